@@ -1,0 +1,33 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-fast lint schema bench-startup clean
+
+demo: .venv/.installed
+	$(BIN)/python scripts/demo.py
+
+test: .venv/.installed-dev
+	$(BIN)/pytest
+
+test-fast: .venv/.installed-dev
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/.installed-dev
+	scripts/check
+
+# The published JSON schema of manifest.json; `make lint` refuses a stale one.
+schema: .venv/.installed-dev
+	$(BIN)/python scripts/make_schema.py docs/manifest.schema.json
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[openvino]' --constraint constraints.txt
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,101 @@
+"""What this machine and its Python environment are, and one-line refusals for what they lack."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import MissingPackageError
+
+REPORTED = (
+    "convnext-deploy", "torch", "timm", "torchvision", "triton", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
+    "openvino", "numpy", "pillow", "safetensors", "huggingface_hub", "transformers",
+)  # fmt: skip
+
+
+@contextmanager
+def needs(module: str, extra: str) -> Iterator[None]:
+    """Turn a missing optional package into one line that says which `pip install` to run.
+
+    The body is the import statement itself, so that type checkers and import-linter see it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != module:
+            raise
+        raise MissingPackageError(missing_line(module, extra)) from None
+
+
+def missing(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """Those import names that are not installed. Nothing is imported."""
+    return tuple(name for name in modules if importlib.util.find_spec(name) is None)
+
+
+def missing_line(module: str, extra: str) -> str:
+    """The refusal for one missing package."""
+    return f"{module} is not installed; run: pip install 'convnext-deploy[{extra}]'"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of everything that shapes an artifact, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in REPORTED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, cores this process may use, memory in bytes, operating system."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+        "cpu_features": " ".join(sorted(cpu_features() & _NOTABLE)),
+    }
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which in a container is fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_NOTABLE = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"}
+
+
+def cpu_features() -> set[str]:
+    """Instruction-set flags as Linux names them; empty where /proc/cpuinfo does not exist."""
+    return set(_cpuinfo("flags").split())
+
+
+def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() == field:
+                    return value.strip()
+    except OSError:
+        return ""  # not Linux; the fields stay empty in the manifest
+    return ""
+
+
+def nvidia_gpus() -> list[str]:
+    """Names of the NVIDIA GPUs whose driver is loaded, asked of `nvidia-smi`; empty where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    listed = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False, timeout=30)
+    return listed.stdout.splitlines() if listed.returncode == 0 else []

@@ -1,0 +1,180 @@
+"""Every record that is written to disk, and the closed sets of words they use.
+
+Records are frozen and refuse unknown fields, so that a misspelled key in a hand-edited file is an error and not
+a setting that does nothing. They hold plain facts; nothing here imports a framework.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Task = Literal["classify", "embed", "features"]
+InputKind = Literal["float32", "uint8"]
+Device = Literal["cpu", "cuda"]
+Stem = Literal["patch", "overlap", "overlap_tiered", "overlap_act"]
+Norm = Literal["layernorm", "rmsnorm", "simplenorm"]
+Activation = Literal["gelu", "gelu_tanh", "silu"]
+Head = Literal["pool_norm", "norm_pool"]
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+STRIDE = 32  # input pixels per pixel of the last feature map, in every architecture of the family
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything on disk."""
+
+
+class ModelSpec(Record, frozen=True, kw_only=True):
+    """All that is needed to build the module without its weights. `image_size` is (height, width) in pixels."""
+
+    architecture: str  # timm's name, or "custom" for widths and depths that no published variant has
+    depths: tuple[Positive, Positive, Positive, Positive]
+    dims: tuple[Positive, Positive, Positive, Positive]
+    kernel_sizes: tuple[Positive, Positive, Positive, Positive] = (7, 7, 7, 7)
+    stem: Stem = "patch"
+    norm: Norm = "layernorm"
+    norm_eps: float = 1e-6
+    head_norm_eps: float = 1e-6  # transformers' checkpoints use 1e-12 here and 1e-6 everywhere else
+    activation: Activation = "gelu"
+    layer_scale: bool = True
+    grn: bool = False
+    head: Head = "pool_norm"
+    head_hidden: Positive | None = None
+    num_classes: Annotated[int, msgspec.Meta(ge=0)] = 1000  # 0: no classifier
+    in_chans: Positive = 3
+    task: Task = "classify"
+    image_size: tuple[Positive, Positive] = (224, 224)
+
+
+class Preprocessing(Record, frozen=True, kw_only=True):
+    """Resize, centre crop and normalization, as timm's evaluation transform does them."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
+    crop_pct: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
+    crop_mode: Literal["center", "squash", "border"] = "center"
+
+
+class WeightsRecord(Record, frozen=True, kw_only=True):
+    source: str  # a timm name, `hf-hub:` id, file name, or "random"
+    layout: str  # which of models.layouts recognised it
+    random: bool
+    tensors_sha256: Sha256  # of the converted tensors in name order, whatever file held them
+    file_sha256: Sha256 | None = None
+    licence: str | None = None
+
+
+class BatchRange(Record, frozen=True, kw_only=True):
+    """The batch sizes an artifact takes; `opt` is the one it is tuned for."""
+
+    min: Positive = 1
+    opt: Positive = 8
+    max: Positive = 256
+
+
+class ExportSpec(Record, frozen=True, kw_only=True):
+    format: str
+    precision: Precision = "fp32"
+    input: InputKind = "float32"
+    batch: BatchRange = BatchRange()
+    dynamic_image_size: bool = False
+    device: Device = "cpu"
+
+
+class PassRecord(Record, frozen=True, kw_only=True):
+    name: str
+    relative_change: float  # of the probe's outputs, worst sample, computed in float64
+
+
+class TensorRecord(Record, frozen=True, kw_only=True):
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]  # a string names a dynamic axis
+
+
+class Parity(Record, frozen=True, kw_only=True):
+    """One artifact's outputs beside the fp32 PyTorch source's on the same images."""
+
+    images: str
+    samples: int
+    relative_error: float | None  # worst sample: ||a - b|| / ||b||; None where the outputs cannot be compared
+    cosine: float | None  # worst sample
+    top1_agreement: Fraction | None  # share of samples without a near-tie; None where there are no classes
+    near_ties: int
+    failures: tuple[str, ...]  # empty when every tier passed
+
+
+class PrecisionTruth(Record, frozen=True, kw_only=True):
+    """Share of the multiply-accumulates by type: in the built graph, and as the runtime executed them here."""
+
+    graph: dict[str, float]
+    executed: dict[str, float] | None = None  # None where the runtime does not tell
+    note: str | None = None
+
+
+class FileRecord(Record, frozen=True, kw_only=True):
+    path: str
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Sha256
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """`manifest.json`: everything an artifact folder says about itself."""
+
+    schema_version: Literal[1]
+    created: str  # ISO 8601, UTC
+    tool: str
+    model: ModelSpec
+    weights: WeightsRecord
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+    export: ExportSpec
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    passes: tuple[PassRecord, ...]
+    parity: tuple[Parity, ...]
+    precision: PrecisionTruth
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+    files: tuple[FileRecord, ...]
+
+
+class ClassAccuracy(Record, frozen=True, kw_only=True):
+    label: int
+    name: str
+    images: int
+    top1: Fraction
+
+
+class EvalResult(Record, frozen=True, kw_only=True):
+    """Accuracy of one artifact over one labelled image source; every prediction lies in `predictions`."""
+
+    artifact: str
+    artifact_sha256: Sha256  # of manifest.json
+    data: str
+    data_sha256: Sha256  # of the sample names and labels
+    images: int
+    corrupt: tuple[str, ...]
+    top1: Fraction
+    top5: Fraction
+    per_class: tuple[ClassAccuracy, ...]
+    images_per_s: float  # whole pipeline: reading, decoding, resizing, inference
+    predictions: str | None  # file name beside this result
+
+
+class Timing(Record, frozen=True, kw_only=True):
+    """Latency of `Session.step` on one bound batch; every sample is kept."""
+
+    artifact: str
+    batch: Positive
+    threads: int
+    samples_ms: tuple[float, ...]
+    median_ms: float
+    images_per_s: float
