@@ -1,0 +1,1 @@
+"""The ConvNeXt module, its published variants, and the checkpoints it can be filled from."""

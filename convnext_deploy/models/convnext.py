@@ -1,0 +1,297 @@
+"""ConvNeXt V1 and V2 as the toolchain sees them: NHWC, and three named operations a block.
+
+    x ──► DwconvNorm ──► Expand ──► (Grn) ──► Project ──► + x
+          depthwise 7x7  linear 4C            linear C
+          norm           GELU                 layer scale, residual
+
+This module is the intermediate representation: `passes` rewrite it, `lower.capture` freezes it, and every format is
+produced from it. Parameters keep PyTorch's layouts: linear (out, in), convolution (out, in / groups, kH, kW).
+
+In half precision the statistics of norms, GRN and pooling are computed in fp32 (float16 overflows above 65504, and
+GRN's sum of squares does so on ordinary images), while convolutions and linears run in the parameters' type.
+
+Papers: arXiv:2201.03545 (V1), arXiv:2301.00808 (V2). Conventions of the numbers: timm 1.0.31.
+"""
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..types import Activation, ModelSpec, Norm
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "silu": F.silu}
+
+
+def nchw(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+
+
+class ChannelNorm(nn.Module):
+    """Normalization over the last axis, (..., C) -> (..., C): LayerNorm, RMSNorm, or timm's SimpleNorm.
+
+    `weight` and `bias` are None once `passes` has folded them into what follows. RMSNorm divides by the root mean
+    square; SimpleNorm by the unbiased standard deviation without subtracting the mean.
+    """
+
+    def __init__(self, kind: Norm, channels: int, eps: float) -> None:
+        super().__init__()
+        self.kind, self.channels, self.eps = kind, channels, eps
+        self.weight: nn.Parameter | None = nn.Parameter(torch.ones(channels))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels)) if kind == "layernorm" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "layernorm":  # PyTorch accumulates the statistics of half inputs in fp32
+            return F.layer_norm(x, (self.channels,), self.weight, self.bias, self.eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.kind == "rmsnorm":
+            power = wide.square().mean(-1, keepdim=True)
+        else:  # written out: exporters turn `var` into a dozen shape computations
+            centred = wide - wide.mean(-1, keepdim=True)
+            power = centred.square().mean(-1, keepdim=True) * (self.channels / (self.channels - 1))
+        y = (wide * torch.rsqrt(power + self.eps)).to(x.dtype)
+        return y if self.weight is None else y * self.weight
+
+
+class DwconvNorm(nn.Module):
+    """Depthwise convolution, bias, norm: (N, H, W, C) -> (N, H, W, C)."""
+
+    def __init__(self, spec: ModelSpec, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.norm = ChannelNorm(spec.norm, channels, spec.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(nhwc(self.conv(nchw(x))))
+
+
+class Expand(nn.Module):
+    """Linear to four times the width, then the activation: (N, H, W, C) -> (N, H, W, 4C)."""
+
+    def __init__(self, spec: ModelSpec, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, 4 * channels)
+        self.activation = spec.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](self.linear(x))
+
+
+class Grn(nn.Module):
+    """Global response normalization of ConvNeXt V2: (N, H, W, 4C) -> (N, H, W, 4C).
+
+    Each channel is scaled by its L2 norm over the image relative to the mean norm over all channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels))
+        self.eps = 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True)  # (N, 1, 1, 4C)
+        response = norm / (norm.mean(-1, keepdim=True) + self.eps)
+        y = x * (1 + self.weight.to(wide.dtype) * response).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+class Project(nn.Module):
+    """Linear back to the width, layer scale, residual: (N, H, W, 4C), (N, H, W, C) -> (N, H, W, C)."""
+
+    def __init__(self, spec: ModelSpec, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4 * channels, channels)
+        self.layer_scale: nn.Parameter | None = nn.Parameter(torch.ones(channels)) if spec.layer_scale else None
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        y = self.linear(hidden)
+        return residual + (y if self.layer_scale is None else y * self.layer_scale)
+
+
+class Block(nn.Module):
+    """One residual block, (N, H, W, C) -> (N, H, W, C)."""
+
+    def __init__(self, spec: ModelSpec, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.dwconv_norm = DwconvNorm(spec, channels, kernel_size)
+        self.expand = Expand(spec, channels)
+        self.grn = Grn(4 * channels) if spec.grn else None
+        self.project = Project(spec, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.expand(self.dwconv_norm(x))
+        if self.grn is not None:
+            hidden = self.grn(hidden)
+        return self.project(hidden, x)
+
+
+class Downsample(nn.Module):
+    """Norm and 2x2 convolution of stride 2: (N, H, W, C) -> (N, H/2, W/2, C')."""
+
+    def __init__(self, spec: ModelSpec, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(spec.norm, channels, spec.norm_eps)
+        self.conv = nn.Conv2d(channels, out_channels, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nhwc(self.conv(nchw(self.norm(x))))
+
+
+class Stem(nn.Module):
+    """Images to the first map: (N, C, H, W) -> (N, H/4, W/4, dims[0]).
+
+    "patch" is one 4x4 convolution of stride 4; the overlapping stems are two 3x3 convolutions of stride 2,
+    "overlap_tiered" with half the width between them and "overlap_act" with the activation between them.
+
+    `input_mean` is set by `passes.fold_preprocessing` for overlapping stems only: their zero padding means
+    "average image", so the mean has to be subtracted before it and cannot move into the bias.
+    """
+
+    input_mean: Tensor | None
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        width = spec.dims[0]
+        self.activation = spec.activation if spec.stem == "overlap_act" else None
+        if spec.stem == "patch":
+            convs = [nn.Conv2d(spec.in_chans, width, 4, stride=4)]
+        else:
+            middle = tiered_width(width) if spec.stem == "overlap_tiered" else width
+            convs = [
+                nn.Conv2d(spec.in_chans, middle, 3, stride=2, padding=1),
+                nn.Conv2d(middle, width, 3, stride=2, padding=1),
+            ]
+        self.convs = nn.ModuleList(convs)
+        self.norm = ChannelNorm(spec.norm, width, spec.norm_eps)
+        self.register_buffer("input_mean", None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.get_parameter("convs.0.weight").dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_mean is not None:
+            x = x - self.input_mean
+        for index, conv in enumerate(self.convs):
+            if index == 1 and self.activation is not None:
+                x = ACTIVATIONS[self.activation](x)
+            x = conv(x)
+        return self.norm(nhwc(x))
+
+
+def tiered_width(width: int) -> int:
+    """Half the width as a multiple of 8 that does not fall below 90 % of it (timm's `make_divisible`)."""
+    half = width // 2
+    rounded = max(8, (half + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * half else rounded
+
+
+class Head(nn.Module):
+    """Map to vector: (N, H, W, C) -> (N, num_classes), or the pooled features where there is no classifier.
+
+    "pool_norm" pools first (the papers); "norm_pool" normalizes first (timm's `_hnf`). `hidden` is the extra linear
+    and GELU of `convnext_large_mlp`. Pooling and what follows it up to the first linear are in fp32.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        width = spec.dims[3]
+        eps = spec.norm_eps if spec.head == "norm_pool" else spec.head_norm_eps
+        self.norm_first = spec.head == "norm_pool"
+        self.norm = ChannelNorm(spec.norm, width, eps)
+        self.hidden = nn.Linear(width, spec.head_hidden) if spec.head_hidden else None
+        classify = spec.task == "classify" and spec.num_classes > 0
+        self.classifier = nn.Linear(spec.head_hidden or width, spec.num_classes) if classify else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if self.norm_first:
+            x = self.norm(x)
+        x = x.to(wide).mean((1, 2))
+        if not self.norm_first:
+            x = self.norm(x)  # `passes.cast` keeps this one in fp32
+        for linear in (self.hidden, self.classifier):
+            if linear is not None:
+                x = linear(x.to(linear.weight.dtype))
+                if linear is self.hidden:
+                    x = F.gelu(x)
+        return x.to(wide)
+
+
+class ConvNeXt(nn.Module):
+    """Images to logits, embeddings or feature maps.
+
+    Input: normalized float images (N, C, H, W) in any float type, or, once `passes.fold_preprocessing` has run, raw
+    uint8 images (N, H, W, C). H and W must be multiples of 32.
+
+    Output by `spec.task`, fp32 whatever the parameters' type (float64 for float64 parameters):
+        classify: logits (N, num_classes)
+        embed: pooled and normalized features (N, dims[3]), or (N, head_hidden)
+        features: four maps (N, dims[i], H / s, W / s) for strides s = 4, 8, 16, 32
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.takes_uint8 = False
+        self.stem = Stem(spec)
+        self.downsamples = nn.ModuleList(Downsample(spec, spec.dims[i], spec.dims[i + 1]) for i in range(3))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Block(spec, spec.dims[i], spec.kernel_sizes[i]) for _ in range(spec.depths[i]))
+            for i in range(4)
+        )
+        self.head = Head(spec) if spec.task != "features" else None
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x = nchw(images) if self.takes_uint8 else images
+        x = self.stem(x.to(self.stem.dtype))
+        maps = []
+        for index, blocks in enumerate(self.stages):
+            if index > 0:
+                x = self.downsamples[index - 1](x)
+            for block in cast(nn.ModuleList, blocks):
+                x = block(x)
+            maps.append(x)
+        if self.head is not None:
+            return self.head(x)
+        return tuple(nchw(m).to(torch.promote_types(m.dtype, torch.float32)) for m in maps)
+
+
+def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
+    """Multiply-accumulates for one image of `spec.image_size`, by the name of the weight they multiply with.
+
+    The sum is what the papers call FLOPs; norms, activations and GRN are not counted, as there.
+    """
+    height, width = spec.image_size
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in ConvNeXt(spec).named_parameters() if name.endswith("weight")}
+    counts = {}
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            continue  # norms, GRN
+        part, index = name.split(".")[:2]
+        if part == "stages":
+            stride = 4 << int(index)
+        elif part == "downsamples":
+            stride = 8 << int(index)
+        elif part == "stem":
+            stride = 2 if name == "stem.convs.0.weight" and spec.stem != "patch" else 4
+        else:
+            stride = 0
+        positions = (height // stride) * (width // stride) if stride else 1  # the head sees one pooled vector
+        counts[name] = positions * math.prod(shape)
+    return counts

@@ -1,0 +1,508 @@
+"""Checkpoints from anywhere, filled into our module with every key accounted for.
+
+A source is a published timm name (`convnext_base.fb_in1k`), `hf-hub:owner/name`, a folder with `config.json` (timm's
+or transformers'), a file (.safetensors, .pth, .pt, .bin, .ckpt), or the word `random`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from ..manifest import sha256_of
+from ..types import STRIDE, ModelSpec, Preprocessing, Task, WeightsRecord
+from . import registry
+from .convnext import ACTIVATIONS, ConvNeXt
+from .layouts import Converted, convert, spec_of
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+# What training scripts wrap state dicts in; where several are present, the averaged weights come first (as in timm).
+WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
+REMEDIES = "give a checkpoint with --weights FILE, or --weights random for a model without training"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A filled module and everything the manifest says about where it came from."""
+
+    model: ConvNeXt
+    weights: WeightsRecord
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was read, before it is known to be a ConvNeXt. `facts` are what stood beside the tensors."""
+
+    source: str
+    state: Mapping[str, Tensor]
+    facts: dict[str, Any]
+    prefix: str | None
+    file_sha256: str | None
+    licence: str | None
+
+
+def load(
+    weights: str | None,
+    *,
+    variant: str | None = None,
+    task: Task = "classify",
+    image_size: tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    weights_key: str | None = None,
+) -> Loaded:
+    """Find, read and convert a checkpoint.
+
+    Args:
+        weights: the source (see the module); None takes timm's published weights of `variant`.
+        variant: a variant's name in any form that `registry.resolve` knows; None infers it from the tensors.
+        image_size: (height, width) in pixels; None takes what the source was trained at, else 224x224.
+        num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
+        weights_key: the wrapper or key prefix to load from a file that holds several models.
+
+    Raises:
+        WeightsError: nothing found, nothing reachable, not a ConvNeXt, or in contradiction to the arguments.
+        UsageError: an unknown variant.
+    """
+    name, tag = registry.resolve(variant) if variant else (None, None)
+    if weights == "random":
+        if name is None:
+            raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
+        overrides = {"num_classes": num_classes, "in_chans": in_chans}
+        spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
+        spec = _placed(spec, task, image_size, None)
+        model = random_model(spec)
+        record = WeightsRecord(
+            source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
+        )
+        return Loaded(model, record, _preprocessing({}, spec), None)
+
+    checkpoint = _read(weights, name, tag, weights_key)
+    converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix)
+    spec = spec_of(converted, name, checkpoint.source)
+    for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
+        if asked is not None and asked != found:
+            raise WeightsError(f"{checkpoint.source} has {found} {field}, not {asked}; fine-tune it first")
+    spec = _placed(
+        _with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
+    )
+    if task == "classify" and spec.num_classes == 0:
+        raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
+    model = filled(spec, converted, checkpoint.source)
+    record = WeightsRecord(
+        source=checkpoint.source,
+        layout=converted.layout,
+        random=False,
+        tensors_sha256=tensors_sha256(model.state_dict()),
+        file_sha256=checkpoint.file_sha256,
+        licence=checkpoint.licence,
+    )
+    return Loaded(model, record, _preprocessing(checkpoint.facts, spec), _labels(checkpoint.facts, spec))
+
+
+def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
+    """The module of `spec` holding a checkpoint's tensors as float32, in eval mode.
+
+    Raises:
+        WeightsError: a tensor is missing, left over, or of another shape.
+    """
+    with torch.device("meta"):
+        model = ConvNeXt(spec)
+    wanted = model.state_dict()
+    tensors = dict(converted.tensors)
+    if spec.task == "features":
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.")}
+    elif spec.task == "embed":
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.classifier.")}
+    missing, extra = sorted(wanted.keys() - tensors), sorted(tensors.keys() - wanted)
+    if missing or extra:
+        what, names = ("lacks", missing) if missing else ("has more than the architecture:", extra)
+        raise WeightsError(
+            f"{where} ({converted.layout} layout) {what} {', '.join(names[:4])}"
+            + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            + (" (--task features needs no head)" if missing and all(n.startswith("head.") for n in missing) else "")
+        )
+    ready = {}
+    for name, value in tensors.items():
+        shape = wanted[name].shape
+        if [size for size in value.shape if size != 1] != [size for size in shape if size != 1]:
+            raise WeightsError(f"{where}: {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+        if not value.is_floating_point() or value.layout is not torch.strided:
+            raise WeightsError(
+                f"{where}: {name} is {value.dtype}, {value.layout}; expected a dense floating-point type"
+            )
+        # A 1x1 convolution is a linear, and (C, 1, 1) a vector: the same numbers under a shape with ones.
+        ready[name] = value.detach().to(torch.float32).reshape(shape).contiguous()
+    model.load_state_dict(ready, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def random_model(spec: ModelSpec, seed: int = 0) -> ConvNeXt:
+    """A module whose every parameter matters: for tests, timing and trying things out, never for predictions.
+
+    PyTorch's own initialisation would leave layer scale at 1 or 1e-6 and norms at identity, which hides mistakes
+    in exactly the parameters that converters and folding touch.
+    """
+    with torch.device("meta"):
+        model = ConvNeXt(spec)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, parameter in model.state_dict().items():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            value = noise / math.sqrt(parameter[0].numel())
+        elif name.endswith("layer_scale"):
+            value = 0.3 + 0.1 * noise
+        elif "norm" in name.split(".")[-2] and name.endswith("weight"):
+            value = 1 + 0.2 * noise
+        else:
+            value = 0.2 * noise
+        tensors[name] = value
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names, shapes and float32 bytes in name order, whatever file held them."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def _read(weights: str | None, name: str | None, tag: str | None, key: str | None) -> Checkpoint:
+    if weights is None:
+        if name is None:
+            raise WeightsError("which model? give --variant (see `convnext-deploy list`) or --weights FILE")
+        return _published(name, tag)
+    if weights.startswith(("hf-hub:", "hf_hub:")):
+        return _from_hub(weights.partition(":")[2], weights)
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        return _from_folder(path, weights, key)
+    if path.is_file():
+        state, facts, prefix, label = read_file(path, key)
+        return Checkpoint(label, state, facts, prefix, sha256_of(path), facts.get("license"))
+    plain = weights.removeprefix("timm:").removeprefix("timm/")
+    if plain.partition(".")[0] in registry.VARIANTS:
+        if name is not None and plain.partition(".")[0] != name:
+            raise WeightsError(f"--weights {weights} is not a {name}; leave --variant out or make them agree")
+        return _published(*registry.resolve(plain))
+    raise WeightsError(
+        f"--weights {weights}: no such file or folder, and not a published timm name; {REMEDIES}, or hf-hub:owner/name"
+    )
+
+
+def _published(name: str, tag: str | None) -> Checkpoint:
+    """timm's published weights, from the Hugging Face hub or its cache."""
+    from timm.models import get_pretrained_cfg
+
+    full = f"{name}.{tag}" if tag else name
+    try:
+        config = get_pretrained_cfg(full)
+    except RuntimeError:  # timm's word for a tag it does not know
+        config = None
+    if config is None or not config.hf_hub_id:
+        from timm import list_pretrained
+
+        published = list_pretrained(f"{name}.*")
+        raise WeightsError(
+            f"timm publishes no weights {full!r}"
+            + (f"; it has {', '.join(published)}" if published else f" for {name}; {REMEDIES}")
+        )
+    found = _from_hub(config.hf_hub_id, f"timm:{name}.{config.tag}")
+    return replace(found, licence=found.licence or config.license)
+
+
+def _from_hub(repository: str, source: str) -> Checkpoint:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def fetched(filename: str) -> Path:
+        return Path(hf_hub_download(repository, filename))
+
+    unreachable = None
+    try:
+        config = _json(fetched("config.json"))
+        if "model_type" in config:  # transformers, which keeps the preprocessing in a file of its own
+            try:
+                config["preprocessor"] = _json(fetched("preprocessor_config.json"))
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                pass
+        for candidate in WEIGHT_FILES:
+            try:
+                file = fetched(candidate)
+            except LocalEntryNotFoundError as error:  # offline; another of the repository's files may be cached
+                unreachable = unreachable or error
+                continue
+            except EntryNotFoundError:
+                continue
+            files = [file]
+            if candidate.endswith(".index.json"):
+                files = [fetched(part) for part in _shards(file)]
+            return _with_config(source, files, config)
+        if unreachable is not None:
+            raise unreachable
+    except HFValidationError:
+        raise WeightsError(f"{source} is not a hub name; expected hf-hub:owner/name") from None
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+        # The hub's own messages run over several lines; the first says what happened.
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise WeightsError(
+            f"{source} cannot be fetched from the hub and is not cached ({reason}); {REMEDIES}"
+        ) from None
+    raise WeightsError(f"{source} has none of {', '.join(WEIGHT_FILES)}; {REMEDIES}")
+
+
+def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
+    config_file = folder / "config.json"
+    files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not files:
+        raise WeightsError(f"{folder} has none of {', '.join(WEIGHT_FILES)}; name the file itself with --weights")
+    parts = [folder / part for part in _shards(files[0])] if files[0].suffix == ".json" else files[:1]
+    config = _json(config_file) if config_file.is_file() else {}
+    preprocessor = folder / "preprocessor_config.json"
+    if preprocessor.is_file():
+        config["preprocessor"] = _json(preprocessor)
+    return _with_config(source, parts, config, key)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{file} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted({Path(part).name for part in _json(index)["weight_map"].values()})
+    except (KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{index} is not a safetensors index: {error!r}") from None
+
+
+def _with_config(source: str, files: list[Path], config: dict[str, Any], key: str | None = None) -> Checkpoint:
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise WeightsError(f"{source} lacks the part {missing[0].name}")
+    state: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    prefix = None
+    for file in files:
+        part, found, prefix, _ = read_file(file, key)
+        state |= part
+        facts |= found
+    facts |= _understood(facts_of, config, f"{source}: config.json")
+    digest = sha256_of(files[0]) if len(files) == 1 else None
+    return Checkpoint(source, state, facts, prefix, digest, facts.get("license"))
+
+
+def read_file(path: Path, key: str | None = None) -> tuple[Mapping[str, Tensor], dict[str, Any], str | None, str]:
+    """Read one checkpoint file: (state dict, facts beside it, key prefix to take, how to call it).
+
+    Pickles are read with `weights_only=True`: they cannot run code.
+
+    Raises:
+        WeightsError: not a checkpoint, truncated, or a pickle that holds more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                # Copied, as below. `file` is not a mapping.
+                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+        return state, _understood(_metadata_facts, metadata, f"{path}: its metadata"), key, path.name
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except Exception as error:  # torch.load raises many types, down to KeyError, on damaged or hostile files
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {reason}); "
+            "convert it to safetensors where it was made"
+        ) from None
+    return _unwrapped(content, path, key)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"  # torch.save's format since 1.6; the older one cannot be mapped
+
+
+def _unwrapped(
+    content: object, path: Path, key: str | None
+) -> tuple[Mapping[str, Tensor], dict[str, Any], str | None, str]:
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+    wrapped = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+    if key is not None and isinstance(content.get(key), Mapping):
+        wrapped, key = [key], None
+    inner = content[wrapped[0]] if wrapped else content
+    # Copied out of the mapped file, which may be written over while the model is in use.
+    state = {name: value.clone() for name, value in inner.items() if isinstance(value, Tensor)}
+    strange = [name for name in state if not isinstance(name, str)]
+    if strange:
+        raise WeightsError(f"{path} has a tensor under the key {strange[0]!r}; expected names")
+    return state, {}, key, f"{path.name}[{wrapped[0]}]" if wrapped else path.name
+
+
+# What stands beside the tensors -------------------------------------------------------------------------------------
+
+
+def _understood(
+    read: Callable[[Mapping[str, Any]], dict[str, Any]], text: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Facts as `read` finds them; a value of the wrong type or form is the file's fault, not ours."""
+    try:
+        return read(text)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise WeightsError(
+            f"{where} cannot be understood ({error!r}); mend it, or load the weights file alone"
+        ) from None
+
+
+def _metadata_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Facts in a safetensors header, as `scripts/train_demo.py` writes them."""
+    facts: dict[str, Any] = {}
+    if "image_size" in metadata:
+        facts["input_size"] = [int(metadata["image_size"])] * 2
+    for name in ("mean", "std"):
+        if name in metadata:
+            value = json.loads(metadata[name])
+            facts[name] = value if isinstance(value, list) else [value]
+    for name in ("interpolation", "license"):
+        if name in metadata:
+            facts[name] = metadata[name]
+    for name in ("crop_pct", "labels"):
+        if name in metadata:
+            facts[name] = json.loads(metadata[name])
+    return facts
+
+
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts in a `config.json` of timm or transformers: preprocessing, labels, licence, epsilon, activation."""
+    timm_config = config.get("pretrained_cfg")
+    if isinstance(timm_config, Mapping):
+        names = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license")
+        facts = {name: timm_config[name] for name in names if timm_config.get(name) is not None}
+        if "input_size" in timm_config:
+            facts["input_size"] = list(timm_config["input_size"][-2:])
+        if "test_input_size" in timm_config and timm_config.get("test_crop_pct"):
+            facts["test"] = (list(timm_config["test_input_size"][-2:]), timm_config["test_crop_pct"])
+        labels = timm_config.get("label_names") or config.get("label_names")
+        if labels:
+            facts["labels"] = list(labels)
+        return facts | _timm_arguments(config.get("model_args") or {})
+    facts = {}
+    if config.get("model_type") in ("convnext", "convnextv2"):
+        facts["head_norm_eps"] = float(config.get("layer_norm_eps", 1e-12))
+        if config.get("hidden_act", "gelu") != "gelu":
+            raise WeightsError(f"config.json asks for hidden_act {config['hidden_act']!r}; expected 'gelu'")
+        if config.get("id2label"):
+            facts["labels"] = [label for _, label in sorted(config["id2label"].items(), key=lambda i: int(i[0]))]
+        if "image_size" in config:
+            size = config["image_size"]
+            facts["input_size"] = list(size) if isinstance(size, list) else [size] * 2
+    elif "model_type" in config:
+        raise WeightsError(f"config.json describes a {config['model_type']!r}; expected convnext or convnextv2")
+    preprocessor = config.get("preprocessor")
+    if isinstance(preprocessor, Mapping):
+        for name, ours in (("image_mean", "mean"), ("image_std", "std"), ("crop_pct", "crop_pct")):
+            if preprocessor.get(name) is not None:
+                facts[ours] = preprocessor[name]
+        filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+        if preprocessor.get("resample") in filters:
+            facts["interpolation"] = filters[preprocessor["resample"]]
+        size = preprocessor.get("size")
+        edge = size.get("shortest_edge") if isinstance(size, Mapping) else size  # a number before transformers 4.26
+        if edge is not None:
+            facts["input_size"] = [edge] * 2
+            if edge >= 384:  # transformers squashes from 384 pixels on and crops nothing
+                facts |= {"crop_pct": 1.0, "crop_mode": "squash"}
+    return facts
+
+
+def _timm_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What `model_args` of timm's `config.json` change that tensors do not show."""
+    facts: dict[str, Any] = {}
+    if arguments.get("act_layer") is not None:
+        if arguments["act_layer"] not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise WeightsError(f"config.json asks for act_layer {arguments['act_layer']!r}; expected one of {known}")
+        facts["activation"] = arguments["act_layer"]
+    if arguments.get("norm_eps") is not None:
+        facts["norm_eps"] = facts["head_norm_eps"] = float(arguments["norm_eps"])
+    if arguments.get("norm_layer") is not None:
+        facts["norm"] = str(arguments["norm_layer"]).removesuffix("2d")
+    for name, only in (("global_pool", "avg"), ("output_stride", 32)):
+        if arguments.get(name, only) not in (only, ""):
+            raise WeightsError(f"config.json asks for {name} {arguments[name]!r}; expected {only!r}")
+    return facts
+
+
+def _with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSpec:
+    if facts.get("norm", spec.norm) != spec.norm:
+        raise WeightsError(f"{where}: config.json asks for norm_layer {facts['norm']!r}; its tensors say {spec.norm!r}")
+    hidden = ("activation", "norm_eps", "head_norm_eps")
+    return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
+
+
+def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:
+    size = asked or (tuple(trained) if trained else (224, 224))
+    if len(size) != 2 or any(not isinstance(side, int) or side < STRIDE or side % STRIDE for side in size):
+        shown = "x".join(map(str, size))
+        raise WeightsError(f"image size {shown} pixels; expected multiples of {STRIDE} (--image-size 224 or 800x1280)")
+    return msgspec.structs.replace(spec, task=task, image_size=(size[0], size[1]))
+
+
+def _preprocessing(facts: Mapping[str, Any], spec: ModelSpec) -> Preprocessing:
+    channels = spec.in_chans
+    default_mean = IMAGENET_MEAN if channels == 3 else (0.5,) * channels
+    default_std = IMAGENET_STD if channels == 3 else (0.5,) * channels
+    mean, std = facts.get("mean", default_mean), facts.get("std", default_std)
+    crop_pct = facts.get("crop_pct", 0.875)
+    if "test" in facts and list(spec.image_size) == facts["test"][0]:
+        crop_pct = facts["test"][1]
+    found = {"mean": mean, "std": std, "crop_pct": crop_pct}
+    found |= {name: facts[name] for name in ("interpolation", "crop_mode") if name in facts}
+    try:
+        preprocessing = msgspec.convert(found, Preprocessing)
+    except msgspec.ValidationError as error:
+        raise WeightsError(f"the preprocessing beside the checkpoint cannot be carried out: {error}") from None
+    if len(preprocessing.mean) != channels or len(preprocessing.std) != channels or 0 in preprocessing.std:
+        raise WeightsError(f"mean {mean} and std {std}; expected {channels} numbers each, one a channel, std not zero")
+    return preprocessing
+
+
+def _labels(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | None:
+    labels = facts.get("labels")
+    if spec.task != "classify" or not labels:
+        return None
+    if len(labels) != spec.num_classes:
+        raise WeightsError(
+            f"{len(labels)} labels for {spec.num_classes} classes beside the checkpoint; mend its config"
+        )
+    return tuple(str(label) for label in labels)
