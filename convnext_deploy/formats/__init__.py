@@ -1,0 +1,45 @@
+"""One file a deployable format; the file's name is the format's name, and nothing here changes when one is added."""
+
+import difflib
+import importlib
+from functools import cache
+from pathlib import Path
+
+from ..env import missing, missing_line
+from ..errors import MissingPackageError, UsageError
+from .base import Format
+
+_NOT_FORMATS = {"__init__", "base"}
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """All format names, found by looking into this folder; nothing is imported."""
+    return tuple(sorted(f.stem for f in Path(__file__).parent.glob("*.py") if f.stem not in _NOT_FORMATS))
+
+
+def get(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        UsageError: unknown, with the list and the nearest match.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"unknown format {name!r}{hint} (formats: {', '.join(names())})")
+    found = importlib.import_module(f"{__name__}.{name}").FORMAT
+    assert isinstance(found, Format)
+    assert found.name == name
+    return found
+
+
+def require(fmt: Format) -> None:
+    """Refuse a format whose packages are not installed.
+
+    Raises:
+        MissingPackageError: the `pip install` to run.
+    """
+    absent = missing(fmt.requires)
+    if absent:
+        raise MissingPackageError(f"format {fmt.name}: {missing_line(absent[0], fmt.extra or 'dev')}")

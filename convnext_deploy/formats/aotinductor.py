@@ -1,0 +1,77 @@
+"""AOTInductor: compiled ahead of time into a package that C++ or Python loads without this project's code."""
+
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from ..errors import BuildError
+from ..lower.capture import DeployGraph
+from ..lower.onnx_graph import shares
+from ..lower.torch_session import TorchSession
+from ..models.convnext import multiply_accumulates
+from ..session import RunOptions
+from ..types import Manifest, PrecisionTruth
+from .base import Format
+
+TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def build(graph: DeployGraph, folder: Path) -> None:
+    from torch._inductor.exc import InductorError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Inductor warns about its own internals
+        try:
+            torch._inductor.aoti_compile_and_package(graph.program, package_path=str(folder / FILE))
+        except (InductorError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise BuildError(f"AOTInductor cannot compile the model: {reason}; is a C++ compiler installed?") from error
+
+
+class AotInductorSession(TorchSession):
+    def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
+        super().__init__(torch._inductor.aoti_load_package(str(path)), manifest, options)
+        self._path = path
+
+    def precision(self) -> PrecisionTruth:
+        """From the generated code's table of constants: its calls bypass PyTorch's dispatcher, so none can be seen."""
+        counts = multiply_accumulates(self.manifest.model)
+        found = shares(
+            (TYPE_NAMES.get(dtype, dtype), counts[name])
+            for name, dtype in constant_types(self._path).items()
+            if name in counts
+        )
+        return PrecisionTruth(graph=found)
+
+
+def constant_types(package: Path) -> dict[str, str]:
+    """Parameter name to PyTorch's type name, of every constant compiled into an AOTInductor package."""
+    with zipfile.ZipFile(package) as files:
+        sources = [files.read(name).decode() for name in files.namelist() if name.endswith(".wrapper.cpp")]
+    code = "\n".join(sources)
+    dtypes = dict(re.findall(r"constants_info_\[(\d+)\]\.dtype = .*?cached_torch_dtype_(\w+)", code))
+    names = dict(re.findall(r'constants_info_\[(\d+)\]\.original_fqn = "([^"]+)"', code))
+    return {names[index]: dtype for index, dtype in dtypes.items() if index in names}
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> AotInductorSession:
+    return AotInductorSession(folder / FILE, manifest, options)
+
+
+FILE = "model.pt2"
+FORMAT = Format(
+    name="aotinductor",
+    summary="AOTInductor package, compiled for the machine it was built on",
+    suffix=".pt2",
+    runtime="torch",
+    requires=("torch",),
+    extra=None,
+    precisions=frozenset({"fp32", "fp16", "bf16"}),
+    devices=frozenset({"cpu", "cuda"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+)

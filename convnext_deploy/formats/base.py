@@ -1,0 +1,29 @@
+"""What a deployable format is: a record of facts and two functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..lower.capture import DeployGraph
+from ..session import RunOptions, Session
+from ..types import Device, Manifest, Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """Each file of `convnext_deploy.formats` defines one, called FORMAT.
+
+    `build` writes its files into a folder; `load` opens that folder again.
+    """
+
+    name: str
+    summary: str
+    suffix: str  # of the main file, which is always called model<suffix>
+    runtime: str
+    requires: tuple[str, ...]  # import names that build and load need
+    extra: str | None  # the pip extra that installs them; None where the base installation does
+    precisions: frozenset[Precision]
+    devices: frozenset[Device]
+    typed_graph: bool  # precision is a property of the built graph; if not, the runtime decides when it loads it
+    build: Callable[[DeployGraph, Path], None]
+    load: Callable[[Path, Manifest, RunOptions], Session]

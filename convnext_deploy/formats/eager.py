@@ -1,0 +1,57 @@
+"""The folded module's weights as safetensors, run by PyTorch from this package's own code."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import ArtifactError
+from ..lower.capture import DeployGraph
+from ..lower.torch_session import TorchSession
+from ..models.convnext import ConvNeXt
+from ..session import RunOptions
+from ..types import Manifest
+from .base import Format
+
+
+def build(graph: DeployGraph, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous() for name, value in graph.module.state_dict().items()}, folder / FILE)
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / FILE)
+    with torch.device("meta"):
+        module = ConvNeXt(manifest.model)
+    module.takes_uint8 = manifest.export.input == "uint8"
+    if "stem.input_mean" in tensors:
+        module.stem.input_mean = tensors["stem.input_mean"]
+    for name, _ in list(module.named_parameters()):
+        if name not in tensors:  # folded into what follows
+            owner, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, None)
+    try:
+        module.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ArtifactError(f"{folder / FILE} does not fit its manifest: {error}".replace("\n", " ")) from None
+    runnable: nn.Module = module.eval().requires_grad_(False).to(options.device)
+    return TorchSession(runnable, manifest, options)
+
+
+FILE = "model.safetensors"
+FORMAT = Format(
+    name="eager",
+    summary="folded weights for this package's own PyTorch module",
+    suffix=".safetensors",
+    runtime="torch",
+    requires=("torch",),
+    extra=None,
+    precisions=frozenset({"fp32", "fp16", "bf16"}),
+    devices=frozenset({"cpu", "cuda"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+)

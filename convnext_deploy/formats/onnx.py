@@ -1,0 +1,113 @@
+"""ONNX, run by ONNX Runtime."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..env import needs
+from ..errors import ArtifactError, InputError
+from ..lower.capture import DeployGraph
+from ..lower.onnx_graph import precision_of_onnx, precision_of_profile, save_onnx
+from ..session import Images, RunOptions, Session
+from ..types import Device, Manifest, PrecisionTruth
+from .base import Format
+
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def build(graph: DeployGraph, folder: Path) -> None:
+    save_onnx(graph, folder / FILE)
+
+
+class OnnxSession(Session):
+    def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
+        super().__init__(manifest, options)
+        self._path = path
+        self._session = self._open()
+        self._binding = self._session.io_binding()
+
+    def _open(self, profile: Path | None = None) -> Any:
+        with needs("onnxruntime", "onnx"):
+            import onnxruntime as ort
+        provider = PROVIDERS[self.options.device]
+        if provider not in ort.get_available_providers():
+            raise InputError(f"this onnxruntime has no {provider}; install onnxruntime-gpu, or use --device cpu")
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3  # errors; its warnings speak of its own optimizer
+        if self.options.threads is not None:
+            settings.intra_op_num_threads = self.options.threads
+        if profile is not None:
+            settings.enable_profiling = True
+            settings.add_session_config_entry("session.disable_prepacking", "1")  # it hides weights' shapes
+            settings.profile_file_prefix = str(profile)
+        try:
+            session = ort.InferenceSession(str(self._path), settings, providers=[provider])
+        except Exception as error:  # onnxruntime raises pybind types that share no base below Exception
+            raise ArtifactError(f"onnxruntime cannot load {self._path}: {str(error).partition(chr(10))[0]}") from None
+        if session.get_providers()[0] != provider:  # it falls back without an error
+            raise InputError(f"onnxruntime could not start {provider} and fell back to {session.get_providers()[0]}")
+        return session
+
+    def _bind(self, images: Images) -> None:
+        import onnxruntime as ort
+
+        self._images = ort.OrtValue.ortvalue_from_numpy(images, self.options.device, 0)
+        self._binding.clear_binding_inputs()
+        self._binding.bind_ortvalue_input(self.manifest.inputs[0].name, self._images)
+        self._binding.clear_binding_outputs()
+        for output in self.manifest.outputs:
+            self._binding.bind_output(output.name, self.options.device)
+
+    def step(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def sync(self) -> None:
+        self._binding.synchronize_outputs()
+
+    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+        self.sync()
+        return tuple(np.array(output) for output in self._binding.copy_outputs_to_cpu())
+
+    def precision(self) -> PrecisionTruth:
+        graph = precision_of_onnx(self._path, tuple(self._images.shape()))
+        with tempfile.TemporaryDirectory() as folder:
+            profiled = self._open(Path(folder) / "profile")
+            profiled.run_with_iobinding(_rebound(profiled, self))
+            events = json.loads(Path(profiled.end_profiling()).read_text())
+        executed = precision_of_profile(events)
+        provider = PROVIDERS[self.options.device]
+        differs = max(graph, key=graph.__getitem__) != max(executed, key=executed.__getitem__)
+        note = f"onnxruntime's {provider} runs this graph as {next(iter(executed))} here" if differs else None
+        return PrecisionTruth(graph=graph, executed=executed, note=note)
+
+
+def _rebound(session: Any, source: OnnxSession) -> Any:
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(source.manifest.inputs[0].name, source._images)
+    for output in source.manifest.outputs:
+        binding.bind_output(output.name, source.options.device)
+    return binding
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> OnnxSession:
+    return OnnxSession(folder / FILE, manifest, options)
+
+
+FILE = "model.onnx"
+FORMAT = Format(
+    name="onnx",
+    summary="typed ONNX graph, run by ONNX Runtime",
+    suffix=".onnx",
+    runtime="onnxruntime",
+    requires=("onnx", "onnxscript", "onnxruntime"),
+    extra=None,
+    precisions=frozenset({"fp32", "fp16"}),
+    devices=frozenset({"cpu", "cuda"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+)

@@ -1,0 +1,113 @@
+"""OpenVINO IR, for Intel CPUs and GPUs (its CPU plugin also runs on other x86-64 and on Arm)."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..env import needs
+from ..errors import ArtifactError, BuildError
+from ..lower.capture import DeployGraph
+from ..lower.onnx_graph import macs_of, save_onnx, shares
+from ..session import Images, RunOptions, Session
+from ..types import Manifest, Precision, PrecisionTruth
+from .base import Format
+
+# The type is a request to the plugin, not a property of the IR: the executed graph is what counts.
+HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+TYPE_NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+
+
+def build(graph: DeployGraph, folder: Path) -> None:
+    with needs("openvino", "openvino"):
+        import openvino as ov
+
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".openvino.") as scratch:
+        path = Path(scratch) / "model.onnx"
+        save_onnx(graph, path)
+        try:
+            model = ov.convert_model(path)
+        except Exception as error:  # the frontends raise types of their own that share no public base
+            raise BuildError(
+                f"openvino cannot convert the model: {str(error).strip().partition(chr(10))[0]}"
+            ) from error
+        ov.save_model(model, folder / FILE, compress_to_fp16=graph.export.precision == "fp16")
+
+
+class OpenVinoSession(Session):
+    def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
+        super().__init__(manifest, options)
+        with needs("openvino", "openvino"):
+            import openvino as ov
+        self._ov = ov
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": HINTS[manifest.export.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if options.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+        try:
+            self._compiled = ov.Core().compile_model(path, "CPU", settings)
+        except Exception as error:  # see build
+            reason = str(error).strip().partition("\n")[0]
+            raise ArtifactError(f"openvino cannot load {path}: {reason}") from None
+        self._request = self._compiled.create_infer_request()
+        self._ports = [self._compiled.output(output.name) for output in manifest.outputs]
+
+    def _bind(self, images: Images) -> None:
+        self._images = images  # shared with the tensor below, so it has to live as long
+        self._request.set_input_tensor(self._ov.Tensor(images, shared_memory=True))
+
+    def step(self) -> None:
+        self._request.infer()
+
+    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+        return tuple(np.array(self._request.get_tensor(port).data) for port in self._ports)
+
+    def precision(self) -> PrecisionTruth:
+        self.step()
+        executed = shares(_executed_macs(self._compiled.get_runtime_model()))
+        asked = self.manifest.export.precision
+        runs_as = next(iter(executed))
+        note = f"OpenVINO's CPU plugin runs {asked} as {runs_as} on this machine" if runs_as != asked else None
+        return PrecisionTruth(graph={"fp32": 1.0}, executed=executed, note=note)
+
+
+def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:
+    """(type, multiply-accumulates) of each convolution and matrix product that the plugin chose a kernel for."""
+    macs = []
+    for node in runtime_model.get_ops():
+        info = node.get_rt_info()
+        kind = info["layerType"].astype(str)
+        if kind not in ("Convolution", "FullyConnected", "MatMul"):
+            continue
+        weight = tuple(node.input(1).get_shape())  # depthwise: (C, 1, 1, kH, kW)
+        output = tuple(node.get_output_partial_shape(0).get_max_shape())
+        if kind == "Convolution" and len(weight) == 5:
+            weight = (weight[0], *weight[2:])
+        name = info["runtimePrecision"].astype(str)
+        op = "Conv" if kind == "Convolution" else "MatMul"
+        macs.append((TYPE_NAMES.get(name, name), macs_of(op, weight, output)))
+    return macs
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> OpenVinoSession:
+    return OpenVinoSession(folder / FILE, manifest, options)
+
+
+FILE = "model.xml"
+FORMAT = Format(
+    name="openvino",
+    summary="OpenVINO IR for its CPU plugin",
+    suffix=".xml",
+    runtime="openvino",
+    requires=("openvino",),
+    extra="openvino",
+    precisions=frozenset({"fp32", "fp16", "bf16"}),
+    devices=frozenset({"cpu"}),
+    typed_graph=False,
+    build=build,
+    load=load,
+)

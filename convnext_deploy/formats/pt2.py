@@ -1,0 +1,36 @@
+"""torch.export's own file: the captured program with its weights."""
+
+from pathlib import Path
+
+import torch
+
+from ..lower.capture import DeployGraph
+from ..lower.torch_session import TorchSession
+from ..session import RunOptions
+from ..types import Manifest
+from .base import Format
+
+
+def build(graph: DeployGraph, folder: Path) -> None:
+    torch.export.save(graph.program, folder / FILE)
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
+    module = torch.export.load(folder / FILE).module()
+    return TorchSession(module.to(options.device), manifest, options)
+
+
+FILE = "model.pt2"
+FORMAT = Format(
+    name="pt2",
+    summary="torch.export program",
+    suffix=".pt2",
+    runtime="torch",
+    requires=("torch",),
+    extra=None,
+    precisions=frozenset({"fp32", "fp16", "bf16"}),
+    devices=frozenset({"cpu", "cuda"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+)

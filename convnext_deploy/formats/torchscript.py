@@ -1,0 +1,43 @@
+"""TorchScript: traced and frozen, for libtorch and older serving stacks."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from ..lower.capture import DeployGraph
+from ..lower.torch_session import TorchSession
+from ..session import RunOptions
+from ..types import Manifest
+from .base import Format
+
+
+def build(graph: DeployGraph, folder: Path) -> None:
+    with warnings.catch_warnings():
+        # Deprecated in favour of torch.export; kept because libtorch deployments still load it.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(graph.module, (graph.example,), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.freeze(traced).save(str(folder / FILE))
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(str(folder / FILE), map_location=options.device)  # type: ignore[no-untyped-call]
+    return TorchSession(module, manifest, options)
+
+
+FILE = "model.ts"
+FORMAT = Format(
+    name="torchscript",
+    summary="traced and frozen TorchScript for libtorch",
+    suffix=".ts",
+    runtime="torch",
+    requires=("torch",),
+    extra=None,
+    precisions=frozenset({"fp32", "fp16", "bf16"}),
+    devices=frozenset({"cpu", "cuda"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+)

@@ -1,0 +1,1 @@
+"""Steps between forms of the graph that several formats share."""

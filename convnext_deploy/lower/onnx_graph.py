@@ -1,0 +1,185 @@
+"""DeployGraph to a checked, typed ONNX model; and reading back what such a model computes in.
+
+The same graph feeds ONNX Runtime, OpenVINO and TensorRT: precision lives in its types. LayerNorm and GELU are single
+nodes (opset 17 and 20), LayerNormalization accumulates in fp32 whatever its input's type (`stash_type` 1).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import BuildError
+from .capture import DeployGraph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 20  # the first with Gelu
+EXTERNAL_DATA_ABOVE = 2_000_000_000  # bytes of weights; protobuf itself ends at 2 GiB
+TYPE_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "INT8": "int8", "UINT8": "int8"}
+
+
+def save_onnx(graph: DeployGraph, path: Path) -> None:
+    """Write the graph as ONNX, with its weights beside it in `<name>.data` where they exceed 2 GB.
+
+    Raises:
+        BuildError: ONNX's own checker or shape inference refuses the result.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    model = onnx_from_graph(graph)
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    external = f"{path.name}.data" if weights > EXTERNAL_DATA_ABOVE else None
+    ir.save(model, path, external_data=external)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BuildError(f"the ONNX checker refuses the exported graph: {str(error).partition(chr(10))[0]}") from None
+
+
+def onnx_from_graph(graph: DeployGraph) -> ir.Model:
+    """Convert through torch.onnx, name the axes, and remove pairs of transposes that cancel."""
+    with warnings.catch_warnings():
+        # torch's exporter warns about its own internals (pytree registration, deprecated spellings).
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph.program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[graph.input.name],
+            output_names=[output.name for output in graph.outputs],
+            verbose=False,
+        )
+    assert program is not None
+    model: ir.Model = program.model
+    cancel_transposes(model)
+    _name_axes(model, graph)
+    model.producer_name = "convnext-deploy"
+    return model
+
+
+def cancel_transposes(model: ir.Model) -> None:
+    """Replace a transpose of a transpose by the original where the two undo each other."""
+    import onnx_ir.passes.common as common
+
+    for node in list(model.graph):
+        before = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        if before is None or before.op_type != "Transpose":
+            continue
+        first, second = before.attributes["perm"].as_ints(), node.attributes["perm"].as_ints()
+        original = before.inputs[0]
+        if original is not None and [first[axis] for axis in second] == list(range(len(first))):
+            node.outputs[0].replace_all_uses_with(original)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _name_axes(model: ir.Model, graph: DeployGraph) -> None:
+    """Call dynamic axes `batch`, `height`, `width`; torch.export calls them s34 and the like."""
+    import onnx_ir as ir
+
+    records = {record.name: record for record in (graph.input, *graph.outputs)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.name is not None
+        value.shape = ir.Shape(list(records[value.name].shape))
+    interface = {*model.graph.inputs, *model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in interface and value.shape is not None and not value.shape.is_static():
+                value.shape = None  # said in the exporter's own symbols; runtimes infer it anew
+
+
+# Reading back --------------------------------------------------------------------------------------------------------
+
+
+def shares(macs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """(type, multiply-accumulates) pairs as the share of each type, largest first."""
+    sums: dict[str, float] = defaultdict(float)
+    for name, count in macs:
+        sums[name] += count
+    total = sum(sums.values())
+    if not total:
+        raise BuildError("no convolution or matrix product was found in the built graph")
+    return {name: count / total for name, count in sorted(sums.items(), key=lambda item: -item[1])}
+
+
+def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, float]:
+    """Share of the multiply-accumulates by the type of the weights they multiply with.
+
+    Args:
+        path: an ONNX file; weights in another file are not read.
+        input_shape: a concrete shape of the one input, to infer all others from.
+    """
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim, input_shape, strict=True):
+        axis.ClearField("dim_param")
+        axis.dim_value = size
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    types = {t.name: (t.data_type, tuple(t.dims)) for t in inferred.graph.initializer}
+    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        tensor = value.type.tensor_type
+        types[value.name] = (tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
+    macs = []
+    for node in inferred.graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            elem_type, weight_shape = types[node.input[1]]
+            name = onnx.TensorProto.DataType.Name(elem_type)
+            count = macs_of(node.op_type, weight_shape, types[node.output[0]][1])
+            macs.append((TYPE_NAMES.get(name, name.lower()), count))
+    return shares(macs)
+
+
+def macs_of(op: str, weight_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> float:
+    """Multiply-accumulates of one convolution (weight (out, in / groups, kH, kW)) or matrix product."""
+    if op == "Conv":
+        return math.prod(output_shape) * math.prod(weight_shape[1:])
+    out = output_shape[-1]
+    return math.prod(output_shape) * math.prod(weight_shape) / out
+
+
+def node_census(path: Path) -> dict[str, int]:
+    """Number of nodes by operator, most frequent first."""
+    import onnx
+
+    counts: dict[str, int] = defaultdict(int)
+    for node in onnx.load(str(path), load_external_data=False).graph.node:
+        counts[node.op_type] += 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+PROFILE_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+
+
+def precision_of_profile(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Share of the multiply-accumulates by type, from ONNX Runtime's profile of one run.
+
+    The profile names each executed kernel with the types and shapes it really saw, after ONNX Runtime's own casts
+    and fusions.
+    """
+    macs = []
+    for event in events:
+        arguments = event.get("args", {})
+        op = arguments.get("op_name", "")
+        kind = "Conv" if "Conv" in op else "MatMul" if ("MatMul" in op or "Gemm" in op) else None
+        if kind is None or "input_type_shape" not in arguments:
+            continue
+        inputs = [next(iter(entry.items())) for entry in arguments["input_type_shape"]]
+        output = next(iter(arguments["output_type_shape"][0].values()))
+        type_name, shape = inputs[0]
+        # Packed weights are not listed among the inputs of a matrix product, so its depth comes from the activation.
+        weight = tuple(inputs[1][1]) if kind == "Conv" else (shape[-1], output[-1])
+        macs.append((PROFILE_TYPES.get(type_name, type_name), macs_of(kind, weight, tuple(output))))
+    return shares(macs)

@@ -1,0 +1,92 @@
+"""The Session that every PyTorch-run format shares, and reading back what PyTorch computes in."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import InputError
+from ..session import Images, RunOptions, Session
+from ..types import Manifest, PrecisionTruth
+from .onnx_graph import macs_of, shares
+
+TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+class TorchSession(Session):
+    """Runs a callable `images -> tensor or tuple of tensors` on CPU or a CUDA device."""
+
+    def __init__(self, call: Callable[[Tensor], Any], manifest: Manifest, options: RunOptions) -> None:
+        super().__init__(manifest, options)
+        check_device(options)
+        self._call = call
+        self._images: Tensor | None = None
+        self._outputs: tuple[Tensor, ...] = ()
+
+    def _bind(self, images: Images) -> None:
+        self._images = torch.from_numpy(images).to(self.options.device)
+
+    def step(self) -> None:
+        assert self._images is not None, "bind comes before step"
+        with threads(self.options.threads), torch.inference_mode():
+            outputs = self._call(self._images)
+        self._outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+    def sync(self) -> None:
+        if self.options.device == "cuda":
+            torch.cuda.synchronize()
+
+    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+        # A copy even on the CPU: compiled code may hand out the same buffer at the next step.
+        return tuple(np.array(output.cpu().numpy(), dtype=np.float32) for output in self._outputs)
+
+    def precision(self) -> PrecisionTruth:
+        with MacCounter() as counter:
+            self.step()
+        found = shares(counter.macs)
+        return PrecisionTruth(graph=found, executed=found)  # PyTorch runs the types it dispatches
+
+
+def check_device(options: RunOptions) -> None:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: PyTorch finds no NVIDIA GPU here; use --device cpu")
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """PyTorch has one global number of threads: set it for a while, and put it back."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no stub for it
+    """Collects (type, multiply-accumulates) of every convolution and matrix product that PyTorch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs: list[tuple[str, float]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.name().partition("::")[2].partition(".")[0].rstrip("_")
+        index = {"convolution": 1, "_convolution": 1, "mm": 1, "bmm": 1, "addmm": 2, "linear": 1}.get(name)
+        if index is None and ("conv" in name or "linear" in name or "mm" in name):
+            index = 1
+        if index is not None and isinstance(result, Tensor) and isinstance(args[index], Tensor):
+            weight = args[index]
+            kind = "Conv" if "conv" in name else "MatMul"
+            count = macs_of(kind, tuple(weight.shape), tuple(result.shape))
+            self.macs.append((TYPE_NAMES.get(weight.dtype, str(weight.dtype)), count))
+        return result
