@@ -1,0 +1,121 @@
+"""From an image to what a model takes: timm's evaluation transform, normalization, and the bundled probe images."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import DataError
+from .types import InputKind, Preprocessing
+
+
+def transform(
+    preprocessing: Preprocessing, image_size: tuple[int, int], in_chans: int
+) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """timm's evaluation transform without the normalization: a decoded image to pixels, uint8 (C, H, W).
+
+    Args:
+        preprocessing: resize, crop and interpolation.
+        image_size: (height, width) in pixels; need not be square.
+        in_chans: 1 converts to grey, 3 to RGB.
+
+    The function that it returns raises OSError for an image whose shape cannot be resized.
+
+    Raises:
+        DataError: another number of channels, which no image file gives.
+    """
+    if in_chans not in (1, 3):
+        raise DataError(f"the model takes {in_chans} channels; image files can be read as 1 (grey) or 3 (RGB)")
+    from timm.data import create_transform
+
+    to_pixels = create_transform(
+        (in_chans, *image_size),
+        is_training=False,
+        use_prefetcher=True,  # uint8; `as_input` then normalizes as timm's prefetcher does
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,  # the fill of crop mode "border"
+        std=preprocessing.std,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+    )
+    mode = "L" if in_chans == 1 else "RGB"
+
+    def pixels(image: Image.Image) -> NDArray[np.uint8]:
+        try:
+            return np.asarray(to_pixels(image.convert(mode)))
+        except ValueError as error:  # so narrow that nothing is left of the shorter side
+            raise OSError(f"{image.width}x{image.height} pixels cannot be resized and cropped: {error}") from error
+
+    return pixels
+
+
+def as_input(
+    pixels: NDArray[np.uint8], preprocessing: Preprocessing, input: InputKind
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Pixels, uint8 (N, C, H, W), as the batch that a model or artifact takes.
+
+    Returns:
+        For the input "uint8" the same pixels as (N, H, W, C); for "float32" (pixels - 255 mean) / (255 std), in the
+        float32 steps of timm's PrefetchLoader, (N, C, H, W).
+
+    Raises:
+        DataError: the preprocessing has neither one mean and std nor one a channel.
+    """
+    if input == "uint8":
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))  # (N, C, H, W) -> (N, H, W, C)
+    channels = pixels.shape[1]
+    images = pixels.astype(np.float32)
+    images -= _per_channel(preprocessing.mean, channels)
+    images /= _per_channel(preprocessing.std, channels)
+    return images
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> NDArray[np.float32]:
+    """255 times the values, multiplied before they are rounded to float32, (C, 1, 1) or (1, 1, 1)."""
+    if len(values) not in (1, channels):
+        raise DataError(f"mean and std have {len(values)} values for {channels} channels; expected one a channel")
+    return np.array([value * 255 for value in values], np.float32)[:, None, None]
+
+
+# Left, top, and side of the crops of a bundled photograph, as fractions of its largest centred crop.
+_CROPS = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.6), (0.4, 0.4, 0.6), (0.4, 0.0, 0.6), (0.0, 0.4, 0.6))
+
+
+def probe_images(in_chans: int, image_size: tuple[int, int], limit: int) -> NDArray[np.uint8]:
+    """Natural images that come with the package, to compare numbers on; they have no labels.
+
+    All eight photographs come first, each cropped to the image size's aspect ratio around its centre, then one zoomed
+    corner of each, then the next: 40 different samples, of which the first `limit` are given. Which pixels they hold
+    depends on nothing but the versions of Pillow and its JPEG decoder.
+
+    Args:
+        in_chans: 1 gives grey, 3 RGB. Other numbers repeat R, G, B cyclically, which means nothing as a picture and
+            serves to probe numerics only.
+        image_size: (height, width) in pixels.
+        limit: at least 1; past 40 there are no more samples.
+
+    Returns:
+        uint8 (N, C, H, W), N = min(limit, 40).
+    """
+    files = sorted((Path(__file__).parent / "images").glob("*.jpg"))
+    chosen = list(itertools.islice(itertools.product(_CROPS, files), limit))
+    return np.stack([_probe(file, crop, in_chans, image_size) for crop, file in chosen])
+
+
+def _probe(
+    file: Path, crop: tuple[float, float, float], in_chans: int, image_size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    height, width = image_size
+    with Image.open(file) as photograph:
+        image = photograph.convert("L" if in_chans == 1 else "RGB")
+    scale = min(image.width / width, image.height / height)
+    full_width, full_height = width * scale, height * scale
+    left = (image.width - full_width) / 2 + crop[0] * full_width
+    top = (image.height - full_height) / 2 + crop[1] * full_height
+    box = (left, top, left + crop[2] * full_width, top + crop[2] * full_height)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)).reshape(height, width, -1)
+    channels = np.arange(in_chans) % pixels.shape[2]
+    return np.ascontiguousarray(pixels[:, :, channels].transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
