@@ -1,0 +1,394 @@
+"""The command line: parse, call `api`, print, exit code. Nothing heavy is imported before a command runs."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import ConvNextDeployError, UsageError
+
+if TYPE_CHECKING:
+    from .types import BatchRange, Manifest
+
+# What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
+CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="convnext-deploy",
+    help="Export any ConvNeXt checkpoint to verified deployment artifacts, and measure what they do.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json's document).")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of the runtime; default: all cores.")]
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where a command's words go: results to stdout, progress to stderr."""
+
+    json: bool
+    quiet: bool
+
+    def say(self, text: str) -> None:
+        if not self.quiet and not self.json:
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, document: Any, lines: str) -> None:
+        """The one result of a command: `document` with --json, else `lines`."""
+        if self.json:
+            import msgspec
+
+            print(msgspec.json.encode(document).decode())
+        elif not self.quiet:
+            print(lines)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        if self.quiet or self.json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+
+
+def main() -> None:
+    """Entry point: every expected error is one line on stderr and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; its exit code. 2: the request was wrong; 1: a check failed; 130: interrupted."""
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    try:
+        code = app(args=arguments, prog_name="convnext-deploy", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as error:
+        return error.exit_code
+    except CommandLineError as error:
+        return _failed(error.format_message(), 2, as_json)  # type: ignore[attr-defined]
+    except ConvNextDeployError as error:
+        if debug:
+            raise
+        return _failed(str(error), error.exit_code, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted", 130, as_json)
+
+
+def _failed(message: str, code: int, as_json: bool) -> int:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode({"error": line, "exit_code": code}).decode())
+    return code
+
+
+@app.command()
+def export(
+    variant: Annotated[
+        str | None, typer.Option(help="Which ConvNeXt: base, v2-tiny, convnext_base.fb_in1k ...")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File, folder, timm name, hf-hub:owner/name, or random. Default: published.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="See `convnext-deploy list`.")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="Artifact folder. Default: build/ARCHITECTURE-FORMAT-PRECISION.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    input: Annotated[str, typer.Option(help="float32 (normalized NCHW) or uint8 (raw NHWC).")] = "float32",
+    batch: Annotated[str, typer.Option(help="Batch sizes: N, or MIN:OPT:MAX.")] = "1:8:256",
+    image_size: Annotated[str | None, typer.Option(help="Pixels: 224 or HEIGHTxWIDTH. Default: as trained.")] = None,
+    dynamic_image_size: Annotated[bool, typer.Option("--dynamic-image-size", help="Take any multiple of 32.")] = False,
+    task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    num_classes: Annotated[
+        int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")
+    ] = None,
+    in_chans: Annotated[int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")] = None,
+    weights_key: Annotated[str | None, typer.Option(help="Wrapper or key prefix to load from the file.")] = None,
+    verify_data: Annotated[str | None, typer.Option(help="More images to verify on: folder, tar or Parquet.")] = None,
+    device: DeviceOption = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a checkpoint into a verified artifact."""
+    from . import types
+
+    terminal = Terminal(json, quiet)
+    wanted = {
+        "precision": _one_of("--precision", precision, types.Precision),
+        "input": _one_of("--input", input, types.InputKind),
+        "task": _one_of("--task", task, types.Task),
+        "device": _one_of("--device", device, types.Device),
+        "batch": _batch(batch),
+        "image_size": _image_size(image_size),
+    }
+    from . import formats
+
+    formats.require(formats.get(format))  # before torch is imported, so that a typo costs nothing
+    from . import api
+
+    artifact = api.export(
+        weights,
+        variant=variant,
+        format=format,
+        out=out,
+        dynamic_image_size=dynamic_image_size,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        weights_key=weights_key,
+        verify_data=verify_data,
+        force=force,
+        say=terminal.say,
+        **wanted,
+    )
+    found = artifact.manifest
+    terminal.result({"path": str(artifact.path), "manifest": found}, _summary(artifact.path, found, artifact.bytes))
+
+
+@app.command("eval")
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    data: Annotated[str, typer.Option(help="Folder of class folders, tar, Parquet, or hfds:NAME.")],
+    split: Annotated[str | None, typer.Option(help="Which split, where the source has several.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.parquet; resumes when run again.")] = None,
+    device: DeviceOption = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Top-1, top-5 and per-class accuracy over labelled images."""
+    from . import api, types
+
+    terminal = Terminal(json, quiet)
+    with _progress(terminal) as progress:
+        result = api.evaluate(
+            artifact,
+            data,
+            split=split,
+            batch=batch,
+            limit=limit,
+            out=out,
+            device=_one_of("--device", device, types.Device),
+            threads=threads,
+            progress=progress,
+        )
+    lines = [
+        f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {result.images} images of {result.data}",
+        f"{result.images_per_s:.1f} images/s including reading and resizing",
+    ]
+    if result.corrupt:
+        lines.append(f"{len(result.corrupt)} corrupt images left out, the first: {result.corrupt[0]}")
+    worst = sorted(result.per_class, key=lambda c: c.top1)[:3]
+    lines.append("lowest classes: " + ", ".join(f"{c.name} {c.top1:.1%}" for c in worst))
+    if out is not None:
+        lines.append(f"predictions in {result.predictions}")
+    terminal.result(result, "\n".join(lines))
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """What an artifact is, where it came from, and whether its files are intact."""
+    from . import manifest
+
+    opened = manifest.verified(artifact)
+    terminal = Terminal(json, quiet)
+    terminal.result(opened.manifest, _details(artifact, opened.manifest, opened.bytes))
+
+
+@app.command("list")
+def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """The variants and the formats."""
+    from . import env, formats
+    from .models import registry
+
+    terminal = Terminal(json, quiet)
+    described = {name: registry.spec(name) for name in registry.VARIANTS}
+    known = [formats.get(name) for name in formats.names()]
+    if json:
+        listed = [
+            {
+                "name": fmt.name, "summary": fmt.summary, "runtime": fmt.runtime, "suffix": fmt.suffix,
+                "precisions": sorted(fmt.precisions), "devices": sorted(fmt.devices),
+                "extra": fmt.extra, "missing": env.missing(fmt.requires),
+            }
+            for fmt in known
+        ]  # fmt: skip
+        terminal.result({"variants": described, "formats": listed}, "")
+        return
+    rows = [
+        [
+            name,
+            "-".join(map(str, spec.depths)),
+            "-".join(map(str, spec.dims)),
+            ", ".join(registry.peculiarities(name)),
+        ]
+        for name, spec in described.items()
+    ]
+    terminal.table("Variants", ["name", "depths", "widths", "differs by"], rows)
+    rows = []
+    for fmt in known:
+        absent = env.missing(fmt.requires)
+        state = env.missing_line(absent[0], fmt.extra or "dev") if absent else "installed"
+        rows.append([fmt.name, fmt.summary, " ".join(sorted(fmt.precisions)), fmt.runtime, state])
+    terminal.table("Formats", ["name", "what", "precisions", "runtime", "state"], rows)
+
+
+@app.command()
+def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """What this machine can build and run, and what to install for the rest."""
+    import shutil
+
+    from . import env, formats
+
+    terminal = Terminal(json, quiet)
+    states = {}
+    for name in formats.names():
+        fmt = formats.get(name)
+        absent = env.missing(fmt.requires)
+        states[name] = env.missing_line(absent[0], fmt.extra or "dev") if absent else "ready"
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None and states.get("aotinductor") == "ready":
+        states["aotinductor"] = "no C++ compiler on PATH; install g++ or clang"
+    gpus = env.nvidia_gpus()
+    document = {
+        "machine": env.machine(), "gpus": gpus, "versions": env.versions(),
+        "formats": states, "compiler": compiler,
+    }  # fmt: skip
+    if json:
+        terminal.result(document, "")
+        return
+    terminal.table("Machine", ["what", "value"], [[k, str(v)] for k, v in env.machine().items()])
+    terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
+    terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])
+    terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()])
+
+
+# Options to values ---------------------------------------------------------------------------------------------------
+
+
+def _one_of(option: str, value: str, words: Any) -> Any:
+    from typing import get_args
+
+    allowed = get_args(words)
+    if value not in allowed:
+        raise UsageError(f"{option} {value}; expected one of {', '.join(allowed)}")
+    return value
+
+
+def _batch(text: str) -> "BatchRange":
+    from .types import BatchRange
+
+    try:
+        sizes = [int(part) for part in text.split(":")]
+    except ValueError:
+        sizes = []
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise UsageError(f"--batch {text}; expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
+    return BatchRange(min=sizes[0], opt=sizes[1], max=sizes[2])
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise UsageError(f"--image-size {text}; expected pixels such as 224, or HEIGHTxWIDTH such as 800x1280")
+    return sides[0], sides[-1]
+
+
+# Results to words ----------------------------------------------------------------------------------------------------
+
+
+def _summary(path: Path, found: "Manifest", size: int) -> str:
+    lines = [
+        f"{path}: {found.model.architecture} as {found.export.format} {found.export.precision}, {size / 1e6:.1f} MB"
+    ]
+    for parity in found.parity:
+        agreement = "" if parity.top1_agreement is None else f", top-1 agreement {parity.top1_agreement:.1%}"
+        ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
+        lines.append(
+            f"verified on {parity.samples} {parity.images} images: relative error {parity.relative_error:.2g}, "
+            f"cosine {parity.cosine:.7f}{agreement}{ties}"
+        )
+    lines.append("multiply-accumulates: " + _truth(found))
+    if found.weights.random:
+        lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
+    return "\n".join(lines)
+
+
+def _truth(found: "Manifest") -> str:
+    def words(shares: dict[str, float]) -> str:
+        return ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
+
+    text = f"{words(found.precision.graph)} in the graph"
+    if found.precision.executed is not None:
+        text += f", {words(found.precision.executed)} as executed here"
+    return text + (f" ({found.precision.note})" if found.precision.note else "")
+
+
+def _details(path: Path, found: "Manifest", size: int) -> str:
+    weights, model, export = found.weights, found.model, found.export
+    origin = "random" if weights.random else f"{weights.source} ({weights.layout} layout)"
+    preprocessing = found.preprocessing
+    lines = [
+        _summary(path, found, size),
+        f"weights: {origin}, licence {weights.licence or 'unknown'}, tensors sha256 {weights.tensors_sha256[:16]}",
+        f"task: {model.task}, {model.num_classes} classes, {'x'.join(map(str, model.image_size))} pixels",
+        f"preprocessing: mean {preprocessing.mean} std {preprocessing.std} {preprocessing.interpolation} "
+        f"crop {preprocessing.crop_pct} {preprocessing.crop_mode}",
+        f"batch: {export.batch.min} to {export.batch.max}, tuned for {export.batch.opt}; built for {export.device}",
+    ]
+    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
+        lines += [f"{kind}: {t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors]
+    lines += [f"pass: {record.name} moved the outputs by {record.relative_change:.1e}" for record in found.passes]
+    lines += [f"file: {file.path} {file.bytes} bytes sha256 {file.sha256[:16]} intact" for file in found.files]
+    lines.append(f"made {found.created} by {found.tool}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _progress(terminal: Terminal) -> Iterator[Any]:
+    """A progress bar with the remaining time on stderr; None where nobody watches."""
+    if terminal.quiet or terminal.json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,141 @@
+"""Does an artifact compute what its PyTorch source computes? Tiers that can fail."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .types import ExportSpec, Manifest, Parity, Precision, PrecisionTruth
+
+Outputs = tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Limits of the worst sample: ||a - b|| / ||b|| at most, cosine at least."""
+
+    relative_error: float
+    cosine: float
+
+
+# The reference is the fp32 module before any rewrite. One rounding is 2^-24, 2^-11, 2^-8 relative; it happens a few
+# times in each of 12 to 40 residual blocks, whose errors add up like a random walk in a sum that itself grows. The
+# worst over all 31 architectures, random weights, every format, was 2e-6 / 2e-3 / 2e-2 (docs/verification.md); the
+# limits lie a factor of 5 to 10 above, and well below what a wrong transpose, epsilon or activation does (> 0.1).
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(relative_error=2e-5, cosine=1 - 1e-8),
+    "fp16": Tolerance(relative_error=1e-2, cosine=1 - 1e-4),
+    "bf16": Tolerance(relative_error=8e-2, cosine=1 - 4e-3),
+}
+
+# Two logits may change places when they lie closer than the error that the tolerance allows each of them, with a
+# factor of 2 for the pair and 2 because errors are not spread evenly over the classes.
+NEAR_TIE_FACTOR = 4
+
+
+def compare(found: Outputs, expected: Outputs, export: ExportSpec, images: str, classify: bool) -> Parity:
+    """All tiers on one set of images.
+
+    Args:
+        found: the artifact's outputs, each (N, ...).
+        expected: the source's, same shapes.
+        export: says which precision's tolerances hold.
+        images: how to call the set in the record.
+        classify: the one output is logits, so that top-1 can be compared.
+    """
+    limit = TOLERANCES[export.precision]
+    failures = []
+    shapes = [tuple(a.shape) for a in found], [tuple(b.shape) for b in expected]
+    if shapes[0] != shapes[1]:
+        return _parity(images, expected, (f"output shapes {shapes[0]}, expected {shapes[1]}",))
+    if not all(np.isfinite(a).all() for a in found):
+        count = sum(int(np.count_nonzero(~np.isfinite(a))) for a in found)
+        return _parity(images, expected, (f"{count} of the outputs' values are NaN or infinite",))
+    errors = np.max([_relative_errors(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
+    cosines = np.min([_cosines(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
+    worst, lowest = float(errors.max()), float(cosines.min())
+    if not worst <= limit.relative_error:
+        failures.append(
+            f"relative error {worst:.3g} on sample {int(errors.argmax())}, above {export.precision}'s "
+            f"{limit.relative_error:g}"
+        )
+    if not lowest >= limit.cosine:
+        failures.append(f"cosine {lowest:.8f} on sample {int(cosines.argmin())}, below {limit.cosine:.8f}")
+    agreement, near_ties = None, 0
+    if classify:
+        agreement, near_ties = top1_agreement(found[0], expected[0], limit)
+        if agreement < 1.0:
+            failures.append(f"top-1 agrees on {agreement:.2%} of the samples that are not near-ties, expected all")
+    return Parity(
+        images=images,
+        samples=len(expected[0]),
+        relative_error=worst,
+        cosine=lowest,
+        top1_agreement=agreement,
+        near_ties=near_ties,
+        failures=tuple(failures),
+    )
+
+
+def top1_agreement(found: NDArray[np.float32], expected: NDArray[np.float32], limit: Tolerance) -> tuple[float, int]:
+    """(share of equal top-1 among samples without a near-tie, number of near-ties among the unequal ones).
+
+    A sample whose top-1 changed is a near-tie where the source itself put the two classes closer together than
+    `NEAR_TIE_FACTOR` times the tolerated error of one logit.
+    """
+    a, b = found.argmax(1), expected.argmax(1)
+    rows = np.arange(len(b))
+    margin = expected[rows, b].astype(np.float64) - expected[rows, a]
+    tolerated = limit.relative_error * np.sqrt((expected.astype(np.float64) ** 2).mean(1))
+    near = (a != b) & (margin <= NEAR_TIE_FACTOR * tolerated)
+    counted = int((~near).sum())
+    return (float((a == b)[~near].mean()) if counted else 1.0), int(near.sum())
+
+
+def precision_failures(truth: PrecisionTruth, manifest: Manifest, typed_graph: bool) -> tuple[str, ...]:
+    """Asked-for precision that was not delivered, in words; empty where it was.
+
+    Args:
+        truth: what was read back.
+        manifest: says what was asked for.
+        typed_graph: precision is a property of the built graph (ONNX, PyTorch's), not of the runtime (OpenVINO).
+    """
+    asked = manifest.export.precision
+    where, found = ("built graph", truth.graph) if typed_graph else ("executed graph", truth.executed or {})
+    share = found.get(asked, 0.0)
+    if share >= 0.99:
+        return ()
+    got = ", ".join(f"{value:.0%} {name}" for name, value in found.items()) or "unknown"
+    return (f"{asked} was asked for, but the {where} has {got} of the multiply-accumulates" + _because(truth.note),)
+
+
+def _because(note: str | None) -> str:
+    return f" ({note})" if note else ""
+
+
+def _parity(images: str, expected: Outputs, failures: tuple[str, ...]) -> Parity:
+    """The record of outputs that cannot even be compared."""
+    return Parity(
+        images=images,
+        samples=len(expected[0]),
+        relative_error=None,
+        cosine=None,
+        top1_agreement=None,
+        near_ties=0,
+        failures=failures,
+    )
+
+
+def _relative_errors(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    a64, b64 = _rows(a), _rows(b)
+    return np.linalg.norm(a64 - b64, axis=1) / np.maximum(np.linalg.norm(b64, axis=1), np.finfo(np.float64).tiny)
+
+
+def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    a64, b64 = _rows(a), _rows(b)
+    norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
+    return (a64 * b64).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
+
+
+def _rows(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    return x.reshape(len(x), -1).astype(np.float64)
