@@ -14,7 +14,9 @@ from .errors import PassError
 from .models.convnext import Block, ChannelNorm, ConvNeXt, Downsample
 from .types import PassRecord, Precision, Preprocessing
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
+}  # fmt: skip
 
 # The float32 outputs after a pass against those before it, worst sample. Rounding of re-associated products measured
 # over all 31 architectures with random weights stays below 3e-6; a wrong fold moves outputs by 1e-2 and more.

@@ -18,6 +18,7 @@ class RunOptions:
 
     device: Device = "cpu"
     threads: int | None = None
+    cuda_graph: bool = False  # TensorRT: replay a captured CUDA graph
 
 
 class Session(ABC):
@@ -26,6 +27,8 @@ class Session(ABC):
     Arrays at the boundary are numpy's: images in the layout and type that the manifest's input says, outputs
     float32. A format implements `_bind`, `step`, `fetch`, `precision`, and `sync` where `step` returns early.
     """
+
+    stands_in: str | None = None  # what runs in the artifact's place, where the artifact itself cannot run here
 
     def __init__(self, manifest: Manifest, options: RunOptions) -> None:
         self.manifest = manifest

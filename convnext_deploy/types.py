@@ -10,7 +10,7 @@ import msgspec
 
 SCHEMA_VERSION = 1
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Task = Literal["classify", "embed", "features"]
 InputKind = Literal["float32", "uint8"]
 Device = Literal["cpu", "cuda"]
@@ -79,6 +79,35 @@ class BatchRange(Record, frozen=True, kw_only=True):
     max: Positive = 256
 
 
+class TensorRtSpec(Record, frozen=True, kw_only=True):
+    """What only TensorRT and TensorRT-RTX are told."""
+
+    chosen: str | None = None  # why this one of the two, where the user left it open
+    targets: tuple[str, ...] = ()  # "sm80" ...; none: the GPU here (TensorRT), every GPU from Ampere on (RTX)
+    profiles: tuple[BatchRange, ...] = ()  # more ranges to tune for, inside `ExportSpec.batch`
+    sides: tuple[Positive, Positive, Positive] | None = None  # pixels, smallest, tuned for, largest; dynamic size only
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None  # None: the builder's own, 3
+    workspace_mb: Positive | None = None  # None: all of the GPU's memory
+    hardware_compatible: bool = False  # TensorRT: any GPU from Ampere on
+    version_compatible: bool = False  # TensorRT: any later version of the same major
+    refit: Literal["none", "refit", "strip"] = "none"  # strip: without weights, which `refit` puts in
+
+
+class EngineRecord(Record, frozen=True, kw_only=True):
+    """`build.json` of an engine: how it was built. The manifest holds its hash."""
+
+    module: str  # import name: tensorrt or tensorrt_rtx
+    version: str
+    targets: tuple[str, ...]
+    profiles: tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], ...]  # min, opt, max
+    layers: dict[str, int]  # of the parsed network: "<kind> <type>" to how many
+    products: dict[str, tuple[str, float]]  # convolution or matrix product: its type, multiply-accumulates at `opt`
+    build_s: float
+    engine_bytes: int
+    peak_memory_mb: float  # of this process, since it started
+    timing_cache: str | None  # "<file>: <bytes before> -> <bytes after>"; None where the module has none
+
+
 class ExportSpec(Record, frozen=True, kw_only=True):
     format: str
     precision: Precision = "fp32"
@@ -86,6 +115,7 @@ class ExportSpec(Record, frozen=True, kw_only=True):
     batch: BatchRange = BatchRange()
     dynamic_image_size: bool = False
     device: Device = "cpu"
+    tensorrt: TensorRtSpec | None = None
 
 
 class PassRecord(Record, frozen=True, kw_only=True):
@@ -109,6 +139,7 @@ class Parity(Record, frozen=True, kw_only=True):
     top1_agreement: Fraction | None  # share of samples without a near-tie; None where there are no classes
     near_ties: int
     failures: tuple[str, ...]  # empty when every tier passed
+    stand_in: str | None = None  # what ran in the artifact's place, where the artifact itself did not run
 
 
 class PrecisionTruth(Record, frozen=True, kw_only=True):

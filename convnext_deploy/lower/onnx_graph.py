@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 20  # the first with Gelu
+OPSET_BF16 = 22  # the first whose Conv takes bfloat16
 EXTERNAL_DATA_ABOVE = 2_000_000_000  # bytes of weights; protobuf itself ends at 2 GiB
 TYPE_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "INT8": "int8", "UINT8": "int8"}
 
@@ -54,7 +55,7 @@ def onnx_from_graph(graph: DeployGraph) -> ir.Model:
             graph.program,
             (),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSET_BF16 if graph.export.precision == "bf16" else OPSET,
             input_names=[graph.input.name],
             output_names=[output.name for output in graph.outputs],
             verbose=False,
