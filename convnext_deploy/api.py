@@ -26,6 +26,7 @@ from .types import (
     Precision,
     PrecisionTruth,
     Task,
+    TensorRtSpec,
 )
 
 if TYPE_CHECKING:
@@ -63,25 +64,31 @@ def export(
     in_chans: int | None = None,
     weights_key: str | None = None,
     verify_data: str | None = None,
-    device: Device = "cpu",
+    device: Device | None = None,
     force: bool = False,
     say: Say = _silent,
+    tensorrt: TensorRtSpec | None = None,
+    trt: str = "auto",
+    refit_from: Path | None = None,
 ) -> Artifact:
     """Turn a checkpoint into a verified artifact.
 
     Args:
         weights: file, folder, timm name, `hf-hub:owner/name`, or "random"; None takes `variant`'s published ones.
         variant: which ConvNeXt; None infers it from the tensors.
-        format: one of `formats.names()`.
+        format: one of `formats.names()`, or "trt": TensorRT or TensorRT-RTX, as `trt` says.
         out: the artifact's folder; None: `build/<architecture>-<format>-<precision>`.
         input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
         batch: sizes the artifact takes; None: 1 to 256, tuned for 8.
         image_size: (height, width) in pixels, multiples of 32; None: what the checkpoint was trained at.
         dynamic_image_size: take any multiple of 32.
         verify_data: more images to verify on (anything `data.open_source` reads), beside the bundled ones.
-        device: where the artifact is built for and verified on.
+        device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
+        tensorrt: what only TensorRT and TensorRT-RTX are told.
+        trt: with format "trt": "tensorrt", "rtx", or "auto".
+        refit_from: an engine that gets these weights, instead of building one (see `refit`).
 
     Raises:
         UsageError: anything that can be refused before the work.
@@ -89,7 +96,14 @@ def export(
     """
     from .models import weights as checkpoints
 
+    if format == "trt":
+        from .lower import nvinfer
+
+        format, why = nvinfer.choose(trt)
+        say(why)
+        tensorrt = msgspec.structs.replace(tensorrt or TensorRtSpec(), chosen=why)
     fmt = formats.get(format)
+    device = device or ("cpu" if "cpu" in fmt.devices else "cuda")
     spec = ExportSpec(
         format=format,
         precision=precision,
@@ -97,6 +111,7 @@ def export(
         batch=batch or BatchRange(),
         dynamic_image_size=dynamic_image_size,
         device=device,
+        tensorrt=tensorrt,
     )
     _refuse_early(fmt, spec, Path(out) if out else None, force)
     say("loading the checkpoint")
@@ -118,7 +133,7 @@ def export(
     say("computing the reference in fp32")
     expected = {name: _reference(loaded, pixels) for name, pixels in sets.items()}
     with manifest.staged(target) as folder:
-        found, session = _build(fmt, spec, loaded, sets, folder, say)
+        found, session = _build(fmt, spec, loaded, sets, folder, say, refit_from)
         say("verifying")
         parity, truth = _verified(session, found, sets, expected)
         record = msgspec.structs.replace(found, parity=parity, precision=truth, files=manifest.file_records(folder))
@@ -148,6 +163,36 @@ def _load(artifact: Artifact, options: RunOptions) -> Session:
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads {options.threads}; expected at least 1")
     return fmt.load(artifact.path, artifact.manifest, options)
+
+
+def refit(path: str | Path, weights: str, *, out: str | Path, force: bool = False, say: Say = _silent) -> Artifact:
+    """A TensorRT engine with other weights of the same architecture, without building it again. Needs the GPU.
+
+    Raises:
+        UsageError: the artifact is no engine, or was not exported with `--refit refit` or `--refit strip`.
+        CheckFailed: as `export`.
+    """
+    from .lower import nvinfer
+
+    artifact = manifest.verified(Path(path))
+    spec, model = artifact.manifest.export, artifact.manifest.model
+    engine = nvinfer.refittable(artifact)
+    return export(
+        weights,
+        variant=model.architecture,
+        format=spec.format,
+        out=out,
+        precision=spec.precision,
+        input=spec.input,
+        batch=spec.batch,
+        image_size=model.image_size,
+        dynamic_image_size=spec.dynamic_image_size,
+        task=model.task,
+        force=force,
+        say=say,
+        tensorrt=spec.tensorrt,
+        refit_from=engine,
+    )
 
 
 def evaluate(
@@ -199,6 +244,8 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
         raise UsageError(f"format {fmt.name} runs on {', '.join(sorted(fmt.devices))}, not on {spec.device}")
     if not spec.batch.min <= spec.batch.opt <= spec.batch.max:
         raise UsageError(f"batch {spec.batch.min}:{spec.batch.opt}:{spec.batch.max}; expected min <= opt <= max")
+    if spec.tensorrt is not None and "tensorrt" not in fmt.name:
+        raise UsageError(f"format {fmt.name} takes no TensorRT options; use --format trt")
     formats.require(fmt)
     if out is not None:
         manifest.check_target(out, force)
@@ -251,7 +298,13 @@ def _as_input(loaded: "Loaded", uint8: bool, pixels: Pixels) -> NDArray[np.float
 
 
 def _build(
-    fmt: "Format", spec: ExportSpec, loaded: "Loaded", sets: dict[str, Pixels], folder: Path, say: Say
+    fmt: "Format",
+    spec: ExportSpec,
+    loaded: "Loaded",
+    sets: dict[str, Pixels],
+    folder: Path,
+    say: Say,
+    refit_from: Path | None = None,
 ) -> tuple[Manifest, Session]:
     """Rewrite, capture, build and open again: the manifest so far, and the session."""
     import torch
@@ -268,10 +321,11 @@ def _build(
     # A batch of 1 would make torch.export take every dynamic batch for a constant.
     size = spec.batch.opt if spec.batch.min == spec.batch.max else max(2, spec.batch.min)
     repeated = probe[np.arange(size) % len(probe)]
-    example = torch.from_numpy(_as_input(loaded, model.takes_uint8, repeated)).to(spec.device)
-    graph = DeployGraph(module=model.to(spec.device), export=spec, example=example)
+    example = torch.from_numpy(_as_input(loaded, model.takes_uint8, repeated))
+    place = "cpu" if fmt.ahead_of_time else spec.device
+    graph = DeployGraph(module=model.to(place), export=spec, example=example.to(place), say=say, refit_from=refit_from)
     say(f"building {fmt.name}")
-    fmt.build(graph, folder)
+    stand_in = fmt.build(graph, folder)
     found = Manifest(
         schema_version=1,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -290,6 +344,8 @@ def _build(
         machine=env.machine(),
         files=(),
     )
+    if stand_in is not None:
+        return found, stand_in(found)
     say("opening what was built")
     return found, fmt.load(folder, found, RunOptions(device=spec.device))
 
@@ -301,7 +357,8 @@ def _verified(
     for name, pixels in sets.items():
         images = preprocess.as_input(pixels, found.preprocessing, found.export.input)
         outputs = run_in_batches(session, images)
-        parity.append(verify.compare(outputs, expected[name], found.export, name, found.model.task == "classify"))
+        tiers = verify.compare(outputs, expected[name], found.export, name, found.model.task == "classify")
+        parity.append(msgspec.structs.replace(tiers, stand_in=session.stands_in))
     return tuple(parity), session.precision()
 
 

@@ -12,7 +12,7 @@ import typer
 from .errors import ConvNextDeployError, UsageError
 
 if TYPE_CHECKING:
-    from .types import BatchRange, Manifest
+    from .types import BatchRange, Manifest, TensorRtSpec
 
 # What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -108,11 +108,13 @@ def export(
     weights: Annotated[
         str | None, typer.Option(help="File, folder, timm name, hf-hub:owner/name, or random. Default: published.")
     ] = None,
-    format: Annotated[str, typer.Option(help="See `convnext-deploy list`.")] = "onnx",
+    format: Annotated[
+        str, typer.Option(help="See `convnext-deploy list`; trt: TensorRT or TensorRT-RTX, as --trt says.")
+    ] = "onnx",
     out: Annotated[
         Path | None, typer.Option(help="Artifact folder. Default: build/ARCHITECTURE-FORMAT-PRECISION.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, fp16 or bf16.")] = "fp32",
     input: Annotated[str, typer.Option(help="float32 (normalized NCHW) or uint8 (raw NHWC).")] = "float32",
     batch: Annotated[str, typer.Option(help="Batch sizes: N, or MIN:OPT:MAX.")] = "1:8:256",
     image_size: Annotated[str | None, typer.Option(help="Pixels: 224 or HEIGHTxWIDTH. Default: as trained.")] = None,
@@ -124,7 +126,30 @@ def export(
     in_chans: Annotated[int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="Wrapper or key prefix to load from the file.")] = None,
     verify_data: Annotated[str | None, typer.Option(help="More images to verify on: folder, tar or Parquet.")] = None,
-    device: DeviceOption = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda. Default: cpu, or cuda where the format needs it.")
+    ] = None,
+    trt: Annotated[str, typer.Option(help="With --format trt: auto, tensorrt or rtx.")] = "auto",
+    target: Annotated[
+        str | None, typer.Option(help="TensorRT-RTX: GPUs to build for: a100,rtx4090,sm80. Default: Ampere and later.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="TensorRT: one more batch range to tune for, MIN:OPT:MAX. Repeatable.")
+    ] = None,
+    sides: Annotated[
+        str | None, typer.Option(help="TensorRT: pixels MIN:OPT:MAX with --dynamic-image-size. Default: 32 to 1024.")
+    ] = None,
+    optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="TensorRT: 0 to 5; default 3.")] = None,
+    workspace_mb: Annotated[int | None, typer.Option(min=1, help="TensorRT: scratch memory; default: all.")] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="TensorRT: run on any GPU from Ampere on.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="TensorRT: run on later versions too.")
+    ] = False,
+    refit: Annotated[
+        str, typer.Option(help="TensorRT: none, refit, or strip (weights come in with `refit`).")
+    ] = "none",
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -138,13 +163,26 @@ def export(
         "precision": _one_of("--precision", precision, types.Precision),
         "input": _one_of("--input", input, types.InputKind),
         "task": _one_of("--task", task, types.Task),
-        "device": _one_of("--device", device, types.Device),
+        "device": None if device is None else _one_of("--device", device, types.Device),
+        "tensorrt": _tensorrt(
+            format,
+            target,
+            profile,
+            sides,
+            optimization_level,
+            workspace_mb,
+            hardware_compatible,
+            version_compatible,
+            refit,
+        ),
+        "trt": trt,
         "batch": _batch(batch),
         "image_size": _image_size(image_size),
     }
     from . import formats
 
-    formats.require(formats.get(format))  # before torch is imported, so that a typo costs nothing
+    if format != "trt":
+        formats.require(formats.get(format))  # before torch is imported, so that a typo costs nothing
     from . import api
 
     artifact = api.export(
@@ -215,12 +253,46 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """What an artifact is, where it came from, and whether its files are intact."""
+    """What an artifact is, where it came from, whether its files are intact, and whether an engine fits this machine.
+
+    A TensorRT engine file alone is looked at too.
+    """
     from . import manifest
 
-    opened = manifest.verified(artifact)
     terminal = Terminal(json, quiet)
-    terminal.result(opened.manifest, _details(artifact, opened.manifest, opened.bytes))
+    if artifact.is_file():
+        from .lower import nvinfer_run
+
+        fits = nvinfer_run.preflight(artifact)
+        terminal.result({"facts": fits.facts, "problems": fits.problems}, _fits(fits.facts, fits.problems))
+        return
+    opened = manifest.verified(artifact)
+    details = _details(artifact, opened.manifest, opened.bytes)
+    if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
+        from .lower import nvinfer_run
+
+        fits = nvinfer_run.inspected(artifact, opened.manifest)
+        details += "\n" + _fits(fits.facts, fits.problems)
+    terminal.result(opened.manifest, details)
+
+
+@app.command()
+def refit(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder of a refittable TensorRT engine.")],
+    weights: Annotated[str, typer.Option(help="The new weights, of the same architecture.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new artifact.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Put other weights into a TensorRT engine, without building it again. Needs the GPU."""
+    from . import api
+
+    terminal = Terminal(json, quiet)
+    made = api.refit(artifact, weights, out=out, force=force, say=terminal.say)
+    found = made.manifest
+    terminal.result({"path": str(made.path), "manifest": found}, _summary(made.path, found, made.bytes))
 
 
 @app.command("list")
@@ -303,7 +375,7 @@ def _one_of(option: str, value: str, words: Any) -> Any:
     return value
 
 
-def _batch(text: str) -> "BatchRange":
+def _batch(text: str, option: str = "--batch") -> "BatchRange":
     from .types import BatchRange
 
     try:
@@ -313,8 +385,46 @@ def _batch(text: str) -> "BatchRange":
     if len(sizes) == 1:
         sizes *= 3
     if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise UsageError(f"--batch {text}; expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
+        raise UsageError(f"{option} {text}; expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
     return BatchRange(min=sizes[0], opt=sizes[1], max=sizes[2])
+
+
+def _tensorrt(
+    format: str,
+    target: str | None,
+    profile: list[str] | None,
+    sides: str | None,
+    optimization_level: int | None,
+    workspace_mb: int | None,
+    hardware_compatible: bool,
+    version_compatible: bool,
+    refit: str,
+) -> "TensorRtSpec | None":
+    """The TensorRT options as one record; None where none was given and the format is another."""
+    from .types import TensorRtSpec
+
+    targets: tuple[str, ...] = ()
+    if target is not None:
+        from .lower import nvinfer
+
+        targets = nvinfer.targets_of(target)
+    if refit not in ("none", "refit", "strip"):
+        raise UsageError(f"--refit {refit}; expected none, refit or strip")
+    range_of_sides = None
+    if sides is not None:
+        r = _batch(sides, "--sides")
+        range_of_sides = (r.min, r.opt, r.max)
+    spec = TensorRtSpec(
+        targets=targets,
+        profiles=tuple(_batch(text, "--profile") for text in profile or ()),
+        sides=range_of_sides,
+        optimization_level=optimization_level,
+        workspace_mb=workspace_mb,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        refit=refit,  # type: ignore[arg-type]  # checked above
+    )
+    return spec if spec != TensorRtSpec() or format in ("trt", "tensorrt", "tensorrt_rtx") else None
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:
@@ -338,6 +448,8 @@ def _summary(path: Path, found: "Manifest", size: int) -> str:
     ]
     for parity in found.parity:
         agreement = "" if parity.top1_agreement is None else f", top-1 agreement {parity.top1_agreement:.1%}"
+        if parity.stand_in is not None:
+            lines.append(f"NOT RUN: {parity.stand_in}")
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
         lines.append(
             f"verified on {parity.samples} {parity.images} images: relative error {parity.relative_error:.2g}, "
@@ -357,6 +469,11 @@ def _truth(found: "Manifest") -> str:
     if found.precision.executed is not None:
         text += f", {words(found.precision.executed)} as executed here"
     return text + (f" ({found.precision.note})" if found.precision.note else "")
+
+
+def _fits(facts: tuple[str, ...], problems: tuple[str, ...]) -> str:
+    ends = [f"cannot run here: {problem}" for problem in problems] or ["runs here: it was loaded in a trial process"]
+    return "\n".join((*facts, *ends))
 
 
 def _details(path: Path, found: "Manifest", size: int) -> str:

@@ -13,7 +13,8 @@ from .errors import MissingPackageError
 
 REPORTED = (
     "convnext-deploy", "torch", "timm", "torchvision", "triton", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
-    "openvino", "numpy", "pillow", "safetensors", "huggingface_hub", "transformers",
+    "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch-tensorrt",
+    "numpy", "pillow", "safetensors", "huggingface_hub", "transformers",
 )  # fmt: skip
 
 
@@ -99,3 +100,15 @@ def nvidia_gpus() -> list[str]:
         return []
     listed = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False, timeout=30)
     return listed.stdout.splitlines() if listed.returncode == 0 else []
+
+
+def nvidia_gpu_facts() -> list[dict[str, str]]:
+    """Name, compute capability ("8.0") and driver version of each NVIDIA GPU, as `nvidia-smi` says."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    rows = [line.split(",") for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
+    names = ("name", "compute_capability", "driver")
+    return [dict(zip(names, (part.strip() for part in row), strict=True)) for row in rows if len(row) == 3]

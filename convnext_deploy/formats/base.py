@@ -8,12 +8,16 @@ from ..lower.capture import DeployGraph
 from ..session import RunOptions, Session
 from ..types import Device, Manifest, Precision
 
+StandIn = Callable[[Manifest], Session]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """Each file of `convnext_deploy.formats` defines one, called FORMAT.
 
-    `build` writes its files into a folder; `load` opens that folder again.
+    `build` writes its files into a folder; `load` opens that folder again. Where the machine can build but not run
+    (an engine without its GPU), `build` gives a function that makes a stand-in: a session that runs what was built
+    from, to verify with, and says so in `Session.stands_in`.
     """
 
     name: str
@@ -25,5 +29,6 @@ class Format:
     precisions: frozenset[Precision]
     devices: frozenset[Device]
     typed_graph: bool  # precision is a property of the built graph; if not, the runtime decides when it loads it
-    build: Callable[[DeployGraph, Path], None]
+    build: Callable[[DeployGraph, Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]
+    ahead_of_time: bool = False  # built from a graph on the CPU, whatever device it is for

@@ -1,7 +1,9 @@
 """Module to DeployGraph: the rewritten module, frozen, with the names and shapes of its inputs and outputs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ class DeployGraph:
     module: ConvNeXt
     export: ExportSpec
     example: Tensor  # (opt, C, H, W) float32, or (opt, H, W, C) uint8
+    say: Callable[[str], None] = lambda _: None  # told what a long build is doing
+    refit_from: Path | None = None  # an engine whose weights are to be replaced instead of building one
 
     @property
     def model(self) -> ModelSpec:

@@ -1,0 +1,33 @@
+"""TensorRT engines: built on the GPU they run on."""
+
+from pathlib import Path
+
+from ..lower import nvinfer_run
+from ..lower.capture import DeployGraph
+from ..session import RunOptions
+from ..types import Manifest
+from .base import Format, StandIn
+
+
+def build(graph: DeployGraph, folder: Path) -> StandIn | None:
+    return nvinfer_run.build("tensorrt", graph, folder)
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> nvinfer_run.EngineSession:
+    return nvinfer_run.EngineSession("tensorrt", folder, manifest, options)
+
+
+FORMAT = Format(
+    name="tensorrt",
+    summary="TensorRT engine, built on the GPU it runs on",
+    suffix=".engine",
+    runtime="tensorrt",
+    requires=("tensorrt", "onnxruntime"),
+    extra="trt",
+    precisions=frozenset({"fp32", "tf32", "fp16", "bf16"}),
+    devices=frozenset({"cuda"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+    ahead_of_time=True,
+)

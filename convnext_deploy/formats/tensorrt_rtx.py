@@ -1,0 +1,33 @@
+"""TensorRT-RTX engines: built ahead of time, with no GPU, for the compute capabilities that are named."""
+
+from pathlib import Path
+
+from ..lower import nvinfer_run
+from ..lower.capture import DeployGraph
+from ..session import RunOptions
+from ..types import Manifest
+from .base import Format, StandIn
+
+
+def build(graph: DeployGraph, folder: Path) -> StandIn | None:
+    return nvinfer_run.build("tensorrt_rtx", graph, folder)
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> nvinfer_run.EngineSession:
+    return nvinfer_run.EngineSession("tensorrt_rtx", folder, manifest, options)
+
+
+FORMAT = Format(
+    name="tensorrt_rtx",
+    summary="TensorRT-RTX engine, built without a GPU",
+    suffix=".engine",
+    runtime="tensorrt_rtx",
+    requires=("tensorrt_rtx", "onnxruntime"),
+    extra="trt-rtx",
+    precisions=frozenset({"fp32", "tf32", "fp16", "bf16"}),
+    devices=frozenset({"cuda"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+    ahead_of_time=True,
+)

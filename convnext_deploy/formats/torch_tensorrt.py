@@ -1,0 +1,78 @@
+"""Torch-TensorRT: the captured program with TensorRT engines inside, saved as a torch.export program.
+
+Never run: importing torch_tensorrt needs an NVIDIA driver (docs/tensorrt.md keeps the list of what is unproven).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..env import needs
+from ..errors import BuildError, InputError
+from ..lower.capture import DeployGraph
+from ..lower.torch_session import TorchSession
+from ..session import RunOptions
+from ..types import Manifest, PrecisionTruth
+from .base import Format
+
+
+@contextlib.contextmanager
+def _library() -> Iterator[None]:
+    """The import raises OSError or RuntimeError, not ImportError, where the driver or libnvinfer is missing."""
+    if not torch.cuda.is_available():
+        raise InputError("format torch_tensorrt needs an NVIDIA GPU, and PyTorch finds none here")
+    try:
+        with needs("torch_tensorrt", "torch-tensorrt"):
+            yield
+    except (OSError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"torch_tensorrt cannot be imported: {reason}; its TensorRT and CUDA must fit torch's"
+        ) from None
+
+
+def build(graph: DeployGraph, folder: Path) -> None:
+    with _library():
+        import torch_tensorrt
+    try:
+        compiled = torch_tensorrt.dynamo.compile(
+            graph.program,
+            inputs=[graph.example],
+            use_explicit_typing=True,  # precision is the program's
+            disable_tf32=graph.export.precision != "tf32",
+            min_block_size=1,
+            require_full_compilation=True,
+        )
+        torch_tensorrt.save(compiled, str(folder / FILE), output_format="exported_program", inputs=[graph.example])
+    except Exception as error:  # its converters raise types that share no base below Exception
+        raise BuildError(f"torch_tensorrt cannot compile the model: {' '.join(str(error).split())[:400]}") from error
+
+
+class TorchTensorRtSession(TorchSession):
+    def precision(self) -> PrecisionTruth:
+        asked = self.manifest.export.precision
+        return PrecisionTruth(graph={asked: 1.0}, note="the program's types; engines inside it were not inspected")
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchTensorRtSession:
+    with _library():
+        import torch_tensorrt  # noqa: F401 - registers the classes that the file holds
+    return TorchTensorRtSession(torch.export.load(folder / FILE).module(), manifest, options)
+
+
+FILE = "model.pt2"
+FORMAT = Format(
+    name="torch_tensorrt",
+    summary="torch.export program with TensorRT engines inside",
+    suffix=".pt2",
+    runtime="torch_tensorrt",
+    requires=("torch_tensorrt",),
+    extra="torch-tensorrt",
+    precisions=frozenset({"fp32", "tf32", "fp16", "bf16"}),
+    devices=frozenset({"cuda"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+)
