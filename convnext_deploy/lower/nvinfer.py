@@ -337,7 +337,7 @@ def make_logger(trt: Any) -> Any:
 def _one_line(message: str) -> str:
     """The sentence, without the library's source positions."""
     text = " ".join(message.split())
-    text = re.sub(r"\s*In \w+ at /\S+:\d+", "", text)
+    text = re.sub(r"\s*In \w+ at /\S+:\d+|\s*\[\w+\.cpp::.*$", "", text)
     inner = re.match(r"^.*?Error Code \d+: (.*)$", text)
     return (inner[1] if inner else text).strip().rstrip(".")[:400]
 

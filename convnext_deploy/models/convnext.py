@@ -257,8 +257,8 @@ class ConvNeXt(nn.Module):
         self.head = Head(spec) if spec.task != "features" else None
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        x = nchw(images) if self.takes_uint8 else images
-        x = self.stem(x.to(self.stem.dtype))
+        x = images.to(self.stem.dtype)  # first of all: TensorRT takes uint8 into a cast, and into nothing else
+        x = self.stem(nchw(x) if self.takes_uint8 else x)
         maps = []
         for index, blocks in enumerate(self.stages):
             if index > 0:
