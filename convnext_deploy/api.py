@@ -190,7 +190,7 @@ def refit(path: str | Path, weights: str, *, out: str | Path, force: bool = Fals
         task=model.task,
         force=force,
         say=say,
-        tensorrt=spec.tensorrt,
+        tensorrt=msgspec.structs.replace(spec.tensorrt or TensorRtSpec(), refit="refit"),  # it has weights now
         refit_from=engine,
     )
 

@@ -5,6 +5,8 @@ import ctypes
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +52,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "i
 SMALL = {"depths": (1, 1, 1, 1), "dims": (16, 32, 48, 64), "image_size": (64, 64), "num_classes": 10}
 BOTH = ("sm80", "sm120")
 NAME: nvinfer.Name = "tensorrt_rtx"
+FLOAT8 = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
+GPU_CHECK = Path(__file__).parents[1] / "scripts" / "gpu_check"
 
 
 def graph_of(spec: ModelSpec, precision: str = "fp32", **export: Any) -> DeployGraph:
@@ -84,8 +88,8 @@ def types_of(record: EngineRecord) -> dict[str, float]:
     return nvinfer_run.shares(record.products.values())
 
 
-def quantize_linears(source: Path, target: Path) -> int:
-    """Symmetric int8 Q/DQ pairs on both operands of every MatMul: activations a tensor, weights a channel."""
+def quantize_linears(source: Path, target: Path, kind: str = "int8") -> int:
+    """Symmetric 8-bit Q/DQ pairs on both operands of every MatMul: activations a tensor, weights a channel."""
     model = onnx.load(str(source))
     graph = model.graph
     weights = {t.name: t for t in graph.initializer}
@@ -94,15 +98,17 @@ def quantize_linears(source: Path, target: Path) -> int:
         if node.op_type == "MatMul" and node.input[1] in weights:
             count += 1
             w = numpy_helper.to_array(weights[node.input[1]])  # (in, out)
-            scale = (np.abs(w.astype(np.float32)).max(0) / 127 + 1e-8).astype(w.dtype)
-            q = np.clip(np.round(w.astype(np.float32) / scale.astype(np.float32)), -127, 127).astype(np.int8)
+            largest, dtype = (127, np.dtype(np.int8)) if kind == "int8" else (448, FLOAT8)
+            scale = np.maximum(np.abs(w.astype(np.float32)).max(0) / largest, 1e-4).astype(w.dtype)
+            q = np.clip(w.astype(np.float32) / scale.astype(np.float32), -largest, largest)
+            q = (np.round(q) if kind == "int8" else q).astype(dtype)
             p = f"{node.name}_q"
             graph.initializer.extend([
                 numpy_helper.from_array(q, f"{p}_w"),
                 numpy_helper.from_array(scale, f"{p}_ws"),
-                numpy_helper.from_array(np.zeros(len(scale), np.int8), f"{p}_wz"),
+                numpy_helper.from_array(np.zeros(len(scale), dtype), f"{p}_wz"),
                 numpy_helper.from_array(np.array(0.05, w.dtype), f"{p}_s"),
-                numpy_helper.from_array(np.array(0, np.int8), f"{p}_z"),
+                numpy_helper.from_array(np.zeros((), dtype), f"{p}_z"),
             ])  # fmt: skip
             nodes += [
                 helper.make_node("QuantizeLinear", [node.input[0], f"{p}_s", f"{p}_z"], [f"{p}_x"]),
@@ -228,6 +234,9 @@ def test_int8_products_are_counted_as_int8(small: Any, tmp_path: Path) -> None:
         kinds = [kind for kind, _ in record.products.values()]
         assert kinds.count("int8") == linears
         assert kinds.count("fp32") == 8 + 1  # convolutions; the classifier, a Gemm, was left alone
+    quantize_linears(small["fp16"][1], tmp_path / "fp8.onnx", "fp8")
+    record = build(tmp_path / "fp8.onnx", graph, tmp_path, "sm89")
+    assert [kind for kind, _ in record.products.values()].count("fp8") == linears
 
 
 def test_tf32_is_off_unless_asked_for(small: Any, tmp_path: Path) -> None:
@@ -702,3 +711,41 @@ def test_the_inspector_s_layers_are_counted_by_type() -> None:
     products = {"node_MatMul_4": ("fp16", 6.0), "node_conv2d": ("fp16", 3.0), "node_MatMul": ("fp16", 1.0)}
     assert nvinfer_run.precision_of_layers(text, products) == {"fp16": 0.6, "fp32": 0.3, "unknown": 0.1}
     assert nvinfer_run.precision_of_layers('{"Layers": ["a"]}', products) == {}
+
+
+# scripts/gpu_check ----------------------------------------------------------------------------------------------------
+
+
+def gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(GPU_CHECK), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_gpu_check_lists_its_plan_and_stays_under_nine_minutes() -> None:
+    done = gpu_check("--dry-run")
+    assert done.returncode == 0
+    assert "engines-tensorrt-tiny" in done.stdout
+    assert int(done.stdout.splitlines()[-1].split(" s in all")[0].split()[-1]) < 540
+    assert len(gpu_check("--dry-run", "--only", "refit", "--only", "machine").stdout.splitlines()) == 4
+    assert "no step starts with nothing" in gpu_check("--dry-run", "--only", "nothing").stderr
+
+
+@pytest.mark.skipif(bool(env.nvidia_gpus()), reason="there is a GPU, so that it would run")
+def test_gpu_check_refuses_a_machine_without_a_gpu(tmp_path: Path) -> None:
+    done = gpu_check("--out", str(tmp_path / "out.json"))
+    assert done.returncode == 1
+    assert "lists no NVIDIA GPU" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_gpu_check_records_a_step_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'Pretended GPU, 8.0, 1.0'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    out = tmp_path / "out.json"
+    assert gpu_check("--only", "machine", "--only", "eager-tiny", "--out", str(out)).returncode == 0
+    found = {step["step"]: step for step in msgspec.json.decode(out.read_bytes())["steps"]}
+    assert found["machine"]["found"][0]["gpus"][0]["name"] == "Pretended GPU"
+    assert "failed" in found["eager-tiny"]
+    assert found["eager-tiny"]["stderr"] or "stopped after" in str(found["eager-tiny"]["failed"])

@@ -439,7 +439,10 @@ def refit(name: Name, engine: Path, onnx: Path, folder: Path) -> EngineRecord:
         raise BuildError(f"the weights for {', '.join(absent[:3])} are missing; the checkpoint is of another model")
     if not refitter.refit_cuda_engine():
         raise BuildError(f"{TITLES[name]} cannot refit {engine}: {log.reason()}")
-    built = loaded.serialize()
+    settings = loaded.create_serialization_config()
+    settings.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)  # a stripped engine would leave them out again
+    settings.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
+    built = loaded.serialize_with_config(settings)
     write_engine(folder / ENGINE_FILE, memoryview(built))
     record = msgspec.json.decode((engine.parent / RECORD_FILE).read_bytes(), type=EngineRecord)
     record = msgspec.structs.replace(record, engine_bytes=built.nbytes)
