@@ -102,6 +102,8 @@ def export(
         format, why = nvinfer.choose(trt)
         say(why)
         tensorrt = msgspec.structs.replace(tensorrt or TensorRtSpec(), chosen=why)
+    elif trt != "auto":
+        raise UsageError(f"--trt {trt} is for --format trt, not for --format {format}")
     fmt = formats.get(format)
     device = device or ("cpu" if "cpu" in fmt.devices else "cuda")
     spec = ExportSpec(
@@ -142,14 +144,17 @@ def export(
     return manifest.read(target)
 
 
-def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None) -> Session:
+def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None, cuda_graph: bool = False) -> Session:
     """Open an artifact, check every file of it, and make it ready to run.
+
+    Args:
+        cuda_graph: TensorRT only: replay a captured CUDA graph.
 
     Raises:
         ArtifactError: naming the file that is missing, changed or unreadable.
         MissingPackageError: the runtime is not installed.
     """
-    return _load(manifest.verified(Path(path)), RunOptions(device=device, threads=threads))
+    return _load(manifest.verified(Path(path)), RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
 
 
 def _load(artifact: Artifact, options: RunOptions) -> Session:
@@ -244,9 +249,11 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
         raise UsageError(f"format {fmt.name} runs on {', '.join(sorted(fmt.devices))}, not on {spec.device}")
     if not spec.batch.min <= spec.batch.opt <= spec.batch.max:
         raise UsageError(f"batch {spec.batch.min}:{spec.batch.opt}:{spec.batch.max}; expected min <= opt <= max")
-    if spec.tensorrt is not None and "tensorrt" not in fmt.name:
+    if spec.tensorrt is not None and not fmt.ahead_of_time:
         raise UsageError(f"format {fmt.name} takes no TensorRT options; use --format trt")
     formats.require(fmt)
+    if fmt.refuse is not None:
+        fmt.refuse(spec)
     if out is not None:
         manifest.check_target(out, force)
 

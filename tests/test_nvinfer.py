@@ -299,8 +299,11 @@ FAMILIES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", sorted(FAMILIES.values()))
-@pytest.mark.parametrize("task", ["classify", "embed", "features"])
+@pytest.mark.parametrize(
+    ("variant", "task"),
+    [(variant, "classify") for variant in sorted(FAMILIES.values())]
+    + [(variant, task) for variant in ("convnext_large_mlp", "convnextv2_base") for task in ("embed", "features")],
+)
 def test_every_architecture_family_builds(variant: str, task: str, tmp_path: Path) -> None:
     spec = msgspec.structs.replace(registry.spec(variant, **SMALL), task=task)
     graph = graph_of(spec, "fp16")
@@ -398,6 +401,7 @@ def test_an_engine_is_not_loaded_without_a_gpu(artifact: manifest.Artifact) -> N
         (["--precision", "int4"], "--precision int4"),
         (["--device", "cpu"], "runs on cuda, not on cpu"),
         (["--format", "onnx", "--target", "a100"], "takes no TensorRT options"),
+        (["--format", "onnx", "--trt", "rtx"], "--trt rtx is for --format trt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -711,6 +715,31 @@ def test_the_inspector_s_layers_are_counted_by_type() -> None:
     products = {"node_MatMul_4": ("fp16", 6.0), "node_conv2d": ("fp16", 3.0), "node_MatMul": ("fp16", 1.0)}
     assert nvinfer_run.precision_of_layers(text, products) == {"fp16": 0.6, "fp32": 0.3, "unknown": 0.1}
     assert nvinfer_run.precision_of_layers('{"Layers": ["a"]}', products) == {}
+
+
+# With a GPU -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not env.nvidia_gpus(), reason="there is no NVIDIA GPU here")
+@pytest.mark.parametrize("trt", ["tensorrt", "rtx"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_an_engine_runs_and_replays(trt: str, precision: Any, tmp_path: Path) -> None:
+    if env.missing(({"rtx": "tensorrt_rtx"}.get(trt, trt),)):
+        pytest.skip(f"{trt} is not installed")
+    made = api.export(
+        "random", variant="test_convnext", format="trt", trt=trt, precision=precision, out=tmp_path / "engine",
+        tensorrt=TensorRtSpec(profiles=(BatchRange(min=1, opt=1, max=1),)),
+    )  # fmt: skip
+    assert all(parity.stand_in is None for parity in made.manifest.parity)  # the engine itself was verified
+    plain = api.load(made.path, device="cuda")
+    replayed = api.load(made.path, device="cuda", cuda_graph=True)
+    for batch in (1, 5, 1):
+        images = np.random.default_rng(batch).normal(size=(batch, 3, 224, 224)).astype(np.float32)
+        (expected,) = plain.run(images)
+        for _ in range(3):  # the first runs plainly, the second captures, the third replays
+            (found,) = replayed.run(images)
+            assert np.allclose(found, expected, rtol=1e-2, atol=1e-3)
 
 
 # scripts/gpu_check ----------------------------------------------------------------------------------------------------

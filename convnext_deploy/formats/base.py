@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..lower.capture import DeployGraph
 from ..session import RunOptions, Session
-from ..types import Device, Manifest, Precision
+from ..types import Device, ExportSpec, Manifest, Precision
 
 StandIn = Callable[[Manifest], Session]
 
@@ -31,4 +31,5 @@ class Format:
     typed_graph: bool  # precision is a property of the built graph; if not, the runtime decides when it loads it
     build: Callable[[DeployGraph, Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]
+    refuse: Callable[[ExportSpec], None] | None = None  # raises for what else it cannot do, before any work
     ahead_of_time: bool = False  # built from a graph on the CPU, whatever device it is for

@@ -5,8 +5,12 @@ from pathlib import Path
 from ..lower import nvinfer_run
 from ..lower.capture import DeployGraph
 from ..session import RunOptions
-from ..types import Manifest
+from ..types import ExportSpec, Manifest
 from .base import Format, StandIn
+
+
+def refuse(export: ExportSpec) -> None:
+    nvinfer_run.refuse("tensorrt_rtx", export)
 
 
 def build(graph: DeployGraph, folder: Path) -> StandIn | None:
@@ -29,5 +33,6 @@ FORMAT = Format(
     typed_graph=True,
     build=build,
     load=load,
+    refuse=refuse,
     ahead_of_time=True,
 )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .. import env
 from ..errors import ArtifactError, BuildError, InputError
 from ..session import Images, RunOptions, Session
-from ..types import EngineRecord, Manifest, PrecisionTruth
+from ..types import EngineRecord, ExportSpec, Manifest, PrecisionTruth, TensorRtSpec
 from .capture import DeployGraph
 from .nvinfer import (
     ENGINE_FILE,
@@ -49,12 +49,14 @@ BITS = {0x01: "sm75", 0x02: "sm80", 0x04: "sm86", 0x08: "sm89", 0x10: "sm120", 0
 AMPERE_ON = 0x40  # set where no target was named: every GPU from Ampere on, later ones included
 
 
+def refuse(name: Name, export: ExportSpec) -> None:
+    """Refuse what the module cannot do here (see `Format.refuse`)."""
+    check_spec(import_module(name), name, export.tensorrt or TensorRtSpec())
+
+
 def build(name: Name, graph: DeployGraph, folder: Path) -> Any:
     """Build (or refit) the engine; a stand-in to verify with where it cannot run here (see `Format.build`)."""
     spec = graph.export.tensorrt
-    trt = import_module(name)
-    if spec is not None:
-        check_spec(trt, name, spec)
     profiles(graph.model, graph.export)  # refuses before the ONNX is made
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".nvinfer.") as scratch:
         path = Path(scratch) / "model.onnx"
