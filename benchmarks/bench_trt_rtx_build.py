@@ -11,6 +11,7 @@ that process holds before it builds (PyTorch is imported) is `baseline_mb`. Weig
 import argparse
 import datetime
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -150,6 +151,7 @@ def main() -> None:
                 "peak_memory_mb": [sample["peak_memory_mb"] for sample in samples],
                 "baseline_mb": [sample["baseline_mb"] for sample in samples],
                 "types": samples[0]["types"],
+                "load_average_1min": os.getloadavg()[0],  # above the number of cores: times are too long
                 "machine": env.machine(), "versions": env.versions(),
             }  # fmt: skip
             with args.out.open("a") as file:
