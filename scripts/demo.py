@@ -54,7 +54,8 @@ def main() -> None:
         timings[batch] = {t.artifact: t for t in measure.interleaved(sessions, batches, SECONDS)}
 
     table = Table(
-        title=f"Fashion-MNIST ConvNeXt, 2,000 test images, {usable_cores()} CPU cores, uint8 in, fp32", title_justify="left"
+        title=f"Fashion-MNIST ConvNeXt, 2,000 test images, {usable_cores()} cores, uint8 in, fp32",
+        title_justify="left",
     )
     for column in ("artifact", "size", "error against PyTorch", "top-1", "top-5"):
         table.add_column(column, justify="left" if column == "artifact" else "right")
