@@ -3,9 +3,9 @@
 import datetime
 import importlib.metadata
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -63,6 +63,7 @@ def export(
     num_classes: int | None = None,
     in_chans: int | None = None,
     weights_key: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     verify_data: str | None = None,
     device: Device | None = None,
     force: bool = False,
@@ -82,6 +83,8 @@ def export(
         batch: sizes the artifact takes; None: 1 to 256, tuned for 8.
         image_size: (height, width) in pixels, multiples of 32; None: what the checkpoint was trained at.
         dynamic_image_size: take any multiple of 32.
+        preprocessing: fields of `types.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that override
+            what stands beside the checkpoint; a plain state dict says nothing about them.
         verify_data: more images to verify on (anything `data.open_source` reads), beside the bundled ones.
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
@@ -125,6 +128,7 @@ def export(
         num_classes=num_classes,
         in_chans=in_chans,
         weights_key=weights_key,
+        preprocessing=preprocessing,
     )
     model = loaded.model.spec
     target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{precision}"
@@ -135,9 +139,10 @@ def export(
     say("computing the reference in fp32")
     expected = {name: _reference(loaded, pixels) for name, pixels in sets.items()}
     with manifest.staged(target) as folder:
-        found, session = _build(fmt, spec, loaded, sets, folder, say, refit_from)
+        found, opened = _build(fmt, spec, loaded, sets, folder, say, refit_from)
+        del loaded  # the source's weights; the runtime brings its own copy
         say("verifying")
-        parity, truth = _verified(session, found, sets, expected)
+        parity, truth = _verified(opened(found), found, sets, expected)
         record = msgspec.structs.replace(found, parity=parity, precision=truth, files=manifest.file_records(folder))
         _judge(record, fmt, folder, target)
         (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
@@ -231,7 +236,7 @@ def evaluate(
         session,
         source,
         artifact=artifact,
-        batch=batch or artifact.manifest.export.batch.opt,
+        batch=artifact.manifest.export.batch.opt if batch is None else batch,
         out=Path(out) if out else None,
         limit=limit,
         progress=progress,
@@ -247,13 +252,17 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
         raise UsageError(f"format {fmt.name} has no {spec.precision}; it has {', '.join(sorted(fmt.precisions))}")
     if spec.device not in fmt.devices:
         raise UsageError(f"format {fmt.name} runs on {', '.join(sorted(fmt.devices))}, not on {spec.device}")
-    if not spec.batch.min <= spec.batch.opt <= spec.batch.max:
-        raise UsageError(f"batch {spec.batch.min}:{spec.batch.opt}:{spec.batch.max}; expected min <= opt <= max")
+    if not 1 <= spec.batch.min <= spec.batch.opt <= spec.batch.max:
+        raise UsageError(f"batch {spec.batch.min}:{spec.batch.opt}:{spec.batch.max}; expected 1 <= min <= opt <= max")
     if spec.tensorrt is not None and not fmt.ahead_of_time:
         raise UsageError(f"format {fmt.name} takes no TensorRT options; use --format trt")
     formats.require(fmt)
     if fmt.refuse is not None:
         fmt.refuse(spec)
+    if spec.device != "cpu" and not fmt.ahead_of_time:
+        from .lower.torch_session import check_device
+
+        check_device(RunOptions(device=spec.device))
     if out is not None:
         manifest.check_target(out, force)
 
@@ -312,8 +321,8 @@ def _build(
     folder: Path,
     say: Say,
     refit_from: Path | None = None,
-) -> tuple[Manifest, Session]:
-    """Rewrite, capture, build and open again: the manifest so far, and the session."""
+) -> tuple[Manifest, Callable[[Manifest], Session]]:
+    """Rewrite, capture and build: the manifest so far, and what opens the result (or its stand-in) for verification."""
     import torch
 
     from . import passes
@@ -351,10 +360,7 @@ def _build(
         machine=env.machine(),
         files=(),
     )
-    if stand_in is not None:
-        return found, stand_in(found)
-    say("opening what was built")
-    return found, fmt.load(folder, found, RunOptions(device=spec.device))
+    return found, stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
 
 
 def _verified(
@@ -379,5 +385,6 @@ def _judge(record: Manifest, fmt: "Format", folder: Path, target: Path) -> None:
     # Not called manifest.json: a rejected folder is no artifact, and nothing loads it by mistake.
     (folder / "rejected.json").write_bytes(manifest.encode(record))
     manifest.replace(folder, rejected)
-    error = ParityError if wrong else PrecisionError
-    raise error(f"{'; '.join((*wrong, *imprecise))}; kept aside in {rejected}")
+    # The tolerances are those of the precision that was asked for: where another ran, the outputs are its consequence.
+    error = PrecisionError if imprecise else ParityError
+    raise error(f"{'; '.join((*imprecise, *wrong))}; kept aside in {rejected}")

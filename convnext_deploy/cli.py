@@ -76,18 +76,25 @@ def run(arguments: list[str]) -> int:
     """Run one command; its exit code. 2: the request was wrong; 1: a check failed; 130: interrupted."""
     debug, as_json = "--debug" in arguments, "--json" in arguments
     try:
-        code = app(args=arguments, prog_name="convnext-deploy", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        returned = app(args=arguments or ["--help"], prog_name="convnext-deploy", standalone_mode=False)
+        code = returned if isinstance(returned, int) else 0
     except typer.Exit as error:
-        return error.exit_code
+        code = error.exit_code
     except CommandLineError as error:
         return _failed(error.format_message(), 2, as_json)  # type: ignore[attr-defined]
     except ConvNextDeployError as error:
         if debug:
             raise
         return _failed(str(error), error.exit_code, as_json)
+    except OSError as error:  # the file system's own refusals: a name too long, a folder that cannot be read
+        if debug:
+            raise
+        return _failed(str(error), 2, as_json)
     except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:  # newer releases of typer turn Ctrl-C into this code and say nothing
         return _failed("interrupted", 130, as_json)
+    return code
 
 
 def _failed(message: str, code: int, as_json: bool) -> int:
@@ -125,6 +132,12 @@ def export(
     ] = None,
     in_chans: Annotated[int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="Wrapper or key prefix to load from the file.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of the training images in [0, 1]: R,G,B or one number.")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Likewise. Both default to what stands beside the checkpoint.")
+    ] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="Share of the resized image that evaluation crops.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, nearest or lanczos.")] = None,
     verify_data: Annotated[str | None, typer.Option(help="More images to verify on: folder, tar or Parquet.")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda. Default: cpu, or cuda where the format needs it.")
@@ -178,6 +191,9 @@ def export(
         "trt": trt,
         "batch": _batch(batch),
         "image_size": _image_size(image_size),
+        "preprocessing": _given(
+            mean=_numbers("--mean", mean), std=_numbers("--std", std), crop_pct=crop_pct, interpolation=interpolation
+        ),
     }
     from . import formats
 
@@ -439,6 +455,19 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}; expected numbers such as 0.485,0.456,0.406") from None
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 # Results to words ----------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +485,12 @@ def _summary(path: Path, found: "Manifest", size: int) -> str:
             f"cosine {parity.cosine:.7f}{agreement}{ties}"
         )
     lines.append("multiply-accumulates: " + _truth(found))
+    assumed = found.preprocessing.assumed
+    if assumed and not found.weights.random:
+        said = ", ".join(f"{name} {getattr(found.preprocessing, name)}" for name in assumed)
+        lines.append(
+            f"preprocessing assumed, nothing beside the checkpoint says it: {said} (--mean, --std, --crop-pct)"
+        )
     if found.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
     return "\n".join(lines)

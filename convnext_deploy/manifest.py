@@ -1,6 +1,7 @@
 """The artifact folder: written whole or not at all, verified whenever it is opened."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from .errors import ArtifactError, UsageError
 from .types import FileRecord, Manifest
 
 MANIFEST_NAME = "manifest.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,10 @@ def staged(target: Path) -> Iterator[Path]:
         yield folder
         folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         replace(folder, target)
+    except Exception as error:  # safetensors and protobuf have types of their own for a full disk
+        if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
+            raise UsageError(f"{target.parent} is full; make room, or choose another --out") from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -145,12 +151,13 @@ def replace(folder: Path, target: Path) -> None:
         folder.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(old / target.name)
     try:
-        folder.rename(target)
-    except BaseException:
-        (old / target.name).rename(target)
-        raise
+        target.rename(old / target.name)
+        try:
+            folder.rename(target)
+        except BaseException:
+            (old / target.name).rename(target)
+            raise
     finally:
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)

@@ -110,7 +110,7 @@ def run_in_batches(session: Session, images: Images, size: int | None = None) ->
         The outputs of exactly `images`, joined along the first axis.
     """
     batch = session.manifest.export.batch
-    size = size or batch.opt
+    size = batch.opt if size is None else size
     parts = []
     for start in range(0, len(images), size):
         chunk = images[start : start + size]

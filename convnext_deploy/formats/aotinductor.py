@@ -10,7 +10,7 @@ import torch
 from ..errors import BuildError
 from ..lower.capture import DeployGraph
 from ..lower.onnx_graph import shares
-from ..lower.torch_session import TorchSession
+from ..lower.torch_session import TorchSession, opening
 from ..models.convnext import multiply_accumulates
 from ..session import RunOptions
 from ..types import Manifest, PrecisionTruth
@@ -33,7 +33,9 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
 class AotInductorSession(TorchSession):
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
-        super().__init__(torch._inductor.aoti_load_package(str(path)), manifest, options)
+        with opening(path, options):
+            package = torch._inductor.aoti_load_package(str(path))
+        super().__init__(package, manifest, options)
         self._path = path
 
     def precision(self) -> PrecisionTruth:

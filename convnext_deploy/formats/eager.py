@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import ArtifactError
 from ..lower.capture import DeployGraph
-from ..lower.torch_session import TorchSession
+from ..lower.torch_session import TorchSession, opening
 from ..models.convnext import ConvNeXt
 from ..session import RunOptions
 from ..types import Manifest
@@ -23,7 +23,8 @@ def build(graph: DeployGraph, folder: Path) -> None:
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / FILE)
+    with opening(folder / FILE, options):
+        tensors = load_file(folder / FILE)
     with torch.device("meta"):
         module = ConvNeXt(manifest.model)
     module.takes_uint8 = manifest.export.input == "uint8"

@@ -27,8 +27,14 @@ class OnnxSession(Session):
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
         super().__init__(manifest, options)
         self._path = path
-        self._session = self._open()
+        self._images: Any = None
+        self._start()
+
+    def _start(self, profile: Path | None = None) -> None:
+        self._session = self._open(profile)
         self._binding = self._session.io_binding()
+        if self._images is not None:
+            self._bind_tensors()
 
     def _open(self, profile: Path | None = None) -> Any:
         with needs("onnxruntime", "onnx"):
@@ -56,6 +62,9 @@ class OnnxSession(Session):
         import onnxruntime as ort
 
         self._images = ort.OrtValue.ortvalue_from_numpy(images, self.options.device, 0)
+        self._bind_tensors()
+
+    def _bind_tensors(self) -> None:
         self._binding.clear_binding_inputs()
         self._binding.bind_ortvalue_input(self.manifest.inputs[0].name, self._images)
         self._binding.clear_binding_outputs()
@@ -74,23 +83,17 @@ class OnnxSession(Session):
 
     def precision(self) -> PrecisionTruth:
         graph = precision_of_onnx(self._path, tuple(self._images.shape()))
+        del self._session, self._binding  # each session holds the weights; never two at once
         with tempfile.TemporaryDirectory() as folder:
-            profiled = self._open(Path(folder) / "profile")
-            profiled.run_with_iobinding(_rebound(profiled, self))
-            events = json.loads(Path(profiled.end_profiling()).read_text())
+            self._start(Path(folder) / "profile")
+            self.step()
+            events = json.loads(Path(self._session.end_profiling()).read_text())
+        self._start()
         executed = precision_of_profile(events)
         provider = PROVIDERS[self.options.device]
         differs = max(graph, key=graph.__getitem__) != max(executed, key=executed.__getitem__)
         note = f"onnxruntime's {provider} runs this graph as {next(iter(executed))} here" if differs else None
         return PrecisionTruth(graph=graph, executed=executed, note=note)
-
-
-def _rebound(session: Any, source: OnnxSession) -> Any:
-    binding = session.io_binding()
-    binding.bind_ortvalue_input(source.manifest.inputs[0].name, source._images)
-    for output in source.manifest.outputs:
-        binding.bind_output(output.name, source.options.device)
-    return binding
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> OnnxSession:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..lower.capture import DeployGraph
-from ..lower.torch_session import TorchSession
+from ..lower.torch_session import TorchSession, opening
 from ..session import RunOptions
 from ..types import Manifest
 from .base import Format
@@ -21,7 +21,7 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
-    with warnings.catch_warnings():
+    with opening(folder / FILE, options), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.jit.load(str(folder / FILE), map_location=options.device)  # type: ignore[no-untyped-call]
     return TorchSession(module, manifest, options)

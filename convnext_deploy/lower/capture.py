@@ -50,8 +50,10 @@ class DeployGraph:
         sides = {
             name: STRIDE * Dim(f"{name}_by_{STRIDE}", min=1, max=MAX_SIDE // STRIDE) for name in ("height", "width")
         }
-        dims = {"batch": Dim("batch", min=batch.min, max=batch.max), **sides}
-        shapes = {axis: dims[name] for axis, name in self.dynamic_axes.items()}
+        shapes = {
+            axis: Dim("batch", min=batch.min, max=batch.max) if name == "batch" else sides[name]
+            for axis, name in self.dynamic_axes.items()
+        }
         return torch.export.export(self.module, (self.example,), dynamic_shapes=(shapes,))
 
 

@@ -19,8 +19,10 @@ from ..errors import BuildError
 from .capture import DeployGraph
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
+SHAPE_DATA_BYTES = 1024  # initializers up to here may be shapes or axes, which shape inference reads
 OPSET = 20  # the first with Gelu
 OPSET_BF16 = 22  # the first whose Conv takes bfloat16
 EXTERNAL_DATA_ABOVE = 2_000_000_000  # bytes of weights; protobuf itself ends at 2 GiB
@@ -28,7 +30,9 @@ TYPE_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": 
 
 
 def save_onnx(graph: DeployGraph, path: Path) -> None:
-    """Write the graph as ONNX, with its weights beside it in `<name>.data` where they exceed 2 GB.
+    """Write the graph as one ONNX file, or with its weights in `<name>.data` beside it where they exceed 2 GB.
+
+    Weights are copied tensor by tensor: protobuf's own writer would hold them twice more.
 
     Raises:
         BuildError: ONNX's own checker or shape inference refuses the result.
@@ -38,12 +42,60 @@ def save_onnx(graph: DeployGraph, path: Path) -> None:
 
     model = onnx_from_graph(graph)
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    external = f"{path.name}.data" if weights > EXTERNAL_DATA_ABOVE else None
-    ir.save(model, path, external_data=external)
+    data = path.with_name(f"{path.name}.data")
+    ir.save(model, path, external_data=data.name)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BuildError(f"the ONNX checker refuses the exported graph: {str(error).partition(chr(10))[0]}") from None
+    if weights <= EXTERNAL_DATA_ABOVE and data.exists():
+        _embed_weights(path, data)
+
+
+def _embed_weights(path: Path, data: Path) -> None:
+    """Move the weights from the data file into the ONNX file itself, one at a time.
+
+    A protobuf message is its fields one after the other, and the entries of a repeated field may stand anywhere
+    among them: so the file is the model without its graph, then the graph's length, the graph, and each tensor.
+    """
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    inside = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    heads, places = [], []
+    for tensor in outside:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        places.append((int(where["offset"]), int(where["length"])))
+        head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        heads.append(head.SerializeToString() + _field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, places[-1][1]))
+    kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in inside]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    body = model.graph.SerializeToString()
+    model.ClearField("graph")
+    number = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
+    sizes = [len(head) + length for head, (_, length) in zip(heads, places, strict=True)]
+    total = len(body) + sum(len(_field(number, size)) + size for size in sizes)
+    merged = path.with_name(f"{path.name}.merged")
+    with data.open("rb") as weights, merged.open("wb") as file:
+        file.write(model.SerializeToString() + _field(onnx.ModelProto.GRAPH_FIELD_NUMBER, total) + body)
+        for head, size, (offset, length) in zip(heads, sizes, places, strict=True):
+            weights.seek(offset)
+            file.write(_field(number, size) + head + weights.read(length))
+    merged.replace(path)
+    data.unlink()
+
+
+def _field(number: int, length: int) -> bytes:
+    """The start of a length-delimited protobuf field: its key and its length, as variable-length integers."""
+    encoded = bytearray()
+    for value in (number << 3 | 2, length):
+        while value > 0x7F:
+            encoded.append(value & 0x7F | 0x80)
+            value >>= 7
+        encoded.append(value)
+    return bytes(encoded)
 
 
 def onnx_from_graph(graph: DeployGraph) -> ir.Model:
@@ -121,7 +173,7 @@ def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, flo
     """
     import onnx
 
-    model = onnx.load(str(path), load_external_data=False)
+    model = _without_weights(onnx.load(str(path), load_external_data=False))
     for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim, input_shape, strict=True):
         axis.ClearField("dim_param")
         axis.dim_value = size
@@ -141,6 +193,22 @@ def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, flo
             count = macs_of(node.op_type, weight_shape, types[node.output[0]][1])
             macs.append((TYPE_NAMES.get(name, name.lower()), count))
     return shares(macs)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with large initializers as typed inputs: shape inference would copy their data several times."""
+    import onnx
+
+    graph = model.graph
+    small = [t for t in graph.initializer if len(t.raw_data) <= SHAPE_DATA_BYTES and not t.external_data]
+    typed = [
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in graph.initializer if t not in small
+    ]
+    kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in small]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    graph.input.extend(typed)
+    return onnx.ModelProto.FromString(model.SerializeToString())
 
 
 def macs_of(op: str, weight_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> float:

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import InputError
+from ..errors import ArtifactError, InputError
 from ..session import Images, RunOptions, Session
 from ..types import Manifest, PrecisionTruth
 from .onnx_graph import macs_of, shares
@@ -55,6 +58,17 @@ class TorchSession(Session):
 def check_device(options: RunOptions) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: PyTorch finds no NVIDIA GPU here; use --device cpu")
+
+
+@contextmanager
+def opening(path: Path, options: RunOptions) -> Iterator[None]:
+    """Around what reads a file of PyTorch's: refuse a device that is not there, and damage in one line."""
+    check_device(options)
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, OSError, EOFError, BadZipFile, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ArtifactError(f"PyTorch cannot load {path}: {reason}; export the model again") from error
 
 
 @contextmanager

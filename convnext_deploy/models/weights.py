@@ -7,7 +7,7 @@ or transformers'), a file (.safetensors, .pth, .pt, .bin, .ckpt), or the word `r
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from ..errors import WeightsError
 from ..manifest import sha256_of
 from ..types import STRIDE, ModelSpec, Preprocessing, Task, WeightsRecord
 from . import registry
-from .convnext import ACTIVATIONS, ConvNeXt
+from .convnext import ConvNeXt
+from .facts import facts_of, labels_of, metadata_facts, preprocessing_of, understood, with_facts
 from .layouts import Converted, convert, spec_of
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 # What training scripts wrap state dicts in; where several are present, the averaged weights come first (as in timm).
 WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
@@ -61,6 +61,7 @@ def load(
     num_classes: int | None = None,
     in_chans: int | None = None,
     weights_key: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Find, read and convert a checkpoint.
 
@@ -70,6 +71,7 @@ def load(
         image_size: (height, width) in pixels; None takes what the source was trained at, else 224x224.
         num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
         weights_key: the wrapper or key prefix to load from a file that holds several models.
+        preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint.
 
     Raises:
         WeightsError: nothing found, nothing reachable, not a ConvNeXt, or in contradiction to the arguments.
@@ -79,6 +81,9 @@ def load(
     if weights == "random":
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
+        for field, asked, least in (("classes", num_classes, int(task == "classify")), ("channels", in_chans, 1)):
+            if asked is not None and asked < least:
+                raise WeightsError(f"{asked} {field}; expected at least {least}")
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
         spec = _placed(spec, task, image_size, None)
@@ -86,7 +91,7 @@ def load(
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
         )
-        return Loaded(model, record, _preprocessing({}, spec), None)
+        return Loaded(model, record, preprocessing_of(preprocessing or {}, spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
     converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix)
@@ -95,7 +100,7 @@ def load(
         if asked is not None and asked != found:
             raise WeightsError(f"{checkpoint.source} has {found} {field}, not {asked}; fine-tune it first")
     spec = _placed(
-        _with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
+        with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
     )
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
@@ -108,7 +113,12 @@ def load(
         file_sha256=checkpoint.file_sha256,
         licence=checkpoint.licence,
     )
-    return Loaded(model, record, _preprocessing(checkpoint.facts, spec), _labels(checkpoint.facts, spec))
+    return Loaded(
+        model,
+        record,
+        preprocessing_of({**checkpoint.facts, **(preprocessing or {})}, spec),
+        labels_of(checkpoint.facts, spec),
+    )
 
 
 def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
@@ -159,15 +169,15 @@ def random_model(spec: ModelSpec, seed: int = 0) -> ConvNeXt:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, parameter in model.state_dict().items():
-        noise = torch.randn(parameter.shape, generator=generator)
+        value = torch.empty(parameter.shape).normal_(generator=generator)
         if parameter.ndim > 1:
-            value = noise / math.sqrt(parameter[0].numel())
+            value /= math.sqrt(parameter[0].numel())
         elif name.endswith("layer_scale"):
-            value = 0.3 + 0.1 * noise
+            value.mul_(0.1).add_(0.3)
         elif "norm" in name.split(".")[-2] and name.endswith("weight"):
-            value = 1 + 0.2 * noise
+            value.mul_(0.2).add_(1.0)
         else:
-            value = 0.2 * noise
+            value *= 0.2
         tensors[name] = value
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)
@@ -312,7 +322,7 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
         part, found, prefix, _ = read_file(file, key)
         state |= part
         facts |= found
-    facts |= _understood(facts_of, config, f"{source}: config.json")
+    facts |= understood(facts_of, config, f"{source}: config.json")
     digest = sha256_of(files[0]) if len(files) == 1 else None
     return Checkpoint(source, state, facts, prefix, digest, facts.get("license"))
 
@@ -335,7 +345,7 @@ def read_file(path: Path, key: str | None = None) -> tuple[Mapping[str, Tensor],
                 metadata = file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
-        return state, _understood(_metadata_facts, metadata, f"{path}: its metadata"), key, path.name
+        return state, understood(metadata_facts, metadata, f"{path}: its metadata"), key, path.name
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # torch.load raises many types, down to KeyError, on damaged or hostile files
@@ -369,140 +379,9 @@ def _unwrapped(
     return state, {}, key, f"{path.name}[{wrapped[0]}]" if wrapped else path.name
 
 
-# What stands beside the tensors -------------------------------------------------------------------------------------
-
-
-def _understood(
-    read: Callable[[Mapping[str, Any]], dict[str, Any]], text: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """Facts as `read` finds them; a value of the wrong type or form is the file's fault, not ours."""
-    try:
-        return read(text)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise WeightsError(
-            f"{where} cannot be understood ({error!r}); mend it, or load the weights file alone"
-        ) from None
-
-
-def _metadata_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Facts in a safetensors header, as `scripts/train_demo.py` writes them."""
-    facts: dict[str, Any] = {}
-    if "image_size" in metadata:
-        facts["input_size"] = [int(metadata["image_size"])] * 2
-    for name in ("mean", "std"):
-        if name in metadata:
-            value = json.loads(metadata[name])
-            facts[name] = value if isinstance(value, list) else [value]
-    for name in ("interpolation", "license"):
-        if name in metadata:
-            facts[name] = metadata[name]
-    for name in ("crop_pct", "labels"):
-        if name in metadata:
-            facts[name] = json.loads(metadata[name])
-    return facts
-
-
-def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts in a `config.json` of timm or transformers: preprocessing, labels, licence, epsilon, activation."""
-    timm_config = config.get("pretrained_cfg")
-    if isinstance(timm_config, Mapping):
-        names = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license")
-        facts = {name: timm_config[name] for name in names if timm_config.get(name) is not None}
-        if "input_size" in timm_config:
-            facts["input_size"] = list(timm_config["input_size"][-2:])
-        if "test_input_size" in timm_config and timm_config.get("test_crop_pct"):
-            facts["test"] = (list(timm_config["test_input_size"][-2:]), timm_config["test_crop_pct"])
-        labels = timm_config.get("label_names") or config.get("label_names")
-        if labels:
-            facts["labels"] = list(labels)
-        return facts | _timm_arguments(config.get("model_args") or {})
-    facts = {}
-    if config.get("model_type") in ("convnext", "convnextv2"):
-        facts["head_norm_eps"] = float(config.get("layer_norm_eps", 1e-12))
-        if config.get("hidden_act", "gelu") != "gelu":
-            raise WeightsError(f"config.json asks for hidden_act {config['hidden_act']!r}; expected 'gelu'")
-        if config.get("id2label"):
-            facts["labels"] = [label for _, label in sorted(config["id2label"].items(), key=lambda i: int(i[0]))]
-        if "image_size" in config:
-            size = config["image_size"]
-            facts["input_size"] = list(size) if isinstance(size, list) else [size] * 2
-    elif "model_type" in config:
-        raise WeightsError(f"config.json describes a {config['model_type']!r}; expected convnext or convnextv2")
-    preprocessor = config.get("preprocessor")
-    if isinstance(preprocessor, Mapping):
-        for name, ours in (("image_mean", "mean"), ("image_std", "std"), ("crop_pct", "crop_pct")):
-            if preprocessor.get(name) is not None:
-                facts[ours] = preprocessor[name]
-        filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-        if preprocessor.get("resample") in filters:
-            facts["interpolation"] = filters[preprocessor["resample"]]
-        size = preprocessor.get("size")
-        edge = size.get("shortest_edge") if isinstance(size, Mapping) else size  # a number before transformers 4.26
-        if edge is not None:
-            facts["input_size"] = [edge] * 2
-            if edge >= 384:  # transformers squashes from 384 pixels on and crops nothing
-                facts |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    return facts
-
-
-def _timm_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What `model_args` of timm's `config.json` change that tensors do not show."""
-    facts: dict[str, Any] = {}
-    if arguments.get("act_layer") is not None:
-        if arguments["act_layer"] not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise WeightsError(f"config.json asks for act_layer {arguments['act_layer']!r}; expected one of {known}")
-        facts["activation"] = arguments["act_layer"]
-    if arguments.get("norm_eps") is not None:
-        facts["norm_eps"] = facts["head_norm_eps"] = float(arguments["norm_eps"])
-    if arguments.get("norm_layer") is not None:
-        facts["norm"] = str(arguments["norm_layer"]).removesuffix("2d")
-    for name, only in (("global_pool", "avg"), ("output_stride", 32)):
-        if arguments.get(name, only) not in (only, ""):
-            raise WeightsError(f"config.json asks for {name} {arguments[name]!r}; expected {only!r}")
-    return facts
-
-
-def _with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSpec:
-    if facts.get("norm", spec.norm) != spec.norm:
-        raise WeightsError(f"{where}: config.json asks for norm_layer {facts['norm']!r}; its tensors say {spec.norm!r}")
-    hidden = ("activation", "norm_eps", "head_norm_eps")
-    return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
-
-
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:
     size = asked or (tuple(trained) if trained else (224, 224))
     if len(size) != 2 or any(not isinstance(side, int) or side < STRIDE or side % STRIDE for side in size):
         shown = "x".join(map(str, size))
         raise WeightsError(f"image size {shown} pixels; expected multiples of {STRIDE} (--image-size 224 or 800x1280)")
     return msgspec.structs.replace(spec, task=task, image_size=(size[0], size[1]))
-
-
-def _preprocessing(facts: Mapping[str, Any], spec: ModelSpec) -> Preprocessing:
-    channels = spec.in_chans
-    default_mean = IMAGENET_MEAN if channels == 3 else (0.5,) * channels
-    default_std = IMAGENET_STD if channels == 3 else (0.5,) * channels
-    mean, std = facts.get("mean", default_mean), facts.get("std", default_std)
-    crop_pct = facts.get("crop_pct", 0.875)
-    if "test" in facts and list(spec.image_size) == facts["test"][0]:
-        crop_pct = facts["test"][1]
-    found = {"mean": mean, "std": std, "crop_pct": crop_pct}
-    found |= {name: facts[name] for name in ("interpolation", "crop_mode") if name in facts}
-    try:
-        preprocessing = msgspec.convert(found, Preprocessing)
-    except msgspec.ValidationError as error:
-        raise WeightsError(f"the preprocessing beside the checkpoint cannot be carried out: {error}") from None
-    if len(preprocessing.mean) != channels or len(preprocessing.std) != channels or 0 in preprocessing.std:
-        raise WeightsError(f"mean {mean} and std {std}; expected {channels} numbers each, one a channel, std not zero")
-    return preprocessing
-
-
-def _labels(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | None:
-    labels = facts.get("labels")
-    if spec.task != "classify" or not labels:
-        return None
-    if len(labels) != spec.num_classes:
-        raise WeightsError(
-            f"{len(labels)} labels for {spec.num_classes} classes beside the checkpoint; mend its config"
-        )
-    return tuple(str(label) for label in labels)

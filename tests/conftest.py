@@ -1,0 +1,143 @@
+"""What several test files share: one checkpoint, and one artifact a format and set of options, built once a session."""
+
+import dataclasses
+import importlib
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from convnext_deploy import api, formats
+from convnext_deploy.env import missing
+from convnext_deploy.manifest import Artifact
+from convnext_deploy.types import BatchRange
+
+# Where the environment variable CI is set, these have to be there: a skip would hide that they do not work.
+REQUIRED_FORMATS = {"eager", "onnx", "openvino", "torchscript", "pt2", "aotinductor"}
+CLASSES = 10
+BATCH = BatchRange(min=1, opt=2, max=4)
+
+
+def lacking(format: str) -> str | None:
+    """What this machine lacks to build a format; None where it lacks nothing."""
+    absent = missing(formats.get(format).requires)
+    if absent:
+        return f"{format}: {absent[0]} is not installed"
+    if format == "aotinductor" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        return f"{format}: no C++ compiler on PATH"
+    return None
+
+
+@pytest.fixture(scope="session")
+def need_format() -> Callable[[str], None]:
+    """Skips where a format cannot be built, and fails in CI where it has to be."""
+
+    def check(format: str) -> None:
+        reason = lacking(format)
+        if reason is None:
+            return
+        if os.environ.get("CI") and format in REQUIRED_FORMATS:
+            pytest.fail(f"CI requires {reason}", pytrace=False)
+        pytest.skip(reason)
+
+    return check
+
+
+def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter at a value where it matters; timm's own initialisation leaves many at 0, 1 or 1e-6."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        value = parameter.data.normal_(generator=generator)
+        if value.squeeze().ndim > 1:
+            value.div_(math.sqrt(value[0].numel()))
+        elif name.endswith("gamma"):  # layer scale
+            value.mul_(0.1).add_(0.3)
+        elif name.endswith("weight") and "grn" not in name:  # norms
+            value.mul_(0.2).add_(1)
+        else:
+            value.mul_(0.3)
+    return module.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def timm_reference() -> Callable[..., nn.Module]:
+    """(timm's name, further arguments of `create_model`) to timm's own module with random parameters, made once."""
+    made: dict[tuple[Any, ...], nn.Module] = {}
+
+    def reference(name: str = "test_convnext", **arguments: Any) -> nn.Module:
+        key = (name, *sorted(arguments.items()))
+        if key not in made:
+            made[key] = randomized(timm.create_model(name, **({"num_classes": CLASSES} | arguments)))
+        return made[key]
+
+    return reference
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(
+    timm_reference: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The same module's state dict as a file."""
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def checkpoint(name: str = "test_convnext", **arguments: Any) -> Path:
+        key = (name, *sorted(arguments.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("checkpoint") / f"{name}.safetensors"
+            safetensors.torch.save_file(timm_reference(name, **arguments).state_dict(), made[key])
+        return made[key]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoint_of: Callable[..., Path]) -> Path:
+    """A small one, of `test_convnext` with 10 classes."""
+    return checkpoint_of()
+
+
+@pytest.fixture(scope="session")
+def artifact_of(
+    checkpoint_of: Callable[..., Path],
+    need_format: Callable[[str], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Artifact]:
+    """(format, options of `api.export`) to an artifact, built once a session: leave its files as they are.
+
+    `source` are the arguments of `checkpoint_of`. Unless the options say otherwise: `test_convnext`, 64x64 pixels,
+    batch 1 to 4.
+    """
+    made: dict[str, Artifact] = {}
+
+    def artifact(format: str, source: dict[str, Any] | None = None, **options: Any) -> Artifact:
+        need_format(format)
+        key = repr((format, source, sorted(options.items())))
+        if key not in made:
+            made[key] = api.export(
+                str(checkpoint_of(**(source or {}))),
+                format=format,
+                out=tmp_path_factory.mktemp("artifact") / format,
+                **({"image_size": (64, 64), "batch": BATCH} | options),
+            )
+        return made[key]
+
+    return artifact
+
+
+@pytest.fixture
+def replaced_format(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """(format, fields of Format) for the length of a test: how a defect gets into `build` or `load`."""
+
+    def replace(format: str, **fields: Any) -> None:
+        module = importlib.import_module(f"convnext_deploy.formats.{format}")
+        monkeypatch.setattr(module, "FORMAT", dataclasses.replace(module.FORMAT, **fields))
+
+    return replace

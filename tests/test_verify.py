@@ -1,0 +1,265 @@
+"""The tiers on arrays whose errors are made to measure."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from convnext_deploy.types import (
+    BatchRange,
+    ExportSpec,
+    Manifest,
+    ModelSpec,
+    Parity,
+    Precision,
+    PrecisionTruth,
+    Preprocessing,
+    WeightsRecord,
+)
+from convnext_deploy.verify import NEAR_TIE_FACTOR, TOLERANCES, compare, precision_failures, top1_agreement
+
+PRECISIONS: list[Precision] = ["fp32", "fp16", "bf16"]
+
+
+def reference(samples: int = 4, classes: int = 1000, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((samples, classes)).astype(np.float32)
+
+
+def judged(
+    found: NDArray[Any], expected: NDArray[Any], precision: Precision = "fp32", classify: bool = False
+) -> Parity:
+    return compare((found,), (expected,), ExportSpec(format="onnx", precision=precision), "probe", classify)
+
+
+def off_by(expected: NDArray[np.float32], relative: float, sample: int) -> NDArray[np.float64]:
+    """One sample moved by that relative error, at a right angle to itself."""
+    row = expected[sample].astype(np.float64)
+    aside = np.random.default_rng(1).standard_normal(row.shape)
+    aside -= row * (aside @ row) / (row @ row)
+    found = expected.astype(np.float64)
+    found[sample] += aside * relative * np.linalg.norm(row) / np.linalg.norm(aside)
+    return found
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_equal_outputs_pass_with_nothing_to_report(precision: Precision) -> None:
+    parity = judged(reference(), reference(), precision, classify=True)
+    assert parity.failures == ()
+    assert parity.relative_error == 0
+    assert parity.cosine == pytest.approx(1, abs=1e-12)
+    assert parity.top1_agreement == 1
+    assert (parity.images, parity.samples, parity.near_ties) == ("probe", 4, 0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("classify", [False, True])
+def test_an_error_just_below_the_tolerance_passes(precision: Precision, classify: bool) -> None:
+    limit = TOLERANCES[precision].relative_error
+    parity = judged(off_by(reference(), 0.98 * limit, 2), reference(), precision, classify)
+    assert parity.failures == ()
+    assert parity.relative_error == pytest.approx(0.98 * limit, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_error_just_above_the_tolerance_fails_and_names_the_sample(precision: Precision) -> None:
+    limit = TOLERANCES[precision].relative_error
+    parity = judged(off_by(reference(), 1.02 * limit, 2), reference(), precision)
+    assert parity.failures[0].startswith("relative error ")
+    assert "on sample 2" in parity.failures[0]
+    assert f"above {precision}'s {limit:g}" in parity.failures[0]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("share", "fails"), [(0.98, False), (1.02, True)])
+def test_the_cosine_has_a_limit_of_its_own(precision: Precision, share: float, fails: bool) -> None:
+    """The norm is kept, only the direction turns: cosine 1 - x is an error of about sqrt(2 x)."""
+    angle = np.arccos(1 - share * (1 - TOLERANCES[precision].cosine))
+    expected = reference(1)
+    row = expected[0].astype(np.float64)
+    aside = np.random.default_rng(2).standard_normal(row.shape)
+    aside -= row * (aside @ row) / (row @ row)
+    aside *= np.linalg.norm(row) / np.linalg.norm(aside)
+    parity = judged((np.cos(angle) * row + np.sin(angle) * aside)[None], expected, precision)
+    assert any(failure.startswith("cosine ") for failure in parity.failures) == fails
+
+
+def test_a_wrong_sign_fails_both_tiers() -> None:
+    parity = judged(-reference(), reference())
+    assert parity.relative_error == pytest.approx(2)
+    assert parity.cosine == pytest.approx(-1)
+    assert len(parity.failures) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_fail_whatever_else_is_right(value: float) -> None:
+    found = reference()
+    found[1, 3:5] = value
+    parity = judged(found, reference(), classify=True)
+    assert parity.failures == ("2 of the outputs' values are NaN or infinite",)
+    assert parity.relative_error is parity.cosine is parity.top1_agreement is None
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        reference()[:3],  # a sample is missing
+        reference()[:, :999],
+        reference()[..., None],
+        reference(4, 1000).reshape(1000, 4),  # the same number of values
+    ],
+)
+def test_another_shape_fails(found: NDArray[np.float32]) -> None:
+    parity = judged(found, reference(), classify=True)
+    assert len(parity.failures) == 1
+    assert parity.failures[0].startswith(f"output shapes [{found.shape}], expected [(4, 1000)]")
+    assert parity.relative_error is None
+
+
+def test_a_missing_output_fails() -> None:
+    parity = compare((reference(),), (reference(), reference()), ExportSpec(format="onnx"), "probe", False)
+    assert parity.failures[0].startswith("output shapes")
+
+
+def test_the_worst_of_several_outputs_counts() -> None:
+    maps = tuple(reference(2, size, seed=size) for size in (64, 32, 16))
+    spoiled = (maps[0], off_by(maps[1], 1e-3, 1), maps[2])
+    parity = compare(spoiled, maps, ExportSpec(format="onnx"), "probe", classify=False)
+    assert parity.relative_error == pytest.approx(1e-3, rel=1e-3)
+    assert parity.top1_agreement is None
+    assert "on sample 1" in parity.failures[0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    size=st.floats(-9, 1),
+    precision=st.sampled_from(PRECISIONS),
+    sample=st.integers(0, 3),
+    scale=st.sampled_from((1e-6, 1.0, 1e4)),
+)
+def test_pass_or_fail_follows_the_error_whatever_its_sample_and_scale(
+    size: float, precision: Precision, sample: int, scale: float
+) -> None:
+    relative, expected = 10**size, (scale * reference()).astype(np.float32)
+    parity = judged(off_by(expected, relative, sample), expected, precision)
+    assert parity.relative_error == pytest.approx(relative, rel=1e-4, abs=1e-12)
+    cosine = 1 / np.sqrt(1 + relative**2)  # a right-angled triangle
+    assert parity.cosine == pytest.approx(cosine, abs=1e-12)
+    limit = TOLERANCES[precision]
+    assert bool(parity.failures) == (relative > limit.relative_error or cosine < limit.cosine)
+
+
+# Top-1 ---------------------------------------------------------------------------------------------------------------
+
+
+def two_leaders(margin: float) -> NDArray[np.float64]:
+    """One sample of 1000 logits with root mean square 1, whose first two lead by 3 and lie `margin` apart."""
+    row = np.full(1000, np.sqrt((1000 - 18) / 998) / 1.0)
+    row[::2] *= -1
+    row[0], row[1] = 3 + margin, 3.0
+    return row[None] / np.sqrt((row**2).mean())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("share", "agreement", "near_ties"), [(0.9, 1.0, 1), (1.1, 0.0, 0)])
+def test_leaders_closer_than_the_tolerated_error_are_a_near_tie(
+    precision: Precision, share: float, agreement: float, near_ties: int
+) -> None:
+    limit = TOLERANCES[precision]
+    expected = two_leaders(share * NEAR_TIE_FACTOR * limit.relative_error)
+    found = expected.copy()
+    found[0, [0, 1]] = found[0, [1, 0]]
+    assert top1_agreement(found, expected, limit) == (agreement, near_ties)
+
+
+def test_samples_that_agree_are_no_near_ties_however_close_their_leaders() -> None:
+    expected = two_leaders(1e-9)
+    assert top1_agreement(expected, expected, TOLERANCES["fp32"]) == (1.0, 0)
+
+
+def test_agreement_is_the_share_of_the_samples_that_are_not_near_ties() -> None:
+    limit = TOLERANCES["fp32"]
+    close, apart = two_leaders(limit.relative_error)[0], two_leaders(1.0)[0]
+    swapped = [1, 0, *range(2, 1000)]
+    expected = np.stack([close, apart, apart, apart])
+    found = np.stack([close[swapped], apart[swapped], apart, apart])
+    agreement, near_ties = top1_agreement(found, expected, limit)
+    assert near_ties == 1
+    assert agreement == pytest.approx(2 / 3)
+
+
+def test_a_changed_class_fails_though_the_error_is_tolerated() -> None:
+    """One pair of logits of 1000, far enough apart to be no tie, close enough to pass the two other tiers."""
+    limit = TOLERANCES["bf16"]
+    expected = two_leaders(1.1 * NEAR_TIE_FACTOR * limit.relative_error).astype(np.float32)
+    found = expected.copy()
+    found[0, [0, 1]] = found[0, [1, 0]]
+    parity = judged(found, expected, "bf16", classify=True)
+    assert parity.relative_error is not None
+    assert parity.relative_error < limit.relative_error
+    assert parity.failures == ("top-1 agrees on 0.00% of the samples that are not near-ties, expected all",)
+    assert judged(found, expected, "bf16", classify=False).failures == ()
+
+
+def test_only_near_ties_are_no_disagreement() -> None:
+    expected = two_leaders(TOLERANCES["fp16"].relative_error).astype(np.float32)
+    found = expected.copy()
+    found[0, [0, 1]] = found[0, [1, 0]]
+    parity = judged(found, expected, "fp16", classify=True)
+    assert (parity.failures, parity.near_ties, parity.top1_agreement) == ((), 1, 1.0)
+
+
+# Precision -----------------------------------------------------------------------------------------------------------
+
+
+def manifest(precision: Precision) -> Manifest:
+    return Manifest(
+        schema_version=1,
+        created="2025-01-01T00:00:00+00:00",
+        tool="test",
+        model=ModelSpec(architecture="custom", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
+        weights=WeightsRecord(source="random", layout="own", random=True, tensors_sha256="0" * 64),
+        preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
+        labels=None,
+        export=ExportSpec(format="onnx", precision=precision, batch=BatchRange()),
+        inputs=(),
+        outputs=(),
+        passes=(),
+        parity=(),
+        precision=PrecisionTruth(graph={}),
+        versions={},
+        machine={},
+        files=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("graph", "executed", "typed", "passes"),
+    [
+        ({"fp16": 1.0}, {"fp32": 1.0}, True, True),  # the graph is fp16; this CPU runs it in fp32, and says so
+        ({"fp32": 1.0}, {"fp16": 1.0}, False, True),  # the IR is fp32; the plugin runs it in fp16
+        ({"fp32": 1.0}, {"bf16": 1.0}, False, False),
+        ({"fp32": 1.0}, {"fp16": 1.0}, True, False),
+        ({"fp16": 0.992, "fp32": 0.008}, None, True, True),
+        ({"fp16": 0.985, "fp32": 0.015}, None, True, False),
+        ({"fp16": 1.0}, None, False, False),  # unknown is not delivered
+        ({}, None, True, False),
+    ],
+)
+def test_precision_counts_where_the_format_decides_it(
+    graph: dict[str, float], executed: dict[str, float] | None, typed: bool, passes: bool
+) -> None:
+    failures = precision_failures(PrecisionTruth(graph=graph, executed=executed), manifest("fp16"), typed)
+    assert (failures == ()) == passes
+
+
+def test_a_precision_failure_says_what_was_found_and_why() -> None:
+    truth = PrecisionTruth(graph={"fp32": 1.0}, executed={"bf16": 0.75, "fp32": 0.25}, note="no such instructions")
+    assert precision_failures(truth, manifest("fp16"), False) == (
+        "fp16 was asked for, but the executed graph has 75% bf16, 25% fp32 of the multiply-accumulates "
+        "(no such instructions)",
+    )
+    unknown = precision_failures(PrecisionTruth(graph={}), manifest("fp32"), False)
+    assert "the executed graph has unknown of the multiply-accumulates" in unknown[0]
