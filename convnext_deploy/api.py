@@ -170,6 +170,8 @@ def _load(artifact: Artifact, options: RunOptions) -> Session:
     formats.require(fmt)
     if options.device not in fmt.devices:
         raise UsageError(f"format {fmt.name} runs on {', '.join(sorted(fmt.devices))}, not on {options.device}")
+    if options.cuda_graph and not fmt.ahead_of_time:
+        raise UsageError(f"format {fmt.name} replays no CUDA graphs; only TensorRT's do")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads {options.threads}; expected at least 1")
     return fmt.load(artifact.path, artifact.manifest, options)
@@ -215,6 +217,7 @@ def evaluate(
     out: str | Path | None = None,
     device: Device = "cpu",
     threads: int | None = None,
+    cuda_graph: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Accuracy of an artifact over labelled images; every prediction is kept when `out` is given.
@@ -224,6 +227,7 @@ def evaluate(
         batch: images at once; None: the size the artifact is tuned for.
         limit: only so many images, evenly spaced over the source.
         out: path without suffix for `<out>.json` and `<out>.parquet`.
+        cuda_graph: TensorRT only: replay a captured CUDA graph.
         progress: told (images done, images in all).
     """
     from . import data as sources
@@ -231,7 +235,7 @@ def evaluate(
 
     artifact = manifest.verified(Path(path))
     source = sources.open_source(data, split)
-    session = _load(artifact, RunOptions(device=device, threads=threads))
+    session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
     return run(
         session,
         source,
@@ -378,7 +382,7 @@ def _verified(
 def _judge(record: Manifest, fmt: "Format", folder: Path, target: Path) -> None:
     """Keep a wrong artifact aside, with its report, and raise."""
     wrong = [f"on {parity.images}: {failure}" for parity in record.parity for failure in parity.failures]
-    imprecise = verify.precision_failures(record.precision, record, fmt.typed_graph)
+    imprecise = verify.precision_failures(record.precision, record, fmt.typed_graph, engine=fmt.ahead_of_time)
     if not wrong and not imprecise:
         return
     rejected = target.absolute().with_name(target.name + ".rejected")

@@ -229,6 +229,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.parquet; resumes when run again.")] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="TensorRT: replay a captured CUDA graph.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -247,6 +248,7 @@ def evaluate(
             out=out,
             device=_one_of("--device", device, types.Device),
             threads=threads,
+            cuda_graph=cuda_graph,
             progress=progress,
         )
     lines = [

@@ -95,21 +95,33 @@ def top1_agreement(found: NDArray[np.float32], expected: NDArray[np.float32], li
     return (float((a == b)[~near].mean()) if counted else 1.0), int(near.sum())
 
 
-def precision_failures(truth: PrecisionTruth, manifest: Manifest, typed_graph: bool) -> tuple[str, ...]:
+def precision_failures(
+    truth: PrecisionTruth, manifest: Manifest, typed_graph: bool, engine: bool = False
+) -> tuple[str, ...]:
     """Asked-for precision that was not delivered, in words; empty where it was.
 
     Args:
         truth: what was read back.
         manifest: says what was asked for.
         typed_graph: precision is a property of the built graph (ONNX, PyTorch's), not of the runtime (OpenVINO).
+        engine: the artifact is compiled for one device (TensorRT), so that what it executes counts too, where the
+            runtime names it. An ONNX file is not: another provider may run the same file in the asked type.
     """
     asked = manifest.export.precision
-    where, found = ("built graph", truth.graph) if typed_graph else ("executed graph", truth.executed or {})
-    share = found.get(asked, 0.0)
-    if share >= 0.99:
-        return ()
-    got = ", ".join(f"{value:.0%} {name}" for name, value in found.items()) or "unknown"
-    return (f"{asked} was asked for, but the {where} has {got} of the multiply-accumulates" + _because(truth.note),)
+    held = [("built graph", truth.graph)] if typed_graph else [("executed graph", truth.executed or {})]
+    if engine and truth.executed is not None:
+        # The inspector does not tell tf32 from fp32, nor name every layer: only another known type is a failure.
+        same = {asked, "unknown", *(("fp32",) if asked == "tf32" else ())}
+        executed = {name: share for name, share in truth.executed.items() if name not in same}
+        held.append(("engine", {asked: 1 - sum(executed.values()), **executed}))
+    failures = []
+    for where, found in held:
+        if found.get(asked, 0.0) < 0.99:
+            got = ", ".join(f"{value:.0%} {name}" for name, value in found.items()) or "unknown"
+            failures.append(
+                f"{asked} was asked for, but the {where} has {got} of the multiply-accumulates" + _because(truth.note)
+            )
+    return tuple(failures)
 
 
 def _because(note: str | None) -> str:

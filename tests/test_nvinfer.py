@@ -704,7 +704,7 @@ def test_a_shape_outside_every_profile_is_refused() -> None:
 
 
 def test_the_inspector_s_layers_are_counted_by_type() -> None:
-    """The shape of the JSON is that of NVIDIA's developer guide; it has not been seen from an engine here."""
+    """The shape of this JSON is a guess, made without a GPU: no engine's own was seen."""
     text = msgspec.json.encode({"Layers": [
         {"Name": "__myl_Fc_1", "Metadata": "[ONNX Layer: node_MatMul_4]\u001e[ONNX Layer: node_gelu]",
          "Inputs": [{"Name": "x", "Format/Datatype": "Half"}]},

@@ -263,3 +263,15 @@ def test_a_precision_failure_says_what_was_found_and_why() -> None:
     )
     unknown = precision_failures(PrecisionTruth(graph={}), manifest("fp32"), False)
     assert "the executed graph has unknown of the multiply-accumulates" in unknown[0]
+
+
+def test_an_engine_that_executes_another_type_than_its_graph_is_a_failure() -> None:
+    half = {"fp16": 1.0}
+    executed = PrecisionTruth(graph=half, executed={"fp16": 0.6, "fp32": 0.4})
+    assert precision_failures(executed, manifest("fp16"), True) == ()  # a file that other runtimes may run in fp16
+    (failure,) = precision_failures(executed, manifest("fp16"), True, engine=True)
+    assert "the engine has 60% fp16, 40% fp32" in failure
+    unnamed = PrecisionTruth(graph=half, executed={"fp16": 0.6, "unknown": 0.4})
+    assert precision_failures(unnamed, manifest("fp16"), True, engine=True) == ()
+    not_run = PrecisionTruth(graph=half, executed=None)
+    assert precision_failures(not_run, manifest("fp16"), True, engine=True) == ()

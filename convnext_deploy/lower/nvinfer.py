@@ -36,7 +36,7 @@ RECORD_FILE = "build.json"
 EXTRAS: dict[Name, str] = {"tensorrt": "trt", "tensorrt_rtx": "trt-rtx"}
 TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
-# Compute capability by the name people give the GPU (developer.nvidia.com/cuda-gpus, November 2026).
+# Compute capability by the name people give the GPU. Written from memory of NVIDIA's list, not checked against it.
 COMPUTE_CAPABILITIES = {
     "t4": 75, "rtx2060": 75, "rtx2070": 75, "rtx2080": 75,
     "a100": 80, "a30": 80,
