@@ -1,18 +1,16 @@
 """The command line: parse, call `api`, print, exit code. Nothing heavy is imported before a command runs."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import ConvNextDeployError, UsageError
+from .printing import Terminal, details, fits_words, progress_bar, summary
 
 if TYPE_CHECKING:
-    from .types import BatchRange, Manifest, TensorRtSpec
+    from .types import BatchRange, TensorRtSpec
 
 # What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -31,40 +29,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of the runtime; default: all cores.")]
-
-
-@dataclass(frozen=True)
-class Terminal:
-    """Where a command's words go: results to stdout, progress to stderr."""
-
-    json: bool
-    quiet: bool
-
-    def say(self, text: str) -> None:
-        if not self.quiet and not self.json:
-            print(text, file=sys.stderr, flush=True)
-
-    def result(self, document: Any, lines: str) -> None:
-        """The one result of a command: `document` with --json, else `lines`."""
-        if self.json:
-            import msgspec
-
-            print(msgspec.json.encode(document).decode())
-        elif not self.quiet:
-            print(lines)
-
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        if self.quiet or self.json:
-            return
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=title, title_justify="left")
-        for column in columns:
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
 
 
 def main() -> None:
@@ -216,7 +180,7 @@ def export(
         **wanted,
     )
     found = artifact.manifest
-    terminal.result({"path": str(artifact.path), "manifest": found}, _summary(artifact.path, found, artifact.bytes))
+    terminal.result({"path": str(artifact.path), "manifest": found}, summary(artifact.path, found, artifact.bytes))
 
 
 @app.command("eval")
@@ -238,7 +202,7 @@ def evaluate(
     from . import api, types
 
     terminal = Terminal(json, quiet)
-    with _progress(terminal) as progress:
+    with progress_bar(terminal) as progress:
         result = api.evaluate(
             artifact,
             data,
@@ -282,16 +246,16 @@ def inspect(
         from .lower import nvinfer_run
 
         fits = nvinfer_run.preflight(artifact)
-        terminal.result({"facts": fits.facts, "problems": fits.problems}, _fits(fits.facts, fits.problems))
+        terminal.result({"facts": fits.facts, "problems": fits.problems}, fits_words(fits.facts, fits.problems))
         return
     opened = manifest.verified(artifact)
-    details = _details(artifact, opened.manifest, opened.bytes)
+    text = details(artifact, opened.manifest, opened.bytes)
     if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
         from .lower import nvinfer_run
 
         fits = nvinfer_run.inspected(artifact, opened.manifest)
-        details += "\n" + _fits(fits.facts, fits.problems)
-    terminal.result(opened.manifest, details)
+        text += "\n" + fits_words(fits.facts, fits.problems)
+    terminal.result(opened.manifest, text)
 
 
 @app.command()
@@ -310,7 +274,7 @@ def refit(
     terminal = Terminal(json, quiet)
     made = api.refit(artifact, weights, out=out, force=force, say=terminal.say)
     found = made.manifest
-    terminal.result({"path": str(made.path), "manifest": found}, _summary(made.path, found, made.bytes))
+    terminal.result({"path": str(made.path), "manifest": found}, summary(made.path, found, made.bytes))
 
 
 @app.command("list")
@@ -468,81 +432,3 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-# Results to words ----------------------------------------------------------------------------------------------------
-
-
-def _summary(path: Path, found: "Manifest", size: int) -> str:
-    lines = [
-        f"{path}: {found.model.architecture} as {found.export.format} {found.export.precision}, {size / 1e6:.1f} MB"
-    ]
-    for parity in found.parity:
-        agreement = "" if parity.top1_agreement is None else f", top-1 agreement {parity.top1_agreement:.1%}"
-        if parity.stand_in is not None:
-            lines.append(f"NOT RUN: {parity.stand_in}")
-        ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
-        lines.append(
-            f"verified on {parity.samples} {parity.images} images: relative error {parity.relative_error:.2g}, "
-            f"cosine {parity.cosine:.7f}{agreement}{ties}"
-        )
-    lines.append("multiply-accumulates: " + _truth(found))
-    assumed = found.preprocessing.assumed
-    if assumed and not found.weights.random:
-        said = ", ".join(f"{name} {getattr(found.preprocessing, name)}" for name in assumed)
-        lines.append(
-            f"preprocessing assumed, nothing beside the checkpoint says it: {said} (--mean, --std, --crop-pct)"
-        )
-    if found.weights.random:
-        lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
-    return "\n".join(lines)
-
-
-def _truth(found: "Manifest") -> str:
-    def words(shares: dict[str, float]) -> str:
-        return ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
-
-    text = f"{words(found.precision.graph)} in the graph"
-    if found.precision.executed is not None:
-        text += f", {words(found.precision.executed)} as executed here"
-    return text + (f" ({found.precision.note})" if found.precision.note else "")
-
-
-def _fits(facts: tuple[str, ...], problems: tuple[str, ...]) -> str:
-    ends = [f"cannot run here: {problem}" for problem in problems] or ["runs here: it was loaded in a trial process"]
-    return "\n".join((*facts, *ends))
-
-
-def _details(path: Path, found: "Manifest", size: int) -> str:
-    weights, model, export = found.weights, found.model, found.export
-    origin = "random" if weights.random else f"{weights.source} ({weights.layout} layout)"
-    preprocessing = found.preprocessing
-    lines = [
-        _summary(path, found, size),
-        f"weights: {origin}, licence {weights.licence or 'unknown'}, tensors sha256 {weights.tensors_sha256[:16]}",
-        f"task: {model.task}, {model.num_classes} classes, {'x'.join(map(str, model.image_size))} pixels",
-        f"preprocessing: mean {preprocessing.mean} std {preprocessing.std} {preprocessing.interpolation} "
-        f"crop {preprocessing.crop_pct} {preprocessing.crop_mode}",
-        f"batch: {export.batch.min} to {export.batch.max}, tuned for {export.batch.opt}; built for {export.device}",
-    ]
-    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
-        lines += [f"{kind}: {t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors]
-    lines += [f"pass: {record.name} moved the outputs by {record.relative_change:.1e}" for record in found.passes]
-    lines += [f"file: {file.path} {file.bytes} bytes sha256 {file.sha256[:16]} intact" for file in found.files]
-    lines.append(f"made {found.created} by {found.tool}")
-    return "\n".join(lines)
-
-
-@contextmanager
-def _progress(terminal: Terminal) -> Iterator[Any]:
-    """A progress bar with the remaining time on stderr; None where nobody watches."""
-    if terminal.quiet or terminal.json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
