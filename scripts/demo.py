@@ -57,15 +57,15 @@ def main() -> None:
         title=f"Fashion-MNIST ConvNeXt, 2,000 test images, {usable_cores()} cores, uint8 in, fp32",
         title_justify="left",
     )
-    for column in ("artifact", "size", "error against PyTorch", "top-1", "top-5"):
+    for column in ("artifact", "MB", "relative error", "top-1", "top-5"):
         table.add_column(column, justify="left" if column == "artifact" else "right")
     for batch in BATCHES:
-        table.add_column(f"batch {batch}", justify="right")
+        table.add_column(f"img/s, batch {batch}", justify="right")
     for name, artifact in artifacts.items():
         worst = max(parity.relative_error or 0.0 for parity in artifact.manifest.parity)
         result = results[name]
-        speeds = [f"{timings[batch][name].images_per_s:.0f} images/s" for batch in BATCHES]
-        size = f"{artifact.bytes / 1e6:.1f} MB"
+        speeds = [f"{timings[batch][name].images_per_s:.0f}" for batch in BATCHES]
+        size = f"{artifact.bytes / 1e6:.1f}"
         table.add_row(name, size, f"{worst:.1e}", f"{result.top1:.2%}", f"{result.top5:.2%}", *speeds)
     console.print(table)
     print("artifacts in build/demo; look at one with: .venv/bin/convnext-deploy inspect build/demo/onnx")

@@ -1,6 +1,7 @@
 """`export` and `load` when something is wrong: what is refused, when, in which words, and what is left behind."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import jsonschema
 import msgspec
 import numpy as np
 import pytest
@@ -512,3 +514,12 @@ def test_accuracy_is_what_timms_own_model_says(
     assert found.images == 3
     assert found.top1 == pytest.approx(hits / 3)
     assert sorted(path.name for path in tmp_path.glob("result*")) == ["result.json", "result.parquet"]
+
+
+def test_a_manifest_is_what_the_published_schema_says(artifact_of: Callable[..., Artifact]) -> None:
+    schema = json.loads((Path(__file__).resolve().parent.parent / "docs" / "manifest.schema.json").read_text())
+    document = json.loads((artifact_of("onnx").path / "manifest.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(document)
+    for wrong in ({**document, "surprise": 1}, {**document, "schema_version": 2}, {**document, "files": [{}]}):
+        assert not validator.is_valid(wrong)
