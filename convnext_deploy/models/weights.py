@@ -6,8 +6,10 @@ or transformers'), a file (.safetensors, .pth, .pt, .bin, .ckpt), or the word `r
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -244,7 +246,8 @@ def _from_hub(repository: str, source: str) -> Checkpoint:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     def fetched(filename: str) -> Path:
-        return Path(hf_hub_download(repository, filename))
+        with _quiet("huggingface_hub"):  # it logs what it then raises
+            return Path(hf_hub_download(repository, filename))
 
     unreachable = None
     try:
@@ -279,6 +282,18 @@ def _from_hub(repository: str, source: str) -> Checkpoint:
             f"{source} cannot be fetched from the hub and is not cached ({reason}); {REMEDIES}"
         ) from None
     raise WeightsError(f"{source} has none of {', '.join(WEIGHT_FILES)}; {REMEDIES}")
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Logging is global: silence one library's logger for a while, and put it back."""
+    found = logging.getLogger(logger)
+    before = found.level
+    found.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        found.setLevel(before)
 
 
 def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
