@@ -82,8 +82,8 @@ class OnnxSession(Session):
         return tuple(np.array(output) for output in self._binding.copy_outputs_to_cpu())
 
     def precision(self) -> PrecisionTruth:
+        del self._session, self._binding  # it holds the weights, and so does each of the next two steps
         graph = precision_of_onnx(self._path, tuple(self._images.shape()))
-        del self._session, self._binding  # each session holds the weights; never two at once
         with tempfile.TemporaryDirectory() as folder:
             self._start(Path(folder) / "profile")
             self.step()

@@ -26,7 +26,7 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".openvino.") as scratch:
         path = Path(scratch) / "model.onnx"
-        save_onnx(graph, path)
+        save_onnx(graph, path, one_file=False)  # which OpenVINO maps instead of reading
         try:
             model = ov.convert_model(path)
         except Exception as error:  # the frontends raise types of their own that share no public base

@@ -29,10 +29,13 @@ EXTERNAL_DATA_ABOVE = 2_000_000_000  # bytes of weights; protobuf itself ends at
 TYPE_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "INT8": "int8", "UINT8": "int8"}
 
 
-def save_onnx(graph: DeployGraph, path: Path) -> None:
-    """Write the graph as one ONNX file, or with its weights in `<name>.data` beside it where they exceed 2 GB.
+def save_onnx(graph: DeployGraph, path: Path, one_file: bool = True) -> None:
+    """Write the graph as ONNX.
 
     Weights are copied tensor by tensor: protobuf's own writer would hold them twice more.
+
+    Args:
+        one_file: False leaves the weights in `<name>.data`, where they always are if they exceed 2 GB.
 
     Raises:
         BuildError: ONNX's own checker or shape inference refuses the result.
@@ -48,7 +51,7 @@ def save_onnx(graph: DeployGraph, path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BuildError(f"the ONNX checker refuses the exported graph: {str(error).partition(chr(10))[0]}") from None
-    if weights <= EXTERNAL_DATA_ABOVE and data.exists():
+    if one_file and weights <= EXTERNAL_DATA_ABOVE and data.exists():
         _embed_weights(path, data)
 
 
