@@ -168,8 +168,7 @@ def _load(artifact: Artifact, options: RunOptions) -> Session:
     except UsageError as error:
         raise ArtifactError(f"{artifact.path}: {error}") from None
     formats.require(fmt)
-    if options.device not in fmt.devices:
-        raise UsageError(f"format {fmt.name} runs on {', '.join(sorted(fmt.devices))}, not on {options.device}")
+    _refuse_device(fmt, options.device)
     if options.cuda_graph and not fmt.ahead_of_time:
         raise UsageError(f"format {fmt.name} replays no CUDA graphs; only TensorRT's do")
     if options.threads is not None and options.threads < 1:
@@ -250,12 +249,16 @@ def evaluate(
 # The steps of export -------------------------------------------------------------------------------------------------
 
 
+def _refuse_device(fmt: "Format", device: Device) -> None:
+    if device not in fmt.devices:
+        raise UsageError(f"format {fmt.name} runs on {', '.join(sorted(fmt.devices))}, not on {device}")
+
+
 def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool) -> None:
     """Everything that can be refused before any work."""
     if spec.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {spec.precision}; it has {', '.join(sorted(fmt.precisions))}")
-    if spec.device not in fmt.devices:
-        raise UsageError(f"format {fmt.name} runs on {', '.join(sorted(fmt.devices))}, not on {spec.device}")
+    _refuse_device(fmt, spec.device)
     if not 1 <= spec.batch.min <= spec.batch.opt <= spec.batch.max:
         raise UsageError(f"batch {spec.batch.min}:{spec.batch.opt}:{spec.batch.max}; expected 1 <= min <= opt <= max")
     if spec.tensorrt is not None and not fmt.ahead_of_time:

@@ -95,10 +95,9 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch h
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.name().partition("::")[2].partition(".")[0].rstrip("_")
-        index = {"convolution": 1, "_convolution": 1, "mm": 1, "bmm": 1, "addmm": 2, "linear": 1}.get(name)
-        if index is None and ("conv" in name or "linear" in name or "mm" in name):
-            index = 1
-        if index is not None and isinstance(result, Tensor) and isinstance(args[index], Tensor):
+        multiplies = any(word in name for word in ("conv", "linear", "mm"))
+        index = 2 if name == "addmm" else 1  # of the weight among the arguments
+        if multiplies and isinstance(result, Tensor) and isinstance(args[index], Tensor):
             weight = args[index]
             kind = "Conv" if "conv" in name else "MatMul"
             count = macs_of(kind, tuple(weight.shape), tuple(result.shape))
