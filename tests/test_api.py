@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from convnext_deploy import api, manifest
+from convnext_deploy import api, export, manifest
 from convnext_deploy.errors import (
     ArtifactError,
     DataError,
@@ -255,7 +255,7 @@ def test_an_interrupted_verification_leaves_nothing(tmp_path: Path, monkeypatch:
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "_verified", interrupted)
+    monkeypatch.setattr(export, "_verified", interrupted)
     with pytest.raises(KeyboardInterrupt):
         random_export(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -346,7 +346,7 @@ def test_the_manifest_says_what_was_done(old: Path) -> None:
         found.versions["torch"] == torch.__version__.partition("+")[0] or found.versions["torch"] == torch.__version__
     )
     assert found.parity[0].images == "bundled"
-    assert found.parity[0].samples == api.PROBE_IMAGES
+    assert found.parity[0].samples == export.PROBE_IMAGES
     assert found.precision.graph == {"fp32": 1.0}
     assert {file.path for file in found.files} == {"model.safetensors"}
 
@@ -473,13 +473,13 @@ def test_parity_on_verify_data_can_fail_on_its_own(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An artifact that is right on the bundled images only."""
-    right = api._verified
+    right = export._verified
 
     def verified(session: Any, found: Any, sets: Any, expected: Any) -> Any:
         expected = expected | {str(pictures): tuple(1.01 * output for output in expected[str(pictures)])}
         return right(session, found, sets, expected)
 
-    monkeypatch.setattr(api, "_verified", verified)
+    monkeypatch.setattr(export, "_verified", verified)
     with pytest.raises(ParityError) as caught:
         random_export(tmp_path / "model", verify_data=str(pictures))
     assert str(caught.value).startswith(f"on {pictures}: relative error 0.0099")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from convnext_deploy import api, cli, env, formats, passes, preprocess
+from convnext_deploy import api, cli, env, export, formats, passes, preprocess
 from convnext_deploy.errors import CheckFailed, InputError, ParityError, PassError, PrecisionError, UsageError
 from convnext_deploy.formats import torchscript
 from convnext_deploy.lower import onnx_graph
@@ -802,7 +802,7 @@ def test_defects_of_a_runtime_are_caught_too(
 
 def test_the_probe_images_are_not_all_alike() -> None:
     """A constant output would pass every comparison of outputs if the images were."""
-    probe = preprocess.probe_images(3, (64, 64), api.PROBE_IMAGES).astype(np.float64)
+    probe = preprocess.probe_images(3, (64, 64), export.PROBE_IMAGES).astype(np.float64)
     flat = probe.reshape(len(probe), -1)
     distances = np.linalg.norm(flat[:, None] - flat[None], axis=2)[np.triu_indices(len(flat), 1)]
     assert len(probe) == 16

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..env import missing, missing_line
 from ..errors import MissingPackageError, UsageError
+from ..types import Device
 from .base import Format
 
 _NOT_FORMATS = {"__init__", "base"}
@@ -43,3 +44,9 @@ def require(fmt: Format) -> None:
     absent = missing(fmt.requires)
     if absent:
         raise MissingPackageError(f"format {fmt.name}: {missing_line(absent[0], fmt.extra or 'dev')}")
+
+
+def refuse_device(fmt: Format, device: Device) -> None:
+    """Refuse a device that the format does not run on."""
+    if device not in fmt.devices:
+        raise UsageError(f"format {fmt.name} runs on {', '.join(sorted(fmt.devices))}, not on {device}")

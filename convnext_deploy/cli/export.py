@@ -1,0 +1,180 @@
+"""`export` and `refit`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from ..printing import Terminal, summary
+from .options import Debug, Json, Quiet, batch_range, given, image_size_of, numbers, one_of
+
+if TYPE_CHECKING:
+    from ..types import TensorRtSpec
+
+
+def export(
+    variant: Annotated[
+        str | None, typer.Option(help="Which ConvNeXt: base, v2-tiny, convnext_base.fb_in1k ...")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File, folder, timm name, hf-hub:owner/name, or random. Default: published.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="See `convnext-deploy list`; trt: TensorRT or TensorRT-RTX, as --trt says.")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="Artifact folder. Default: build/ARCHITECTURE-FORMAT-PRECISION.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, tf32, fp16 or bf16.")] = "fp32",
+    input: Annotated[str, typer.Option(help="float32 (normalized NCHW) or uint8 (raw NHWC).")] = "float32",
+    batch: Annotated[str, typer.Option(help="Batch sizes: N, or MIN:OPT:MAX.")] = "1:8:256",
+    image_size: Annotated[str | None, typer.Option(help="Pixels: 224 or HEIGHTxWIDTH. Default: as trained.")] = None,
+    dynamic_image_size: Annotated[bool, typer.Option("--dynamic-image-size", help="Take any multiple of 32.")] = False,
+    task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    num_classes: Annotated[
+        int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")
+    ] = None,
+    in_chans: Annotated[int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")] = None,
+    weights_key: Annotated[str | None, typer.Option(help="Wrapper or key prefix to load from the file.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of the training images in [0, 1]: R,G,B or one number.")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Likewise. Both default to what stands beside the checkpoint.")
+    ] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="Share of the resized image that evaluation crops.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, nearest or lanczos.")] = None,
+    verify_data: Annotated[str | None, typer.Option(help="More images to verify on: folder, tar or Parquet.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda. Default: cpu, or cuda where the format needs it.")
+    ] = None,
+    trt: Annotated[str, typer.Option(help="With --format trt: auto, tensorrt or rtx.")] = "auto",
+    target: Annotated[
+        str | None, typer.Option(help="TensorRT-RTX: GPUs to build for: a100,rtx4090,sm80. Default: Ampere and later.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="TensorRT: one more batch range to tune for, MIN:OPT:MAX. Repeatable.")
+    ] = None,
+    sides: Annotated[
+        str | None, typer.Option(help="TensorRT: pixels MIN:OPT:MAX with --dynamic-image-size. Default: 32 to 1024.")
+    ] = None,
+    optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="TensorRT: 0 to 5; default 3.")] = None,
+    workspace_mb: Annotated[int | None, typer.Option(min=1, help="TensorRT: scratch memory; default: all.")] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="TensorRT: run on any GPU from Ampere on.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="TensorRT: run on later versions too.")
+    ] = False,
+    refit: Annotated[
+        str, typer.Option(help="TensorRT: none, refit, or strip (weights come in with `refit`).")
+    ] = "none",
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a checkpoint into a verified artifact."""
+    from .. import types
+
+    terminal = Terminal(json, quiet)
+    wanted = {
+        "precision": one_of("--precision", precision, types.Precision),
+        "input": one_of("--input", input, types.InputKind),
+        "task": one_of("--task", task, types.Task),
+        "device": None if device is None else one_of("--device", device, types.Device),
+        "tensorrt": _tensorrt(
+            format,
+            target,
+            profile,
+            sides,
+            optimization_level,
+            workspace_mb,
+            hardware_compatible,
+            version_compatible,
+            refit,
+        ),
+        "trt": trt,
+        "batch": batch_range(batch),
+        "image_size": image_size_of(image_size),
+        "preprocessing": given(
+            mean=numbers("--mean", mean), std=numbers("--std", std), crop_pct=crop_pct, interpolation=interpolation
+        ),
+    }
+    from .. import formats
+
+    if format != "trt":
+        formats.require(formats.get(format))  # before torch is imported, so that a typo costs nothing
+    from .. import api
+
+    artifact = api.export(
+        weights,
+        variant=variant,
+        format=format,
+        out=out,
+        dynamic_image_size=dynamic_image_size,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        weights_key=weights_key,
+        verify_data=verify_data,
+        force=force,
+        say=terminal.say,
+        **wanted,
+    )
+    found = artifact.manifest
+    terminal.result({"path": str(artifact.path), "manifest": found}, summary(artifact.path, found, artifact.bytes))
+
+
+def refit(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder of a refittable TensorRT engine.")],
+    weights: Annotated[str, typer.Option(help="The new weights, of the same architecture.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new artifact.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Put other weights into a TensorRT engine, without building it again. Needs the GPU."""
+    from .. import api
+
+    terminal = Terminal(json, quiet)
+    made = api.refit(artifact, weights, out=out, force=force, say=terminal.say)
+    found = made.manifest
+    terminal.result({"path": str(made.path), "manifest": found}, summary(made.path, found, made.bytes))
+
+
+def _tensorrt(
+    format: str,
+    target: str | None,
+    profile: list[str] | None,
+    sides: str | None,
+    optimization_level: int | None,
+    workspace_mb: int | None,
+    hardware_compatible: bool,
+    version_compatible: bool,
+    refit: str,
+) -> "TensorRtSpec | None":
+    """The TensorRT options as one record; None where none was given and the format is another."""
+    from ..types import TensorRtSpec
+
+    targets: tuple[str, ...] = ()
+    if target is not None:
+        from ..lower import nvinfer
+
+        targets = nvinfer.targets_of(target)
+    if refit not in ("none", "refit", "strip"):
+        raise UsageError(f"--refit {refit}; expected none, refit or strip")
+    range_of_sides = None
+    if sides is not None:
+        r = batch_range(sides, "--sides")
+        range_of_sides = (r.min, r.opt, r.max)
+    spec = TensorRtSpec(
+        targets=targets,
+        profiles=tuple(batch_range(text, "--profile") for text in profile or ()),
+        sides=range_of_sides,
+        optimization_level=optimization_level,
+        workspace_mb=workspace_mb,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        refit=refit,  # type: ignore[arg-type]  # checked above
+    )
+    return spec if spec != TensorRtSpec() or format in ("trt", "tensorrt", "tensorrt_rtx") else None

@@ -1,0 +1,64 @@
+"""What several commands share: their common options, and how an option's text becomes a value."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..types import BatchRange
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json's document).")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of the runtime; default: all cores.")]
+
+
+def one_of(option: str, value: str, words: Any) -> Any:
+    from typing import get_args
+
+    allowed = get_args(words)
+    if value not in allowed:
+        raise UsageError(f"{option} {value}; expected one of {', '.join(allowed)}")
+    return value
+
+
+def batch_range(text: str, option: str = "--batch") -> "BatchRange":
+    from ..types import BatchRange
+
+    try:
+        sizes = [int(part) for part in text.split(":")]
+    except ValueError:
+        sizes = []
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise UsageError(f"{option} {text}; expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
+    return BatchRange(min=sizes[0], opt=sizes[1], max=sizes[2])
+
+
+def image_size_of(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise UsageError(f"--image-size {text}; expected pixels such as 224, or HEIGHTxWIDTH such as 800x1280")
+    return sides[0], sides[-1]
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}; expected numbers such as 0.485,0.456,0.406") from None
+
+
+def given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,291 @@
+"""`export`: the only place that knows the order of its steps."""
+
+import datetime
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from . import env, formats, manifest, preprocess, verify
+from .errors import DataError, ParityError, PrecisionError, UsageError
+from .manifest import Artifact
+from .session import RunOptions, Session, run_in_batches
+from .types import (
+    BatchRange,
+    Device,
+    ExportSpec,
+    InputKind,
+    Manifest,
+    Parity,
+    Precision,
+    PrecisionTruth,
+    Task,
+    TensorRtSpec,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from .formats.base import Format
+    from .models.convnext import ConvNeXt
+    from .models.weights import Loaded
+
+Pixels = NDArray[np.uint8]  # (N, C, H, W)
+Say = Callable[[str], None]
+
+PROBE_IMAGES = 16
+PROBE_CHUNK = 4  # images at once where the source computes its reference; bounds the memory of large variants
+BUILD_SPACE = 3  # times the fp32 weights: the artifact, and what converters write beside it
+
+
+def silent(_: str) -> None:
+    """Default for `say`."""
+
+
+def export(
+    weights: str | None = None,
+    *,
+    variant: str | None = None,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    precision: Precision = "fp32",
+    input: InputKind = "float32",
+    batch: BatchRange | None = None,
+    image_size: tuple[int, int] | None = None,
+    dynamic_image_size: bool = False,
+    task: Task = "classify",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    weights_key: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    verify_data: str | None = None,
+    device: Device | None = None,
+    force: bool = False,
+    say: Say = silent,
+    tensorrt: TensorRtSpec | None = None,
+    trt: str = "auto",
+    refit_from: Path | None = None,
+) -> Artifact:
+    """Turn a checkpoint into a verified artifact.
+
+    Args:
+        weights: file, folder, timm name, `hf-hub:owner/name`, or "random"; None takes `variant`'s published ones.
+        variant: which ConvNeXt; None infers it from the tensors.
+        format: one of `formats.names()`, or "trt": TensorRT or TensorRT-RTX, as `trt` says.
+        out: the artifact's folder; None: `build/<architecture>-<format>-<precision>`.
+        input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
+        batch: sizes the artifact takes; None: 1 to 256, tuned for 8.
+        image_size: (height, width) in pixels, multiples of 32; None: what the checkpoint was trained at.
+        dynamic_image_size: take any multiple of 32.
+        preprocessing: fields of `types.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that override
+            what stands beside the checkpoint; a plain state dict says nothing about them.
+        verify_data: more images to verify on (anything `data.open_source` reads), beside the bundled ones.
+        device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
+        force: replace an artifact that exists.
+        say: told what is being done, a line a step.
+        tensorrt: what only TensorRT and TensorRT-RTX are told.
+        trt: with format "trt": "tensorrt", "rtx", or "auto".
+        refit_from: an engine that gets these weights, instead of building one (see `refit`).
+
+    Raises:
+        UsageError: anything that can be refused before the work.
+        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+    """
+    from .models import weights as checkpoints
+
+    if format == "trt":
+        from .lower import nvinfer
+
+        format, why = nvinfer.choose(trt)
+        say(why)
+        tensorrt = msgspec.structs.replace(tensorrt or TensorRtSpec(), chosen=why)
+    elif trt != "auto":
+        raise UsageError(f"--trt {trt} is for --format trt, not for --format {format}")
+    fmt = formats.get(format)
+    device = device or ("cpu" if "cpu" in fmt.devices else "cuda")
+    spec = ExportSpec(
+        format=format,
+        precision=precision,
+        input=input,
+        batch=batch or BatchRange(),
+        dynamic_image_size=dynamic_image_size,
+        device=device,
+        tensorrt=tensorrt,
+    )
+    _refuse_early(fmt, spec, Path(out) if out else None, force)
+    say("loading the checkpoint")
+    loaded = checkpoints.load(
+        weights,
+        variant=variant,
+        task=task,
+        image_size=image_size,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        weights_key=weights_key,
+        preprocessing=preprocessing,
+    )
+    model = loaded.model.spec
+    target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{precision}"
+    manifest.check_target(target, force)
+    _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
+    sets = _probe_sets(loaded, verify_data)
+
+    say("computing the reference in fp32")
+    expected = {name: _reference(loaded, pixels) for name, pixels in sets.items()}
+    with manifest.staged(target) as folder:
+        found, opened = _build(fmt, spec, loaded, sets, folder, say, refit_from)
+        del loaded  # the source's weights; the runtime brings its own copy
+        say("verifying")
+        parity, truth = _verified(opened(found), found, sets, expected)
+        record = msgspec.structs.replace(found, parity=parity, precision=truth, files=manifest.file_records(folder))
+        _judge(record, fmt, folder, target)
+        (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
+    return manifest.read(target)
+
+
+def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool) -> None:
+    """Everything that can be refused before any work."""
+    if spec.precision not in fmt.precisions:
+        raise UsageError(f"format {fmt.name} has no {spec.precision}; it has {', '.join(sorted(fmt.precisions))}")
+    formats.refuse_device(fmt, spec.device)
+    if not 1 <= spec.batch.min <= spec.batch.opt <= spec.batch.max:
+        raise UsageError(f"batch {spec.batch.min}:{spec.batch.opt}:{spec.batch.max}; expected 1 <= min <= opt <= max")
+    if spec.tensorrt is not None and not fmt.ahead_of_time:
+        raise UsageError(f"format {fmt.name} takes no TensorRT options; use --format trt")
+    formats.require(fmt)
+    if fmt.refuse is not None:
+        fmt.refuse(spec)
+    if spec.device != "cpu" and not fmt.ahead_of_time:
+        from .lower.torch_session import check_device
+
+        check_device(RunOptions(device=spec.device))
+    if out is not None:
+        manifest.check_target(out, force)
+
+
+def _refuse_without_space(target: Path, weight_bytes: int) -> None:
+    folder = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if free < BUILD_SPACE * weight_bytes:
+        raise UsageError(
+            f"{folder} has {free / 1e6:.0f} MB free; building needs up to {BUILD_SPACE * weight_bytes / 1e6:.0f} MB"
+        )
+
+
+def _probe_sets(loaded: "Loaded", verify_data: str | None) -> dict[str, Pixels]:
+    """Name of each image set to its raw pixels (N, C, H, W)."""
+    model = loaded.model.spec
+    sets = {"bundled": preprocess.probe_images(model.in_chans, model.image_size, PROBE_IMAGES)}
+    if verify_data is not None:
+        from . import data
+
+        source = data.open_source(verify_data)
+        to_pixels = preprocess.transform(loaded.preprocessing, model.image_size, model.in_chans)
+        chosen = data.subset(source, PROBE_IMAGES)
+        try:
+            sets[verify_data] = np.stack([to_pixels(chosen.read(index)) for index in range(len(chosen))])
+        except OSError as error:
+            raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {error}") from None
+    return sets
+
+
+def _reference(loaded: "Loaded", pixels: Pixels) -> verify.Outputs:
+    """The source's outputs in fp32, before any rewrite."""
+    return tuple(output.numpy() for output in _outputs(loaded, loaded.model, pixels))
+
+
+def _outputs(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> "tuple[torch.Tensor, ...]":
+    import torch
+
+    chunks = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), PROBE_CHUNK):
+            outputs = model(torch.from_numpy(_as_input(loaded, model.takes_uint8, pixels[start : start + PROBE_CHUNK])))
+            chunks.append((outputs,) if isinstance(outputs, torch.Tensor) else outputs)
+    return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+
+
+def _as_input(loaded: "Loaded", uint8: bool, pixels: Pixels) -> NDArray[np.float32] | Pixels:
+    return preprocess.as_input(pixels, loaded.preprocessing, "uint8" if uint8 else "float32")
+
+
+def _build(
+    fmt: "Format",
+    spec: ExportSpec,
+    loaded: "Loaded",
+    sets: dict[str, Pixels],
+    folder: Path,
+    say: Say,
+    refit_from: Path | None = None,
+) -> tuple[Manifest, Callable[[Manifest], Session]]:
+    """Rewrite, capture and build: the manifest so far, and what opens the result (or its stand-in) for verification."""
+    import torch
+
+    from . import passes
+    from .lower.capture import DeployGraph, input_record, output_records
+
+    model = loaded.model
+    say("folding")
+    probe = next(iter(sets.values()))[:PROBE_CHUNK]
+    uint8 = loaded.preprocessing if spec.input == "uint8" else None
+    records = passes.fold(model, uint8, lambda m: _outputs(loaded, m, probe))
+    passes.cast_parameters(model, spec.precision if fmt.typed_graph else "fp32")
+    # A batch of 1 would make torch.export take every dynamic batch for a constant.
+    size = spec.batch.opt if spec.batch.min == spec.batch.max else max(2, spec.batch.min)
+    repeated = probe[np.arange(size) % len(probe)]
+    example = torch.from_numpy(_as_input(loaded, model.takes_uint8, repeated))
+    place = "cpu" if fmt.ahead_of_time else spec.device
+    graph = DeployGraph(module=model.to(place), export=spec, example=example.to(place), say=say, refit_from=refit_from)
+    say(f"building {fmt.name}")
+    stand_in = fmt.build(graph, folder)
+    found = Manifest(
+        schema_version=1,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        tool=f"convnext-deploy {importlib.metadata.version('convnext-deploy')}",
+        model=model.spec,
+        weights=loaded.weights,
+        preprocessing=loaded.preprocessing,
+        labels=loaded.labels,
+        export=spec,
+        inputs=(input_record(model.spec, spec),),
+        outputs=output_records(model.spec, spec),
+        passes=records,
+        parity=(),
+        precision=PrecisionTruth(graph={}),
+        versions=env.versions(),
+        machine=env.machine(),
+        files=(),
+    )
+    return found, stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
+
+
+def _verified(
+    session: Session, found: Manifest, sets: dict[str, Pixels], expected: dict[str, verify.Outputs]
+) -> tuple[tuple[Parity, ...], PrecisionTruth]:
+    parity = []
+    for name, pixels in sets.items():
+        images = preprocess.as_input(pixels, found.preprocessing, found.export.input)
+        outputs = run_in_batches(session, images)
+        tiers = verify.compare(outputs, expected[name], found.export, name, found.model.task == "classify")
+        parity.append(msgspec.structs.replace(tiers, stand_in=session.stands_in))
+    return tuple(parity), session.precision()
+
+
+def _judge(record: Manifest, fmt: "Format", folder: Path, target: Path) -> None:
+    """Keep a wrong artifact aside, with its report, and raise."""
+    wrong = [f"on {parity.images}: {failure}" for parity in record.parity for failure in parity.failures]
+    imprecise = verify.precision_failures(record.precision, record, fmt.typed_graph, engine=fmt.ahead_of_time)
+    if not wrong and not imprecise:
+        return
+    rejected = target.absolute().with_name(target.name + ".rejected")
+    # Not called manifest.json: a rejected folder is no artifact, and nothing loads it by mistake.
+    (folder / "rejected.json").write_bytes(manifest.encode(record))
+    manifest.replace(folder, rejected)
+    # The tolerances are those of the precision that was asked for: where another ran, the outputs are its consequence.
+    error = PrecisionError if imprecise else ParityError
+    raise error(f"{'; '.join((*imprecise, *wrong))}; kept aside in {rejected}")
