@@ -9,13 +9,11 @@ import io
 import itertools
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,8 +26,6 @@ from .errors import CheckFailed, DataError, UsageError
 from .manifest import Artifact, write_file
 from .session import Session, run_in_batches
 from .types import ClassAccuracy, EvalResult, Record, Sha256
-
-T = TypeVar("T")
 
 CHUNK = 256  # images between two saves, in whole batches; what a process that is killed loses at most
 IDENTITY_NAME = "identity.json"
@@ -120,7 +116,7 @@ def evaluate(
     report(done, len(source))
     ran = len(source) - done
     begin = time.perf_counter()
-    with _decoders() as pool:
+    with preprocess.decoders() as pool:
         try:
             for piece in _batches(pool, session, source, labels, to_pixels, batch, done):
                 pending.append(piece)
@@ -254,15 +250,6 @@ def _read_chunks(folder: Path) -> list[_Chunk]:
     return chunks
 
 
-@contextmanager
-def _decoders() -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)  # the executor's own exit would first decode all that waits
-
-
 def _batches(
     pool: ThreadPoolExecutor,
     session: Session,
@@ -280,7 +267,7 @@ def _batches(
         except OSError as error:
             return " ".join(str(error).split())
 
-    decoded = _ahead(pool, decode, range(start, len(source)), batch + usable_cores())
+    decoded = preprocess.ahead(pool, decode, range(start, len(source)), batch + usable_cores())
     for first in range(start, len(source), batch):
         indices = range(first, min(first + batch, len(source)))
         good, pixels, corrupt = [], [], []
@@ -295,16 +282,6 @@ def _batches(
             logits = _logits(session, np.stack(pixels))
             predictions = _predictions(tuple(source.names[index] for index in good), labels[good], logits)
         yield _Chunk(first, indices.stop, predictions, tuple(corrupt))
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[int], T], indices: range, count: int) -> Iterator[T]:
-    """The results in order, with never more than `count` items under way or waiting to be fetched."""
-    upcoming = iter(indices)
-    waiting: deque[Future[T]] = deque(pool.submit(work, index) for index in itertools.islice(upcoming, count))
-    while waiting:
-        result = waiting.popleft().result()
-        waiting.extend(pool.submit(work, index) for index in itertools.islice(upcoming, 1))
-        yield result
 
 
 def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

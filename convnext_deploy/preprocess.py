@@ -1,15 +1,22 @@
-"""From an image to what a model takes: timm's evaluation transform, normalization, and the bundled probe images."""
+"""From an image to what a model takes: timm's evaluation transform, normalization, threads for both, probe images."""
 
 import itertools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .env import usable_cores
 from .errors import DataError
 from .types import InputKind, Preprocessing
+
+T = TypeVar("T")
 
 
 def transform(
@@ -78,6 +85,26 @@ def _per_channel(values: tuple[float, ...], channels: int) -> NDArray[np.float32
     if len(values) not in (1, channels):
         raise DataError(f"mean and std have {len(values)} values for {channels} channels; expected one a channel")
     return np.array([value * 255 for value in values], np.float32)[:, None, None]
+
+
+@contextmanager
+def decoders() -> Iterator[ThreadPoolExecutor]:
+    """A thread a core; leaving drops the work that waits."""
+    pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)  # the executor's own exit would first decode all that waits
+
+
+def ahead(pool: ThreadPoolExecutor, work: Callable[[int], T], indices: range, count: int) -> Iterator[T]:
+    """The results in order, with never more than `count` items under way or waiting to be fetched."""
+    upcoming = iter(indices)
+    waiting: deque[Future[T]] = deque(pool.submit(work, index) for index in itertools.islice(upcoming, count))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(work, index) for index in itertools.islice(upcoming, 1))
+        yield result
 
 
 # Left, top, and side of the crops of a bundled photograph, as fractions of its largest centred crop.

@@ -210,3 +210,36 @@ class Timing(Record, frozen=True, kw_only=True):
     samples_ms: tuple[float, ...]
     median_ms: float
     images_per_s: float
+
+
+# Calibration
+Scheme = Literal["u8_asymmetric", "s8_symmetric", "fp8_e4m3"]
+RangeMethod = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+
+
+class TensorRange(Record, frozen=True, kw_only=True):
+    """The range one tensor is quantized over, and what to know about its values before trusting it."""
+
+    name: str  # of the module whose input it is
+    method: RangeMethod
+    low: float  # zero or less
+    high: float
+    min: float  # of the values themselves
+    max: float
+    clip_rate: Fraction  # share of the values outside [low, high]
+    outlier_channels: tuple[tuple[int, float], ...]  # channel, its largest magnitude in those of the median channel
+    halves_difference: float  # between the ranges that the even and the odd images give, relative to the range
+
+
+class CalibrationReport(Record, frozen=True, kw_only=True):
+    """The ranges of a model's tensors, and the images they come from."""
+
+    data: str
+    data_sha256: Sha256  # of the encoded images themselves
+    images: Positive
+    random: bool  # noise, which was asked for by name
+    method: RangeMethod
+    percentile: float | None  # None with other methods
+    scheme: Scheme
+    image_size: tuple[Positive, Positive]
+    tensors: tuple[TensorRange, ...]
