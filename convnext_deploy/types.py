@@ -226,7 +226,7 @@ class TensorRange(Record, frozen=True, kw_only=True):
     high: float
     min: float  # of the values themselves
     max: float
-    clip_rate: Fraction  # share of the values outside [low, high]
+    clip_rate: Fraction  # share of the values that move by more than rounding
     outlier_channels: tuple[tuple[int, float], ...]  # channel, its largest magnitude in those of the median channel
     halves_difference: float  # between the ranges that the even and the odd images give, relative to the range
 

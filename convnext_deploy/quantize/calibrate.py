@@ -28,7 +28,7 @@ from ..manifest import write_file
 from ..models.convnext import ConvNeXt, nhwc
 from ..models.weights import tensors_sha256
 from ..types import CalibrationReport, Preprocessing, RangeMethod, Record, Scheme, Sha256, TensorRange
-from .observers import BINS, PERCENTILE, Histogram, from_arrays, histogram, merged, outside, range_of, to_arrays
+from .observers import BINS, PERCENTILE, Histogram, clip_rate, from_arrays, histogram, merged, range_of, to_arrays
 
 RANDOM = "random"  # a source of this name is noise; a folder of this name is ./random
 SAVE_EVERY = 64  # images, in whole batches; what a process that is killed loses at most
@@ -301,7 +301,7 @@ def _tensor_range(
         high=float(high[0]),
         min=float(whole.low.min()),
         max=float(whole.high.max()),
-        clip_rate=float(outside(whole, low, high)[0]),
+        clip_rate=float(clip_rate(whole, low, high, scheme)[0]),
         outlier_channels=_outlier_channels(whole),
         halves_difference=float(apart / (high[0] - low[0])) if apart else 0.0,
     )

@@ -81,11 +81,11 @@ def _binned(values: Tensor, exponent: Tensor, bins: int) -> Tensor:
     """Counts, (M, C) -> int64 (rows, bins). In float64, where the scaling by a power of two is exact."""
     rows, channels = len(exponent), values.shape[1]
     scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent.neg()) * (bins // 2)
-    first = torch.arange(rows, device=values.device) * bins + bins // 2  # (rows,): the bin at zero
+    first = torch.arange(rows, device=values.device).double() * bins + bins // 2  # (rows,): the bin at zero
     counts = torch.zeros(rows * bins, dtype=torch.int64, device=values.device)
     for chunk in torch.split(values, max(1, _CHUNK // channels)):
-        index = (chunk.double() * scale).floor_().int() + first
-        counts += torch.bincount(index.flatten(), minlength=rows * bins)
+        index = chunk.to(torch.float64, copy=True).mul_(scale).floor_().add_(first)
+        counts += torch.bincount(index.flatten().int(), minlength=rows * bins)
     return counts.reshape(rows, bins)
 
 
@@ -226,12 +226,13 @@ def range_of(
     return low, high
 
 
-def outside(statistics: Histogram, low: Floats, high: Floats) -> Floats:
-    """The share of the values outside [low, high] of each row, (rows,)."""
+def clip_rate(statistics: Histogram, low: Floats, high: Floats, scheme: Scheme) -> Floats:
+    """The share of each row's values that a range moves by more than rounding does, (rows,)."""
     shares = []
-    for row, row_low, row_high in zip(_rows(statistics), low, high, strict=True):
-        below = row.moments(row_low)[0] if row_low > row.low else 0.0
-        above = row.total - row.moments(row_high)[0] if row_high < row.high else 0.0
+    for row, grid in zip(_rows(statistics), levels(low, high, scheme), strict=True):
+        lowest, highest = grid[0] - (grid[1] - grid[0]) / 2, grid[-1] + (grid[-1] - grid[-2]) / 2
+        below = row.moments(lowest)[0] if lowest > row.low else 0.0
+        above = row.total - row.moments(highest)[0] if highest < row.high else 0.0
         shares.append((below + above) / row.total)
     return np.array(shares)
 
@@ -366,13 +367,14 @@ def _entropy_range(row: _Row, scheme: Scheme) -> tuple[float, float]:
         first, stop = int(np.floor(ends[0] / width)) + half, int(np.ceil(ends[1] / width)) + half
         level = np.rint(centres[first:stop] / scale).astype(np.int64)
         level -= level[0]
-        kept = counts[first:stop]
+        below, above = counts[:first].sum(), counts[stop:].sum()
+        kept = counts[first:stop].copy()
+        kept[0] = max(kept[0], float(below > 0))  # clipped to where no values are: counted as one, not infinitely far
+        kept[-1] = max(kept[-1], float(above > 0))
         filled = kept > 0
         reference = kept.copy()
-        reference[0] += counts[:first].sum()
-        reference[-1] += counts[stop:].sum()
-        if (reference[~filled] > 0).any():  # clipped to where no values are: infinitely far
-            continue
+        reference[0] += below
+        reference[-1] += above
         spread = (np.bincount(level, kept) / np.maximum(np.bincount(level, filled), 1))[level][filled]
         reference = reference[filled] / reference.sum()
         divergence = float((reference * np.log(reference / spread * spread.sum())).sum())
