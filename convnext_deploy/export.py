@@ -24,6 +24,7 @@ from .types import (
     Parity,
     Precision,
     PrecisionTruth,
+    QuantizationRecord,
     Task,
     TensorRtSpec,
 )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .formats.base import Format
     from .models.convnext import ConvNeXt
     from .models.weights import Loaded
+    from .quantize.plan import LoadedPlan
 
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 Say = Callable[[str], None]
@@ -53,7 +55,7 @@ def export(
     variant: str | None = None,
     format: str = "onnx",
     out: str | Path | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     input: InputKind = "float32",
     batch: BatchRange | None = None,
     image_size: tuple[int, int] | None = None,
@@ -70,6 +72,7 @@ def export(
     tensorrt: TensorRtSpec | None = None,
     trt: str = "auto",
     refit_from: Path | None = None,
+    plan: "Path | LoadedPlan | None" = None,
 ) -> Artifact:
     """Turn a checkpoint into a verified artifact.
 
@@ -78,6 +81,7 @@ def export(
         variant: which ConvNeXt; None infers it from the tensors.
         format: one of `formats.names()`, or "trt": TensorRT or TensorRT-RTX, as `trt` says.
         out: the artifact's folder; None: `build/<architecture>-<format>-<precision>`.
+        precision: None: fp32, or with a plan what it says of the operations that it does not name.
         input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
         batch: sizes the artifact takes; None: 1 to 256, tuned for 8.
         image_size: (height, width) in pixels, multiples of 32; None: what the checkpoint was trained at.
@@ -91,6 +95,7 @@ def export(
         tensorrt: what only TensorRT and TensorRT-RTX are told.
         trt: with format "trt": "tensorrt", "rtx", or "auto".
         refit_from: an engine that gets these weights, instead of building one (see `refit`).
+        plan: a plan of `quantize` for this checkpoint and format.
 
     Raises:
         UsageError: anything that can be refused before the work.
@@ -107,6 +112,8 @@ def export(
     elif trt != "auto":
         raise UsageError(f"--trt {trt} is for --format trt, not for --format {format}")
     fmt = formats.get(format)
+    chosen = _plan(plan, format, precision)
+    precision = chosen.plan.rest if chosen else precision or "fp32"
     device = device or ("cpu" if "cpu" in fmt.devices else "cuda")
     spec = ExportSpec(
         format=format,
@@ -116,6 +123,7 @@ def export(
         dynamic_image_size=dynamic_image_size,
         device=device,
         tensorrt=tensorrt,
+        quantization=_quantization(chosen),
     )
     _refuse_early(fmt, spec, Path(out) if out else None, force)
     say("loading the checkpoint")
@@ -130,7 +138,11 @@ def export(
         preprocessing=preprocessing,
     )
     model = loaded.model.spec
-    target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{precision}"
+    if chosen is not None:
+        from .quantize.apply import check
+
+        check(chosen, loaded.model, loaded.weights.tensors_sha256, input)
+    target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{_type_word(spec)}"
     manifest.check_target(target, force)
     _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
     sets = _probe_sets(loaded, verify_data)
@@ -138,10 +150,10 @@ def export(
     say("computing the reference in fp32")
     expected = {name: _reference(loaded, pixels) for name, pixels in sets.items()}
     with manifest.staged(target) as folder:
-        found, opened = _build(fmt, spec, loaded, sets, folder, say, refit_from)
+        found, opened, simulated = _build(fmt, spec, loaded, sets, folder, say, refit_from, chosen)
         del loaded  # the source's weights; the runtime brings its own copy
         say("verifying")
-        parity, truth = _verified(opened(found), found, sets, expected)
+        parity, truth = _verified(opened(found), found, sets, expected, simulated)
         record = msgspec.structs.replace(found, parity=parity, precision=truth, files=manifest.file_records(folder))
         _judge(record, fmt, folder, target)
         (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
@@ -166,6 +178,40 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
         check_device(RunOptions(device=spec.device))
     if out is not None:
         manifest.check_target(out, force)
+
+
+def _plan(plan: "Path | LoadedPlan | None", format: str, precision: Precision | None) -> "LoadedPlan | None":
+    """The plan as read, if it is for this format and precision."""
+    if plan is None:
+        return None
+    from .quantize.plan import read
+
+    chosen = read(plan) if isinstance(plan, Path) else plan
+    target, rest = chosen.plan.target, chosen.plan.rest
+    if format != target and {format, target} != {"tensorrt", "tensorrt_rtx"}:  # these two take the same graph
+        raise UsageError(f"the plan is for {target}, not for {format}; run quantize with --target {format}")
+    if precision not in (None, rest):
+        raise UsageError(f"--precision {precision}, but the plan leaves the rest in {rest}; leave --precision out")
+    return chosen
+
+
+def _quantization(chosen: "LoadedPlan | None") -> QuantizationRecord | None:
+    if chosen is None:
+        return None
+    plan = chosen.plan
+    types = [operation.type for operation in plan.operations.values()]
+    return QuantizationRecord(
+        plan_sha256=chosen.sha256,
+        target=plan.target,
+        operations={name: types.count(name) for name in dict.fromkeys(types)},
+        calibration=plan.calibration,
+    )
+
+
+def _type_word(spec: ExportSpec) -> str:
+    """What an artifact is called by default after its format: the narrowest type that it computes in."""
+    types = spec.quantization.operations if spec.quantization else {}
+    return "int8" if {"u8s8", "s8s8"} & set(types) else "fp8" if "fp8" in types else spec.precision
 
 
 def _refuse_without_space(target: Path, weight_bytes: int) -> None:
@@ -222,8 +268,14 @@ def _build(
     folder: Path,
     say: Say,
     refit_from: Path | None = None,
-) -> tuple[Manifest, Callable[[Manifest], Session]]:
-    """Rewrite, capture and build: the manifest so far, and what opens the result (or its stand-in) for verification."""
+    chosen: "LoadedPlan | None" = None,
+) -> tuple[Manifest, Callable[[Manifest], Session], dict[str, verify.Outputs]]:
+    """Rewrite, capture and build.
+
+    Returns:
+        The manifest so far, what opens the result (or its stand-in) for verification, and the simulation's outputs
+        on each set of images, if there is a plan that quantizes.
+    """
     import torch
 
     from . import passes
@@ -234,7 +286,20 @@ def _build(
     probe = next(iter(sets.values()))[:PROBE_CHUNK]
     uint8 = loaded.preprocessing if spec.input == "uint8" else None
     records = passes.fold(model, uint8, lambda m: _outputs(loaded, m, probe))
-    passes.cast_parameters(model, spec.precision if fmt.typed_graph else "fp32")
+    simulated: dict[str, verify.Outputs] = {}
+    kept: list[str] = []
+    if chosen is not None:
+        from .quantize.apply import apply
+
+        say("quantizing")
+        apply(model, chosen)
+        kept = [name for name, operation in chosen.plan.operations.items() if operation.type == "fp32"]
+        if len(kept) < len(chosen.plan.operations):
+            simulated = {
+                name: tuple(output.numpy() for output in _outputs(loaded, model, pixels))
+                for name, pixels in sets.items()
+            }
+    passes.cast_parameters(model, spec.precision if fmt.typed_graph else "fp32", kept)
     # A batch of 1 would make torch.export take every dynamic batch for a constant.
     size = spec.batch.opt if spec.batch.min == spec.batch.max else max(2, spec.batch.min)
     repeated = probe[np.arange(size) % len(probe)]
@@ -261,17 +326,36 @@ def _build(
         machine=env.machine(),
         files=(),
     )
-    return found, stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
+    opened = stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
+    return found, opened, simulated
 
 
 def _verified(
-    session: Session, found: Manifest, sets: dict[str, Pixels], expected: dict[str, verify.Outputs]
+    session: Session,
+    found: Manifest,
+    sets: dict[str, Pixels],
+    expected: dict[str, verify.Outputs],
+    simulated: dict[str, verify.Outputs],
 ) -> tuple[tuple[Parity, ...], PrecisionTruth]:
     parity = []
+    classify = found.model.task == "classify"
+    limit = verify.TOLERANCES[found.export.precision]
     for name, pixels in sets.items():
         images = preprocess.as_input(pixels, found.preprocessing, found.export.input)
         outputs = run_in_batches(session, images)
-        tiers = verify.compare(outputs, expected[name], found.export, name, found.model.task == "classify")
+        source_limit = limit
+        if simulated:
+            source_limit = verify.QUANTIZED
+            tiers = verify.compare(
+                outputs,
+                simulated[name],
+                verify.simulation_tolerance(simulated[name], expected[name], limit),
+                name,
+                classify,
+                reference="simulation",
+            )
+            parity.append(msgspec.structs.replace(tiers, stand_in=session.stands_in))
+        tiers = verify.compare(outputs, expected[name], source_limit, name, classify)
         parity.append(msgspec.structs.replace(tiers, stand_in=session.stands_in))
     return tuple(parity), session.precision()
 

@@ -117,6 +117,7 @@ class ExportSpec(Record, frozen=True, kw_only=True):
     dynamic_image_size: bool = False
     device: Device = "cpu"
     tensorrt: TensorRtSpec | None = None
+    quantization: "QuantizationRecord | None" = None
 
 
 class PassRecord(Record, frozen=True, kw_only=True):
@@ -131,9 +132,14 @@ class TensorRecord(Record, frozen=True, kw_only=True):
 
 
 class Parity(Record, frozen=True, kw_only=True):
-    """One artifact's outputs beside the fp32 PyTorch source's on the same images."""
+    """One artifact's outputs beside those of its reference on the same images.
+
+    The reference is the fp32 PyTorch source. A quantized artifact is compared with its simulation too: the source
+    rewritten to the same plan.
+    """
 
     images: str
+    reference: Literal["source", "simulation"] = "source"
     samples: int
     relative_error: float | None  # worst sample: ||a - b|| / ||b||; None where the outputs cannot be compared
     cosine: float | None  # worst sample
@@ -149,6 +155,7 @@ class PrecisionTruth(Record, frozen=True, kw_only=True):
     graph: dict[str, float]
     executed: dict[str, float] | None = None  # None where the runtime does not tell
     note: str | None = None
+    quantized: int | None = None  # products that ran in 8 bits; where the runtime does not tell, those in the graph
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
@@ -243,3 +250,70 @@ class CalibrationReport(Record, frozen=True, kw_only=True):
     scheme: Scheme
     image_size: tuple[Positive, Positive]
     tensors: tuple[TensorRange, ...]
+
+
+# Quantization --------------------------------------------------------------------------------------------------------
+
+Target = Literal["onnx", "openvino", "tensorrt", "tensorrt_rtx"]  # formats whose runtimes compute in 8 bits
+# u8s8: unsigned activations with a zero point, signed weights; s8s8: both signed, no zero points; fp8: both E4M3.
+# fp32: kept from the plan's rest type, because half precision would overflow there.
+OperationType = Literal["u8s8", "s8s8", "fp8", "fp32"]
+
+
+class OperationPlan(Record, frozen=True, kw_only=True):
+    """How one operation runs. `scale` and `zero_point` are those of its product's input; weights follow a channel."""
+
+    type: OperationType
+    scale: Annotated[float, msgspec.Meta(gt=0.0)] | None = None  # None for fp32
+    zero_point: int = 0
+    shift: float = 0.0  # subtracted from the input before it is quantized; its product is part of the bias
+
+
+class CalibrationRecord(Record, frozen=True, kw_only=True):
+    """The images that the scales were chosen from."""
+
+    data: str
+    data_sha256: Sha256  # of the encoded images
+    images: Positive
+    random: bool  # noise in place of images, because it was asked for by name
+    method: str
+
+
+class CorrectionRecord(Record, frozen=True, kw_only=True):
+    """One accuracy correction that was tried: mean KL of the quantized from the float outputs without and with it."""
+
+    name: str
+    applied: bool
+    kl_without: float
+    kl_with: float
+    images: Positive  # held out: not among those that it was computed from
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """`<plan>.json`: which operations of one checkpoint run in 8 bits, with which scales, for one target.
+
+    Operations that are not named run in `rest`. Balancing factors, corrected biases and rounded weights, where there
+    are any, lie in `<plan>.safetensors`.
+    """
+
+    schema_version: Literal[1] = 1
+    target: Target
+    architecture: str
+    weights_sha256: Sha256  # `WeightsRecord.tensors_sha256` of the checkpoint
+    input: InputKind  # a uint8 input needs no scale to be found: raw pixels are 8 bits
+    image_size: tuple[Positive, Positive]
+    rest: Precision
+    weight_ranges: Literal["minmax", "mse"] = "minmax"
+    calibration: CalibrationRecord | None  # None: nothing is quantized
+    operations: dict[str, OperationPlan]
+    corrections: tuple[CorrectionRecord, ...] = ()
+    tensors_sha256: Sha256 | None = None  # of `<plan>.safetensors`
+
+
+class QuantizationRecord(Record, frozen=True, kw_only=True):
+    """What a manifest says about the plan that its artifact was built from."""
+
+    plan_sha256: Sha256
+    target: Target
+    operations: dict[str, Positive]  # type to how many
+    calibration: CalibrationRecord | None

@@ -475,9 +475,9 @@ def test_parity_on_verify_data_can_fail_on_its_own(
     """An artifact that is right on the bundled images only."""
     right = export._verified
 
-    def verified(session: Any, found: Any, sets: Any, expected: Any) -> Any:
+    def verified(session: Any, found: Any, sets: Any, expected: Any, simulated: Any) -> Any:
         expected = expected | {str(pictures): tuple(1.01 * output for output in expected[str(pictures)])}
-        return right(session, found, sets, expected)
+        return right(session, found, sets, expected, simulated)
 
     monkeypatch.setattr(export, "_verified", verified)
     with pytest.raises(ParityError) as caught:

@@ -26,7 +26,10 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="Artifact folder. Default: build/ARCHITECTURE-FORMAT-PRECISION.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, tf32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, tf32, fp16 or bf16. Default: fp32, or what --plan says.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="Plan of `quantize` for this checkpoint and format.")] = None,
     input: Annotated[str, typer.Option(help="float32 (normalized NCHW) or uint8 (raw NHWC).")] = "float32",
     batch: Annotated[str, typer.Option(help="Batch sizes: N, or MIN:OPT:MAX.")] = "1:8:256",
     image_size: Annotated[str | None, typer.Option(help="Pixels: 224 or HEIGHTxWIDTH. Default: as trained.")] = None,
@@ -78,7 +81,7 @@ def export(
 
     terminal = Terminal(json, quiet)
     wanted = {
-        "precision": one_of("--precision", precision, types.Precision),
+        "precision": None if precision is None else one_of("--precision", precision, types.Precision),
         "input": one_of("--input", input, types.InputKind),
         "task": one_of("--task", task, types.Task),
         "device": None if device is None else one_of("--device", device, types.Device),
@@ -116,6 +119,7 @@ def export(
         in_chans=in_chans,
         weights_key=weights_key,
         verify_data=verify_data,
+        plan=plan,
         force=force,
         say=terminal.say,
         **wanted,

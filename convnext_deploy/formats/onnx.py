@@ -89,11 +89,11 @@ class OnnxSession(Session):
             self.step()
             events = json.loads(Path(self._session.end_profiling()).read_text())
         self._start()
-        executed = precision_of_profile(events)
+        executed, quantized = precision_of_profile(events)
         provider = PROVIDERS[self.options.device]
         differs = max(graph, key=graph.__getitem__) != max(executed, key=executed.__getitem__)
         note = f"onnxruntime's {provider} runs this graph as {next(iter(executed))} here" if differs else None
-        return PrecisionTruth(graph=graph, executed=executed, note=note)
+        return PrecisionTruth(graph=graph, executed=executed, note=note, quantized=quantized)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> OnnxSession:

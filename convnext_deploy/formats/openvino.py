@@ -68,11 +68,13 @@ class OpenVinoSession(Session):
 
     def precision(self) -> PrecisionTruth:
         self.step()
-        executed = shares(_executed_macs(self._compiled.get_runtime_model()))
+        macs = _executed_macs(self._compiled.get_runtime_model())
+        executed = shares(macs)
         asked = self.manifest.export.precision
-        runs_as = next(iter(executed))
+        runs_as = next(name for name in executed if name != "int8" or len(executed) == 1)
         note = f"OpenVINO's CPU plugin runs {asked} as {runs_as} on this machine" if runs_as != asked else None
-        return PrecisionTruth(graph={"fp32": 1.0}, executed=executed, note=note)
+        quantized = sum(name == "int8" for name, _ in macs)
+        return PrecisionTruth(graph={"fp32": 1.0}, executed=executed, note=note, quantized=quantized)
 
 
 def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:

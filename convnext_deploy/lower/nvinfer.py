@@ -467,6 +467,11 @@ def _type_name(tensor: Any) -> str:
     return TYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name.lower())
 
 
+def quantized_products(record: EngineRecord) -> int:
+    """Products of the parsed network that compute in 8 bits."""
+    return sum(kind in ("int8", "fp8") for kind, _ in record.products.values())
+
+
 # For the two formats --------------------------------------------------------------------------------------------------
 
 

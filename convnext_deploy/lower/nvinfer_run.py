@@ -35,6 +35,7 @@ from .nvinfer import (
     import_module,
     make_logger,
     profiles,
+    quantized_products,
     save_record,
     write_engine,
 )
@@ -72,7 +73,9 @@ def build(name: Name, graph: DeployGraph, folder: Path) -> Any:
         else:
             why = "no NVIDIA GPU here"
         truth = PrecisionTruth(
-            graph=shares(record.products.values()), note="types of the parsed, strongly typed network; not executed"
+            graph=shares(record.products.values()),
+            note="types of the parsed, strongly typed network; not executed",
+            quantized=quantized_products(record),
         )
         if graph.export.precision == "bf16":
             return partial(TorchStandIn, graph, truth, why)
@@ -368,7 +371,8 @@ class EngineSession(Session):
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         executed = precision_of_layers(text, self._record.products)
         note = None if executed else "the engine inspector names no convolution or matrix product"
-        return PrecisionTruth(graph=graph, executed=executed or None, note=note)
+        quantized = quantized_products(self._record)
+        return PrecisionTruth(graph=graph, executed=executed or None, note=note, quantized=quantized)
 
 
 def choose_profile(ranges: list[Any], shape: tuple[int, ...]) -> int:

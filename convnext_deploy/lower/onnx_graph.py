@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,10 @@ SHAPE_DATA_BYTES = 1024  # initializers up to here may be shapes or axes, which 
 OPSET = 20  # the first with Gelu
 OPSET_BF16 = 22  # the first whose Conv takes bfloat16
 EXTERNAL_DATA_ABOVE = 2_000_000_000  # bytes of weights; protobuf itself ends at 2 GiB
-TYPE_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "INT8": "int8", "UINT8": "int8"}
+TYPE_NAMES = {
+    "FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "INT8": "int8", "UINT8": "int8",
+    "FLOAT8E4M3FN": "fp8",
+}  # fmt: skip
 
 
 def save_onnx(graph: DeployGraph, path: Path, one_file: bool = True) -> None:
@@ -114,6 +117,7 @@ def onnx_from_graph(graph: DeployGraph) -> ir.Model:
             input_names=[graph.input.name],
             output_names=[output.name for output in graph.outputs],
             verbose=False,
+            custom_translation_table=_translations(),
         )
     assert program is not None
     model: ir.Model = program.model
@@ -121,6 +125,24 @@ def onnx_from_graph(graph: DeployGraph) -> ir.Model:
     _name_axes(model, graph)
     model.producer_name = "convnext-deploy"
     return model
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """PyTorch operators of this package to ONNX's own."""
+    from onnxscript import opset20 as op
+
+    from ..quantize import ops  # registers them
+
+    assert ops is not None
+
+    def quantize(x: Any, scale: Any, zero_point: Any) -> Any:
+        return op.QuantizeLinear(x, scale, zero_point)
+
+    def dequantize(x: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+        return op.DequantizeLinear(x, scale, zero_point, axis=axis)
+
+    registered = torch.ops.convnext_deploy
+    return {registered.quantize.default: quantize, registered.dequantize.default: dequantize}
 
 
 def cancel_transposes(model: ir.Model) -> None:
@@ -170,6 +192,8 @@ def shares(macs: Iterable[tuple[str, float]]) -> dict[str, float]:
 def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, float]:
     """Share of the multiply-accumulates by the type of the weights they multiply with.
 
+    A product whose operands both come from a DequantizeLinear counts as of the type that is dequantized.
+
     Args:
         path: an ONNX file; weights in another file are not read.
         input_shape: a concrete shape of the one input, to infer all others from.
@@ -189,9 +213,12 @@ def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, flo
         tensor = value.type.tensor_type
         types[value.name] = (tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
     macs = []
+    dequantized = {n.output[0]: types[n.input[0]][0] for n in inferred.graph.node if n.op_type == "DequantizeLinear"}
     for node in inferred.graph.node:
         if node.op_type in ("Conv", "MatMul", "Gemm"):
             elem_type, weight_shape = types[node.input[1]]
+            if node.input[0] in dequantized and node.input[1] in dequantized:
+                elem_type = dequantized[node.input[1]]
             name = onnx.TensorProto.DataType.Name(elem_type)
             count = macs_of(node.op_type, weight_shape, types[node.output[0]][1])
             macs.append((TYPE_NAMES.get(name, name.lower()), count))
@@ -235,11 +262,11 @@ def node_census(path: Path) -> dict[str, int]:
 PROFILE_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 
 
-def precision_of_profile(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Share of the multiply-accumulates by type, from ONNX Runtime's profile of one run.
+def precision_of_profile(events: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
+    """Share of the multiply-accumulates by type, and how many products ran in 8 bits, from a profile of one run.
 
-    The profile names each executed kernel with the types and shapes it really saw, after ONNX Runtime's own casts
-    and fusions.
+    ONNX Runtime's profile names each executed kernel with the types and shapes it really saw, after ONNX Runtime's
+    own casts and fusions.
     """
     macs = []
     for event in events:
@@ -254,4 +281,4 @@ def precision_of_profile(events: list[dict[str, Any]]) -> dict[str, float]:
         # Packed weights are not listed among the inputs of a matrix product, so its depth comes from the activation.
         weight = tuple(inputs[1][1]) if kind == "Conv" else (shape[-1], output[-1])
         macs.append((PROFILE_TYPES.get(type_name, type_name), macs_of(kind, weight, tuple(output))))
-    return shares(macs)
+    return shares(macs), sum(name == "int8" for name, _ in macs)

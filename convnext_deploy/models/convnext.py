@@ -8,7 +8,9 @@ This module is the intermediate representation: `passes` rewrite it, `lower.capt
 produced from it. Parameters keep PyTorch's layouts: linear (out, in), convolution (out, in / groups, kH, kW).
 
 In half precision the statistics of norms, GRN and pooling are computed in fp32 (float16 overflows above 65504, and
-GRN's sum of squares does so on ordinary images), while convolutions and linears run in the parameters' type.
+GRN's sum of squares does so on ordinary images), while convolutions and linears run in the parameters' type. Each
+operation takes its input to its own type, so that operations of different types can follow one another; the residual
+stream has the widest type of what was added to it.
 
 Papers: arXiv:2201.03545 (V1), arXiv:2301.00808 (V2). Conventions of the numbers: timm 1.0.31.
 """
@@ -21,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..types import Activation, ModelSpec, Norm
+from ..types import Activation, ModelSpec, Norm, Precision
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -31,12 +33,22 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "silu": F.silu}
 
 
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
+}  # fmt: skip
+
+
 def nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 def nhwc(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+
+
+def type_of(product: nn.Module) -> torch.dtype:
+    """The float type that a linear or convolution computes in: its bias's, as its weight may be quantized."""
+    return product.get_parameter("bias").dtype
 
 
 class ChannelNorm(nn.Module):
@@ -74,7 +86,7 @@ class DwconvNorm(nn.Module):
         self.norm = ChannelNorm(spec.norm, channels, spec.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(nhwc(self.conv(nchw(x))))
+        return self.norm(nhwc(self.conv(nchw(x.to(type_of(self.conv))))))
 
 
 class Expand(nn.Module):
@@ -86,7 +98,7 @@ class Expand(nn.Module):
         self.activation = spec.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](self.linear(x))
+        return ACTIVATIONS[self.activation](self.linear(x.to(type_of(self.linear))))
 
 
 class Grn(nn.Module):
@@ -118,7 +130,7 @@ class Project(nn.Module):
         self.layer_scale: nn.Parameter | None = nn.Parameter(torch.ones(channels)) if spec.layer_scale else None
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        y = self.linear(hidden)
+        y = self.linear(hidden.to(type_of(self.linear)))
         return residual + (y if self.layer_scale is None else y * self.layer_scale)
 
 
@@ -148,7 +160,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, out_channels, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nhwc(self.conv(nchw(self.norm(x))))
+        return nhwc(self.conv(nchw(self.norm(x).to(type_of(self.conv)))))
 
 
 class Stem(nn.Module):
@@ -181,7 +193,7 @@ class Stem(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.get_parameter("convs.0.weight").dtype
+        return type_of(self.convs[0])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.input_mean is not None:
@@ -226,7 +238,7 @@ class Head(nn.Module):
             x = self.norm(x)  # `passes.cast` keeps this one in fp32
         for linear in (self.hidden, self.classifier):
             if linear is not None:
-                x = linear(x.to(linear.weight.dtype))
+                x = linear(x.to(type_of(linear)))
                 if linear is self.hidden:
                     x = F.gelu(x)
         return x.to(wide)
