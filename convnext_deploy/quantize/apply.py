@@ -50,7 +50,7 @@ class QuantizedLinear(nn.Module):
     def laid_out(self, weight: Tensor) -> Tensor:
         return weight.t().contiguous()  # (in, out), as ONNX's MatMul takes it: no transpose is left to fold
 
-    def quantized(self, x: Tensor) -> Tensor:
+    def codes(self, x: Tensor) -> Tensor:
         x = x.to(self.scale.dtype)
         return ops.quantize(x - self.shift if self.shift else x, self.scale, self.zero_point)
 
@@ -59,7 +59,7 @@ class QuantizedLinear(nn.Module):
         return torch.matmul(x, ops.dequantize(self.weight, self.weight_scale, self.weight_zero_point, 1)) + self.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(self.quantized(x))
+        return self.product(self.codes(x))
 
 
 class QuantizedPatches(QuantizedLinear):
@@ -75,12 +75,15 @@ class QuantizedPatches(QuantizedLinear):
         self.kernel_size = kernel_size
         super().__init__(operation, weight, weight_scale, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def patches(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H / k, W / k, k * k * C)."""
         k = self.kernel_size
-        q = self.quantized(nhwc(x))
-        _, height, width, channels = q.shape
-        q = q.reshape(-1, height // k, k, width // k, k, channels).permute(0, 1, 3, 2, 4, 5)
-        return nchw(self.product(q.reshape(-1, height // k, width // k, k * k * channels)))
+        _, height, width, channels = x.shape
+        x = x.reshape(-1, height // k, k, width // k, k, channels).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(-1, height // k, width // k, k * k * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nchw(self.product(self.patches(self.codes(nhwc(x)))))
 
 
 class QuantizedConvolution(QuantizedPatches):
@@ -88,7 +91,7 @@ class QuantizedConvolution(QuantizedPatches):
 
     def forward(self, x: Tensor) -> Tensor:
         k = self.kernel_size
-        y = ops.dequantize(self.quantized(x), self.scale, self.zero_point, 0)
+        y = ops.dequantize(self.codes(x), self.scale, self.zero_point, 0)
         weight = ops.dequantize(self.weight, self.weight_scale, self.weight_zero_point, 0)
         return F.conv2d(y, weight, self.bias, stride=k)
 

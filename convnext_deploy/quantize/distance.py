@@ -1,0 +1,83 @@
+"""How far a rewritten module's outputs are from the float module's, image by image, and which operation costs what."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import preprocess
+from ..models.convnext import ConvNeXt
+from ..types import InputKind, Preprocessing
+from .apply import apply
+from .plan import LoadedPlan, quantized
+
+Pixels = NDArray[np.uint8]  # (N, C, H, W)
+Distances = NDArray[np.float64]  # (N,)
+
+CHUNK = 16  # images at once
+
+
+def inputs(model: ConvNeXt, pixels: Pixels, preprocessing: Preprocessing) -> Iterator[Tensor]:
+    """The images as the model takes them, `CHUNK` at a time."""
+    kind: InputKind = "uint8" if model.takes_uint8 else "float32"
+    for start in range(0, len(pixels), CHUNK):
+        yield torch.from_numpy(preprocess.as_input(pixels[start : start + CHUNK], preprocessing, kind))
+
+
+@torch.inference_mode()
+def outputs(model: ConvNeXt, pixels: Pixels, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
+    """What the model puts out for all images, joined: logits, an embedding, or four maps."""
+    parts = [model(batch) for batch in inputs(model, pixels, preprocessing)]
+    if isinstance(parts[0], Tensor):
+        return (torch.cat(parts),)
+    return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+
+
+def distances(found: Sequence[Tensor], expected: Sequence[Tensor], classify: bool) -> Distances:
+    """Of each image: the Kullback-Leibler divergence of the expected class probabilities from the found ones.
+
+    Where there are no classes: the squared relative error, the mean over the outputs.
+    """
+    if classify:
+        p, q = (logits.double().log_softmax(1) for logits in (expected[0], found[0]))
+        return (p.exp() * (p - q)).sum(1).clamp_min(0).numpy()  # rounding makes zeros negative
+    errors = [
+        ((a.double() - b.double()).flatten(1).norm(dim=1) / b.double().flatten(1).norm(dim=1)).square()
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return torch.stack(errors).mean(0).numpy()
+
+
+def sensitivities(
+    model: ConvNeXt,
+    loaded: LoadedPlan,
+    pixels: Pixels,
+    preprocessing: Preprocessing,
+    known: dict[str, float],
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[str, float]]:
+    """(operation, mean distance) when that operation alone is quantized.
+
+    Args:
+        model: folded, fp32; left as it was.
+        loaded: how each operation would be quantized.
+        known: operations that need not be measured again.
+    """
+    names = [name for name in quantized(loaded.plan) if name not in known]
+    expected = outputs(model, pixels, preprocessing)
+    for done, name in enumerate(names):
+        if progress is not None:
+            progress(done, len(names))
+        alone = msgspec.structs.replace(loaded.plan, operations={name: loaded.plan.operations[name]})
+        changed = copy.deepcopy(model)
+        apply(changed, LoadedPlan(alone, loaded.tensors))
+        found = outputs(changed, pixels, preprocessing)
+        yield name, float(distances(found, expected, classifies(model)).mean())
+
+
+def classifies(model: ConvNeXt) -> bool:
+    return model.spec.task == "classify" and model.spec.num_classes > 0
