@@ -28,7 +28,7 @@ BINS_PER_CHANNEL = 2048
 ENTROPY_BINS = 2048  # joined for "entropy": in bins much finer than levels it would count what 8 bits cannot keep
 PERCENTILE = 99.99  # 99.9 already cuts off signal in ConvNeXt
 
-_LEAST_EXPONENT = -64  # of a radius: smaller magnitudes all lie in the two bins beside zero
+_LEAST_EXPONENT = -64  # of a radius; in ranges below it nothing is searched for
 _CHUNK = 1 << 18  # values binned at once; on a CPU several times faster than all at once, because they stay in cache
 _LARGEST = {"u8_asymmetric": 255.0, "s8_symmetric": 127.0, "fp8_e4m3": 448.0}  # code, from zero or from the lowest
 
@@ -304,7 +304,7 @@ def _crossing(counts: Floats, share: float) -> float:
 
 def _row_range(row: _Row, method: RangeMethod, scheme: Scheme, percentile: float) -> tuple[float, float]:
     """Low and high, still without regard to zero and symmetry."""
-    if method == "minmax" or row.low == row.high == 0:
+    if method == "minmax" or max(-row.low, row.high) < 2.0**_LEAST_EXPONENT:  # zeros, or too small for the bins
         return row.low, row.high
     if method == "moving_average":
         return row.mean_extremes
