@@ -1,5 +1,6 @@
 """OpenVINO IR, for Intel CPUs and GPUs (its CPU plugin also runs on other x86-64 and on Arm)."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from ..env import needs
 from ..errors import ArtifactError, BuildError
 from ..lower.capture import DeployGraph
+from ..lower.channels_first import ChannelsFirst
 from ..lower.onnx_graph import macs_of, save_onnx, shares
+from ..models.convnext import ConvNeXt
 from ..session import Images, RunOptions, Session
 from ..types import Manifest, Precision, PrecisionTruth
 from .base import Format
@@ -26,6 +29,8 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".openvino.") as scratch:
         path = Path(scratch) / "model.onnx"
+        assert isinstance(graph.module, ConvNeXt)
+        graph = dataclasses.replace(graph, module=ChannelsFirst(graph.module))
         save_onnx(graph, path, one_file=False)  # which OpenVINO maps instead of reading
         try:
             model = ov.convert_model(path)

@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..models.convnext import ConvNeXt
 from ..types import STRIDE, ExportSpec, ModelSpec, TensorRecord
+from .channels_first import ChannelsFirst
 
 # Larger sides would only widen torch.export's range; no ConvNeXt is trained or run beyond this.
 MAX_SIDE = 8192  # pixels
@@ -20,7 +21,7 @@ MAX_SIDE = 8192  # pixels
 class DeployGraph:
     """What a format builds from. `module` is in eval mode and in its final precision; nothing changes it any more."""
 
-    module: ConvNeXt
+    module: ConvNeXt | ChannelsFirst
     export: ExportSpec
     example: Tensor  # (opt, C, H, W) float32, or (opt, H, W, C) uint8
     say: Callable[[str], None] = lambda _: None  # told what a long build is doing

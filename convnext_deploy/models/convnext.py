@@ -233,9 +233,13 @@ class Head(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         if self.norm_first:
             x = self.norm(x)
-        x = x.to(wide).mean((1, 2))
+        return self.vector(x.to(wide).mean((1, 2)))
+
+    def vector(self, x: Tensor) -> Tensor:
+        """What follows the pooling: (N, C) in fp32 -> (N, num_classes)."""
+        wide = x.dtype
         if not self.norm_first:
-            x = self.norm(x)  # `passes.cast` keeps this one in fp32
+            x = self.norm(x)  # `passes.cast_parameters` keeps this one in fp32
         for linear in (self.hidden, self.classifier):
             if linear is not None:
                 x = linear(x.to(type_of(linear)))

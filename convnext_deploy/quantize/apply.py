@@ -17,7 +17,7 @@ TYPES: dict[OperationType, tuple[torch.dtype, torch.dtype]] = {  # of the input'
     "u8s8": (torch.uint8, torch.int8), "s8s8": (torch.int8, torch.int8), "fp8": (torch.float8_e4m3fn,) * 2,
 }  # fmt: skip
 WEIGHT_SCHEMES: dict[OperationType, Scheme] = {"u8s8": "s8_symmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
-CONVOLUTION_TARGETS = ("tensorrt", "tensorrt_rtx")
+CONVOLUTION_TARGETS = ("openvino", "tensorrt", "tensorrt_rtx")
 
 
 class QuantizedLinear(nn.Module):
