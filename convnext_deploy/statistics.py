@@ -164,7 +164,10 @@ def _resampled_medians(samples: Sequence[float], generator: np.random.Generator)
     values = np.asarray(samples)
     length = math.ceil(math.sqrt(len(values)))
     medians = np.empty(_RESAMPLES)
-    for index in range(_RESAMPLES):
-        starts = generator.integers(len(values), size=math.ceil(len(values) / length))
-        medians[index] = np.median(values[(starts[:, None] + np.arange(length)).ravel() % len(values)])
+    at_once = max(1, 1_000_000 // len(values))  # resamples, for memory
+    for first in range(0, _RESAMPLES, at_once):
+        part = medians[first : first + at_once]
+        starts = generator.integers(len(values), size=(len(part), math.ceil(len(values) / length), 1))
+        places = (starts + np.arange(length)).reshape(len(part), -1) % len(values)
+        part[:] = np.median(values[places], axis=1)
     return medians
