@@ -339,6 +339,7 @@ def flipped(images: int, lost: int, gained: int) -> tuple[Side, Side]:
         (2000, 60, 5, "FAIL", None),
         (900, 0, 0, "INCONCLUSIVE", 998),
         (2000, 6, 0, "INCONCLUSIVE", None),  # at the limit
+        (2000, 10, 3, "INCONCLUSIVE", statistics.images_needed(13 / 2000, 7 / 2000, 0.003, 0.05)),  # beyond it
         (2000, 20, 19, "INCONCLUSIVE", statistics.images_needed(39 / 2000, 1 / 2000, 0.003, 0.05)),
     ],
 )
