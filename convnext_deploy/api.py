@@ -1,18 +1,23 @@
 """The Python interface: one function a verb."""
 
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from . import formats, manifest
 from .errors import ArtifactError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
 from .session import RunOptions, Session
-from .types import Device, EvalResult, TensorRtSpec
+from .types import Device, EvalResult, Limits, TensorRtSpec, Timing, Verdict
 
-__all__ = ["evaluate", "export", "load", "refit"]
+__all__ = ["evaluate", "export", "gate", "load", "refit"]
+
+LATENCY_S = 5.0  # of timing for each side of a gate
 
 
 def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None, cuda_graph: bool = False) -> Session:
@@ -110,3 +115,94 @@ def evaluate(
         limit=limit,
         progress=progress,
     )
+
+
+def gate(
+    baseline: str | Path,
+    candidate: str | Path,
+    *,
+    limits: Limits,
+    data: str | None = None,
+    split: str | None = None,
+    out: str | Path | None = None,
+    device: Device = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verdict:
+    """Hold a candidate against its baseline: on accuracy, and where the limits ask for it on latency and size.
+
+    Args:
+        baseline: `<out>.json` of an evaluation, with its predictions beside it; or an artifact folder.
+        candidate: likewise.
+        data: what artifact folders are evaluated on, as for `evaluate`.
+        out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
+        progress: told (images done, images in all) of one evaluation after the other.
+
+    Raises:
+        DataError: the two were not evaluated on the same images.
+        UsageError: an artifact without `data`, `data` without an artifact, or a limit that needs artifacts.
+    """
+    from .evaluate import read_predictions, read_result
+    from .gate import Side, judge, refuse_unmeasured
+
+    paths = {"baseline": Path(baseline), "candidate": Path(candidate)}
+    artifacts = {name: manifest.verified(path) for name, path in paths.items() if path.is_dir()}
+    refuse_unmeasured(limits, sizes=len(artifacts) == 2, timings=len(artifacts) == 2)
+    if artifacts and data is None:
+        name, artifact = next(iter(artifacts.items()))
+        raise UsageError(f"--{name} {artifact.path} is an artifact; give --data, or a result of eval in its place")
+    if data is not None and not artifacts:
+        raise UsageError(f"--data {data} is for artifacts, and both sides are results of eval; leave it out")
+
+    sides = {}
+    with tempfile.TemporaryDirectory(prefix="gate-") as temporary:
+        for name, path in paths.items():
+            if data is not None and name in artifacts:
+                kept = Path(out or temporary) / name
+                path = kept.with_name(f"{name}.json")
+                if not _is_evaluated(path, artifacts[name], data, split):
+                    evaluate(
+                        artifacts[name].path,
+                        data,
+                        split=split,
+                        out=kept,
+                        device=device,
+                        threads=threads,
+                        progress=progress,
+                    )
+            result = read_result(path)
+            if result.predictions is None:
+                raise UsageError(f"{path} has no predictions beside it; evaluate again with --out")
+            size = artifacts[name].bytes if name in artifacts else None
+            sides[name] = Side(
+                result=result, predictions=read_predictions(path.with_name(result.predictions)), bytes=size
+            )
+    if limits.max_latency_ratio is not None:
+        timings = _timed_beside_each_other(artifacts, RunOptions(device=device, threads=threads))
+        sides = {name: replace(side, timing=timings[name]) for name, side in sides.items()}
+    return judge(sides["baseline"], sides["candidate"], limits)
+
+
+def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None) -> bool:
+    """Whether an earlier call has finished this evaluation."""
+    from . import data as sources
+    from .evaluate import read_result
+
+    if not result.exists():
+        return False
+    found = read_result(result)
+    return (found.artifact_sha256, found.data_sha256) == (artifact.sha256, sources.open_source(data, split).sha256)
+
+
+def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions) -> dict[str, Timing]:
+    """Latency of each artifact on one batch of random pixels, of the size that the baseline is tuned for."""
+    from . import measure, preprocess
+
+    batch = artifacts["baseline"].manifest.export.batch.opt
+    sessions = {name: _load(artifact, options) for name, artifact in artifacts.items()}
+    images = {}
+    for name, artifact in artifacts.items():
+        model = artifact.manifest.model
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, model.in_chans, *model.image_size), np.uint8)
+        images[name] = preprocess.as_input(pixels, artifact.manifest.preprocessing, artifact.manifest.export.input)
+    return {timing.artifact: timing for timing in measure.interleaved(sessions, images, LATENCY_S)}

@@ -18,6 +18,8 @@ Stem = Literal["patch", "overlap", "overlap_tiered", "overlap_act"]
 Norm = Literal["layernorm", "rmsnorm", "simplenorm"]
 Activation = Literal["gelu", "gelu_tanh", "silu"]
 Head = Literal["pool_norm", "norm_pool"]
+Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+CheckName = Literal["top1_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"]
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -317,3 +319,78 @@ class QuantizationRecord(Record, frozen=True, kw_only=True):
     target: Target
     operations: dict[str, Positive]  # type to how many
     calibration: CalibrationRecord | None
+
+
+# The gate: two evaluations beside each other.
+
+
+class Limits(Record, frozen=True, kw_only=True):
+    """What a candidate may lose against its baseline. Written by hand, hence in percent; None is not checked."""
+
+    max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, percentage points
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.05  # chance of passing what lies at a limit
+    max_class_drop: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None  # of one class's top-1, points
+    min_agreement: Annotated[float, msgspec.Meta(gt=0, lt=100)] | None = None  # images with the same first class, %
+    max_latency_ratio: Annotated[float, msgspec.Meta(gt=0, le=1000)] | None = None  # medians, candidate / baseline
+    max_size_ratio: Annotated[float, msgspec.Meta(gt=0, le=1000)] | None = None  # bytes, candidate / baseline
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """One limit held against what was measured. Drops and agreement are fractions."""
+
+    name: CheckName
+    decision: Decision
+    limit: float
+    value: float
+    lower: float | None = None  # one-sided bounds at the limits' alpha; None where chance plays no part
+    upper: float | None = None
+
+
+class ClassDrop(Record, frozen=True, kw_only=True):
+    """One class's images. `beyond_chance`: more were lost than gained, at the limits' alpha over all classes."""
+
+    label: int
+    name: str
+    images: int
+    lost: int
+    gained: int
+    p_value: Fraction  # one-sided exact McNemar, after Holm's adjustment for the number of classes
+    beyond_chance: bool
+
+
+class Flip(Record, frozen=True, kw_only=True):
+    """An image whose first class changed. A margin is the log-probability of the first class less the second's."""
+
+    name: str
+    label: int
+    baseline: int  # class
+    candidate: int
+    baseline_margin: float | None  # nats; None where a model has one class
+    candidate_margin: float | None
+
+
+class Verdict(Record, frozen=True, kw_only=True):
+    """Whether a candidate may take its baseline's place, and everything that this rests on."""
+
+    decision: Decision
+    limits: Limits
+    baseline: str
+    baseline_sha256: Sha256  # of manifest.json
+    candidate: str
+    candidate_sha256: Sha256
+    data: str
+    data_sha256: Sha256
+    images: int
+    baseline_top1: Fraction
+    candidate_top1: Fraction
+    lost: int  # right in the baseline only
+    gained: int  # right in the candidate only
+    p_value: Fraction  # exact McNemar, two-sided
+    images_needed: int | None  # to decide the drop, if it is what it seems; None: decided, or no number will do
+    checks: tuple[Check, ...]
+    agreement: Fraction  # share of images with the same first class
+    confident: int  # images that the baseline gives twice the probability of any other class, or more
+    confident_flips: int  # of these, with another first class in the candidate
+    kl_at_least: float  # nats, mean over images: divergence of the candidate from the baseline, on the classes kept
+    per_class: tuple[ClassDrop, ...]
+    flips: tuple[Flip, ...]

@@ -97,6 +97,7 @@ def commands(artifact: Artifact, pictures: Path, checkpoint: Path, out: Path) ->
 def test_every_command_is_tested() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == {
         *NAMES,
+        "gate",  # tests/test_gate.py
         "refit",  # needs a GPU to succeed: tests/test_nvinfer.py
     }
 

@@ -8,6 +8,7 @@ import typer
 from ..errors import ConvNextDeployError
 from .evaluate import evaluate
 from .export import export, refit
+from .gate import gate
 from .look import doctor, inspect, list_
 
 # What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
@@ -22,7 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 COMMANDS: dict[str, Callable[..., object]] = {
-    "export": export, "eval": evaluate, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor,
+    "export": export, "eval": evaluate, "gate": gate, "inspect": inspect, "refit": refit, "list": list_,
+    "doctor": doctor,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
@@ -34,7 +36,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; its exit code. 2: the request was wrong; 1: a check failed; 130: interrupted."""
+    """Run one command; its exit code. 2: the request was wrong; 1: a check failed; 3: undecided; 130: interrupted."""
     debug, as_json = "--debug" in arguments, "--json" in arguments
     try:
         returned = app(args=arguments or ["--help"], prog_name="convnext-deploy", standalone_mode=False)

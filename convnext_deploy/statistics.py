@@ -1,0 +1,173 @@
+"""What a difference between two models that saw the same images can be, and what chance alone would make.
+
+Of `images`, `lost` are right in the baseline only and `gained` in the candidate only; the other images carry no
+information on the difference. The drop is (lost - gained) / images. Every bound is one-sided: the truth lies beyond
+it with probability alpha at most.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+POWER = 0.8  # chance that the images asked for decide, if the models are what they seem to be
+MOST_IMAGES = 10_000_000  # where more would be needed, no set of images decides
+
+_RESAMPLES = 1000
+_SEED = 0
+
+
+def score(lost: Any, gained: Any, images: Any, drop: float) -> NDArray[np.float64]:
+    """Tango's statistic: how many standard errors the observed drop lies above `drop`, if that is the true one.
+
+    The standard error is that of the likeliest proportions among those with this drop, and not of the observed ones
+    as in Wald's statistic: few lost images by luck do not make it small (Tango 1998, Statistics in Medicine 17:891).
+
+    Args:
+        lost: counts or proportions, numbers or arrays of one shape; at least one differs from 0, or `drop` does.
+        gained: likewise.
+        images: likewise; 1 for proportions.
+        drop: fraction, 0 <= drop < 1.
+    """
+    lost, gained = np.asarray(lost, np.float64), np.asarray(gained, np.float64)
+    variance = 2 * _gained_share(lost, gained, images, drop) + drop * (1 - drop)
+    return cast(NDArray[np.float64], (lost - gained - images * drop) / np.sqrt(images * variance))
+
+
+def _gained_share(lost: NDArray[np.float64], gained: NDArray[np.float64], images: Any, drop: float) -> Any:
+    """Likeliest share of gained images where that of lost ones is larger by `drop`.
+
+    The root of 2 n q^2 + s q - gained drop (1 - drop) = 0, written so that nothing cancels for either sign of s.
+    """
+    slope = (2 * images - lost + gained) * drop - lost - gained
+    product = gained * drop * (1 - drop)
+    root = np.sqrt(slope**2 + 8 * images * product)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in the branch that is not taken
+        return np.where(slope > 0, 2 * product / (root + slope), (root - slope) / (4 * images))
+
+
+def drop_bounds(lost: int, gained: int, images: int, alpha: float) -> tuple[float, float]:
+    """Lower and upper bound of the drop: Tango's score interval, made exact where all flips go one way.
+
+    Tango's interval is asymptotic. Where nothing was gained (or nothing lost) its error can exceed alpha by a third
+    at about 1,000 images; there the drop is one binomial share and the exact (Clopper-Pearson) bounds are known, and
+    the wider of the two is taken.
+    """
+    lower, upper = -_tango_upper(gained, lost, images, alpha), _tango_upper(lost, gained, images, alpha)
+    if gained == 0:
+        low, high = share_bounds(lost, images, alpha)
+        lower, upper = min(lower, low), max(upper, high)
+    if lost == 0:
+        low, high = share_bounds(gained, images, alpha)
+        lower, upper = min(lower, -high), max(upper, -low)
+    return lower, upper
+
+
+def _tango_upper(lost: int, gained: int, images: int, alpha: float) -> float:
+    """The drop, in [-1, 1], that the observed one lies z standard errors below."""
+    from scipy.optimize import brentq
+
+    z = NormalDist().inv_cdf(1 - alpha)
+    if lost == images:
+        return 1.0
+    if lost == gained == 0:
+        return z**2 / (images + z**2)
+
+    def excess(drop: float) -> float:
+        if drop < 0:  # the same question with the models in each other's place
+            return z - float(score(gained, lost, images, -drop))
+        return z + float(score(lost, gained, images, drop))
+
+    just_inside = math.nextafter(1.0, 0.0)
+    if gained == images:  # the observed drop is -1, where the statistic is not defined
+        return float(brentq(excess, -just_inside, just_inside, xtol=1e-14))
+    return float(brentq(excess, (lost - gained) / images, just_inside, xtol=1e-14))
+
+
+def share_bounds(count: int, images: int, alpha: float) -> tuple[float, float]:
+    """Clopper and Pearson's exact lower and upper bound of a share."""
+    from scipy.stats import binomtest
+
+    exact = binomtest(count, images).proportion_ci(1 - 2 * alpha, method="exact")
+    return float(exact.low), float(exact.high)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Exact two-sided p-value of McNemar's test: flips are lost or gained with equal chance."""
+    return _sign_test(lost, gained, "two-sided")
+
+
+def mcnemar_loss(lost: int, gained: int) -> float:
+    """Exact one-sided p-value: so many lost, or more, if flips were lost or gained with equal chance."""
+    return _sign_test(lost, gained, "greater")
+
+
+def _sign_test(lost: int, gained: int, alternative: str) -> float:
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + gained, alternative=alternative).pvalue) if lost + gained else 1.0
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Holm's adjustment: with each compared with alpha, the chance of even one false alarm among all is alpha."""
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * np.asarray(p_values)[order]), 1.0)
+    return tuple(adjusted.tolist())
+
+
+def images_needed(discordance: float, drop: float, limit: float, alpha: float) -> int | None:
+    """How many images decide, with chance `POWER`, on which side of the limit a drop lies.
+
+    Args:
+        discordance: share of the images that are lost or gained; at least |drop|.
+        drop: what the true drop is taken to be, a fraction.
+        limit: fraction.
+        alpha: chance of the wrong decision at the limit.
+
+    Returns:
+        None where the drop is so close to the limit that more than `MOST_IMAGES` would be needed.
+    """
+    if discordance == 0:  # the exact bound of a share of which nothing was seen
+        return math.ceil(math.log(alpha) / math.log1p(-limit)) if limit else None
+    normal = NormalDist()
+    lost, gained = np.float64((discordance + drop) / 2), np.float64(max(discordance - drop, 0.0) / 2)
+    at_limit = 2 * float(_gained_share(lost, gained, 1, limit)) + limit * (1 - limit)  # the test's own variance
+    as_seen = discordance - drop**2
+    spread = normal.inv_cdf(1 - alpha) * math.sqrt(at_limit) + normal.inv_cdf(POWER) * math.sqrt(as_seen)
+    gap = abs(limit - drop)
+    if spread >= gap * math.sqrt(MOST_IMAGES):
+        return None
+    return max(1, math.ceil((spread / gap) ** 2))
+
+
+def ratio_of_medians(
+    numerator: Sequence[float], denominator: Sequence[float], alpha: float
+) -> tuple[float, float, float]:
+    """Ratio of two medians, with its lower and upper bound by a block bootstrap.
+
+    Samples of latency that follow one another resemble each other, so blocks of them are drawn, each about the square
+    root of all long; single samples would make the interval too narrow. The draws are the same in every call.
+    """
+    generator = np.random.default_rng(_SEED)
+    ratios = _resampled_medians(numerator, generator) / _resampled_medians(denominator, generator)
+    lower, upper = np.quantile(ratios, [alpha, 1 - alpha])
+    return float(np.median(numerator) / np.median(denominator)), float(lower), float(upper)
+
+
+def _resampled_medians(samples: Sequence[float], generator: np.random.Generator) -> NDArray[np.float64]:
+    """(resamples,): medians of blocks that start anywhere and go on at the beginning where they reach the end."""
+    values = np.asarray(samples)
+    length = math.ceil(math.sqrt(len(values)))
+    medians = np.empty(_RESAMPLES)
+    at_once = max(1, 1_000_000 // len(values))  # resamples, for memory
+    for first in range(0, _RESAMPLES, at_once):
+        part = medians[first : first + at_once]
+        starts = generator.integers(len(values), size=(len(part), math.ceil(len(values) / length), 1))
+        places = (starts + np.arange(length)).reshape(len(part), -1) % len(values)
+        part[:] = np.median(values[places], axis=1)
+    return medians
