@@ -9,6 +9,9 @@ from ..errors import ConvNextDeployError
 from .evaluate import evaluate
 from .export import export, refit
 from .look import doctor, inspect, list_
+from .profile import profile
+from .report import report
+from .roofline import roofline
 
 # What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -23,6 +26,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., object]] = {
     "export": export, "eval": evaluate, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor,
+    "profile": profile, "roofline": roofline, "report": report,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -1,6 +1,7 @@
 """OpenVINO IR, for Intel CPUs and GPUs (its CPU plugin also runs on other x86-64 and on Arm)."""
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from ..env import needs
 from ..errors import ArtifactError, BuildError
 from ..lower.capture import DeployGraph
 from ..lower.onnx_graph import macs_of, save_onnx, shares
-from ..session import Images, RunOptions, Session
-from ..types import Manifest, Precision, PrecisionTruth
+from ..session import Images, Profile, RunOptions, Session
+from ..types import LayerKind, LayerTime, Manifest, Precision, PrecisionTruth
 from .base import Format
 
 # The type is a request to the plugin, not a property of the IR: the executed graph is what counts.
@@ -42,19 +43,28 @@ class OpenVinoSession(Session):
         with needs("openvino", "openvino"):
             import openvino as ov
         self._ov = ov
+        self._path = path
+        self._images: Images | None = None
+        self._compile()
+
+    def _compile(self, profile: bool = False) -> None:
+        path, manifest = self._path, self.manifest
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[manifest.export.precision],
             "PERFORMANCE_HINT": "LATENCY",
+            "PERF_COUNT": profile,
         }
-        if options.threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = options.threads
+        if self.options.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = self.options.threads
         try:
-            self._compiled = ov.Core().compile_model(path, "CPU", settings)
+            self._compiled = self._ov.Core().compile_model(path, "CPU", settings)
         except Exception as error:  # see build
             reason = str(error).strip().partition("\n")[0]
             raise ArtifactError(f"openvino cannot load {path}: {reason}") from None
         self._request = self._compiled.create_infer_request()
         self._ports = [self._compiled.output(output.name) for output in manifest.outputs]
+        if self._images is not None:
+            self._bind(self._images)
 
     def _bind(self, images: Images) -> None:
         self._images = images  # shared with the tensor below, so it has to live as long
@@ -74,6 +84,21 @@ class OpenVinoSession(Session):
         note = f"OpenVINO's CPU plugin runs {asked} as {runs_as} on this machine" if runs_as != asked else None
         return PrecisionTruth(graph={"fp32": 1.0}, executed=executed, note=note)
 
+    def profile(self, steps: int) -> Profile:
+        """From the plugin's own counters, of a model compiled with them: they cannot be switched on later."""
+        del self._compiled, self._request  # they hold the weights, and so does the next
+        self._compile(profile=True)
+        done = []
+        for _ in range(steps):
+            start = time.perf_counter_ns()
+            self.step()
+            wall_ms = (time.perf_counter_ns() - start) / 1e6
+            counters = self._request.get_profiling_info()
+            done.append((wall_ms, tuple(_layer(c) for c in counters if c.real_time)))
+        del self._compiled, self._request
+        self._compile()
+        return Profile("OpenVINO's performance counters", tuple(done))
+
 
 def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:
     """(type, multiply-accumulates) of each convolution and matrix product that the plugin chose a kernel for."""
@@ -91,6 +116,31 @@ def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:
         op = "Conv" if kind == "Convolution" else "MatMul"
         macs.append((TYPE_NAMES.get(name, name), macs_of(op, weight, output)))
     return macs
+
+
+KINDS: dict[str, LayerKind] = {
+    "FullyConnected": "GEMM", "MatMul": "GEMM", "Convolution": "convolution", "GroupConvolution": "depthwise",
+    "MVN": "norm", "RMS": "norm", "NormalizeL2": "norm", "ReduceMean": "norm", "ReduceL2": "norm",
+    "Subtract": "norm",  # the mean from what LayerNorm normalizes; nothing else in the model subtracts
+    "Gelu": "activation", "Swish": "activation", "Erf": "activation", "Tanh": "activation", "Sigmoid": "activation",
+    "Transpose": "layout", "Reorder": "layout", "Reshape": "layout", "Unsqueeze": "layout", "Squeeze": "layout",
+    "FakeQuantize": "quantize", "Quantize": "quantize", "Dequantize": "quantize",
+    "Add": "elementwise", "Multiply": "elementwise", "Divide": "elementwise", "Convert": "elementwise",
+    "Sqrt": "elementwise", "Power": "elementwise", "Eltwise": "elementwise", "MulAdd": "elementwise",
+}  # fmt: skip
+
+
+def _layer(counter: Any) -> LayerTime:
+    """One counter: its `exec_type` names kernel and type, as in `brgconv_avx512_dw_f32`."""
+    kind = KINDS.get(counter.node_type, "other")
+    if kind == "convolution" and "_dw_" in counter.exec_type:
+        kind = "depthwise"
+    if counter.node_type == "Add" and "layer_norm" in counter.node_name:
+        kind = "norm"  # LayerNorm is split up, and its last part keeps its name
+    word = counter.exec_type.rpartition("_")[2]
+    ms = counter.real_time.total_seconds() * 1e3
+    op = f"{counter.node_type} {counter.exec_type}"
+    return LayerTime(name=counter.node_name, op=op, kind=kind, type=TYPE_NAMES.get(word, word), ms=ms)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> OpenVinoSession:
