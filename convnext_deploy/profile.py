@@ -23,8 +23,8 @@ def profile(session: Session, artifact: Artifact, images: Images, steps: int) ->
     """
     session.bind(images)
     plain_ms = _plain_ms(session, steps)
-    seen = session.profile(steps + WARMUP)
-    wall_ms, layers = typical(seen.steps[WARMUP:])
+    seen = session.profile(steps, WARMUP)
+    wall_ms, layers = typical(seen.steps)
     manifest = artifact.manifest
     uint8 = manifest.export.input == "uint8"
     return ProfileResult(

@@ -23,7 +23,10 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a runtime's own profiler saw: the wall time of each inference in milliseconds, and its layers."""
+    """What a runtime's own profiler saw: milliseconds of wall time, and the layers, of each step.
+
+    A step is one inference, or the mean of all of them where the profiler gives means only.
+    """
 
     profiler: str
     steps: tuple[tuple[float, tuple[LayerTime, ...]], ...]
@@ -76,8 +79,8 @@ class Session(ABC):
     def precision(self) -> PrecisionTruth:
         """Read back in which types the bound batch is computed: in the built graph, and as executed here."""
 
-    def profile(self, steps: int) -> Profile:
-        """Run the bound batch that many times under the runtime's own profiler.
+    def profile(self, steps: int, warmup: int) -> Profile:
+        """Run the bound batch that many times under the runtime's own profiler, after `warmup` that do not count.
 
         Raises:
             UsageError: this runtime has none that could be read.

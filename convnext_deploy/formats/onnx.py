@@ -97,18 +97,18 @@ class OnnxSession(Session):
         note = f"onnxruntime's {provider} runs this graph as {next(iter(executed))} here" if differs else None
         return PrecisionTruth(graph=graph, executed=executed, note=note)
 
-    def profile(self, steps: int) -> Profile:
+    def profile(self, steps: int, warmup: int) -> Profile:
         """From ONNX Runtime's profile, of a session of its own: it cannot be switched on later."""
         del self._session, self._binding  # see precision
         groups = convolution_groups(self._path)
         with tempfile.TemporaryDirectory() as folder:
             self._start(Path(folder) / "profile")
-            for _ in range(steps):
+            for _ in range(warmup + steps):
                 self.step()
                 self.sync()
             events = json.loads(Path(self._session.end_profiling()).read_text())
         self._start()
-        return Profile("ONNX Runtime's profile", tuple(profiled_steps(events, groups)))
+        return Profile("ONNX Runtime's profile", tuple(profiled_steps(events, groups))[warmup:])
 
 
 KINDS: dict[str, LayerKind] = {

@@ -84,20 +84,30 @@ class OpenVinoSession(Session):
         note = f"OpenVINO's CPU plugin runs {asked} as {runs_as} on this machine" if runs_as != asked else None
         return PrecisionTruth(graph={"fp32": 1.0}, executed=executed, note=note)
 
-    def profile(self, steps: int) -> Profile:
-        """From the plugin's own counters, of a model compiled with them: they cannot be switched on later."""
+    def profile(self, steps: int, warmup: int) -> Profile:
+        """From the plugin's own counters, of a model compiled with them: they cannot be switched on later.
+
+        A counter is the mean of every inference so far, so those of the warm-up are taken off again.
+        """
         del self._compiled, self._request  # they hold the weights, and so does the next
         self._compile(profile=True)
-        done = []
-        for _ in range(steps):
-            start = time.perf_counter_ns()
+        for _ in range(warmup):
             self.step()
-            wall_ms = (time.perf_counter_ns() - start) / 1e6
-            counters = self._request.get_profiling_info()
-            done.append((wall_ms, tuple(_layer(c) for c in counters if c.real_time)))
+        before = [c.real_time * warmup for c in self._request.get_profiling_info()]
+        start = time.perf_counter_ns()
+        for _ in range(steps):
+            self.step()
+        wall_ms = (time.perf_counter_ns() - start) / 1e6 / steps
+        counters = self._request.get_profiling_info()
+        layers = tuple(
+            _layer(counter, (counter.real_time * (warmup + steps) - past).total_seconds() * 1e3 / steps)
+            for counter, past in zip(counters, before, strict=True)
+            if counter.real_time
+        )
         del self._compiled, self._request
         self._compile()
-        return Profile("OpenVINO's performance counters", tuple(done))
+        note = "the plugin counts the mean of all inferences, so an interrupted one is in it"
+        return Profile("OpenVINO's performance counters", ((wall_ms, layers),), note)
 
 
 def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:
@@ -130,15 +140,15 @@ KINDS: dict[str, LayerKind] = {
 }  # fmt: skip
 
 
-def _layer(counter: Any) -> LayerTime:
+def _layer(counter: Any, ms: float) -> LayerTime:
     """One counter: its `exec_type` names kernel and type, as in `brgconv_avx512_dw_f32`."""
     kind = KINDS.get(counter.node_type, "other")
     if kind == "convolution" and "_dw_" in counter.exec_type:
         kind = "depthwise"
     if counter.node_type == "Add" and "layer_norm" in counter.node_name:
         kind = "norm"  # LayerNorm is split up, and its last part keeps its name
+    ms = max(ms, 0.0)  # the difference of two counts of whole microseconds
     word = counter.exec_type.rpartition("_")[2]
-    ms = counter.real_time.total_seconds() * 1e3
     op = f"{counter.node_type} {counter.exec_type}"
     return LayerTime(name=counter.node_name, op=op, kind=kind, type=TYPE_NAMES.get(word, word), ms=ms)
 

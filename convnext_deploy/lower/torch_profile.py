@@ -26,7 +26,7 @@ KINDS: dict[str, LayerKind] = {
 }  # fmt: skip
 
 
-def profiled(session: Session, steps: int) -> Profile:
+def profiled(session: Session, steps: int, warmup: int) -> Profile:
     """Each step under a profiler of its own, so that starting it is not in the step's wall time."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -34,7 +34,7 @@ def profiled(session: Session, steps: int) -> Profile:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     done = []
     with _quiet():
-        for _ in range(steps):
+        for _ in range(warmup + steps):
             with profile(activities=activities, record_shapes=True) as profiler:
                 start = time.perf_counter_ns()
                 session.step()
@@ -43,7 +43,7 @@ def profiled(session: Session, steps: int) -> Profile:
             done.append((wall_ms, layers(profiler.events() or (), cuda)))
     compiled = any(COMPILED in layer.op for _, found in done for layer in found)
     note = f"compiled kernels and the products they call are one row, {COMPILED}: AOTInductor does not name them"
-    return Profile("torch.profiler", tuple(done), note if compiled else None)
+    return Profile("torch.profiler", tuple(done[warmup:]), note if compiled else None)
 
 
 def layers(events: Iterable[Any], cuda: bool) -> tuple[LayerTime, ...]:

@@ -54,10 +54,10 @@ class TorchSession(Session):
         found = shares(counter.macs)
         return PrecisionTruth(graph=found, executed=found)  # PyTorch runs the types it dispatches
 
-    def profile(self, steps: int) -> Profile:
+    def profile(self, steps: int, warmup: int) -> Profile:
         from .torch_profile import profiled
 
-        return profiled(self, steps)
+        return profiled(self, steps, warmup)
 
 
 def check_device(options: RunOptions) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..env import needs
 from ..types import ProfileResult, RooflineResult
 from .published import accuracies
-from .results import KINDS, Measurement, Results, by_kind
+from .results import KINDS, Measurement, Results, by_kind, machine_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ SETTINGS = {
     "savefig.facecolor": "none", "legend.framealpha": 0.0, "legend.fontsize": 8, "grid.color": INK, "grid.alpha": 0.15,
     "axes.grid": True, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.5,
 }  # fmt: skip
-PANEL = (4.6, 3.1)  # inches
+PANEL, ALONE = (4.6, 3.1), (7.0, 3.6)  # inches, of one of several panels and of a single one
 COLUMNS = 2
 
 
@@ -39,7 +39,8 @@ def _drawn(name: str, panels: int, draw: Callable[["Figure", list["Axes"]], None
     columns = min(panels, COLUMNS)
     rows = math.ceil(panels / columns)
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+        size = ALONE if panels == 1 else (PANEL[0] * columns, PANEL[1] * rows)
+        figure = Figure(figsize=size, layout="constrained")
         axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
         draw(figure, axes)
         buffer = StringIO()
@@ -76,17 +77,29 @@ def _legend(figure: "Figure", axes: Sequence["Axes"]) -> None:
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3)
 
 
-def _size(m: Measurement) -> str:
+def _setting(m: Measurement) -> str:
+    """Model, pixels, and what is timed where that is not the plain case: only equal ones share a panel."""
     height, width = m.image_size
-    return f"{m.model}, {height}" if height == width else f"{m.model}, {height}x{width}"
+    words = [m.model, str(height) if height == width else f"{height}x{width}"]
+    words += [word for word in (m.scenario, m.scope, m.task) if word not in ("single-stream", "compute", "classify")]
+    return ", ".join(words)
 
 
-def throughput(measurements: Sequence[Measurement]) -> str | None:
+def _plain_numbers(panel: "Axes", *axes: str) -> None:
+    """Logarithmic axes with the numbers themselves: powers would need mathematical text, which is off."""
+    for name in axes:
+        axis = panel.xaxis if name == "x" else panel.yaxis
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}" if name == "x" else "")
+    panel.tick_params(axis="x", which="both", labelsize=7, rotation=30)
+
+
+def throughput(measurements: Sequence[Measurement], name: str = "throughput") -> str | None:
     """Images per second by batch, a panel a model."""
-    models = _grouped((m for m in measurements if m.valid), _size)
+    models = _grouped((m for m in measurements if m.valid), _setting)
     if not models:
         return None
     styles = _styles(m.series for found in models.values() for m in found)
@@ -106,12 +119,12 @@ def throughput(measurements: Sequence[Measurement]) -> str | None:
             panel.set(title=title, xlabel="batch", ylabel="images/s")
         _legend(figure, axes)
 
-    return _drawn("throughput", len(models), draw)
+    return _drawn(name, len(models), draw)
 
 
-def latency(measurements: Sequence[Measurement]) -> str | None:
+def latency(measurements: Sequence[Measurement], name: str = "latency") -> str | None:
     """Share of samples below each latency, a panel a model and batch; every sample is in the curve."""
-    groups = _grouped((m for m in measurements if m.valid), lambda m: f"{_size(m)}, batch {m.batch}")
+    groups = _grouped((m for m in measurements if m.valid), lambda m: f"{_setting(m)}, batch {m.batch}")
     if not groups:
         return None
     styles = _styles(m.series for found in groups.values() for m in found)
@@ -122,12 +135,10 @@ def latency(measurements: Sequence[Measurement]) -> str | None:
                 panel.ecdf(m.samples_ms, label=m.series, **styles[m.series])
             panel.set_xscale("log")
             panel.set(title=title, xlabel="ms", ylabel="share of samples", ylim=(0, 1))
-            panel.xaxis.set_major_formatter("{x:g}")
-            panel.xaxis.set_minor_formatter("{x:g}")
-            panel.tick_params(axis="x", which="both", labelsize=7, rotation=30)
+            _plain_numbers(panel, "x")
         _legend(figure, axes)
 
-    return _drawn("latency", len(groups), draw)
+    return _drawn(name, len(groups), draw)
 
 
 def pareto_points(measurements: Sequence[Measurement]) -> list[tuple[Measurement, float, str]]:
@@ -151,7 +162,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front[::-1]
 
 
-def pareto(measurements: Sequence[Measurement]) -> str | None:
+def pareto(measurements: Sequence[Measurement], name: str = "pareto") -> str | None:
     """Top-1 against images per second, a panel a batch; the front of what no other choice beats in both."""
     panels = _grouped(pareto_points(measurements), lambda point: point[0].batch)
     if not panels:
@@ -181,12 +192,10 @@ def pareto(measurements: Sequence[Measurement]) -> str | None:
             panel.set_xscale("log")
             panel.margins(x=0.15)
             panel.set(title=f"batch {batch}", xlabel="images/s", ylabel="ImageNet-1k top-1, %")
-            panel.tick_params(axis="x", which="both", labelsize=7, rotation=30)
-            panel.xaxis.set_major_formatter("{x:g}")
-            panel.xaxis.set_minor_formatter("{x:g}")
+            _plain_numbers(panel, "x")
         _legend(figure, axes)
 
-    return _drawn("pareto", len(panels), draw)
+    return _drawn(name, len(panels), draw)
 
 
 def _short(model: str) -> str:
@@ -225,6 +234,7 @@ def roofline(result: RooflineResult, measurements: Sequence[Measurement], name: 
                        color=COLOURS[-1 - index % len(COLOURS)], label=f"measured: {m.series}")  # fmt: skip
         panel.set_xscale("log")
         panel.set_yscale("log")
+        _plain_numbers(panel, "x", "y")
         panel.set(
             xlabel="FLOP/byte", ylabel="TFLOP/s", title=f"{result.model} {result.precision}, batch {result.batch}"
         )
@@ -260,19 +270,22 @@ def kinds(profiles: Sequence[ProfileResult]) -> str | None:
 
 
 def all_of(results: Results, measurements: Sequence[Measurement]) -> list[tuple[str, str, str]]:
-    """(title, caption, SVG) of every plot that the results fill."""
-    found = [
-        ("Throughput by batch", "Median of each setting; the batches were measured one by one.",
-         throughput(measurements)),
-        ("Latency", "Share of all samples that took no longer; steep curves are steady machines.",
-         latency(measurements)),
-        ("Accuracy against throughput", "Circles ConvNeXt, squares Swin, triangles others; hollow: pretrained on "
-         "ImageNet-22k. The dotted line joins what no other choice beats in both. Published accuracies, unless a "
-         "result has its own.", pareto(measurements)),
-        ("Where the time goes", "Layers by kind, from each runtime's own profiler.", kinds(results.profiles)),
-    ]  # fmt: skip
-    plots = [(title, caption, svg) for title, caption, svg in found if svg is not None]
+    """(title, caption, SVG) of every plot that the results fill; speeds of different machines are kept apart."""
+    plots = []
+    machines = _grouped(measurements, lambda m: machine_words(m.machine))
+    for index, (machine, found) in enumerate(machines.items()):
+        where = f": {machine}" if len(machines) > 1 else ""
+        plots += [
+            ("Throughput by batch" + where, "Median of each setting; each batch was measured by itself.",
+             throughput(found, f"throughput{index}")),
+            ("Latency" + where, "Share of all samples that took no longer; steep curves are steady machines.",
+             latency(found, f"latency{index}")),
+            ("Accuracy against throughput" + where, "Circles ConvNeXt, squares Swin, triangles others; hollow: "
+             "pretrained on ImageNet-22k. The dotted line joins what no other choice beats in both. Published "
+             "accuracies, unless a result has its own.", pareto(found, f"pareto{index}")),
+        ]  # fmt: skip
+    plots.append(("Where the time goes", "Layers by kind, from each runtime's own profiler.", kinds(results.profiles)))
     for index, result in enumerate(results.rooflines):
         caption = f"Ceilings: {result.ceilings.name}, {result.ceilings.source}."
         plots.append(("Roofline", caption, roofline(result, measurements, f"roofline{index}")))
-    return plots
+    return [(title, caption, svg) for title, caption, svg in plots if svg is not None]
