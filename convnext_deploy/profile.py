@@ -29,7 +29,7 @@ def profile(session: Session, artifact: Artifact, images: Images, steps: int) ->
     uint8 = manifest.export.input == "uint8"
     return ProfileResult(
         time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        artifact=str(artifact.path),
+        artifact=artifact.path.name,
         artifact_sha256=artifact.sha256,
         format=manifest.export.format,
         precision=manifest.export.precision,

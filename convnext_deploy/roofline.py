@@ -92,13 +92,13 @@ def operations(spec: ModelSpec) -> Iterator[Operation]:
 
 
 def _stem(spec: ModelSpec, image_pixels: int, pixels: int) -> Operation:
-    from .models.convnext import tiered_width
-
     channels = spec.dims[0]
     if spec.stem == "patch":
         weights = 16 * spec.in_chans * channels
         macs, between = pixels * weights, 0
     else:
+        from .models.convnext import tiered_width
+
         middle = tiered_width(channels) if spec.stem == "overlap_tiered" else channels
         first, second = 9 * spec.in_chans * middle, 9 * middle * channels
         weights, between = first + second, 4 * pixels * middle
@@ -162,6 +162,16 @@ def bound(spec: ModelSpec, precision: str, batch: int, ceilings: Ceilings) -> tu
 def bound_ms(spec: ModelSpec, precision: str, batch: int, ceilings: Ceilings) -> float:
     """The shortest time of one batch: what `percent_of_bound` divides by the measured time."""
     return sum(row.ms for row in bound(spec, precision, batch, ceilings))
+
+
+def rate(
+    spec: ModelSpec, precision: str, batch: int, images_per_s: float, ceilings: Ceilings | None
+) -> tuple[float, float | None]:
+    """A measured speed as TFLOP/s, and as percent of the bound; None where the ceilings know no such precision."""
+    tflops = flop(spec) * images_per_s / 1e12
+    if ceilings is None or precision not in ceilings.matrix_tflops:
+        return tflops, None
+    return tflops, 100 * bound_ms(spec, precision, batch, ceilings) / (batch / images_per_s * 1e3)
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------

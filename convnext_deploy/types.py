@@ -234,7 +234,7 @@ class ProfileResult(Record, frozen=True, kw_only=True, tag_field="record", tag="
     """Where one artifact spends its time: `layers` add up to `layers_ms`, which is part of `wall_ms`."""
 
     time: str  # ISO 8601, UTC
-    artifact: str
+    artifact: str  # its folder's name
     artifact_sha256: Sha256  # of manifest.json
     format: str
     precision: Precision

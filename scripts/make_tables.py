@@ -1,4 +1,4 @@
-"""Write the README's tables of measurements from the committed results, or check that the written ones are current.
+"""Write the READMEs' tables of measurements from the committed results, or check that the written ones are current.
 
 python scripts/make_tables.py [--check]
 
@@ -16,7 +16,9 @@ from convnext_deploy.report import markdown, results
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = ROOT / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
-BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
+WHERE = ROOT / "benchmarks" / "results" / "2026-11-22-where-time-goes.jsonl"
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
 
 
 def runtimes() -> str:
@@ -28,7 +30,11 @@ def exports() -> str:
     return markdown.exports([r for r in records if r["benchmark"] == "export"], "base")
 
 
-TABLES: dict[str, Callable[[], str]] = {"runtimes": runtimes, "exports": exports}
+def kinds() -> str:
+    return markdown.kinds(results.read([WHERE]).profiles)
+
+
+TABLES: dict[str, Callable[[], str]] = {"runtimes": runtimes, "exports": exports, "kinds": kinds}
 
 
 def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:
@@ -39,7 +45,7 @@ def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:
             sys.exit(f"no table is called {found['name']!r}; expected one of {', '.join(tables)}")
         return found[1] + tables[found["name"]]() + found[4]
 
-    if text.count("<!-- table:") != len(BLOCK.findall(text)):
+    if len(re.findall("^<!-- table:", text, re.MULTILINE)) != len(BLOCK.findall(text)):
         sys.exit("a table's marker has no <!-- end --> after it, or a name of other than letters, digits and -")
     return BLOCK.sub(fill, text)
 
@@ -47,7 +53,7 @@ def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a table is stale")
-    parser.add_argument("paths", nargs="*", type=Path, default=[ROOT / "README.md"])
+    parser.add_argument("paths", nargs="*", type=Path, default=PAGES)
     args = parser.parse_args()
     for path in args.paths:
         text = path.read_text()

@@ -24,8 +24,9 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convnext_deploy import api, cli
+from convnext_deploy import api, cli, roofline
 from convnext_deploy.errors import DataError
+from convnext_deploy.models import registry
 from convnext_deploy.report import html, markdown, plots, published, results, tables
 from convnext_deploy.report.results import Measurement
 from convnext_deploy.types import LayerTime, ProfileResult
@@ -162,6 +163,29 @@ def test_the_medians_interval_is_the_binomial_one(count: int) -> None:
 
 def test_five_samples_carry_no_interval() -> None:
     assert msgspec.convert(measurement(samples_ms=[1.0] * 5), Measurement).interval_ms() is None
+
+
+def test_speeds_are_rated_by_the_ceilings_of_the_same_machine() -> None:
+    bound = api.roofline("tiny", device="a100")  # numbers that are known, as if measured on this machine
+    here = msgspec.structs.replace(bound, machine=MACHINE)
+    lines = [
+        measurement(median_ms=2 * bound.ms),
+        measurement(median_ms=2 * bound.ms, machine=MACHINE | {"cpu": "Other CPU"}),
+        measurement(model="swin_tiny_patch4_window7_224"),
+        measurement(runtime="eager", tflops=1.0, percent_of_bound=2.0),
+        measurement(runtime="pt2", precision="fp16", median_ms=5.0),
+        measurement(runtime="trt", device="cuda"),
+    ]
+    found = tuple(msgspec.convert(line, Measurement) for line in lines)
+    rows = results.rated(results.Results(files=("f",), measurements=found, rooflines=(here,)))
+    assert rows[0].percent_of_bound == pytest.approx(50)
+    assert rows[0].tflops == pytest.approx(bound.gflop / (2 * bound.ms))
+    assert (rows[1].tflops, rows[1].percent_of_bound) == (rows[0].tflops, None)
+    assert (rows[2].tflops, rows[2].percent_of_bound) == (None, None)
+    assert (rows[3].tflops, rows[3].percent_of_bound) == (1.0, 2.0)
+    fp16_ms = sum(row.ms for row in roofline.bound(registry.spec("convnext_tiny"), "fp16", 1, here.ceilings))
+    assert rows[4].percent_of_bound == pytest.approx(100 * fp16_ms / 5.0)
+    assert rows[5].percent_of_bound is None
 
 
 # Figures -------------------------------------------------------------------------------------------------------------
@@ -381,14 +405,14 @@ def test_the_readmes_tables_are_those_of_the_committed_results() -> None:
 def test_a_stale_table_is_refused_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tables = script("scripts/make_tables.py")
     path = tmp_path / "README.md"
-    path.write_text("before\n<!-- table: runtimes -->\n| old |\n<!-- end -->\nafter\n")
+    path.write_text("before `<!-- table: in passing -->`\n<!-- table: runtimes -->\n| old |\n<!-- end -->\nafter\n")
     monkeypatch.setattr(sys, "argv", ["make_tables.py", "--check", str(path)])
     with pytest.raises(SystemExit, match="its tables are stale; run: make tables"):
         make_tables.main()
     monkeypatch.setattr(sys, "argv", ["make_tables.py", str(path)])
     make_tables.main()
     text = path.read_text()
-    assert text.startswith("before\n<!-- table: runtimes -->\n| runtime | batch 1, ms |")
+    assert text.startswith("before `<!-- table: in passing -->`\n<!-- table: runtimes -->\n| runtime | batch 1, ms |")
     assert text.endswith("|\n<!-- end -->\nafter\n")
 
 

@@ -8,7 +8,7 @@ import hashlib
 from html import escape
 
 from . import plots, tables
-from .results import Results, latest
+from .results import Results, latest, rated
 from .tables import Cell, Table
 
 SCRIPT = """
@@ -61,7 +61,7 @@ figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; color: va
 
 def page(results: Results, title: str) -> str:
     """The whole page as text."""
-    shown = latest(results.measurements)
+    shown = rated(results)
     parts = [_conditions(results), _table(tables.conditions([*shown, *results.profiles, *results.rooflines]))]
     if shown:
         parts.append(_table(tables.measured(shown)))

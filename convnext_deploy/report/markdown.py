@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..types import ProfileResult
 from . import tables
-from .results import Measurement, Results, latest
+from .results import KINDS, Measurement, Results, by_kind, latest, rated
 from .tables import Table
 
 
@@ -22,7 +23,7 @@ def _escaped(text: str) -> str:
 
 def page(results: Results, title: str) -> str:
     """Every table of the report under one title."""
-    shown = latest(results.measurements)
+    shown = rated(results)
     wanted = [tables.conditions([*shown, *results.profiles, *results.rooflines])]
     if shown:
         wanted.append(tables.measured(shown))
@@ -79,3 +80,17 @@ def exports(records: Sequence[Mapping[str, Any]], variant: str) -> str:
     found = {str(r["format"]): r for r in records if r["variant"] == variant and r["precision"] == "fp32"}
     rows = [[f"`{name}`", f"{r['seconds']:.0f}", f"{r['peak_growth_in_weights']:.1f} x"] for name, r in found.items()]
     return table(["format", "seconds", "peak memory"], rows)
+
+
+def kinds(profiles: Sequence[ProfileResult]) -> str:
+    """Milliseconds of each kind of layer, a row a kind, a column an artifact."""
+    sums = [by_kind(profile) for profile in profiles]
+    rows = [
+        [kind, *("" if kind not in found else f"{found[kind]:.1f}" for found in sums)]
+        for kind in KINDS
+        if any(kind in found for found in sums)
+    ]
+    rows.append(["outside layers", *(f"{p.wall_ms - p.layers_ms:.1f}" for p in profiles)])
+    rows.append(["clock", *(f"{p.wall_ms:.1f}" for p in profiles)])
+    rows.append(["without profiler", *(f"{p.plain_ms:.1f}" for p in profiles)])
+    return table(["ms", *(f"`{p.format}` {p.precision}" for p in profiles)], rows)

@@ -8,8 +8,10 @@ from typing import Any, get_args
 
 import msgspec
 
+from .. import roofline
 from ..errors import DataError
-from ..types import EvalResult, LayerKind, ProfileResult, RooflineResult
+from ..models import registry
+from ..types import Ceilings, EvalResult, LayerKind, ProfileResult, RooflineResult, Task
 
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
@@ -176,6 +178,28 @@ def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
                m.threads, m.streams, machine_words(m.machine))  # fmt: skip
         found[key] = m
     return tuple(found.values())
+
+
+def rated(results: Results) -> tuple[Measurement, ...]:
+    """The latest measurements, with TFLOP/s and percent of the bound where a record has none of its own.
+
+    FLOPs follow from the architecture, so only for ConvNeXt; the bound from ceilings that were measured on the same
+    machine and stand in the same files.
+    """
+    ceilings = {machine_words(r.machine): r.ceilings for r in results.rooflines if r.machine is not None}
+    return tuple(_rated(m, ceilings.get(machine_words(m.machine))) for m in latest(results.measurements))
+
+
+def _rated(m: Measurement, ceilings: Ceilings | None) -> Measurement:
+    name = m.model.partition(".")[0]
+    if m.tflops is not None or m.images_per_s is None or not m.valid or name not in registry.VARIANTS:
+        return m
+    if m.task not in get_args(Task):
+        return m
+    spec = registry.spec(name, image_size=m.image_size, task=m.task)
+    known = ceilings if m.device == "cpu" else None  # a GPU's ceilings do not tell which machine's CPU they are beside
+    tflops, percent = roofline.rate(spec, m.precision, m.batch, m.images_per_s, known)
+    return msgspec.structs.replace(m, tflops=tflops, percent_of_bound=percent)
 
 
 def machine_words(machine: Mapping[str, Any]) -> str:
