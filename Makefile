@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint schema clean
+.PHONY: demo test test-fast lint schema tables clean
 
 demo: .venv/.installed
 	$(BIN)/python scripts/demo.py
@@ -23,6 +23,10 @@ lint: .venv/.installed-dev
 # The published JSON schema of manifest.json; `make lint` refuses a stale one.
 schema: .venv/.installed-dev
 	$(BIN)/python scripts/make_schema.py docs/manifest.schema.json
+
+# The README's tables, from the committed results; `make lint` refuses stale ones.
+tables: .venv/.installed-dev
+	$(BIN)/python scripts/make_tables.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

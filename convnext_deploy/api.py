@@ -1,21 +1,33 @@
 """The Python interface: one function a verb."""
 
+import datetime
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from . import formats, manifest
+from . import env, formats, manifest
 from .errors import ArtifactError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
 from .session import RunOptions, Session
-from .types import Device, EvalResult, Limits, TensorRtSpec, Timing, Verdict
+from .types import (
+    STRIDE,
+    Device,
+    EvalResult,
+    Limits,
+    ProfileResult,
+    RooflineResult,
+    Task,
+    TensorRtSpec,
+    Timing,
+    Verdict,
+)
 
-__all__ = ["evaluate", "export", "gate", "load", "refit"]
+__all__ = ["evaluate", "export", "gate", "load", "profile", "refit", "report", "roofline"]
 
 LATENCY_S = 5.0  # of timing for each side of a gate
 
@@ -206,3 +218,94 @@ def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions
         pixels = np.random.default_rng(0).integers(0, 256, (batch, model.in_chans, *model.image_size), np.uint8)
         images[name] = preprocess.as_input(pixels, artifact.manifest.preprocessing, artifact.manifest.export.input)
     return {timing.artifact: timing for timing in measure.interleaved(sessions, images, LATENCY_S)}
+
+
+def profile(
+    path: str | Path, *, batch: int | None = None, steps: int = 20, device: Device = "cpu", threads: int | None = None
+) -> ProfileResult:
+    """Where an artifact's time goes, by layer, from its runtime's own profiler; on bundled photographs.
+
+    Args:
+        batch: images at once; None: the size the artifact is tuned for.
+        steps: inferences without and inferences with the profiler.
+    """
+    from . import preprocess
+    from .profile import profile as run
+
+    if steps < 1:
+        raise UsageError(f"steps {steps}; expected at least 1")
+    artifact = manifest.verified(Path(path))
+    found = artifact.manifest
+    session = _load(artifact, RunOptions(device=device, threads=threads))
+    size = found.export.batch.opt if batch is None else batch
+    pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
+    return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
+
+
+def roofline(
+    variant: str,
+    *,
+    device: str = "this",
+    precision: str = "fp32",
+    batch: int = 1,
+    image_size: tuple[int, int] = (224, 224),
+    task: Task = "classify",
+    threads: int | None = None,
+) -> RooflineResult:
+    """The shortest time a device can take for a variant, and what bounds each of its operations.
+
+    Args:
+        device: `a100`, `h100` or `h200` by its data sheet; `this` and `this-gpu` are measured now.
+        threads: of the measurement on this CPU.
+
+    Raises:
+        UsageError: an unknown variant or device, or a precision the device has no ceiling for.
+    """
+    from . import roofline as model
+    from .models import registry
+
+    spec = registry.spec(registry.resolve(variant)[0], image_size=image_size, task=task)
+    if batch < 1 or min(image_size) < STRIDE:
+        raise UsageError(f"batch {batch}, image size {image_size}; expected at least 1 image of {STRIDE} pixels")
+    if device not in model.DATA_SHEETS and device not in model.MEASURED:
+        known = ", ".join((*model.MEASURED, *model.DATA_SHEETS))
+        raise UsageError(f"unknown device {device!r}; expected one of {known}")
+    measured = device in model.MEASURED
+    ceilings = model.measure(model.MEASURED[device], threads) if measured else model.DATA_SHEETS[device]
+    rows = model.bound(spec, precision, batch, ceilings)
+    ms = sum(row.ms for row in rows)
+    return RooflineResult(
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        model=spec.architecture,
+        task=task,
+        image_size=image_size,
+        precision=precision,
+        batch=batch,
+        ceilings=ceilings,
+        rows=rows,
+        gflop=sum(row.gflop for row in rows),
+        mb=sum(row.mb for row in rows),
+        ms=ms,
+        images_per_s=batch / ms * 1e3,
+        machine=env.machine() if measured else None,
+        versions=env.versions(),
+    )
+
+
+def report(results: Sequence[str | Path], *, out: str | Path, title: str = "ConvNeXt benchmarks") -> Path:
+    """One self-contained HTML page, or Markdown tables where `out` ends in `.md`, from recorded results.
+
+    Args:
+        results: files of JSON Lines.
+
+    Raises:
+        DataError: a file cannot be read, or holds no result that a report shows.
+    """
+    from .report import html, markdown
+    from .report import results as recorded
+
+    found = recorded.read([Path(path) for path in results])
+    out = Path(out)
+    page = markdown.page(found, title) if out.suffix == ".md" else html.page(found, title)
+    manifest.write_file(out, page.encode())
+    return out

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from .errors import ArtifactError, UsageError
-from .types import FileRecord, Manifest
+from .types import FileRecord, Manifest, Record
 
 MANIFEST_NAME = "manifest.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -174,6 +174,12 @@ def write_file(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def append_line(path: Path, record: Record) -> None:
+    """Add one record to a file of JSON Lines, in one write."""
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(record) + b"\n")
 
 
 def _umask() -> int:

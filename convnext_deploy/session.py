@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .types import STRIDE, Device, Manifest, PrecisionTruth
+from .errors import InputError, UsageError
+from .types import STRIDE, Device, LayerTime, Manifest, PrecisionTruth
 
 Images = NDArray[np.float32] | NDArray[np.uint8]
 
@@ -19,6 +19,18 @@ class RunOptions:
     device: Device = "cpu"
     threads: int | None = None
     cuda_graph: bool = False  # TensorRT: replay a captured CUDA graph
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a runtime's own profiler saw: milliseconds of wall time, and the layers, of each step.
+
+    A step is one inference, or the mean of all of them where the profiler gives means only.
+    """
+
+    profiler: str
+    steps: tuple[tuple[float, tuple[LayerTime, ...]], ...]
+    note: str | None = None  # what it cannot see
 
 
 class Session(ABC):
@@ -66,6 +78,14 @@ class Session(ABC):
     @abstractmethod
     def precision(self) -> PrecisionTruth:
         """Read back in which types the bound batch is computed: in the built graph, and as executed here."""
+
+    def profile(self, steps: int, warmup: int) -> Profile:
+        """Run the bound batch that many times under the runtime's own profiler, after `warmup` that do not count.
+
+        Raises:
+            UsageError: this runtime has none that could be read.
+        """
+        raise UsageError(f"{type(self).__name__} has no profiler to read, so it cannot tell where its time goes")
 
 
 def check_images(images: Images, manifest: Manifest) -> None:

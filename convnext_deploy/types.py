@@ -394,3 +394,86 @@ class Verdict(Record, frozen=True, kw_only=True):
     kl_at_least: float  # nats, mean over images: divergence of the candidate from the baseline, on the classes kept
     per_class: tuple[ClassDrop, ...]
     flips: tuple[Flip, ...]
+
+
+# Where the time goes -------------------------------------------------------------------------------------------------
+
+LayerKind = Literal[
+    "GEMM", "depthwise", "convolution", "norm", "activation", "layout", "quantize", "elementwise", "other"
+]  # fmt: skip
+Limit = Literal["matrix", "vector", "memory"]
+
+
+class LayerTime(Record, frozen=True, kw_only=True):
+    """One layer of one inference, as the runtime's own profiler names and times it."""
+
+    name: str
+    op: str  # the runtime's own word for what it ran
+    kind: LayerKind
+    type: str  # what it computes in: "fp32" ...; "" where the profiler does not tell
+    ms: float
+
+
+class ProfileResult(Record, frozen=True, kw_only=True, tag_field="record", tag="profile"):
+    """Where one artifact spends its time: `layers` add up to `layers_ms`, which is part of `wall_ms`."""
+
+    time: str  # ISO 8601, UTC
+    artifact: str  # its folder's name
+    artifact_sha256: Sha256  # of manifest.json
+    format: str
+    precision: Precision
+    model: str
+    image_size: tuple[Positive, Positive]
+    batch: Positive
+    threads: Positive
+    device: Device
+    steps: Positive
+    profiler: str
+    layers: tuple[LayerTime, ...]  # slowest first
+    layers_ms: float
+    wall_ms: float  # of the profiled inferences, whose layers these are
+    plain_ms: float  # median of the same inference without the profiler
+    note: str | None  # what the profiler cannot see
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+
+
+class Ceilings(Record, frozen=True, kw_only=True):
+    """What a device can do at best. 1 TFLOP/s = 1e12 multiplications and additions; 1 GB/s = 1e9 bytes."""
+
+    name: str
+    source: str  # a data sheet, or how and when it was measured
+    matrix_tflops: dict[str, float]  # of matrix products, by precision
+    vector_tflops: float  # fp32, outside the matrix units
+    copy_gb_s: float  # bytes read plus bytes written
+
+
+class RooflineRow(Record, frozen=True, kw_only=True):
+    """`count` equal operations of one stage, all images of the batch together."""
+
+    stage: str
+    operation: str
+    count: Positive
+    gflop: float
+    mb: float  # moved at least: inputs, weights and outputs once each
+    ms: float  # at least
+    limit: Limit
+
+
+class RooflineResult(Record, frozen=True, kw_only=True, tag_field="record", tag="roofline"):
+    """The shortest time a device can take for one batch, by the architecture and the device's ceilings alone."""
+
+    time: str  # ISO 8601, UTC
+    model: str
+    task: Task
+    image_size: tuple[Positive, Positive]
+    precision: str
+    batch: Positive
+    ceilings: Ceilings
+    rows: tuple[RooflineRow, ...]
+    gflop: float
+    mb: float
+    ms: float
+    images_per_s: float
+    machine: dict[str, str | int] | None  # where the ceilings were measured; None for a data sheet's
+    versions: dict[str, str]

@@ -25,6 +25,7 @@ from convnext_deploy.models import registry
 
 Captured = pytest.CaptureFixture[str]
 PROGRAM = [sys.executable, "-m", "convnext_deploy"]
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
 QUICK = ["--format", "eager", "--image-size", "64", "--batch", "2"]
 
 
@@ -66,7 +67,7 @@ def damaged(artifact: Artifact, tmp_path: Path) -> Path:
     return copy
 
 
-NAMES = ["export", "eval", "inspect", "list", "doctor"]
+NAMES = ["export", "eval", "inspect", "list", "doctor", "profile", "roofline", "report"]
 
 
 def refused(capsys: Captured, *arguments: str) -> tuple[int, str]:
@@ -91,6 +92,9 @@ def commands(artifact: Artifact, pictures: Path, checkpoint: Path, out: Path) ->
         "inspect": ["inspect", str(artifact.path)],
         "list": ["list"],
         "doctor": ["doctor"],
+        "profile": ["profile", str(artifact.path), "--steps", "2"],
+        "roofline": ["roofline", "--variant", "tiny", "--device", "a100"],
+        "report": ["report", str(RESULTS), "--out", f"{out}.md"],
     }
 
 
@@ -119,6 +123,9 @@ def test_json_is_one_document_on_stdout_and_nothing_else(
             set(d["variants"]) == set(registry.VARIANTS) and [f["name"] for f in d["formats"]] == list(formats.names())
         ),
         "doctor": lambda d: d["versions"] == env.versions() and set(d["formats"]) == set(formats.names()),
+        "profile": lambda d: d["record"] == "profile" and d["artifact_sha256"] == artifact.sha256,
+        "roofline": lambda d: d["record"] == "roofline" and d["ceilings"]["name"].startswith("NVIDIA A100"),
+        "report": lambda d: d["bytes"] == (tmp_path / "m.md").stat().st_size,
     }[name]
     assert expected(document)
 
@@ -143,6 +150,9 @@ def test_without_either_results_go_to_stdout(
         "inspect": "intact",
         "list": "convnextv2_huge",
         "doctor": "onnxruntime",
+        "profile": "on the clock",
+        "roofline": "data sheet",
+        "report": "m.md: ",
     }
     assert words[name] in captured.out
     assert "error" not in captured.err

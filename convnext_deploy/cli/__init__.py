@@ -10,6 +10,9 @@ from .evaluate import evaluate
 from .export import export, refit
 from .gate import gate
 from .look import doctor, inspect, list_
+from .profile import profile
+from .report import report
+from .roofline import roofline
 
 # What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -24,7 +27,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., object]] = {
     "export": export, "eval": evaluate, "gate": gate, "inspect": inspect, "refit": refit, "list": list_,
-    "doctor": doctor,
+    "doctor": doctor, "profile": profile, "roofline": roofline, "report": report,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)

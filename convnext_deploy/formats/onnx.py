@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from ..env import needs
 from ..errors import ArtifactError, InputError
 from ..lower.capture import DeployGraph
-from ..lower.onnx_graph import precision_of_onnx, precision_of_profile, save_onnx
-from ..session import Images, RunOptions, Session
-from ..types import Device, Manifest, PrecisionTruth
+from ..lower.onnx_graph import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile, save_onnx
+from ..session import Images, Profile, RunOptions, Session
+from ..types import Device, LayerKind, LayerTime, Manifest, PrecisionTruth
 from .base import Format
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -30,13 +31,13 @@ class OnnxSession(Session):
         self._images: Any = None
         self._start()
 
-    def _start(self, profile: Path | None = None) -> None:
-        self._session = self._open(profile)
+    def _start(self, profile: Path | None = None, prepack: bool = True) -> None:
+        self._session = self._open(profile, prepack)
         self._binding = self._session.io_binding()
         if self._images is not None:
             self._bind_tensors()
 
-    def _open(self, profile: Path | None = None) -> Any:
+    def _open(self, profile: Path | None, prepack: bool) -> Any:
         with needs("onnxruntime", "onnx"):
             import onnxruntime as ort
         provider = PROVIDERS[self.options.device]
@@ -48,8 +49,9 @@ class OnnxSession(Session):
             settings.intra_op_num_threads = self.options.threads
         if profile is not None:
             settings.enable_profiling = True
-            settings.add_session_config_entry("session.disable_prepacking", "1")  # it hides weights' shapes
             settings.profile_file_prefix = str(profile)
+        if not prepack:
+            settings.add_session_config_entry("session.disable_prepacking", "1")
         try:
             session = ort.InferenceSession(str(self._path), settings, providers=[provider])
         except Exception as error:  # onnxruntime raises pybind types that share no base below Exception
@@ -85,7 +87,7 @@ class OnnxSession(Session):
         del self._session, self._binding  # it holds the weights, and so does each of the next two steps
         graph = precision_of_onnx(self._path, tuple(self._images.shape()))
         with tempfile.TemporaryDirectory() as folder:
-            self._start(Path(folder) / "profile")
+            self._start(Path(folder) / "profile", prepack=False)  # packing hides weights' shapes
             self.step()
             events = json.loads(Path(self._session.end_profiling()).read_text())
         self._start()
@@ -94,6 +96,69 @@ class OnnxSession(Session):
         differs = max(graph, key=graph.__getitem__) != max(executed, key=executed.__getitem__)
         note = f"onnxruntime's {provider} runs this graph as {next(iter(executed))} here" if differs else None
         return PrecisionTruth(graph=graph, executed=executed, note=note, quantized=quantized)
+
+    def profile(self, steps: int, warmup: int) -> Profile:
+        """From ONNX Runtime's profile, of a session of its own: it cannot be switched on later."""
+        del self._session, self._binding  # see precision
+        groups = convolution_groups(self._path)
+        with tempfile.TemporaryDirectory() as folder:
+            self._start(Path(folder) / "profile")
+            for _ in range(warmup + steps):
+                self.step()
+                self.sync()
+            events = json.loads(Path(self._session.end_profiling()).read_text())
+        self._start()
+        return Profile("ONNX Runtime's profile", tuple(profiled_steps(events, groups))[warmup:])
+
+
+KINDS: dict[str, LayerKind] = {
+    "MatMul": "GEMM", "Gemm": "GEMM", "FusedMatMul": "GEMM", "FusedGemm": "GEMM", "QLinearMatMul": "GEMM",
+    "MatMulInteger": "GEMM", "MatMulIntegerToFloat": "GEMM", "DynamicQuantizeMatMul": "GEMM", "QGemm": "GEMM",
+    "LayerNormalization": "norm", "SimplifiedLayerNormalization": "norm", "SkipLayerNormalization": "norm",
+    "ReduceMean": "norm", "ReduceL2": "norm", "ReduceSumSquare": "norm",
+    "Gelu": "activation", "BiasGelu": "activation", "FastGelu": "activation", "QuickGelu": "activation",
+    "QLinearGelu": "activation", "Erf": "activation", "Tanh": "activation", "Sigmoid": "activation",
+    "Transpose": "layout", "ReorderInput": "layout", "ReorderOutput": "layout", "Reshape": "layout",
+    "Squeeze": "layout", "Unsqueeze": "layout", "MemcpyFromHost": "layout", "MemcpyToHost": "layout",
+    "QuantizeLinear": "quantize", "DequantizeLinear": "quantize", "DynamicQuantizeLinear": "quantize",
+    "Add": "elementwise", "Sub": "elementwise", "Mul": "elementwise", "Div": "elementwise", "QLinearAdd": "elementwise",
+    "QLinearMul": "elementwise", "Sqrt": "elementwise", "Pow": "elementwise", "Cast": "elementwise",
+}  # fmt: skip
+
+
+def profiled_steps(
+    events: list[dict[str, Any]], groups: Mapping[str, int]
+) -> Iterator[tuple[float, tuple[LayerTime, ...]]]:
+    """Wall milliseconds and layers of each run in ONNX Runtime's profile, which lists a run after its nodes."""
+    layers: list[LayerTime] = []
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            layers.append(_layer(event, groups))
+        elif event["name"] == "model_run":
+            yield event["dur"] / 1e3, tuple(layers)
+            layers = []
+
+
+def _layer(event: dict[str, Any], groups: Mapping[str, int]) -> LayerTime:
+    op, name = event["args"]["op_name"], event["name"].removesuffix("_kernel_time")
+    inputs = [next(iter(entry.items())) for entry in event["args"]["input_type_shape"]]
+    kind = KINDS.get(op, "other")
+    if op.endswith("Conv"):  # Conv, FusedConv, QLinearConv, NhwcFusedConv
+        kind = "depthwise" if _is_depthwise(name, [shape for _, shape in inputs], groups) else "convolution"
+    type_ = PROFILE_TYPES.get(inputs[0][0], inputs[0][0]) if inputs else ""
+    return LayerTime(name=name, op=op, kind=kind, type=type_, ms=event["dur"] / 1e3)
+
+
+def _is_depthwise(name: str, shapes: list[list[int]], groups: Mapping[str, int]) -> bool:
+    """By the weight (C, 1, kH, kW); where it was packed away, by the node that this one was made from.
+
+    Optimization passes append to a node's name (`node_conv2d_1_token_42`).
+    """
+    weight = next((shape for shape in shapes[1:] if len(shape) == 4), None)
+    if weight is not None:
+        return weight[1] == 1 and weight[0] > 1
+    origin = max((known for known in groups if f"{name}_".startswith(f"{known}_")), key=len, default=None)
+    return origin is not None and groups[origin] > 1
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> OnnxSession:

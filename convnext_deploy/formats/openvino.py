@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from ..lower.capture import DeployGraph
 from ..lower.channels_first import ChannelsFirst
 from ..lower.onnx_graph import macs_of, save_onnx, shares
 from ..models.convnext import ConvNeXt
-from ..session import Images, RunOptions, Session
-from ..types import Manifest, Precision, PrecisionTruth
+from ..session import Images, Profile, RunOptions, Session
+from ..types import LayerKind, LayerTime, Manifest, Precision, PrecisionTruth
 from .base import Format
 
 # The type is a request to the plugin, not a property of the IR: the executed graph is what counts.
@@ -47,19 +48,28 @@ class OpenVinoSession(Session):
         with needs("openvino", "openvino"):
             import openvino as ov
         self._ov = ov
+        self._path = path
+        self._images: Images | None = None
+        self._compile()
+
+    def _compile(self, profile: bool = False) -> None:
+        path, manifest = self._path, self.manifest
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[manifest.export.precision],
             "PERFORMANCE_HINT": "LATENCY",
+            "PERF_COUNT": profile,
         }
-        if options.threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = options.threads
+        if self.options.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = self.options.threads
         try:
-            self._compiled = ov.Core().compile_model(path, "CPU", settings)
+            self._compiled = self._ov.Core().compile_model(path, "CPU", settings)
         except Exception as error:  # see build
             reason = str(error).strip().partition("\n")[0]
             raise ArtifactError(f"openvino cannot load {path}: {reason}") from None
         self._request = self._compiled.create_infer_request()
         self._ports = [self._compiled.output(output.name) for output in manifest.outputs]
+        if self._images is not None:
+            self._bind(self._images)
 
     def _bind(self, images: Images) -> None:
         self._images = images  # shared with the tensor below, so it has to live as long
@@ -81,6 +91,31 @@ class OpenVinoSession(Session):
         quantized = sum(name == "int8" for name, _ in macs)
         return PrecisionTruth(graph={"fp32": 1.0}, executed=executed, note=note, quantized=quantized)
 
+    def profile(self, steps: int, warmup: int) -> Profile:
+        """From the plugin's own counters, of a model compiled with them: they cannot be switched on later.
+
+        A counter is the mean of every inference so far, so those of the warm-up are taken off again.
+        """
+        del self._compiled, self._request  # they hold the weights, and so does the next
+        self._compile(profile=True)
+        for _ in range(warmup):
+            self.step()
+        before = [c.real_time * warmup for c in self._request.get_profiling_info()]
+        start = time.perf_counter_ns()
+        for _ in range(steps):
+            self.step()
+        wall_ms = (time.perf_counter_ns() - start) / 1e6 / steps
+        counters = self._request.get_profiling_info()
+        layers = tuple(
+            _layer(counter, (counter.real_time * (warmup + steps) - past).total_seconds() * 1e3 / steps)
+            for counter, past in zip(counters, before, strict=True)
+            if counter.real_time
+        )
+        del self._compiled, self._request
+        self._compile()
+        note = "the plugin counts the mean of all inferences, so an interrupted one is in it"
+        return Profile("OpenVINO's performance counters", ((wall_ms, layers),), note)
+
 
 def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:
     """(type, multiply-accumulates) of each convolution and matrix product that the plugin chose a kernel for."""
@@ -98,6 +133,31 @@ def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:
         op = "Conv" if kind == "Convolution" else "MatMul"
         macs.append((TYPE_NAMES.get(name, name), macs_of(op, weight, output)))
     return macs
+
+
+KINDS: dict[str, LayerKind] = {
+    "FullyConnected": "GEMM", "MatMul": "GEMM", "Convolution": "convolution", "GroupConvolution": "depthwise",
+    "MVN": "norm", "RMS": "norm", "NormalizeL2": "norm", "ReduceMean": "norm", "ReduceL2": "norm",
+    "Subtract": "norm",  # the mean from what LayerNorm normalizes; nothing else in the model subtracts
+    "Gelu": "activation", "Swish": "activation", "Erf": "activation", "Tanh": "activation", "Sigmoid": "activation",
+    "Transpose": "layout", "Reorder": "layout", "Reshape": "layout", "Unsqueeze": "layout", "Squeeze": "layout",
+    "FakeQuantize": "quantize", "Quantize": "quantize", "Dequantize": "quantize",
+    "Add": "elementwise", "Multiply": "elementwise", "Divide": "elementwise", "Convert": "elementwise",
+    "Sqrt": "elementwise", "Power": "elementwise", "Eltwise": "elementwise", "MulAdd": "elementwise",
+}  # fmt: skip
+
+
+def _layer(counter: Any, ms: float) -> LayerTime:
+    """One counter: its `exec_type` names kernel and type, as in `brgconv_avx512_dw_f32`."""
+    kind = KINDS.get(counter.node_type, "other")
+    if kind == "convolution" and "_dw_" in counter.exec_type:
+        kind = "depthwise"
+    if counter.node_type == "Add" and "layer_norm" in counter.node_name:
+        kind = "norm"  # LayerNorm is split up, and its last part keeps its name
+    ms = max(ms, 0.0)  # the difference of two counts of whole microseconds
+    word = counter.exec_type.rpartition("_")[2]
+    op = f"{counter.node_type} {counter.exec_type}"
+    return LayerTime(name=counter.node_name, op=op, kind=kind, type=TYPE_NAMES.get(word, word), ms=ms)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> OpenVinoSession:

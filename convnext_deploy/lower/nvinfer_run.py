@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .. import env
 from ..errors import ArtifactError, BuildError, InputError
-from ..session import Images, RunOptions, Session
+from ..session import Images, Profile, RunOptions, Session
 from ..types import EngineRecord, ExportSpec, Manifest, PrecisionTruth, TensorRtSpec
 from .capture import DeployGraph
 from .nvinfer import (
@@ -373,6 +373,11 @@ class EngineSession(Session):
         note = None if executed else "the engine inspector names no convolution or matrix product"
         quantized = quantized_products(self._record)
         return PrecisionTruth(graph=graph, executed=executed or None, note=note, quantized=quantized)
+
+    def profile(self, steps: int, warmup: int) -> Profile:
+        from .nvinfer_profile import profiled
+
+        return profiled(self, self._trt, self._context, self._engine, steps, warmup)
 
 
 def choose_profile(ranges: list[Any], shape: tuple[int, ...]) -> int:

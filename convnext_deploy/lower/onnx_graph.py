@@ -259,6 +259,14 @@ def node_census(path: Path) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
+def convolution_groups(path: Path) -> dict[str, int]:
+    """Name of each convolution in the graph to its number of groups."""
+    import onnx
+
+    nodes = [node for node in onnx.load(str(path), load_external_data=False).graph.node if node.op_type == "Conv"]
+    return {node.name: next((a.i for a in node.attribute if a.name == "group"), 1) for node in nodes}
+
+
 PROFILE_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 
 

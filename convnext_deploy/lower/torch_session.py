@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ArtifactError, InputError
-from ..session import Images, RunOptions, Session
+from ..session import Images, Profile, RunOptions, Session
 from ..types import Manifest, PrecisionTruth
 from .onnx_graph import macs_of, shares
 
@@ -53,6 +53,11 @@ class TorchSession(Session):
             self.step()
         found = shares(counter.macs)
         return PrecisionTruth(graph=found, executed=found)  # PyTorch runs the types it dispatches
+
+    def profile(self, steps: int, warmup: int) -> Profile:
+        from .torch_profile import profiled
+
+        return profiled(self, steps, warmup)
 
 
 def check_device(options: RunOptions) -> None:

@@ -1,0 +1,25 @@
+"""`report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..printing import Terminal
+from .options import Debug, Json, Quiet
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Files of recorded results, JSON Lines.")],
+    out: Annotated[Path, typer.Option(help="The page to write: .html, or .md for Markdown tables.")],
+    title: Annotated[str, typer.Option(help="The page's title.")] = "ConvNeXt benchmarks",
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """One self-contained HTML page (or Markdown) from recorded results: tables, plots, conditions."""
+    from .. import api
+
+    terminal = Terminal(json, quiet)
+    written = api.report(results, out=out, title=title)
+    terminal.result({"out": str(written), "bytes": written.stat().st_size}, f"{written}: {written.stat().st_size} B")

@@ -1,0 +1,59 @@
+"""`roofline`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..printing import Terminal
+from .options import Debug, Json, Quiet, Threads, image_size_of, one_of
+
+
+def roofline(
+    variant: Annotated[str, typer.Option(help="Which ConvNeXt: base, v2-tiny, convnext_large ...")],
+    device: Annotated[
+        str, typer.Option(help="this, this-gpu: measured now; a100, h100, h200: by the data sheet.")
+    ] = "this",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, fp16, bf16 or int8.")] = "fp32",
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
+    image_size: Annotated[str, typer.Option(help="Pixels: 224, or HEIGHTxWIDTH.")] = "224",
+    task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option(help="Append the result to this file, as one JSON line.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The shortest time a device can take for a model, and what bounds each operation."""
+    from .. import api, manifest, types
+
+    terminal = Terminal(json, quiet)
+    size = image_size_of(image_size)
+    assert size is not None
+    result = api.roofline(
+        variant,
+        device=device,
+        precision=precision,
+        batch=batch,
+        image_size=size,
+        task=one_of("--task", task, types.Task),
+        threads=threads,
+    )
+    if out is not None:
+        manifest.append_line(out, result)
+    rows = [
+        [f"{row.stage} {row.operation}".removeprefix("stem ").removeprefix("head "), str(row.count), f"{row.gflop:.2f}",
+         f"{row.mb:.1f}", f"{row.gflop * 1e3 / row.mb:.0f}", f"{row.ms:.4f}", f"{row.ms / result.ms:.1%}", row.limit]
+        for row in result.rows
+    ]  # fmt: skip
+    columns = ["operation", "count", "GFLOP", "MB", "FLOP/B", "ms", "share", "bound by"]
+    terminal.table(f"{result.model} {result.precision}, batch {batch}, on {result.ceilings.name}", columns, rows)
+    ceilings = result.ceilings
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in ceilings.matrix_tflops.items())
+    terminal.result(
+        result,
+        f"at least {result.ms:.3f} ms a batch, at most {result.images_per_s:.1f} images/s "
+        f"({result.gflop:.2f} GFLOP, {result.mb:.1f} MB)\n"
+        f"ceilings: {rates} TFLOP/s in matrix products, {ceilings.vector_tflops:.3g} outside them, "
+        f"copy {ceilings.copy_gb_s:.0f} GB/s ({ceilings.source})",
+    )
