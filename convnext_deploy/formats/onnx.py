@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..env import needs
 from ..errors import ArtifactError, InputError
 from ..lower.capture import DeployGraph
+from ..lower.onnx_fuse import fuse_products
 from ..lower.onnx_graph import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile, save_onnx
 from ..session import Images, Profile, RunOptions, Session
 from ..types import Device, LayerKind, LayerTime, Manifest, PrecisionTruth
@@ -21,7 +22,7 @@ PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExec
 
 
 def build(graph: DeployGraph, folder: Path) -> None:
-    save_onnx(graph, folder / FILE)
+    save_onnx(graph, folder / FILE, finish=fuse_products if graph.export.quantization else None)
 
 
 class OnnxSession(Session):

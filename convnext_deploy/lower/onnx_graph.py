@@ -17,6 +17,7 @@ import torch
 
 from ..errors import BuildError
 from .capture import DeployGraph
+from .onnx_fuse import DOMAIN, OPERATOR
 
 if TYPE_CHECKING:
     import onnx
@@ -32,12 +33,15 @@ TYPE_NAMES = {
 }  # fmt: skip
 
 
-def save_onnx(graph: DeployGraph, path: Path, one_file: bool = True) -> None:
+def save_onnx(
+    graph: DeployGraph, path: Path, one_file: bool = True, finish: Callable[[ir.Model], None] | None = None
+) -> None:
     """Write the graph as ONNX.
 
     Weights are copied tensor by tensor: protobuf's own writer would hold them twice more.
 
     Args:
+        finish: what one runtime wants rewritten after the check: the checker knows no runtime's own operators.
         one_file: False leaves the weights in `<name>.data`, where they always are if they exceed 2 GB.
 
     Raises:
@@ -54,6 +58,9 @@ def save_onnx(graph: DeployGraph, path: Path, one_file: bool = True) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BuildError(f"the ONNX checker refuses the exported graph: {str(error).partition(chr(10))[0]}") from None
+    if finish is not None:
+        finish(model)
+        ir.save(model, path, external_data=data.name)
     if one_file and weights <= EXTERNAL_DATA_ABOVE and data.exists():
         _embed_weights(path, data)
 
@@ -201,6 +208,7 @@ def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, flo
     import onnx
 
     model = _without_weights(onnx.load(str(path), load_external_data=False))
+    _unfuse(model)
     for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim, input_shape, strict=True):
         axis.ClearField("dim_param")
         axis.dim_value = size
@@ -215,7 +223,7 @@ def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, flo
     macs = []
     dequantized = {n.output[0]: types[n.input[0]][0] for n in inferred.graph.node if n.op_type == "DequantizeLinear"}
     for node in inferred.graph.node:
-        if node.op_type in ("Conv", "MatMul", "Gemm"):
+        if node.op_type in ("Conv", "MatMul", "MatMulInteger", "Gemm"):
             elem_type, weight_shape = types[node.input[1]]
             if node.input[0] in dequantized and node.input[1] in dequantized:
                 elem_type = dequantized[node.input[1]]
@@ -223,6 +231,24 @@ def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, flo
             count = macs_of(node.op_type, weight_shape, types[node.output[0]][1])
             macs.append((TYPE_NAMES.get(name, name.lower()), count))
     return shares(macs)
+
+
+def _unfuse(model: onnx.ModelProto) -> None:
+    """ONNX Runtime's fused 8-bit product as the standard operators that shape inference knows."""
+    import onnx
+
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == OPERATOR and node.domain == DOMAIN:
+            integer = onnx.helper.make_node("MatMulInteger", node.input[:2], [f"{node.output[0]}_integer"])
+            nodes += [
+                integer,
+                onnx.helper.make_node("Cast", integer.output, node.output, to=onnx.TensorProto.FLOAT),
+            ]
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
