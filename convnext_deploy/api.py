@@ -13,6 +13,7 @@ from . import env, formats, manifest
 from .errors import ArtifactError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
+from .quantizing import quantize
 from .session import RunOptions, Session
 from .types import (
     STRIDE,
@@ -27,7 +28,7 @@ from .types import (
     Verdict,
 )
 
-__all__ = ["evaluate", "export", "gate", "load", "profile", "refit", "report", "roofline"]
+__all__ = ["evaluate", "export", "gate", "load", "profile", "quantize", "refit", "report", "roofline"]
 
 LATENCY_S = 5.0  # of timing for each side of a gate
 

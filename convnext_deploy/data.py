@@ -135,12 +135,33 @@ def subset(source: ImageSource, limit: int) -> ImageSource:
     """At most `limit` images, evenly spaced over the source: the first ones of a class folder are all of one class."""
     if limit >= len(source):
         return source
-    chosen = [position * len(source) // limit for position in range(limit)]
+    return _chosen(source, [position * len(source) // limit for position in range(limit)])
+
+
+def parts(source: ImageSource, sizes: Sequence[int], seed: int = 0) -> list[ImageSource]:
+    """Disjoint random parts of a source, each in the source's order; the last size may be -1 for all that is left.
+
+    Raises:
+        DataError: there are fewer images than that.
+    """
+    wanted = sum(size for size in sizes if size > 0)
+    if wanted + (sizes[-1] == -1) > len(source):
+        raise DataError(f"{source.name} has {len(source)} images; {wanted} and more are needed, give more")
+    order = np.random.default_rng(seed).permutation(len(source))
+    found, start = [], 0
+    for size in sizes:
+        stop = len(source) if size == -1 else start + size
+        found.append(_chosen(source, sorted(order[start:stop].tolist())))
+        start = stop
+    return found
+
+
+def _chosen(source: ImageSource, indices: list[int]) -> ImageSource:
     return replace(
         source,
-        names=tuple(source.names[index] for index in chosen),
-        labels=None if source.labels is None else source.labels[chosen],
-        read_bytes=lambda position: source.read_bytes(chosen[position]),
+        names=tuple(source.names[index] for index in indices),
+        labels=None if source.labels is None else source.labels[indices],
+        read_bytes=lambda position: source.read_bytes(indices[position]),
     )
 
 

@@ -259,6 +259,7 @@ class CalibrationReport(Record, frozen=True, kw_only=True):
 Target = Literal["onnx", "openvino", "tensorrt", "tensorrt_rtx"]  # formats whose runtimes compute in 8 bits
 # u8s8: unsigned activations with a zero point, signed weights; s8s8: both signed, no zero points; fp8: both E4M3.
 # fp32: kept from the plan's rest type, because half precision would overflow there.
+PlanType = Literal["int8", "fp8"]
 OperationType = Literal["u8s8", "s8s8", "fp8", "fp32"]
 
 
@@ -310,6 +311,40 @@ class Plan(Record, frozen=True, kw_only=True):
     operations: dict[str, OperationPlan]
     corrections: tuple[CorrectionRecord, ...] = ()
     tensors_sha256: Sha256 | None = None  # of `<plan>.safetensors`
+
+
+class PlanCandidate(Record, frozen=True, kw_only=True):
+    """One artifact that a search measured. A float one has no operations in 8 bits."""
+
+    name: str
+    operations: tuple[str, ...]  # in 8 bits
+    predicted: float  # distance from the float outputs: the sum of its operations' sensitivities
+    agreement: Fraction | None  # with the fp32 baseline, on the selection images
+    top1: Fraction | None  # on the selection images
+    latency: Timing | None  # None where the runtime cannot run here
+    bytes: int
+    selection: Decision | None  # the gate on the selection images
+    final: Decision | None  # and on the final ones; None: not tried
+    final_drop: tuple[float, float, float] | None  # top-1 drop there and its one-sided bounds, fractions
+
+
+class SearchResult(Record, frozen=True, kw_only=True):
+    """`<plan>.search.json`: what a search under an accuracy budget measured, and what it chose."""
+
+    target: Target
+    max_drop: float  # percentage points
+    alpha: float
+    batch: Positive
+    images: dict[str, int]  # calibration, selection, final: disjoint
+    sensitivities: dict[str, float]  # operation to mean distance when it alone is quantized
+    gains_ms: dict[str, float]  # group of operations to what its 8 bits save of a batch's latency
+    corrections: tuple[CorrectionRecord, ...]
+    candidates: tuple[PlanCandidate, ...]
+    accuracy_of: Literal["runtime", "simulation"]
+    chosen: str | None
+    why: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
 
 
 class QuantizationRecord(Record, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from .export import export, refit
 from .gate import gate
 from .look import doctor, inspect, list_
 from .profile import profile
+from .quantize import quantize
 from .report import report
 from .roofline import roofline
 
@@ -26,8 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 COMMANDS: dict[str, Callable[..., object]] = {
-    "export": export, "eval": evaluate, "gate": gate, "inspect": inspect, "refit": refit, "list": list_,
-    "doctor": doctor, "profile": profile, "roofline": roofline, "report": report,
+    "export": export, "quantize": quantize, "eval": evaluate, "gate": gate, "inspect": inspect,
+    "refit": refit, "list": list_, "doctor": doctor, "profile": profile, "roofline": roofline, "report": report,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)

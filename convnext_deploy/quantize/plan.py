@@ -1,7 +1,7 @@
 """A plan: which operations run in 8 bits, with which scales. Diffable JSON; every runtime's graph follows it."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -43,6 +43,7 @@ class LoadedPlan:
 
     plan: Plan
     tensors: Mapping[str, Tensor]
+    calibration: Calibration | None = None  # that it was drafted from; not kept in files
 
     @property
     def sha256(self) -> str:
@@ -156,6 +157,13 @@ def representable(scales: Tensor, target: Target, rest: Precision) -> Tensor:
         return scales
     dtype = DTYPES[rest]
     return scales.clamp_min(torch.finfo(dtype).smallest_normal).to(dtype).float()
+
+
+def restricted(loaded: LoadedPlan, names: Collection[str]) -> LoadedPlan:
+    """The same plan for these operations only."""
+    operations = {name: operation for name, operation in loaded.plan.operations.items() if name in names}
+    tensors = {key: tensor for key, tensor in loaded.tensors.items() if key.partition("/")[2] in operations}
+    return LoadedPlan(msgspec.structs.replace(loaded.plan, operations=operations), tensors, loaded.calibration)
 
 
 def write(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:

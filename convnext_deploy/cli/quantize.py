@@ -1,0 +1,119 @@
+"""`quantize`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..printing import Terminal, progress_bar
+from .options import Debug, Json, Quiet, Threads, given, image_size_of, numbers, one_of
+
+if TYPE_CHECKING:
+    from ..types import Plan, SearchResult
+
+
+def quantize(
+    out: Annotated[Path, typer.Option(help="The plan, NAME.json; tensors and measurements go beside it.")],
+    calibration: Annotated[str, typer.Option(help="Real images: folder, tar or Parquet; or, by name, random.")],
+    target: Annotated[str, typer.Option(help="onnx, openvino, tensorrt or tensorrt_rtx.")] = "onnx",
+    variant: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    weights: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    type: Annotated[str, typer.Option(help="int8, or for TensorRT fp8.")] = "int8",
+    method: Annotated[str, typer.Option(help="Ranges: minmax, moving_average, percentile, entropy or mse.")] = "mse",
+    images: Annotated[int, typer.Option(min=2, help="How many to calibrate on.")] = 512,
+    split: Annotated[str | None, typer.Option(help="Of the calibration images, where they have several.")] = None,
+    rest: Annotated[str | None, typer.Option(help="Type of everything else. Default: fp32; TensorRT: fp16.")] = None,
+    input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
+    image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
+    task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="As for export.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    rounding: Annotated[bool, typer.Option("--rounding", help="Try GPTQ for the weights: minutes.")] = False,
+    data: Annotated[str | None, typer.Option(help="Labelled images to search on, as for eval.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Search: tolerated drop of top-1, in percentage points.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Search: chance of passing a drop at the limit.")] = 0.05,
+    batch: Annotated[int, typer.Option(min=1, help="Search: the batch whose latency counts.")] = 1,
+    target_gpu: Annotated[
+        str | None, typer.Option(help="Search with TensorRT-RTX: GPUs to build for, as export's --target.")
+    ] = None,
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a plan that exists.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Choose what runs in 8 bits, from real images; with --max-drop: the fastest plan that keeps the accuracy."""
+    from .. import types
+
+    terminal = Terminal(json, quiet)
+    wanted = {
+        "target": one_of("--target", target, types.Target),
+        "type": one_of("--type", type, types.PlanType),
+        "method": one_of("--method", method, types.RangeMethod),
+        "rest": None if rest is None else one_of("--rest", rest, types.Precision),
+        "input": one_of("--input", input, types.InputKind),
+        "task": one_of("--task", task, types.Task),
+        "image_size": image_size_of(image_size),
+        "preprocessing": given(
+            mean=numbers("--mean", mean), std=numbers("--std", std), crop_pct=crop_pct, interpolation=interpolation
+        ),
+        "tensorrt": None,
+    }
+    if target_gpu is not None:
+        from ..lower import nvinfer
+
+        wanted["tensorrt"] = types.TensorRtSpec(targets=nvinfer.targets_of(target_gpu))
+    from .. import api
+
+    with progress_bar(terminal) as bar:
+        plan, found = api.quantize(
+            weights,
+            out=out,
+            calibration=calibration,
+            variant=variant,
+            images=images,
+            split=split,
+            weights_key=weights_key,
+            rounding=rounding,
+            data=data,
+            max_drop=max_drop,
+            alpha=alpha,
+            batch=batch,
+            threads=threads,
+            force=force,
+            say=terminal.say,
+            progress=lambda _: bar or (lambda done, total: None),
+            **wanted,
+        )
+    terminal.result({"path": str(out), "plan": plan, "search": found}, words(out, plan, found))
+
+
+def words(out: Path, plan: "Plan", found: "SearchResult | None") -> str:
+    """What was chosen, and on what grounds."""
+    types = [operation.type for operation in plan.operations.values()]
+    counted = ", ".join(f"{types.count(name)} {name}" for name in dict.fromkeys(types))
+    lines = [f"{out}: {counted} operations for {plan.target}, the rest in {plan.rest}"]
+    if plan.calibration is not None and plan.calibration.random:
+        lines.append("CALIBRATED ON NOISE: for trying out, not for predictions")
+    for correction in plan.corrections:
+        verb = "applied" if correction.applied else "left out"
+        lines.append(
+            f"correction {correction.name} {verb}: distance {correction.kl_without:.3g} without, "
+            f"{correction.kl_with:.3g} with, on {correction.images} held-out images"
+        )
+    if found is not None:
+        for candidate in found.candidates:
+            time = "not timed" if candidate.latency is None else f"{candidate.latency.median_ms:.2f} ms"
+            top1 = (
+                "" if candidate.top1 is None else f", top-1 {candidate.top1:.2%}, agreement {candidate.agreement:.2%}"
+            )
+            final = "" if candidate.final is None else f", final images: {candidate.final}"
+            lines.append(f"{candidate.name}: {len(candidate.operations)} in 8 bits, {time}{top1}{final}")
+        lines.append(f"chosen: {found.chosen}, {found.why} (accuracy of the {found.accuracy_of})")
+    lines.append(f"build it with: convnext-deploy export --plan {out} --format {plan.target} ...")
+    return "\n".join(lines)

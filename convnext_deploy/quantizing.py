@@ -1,0 +1,253 @@
+"""`quantize`: a checkpoint and images to a plan, drafted at once or searched for under an accuracy budget."""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from . import data as sources
+from . import env, formats, manifest, passes
+from .errors import CheckFailed, UsageError
+from .export import Say, export, silent
+from .manifest import Artifact, write_file
+from .quantize import plan as plans
+from .quantize.apply import apply
+from .quantize.calibrate import open_images
+from .quantize.distance import outputs
+from .quantize.plan import LoadedPlan
+from .quantize.prepare import pixels_of, prepare
+from .search import Budget, Workbench, search
+from .types import (
+    BatchRange,
+    InputKind,
+    OperationType,
+    Plan,
+    PlanType,
+    Precision,
+    RangeMethod,
+    SearchResult,
+    Target,
+    Task,
+    TensorRtSpec,
+)
+
+HELD_OUT = 128  # images that corrections are judged on, where no labelled ones are given
+SELECTION = 2000  # images of labelled data that a search selects on; at most a third of them
+PROBE = 4  # images that folding is checked on
+KINDS = ("expand", "project")  # what runs in 8 bits where nothing is searched for
+
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+def no_progress(_: str) -> Callable[[int, int], None]:
+    return lambda done, total: None
+
+
+def quantize(
+    weights: str | None = None,
+    *,
+    out: Path | str,
+    calibration: str,
+    target: Target,
+    variant: str | None = None,
+    type: PlanType = "int8",
+    method: RangeMethod = "mse",
+    images: int = 512,
+    split: str | None = None,
+    rest: Precision | None = None,
+    input: InputKind = "float32",
+    image_size: tuple[int, int] | None = None,
+    task: Task = "classify",
+    preprocessing: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
+    rounding: bool = False,
+    data: str | None = None,
+    max_drop: float | None = None,
+    alpha: float = 0.05,
+    batch: int = 1,
+    threads: int | None = None,
+    tensorrt: TensorRtSpec | None = None,
+    force: bool = False,
+    say: Say = silent,
+    progress: Progress = no_progress,
+) -> tuple[Plan, SearchResult | None]:
+    """Write the plan that `export(plan=...)` builds 8-bit artifacts from.
+
+    Without `max_drop`: the linears of all blocks in 8 bits. With it: the fastest plan whose top-1 drop on labelled
+    `data` is below it, as measured on this machine and runtime (see `search`).
+
+    Args:
+        weights, variant, image_size, task, preprocessing, weights_key, input: as for `export`.
+        out: `<name>.json`; tensors go to `<name>.safetensors`, what a search measured to `<name>.search.json`.
+        calibration: real images, labels not needed; "random" is noise, and is marked as such.
+        target: the format that the plan is for.
+        method: how ranges are chosen (`types.RangeMethod`).
+        images: how many are calibrated on.
+        rest: the type of everything else; None: fp32, for TensorRT fp16.
+        rounding: try GPTQ for the weights.
+        max_drop: percentage points of top-1.
+        batch: the batch whose latency counts.
+        tensorrt: for a search with `target` tensorrt or tensorrt_rtx.
+
+    Raises:
+        UsageError: what can be refused before the work.
+        CheckFailed: a search found no plan that is faster and passes; its `<name>.search.json` says why.
+    """
+    from .models import weights as checkpoints
+
+    out = Path(out)
+    kind = _refuse_early(out, target, type, max_drop, data, alpha, batch, force, tensorrt)
+    rest = rest or ("fp16" if target in plans.FP8_TARGETS else "fp32")
+    say("loading the checkpoint")
+    loaded = checkpoints.load(
+        weights,
+        variant=variant,
+        task=task,
+        image_size=image_size,
+        weights_key=weights_key,
+        preprocessing=preprocessing,
+    )
+    model, facts = loaded.model, loaded.preprocessing
+    folder = out.with_suffix(".search") if max_drop is not None else None
+    source, held_out, selection, final = _sets(calibration, split, images, data, model.spec.image_size)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_identity(folder, loaded.weights.tensors_sha256, target, type, method, images, input, rest)
+
+    say("folding")
+    pixels = pixels_of(held_out, facts, model)
+    passes.fold(model, facts if input == "uint8" else None, lambda m: outputs(m, pixels[:PROBE], facts))
+    drafted = prepare(
+        model,
+        source,
+        pixels,
+        [name for name in plans.products(model) if folder is not None or plans.kind_of(name) in KINDS],
+        preprocessing=facts,
+        target=target,
+        type=kind,
+        method=method,
+        input=input,
+        rest=rest,
+        weights_sha256=loaded.weights.tensors_sha256,
+        images=images,
+        rounding=rounding,
+        resume=None if folder is None else folder / "calibration.safetensors",
+        say=say,
+        progress=progress("calibrating"),
+    )
+    if folder is None or max_drop is None or selection is None or final is None:
+        return plans.write(out, drafted.plan, drafted.tensors), None
+
+    def build(path: Path, plan: LoadedPlan | None, precision: Precision | None) -> Artifact:
+        if (path / manifest.MANIFEST_NAME).exists():
+            found = manifest.verified(path)
+            recorded = found.manifest.export.quantization
+            if (recorded.plan_sha256 if recorded else None) == (plan.sha256 if plan else None):
+                return found
+        return export(
+            weights,
+            variant=variant,
+            format=target,
+            out=path,
+            precision=precision,
+            plan=plan,
+            input=input,
+            batch=BatchRange(min=1, opt=batch, max=max(batch, 32)),
+            image_size=image_size,
+            task=task,
+            preprocessing=preprocessing,
+            weights_key=weights_key,
+            tensorrt=tensorrt,
+            force=True,
+        )
+
+    def simulated(plan: LoadedPlan | None) -> Any:
+        changed = copy.deepcopy(model)
+        if plan is not None:
+            apply(changed, plan)
+        return changed
+
+    runs_here = not formats.get(target).ahead_of_time or bool(env.nvidia_gpus())
+    bench = Workbench(
+        folder=folder,
+        build=build,
+        simulation=None if runs_here else simulated,
+        preprocessing=facts,
+        selection=selection,
+        final=final,
+        threads=threads,
+        say=say,
+        progress=progress,
+    )
+    sizes = {"calibration": images, "selection": len(selection), "final": len(final)}
+    budget = Budget(max_drop=max_drop, alpha=alpha, batch=batch)
+    result, best = search(bench, model, drafted, pixels, budget, sizes)
+    write_file(out.with_suffix(".search.json"), msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    if best is None:
+        raise CheckFailed(f"{result.why}; use a float precision (see {out.with_suffix('.search.json')})")
+    return plans.write(out, best.plan, best.tensors), result
+
+
+def _refuse_early(
+    out: Path,
+    target: Target,
+    type: PlanType,
+    max_drop: float | None,
+    data: str | None,
+    alpha: float,
+    batch: int,
+    force: bool,
+    tensorrt: TensorRtSpec | None,
+) -> OperationType:
+    """The operations' type; everything that can be refused before any work."""
+    if out.suffix != ".json":
+        raise UsageError(f"--out {out}; expected a name that ends in .json")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists; choose another --out or give --force to replace it")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is no folder; make it, or choose another --out")
+    if type == "fp8" and target not in plans.FP8_TARGETS:
+        raise UsageError(f"--type fp8 is for TensorRT; {target} computes int8 in 8 bits")
+    if (max_drop is None) != (data is None):
+        raise UsageError("--max-drop and --data belong together: the drop is measured on labelled images")
+    if max_drop is not None and not 0 < max_drop <= 100:
+        raise UsageError(f"--max-drop {max_drop}; expected percentage points above 0")
+    if not 0 < alpha < 0.5 or batch < 1:
+        raise UsageError(
+            f"--alpha {alpha}, --batch {batch}; expected alpha between 0 and 0.5, and a batch of at least 1"
+        )
+    if tensorrt is not None and target not in plans.FP8_TARGETS:
+        raise UsageError(f"--target-gpu is for TensorRT, not for {target}")
+    formats.require(formats.get(target))
+    return "fp8" if type == "fp8" else plans.INT8[target]
+
+
+def _sets(
+    calibration: str, split: str | None, images: int, labelled: str | None, image_size: tuple[int, int]
+) -> tuple[sources.ImageSource, sources.ImageSource, sources.ImageSource | None, sources.ImageSource | None]:
+    """Disjoint images: to calibrate on, to judge corrections on, to select on, and for the final gate."""
+    if labelled is None:
+        more = images + HELD_OUT
+        source = open_images(calibration, split, images=more, image_size=image_size)
+        first, held = sources.parts(source, (images, HELD_OUT))
+        return first, held, None, None
+    whole = sources.open_source(labelled)
+    if calibration == labelled:
+        selection_size = min(SELECTION, (len(whole) - images) // 3)
+        first, selection, final = sources.parts(whole, (images, selection_size, -1))
+    else:
+        source = open_images(calibration, split, images=images, image_size=image_size)
+        first = sources.parts(source, (images,))[0]
+        selection, final = sources.parts(whole, (min(SELECTION, len(whole) // 3), -1))
+    return first, sources.subset(selection, HELD_OUT), selection, final
+
+
+def _check_identity(folder: Path, *facts: object) -> None:
+    """Refuse a folder that holds the unfinished search of something else."""
+    path, identity = folder / "identity.json", msgspec.json.encode(facts)
+    if not path.exists():
+        write_file(path, identity)
+    elif path.read_bytes() != identity:
+        raise UsageError(f"{folder} is of another search; remove it or choose another --out")
