@@ -112,7 +112,7 @@ def export(
     elif trt != "auto":
         raise UsageError(f"--trt {trt} is for --format trt, not for --format {format}")
     fmt = formats.get(format)
-    chosen = _plan(plan, format, precision)
+    chosen = _plan(plan, fmt, precision)
     precision = chosen.plan.rest if chosen else precision or "fp32"
     device = device or ("cpu" if "cpu" in fmt.devices else "cuda")
     spec = ExportSpec(
@@ -180,16 +180,23 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
         manifest.check_target(out, force)
 
 
-def _plan(plan: "Path | LoadedPlan | None", format: str, precision: Precision | None) -> "LoadedPlan | None":
+def _plan(plan: "Path | LoadedPlan | None", fmt: "Format", precision: Precision | None) -> "LoadedPlan | None":
     """The plan as read, if it is for this format and precision."""
     if plan is None:
         return None
-    from .quantize.plan import read
+    from .quantize.plan import quantized, read
 
     chosen = read(plan) if isinstance(plan, Path) else plan
-    target, rest = chosen.plan.target, chosen.plan.rest
-    if format != target and {format, target} != {"tensorrt", "tensorrt_rtx"}:  # these two take the same graph
+    target, rest, format = chosen.plan.target, chosen.plan.rest, fmt.name
+    eight_bits = quantized(chosen.plan)
+    same = format == target or {format, target} == {"tensorrt", "tensorrt_rtx"}  # these two take the same graph
+    if eight_bits and not same:
         raise UsageError(f"the plan is for {target}, not for {format}; run quantize with --target {format}")
+    if rest != "fp32" and len(eight_bits) < len(chosen.plan.operations) and not fmt.typed_graph:
+        raise UsageError(
+            f"the plan keeps operations in fp32 and format {format} chooses one float type for the whole model; "
+            "take a format with a typed graph, such as onnx, or --precision fp32"
+        )
     if precision not in (None, rest):
         raise UsageError(f"--precision {precision}, but the plan leaves the rest in {rest}; leave --precision out")
     return chosen

@@ -147,9 +147,9 @@ def precision_failures(
         planned = sum(count for name, count in plan.operations.items() if name != "fp32")
         asked_too = {"int8", "fp8"} | ({"fp32"} if "fp32" in plan.operations else set())
         held = [(where, _as_planned(found, asked, asked_too)) for where, found in held]
-        if truth.quantized != planned:
+        if (truth.quantized or 0) != planned:
             failures.append(
-                f"{truth.quantized} products run in 8 bits where the plan has {planned}" + _because(truth.note)
+                f"{truth.quantized or 0} products run in 8 bits where the plan has {planned}" + _because(truth.note)
             )
     for where, found in held:
         if found.get(asked, 0.0) < 0.99:

@@ -66,7 +66,9 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "layernorm":  # PyTorch accumulates the statistics of half inputs in fp32
-            return F.layer_norm(x, (self.channels,), self.weight, self.bias, self.eps)
+            # The residual stream may be wider than the parameters, or narrower; layer_norm takes one type only.
+            weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
+            return F.layer_norm(x, (self.channels,), weight, bias, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.kind == "rmsnorm":
             power = wide.square().mean(-1, keepdim=True)
@@ -113,11 +115,16 @@ class Grn(nn.Module):
         self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels))
         self.eps = 1e-6
 
-    def forward(self, x: Tensor) -> Tensor:
+    def factor(self, x: Tensor) -> Tensor:
+        """What each channel is scaled by, (N, 1, 1, 4C), in fp32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         norm = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True)  # (N, 1, 1, 4C)
         response = norm / (norm.mean(-1, keepdim=True) + self.eps)
-        y = x * (1 + self.weight.to(wide.dtype) * response).to(x.dtype)
+        return 1 + self.weight.to(wide.dtype) * response
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        y = x * self.factor(x).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
