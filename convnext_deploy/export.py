@@ -21,7 +21,9 @@ from .types import (
     ExportSpec,
     InputKind,
     Manifest,
+    ModelSpec,
     Parity,
+    Plan,
     Precision,
     PrecisionTruth,
     QuantizationRecord,
@@ -142,6 +144,7 @@ def export(
         from .quantize.apply import check
 
         check(chosen, loaded.model, loaded.weights.tensors_sha256, input)
+        spec = msgspec.structs.replace(spec, quantization=_quantization(chosen, model))
     target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{_type_word(spec)}"
     manifest.check_target(target, force)
     _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
@@ -188,11 +191,10 @@ def _plan(plan: "Path | LoadedPlan | None", fmt: "Format", precision: Precision 
 
     chosen = read(plan) if isinstance(plan, Path) else plan
     target, rest, format = chosen.plan.target, chosen.plan.rest, fmt.name
-    eight_bits = quantized(chosen.plan)
     same = format == target or {format, target} == {"tensorrt", "tensorrt_rtx"}  # these two take the same graph
-    if eight_bits and not same:
+    if quantized(chosen.plan) and not same:
         raise UsageError(f"the plan is for {target}, not for {format}; run quantize with --target {format}")
-    if rest != "fp32" and len(eight_bits) < len(chosen.plan.operations) and not fmt.typed_graph:
+    if rest != "fp32" and _kept(chosen.plan) and not fmt.typed_graph:
         raise UsageError(
             f"the plan keeps operations in fp32 and format {format} chooses one float type for the whole model; "
             "take a format with a typed graph, such as onnx, or --precision fp32"
@@ -202,17 +204,26 @@ def _plan(plan: "Path | LoadedPlan | None", fmt: "Format", precision: Precision 
     return chosen
 
 
-def _quantization(chosen: "LoadedPlan | None") -> QuantizationRecord | None:
+def _quantization(chosen: "LoadedPlan | None", model: ModelSpec | None = None) -> QuantizationRecord | None:
+    """What the manifest says of a plan; the share that stays in fp32 is known once the model is."""
     if chosen is None:
         return None
+    from .models.convnext import share_of
+
     plan = chosen.plan
     types = [operation.type for operation in plan.operations.values()]
     return QuantizationRecord(
         plan_sha256=chosen.sha256,
         target=plan.target,
         operations={name: types.count(name) for name in dict.fromkeys(types)},
+        kept_share=share_of(model, _kept(plan)) if model else 0.0,
         calibration=plan.calibration,
     )
+
+
+def _kept(plan: Plan) -> list[str]:
+    """The operations that a plan keeps in fp32."""
+    return [name for name, operation in plan.operations.items() if operation.type == "fp32"]
 
 
 def _type_word(spec: ExportSpec) -> str:
@@ -300,7 +311,7 @@ def _build(
 
         say("quantizing")
         apply(model, chosen)
-        kept = [name for name, operation in chosen.plan.operations.items() if operation.type == "fp32"]
+        kept = _kept(chosen.plan)
         if len(kept) < len(chosen.plan.operations):
             simulated = {
                 name: tuple(output.numpy() for output in _outputs(loaded, model, pixels))

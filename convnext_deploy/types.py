@@ -316,6 +316,7 @@ class QuantizationRecord(Record, frozen=True, kw_only=True):
     plan_sha256: Sha256
     target: Target
     operations: dict[str, Positive]  # type to how many
+    kept_share: Fraction = 0.0  # of the multiply-accumulates, in the operations that the plan keeps in fp32
     calibration: CalibrationRecord | None
 
 

@@ -16,7 +16,7 @@ Papers: arXiv:2201.03545 (V1), arXiv:2301.00808 (V2). Conventions of the numbers
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import cast
 
 import torch
@@ -314,3 +314,10 @@ def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
         positions = (height // stride) * (width // stride) if stride else 1  # the head sees one pooled vector
         counts[name] = positions * math.prod(shape)
     return counts
+
+
+def share_of(spec: ModelSpec, operations: Collection[str]) -> float:
+    """The part of the multiply-accumulates that is in the named operations (`stages.2.0.project`, `head`)."""
+    counts = multiply_accumulates(spec)
+    inside = sum(count for path, count in counts.items() if any(path.startswith(f"{name}.") for name in operations))
+    return inside / sum(counts.values())

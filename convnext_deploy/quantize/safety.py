@@ -17,7 +17,7 @@ So a tiny branch that vanishes beside the residual stream is harmless, and a shi
 
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .. import data, preprocess
 from ..errors import CheckFailed, DataError, UsageError
-from ..models.convnext import DTYPES, ConvNeXt, Downsample, DwconvNorm, Grn, Project, Stem, multiply_accumulates, nhwc
+from ..models.convnext import DTYPES, ConvNeXt, Downsample, DwconvNorm, Grn, Project, Stem, nhwc, share_of
 from ..models.weights import tensors_sha256
 from ..types import (
     HalfOperation,
@@ -165,7 +165,7 @@ def analyse(
         input=kind,
         precision=precision,
         bar=bar(precision),
-        kept_share=_share(model, {operation.name for operation in found if operation.reasons}),
+        kept_share=share_of(model.spec, {operation.name for operation in found if operation.reasons}),
         operations=found,
     )
 
@@ -364,15 +364,9 @@ def _reasons(tensor: HalfTensor, precision: Half) -> list[str]:
             f"{tensor.name} reaches {tensor.largest:.3g}, within a factor of {tensor.margin:g} of {precision}'s "
             f"{limit:.3g}"
         )
-    if tensor.rounding is not None and tensor.rounding > bar(precision):
+    # Beyond the limit, what is measured is the overflow.
+    if tensor.rounding is not None and tensor.largest <= limit and tensor.rounding > bar(precision):
         reasons.append(
             f"{tensor.name} is off by {tensor.rounding:.2g} of what is left of it, above {bar(precision):.2g}"
         )
     return reasons
-
-
-def _share(model: ConvNeXt, names: Collection[str]) -> float:
-    """The part of the multiply-accumulates that is in the named operations."""
-    counts = multiply_accumulates(model.spec)
-    inside = sum(count for path, count in counts.items() if any(path.startswith(f"{name}.") for name in names))
-    return inside / sum(counts.values())
