@@ -21,7 +21,9 @@ from .types import (
     ExportSpec,
     InputKind,
     Manifest,
+    ModelSpec,
     Parity,
+    Plan,
     Precision,
     PrecisionTruth,
     QuantizationRecord,
@@ -112,7 +114,7 @@ def export(
     elif trt != "auto":
         raise UsageError(f"--trt {trt} is for --format trt, not for --format {format}")
     fmt = formats.get(format)
-    chosen = _plan(plan, format, precision)
+    chosen = _plan(plan, fmt, precision)
     precision = chosen.plan.rest if chosen else precision or "fp32"
     device = device or ("cpu" if "cpu" in fmt.devices else "cuda")
     spec = ExportSpec(
@@ -142,6 +144,7 @@ def export(
         from .quantize.apply import check
 
         check(chosen, loaded.model, loaded.weights.tensors_sha256, input)
+        spec = msgspec.structs.replace(spec, quantization=_quantization(chosen, model))
     target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{_type_word(spec)}"
     manifest.check_target(target, force)
     _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
@@ -180,32 +183,47 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
         manifest.check_target(out, force)
 
 
-def _plan(plan: "Path | LoadedPlan | None", format: str, precision: Precision | None) -> "LoadedPlan | None":
+def _plan(plan: "Path | LoadedPlan | None", fmt: "Format", precision: Precision | None) -> "LoadedPlan | None":
     """The plan as read, if it is for this format and precision."""
     if plan is None:
         return None
-    from .quantize.plan import read
+    from .quantize.plan import quantized, read
 
     chosen = read(plan) if isinstance(plan, Path) else plan
-    target, rest = chosen.plan.target, chosen.plan.rest
-    if format != target and {format, target} != {"tensorrt", "tensorrt_rtx"}:  # these two take the same graph
+    target, rest, format = chosen.plan.target, chosen.plan.rest, fmt.name
+    same = format == target or {format, target} == {"tensorrt", "tensorrt_rtx"}  # these two take the same graph
+    if quantized(chosen.plan) and not same:
         raise UsageError(f"the plan is for {target}, not for {format}; run quantize with --target {format}")
+    if rest != "fp32" and _kept(chosen.plan) and not fmt.typed_graph:
+        raise UsageError(
+            f"the plan keeps operations in fp32 and format {format} chooses one float type for the whole model; "
+            "take a format with a typed graph, such as onnx, or --precision fp32"
+        )
     if precision not in (None, rest):
         raise UsageError(f"--precision {precision}, but the plan leaves the rest in {rest}; leave --precision out")
     return chosen
 
 
-def _quantization(chosen: "LoadedPlan | None") -> QuantizationRecord | None:
+def _quantization(chosen: "LoadedPlan | None", model: ModelSpec | None = None) -> QuantizationRecord | None:
+    """What the manifest says of a plan; the share that stays in fp32 is known once the model is."""
     if chosen is None:
         return None
+    from .models.convnext import share_of
+
     plan = chosen.plan
     types = [operation.type for operation in plan.operations.values()]
     return QuantizationRecord(
         plan_sha256=chosen.sha256,
         target=plan.target,
         operations={name: types.count(name) for name in dict.fromkeys(types)},
+        kept_share=share_of(model, _kept(plan)) if model else 0.0,
         calibration=plan.calibration,
     )
+
+
+def _kept(plan: Plan) -> list[str]:
+    """The operations that a plan keeps in fp32."""
+    return [name for name, operation in plan.operations.items() if operation.type == "fp32"]
 
 
 def _type_word(spec: ExportSpec) -> str:
@@ -293,7 +311,7 @@ def _build(
 
         say("quantizing")
         apply(model, chosen)
-        kept = [name for name, operation in chosen.plan.operations.items() if operation.type == "fp32"]
+        kept = _kept(chosen.plan)
         if len(kept) < len(chosen.plan.operations):
             simulated = {
                 name: tuple(output.numpy() for output in _outputs(loaded, model, pixels))

@@ -353,6 +353,7 @@ class QuantizationRecord(Record, frozen=True, kw_only=True):
     plan_sha256: Sha256
     target: Target
     operations: dict[str, Positive]  # type to how many
+    kept_share: Fraction = 0.0  # of the multiply-accumulates, in the operations that the plan keeps in fp32
     calibration: CalibrationRecord | None
 
 
@@ -512,3 +513,42 @@ class RooflineResult(Record, frozen=True, kw_only=True, tag_field="record", tag=
     images_per_s: float
     machine: dict[str, str | int] | None  # where the ceilings were measured; None for a data sheet's
     versions: dict[str, str]
+
+
+# Half precision ------------------------------------------------------------------------------------------------------
+
+
+class HalfTensor(Record, frozen=True, kw_only=True):
+    """What one tensor of a float model would be in half precision, over some images."""
+
+    name: str  # of a parameter, or a module and "input", "output" or "factor"
+    largest: float  # magnitude
+    headroom: float | None  # the type's largest number / `largest`; None where all values are zero
+    margin: float  # headroom below it counts as overflow: 1 for weights, more for what other images may exceed
+    overflow: Fraction  # share of the values beyond the type's largest number
+    lost: Fraction  # share of the values that are not zero and become zero
+    rounding: float | None = None  # relative to what is left of it downstream; None: judged with another tensor
+
+
+class HalfOperation(Record, frozen=True, kw_only=True):
+    """One operation in half precision, and why it stays in fp32 if it does."""
+
+    name: str
+    tensors: tuple[HalfTensor, ...]
+    reasons: tuple[str, ...]  # empty: it may run in half precision
+
+
+class HalfReport(Record, frozen=True, kw_only=True):
+    """Which operations of a model overflow or lose their values in half precision."""
+
+    data: str
+    data_sha256: Sha256  # of the encoded images
+    images: Positive
+    random: bool  # noise in place of images, because it was asked for by name
+    image_size: tuple[Positive, Positive]
+    weights_sha256: Sha256  # of the folded module
+    input: InputKind
+    precision: Literal["fp16", "bf16"]
+    bar: float  # roundings above it count as lost
+    kept_share: Fraction  # of the multiply-accumulates, in the operations that stay in fp32
+    operations: tuple[HalfOperation, ...]  # in the order in which they run

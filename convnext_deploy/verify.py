@@ -145,11 +145,15 @@ def precision_failures(
     failures = []
     if plan is not None:
         planned = sum(count for name, count in plan.operations.items() if name != "fp32")
-        asked_too = {"int8", "fp8"} | ({"fp32"} if "fp32" in plan.operations else set())
-        held = [(where, _as_planned(found, asked, asked_too)) for where, found in held]
-        if truth.quantized != planned:
+        if asked != "fp32" and typed_graph and truth.graph.get("fp32", 0.0) < plan.kept_share - 0.01:
             failures.append(
-                f"{truth.quantized} products run in 8 bits where the plan has {planned}" + _because(truth.note)
+                f"the plan keeps {plan.kept_share:.0%} of the multiply-accumulates in fp32, but the built graph has "
+                f"{truth.graph.get('fp32', 0.0):.0%}"
+            )
+        held = [(where, _as_planned(found, asked, plan.kept_share)) for where, found in held]
+        if (truth.quantized or 0) != planned:
+            failures.append(
+                f"{truth.quantized or 0} products run in 8 bits where the plan has {planned}" + _because(truth.note)
             )
     for where, found in held:
         if found.get(asked, 0.0) < 0.99:
@@ -160,9 +164,12 @@ def precision_failures(
     return tuple(failures)
 
 
-def _as_planned(found: dict[str, float], asked: str, planned: set[str]) -> dict[str, float]:
-    """The shares with what a plan asks for counted as asked for."""
-    others = {name: share for name, share in found.items() if name not in planned and name != asked}
+def _as_planned(found: dict[str, float], asked: str, kept_share: float) -> dict[str, float]:
+    """The shares with what a plan asks for counted as asked for: 8 bits, and as much fp32 as it keeps."""
+    others = {name: share for name, share in found.items() if name not in ("int8", "fp8", asked)}
+    if "fp32" in others:
+        others["fp32"] = max(0.0, others["fp32"] - kept_share)
+    others = {name: share for name, share in others.items() if share}
     return {asked: 1 - sum(others.values()), **others}
 
 

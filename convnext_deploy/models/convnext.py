@@ -16,7 +16,7 @@ Papers: arXiv:2201.03545 (V1), arXiv:2301.00808 (V2). Conventions of the numbers
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import cast
 
 import torch
@@ -66,7 +66,9 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "layernorm":  # PyTorch accumulates the statistics of half inputs in fp32
-            return F.layer_norm(x, (self.channels,), self.weight, self.bias, self.eps)
+            # The residual stream may be wider than the parameters, or narrower; layer_norm takes one type only.
+            weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
+            return F.layer_norm(x, (self.channels,), weight, bias, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.kind == "rmsnorm":
             power = wide.square().mean(-1, keepdim=True)
@@ -113,11 +115,16 @@ class Grn(nn.Module):
         self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels))
         self.eps = 1e-6
 
-    def forward(self, x: Tensor) -> Tensor:
+    def factor(self, x: Tensor) -> Tensor:
+        """What each channel is scaled by, (N, 1, 1, 4C), in fp32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         norm = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True)  # (N, 1, 1, 4C)
         response = norm / (norm.mean(-1, keepdim=True) + self.eps)
-        y = x * (1 + self.weight.to(wide.dtype) * response).to(x.dtype)
+        return 1 + self.weight.to(wide.dtype) * response
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        y = x * self.factor(x).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -311,3 +318,10 @@ def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
         positions = (height // stride) * (width // stride) if stride else 1  # the head sees one pooled vector
         counts[name] = positions * math.prod(shape)
     return counts
+
+
+def share_of(spec: ModelSpec, operations: Collection[str]) -> float:
+    """The part of the multiply-accumulates that is in the named operations (`stages.2.0.project`, `head`)."""
+    counts = multiply_accumulates(spec)
+    inside = sum(count for path, count in counts.items() if any(path.startswith(f"{name}.") for name in operations))
+    return inside / sum(counts.values())

@@ -11,7 +11,7 @@ from ..models.convnext import Block, ChannelNorm, ConvNeXt, nchw, nhwc
 from ..types import InputKind, OperationPlan, OperationType, Scheme
 from . import ops
 from .observers import weight_scales
-from .plan import LoadedPlan, kind_of, products, representable
+from .plan import LoadedPlan, kind_of, operations, products, representable
 
 TYPES: dict[OperationType, tuple[torch.dtype, torch.dtype]] = {  # of the input's and the weight's codes
     "u8s8": (torch.uint8, torch.int8), "s8s8": (torch.int8, torch.int8), "fp8": (torch.float8_e4m3fn,) * 2,
@@ -132,6 +132,8 @@ def apply(model: ConvNeXt, loaded: LoadedPlan) -> None:
     paths = products(model)
     for name, operation in plan.operations.items():
         if operation.type == "fp32":
+            if name not in operations(model):
+                raise UsageError(f"the plan keeps {name} in fp32; expected one of {', '.join(operations(model))}")
             continue  # `passes.cast_parameters` leaves it out
         if name not in paths:
             raise UsageError(f"the plan names {name} to run in {operation.type}; expected one of {', '.join(paths)}")
