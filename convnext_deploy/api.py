@@ -1,7 +1,8 @@
 """The Python interface: one function a verb."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -10,9 +11,12 @@ from .errors import ArtifactError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
 from .session import RunOptions, Session
-from .types import Device, EvalResult, TensorRtSpec
+from .types import BenchResult, Device, EvalResult, Precision, Task, TensorRtSpec
 
-__all__ = ["evaluate", "export", "load", "refit"]
+if TYPE_CHECKING:
+    from .bench import Plan, Progress
+
+__all__ = ["bench", "evaluate", "export", "load", "refit"]
 
 
 def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None, cuda_graph: bool = False) -> Session:
@@ -110,3 +114,54 @@ def evaluate(
         limit=limit,
         progress=progress,
     )
+
+
+def bench(
+    artifacts: Sequence[str | Path] = (),
+    plan: "Plan | None" = None,
+    *,
+    variants: Sequence[str] = (),
+    compare: Sequence[str] = (),
+    runtimes: Sequence[str] = (),
+    precisions: Sequence[Precision] = ("fp32",),
+    image_sizes: Sequence[tuple[int, int]] = (),
+    task: Task = "classify",
+    cuda_graph: bool = False,
+    say: Say = silent,
+    progress: "Progress | None" = None,
+) -> Iterator[BenchResult]:
+    """Measure artifacts, or ConvNeXts with random weights, beside other models; a row as soon as it is finished.
+
+    Without artifacts, each of `variants` is built in each of `runtimes` and takes turns with what it is compared with.
+
+    Args:
+        plan: what is measured of each; None: batches 1 and 8, two seconds each.
+        variants: ConvNeXts; none: tiny, or with a family to compare with, its every size.
+        compare: families ("swin", "deit", "resnet") or timm's names, in the same formats, precisions and sizes.
+        runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx and openvino.
+        image_sizes: (height, width) in pixels; none: 224, or what the artifacts have.
+        say: told what is being prepared, a line a step.
+        progress: told (steps done, steps in all, what is being done).
+
+    Raises:
+        UsageError: anything that can be refused before the work.
+    """
+    from . import contenders
+    from .bench import Plan
+    from .bench import bench as run
+
+    plan = (plan or Plan()).checked()
+    if artifacts:
+        if variants or runtimes or image_sizes:
+            raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
+        groups = [contenders.of_artifacts([Path(path) for path in artifacts], compare, plan.device, cuda_graph, say)]
+    else:
+        sizes = image_sizes or ((224, 224),)
+        groups = contenders.of_variants(variants, compare, runtimes, precisions, sizes, task, plan.device, say)
+    for number, group in enumerate(groups):
+        yield from run(group, plan, progress=progress and _shifted(progress, number, len(groups)))
+
+
+def _shifted(progress: "Progress", number: int, parts: int) -> "Progress":
+    """Progress of one of several parts that are about as long as each other."""
+    return lambda done, total, what: progress(number * total + done, parts * total, what)

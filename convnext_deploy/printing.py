@@ -31,6 +31,11 @@ class Terminal:
         elif not self.quiet:
             print(lines)
 
+    def line(self, text: str) -> None:
+        """A line of words between tables."""
+        if not self.quiet and not self.json:
+            print(text)
+
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         if self.quiet or self.json:
             return

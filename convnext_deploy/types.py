@@ -218,7 +218,7 @@ class Timing(Record, frozen=True, kw_only=True):
 # What one sample times: the step alone; with the copy in and out; with resizing and normalizing; from JPEG bytes.
 Scope = Literal["compute", "transfer", "preprocess", "jpeg"]
 Scenario = Literal["single-stream", "multi-stream", "offline", "server"]
-Status = Literal["valid", "not steady", "invalid", "failed"]
+Status = Literal["valid", "not steady", "invalid", "partial", "failed"]  # partial: Ctrl-C before all its turns
 Verdicts = Literal["FASTER", "SAME", "SLOWER", "INCONCLUSIVE"]
 
 
@@ -243,7 +243,7 @@ class GpuReading(Record, frozen=True, kw_only=True):
     power_w: tuple[float, ...]
     power_limit_w: float
     throttle_reasons: tuple[str, ...]  # those that slow the clocks down and were seen at least once
-    other_processes: tuple[int, ...]  # process ids
+    other_processes: int  # the most that were seen on it beside those of this run
 
 
 class Conditions(Record, frozen=True, kw_only=True):

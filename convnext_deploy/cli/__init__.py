@@ -6,6 +6,7 @@ from collections.abc import Callable
 import typer
 
 from ..errors import ConvNextDeployError
+from .bench import bench
 from .evaluate import evaluate
 from .export import export, refit
 from .look import doctor, inspect, list_
@@ -22,7 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 COMMANDS: dict[str, Callable[..., object]] = {
-    "export": export, "eval": evaluate, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor,
+    "export": export, "eval": evaluate, "bench": bench, "inspect": inspect, "refit": refit, "list": list_,
+    "doctor": doctor,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
