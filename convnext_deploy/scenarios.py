@@ -17,7 +17,7 @@ from .measure import quantile, samples_needed
 from .types import ServerLoad, ServerTrial
 
 SEARCH_STEPS = 12  # halvings of the range of rates, on the virtual clock
-SEARCH_QUERIES = 20_000  # a step
+SEARCH_QUERIES = 10_000  # a step
 BACK_OFF = 0.93  # of the rate, where the real run does not carry what the search found
 MAX_TRIALS = 6
 SPIN_S = 0.002  # before an arrival: sleeping ends too late by about that much
