@@ -147,7 +147,8 @@ def _group(
         for number in range(rounds):
             for seat in order:
                 meter.says(f"timing {seat.contender.subject}, batch {batch}")
-                found = _asked(seat, "turn", number=number, seconds=TURN_S)
+                settle = seat.ready is not None and seat.ready.step_ms < TURN_S * 1e3
+                found = _asked(seat, "turn", number=number, seconds=TURN_S, settle=settle)
                 if found is not None:
                     seat.turns.append(msgspec.convert(found, Turn))
                 meter.step()
@@ -191,7 +192,9 @@ def _server(
             meter.says(f"service time of {seat.contender.subject}, batch {size}")
             found = _asked(seat, "warm", batch=size, scope="transfer", together=False, limit_s=plan.warmup_limit_s)
             seat.ready = msgspec.convert(found, Ready) if found is not None else seat.ready
-            turns = [_asked(seat, "turn", number=number, seconds=TURN_S) for number in range(SERVICE_TURNS)]
+            turns = [
+                _asked(seat, "turn", number=number, seconds=TURN_S, settle=True) for number in range(SERVICE_TURNS)
+            ]
             service_s[str(size)] = [ms / 1e3 for turn in turns if turn is not None for ms in turn["samples_ms"]]
         meter.says(f"arrivals at {seat.contender.subject}")
         found = _asked(

@@ -81,11 +81,7 @@ class Wanted(Record, frozen=True, kw_only=True):
 
 def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
     """(runtimes that `bench` takes by default, a line for each that is left out)."""
-    found, left_out = ["torch"], []
-    if any(map(shutil.which, ("c++", "g++", "clang++"))):
-        found.append("torch.compile")
-    else:
-        left_out.append("torch.compile is left out: no C++ compiler on PATH")
+    found, left_out = ["torch"], ["torch.compile is left out: it compiles half a minute a row; ask with --runtime"]
     for name in ("onnx", "openvino") if device == "cpu" else ("onnx", "tensorrt", "tensorrt_rtx"):
         fmt = formats.get(name)
         absent = env.missing(fmt.requires)
@@ -218,6 +214,7 @@ def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contende
         if not _reusable(want, convnext):
             say(f"building {want.model} {want.runtime} {want.precision}")
             worker = Worker(f"building {want.model} {want.runtime}")
+            running.append(worker)
             try:
                 builder = "build_convnext" if convnext else "build_baseline"
                 worker.call("call", function=f"{__name__}:{builder}", arguments={"want": msgspec.to_builtins(want)})
@@ -227,8 +224,15 @@ def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contende
                 worker.close()
         return of_artifact(want.folder, want.device) if convnext else _of_baseline(want)
 
+    running: list[Worker] = []
     with ThreadPoolExecutor(min(BUILDS_AT_ONCE, env.usable_cores())) as pool:
-        return list(pool.map(one, wanted))
+        try:
+            return list(pool.map(one, wanted))
+        except BaseException:  # Ctrl-C: else the pool would wait for builds that nobody wants any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in running:
+                worker.kill()
+            raise
 
 
 def _reusable(want: Wanted, convnext: bool) -> bool:

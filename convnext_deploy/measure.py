@@ -24,6 +24,7 @@ WINDOWS = 5  # the last ones that have to agree
 AGREEMENT = 0.05  # (largest - smallest) / middle of their medians
 TREND_P = 0.05  # below: the medians rise or fall
 DRIFT = 0.05  # over all turns, beyond which a trend makes a result not steady
+DRIFT_P = 0.01  # of that trend: one row in a hundred would fail by chance, if the change were large enough too
 WARMUP_LIMIT_S = 20.0
 CONFIDENCE = 0.95
 
@@ -75,17 +76,20 @@ def warm_up(work: Work, limit_s: float = WARMUP_LIMIT_S) -> WarmUp:
             return WarmUp(elapsed, steady, last[-1])
 
 
-def turn(work: Work, number: int, seconds: float = TURN_S, watch: Watch | None = None) -> list[float]:
-    """Milliseconds of each sample of one turn, at least one. One step before them is not timed.
-
-    That step takes what the change of turns costs: caches that others filled, threads that fell asleep.
+def turn(
+    work: Work, number: int, seconds: float = TURN_S, *, settle: bool = True, watch: Watch | None = None
+) -> list[float]:
+    """Milliseconds of each sample of one turn, at least one.
 
     Args:
         number: of the turn; the input batch rotates with it.
+        settle: first take one step that is not timed, for what the change of turns costs: caches that others filled,
+            threads that fell asleep. Steps longer than a turn overwrite the caches themselves.
         watch: runs while samples are taken.
     """
     work.begin(number)
-    work.step(number)
+    if settle:
+        work.step(number)
     with watch or nullcontext():
         return _samples(work, seconds, number)
 
@@ -183,7 +187,7 @@ def interleaved(sessions: Mapping[str, Session], images: Mapping[str, Images], s
     order = list(sessions)
     for number in range(max(1, round(seconds / TURN_S))):
         for name in order:
-            samples[name] += turn(works[name], number)
+            samples[name] += turn(works[name], number, settle=warm[name].step_ms < TURN_S * 1e3)
         order.append(order.pop(0))
     timings = []
     for name, session in sessions.items():
@@ -269,7 +273,7 @@ def drifts(turn_medians: Sequence[float]) -> bool:
     The slope is the median of all slopes between two turns (Theil and Sen), so that one slow turn does not make one.
     """
     x = np.asarray(turn_medians, dtype=np.float64)
-    if trend(x.tolist()) >= TREND_P:
+    if trend(x.tolist()) >= DRIFT_P:
         return False
     first, second = np.triu_indices(len(x), 1)
     slope = float(np.median((x[second] - x[first]) / (second - first)))

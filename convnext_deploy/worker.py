@@ -124,9 +124,13 @@ class Worker:
         lines = self._said.read()[-EXPLANATION:].decode(errors="replace").strip().splitlines()
         return f"{how}: {lines[-1]}" if lines else how
 
-    def close(self) -> None:
-        """End the process, whatever it is doing."""
+    def kill(self) -> None:
+        """End the process, whatever it is doing; who waits for its answer gets a WorkerError."""
         self._process.kill()
+
+    def close(self) -> None:
+        """End the process and free what belongs to it."""
+        self.kill()
         self._process.wait()
         for stream in (self._reader, self._said):
             stream.close()
@@ -197,9 +201,9 @@ class Child:
             step_ms=max(warm.step_ms for warm in found),
         )
 
-    def turn(self, number: int, seconds: float) -> Turn:
+    def turn(self, number: int, seconds: float, settle: bool) -> Turn:
         if len(self._works) == 1:
-            samples = measure.turn(self._works[0], number, seconds, self._watch)
+            samples = measure.turn(self._works[0], number, seconds, settle=settle, watch=self._watch)
             steps_per_s = 1e3 * len(samples) / sum(samples)
         else:
             samples, steps_per_s = measure.turn_of_streams(
