@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import math
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from .worker import Closing, Opened, Ready, Turn, Worker, WorkerError
 
 MIN_TURNS = 6  # the fewest that carry a 95 % interval of a ratio within one run (`regress`)
 FRACTIONS = (0.5, 0.9, 0.95, 0.99, 0.999)
+# Before a turn: threads of the competitor before may spin on, ONNX Runtime's for 40 ms and PyTorch's for 8 ms (measured
+# as CPU time after the last step, onnxruntime 1.32 and torch 2.15, 2 cores).
+REST_S = 0.06
 SERVICE_TURNS = 3  # of each batch size that a server may form
 SERVER_SECONDS = 10.0  # of a run of arrivals, at least
 
@@ -147,6 +151,7 @@ def _group(
         for number in range(rounds):
             for seat in order:
                 meter.says(f"timing {seat.contender.subject}, batch {batch}")
+                time.sleep(REST_S)
                 settle = seat.ready is not None and seat.ready.step_ms < TURN_S * 1e3
                 found = _asked(seat, "turn", number=number, seconds=TURN_S, settle=settle)
                 if found is not None:
@@ -246,6 +251,7 @@ def _result(
         samples_ms=samples,
         turns=tuple(len(turn.samples_ms) for turn in turns),
         turn_images_per_s=rates,
+        yardstick_ms=tuple(turn.yardstick_ms for turn in turns),
         device_ms=closing.device_ms if closing else None,
         median_ms=median,
         images_per_s=per_s,

@@ -76,6 +76,24 @@ def warm_up(work: Work, limit_s: float = WARMUP_LIMIT_S) -> WarmUp:
             return WarmUp(elapsed, steady, last[-1])
 
 
+def yardstick() -> float:
+    """Milliseconds of a fixed piece of work that no runtime shares: how fast the machine itself is at this moment.
+
+    One thread; half of the time arithmetic within the cache, half reading memory. A virtual machine whose host is
+    busy, or clocks lower, shows here, where no counter inside of it tells.
+    """
+    small = np.linspace(0.1, 1.0, 1 << 14, dtype=np.float32)
+    large = np.ones(1 << 23, dtype=np.float32)  # 32 MB
+    times = []
+    for _ in range(3):
+        start = time.perf_counter_ns()
+        for _ in range(200):
+            np.sqrt(small * small + small)
+        large.sum()
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return float(np.median(times))
+
+
 def turn(
     work: Work, number: int, seconds: float = TURN_S, *, settle: bool = True, watch: Watch | None = None
 ) -> list[float]:

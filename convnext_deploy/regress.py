@@ -4,7 +4,8 @@ Samples that follow one another resemble each other, so an interval from all of 
 the turn: each turn's median is one observation, and the turns of competitors lie between two of them. The interval of
 the ratio is the one that belongs to a rank test on the logarithms: Mann and Whitney's for two runs, Wilcoxon's for two
 competitors that took the same turns in one run. Both are exact for any distribution (Hollander, Wolfe and Chicken,
-Nonparametric Statistical Methods, 4.3 and 3.3). A verdict needs the whole interval on one side of the margin.
+Nonparametric Statistical Methods, 4.3 and 3.3). A verdict needs the whole interval on one side of the margin, and the
+same answer in units of the yardstick that was timed before each turn: between two runs the machine itself may change.
 """
 
 from collections.abc import Sequence
@@ -134,10 +135,15 @@ def _compared(
         return Comparison(
             subject=subject, setting=where, verdict="INCONCLUSIVE", ratio=None, low=None, high=None, reason=reason
         )
-    found = verdict(interval, max_slowdown)
-    if found == "INCONCLUSIVE":
-        reason = f"the interval crosses the margin of {max_slowdown:.0%}; measure longer, or on a quieter machine"
+    found, pace = verdict(interval, max_slowdown), 1.0
+    if old is not None and new is not None:
+        pace = float(np.median(new.yardstick_ms) / np.median(old.yardstick_ms))
     ratio, low, high = interval
+    if verdict((ratio / pace, low / pace, high / pace), max_slowdown) != found:
+        found = "INCONCLUSIVE"
+        reason = f"the machine itself took {pace:.3f} times as long for the same work (yardstick_ms)"
+    elif found == "INCONCLUSIVE":
+        reason = f"the interval crosses the margin of {max_slowdown:.0%}; measure longer, or on a quieter machine"
     return Comparison(subject=subject, setting=where, verdict=found, ratio=ratio, low=low, high=high, reason=reason)
 
 

@@ -313,6 +313,7 @@ class BenchResult(Record, frozen=True, kw_only=True):
     samples_ms: tuple[float, ...]  # of one step each, in the order they were taken
     turns: tuple[int, ...]  # how many samples each turn gave; competitors took the turns in between
     turn_images_per_s: tuple[float, ...]  # images by wall time of each turn, all streams together
+    yardstick_ms: tuple[float, ...]  # of the same fixed work before each turn: how fast the machine itself was
     device_ms: float | None = None  # median by CUDA events, where PyTorch runs on a GPU
     median_ms: float | None
     images_per_s: float | None  # of the median; scenario offline and multi-stream: of the turns' wall time

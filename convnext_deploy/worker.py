@@ -46,6 +46,7 @@ class Opened(Record, frozen=True, kw_only=True):
 class Turn(Record, frozen=True, kw_only=True):
     samples_ms: tuple[float, ...]
     images_per_s: float
+    yardstick_ms: float
 
 
 class Ready(Record, frozen=True, kw_only=True):
@@ -202,6 +203,7 @@ class Child:
         )
 
     def turn(self, number: int, seconds: float, settle: bool) -> Turn:
+        yardstick_ms = measure.yardstick()
         if len(self._works) == 1:
             samples = measure.turn(self._works[0], number, seconds, settle=settle, watch=self._watch)
             steps_per_s = 1e3 * len(samples) / sum(samples)
@@ -209,7 +211,7 @@ class Child:
             samples, steps_per_s = measure.turn_of_streams(
                 self._works, number, seconds, together=self._together, watch=self._watch
             )
-        return Turn(samples_ms=tuple(samples), images_per_s=steps_per_s * self._batch)
+        return Turn(samples_ms=tuple(samples), images_per_s=steps_per_s * self._batch, yardstick_ms=yardstick_ms)
 
     def serve_load(
         self, service_s: dict[str, list[float]], slo_ms: float, fraction: float, seed: int, seconds: float

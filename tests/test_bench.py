@@ -26,7 +26,7 @@ FAKES = '''
 import os, random, signal, threading, time
 from types import SimpleNamespace
 
-from convnext_deploy import conditions
+from convnext_deploy import conditions, measure
 from convnext_deploy.session import RunOptions, Session
 
 NOW = [0.0]
@@ -39,6 +39,7 @@ def sleep(seconds):
     NOW[0] += max(0.0, seconds)
 
 def virtual():
+    measure.yardstick = lambda: 4.0
     time.perf_counter, time.perf_counter_ns, time.sleep = tick, lambda: round(tick() * 1e9), sleep
     conditions._cpu_seconds = lambda root: (None, None)  # others do nothing in virtual time
 
@@ -400,7 +401,7 @@ def test_the_command_measures_saves_compares_and_writes_for_ci(
 
     halved = [json.loads(line) for line in Path("base.json").read_text().splitlines()]
     for row in halved:  # as if it had been a hundred times as fast before
-        row |= {"status": "valid", "reason": None, "samples_ms": [ms / 100 for ms in row["samples_ms"]]}
+        row |= {"yardstick_ms": [4.0] * len(row["turns"]), "samples_ms": [ms / 100 for ms in row["samples_ms"]]}
     Path("fast.json").write_text("".join(json.dumps(row) + "\n" for row in halved))
     monkeypatch.setattr("convnext_deploy.regress._incomparable", lambda old, new: None)  # others use this machine too
     files = ["--junit", "junit.xml", "--markdown", "verdicts.md"]

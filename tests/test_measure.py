@@ -75,6 +75,16 @@ def test_turns_rotate_among_the_input_batches() -> None:
     assert session.bound == [0, 1, 2, 0, 1]
 
 
+def test_a_turn_that_need_not_settle_times_every_step() -> None:
+    session = FakeSession(lambda: spin(0.002))
+    samples = measure.turn(measure.compute_only(session, batches(1)), 0, seconds=0.02, settle=False)
+    assert session.asked == ["step", "sync"] * len(samples)
+
+
+def test_the_yardstick_is_some_milliseconds() -> None:
+    assert measure.yardstick() > 0.5
+
+
 def test_a_step_longer_than_a_turn_is_one_sample() -> None:
     assert len(measure.turn(work(lambda _: spin(0.02)), 0, seconds=0.01)) == 1
 

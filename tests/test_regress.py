@@ -25,6 +25,7 @@ def row(turns: list[list[float]], **changes: Any) -> BenchResult:
         "random_weights": True, "status": "valid", "samples_ms": tuple(samples),
         "turns": tuple(map(len, turns)), "turn_images_per_s": tuple(1e3 / float(np.median(turn)) for turn in turns),
         "median_ms": float(np.median(samples)), "images_per_s": 1e3 / float(np.median(samples)), "quantiles": (),
+        "yardstick_ms": (4.0,) * len(turns),
         "warmup_s": 1.0, "steady": True, "load_s": 1.0, "first_inference_ms": 1.0, "peak_memory_bytes": 1,
         "conditions": None, "machine": {"cpu": "a", "cores": 2}, "versions": {},
     }  # fmt: skip
@@ -109,6 +110,13 @@ def test_what_cannot_be_compared_is_inconclusive_with_the_reason(changes: dict[s
     found = regress.compare([old], [row(noisy(1), **changes)], 0.05)[0]
     assert found.verdict == "INCONCLUSIVE"
     assert reason in (found.reason or "")
+
+
+@pytest.mark.parametrize(("level", "pace"), [(1.25, 1.25), (1.0, 1.25), (0.8, 0.8)])
+def test_a_machine_that_changed_between_the_runs_makes_no_verdict(level: float, pace: float) -> None:
+    (found,) = regress.compare([row(noisy(0))], [row(noisy(1, level), yardstick_ms=(4.0 * pace,) * 12)], 0.05)
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.reason == f"the machine itself took {pace:.3f} times as long for the same work (yardstick_ms)"
 
 
 def test_a_row_that_disappeared_is_named() -> None:

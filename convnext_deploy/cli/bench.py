@@ -15,6 +15,9 @@ from .options import Debug, DeviceOption, Json, Quiet, Threads, image_size_of, o
 if TYPE_CHECKING:
     from ..types import BenchResult, Comparison
 
+SECONDS = 2.0  # of timing, a row
+ALONE_SECONDS, ALONE_WARMUP_S = 1.0, 6.0  # without arguments: all of its twelve rows in under two minutes
+
 
 def bench(
     artifacts: Annotated[
@@ -42,7 +45,9 @@ def bench(
     streams: Annotated[
         str | None, typer.Option(help="Sessions side by side, comma separated. Default: offline 1,CORES.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Of timing, each row, on average.")] = 2.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Of timing, each row, on average. Default: 2; without a choice of models 1.")
+    ] = None,
     percentile: Annotated[float | None, typer.Option(help="Go on until the samples carry this one: 99.")] = None,
     slo_ms: Annotated[float | None, typer.Option(help="Scenario server: the limit that the percentile keeps.")] = None,
     seed: Annotated[int, typer.Option(help="Of the arrivals of scenario server.")] = 0,
@@ -61,6 +66,7 @@ def bench(
     """Latency and throughput, with their spread, conditions and verdict. Alone: ConvNeXt-T beside Swin-T."""
     from .. import api, env, manifest, regress, types
     from ..bench import Plan
+    from ..measure import WARMUP_LIMIT_S
 
     terminal = Terminal(json, quiet)
     margin = _fraction(max_slowdown)
@@ -73,19 +79,20 @@ def bench(
     case = one_of("--scenario", scenario, types.Scenario)
     cores = env.usable_cores()
     default_streams = {"offline": tuple(dict.fromkeys((1, cores))), "multi-stream": (cores,)}.get(case, (1,))
+    alone = not artifacts and variant is None and compare is None
     plan = Plan(
         scenario=case,
         scope=one_of("--scope", scope, types.Scope),
         batches=_integers("--batch", batch),
         streams=_integers("--streams", streams) if streams else default_streams,
-        seconds=seconds,
+        seconds=seconds if seconds is not None else ALONE_SECONDS if alone else SECONDS,
         percentile=None if percentile is None else percentile / 100,
         device=one_of("--device", device, types.Device),
         threads=threads,
         slo_ms=slo_ms,
         seed=seed,
+        warmup_limit_s=ALONE_WARMUP_S if alone else WARMUP_LIMIT_S,
     )
-    alone = not artifacts and variant is None and compare is None
     rows: list[BenchResult] = []
     interrupted: KeyboardInterrupt | None = None
     with _live(terminal) as progress:
@@ -172,7 +179,7 @@ def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence
     for where in dict.fromkeys(regress.setting(row) for row in rows):
         chosen = [row for row in rows if regress.setting(row) == where]
         table = [[row.subject, *_figures(row), _beside(row, rows), row.status] for row in chosen]
-        columns = ["what", "p50, ms (95 %)", "p99, ms", "images/s", f"beside {rows[0].model}", "result"]
+        columns = ["what", "p50, ms (95 %)", "p99, ms", "images/s", "time beside the first", "result"]
         terminal.table(where, columns, table)
         for row in chosen:
             if row.reason is not None:
@@ -203,12 +210,12 @@ def _figures(row: "BenchResult") -> list[str]:
 
 
 def _beside(row: "BenchResult", rows: "Sequence[BenchResult]") -> str:
-    """Its time as a multiple of the first model's on the same runtime in the same run, turn by turn."""
+    """Its time as a multiple of the first row's on the same runtime in the same run, turn by turn."""
     from .. import regress
 
     same = ("run", "runtime", "precision", "batch", "streams", "scenario")
     first = next(r for r in rows if all(getattr(r, name) == getattr(row, name) for name in same))
-    if first.model == row.model or not (first.turns and row.turns) or row.scenario == "server":
+    if first is row or not (first.turns and row.turns) or row.scenario == "server":
         return ""
     interval = regress.ratio_of_turns(regress.blocks_ms(row), regress.blocks_ms(first))
     return "" if interval is None else f"{interval[0]:.2f} ({interval[1]:.2f}–{interval[2]:.2f})"
