@@ -14,10 +14,10 @@ import numpy as np
 
 from . import env
 from .contenders import Contender
-from .errors import UsageError
+from .errors import UsageError, WorkerError
 from .measure import DRIFT, TURN_S, WARMUP_LIMIT_S, drifts, quantile, samples_needed
 from .types import BenchResult, Conditions, Device, Scenario, Scope, ServerLoad, Status
-from .worker import Closing, Opened, Ready, Turn, Worker, WorkerError
+from .worker import Closing, Opened, Ready, Turn, Worker
 
 MIN_TURNS = 6  # the fewest that carry a 95 % interval of a ratio within one run (`regress`)
 FRACTIONS = (0.5, 0.9, 0.95, 0.99, 0.999)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from . import env, formats, manifest, preprocess, verify
-from .errors import ParityError, UsageError
+from .errors import ParityError, UsageError, WorkerError
 from .session import RunOptions, Session, run_in_batches
 from .types import (
     BatchRange,
@@ -25,7 +25,7 @@ from .types import (
     Task,
     WeightsRecord,
 )
-from .worker import Worker, WorkerError
+from .worker import Worker
 
 if TYPE_CHECKING:
     from .models.baselines import Baseline

@@ -23,17 +23,13 @@ import numpy as np
 
 from . import conditions, measure, scenarios
 from .env import usable_cores
-from .errors import CheckFailed, ConvNextDeployError
+from .errors import ConvNextDeployError, WorkerError
 from .preprocess import as_input, probe_images, transform
 from .session import Images, Session
 from .types import Record, Scope
 
 BATCHES = 4  # different input batches that the turns rotate among
 EXPLANATION = 2000  # characters of a crashed worker's output
-
-
-class WorkerError(CheckFailed):
-    """A worker crashed, or raised an error that it reported."""
 
 
 class Opened(Record, frozen=True, kw_only=True):

@@ -15,11 +15,11 @@ import torch
 from convnext_deploy import api, cli, contenders, regress
 from convnext_deploy.bench import Plan, bench
 from convnext_deploy.contenders import Contender, Wanted
-from convnext_deploy.errors import UsageError
+from convnext_deploy.errors import UsageError, WorkerError
 from convnext_deploy.manifest import Artifact
 from convnext_deploy.models import baselines
 from convnext_deploy.types import BatchRange, BenchResult
-from convnext_deploy.worker import Worker, WorkerError
+from convnext_deploy.worker import Worker
 
 FAKES = '''
 """Sessions on a virtual clock: a step lets time pass and takes none."""
