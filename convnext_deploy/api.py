@@ -2,9 +2,10 @@
 
 import datetime
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -17,9 +18,11 @@ from .quantizing import quantize
 from .session import RunOptions, Session
 from .types import (
     STRIDE,
+    BenchResult,
     Device,
     EvalResult,
     Limits,
+    Precision,
     ProfileResult,
     RooflineResult,
     Task,
@@ -28,7 +31,10 @@ from .types import (
     Verdict,
 )
 
-__all__ = ["evaluate", "export", "gate", "load", "profile", "quantize", "refit", "report", "roofline"]
+if TYPE_CHECKING:
+    from .bench import Plan, Progress
+
+__all__ = ["bench", "evaluate", "export", "gate", "load", "profile", "quantize", "refit", "report", "roofline"]
 
 LATENCY_S = 5.0  # of timing for each side of a gate
 
@@ -310,3 +316,54 @@ def report(results: Sequence[str | Path], *, out: str | Path, title: str = "Conv
     page = markdown.page(found, title) if out.suffix == ".md" else html.page(found, title)
     manifest.write_file(out, page.encode())
     return out
+
+
+def bench(
+    artifacts: Sequence[str | Path] = (),
+    plan: "Plan | None" = None,
+    *,
+    variants: Sequence[str] = (),
+    compare: Sequence[str] = (),
+    runtimes: Sequence[str] = (),
+    precisions: Sequence[Precision] = ("fp32",),
+    image_sizes: Sequence[tuple[int, int]] = (),
+    task: Task = "classify",
+    cuda_graph: bool = False,
+    say: Say = silent,
+    progress: "Progress | None" = None,
+) -> Iterator[BenchResult]:
+    """Measure artifacts, or ConvNeXts with random weights, beside other models; a row as soon as it is finished.
+
+    Without artifacts, each of `variants` is built in each of `runtimes` and takes turns with what it is compared with.
+
+    Args:
+        plan: what is measured of each; None: batches 1 and 8, two seconds each.
+        variants: ConvNeXts; none: tiny, or with a family to compare with, its every size.
+        compare: families ("swin", "deit", "resnet") or timm's names, in the same formats, precisions and sizes.
+        runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx and openvino.
+        image_sizes: (height, width) in pixels; none: 224, or what the artifacts have.
+        say: told what is being prepared, a line a step.
+        progress: told (steps done, steps in all, what is being done).
+
+    Raises:
+        UsageError: anything that can be refused before the work.
+    """
+    from . import contenders
+    from .bench import Plan
+    from .bench import bench as run
+
+    plan = (plan or Plan()).checked()
+    if artifacts:
+        if variants or runtimes or image_sizes:
+            raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
+        groups = [contenders.of_artifacts([Path(path) for path in artifacts], compare, plan.device, cuda_graph, say)]
+    else:
+        sizes = image_sizes or ((224, 224),)
+        groups = contenders.of_variants(variants, compare, runtimes, precisions, sizes, task, plan.device, say)
+    for number, group in enumerate(groups):
+        yield from run(group, plan, progress=progress and _shifted(progress, number, len(groups)))
+
+
+def _shifted(progress: "Progress", number: int, parts: int) -> "Progress":
+    """Progress of one of several parts that are about as long as each other."""
+    return lambda done, total, what: progress(number * total + done, parts * total, what)

@@ -11,7 +11,8 @@ ConvNextDeployError            one line: what was wrong, the value, what was exp
     ├── BuildError             a converter or compiler refused the model
     ├── PassError              an exact rewrite moved the outputs
     ├── ParityError            an artifact does not compute what its PyTorch source computes
-    └── PrecisionError         an artifact does not run in the precision that was asked for
+    ├── PrecisionError         an artifact does not run in the precision that was asked for
+    └── WorkerError            a process that builds or measures crashed, or reported an error
 """
 
 
@@ -60,4 +61,8 @@ class ParityError(CheckFailed):
 
 
 class PrecisionError(CheckFailed):
+    pass
+
+
+class WorkerError(CheckFailed):
     pass

@@ -20,7 +20,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         if not self.quiet and not self.json:
-            print(text, file=sys.stderr, flush=True)
+            print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one piece: builds speak from several threads
 
     def result(self, document: Any, lines: str) -> None:
         """The one result of a command: `document` with --json, else `lines`."""
@@ -30,6 +30,11 @@ class Terminal:
             print(msgspec.json.encode(document).decode())
         elif not self.quiet:
             print(lines)
+
+    def line(self, text: str) -> None:
+        """A line of words between tables."""
+        if not self.quiet and not self.json:
+            print(text)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         if self.quiet or self.json:

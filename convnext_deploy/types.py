@@ -219,6 +219,7 @@ class Timing(Record, frozen=True, kw_only=True):
     samples_ms: tuple[float, ...]
     median_ms: float
     images_per_s: float
+    steady: bool = True  # False: the warm-up reached its time limit before its medians agreed
 
 
 # Calibration
@@ -472,6 +473,139 @@ class ProfileResult(Record, frozen=True, kw_only=True, tag_field="record", tag="
     note: str | None  # what the profiler cannot see
     machine: dict[str, str | int]
     versions: dict[str, str]
+
+
+# Benchmarks: a results file is JSON Lines, one BenchResult a line -----------------------------------------------------
+
+# What one sample times: the step alone; with the copy in and out; with resizing and normalizing; from JPEG bytes.
+Scope = Literal["compute", "transfer", "preprocess", "jpeg"]
+Scenario = Literal["single-stream", "multi-stream", "offline", "server"]
+Status = Literal["valid", "not steady", "invalid", "partial", "failed"]  # partial: Ctrl-C before all its turns
+Verdicts = Literal["FASTER", "SAME", "SLOWER", "INCONCLUSIVE"]
+
+
+class Quantile(Record, frozen=True, kw_only=True):
+    """A latency quantile and its 95 % interval, from order statistics; no values where the samples are too few."""
+
+    fraction: Fraction  # 0.5 is the median, 0.99 the p99
+    value_ms: float | None  # None: INSUFFICIENT, fewer than `needs` samples
+    low_ms: float | None
+    high_ms: float | None
+    needs: Positive  # samples
+
+
+class GpuReading(Record, frozen=True, kw_only=True):
+    """One NVIDIA GPU over the timed turns, as NVML tells."""
+
+    name: str
+    driver: str
+    sm_clock_mhz: tuple[int, ...]  # before, after each turn
+    memory_clock_mhz: int
+    temperature_c: tuple[int, ...]
+    power_w: tuple[float, ...]
+    power_limit_w: float
+    throttle_reasons: tuple[str, ...]  # those that slow the clocks down and were seen at least once
+    other_processes: int  # the most that were seen on it beside those of this run
+
+
+class Conditions(Record, frozen=True, kw_only=True):
+    """What the machine did over the timed turns; `problems` is what makes a result invalid."""
+
+    wall_s: float  # of the timed turns
+    own_cores: float  # cores' worth of CPU time that the measured process took
+    others_cores: float | None  # that everybody else took on the cores this process may use; None: not Linux
+    stolen_cores: float | None  # that the hypervisor took
+    load_average: float | None  # one minute, before
+    frequency_mhz: tuple[float, ...]  # mean over the cores, before and after each turn; empty where nothing tells
+    governor: str | None
+    throttle_events: int | None  # of the processor's own thermal protection; None where it is not told
+    quota_events: int | None  # times that a container's CPU quota stopped the process
+    energy_j: float | None  # of processor packages (RAPL) or the GPU (NVML) over the timed turns
+    energy_source: str | None
+    gpu: GpuReading | None = None
+    problems: tuple[str, ...] = ()
+
+
+class ServerTrial(Record, frozen=True, kw_only=True):
+    """One run of Poisson arrivals against the session."""
+
+    queries_per_s: float  # asked for
+    queries: Positive
+    latency: Quantile  # from arrival to answer
+    mean_batch: float
+    passed: bool
+
+
+class ServerLoad(Record, frozen=True, kw_only=True):
+    """The highest arrival rate that keeps the latency quantile under the limit, with dynamic batching."""
+
+    slo_ms: float
+    fraction: Fraction
+    max_batch: Positive
+    seed: int
+    queries_per_s: float | None  # None: no rate that was tried passed
+    trials: tuple[ServerTrial, ...]
+
+
+class BenchResult(Record, frozen=True, kw_only=True):
+    """One model on one runtime in one setting, timed in a process of its own; every sample is kept."""
+
+    schema_version: Literal[1] = 1
+    created: str  # ISO 8601, UTC
+    run: str  # rows with the same value and batch were measured turn by turn with each other
+    subject: str  # what the tables call it: "convnext_tiny onnx fp32"
+    model: str  # timm's name, or "custom"
+    runtime: str  # a format's name; "torch" and "torch.compile": timm's own module
+    precision: Precision
+    task: Task
+    image_size: tuple[Positive, Positive]  # pixels
+    device: Device
+    threads: Positive  # of each stream
+    streams: Positive = 1  # sessions that run side by side in the process
+    batch: Positive  # images of one step
+    scenario: Scenario
+    scope: Scope
+    artifact: str | None  # folder; None where there is none
+    artifact_sha256: Sha256 | None  # of manifest.json
+    artifact_bytes: int | None
+    random_weights: bool
+    parity: float | None = None  # relative error against the fp32 source; None where it was not compared
+    status: Status
+    reason: str | None = None  # why it is not valid
+    samples_ms: tuple[float, ...]  # of one step each, in the order they were taken
+    turns: tuple[int, ...]  # how many samples each turn gave; competitors took the turns in between
+    turn_images_per_s: tuple[float, ...]  # images by wall time of each turn, all streams together
+    yardstick_ms: tuple[float, ...]  # of the same fixed work before each turn: how fast the machine itself was
+    device_ms: float | None = None  # median by CUDA events, where PyTorch runs on a GPU
+    median_ms: float | None
+    images_per_s: float | None  # of the median; scenario offline and multi-stream: of the turns' wall time
+    quantiles: tuple[Quantile, ...]
+    server: ServerLoad | None = None
+    warmup_s: float | None  # None: it failed before
+    steady: bool | None
+    load_s: float | None
+    first_inference_ms: float | None  # of the process; holds what a runtime compiles at its first call
+    peak_memory_bytes: int | None  # resident, of the process with its imports
+    device_memory_bytes: int | None = None
+    energy_j_per_image: float | None = None
+    tflops: float | None = None  # filled by whoever knows the operations: twice the multiply-accumulates, by second
+    percent_of_bound: float | None = None
+    top1: Fraction | None = None
+    conditions: Conditions | None
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+
+
+class Comparison(Record, frozen=True, kw_only=True):
+    """One row beside its counterpart of an earlier run. The ratio is of times: above 1 is slower."""
+
+    subject: str
+    setting: str
+    verdict: Verdicts
+    ratio: float | None  # new / old
+    low: float | None  # of the 95 % interval
+    high: float | None
+    reason: str | None = None
 
 
 class Ceilings(Record, frozen=True, kw_only=True):

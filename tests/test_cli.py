@@ -67,7 +67,7 @@ def damaged(artifact: Artifact, tmp_path: Path) -> Path:
     return copy
 
 
-NAMES = ["export", "eval", "inspect", "list", "doctor", "profile", "roofline", "report"]
+NAMES = ["export", "eval", "bench", "inspect", "list", "doctor", "profile", "roofline", "report"]
 
 
 def refused(capsys: Captured, *arguments: str) -> tuple[int, str]:
@@ -89,6 +89,7 @@ def commands(artifact: Artifact, pictures: Path, checkpoint: Path, out: Path) ->
     return {
         "export": ["export", "--weights", str(checkpoint), *QUICK, "--out", str(out)],
         "eval": ["eval", str(artifact.path), "--data", str(pictures)],
+        "bench": ["bench", str(artifact.path), "--batch", "1", "--seconds", "0.1"],
         "inspect": ["inspect", str(artifact.path)],
         "list": ["list"],
         "doctor": ["doctor"],
@@ -118,6 +119,7 @@ def test_json_is_one_document_on_stdout_and_nothing_else(
     expected = {
         "export": lambda d: d["manifest"]["export"]["format"] == "eager" and d["path"] == str(tmp_path / "m"),
         "eval": lambda d: d["images"] == 5 and len(d["corrupt"]) == 1,
+        "bench": lambda d: [row["runtime"] for row in d["results"]] == ["eager"] and d["comparisons"] == [],
         "inspect": lambda d: d == json.loads((artifact.path / "manifest.json").read_text()),
         "list": lambda d: (
             set(d["variants"]) == set(registry.VARIANTS) and [f["name"] for f in d["formats"]] == list(formats.names())
@@ -147,6 +149,7 @@ def test_without_either_results_go_to_stdout(
     words = {
         "export": "relative error",
         "eval": "5 images",
+        "bench": "images/s",
         "inspect": "intact",
         "list": "convnextv2_huge",
         "doctor": "onnxruntime",

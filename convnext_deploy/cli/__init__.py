@@ -6,6 +6,7 @@ from collections.abc import Callable
 import typer
 
 from ..errors import ConvNextDeployError
+from .bench import bench
 from .evaluate import evaluate
 from .export import export, refit
 from .gate import gate
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 COMMANDS: dict[str, Callable[..., object]] = {
-    "export": export, "quantize": quantize, "eval": evaluate, "gate": gate, "inspect": inspect,
+    "export": export, "quantize": quantize, "eval": evaluate, "gate": gate, "bench": bench, "inspect": inspect,
     "refit": refit, "list": list_, "doctor": doctor, "profile": profile, "roofline": roofline, "report": report,
 }  # fmt: skip
 for name, command in COMMANDS.items():

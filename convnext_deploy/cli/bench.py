@@ -1,0 +1,221 @@
+"""`bench`."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from ..printing import Terminal
+from .options import Debug, DeviceOption, Json, Quiet, Threads, image_size_of, one_of
+
+if TYPE_CHECKING:
+    from ..types import BenchResult, Comparison
+
+SECONDS = 2.0  # of timing, a row
+ALONE_SECONDS, ALONE_WARMUP_S = 1.0, 6.0  # without arguments: all of its twelve rows in under two minutes
+
+
+def bench(
+    artifacts: Annotated[
+        list[Path] | None, typer.Argument(help="Artifact folders. None: ConvNeXts with random weights.")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="ConvNeXts, comma separated. Default: tiny; with a family, its every size.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="swin, deit, resnet or timm's names, comma separated; none: nothing.")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Formats, torch, torch.compile. Default: torch, onnx, openvino.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of random weights: fp32, fp16, bf16, comma separated.")] = "fp32",
+    image_size: Annotated[
+        str | None, typer.Option(help="Of random weights: pixels such as 224,384 or 800x1280. Default: 224.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="Of random weights: classify, embed or features.")] = "classify",
+    batch: Annotated[str, typer.Option(help="Images of a step, comma separated.")] = "1,8",
+    scenario: Annotated[
+        str, typer.Option(help="single-stream, multi-stream, offline (sweeps batch and streams) or server.")
+    ] = "single-stream",
+    scope: Annotated[str, typer.Option(help="What is timed: compute, transfer, preprocess or jpeg.")] = "compute",
+    streams: Annotated[
+        str | None, typer.Option(help="Sessions side by side, comma separated. Default: offline 1,CORES.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Of timing, each row, on average. Default: 2; without a choice of models 1.")
+    ] = None,
+    percentile: Annotated[float | None, typer.Option(help="Go on until the samples carry this one: 99.")] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="Scenario server: the limit that the percentile keeps.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the arrivals of scenario server.")] = 0,
+    device: DeviceOption = "cpu",
+    threads: Threads = None,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="TensorRT: replay a captured CUDA graph.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the results, every sample, as JSON Lines.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Results of --save: a verdict a row; exit 1 on SLOWER.")] = None,
+    max_slowdown: Annotated[str, typer.Option(help="How much more time is still the same.")] = "5%",
+    junit: Annotated[Path | None, typer.Option(help="With --against: the verdicts as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="With --against: the verdicts as a Markdown table.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Latency and throughput, with their spread, conditions and verdict. Alone: ConvNeXt-T beside Swin-T."""
+    from .. import api, env, manifest, regress, types
+    from ..bench import Plan
+    from ..measure import WARMUP_LIMIT_S
+
+    terminal = Terminal(json, quiet)
+    margin = _fraction(max_slowdown)
+    before = regress.read_results(against) if against else ()
+    if against is None and (junit or markdown):
+        raise UsageError("--junit and --markdown write verdicts; give --against RESULTS")
+    for path in (save, junit, markdown):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{path.absolute().parent} is no folder; make it, or write elsewhere")
+    case = one_of("--scenario", scenario, types.Scenario)
+    cores = env.usable_cores()
+    default_streams = {"offline": tuple(dict.fromkeys((1, cores))), "multi-stream": (cores,)}.get(case, (1,))
+    alone = not artifacts and variant is None and compare is None
+    plan = Plan(
+        scenario=case,
+        scope=one_of("--scope", scope, types.Scope),
+        batches=_integers("--batch", batch),
+        streams=_integers("--streams", streams) if streams else default_streams,
+        seconds=seconds if seconds is not None else ALONE_SECONDS if alone else SECONDS,
+        percentile=None if percentile is None else percentile / 100,
+        device=one_of("--device", device, types.Device),
+        threads=threads,
+        slo_ms=slo_ms,
+        seed=seed,
+        warmup_limit_s=ALONE_WARMUP_S if alone else WARMUP_LIMIT_S,
+    )
+    rows: list[BenchResult] = []
+    interrupted: KeyboardInterrupt | None = None
+    with _live(terminal) as progress:
+        try:
+            for row in api.bench(
+                artifacts or (),
+                plan,
+                variants=_words(variant) or (["tiny"] if alone else []),
+                compare=["swin"] if alone else [word for word in _words(compare) if word != "none"],
+                runtimes=_words(runtime),
+                precisions=[one_of("--precision", word, types.Precision) for word in _words(precision)],
+                image_sizes=[size for word in _words(image_size) if (size := image_size_of(word))],
+                task=one_of("--task", task, types.Task),
+                cuda_graph=cuda_graph,
+                say=terminal.say,
+                progress=progress,
+            ):
+                rows.append(row)
+                if save:
+                    manifest.write_file(save, regress.encode_results(rows))
+        except KeyboardInterrupt as error:
+            interrupted = error  # what was measured is kept and shown first
+    verdicts = regress.compare(before, rows, margin) if against else ()
+    if junit:
+        manifest.write_file(junit, regress.junit(verdicts))
+    if markdown:
+        manifest.write_file(markdown, regress.markdown(verdicts).encode())
+    _show(terminal, rows, verdicts)
+    if json:
+        terminal.result({"results": rows, "comparisons": verdicts}, "")
+    if interrupted:
+        raise interrupted
+    if any(v.verdict == "SLOWER" for v in verdicts) or any(row.status == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+def _words(text: str | None) -> list[str]:
+    return [word for part in (text or "").split(",") if (word := part.strip())]
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise UsageError(f"{option} {text}; expected whole numbers such as 1,8") from None
+
+
+def _fraction(text: str) -> float:
+    """ "5%" or "0.05"."""
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise UsageError(f"--max-slowdown {text}; expected a share such as 5%, above 0% and below 100%")
+    return value
+
+
+@contextmanager
+def _live(terminal: Terminal) -> Iterator[Callable[[int, int, str], None] | None]:
+    """What is being measured and the time that is left, on stderr; None where nobody watches."""
+    if terminal.quiet or terminal.json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    # Redrawn once a second: more often would take time from what is being measured.
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=1, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence[Comparison]") -> None:
+    from .. import regress
+
+    for where in dict.fromkeys(regress.setting(row) for row in rows):
+        chosen = [row for row in rows if regress.setting(row) == where]
+        table = [[row.subject, *_figures(row), _beside(row, rows), row.status] for row in chosen]
+        columns = ["what", "p50, ms (95 %)", "p99, ms", "images/s", "time beside the first", "result"]
+        terminal.table(where, columns, table)
+        for row in chosen:
+            if row.reason is not None:
+                terminal.line(f"{row.status.upper()} {row.subject}: {row.reason}")
+    if verdicts:
+        table = [[v.verdict, v.subject, v.setting, regress.interval_words(v)] for v in verdicts]
+        terminal.table("Beside the earlier results", ["verdict", "what", "setting", "new / old (95 %)"], table)
+        for reason in dict.fromkeys(v.reason for v in verdicts if v.reason):
+            terminal.line(f"INCONCLUSIVE: {reason}")
+
+
+def _figures(row: "BenchResult") -> list[str]:
+    if row.server is not None:
+        passed = row.server.queries_per_s
+        latency = next((t.latency for t in row.server.trials if t.queries_per_s == passed), None)
+        value = "–" if latency is None or latency.value_ms is None else f"{latency.value_ms:.1f}"
+        return ["–", value, "no rate" if passed is None else f"{passed:.1f} under {row.server.slo_ms:g} ms"]
+    if row.images_per_s is None:
+        return ["–", "–", "–"]
+    words = []
+    for fraction in (0.5, 0.99):
+        (found,) = (q for q in row.quantiles if q.fraction == fraction)
+        if found.value_ms is None:
+            words.append("INSUFFICIENT")
+        else:
+            words.append(f"{found.value_ms:.4g} ({found.low_ms:.4g}–{found.high_ms:.4g})")
+    return [*words, f"{row.images_per_s:.4g}"]
+
+
+def _beside(row: "BenchResult", rows: "Sequence[BenchResult]") -> str:
+    """Its time as a multiple of the first row's on the same runtime in the same run, turn by turn."""
+    from .. import regress
+
+    same = ("run", "runtime", "precision", "batch", "streams", "scenario")
+    first = next(r for r in rows if all(getattr(r, name) == getattr(row, name) for name in same))
+    if first is row or not (first.turns and row.turns) or row.scenario == "server":
+        return ""
+    interval = regress.ratio_of_turns(regress.blocks_ms(row), regress.blocks_ms(first))
+    return "" if interval is None else f"{interval[0]:.2f} ({interval[1]:.2f}–{interval[2]:.2f})"

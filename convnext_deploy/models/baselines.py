@@ -1,0 +1,124 @@
+"""What ConvNeXt is compared with: any of timm's models, with random weights, in the shape that formats build from."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..types import STRIDE, ModelSpec, Precision, Preprocessing, Task
+from . import registry
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# Who is set beside which ConvNeXt: as the ConvNeXt paper does (arXiv:2201.03545, table 1) for Swin; by their number of
+# operations for the others.
+FAMILIES: dict[str, dict[str, str]] = {
+    "swin": {
+        "tiny": "swin_tiny_patch4_window7_224",
+        "small": "swin_small_patch4_window7_224",
+        "base": "swin_base_patch4_window7_224",
+        "large": "swin_large_patch4_window7_224",
+    },
+    "deit": {"tiny": "deit_small_patch16_224", "base": "deit_base_patch16_224", "large": "deit3_large_patch16_224"},
+    "resnet": {"tiny": "resnet50", "small": "resnet101", "base": "resnet152"},
+}
+WINDOW_12 = {
+    "swin_base_patch4_window7_224": "swin_base_patch4_window12_384",
+    "swin_large_patch4_window7_224": "swin_large_patch4_window12_384",
+}  # at 384 pixels, as the paper has it
+
+
+def counterpart(word: str, architecture: str, image_size: tuple[int, int]) -> str:
+    """The timm model that `word` sets beside a ConvNeXt: a family of `FAMILIES`, or one of timm's names.
+
+    Raises:
+        UsageError: neither, or the family has none of that size.
+    """
+    if word in FAMILIES:
+        sizes = FAMILIES[word]
+        size = architecture.partition("_")[2].partition("_")[0]
+        if size not in sizes:
+            raise UsageError(
+                f"{word} has no counterpart of {architecture}; it has {', '.join(sizes)}; name a timm model"
+            )
+        name = sizes[size]
+        return WINDOW_12.get(name, name) if image_size == (384, 384) else name
+    name = word.strip().lower()
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, (*FAMILIES, *timm.list_models()), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise UsageError(f"--compare {word}: neither one of {', '.join(FAMILIES)} nor a model of timm{hint}")
+    return name
+
+
+class Baseline(nn.Module):
+    """timm's own module with random weights: float32 (N, 3, H, W) in, float32 logits, embedding or maps out.
+
+    `spec` holds what sessions and formats ask for. Depths, and outside of the task features widths, are ConvNeXt's
+    words and mean nothing here.
+    """
+
+    takes_uint8 = False
+
+    def __init__(self, name: str, image_size: tuple[int, int], task: Task, precision: Precision = "fp32") -> None:
+        super().__init__()
+        if precision not in DTYPES:
+            raise UsageError(f"timm's modules have no {precision} here; they have {', '.join(DTYPES)}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.body, widths = _created(name, image_size, task)
+        self.body.to(DTYPES[precision])
+        self.dtype = DTYPES[precision]
+        self.widths = widths if task == "features" else None
+        self.spec = ModelSpec(
+            architecture=name,
+            depths=(1, 1, 1, 1),
+            dims=widths,  # type: ignore[arg-type]  # four of them: `_created`
+            num_classes=1000 if task == "classify" else 0,
+            task=task,
+            image_size=image_size,
+        )
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = self.body(images.to(self.dtype))
+        if self.widths is None:
+            return outputs.float()
+        maps = zip(outputs, self.widths, strict=True)
+        # Swin's maps are (N, H, W, C): necks take (N, C, H, W), which ConvNeXt gives too.
+        return tuple((x if x.shape[1] == width else x.permute(0, 3, 1, 2)).contiguous().float() for x, width in maps)
+
+
+def _created(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Module, tuple[int, ...]]:
+    """timm's module, and four widths: of its maps at the strides 4, 8, 16 and 32, or of its pooled features."""
+    found = timm.models.get_pretrained_cfg(name)
+    options: dict[str, Any] = {}
+    if found is not None and found.fixed_input_size and tuple(found.input_size[1:]) != image_size:
+        options["img_size"] = image_size  # else a transformer refuses every other size
+    if task != "features":
+        module = timm.create_model(name, pretrained=False, num_classes=1000 if task == "classify" else 0, **options)
+        return module, (module.num_features,) * 4
+    strides = [STRIDE // 8, STRIDE // 4, STRIDE // 2, STRIDE]
+    try:
+        listed = timm.create_model(name, pretrained=False, features_only=True, **options)
+        levels = [listed.feature_info.reduction().index(stride) for stride in strides]
+    except (ValueError, RuntimeError):
+        raise UsageError(f"{name} gives no maps at the strides {strides}; compare it with --task classify") from None
+    if len(levels) != len(listed.feature_info.reduction()):
+        listed = timm.create_model(name, pretrained=False, features_only=True, out_indices=levels, **options)
+    return listed, tuple(listed.feature_info.channels())
+
+
+def preprocessing_of(name: str) -> Preprocessing:
+    """What timm says that the model was trained with."""
+    found = timm.models.get_pretrained_cfg(name)
+    if found is None:
+        return Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), assumed=("mean", "std"))
+    return Preprocessing(mean=tuple(found.mean), std=tuple(found.std), crop_pct=found.crop_pct)
+
+
+def is_convnext(name: str) -> bool:
+    return name in registry.VARIANTS

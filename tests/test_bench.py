@@ -1,0 +1,445 @@
+"""Benchmarks of made-up sessions in real processes, most of them on a clock of their own, and of one real artifact."""
+
+import json
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from convnext_deploy import api, cli, contenders, regress
+from convnext_deploy.bench import Plan, bench
+from convnext_deploy.contenders import Contender, Wanted
+from convnext_deploy.errors import UsageError, WorkerError
+from convnext_deploy.manifest import Artifact
+from convnext_deploy.models import baselines
+from convnext_deploy.types import BatchRange, BenchResult
+from convnext_deploy.worker import Worker
+
+FAKES = '''
+"""Sessions on a virtual clock: a step lets time pass and takes none."""
+import os, random, signal, threading, time
+from types import SimpleNamespace
+
+from convnext_deploy import conditions, measure
+from convnext_deploy.session import RunOptions, Session
+
+NOW = [0.0]
+
+def tick():
+    NOW[0] += 1e-7
+    return NOW[0]
+
+def sleep(seconds):
+    NOW[0] += max(0.0, seconds)
+
+def virtual():
+    measure.yardstick = lambda: 4.0
+    time.perf_counter, time.perf_counter_ns, time.sleep = tick, lambda: round(tick() * 1e9), sleep
+    conditions._cpu_seconds = lambda root: (None, None)  # others do nothing in virtual time
+
+class Fake(Session):
+    def __init__(self, name, ms, seed, threads, log, fault):
+        manifest = SimpleNamespace(
+            model=SimpleNamespace(in_chans=3, image_size=(32, 32)), preprocessing=None,
+            export=SimpleNamespace(input="uint8"),
+        )
+        super().__init__(manifest, RunOptions(threads=threads))
+        self.name, self.ms, self.log, self.fault, self.steps = name, ms, log, fault, 0
+        self.random = random.Random(seed)
+
+    def bind(self, images):
+        self.count = len(images)
+        print("noise on stdout")
+        if self.log:
+            with open(self.log, "a") as file:
+                file.write(f"{self.name} {os.getpid()} {int(images[0, 0, 0, 0])}\\n")
+
+    def _bind(self, images): ...
+
+    def step(self):
+        self.steps += 1
+        if self.fault == "segfault" and self.steps > 30:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.fault == "error" and self.steps > 30:
+            raise ValueError("a runtime's own\\nerror")
+        level = self.ms * (1 + 0.1 * self.steps if self.fault == "slower and slower" else 1)
+        NOW[0] += level * self.count / 1e3 * self.random.lognormvariate(0, 0.01)
+
+    def fetch(self):
+        return ()
+
+    def precision(self): ...
+
+def open_fake(name, ms, seed=0, threads=None, log=None, fault=None):
+    if fault == "open":
+        raise OSError("no such model")
+    virtual()
+    if fault == "throttled":
+        counts = iter(range(0, 10**6, 2))
+        conditions._throttle_count = lambda root: next(counts)
+    if fault == "memory":
+        open_fake.kept = bytearray(os.urandom(1)) * (300 << 20)
+    return Fake(name, ms, seed, threads, log, fault)
+
+class Sleeper(Fake):
+    def step(self):
+        time.sleep(self.ms / 1e3)
+
+def open_sleeper(name, ms, threads=None):
+    return Sleeper(name, ms, 0, threads, None, None)
+'''
+
+Fake = Callable[..., Contender]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """(name, milliseconds an image, further arguments) to a contender that a worker can open."""
+    (tmp_path / "fakes.py").write_text(textwrap.dedent(FAKES))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def contender(name: str, ms: float, *, opener: str = "open_fake", **arguments: Any) -> Contender:
+        return Contender(
+            model=name, runtime="onnx", precision="fp32", task="classify", image_size=(32, 32),
+            batch=BatchRange(min=1, opt=8, max=64), opener=f"fakes:{opener}",
+            arguments={"name": name, "ms": ms, **arguments}, imports=("fakes",),
+        )  # fmt: skip
+
+    return contender
+
+
+def measured(contenders: list[Contender], **plan: Any) -> list[BenchResult]:
+    return list(bench(contenders, Plan(**({"batches": (1,), "seconds": 2.0, "warmup_limit_s": 5.0} | plan))))
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_holds_what_was_measured(fake: Fake) -> None:
+    first, second = measured([fake("a", 10.0)], batches=(1, 4))
+    assert (first.status, first.reason, first.steady) == ("valid", None, True)
+    assert first.median_ms == pytest.approx(10, rel=0.01)
+    assert second.median_ms == pytest.approx(40, rel=0.01)
+    assert second.images_per_s == pytest.approx(100, rel=0.01)
+    assert sum(first.turns) == len(first.samples_ms)
+    assert len(first.turns) == len(first.turn_images_per_s) == 10
+    assert first.conditions is not None
+    assert first.conditions.wall_s == pytest.approx(2, rel=0.1)
+    assert first.peak_memory_bytes is not None
+    assert first.peak_memory_bytes > 10_000_000
+
+
+def test_a_percentile_that_the_samples_cannot_carry_is_not_given_unless_it_is_asked_for(fake: Fake) -> None:
+    (short,) = measured([fake("a", 10.0)])
+    (long,) = measured([fake("a", 10.0)], percentile=0.99)
+    p99 = [next(q for q in row.quantiles if q.fraction == 0.99) for row in (short, long)]
+    assert p99[0].value_ms is None
+    assert p99[1].value_ms is not None
+    assert len(long.samples_ms) >= 368
+
+
+def test_contenders_take_turns_in_processes_of_their_own_and_the_order_rotates(fake: Fake, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    measured([fake(name, 10.0, log=str(log)) for name in "abc"], seconds=1.2)
+    lines = [line.split() for line in log.read_text().splitlines()]
+    names, processes, _ = zip(*lines, strict=True)
+    turns = "".join(names)[-18:]  # before: each is warmed up
+    assert turns == "abcbcacababcbcacab"
+    assert len(set(processes)) == 3
+    assert str(os.getpid()) not in processes
+
+
+def test_turns_rotate_among_different_real_images(fake: Fake, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    measured([fake("a", 10.0, log=str(log))])
+    firsts = [line.split()[2] for line in log.read_text().splitlines()][-10:]
+    assert firsts[:2] == firsts[4:6] == firsts[8:10]
+    assert len(set(firsts[:4])) > 1
+
+
+def test_an_a_a_run_is_the_same_and_a_slower_one_is_slower(fake: Fake) -> None:
+    base = measured([fake("a", 10.0, seed=1)])
+    again = measured([fake("a", 10.0, seed=2)])
+    slow = measured([fake("a", 11.5, seed=3)])
+    assert [c.verdict for c in regress.compare(base, again, 0.05)] == ["SAME"]
+    (found,) = regress.compare(base, slow, 0.05)
+    assert found.verdict == "SLOWER"
+    assert found.ratio == pytest.approx(1.15, rel=0.01)
+
+
+def test_the_ratio_of_two_contenders_comes_from_their_turns(fake: Fake) -> None:
+    first, second = measured([fake("a", 10.0, seed=1), fake("b", 12.5, seed=2)])
+    interval = regress.ratio_of_turns(regress.blocks_ms(second), regress.blocks_ms(first))
+    assert interval is not None
+    assert interval[1] <= 1.25 <= interval[2]
+    assert first.run == second.run
+
+
+# What goes wrong -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("segfault", "b onnx fp32: the process was killed by SIGSEGV"),
+        ("error", "b onnx fp32: ValueError: a runtime's own error"),
+        ("open", "b onnx fp32: OSError: no such model"),
+    ],
+)
+def test_a_contender_that_fails_is_a_row_with_the_reason_and_the_others_go_on(
+    fake: Fake, fault: str, reason: str
+) -> None:
+    rows = measured([fake("a", 10.0), fake("b", 10.0, fault=fault), fake("c", 10.0)])
+    assert [row.status for row in rows] == ["valid", "failed", "valid"]
+    assert (rows[1].reason or "").startswith(reason)
+    assert len(rows[2].turns) == 10
+
+
+def test_what_never_settles_is_not_steady(fake: Fake) -> None:
+    (row,) = measured([fake("a", 10.0, fault="slower and slower")])
+    assert (row.status, row.steady) == ("not steady", False)
+    assert row.reason == "its medians did not agree within 5 s of warm-up"
+
+
+def test_a_run_during_which_the_machine_throttled_is_invalid(fake: Fake) -> None:
+    (row,) = measured([fake("a", 10.0, fault="throttled")])
+    assert row.status == "invalid"
+    assert (row.reason or "").startswith("throttled: ")
+
+
+def test_peak_memory_is_the_workers_own(fake: Fake) -> None:
+    small, large = measured([fake("a", 10.0), fake("b", 10.0, fault="memory")])
+    assert small.peak_memory_bytes is not None
+    assert large.peak_memory_bytes is not None
+    assert large.peak_memory_bytes - small.peak_memory_bytes == pytest.approx(300 << 20, rel=0.1)
+
+
+def test_ctrl_c_gives_what_was_measured(fake: Fake) -> None:
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done == 2 + 9:  # two warm-ups, nine turns
+            raise KeyboardInterrupt
+
+    rows: list[BenchResult] = []
+
+    def collect() -> None:
+        for row in bench([fake("a", 10.0), fake("b", 10.0)], Plan(batches=(1, 8)), progress=interrupt):
+            rows.append(row)  # noqa: PERF402 - `extend` would lose what came before the interruption
+
+    with pytest.raises(KeyboardInterrupt):
+        collect()
+    assert [(row.status, row.reason, len(row.turns)) for row in rows] == [
+        ("partial", "interrupted after 5 turns", 5),
+        ("partial", "interrupted after 4 turns", 4),
+    ]
+
+
+def test_progress_counts_every_warm_up_and_turn(fake: Fake) -> None:
+    told: list[tuple[int, int]] = []
+    contenders = [fake("a", 10.0), fake("b", 10.0)]
+    list(bench(contenders, Plan(batches=(1, 8)), progress=lambda done, total, what: told.append((done, total))))
+    assert told[-1] == (44, 44)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"batches": (65,)}, "batch 65; a onnx fp32 takes 1 to 64"),
+        ({"batches": (0,)}, "batch 0; expected numbers of at least 1"),
+        ({"seconds": 0.0}, "--seconds 0"),
+        ({"percentile": 1.0}, "--percentile 1; expected between 0 and 100"),
+        ({"scenario": "server"}, "takes a latency limit: --slo-ms"),
+        ({"slo_ms": 5.0}, "takes a latency limit: --slo-ms"),
+        ({"streams": (2,)}, "scenario single-stream has one stream"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(fake: Fake, plan: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        measured([fake("a", 10.0)], **plan)
+
+
+def test_a_worker_survives_an_error_and_says_how_it_died(fake: Fake) -> None:
+    worker = Worker("w")
+    try:
+        with pytest.raises(WorkerError, match=r"^w: ModuleNotFoundError: No module named 'nowhere'$"):
+            worker.call("call", function="nowhere:f", arguments={})
+        assert worker.call("call", function="os:getpid", arguments={}) != os.getpid()
+        with pytest.raises(WorkerError, match=r"^w: the process ended with exit code 3$"):
+            worker.call("call", function="os:_exit", arguments={"status": 3})
+    finally:
+        worker.close()
+
+
+# Scenarios -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_carries_the_rate_that_the_queue_allows(fake: Fake) -> None:
+    (row,) = measured([fake("a", 10.0)], scenario="server", slo_ms=100.0)
+    assert row.server is not None
+    assert row.server.queries_per_s == row.images_per_s
+    # With a batch of 1 it is M/D/1, whose 99th percentile of 10 services is reached at a load of about 0.8.
+    assert 65 < (row.server.queries_per_s or 0) < 95
+
+
+def test_offline_streams_add_up(fake: Fake) -> None:
+    contender = fake("a", 20.0, opener="open_sleeper")
+    one, two = measured([contender], scenario="offline", streams=(1, 2), seconds=0.4, batches=(2,))
+    assert (one.streams, two.streams) == (1, 2)
+    assert one.images_per_s is not None
+    assert two.images_per_s is not None
+    assert one.images_per_s <= 2 / 0.020
+    assert two.images_per_s > 1.3 * one.images_per_s
+
+
+# Contenders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted({n for f in baselines.FAMILIES.values() for n in f.values()}))
+def test_every_counterpart_is_a_model_of_timm(name: str) -> None:
+    assert timm.is_model(name)
+    assert timm.is_model(baselines.WINDOW_12.get(name, name))
+
+
+def test_counterparts_follow_the_paper() -> None:
+    assert baselines.counterpart("swin", "convnext_tiny", (224, 224)) == "swin_tiny_patch4_window7_224"
+    assert baselines.counterpart("swin", "convnextv2_base", (384, 384)) == "swin_base_patch4_window12_384"
+    assert baselines.counterpart("resnet18", "convnext_tiny", (224, 224)) == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("word", "architecture", "message"),
+    [
+        ("resnet", "convnext_large", "resnet has no counterpart of convnext_large; it has tiny, small, base"),
+        (
+            "swim",
+            "convnext_tiny",
+            "--compare swim: neither one of swin, deit, resnet nor a model of timm; did you mean",
+        ),
+    ],
+)
+def test_an_unknown_counterpart_is_refused(word: str, architecture: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        baselines.counterpart(word, architecture, (224, 224))
+
+
+def test_a_baseline_computes_what_timm_does() -> None:
+    module = baselines.Baseline("test_resnet", (64, 64), "classify")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(module(images), module.body(images))
+        half = baselines.Baseline("test_resnet", (64, 64), "classify", "bf16")(images)
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, module(images), atol=0.05)
+
+
+def test_maps_of_a_baseline_come_as_convnexts_do() -> None:
+    module = baselines.Baseline("swin_tiny_patch4_window7_224", (64, 96), "features")
+    with torch.inference_mode():
+        shapes = [tuple(x.shape) for x in module(torch.zeros(1, 3, 64, 96))]
+    assert shapes == [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
+
+
+def test_a_model_without_maps_is_refused() -> None:
+    with pytest.raises(UsageError, match="gives no maps at the strides"):
+        baselines.Baseline("deit_tiny_patch16_224", (224, 224), "features")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_a_baseline_is_built_verified_and_reused(
+    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need_format: Callable[[str], None]
+) -> None:
+    need_format(runtime)
+    monkeypatch.chdir(tmp_path)
+    want = Wanted(
+        model="test_resnet", runtime=runtime, precision="fp32", task="classify", image_size=(64, 64), device="cpu"
+    )
+    said: list[str] = []
+    (made,) = contenders.built([want], said.append)
+    assert made.broken is None
+    assert made.parity is not None
+    assert made.parity < 1e-5
+    assert contenders.built([want], said.append) == [made]
+    assert said == [f"building test_resnet {runtime} fp32"]
+    session = contenders.open_baseline(str(want.folder), "cpu", 1)
+    source = baselines.Baseline("test_resnet", (64, 64), "classify")
+    images = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
+    with torch.inference_mode():
+        expected = source(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(session.run(images)[0], expected, rtol=1e-3, atol=1e-4)
+    with (want.folder / "model.onnx" if runtime == "onnx" else want.folder / "model.bin").open("ab") as file:
+        file.write(b"x")
+    contenders.built([want], said.append)
+    assert len(said) == 2  # it was changed, so it is built again
+
+
+@pytest.mark.slow
+def test_the_command_measures_saves_compares_and_writes_for_ci(
+    artifact_of: Callable[..., Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = str(artifact_of("eager").path)
+    common = ["bench", path, "--batch", "1,4", "--seconds", "0.3", "--max-slowdown", "5%"]
+    code = cli.run([*common, "--scope", "jpeg", "--save", "base.json"])
+    words = capsys.readouterr().out
+    assert code == 0, words
+    assert "batch 4, 64x64 pixels, classify, jpeg" in words
+    rows = regress.read_results(Path("base.json"))
+    assert [(row.batch, row.scope, row.artifact) for row in rows] == [(1, "jpeg", path), (4, "jpeg", path)]
+    assert all(row.artifact_sha256 == artifact_of("eager").sha256 for row in rows)
+    assert all(row.load_s is not None and row.load_s > 0 for row in rows)
+
+    halved = [json.loads(line) for line in Path("base.json").read_text().splitlines()]
+    for row in halved:  # as if it had been a hundred times as fast before
+        row |= {"yardstick_ms": [4.0] * len(row["turns"]), "samples_ms": [ms / 100 for ms in row["samples_ms"]]}
+    Path("fast.json").write_text("".join(json.dumps(row) + "\n" for row in halved))
+    monkeypatch.setattr("convnext_deploy.regress._incomparable", lambda old, new: None)  # others use this machine too
+    files = ["--junit", "junit.xml", "--markdown", "verdicts.md"]
+    code = cli.run([*common, "--scope", "jpeg", "--against", "fast.json", "--json", *files])
+    document = json.loads(capsys.readouterr().out)
+    assert code == 1
+    assert [c["verdict"] for c in document["comparisons"]] == ["SLOWER", "SLOWER"]
+    assert 'failures="2"' in Path("junit.xml").read_text()
+    assert Path("verdicts.md").read_text().count("| SLOWER |") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--junit", "j.xml"], "give --against RESULTS"),
+        (["--max-slowdown", "5x"], "--max-slowdown 5x; expected a share such as 5%"),
+        (["--batch", "one"], "--batch one; expected whole numbers"),
+        (["--scenario", "burst"], "--scenario burst; expected one of single-stream"),
+        (["--scope", "all"], "--scope all; expected one of compute"),
+        (["--variant", "tini"], "unknown variant 'tini'"),
+        (["--runtime", "onxx", "--variant", "tiny"], "unknown format 'onxx'; did you mean onnx?"),
+        (["--against", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--save", "no/such/folder.json"], "is no folder"),
+        (["build/none"], "build/none is not a folder"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_any_work(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_artifacts_take_no_options_of_models_that_are_built() -> None:
+    with pytest.raises(UsageError, match="artifacts have their own variant"):
+        list(api.bench(["somewhere"], variants=["tiny"]))

@@ -1,0 +1,162 @@
+"""Verdicts and their intervals, beside scipy's rank tests and on samples whose answer is known."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from convnext_deploy import regress
+from convnext_deploy.errors import DataError
+from convnext_deploy.types import BenchResult, Comparison
+
+
+def row(turns: list[list[float]], **changes: Any) -> BenchResult:
+    """A result with these samples by turn."""
+    samples = [sample for turn in turns for sample in turn]
+    facts: dict[str, Any] = {
+        "created": "2026-01-01T00:00:00+00:00", "run": "a", "subject": "convnext_tiny onnx fp32",
+        "model": "convnext_tiny", "runtime": "onnx", "precision": "fp32", "task": "classify",
+        "image_size": (224, 224), "device": "cpu", "threads": 2, "batch": 1, "scenario": "single-stream",
+        "scope": "compute", "artifact": None, "artifact_sha256": None, "artifact_bytes": None,
+        "random_weights": True, "status": "valid", "samples_ms": tuple(samples),
+        "turns": tuple(map(len, turns)), "turn_images_per_s": tuple(1e3 / float(np.median(turn)) for turn in turns),
+        "median_ms": float(np.median(samples)), "images_per_s": 1e3 / float(np.median(samples)), "quantiles": (),
+        "yardstick_ms": (4.0,) * len(turns),
+        "warmup_s": 1.0, "steady": True, "load_s": 1.0, "first_inference_ms": 1.0, "peak_memory_bytes": 1,
+        "conditions": None, "machine": {"cpu": "a", "cores": 2}, "versions": {},
+    }  # fmt: skip
+    return BenchResult(**(facts | changes))
+
+
+def noisy(seed: int, level: float = 1.0, turns: int = 12) -> list[list[float]]:
+    """Turns whose samples share a level of their own (2 %), so that neighbours resemble each other."""
+    generator = np.random.default_rng(seed)
+    return [(50 * level * generator.normal(1, 0.02) * generator.normal(1, 0.005, 20)).tolist() for _ in range(turns)]
+
+
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (5, 9), (12, 7)])
+def test_the_rank_sum_table_is_scipys(m: int, n: int) -> None:
+    counts = regress._rank_sum_counts(m, n)
+    survival = counts[::-1].cumsum()[::-1] / counts.sum()  # P(U >= u)
+    for pieces in ([1] * m, range(m)):
+        high = np.array([n + 10 * piece - 0.5 for piece in pieces]) + np.arange(m) * 1e-3
+        found = scipy.stats.mannwhitneyu(high, np.arange(n), alternative="greater", method="exact")
+        assert survival[int(found.statistic)] == pytest.approx(found.pvalue, rel=1e-9)
+    assert counts.sum() == pytest.approx(scipy.special.comb(m + n, m))
+
+
+def test_the_signed_rank_table_is_that_of_all_signs() -> None:
+    sums = [sum(r for r, sign in zip(range(1, 9), signs, strict=True) if sign)
+            for signs in itertools.product((0, 1), repeat=8)]  # fmt: skip
+    assert regress._signed_rank_counts(8).tolist() == np.bincount(sums).tolist()
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_interval_holds_the_true_ratio_in_95_of_100_runs(paired: bool) -> None:
+    generator = np.random.default_rng(1)
+    held, runs = 0, 2000
+    interval_of = regress.ratio_of_turns if paired else regress.ratio_of_runs
+    for _ in range(runs):
+        old = generator.lognormal(0, 0.05, 9)
+        new = 1.1 * generator.lognormal(0, 0.05, 9)
+        found = interval_of(new, old)
+        assert found is not None
+        held += found[1] <= 1.1 <= found[2]
+    assert 0.94 <= held / runs <= 0.985  # exact tables are discrete, so a little above 95 %
+
+
+def test_an_a_a_run_is_never_slower_or_faster_and_mostly_the_same() -> None:
+    verdicts = [regress.compare([row(noisy(seed))], [row(noisy(seed + 1000))], 0.05)[0].verdict for seed in range(200)]
+    assert set(verdicts) <= {"SAME", "INCONCLUSIVE"}
+    assert verdicts.count("SAME") >= 190
+
+
+@pytest.mark.parametrize(("level", "expected"), [(1.25, "SLOWER"), (0.75, "FASTER"), (1.0, "SAME")])
+def test_a_change_beyond_the_margin_is_found(level: float, expected: str) -> None:
+    (found,) = regress.compare([row(noisy(0))], [row(noisy(1, level))], 0.05)
+    assert found.verdict == expected
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= level <= found.high
+
+
+def test_a_change_about_as_large_as_the_margin_is_inconclusive() -> None:
+    (found,) = regress.compare([row(noisy(0))], [row(noisy(1, 1.05))], 0.05)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "crosses the margin of 5%" in (found.reason or "")
+
+
+def test_resembling_samples_do_not_narrow_the_interval() -> None:
+    few, many = ([[level] * n for level in (49.0, 50.0, 51.0, 52.0, 48.0, 50.5)] for n in (1, 1000))
+    one, other = (regress.ratio_of_runs(*[regress.blocks_ms(row(turns))] * 2) for turns in (few, many))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"status": "invalid", "reason": "shared"}, "the new result is invalid: shared"),
+        ({"machine": {"cpu": "b", "cores": 2}}, "another machine: cpu a before, b now"),
+        ({"scenario": "server"}, "carries no interval"),
+        ({"batch": 8}, "not in the earlier results"),
+    ],
+)
+def test_what_cannot_be_compared_is_inconclusive_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+    old = row(noisy(0), **({"scenario": "server"} if "scenario" in changes else {}))
+    found = regress.compare([old], [row(noisy(1), **changes)], 0.05)[0]
+    assert found.verdict == "INCONCLUSIVE"
+    assert reason in (found.reason or "")
+
+
+@pytest.mark.parametrize(("level", "pace"), [(1.25, 1.25), (1.0, 1.25), (0.8, 0.8)])
+def test_a_machine_that_changed_between_the_runs_makes_no_verdict(level: float, pace: float) -> None:
+    (found,) = regress.compare([row(noisy(0))], [row(noisy(1, level), yardstick_ms=(4.0 * pace,) * 12)], 0.05)
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.reason == f"the machine itself took {pace:.3f} times as long for the same work (yardstick_ms)"
+
+
+def test_a_row_that_disappeared_is_named() -> None:
+    (found,) = regress.compare([row(noisy(0))], [], 0.05)
+    assert (found.verdict, found.reason) == ("INCONCLUSIVE", "not in the new results")
+
+
+def test_too_few_turns_are_inconclusive() -> None:
+    (found,) = regress.compare([row(noisy(0, turns=3))], [row(noisy(1))], 0.05)
+    assert found.reason == "3 and 12 turns; needs 4 each"
+
+
+def test_results_survive_being_written_and_read(tmp_path: Path) -> None:
+    rows = (row(noisy(0)), row(noisy(1), batch=8))
+    (tmp_path / "base.json").write_bytes(regress.encode_results(rows))
+    assert regress.read_results(tmp_path / "base.json") == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b'{"model": 1}\n', "line 1 is not a result of bench"), (None, "cannot be read")],
+)
+def test_a_file_of_something_else_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "base.json").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        regress.read_results(tmp_path / "base.json")
+
+
+def test_junit_and_markdown_tell_each_verdict_apart() -> None:
+    made = [
+        Comparison(subject="a<b", setting="s", verdict="SAME", ratio=1.0, low=0.99, high=1.01),
+        Comparison(subject="c", setting="s", verdict="SLOWER", ratio=1.2, low=1.1, high=1.3),
+        Comparison(subject="d", setting="s", verdict="INCONCLUSIVE", ratio=None, low=None, high=None, reason="shared"),
+    ]
+    suite = ElementTree.fromstring(regress.junit(made))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+    assert [[child.tag for child in case] for case in suite] == [
+        ["system-out"], ["failure", "system-out"], ["skipped", "system-out"],
+    ]  # fmt: skip
+    lines = regress.markdown(made).splitlines()
+    assert lines[2] == "| SLOWER | c | s | 1.200 (1.100 to 1.300) |  |"
+    assert lines[3].startswith("| INCONCLUSIVE | d | s | – | shared |")
