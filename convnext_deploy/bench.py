@@ -15,15 +15,12 @@ import numpy as np
 from . import env
 from .contenders import Contender
 from .errors import UsageError, WorkerError
-from .measure import DRIFT, TURN_S, WARMUP_LIMIT_S, drifts, quantile, samples_needed
+from .measure import DRIFT, REST_S, TURN_S, WARMUP_LIMIT_S, drifts, quantile, samples_needed
 from .types import BenchResult, Conditions, Device, Scenario, Scope, ServerLoad, Status
 from .worker import Closing, Opened, Ready, Turn, Worker
 
 MIN_TURNS = 6  # the fewest that carry a 95 % interval of a ratio within one run (`regress`)
 FRACTIONS = (0.5, 0.9, 0.95, 0.99, 0.999)
-# Before a turn: threads of the competitor before may spin on, ONNX Runtime's for 40 ms and PyTorch's for 8 ms (measured
-# as CPU time after the last step, onnxruntime 1.32 and torch 2.15, 2 cores).
-REST_S = 0.06
 SERVICE_TURNS = 3  # of each batch size that a server may form
 SERVER_SECONDS = 5.0  # of a run of arrivals, at least
 

@@ -27,6 +27,9 @@ DRIFT = 0.05  # over all turns, beyond which a trend makes a result not steady
 DRIFT_P = 0.01  # of that trend: one row in a hundred would fail by chance, if the change were large enough too
 WARMUP_LIMIT_S = 20.0
 CONFIDENCE = 0.95
+# Before a turn: threads of the competitor before may spin on, ONNX Runtime's for 40 ms and PyTorch's for 8 ms (measured
+# as CPU time after the last step, onnxruntime 1.32 and torch 2.15, 2 cores).
+REST_S = 0.06
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +203,12 @@ def interleaved(sessions: Mapping[str, Session], images: Mapping[str, Images], s
         seconds: time to spend on each session after its warm-up.
     """
     works = {name: compute_only(session, [images[name]]) for name, session in sessions.items()}
-    warm = {name: warm_up(work) for name, work in works.items()}
+    warm = {name: warm_up(work, WARMUP_LIMIT_S) for name, work in works.items()}
     samples: dict[str, list[float]] = {name: [] for name in sessions}
     order = list(sessions)
     for number in range(max(1, round(seconds / TURN_S))):
         for name in order:
+            time.sleep(REST_S)
             samples[name] += turn(works[name], number, settle=warm[name].step_ms < TURN_S * 1e3)
         order.append(order.pop(0))
     timings = []

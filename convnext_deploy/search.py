@@ -165,6 +165,10 @@ def _group(operation: str) -> str:
 
 def _gains(bench: Workbench, loaded: LoadedPlan, batch: int) -> dict[str, float]:
     """Milliseconds a batch that 8 bits in each group save while all others have them; 0 where it is next to nothing."""
+    path = bench.folder / "gains.json"
+    if path.exists():
+        kept: dict[str, float] = msgspec.json.decode(path.read_bytes())
+        return kept
     names = plans.quantized(loaded.plan)
     groups = dict.fromkeys(map(_group, names))
     artifacts = {"all": bench.build(bench.folder / "all", loaded, None)}
@@ -177,7 +181,9 @@ def _gains(bench: Workbench, loaded: LoadedPlan, batch: int) -> dict[str, float]
     saved = {group: timings[group].median_ms - whole for group in groups}
     for group in groups:
         shutil.rmtree(artifacts[group].path)
-    return {group: gain if gain > LEAST_GAIN * whole else 0.0 for group, gain in saved.items()}
+    found = {group: gain if gain > LEAST_GAIN * whole else 0.0 for group, gain in saved.items()}
+    write_file(path, msgspec.json.format(msgspec.json.encode(found), indent=2))
+    return found
 
 
 def _nested(known: Mapping[str, float], gains: Mapping[str, float], useful: Collection[str]) -> list[tuple[str, ...]]:
