@@ -14,7 +14,7 @@ from . import env, formats, manifest
 from .errors import ArtifactError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
-from .quantizing import quantize
+from .quantizing import half, quantize
 from .session import RunOptions, Session
 from .types import (
     STRIDE,
@@ -34,7 +34,7 @@ from .types import (
 if TYPE_CHECKING:
     from .bench import Plan, Progress
 
-__all__ = ["bench", "evaluate", "export", "gate", "load", "profile", "quantize", "refit", "report", "roofline"]
+__all__ = ["bench", "evaluate", "export", "gate", "half", "load", "profile", "quantize", "refit", "report", "roofline"]
 
 LATENCY_S = 5.0  # of timing for each side of a gate
 

@@ -1,14 +1,14 @@
-"""`quantize`: a checkpoint and images to a plan, drafted at once or searched for under an accuracy budget."""
+"""A checkpoint and images to a plan: `quantize`, drafted at once or searched for under an accuracy budget; `half`."""
 
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from . import data as sources
-from . import env, formats, manifest, passes
+from . import env, formats, manifest, passes, preprocess
 from .errors import CheckFailed, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact, write_file
@@ -18,9 +18,11 @@ from .quantize.calibrate import open_images
 from .quantize.distance import outputs
 from .quantize.plan import LoadedPlan
 from .quantize.prepare import pixels_of, prepare
+from .quantize.safety import half_plan
 from .search import Budget, Workbench, search
 from .types import (
     BatchRange,
+    HalfReport,
     InputKind,
     OperationType,
     Plan,
@@ -190,6 +192,76 @@ def quantize(
     return plans.write(out, best.plan, best.tensors), result
 
 
+def half(
+    weights: str | None = None,
+    *,
+    out: Path | str,
+    data: str,
+    variant: str | None = None,
+    precision: Literal["fp16", "bf16"] = "fp16",
+    images: int = 64,
+    split: str | None = None,
+    input: InputKind = "float32",
+    image_size: tuple[int, int] | None = None,
+    task: Task = "classify",
+    preprocessing: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
+    force: bool = False,
+    say: Say = silent,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Plan, HalfReport]:
+    """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
+
+    Args:
+        weights, variant, image_size, task, preprocessing, weights_key, input: as for `export`.
+        out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
+        data: real images, labels not needed.
+        images: how many are looked at.
+
+    Raises:
+        UsageError: what can be refused before the work.
+    """
+    from .models import weights as checkpoints
+
+    out = Path(out)
+    _refuse_target(out, force)
+    source = open_images(data, split, images=images, image_size=image_size or (224, 224))
+    say("loading the checkpoint")
+    loaded = checkpoints.load(
+        weights,
+        variant=variant,
+        task=task,
+        image_size=image_size,
+        weights_key=weights_key,
+        preprocessing=preprocessing,
+    )
+    model, facts = loaded.model, loaded.preprocessing
+    say("folding")
+    pixels = preprocess.probe_images(model.spec.in_chans, model.spec.image_size, PROBE)
+    passes.fold(model, facts if input == "uint8" else None, lambda m: outputs(m, pixels, facts))
+    say(f"looking at {images} images of {source.name}")
+    plan, report = half_plan(
+        model,
+        source,
+        preprocessing=facts,
+        weights_sha256=loaded.weights.tensors_sha256,
+        rest=precision,
+        images=images,
+        progress=progress,
+    )
+    write_file(out.with_suffix(".half.json"), msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    return plans.write(out, plan, {}), report
+
+
+def _refuse_target(out: Path, force: bool) -> None:
+    if out.suffix != ".json":
+        raise UsageError(f"--out {out}; expected a name that ends in .json")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists; choose another --out or give --force to replace it")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is no folder; make it, or choose another --out")
+
+
 def _refuse_early(
     out: Path,
     target: Target,
@@ -202,12 +274,7 @@ def _refuse_early(
     tensorrt: TensorRtSpec | None,
 ) -> OperationType:
     """The operations' type; everything that can be refused before any work."""
-    if out.suffix != ".json":
-        raise UsageError(f"--out {out}; expected a name that ends in .json")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; choose another --out or give --force to replace it")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent} is no folder; make it, or choose another --out")
+    _refuse_target(out, force)
     if type == "fp8" and target not in plans.FP8_TARGETS:
         raise UsageError(f"--type fp8 is for TensorRT; {target} computes int8 in 8 bits")
     if (max_drop is None) != (data is None):

@@ -652,6 +652,9 @@ class RooflineResult(Record, frozen=True, kw_only=True, tag_field="record", tag=
 # Half precision ------------------------------------------------------------------------------------------------------
 
 
+HalfPrecision = Literal["fp16", "bf16"]
+
+
 class HalfTensor(Record, frozen=True, kw_only=True):
     """What one tensor of a float model would be in half precision, over some images."""
 
@@ -682,7 +685,7 @@ class HalfReport(Record, frozen=True, kw_only=True):
     image_size: tuple[Positive, Positive]
     weights_sha256: Sha256  # of the folded module
     input: InputKind
-    precision: Literal["fp16", "bf16"]
+    precision: HalfPrecision
     bar: float  # roundings above it count as lost
     kept_share: Fraction  # of the multiply-accumulates, in the operations that stay in fp32
     operations: tuple[HalfOperation, ...]  # in the order in which they run

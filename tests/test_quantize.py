@@ -334,3 +334,15 @@ def test_where_8_bits_are_not_faster_the_search_says_so(tmp_path: Path, monkeypa
 def test_a_model_without_linears_in_8_bits_is_left_as_it_is(model: ConvNeXt) -> None:
     assert all(not isinstance(module, applying.QuantizedLinear) for module in model.modules())
     assert isinstance(model.get_submodule("head.classifier"), nn.Linear)
+
+
+def test_half_says_what_it_keeps_and_export_takes_its_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "half.json"
+    code = cli.run(["half", "--weights", str(WEIGHTS), "--data", str(IMAGES), "--images", "8", "--out", str(out)])
+    assert code == 0
+    assert "0 of " in capsys.readouterr().out  # a healthy model
+    assert json.loads(out.with_suffix(".half.json").read_text())["kept_share"] == 0
+    artifact = api.export(str(WEIGHTS), format="eager", plan=out, out=tmp_path / "model")
+    assert artifact.manifest.export.precision == "fp16"
+    with pytest.raises(UsageError, match="exists"):
+        api.half(str(WEIGHTS), out=out, data=str(IMAGES))

@@ -10,6 +10,7 @@ from .bench import bench
 from .evaluate import evaluate
 from .export import export, refit
 from .gate import gate
+from .half import half
 from .look import doctor, inspect, list_
 from .profile import profile
 from .quantize import quantize
@@ -28,8 +29,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 COMMANDS: dict[str, Callable[..., object]] = {
-    "export": export, "quantize": quantize, "eval": evaluate, "gate": gate, "bench": bench, "inspect": inspect,
-    "refit": refit, "list": list_, "doctor": doctor, "profile": profile, "roofline": roofline, "report": report,
+    "export": export, "quantize": quantize, "half": half, "eval": evaluate, "gate": gate, "bench": bench,
+    "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor, "profile": profile, "roofline": roofline,
+    "report": report,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)

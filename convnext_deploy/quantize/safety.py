@@ -20,7 +20,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from ..models.convnext import DTYPES, ConvNeXt, Downsample, DwconvNorm, Grn, Pro
 from ..models.weights import tensors_sha256
 from ..types import (
     HalfOperation,
+    HalfPrecision,
     HalfReport,
     HalfTensor,
     InputKind,
@@ -47,7 +47,6 @@ from ..types import (
 from .calibrate import RANDOM, content_sha256
 from .plan import kind_of, operations
 
-Half = Literal["fp16", "bf16"]
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 # Images of the analysis are a sample; others reach further. No tensor of the bundled model reaches 1.6 times as far on
@@ -118,7 +117,7 @@ def analyse(
     source: data.ImageSource,
     *,
     preprocessing: Preprocessing,
-    precision: Half = "fp16",
+    precision: HalfPrecision = "fp16",
     images: int = 64,
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -173,12 +172,12 @@ def analyse(
     )
 
 
-def bar(precision: Half) -> float:
+def bar(precision: HalfPrecision) -> float:
     """The relative error above which rounding counts as a loss."""
     return BAR * torch.finfo(DTYPES[precision]).eps / 2
 
 
-def decide(tensors: Mapping[str, tuple[HalfTensor, ...]], precision: Half) -> tuple[HalfOperation, ...]:
+def decide(tensors: Mapping[str, tuple[HalfTensor, ...]], precision: HalfPrecision) -> tuple[HalfOperation, ...]:
     """Which operations stay in fp32, given the tensors of each, in the order in which they run.
 
     An operation does so for any of its tensors but the residual stream. The stream has the widest type of what was
@@ -227,7 +226,7 @@ def half_plan(
     preprocessing: Preprocessing,
     weights_sha256: str,
     target: Target = "onnx",
-    rest: Half = "fp16",
+    rest: HalfPrecision = "fp16",
     images: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Plan, HalfReport]:
@@ -359,7 +358,7 @@ def _record(name: str, found: _Found, limit: float, margin: float) -> HalfTensor
     )
 
 
-def _reasons(tensor: HalfTensor, precision: Half) -> list[str]:
+def _reasons(tensor: HalfTensor, precision: HalfPrecision) -> list[str]:
     """Why a tensor cannot be half, in words; empty where it can."""
     limit = torch.finfo(DTYPES[precision]).max
     reasons = []
