@@ -14,11 +14,12 @@ from .export import Say, export, silent
 from .manifest import Artifact, write_file
 from .quantize import plan as plans
 from .quantize.apply import apply
-from .quantize.calibrate import open_images
+from .quantize.calibrate import open_images, report
 from .quantize.distance import outputs
 from .quantize.plan import LoadedPlan
 from .quantize.prepare import pixels_of, prepare
 from .quantize.safety import half_plan
+from .report import plots
 from .search import Budget, Workbench, search
 from .types import (
     BatchRange,
@@ -29,6 +30,7 @@ from .types import (
     PlanType,
     Precision,
     RangeMethod,
+    Record,
     SearchResult,
     Target,
     Task,
@@ -82,7 +84,8 @@ def quantize(
 
     Args:
         weights, variant, image_size, task, preprocessing, weights_key, input: as for `export`.
-        out: `<name>.json`; tensors go to `<name>.safetensors`, what a search measured to `<name>.search.json`.
+        out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
+            `<name>.calibration.json`, what a search measured to `<name>.search.json` and, drawn, `<name>.search.svg`.
         calibration: real images, labels not needed; "random" is noise, and is marked as such.
         target: the format that the plan is for.
         method: how ranges are chosen (`types.RangeMethod`).
@@ -139,6 +142,8 @@ def quantize(
         say=say,
         progress=progress("calibrating"),
     )
+    assert drafted.calibration is not None
+    _write(out, ".calibration.json", report(drafted.calibration, method, plans.SCHEMES[kind]))
     if folder is None or max_drop is None or selection is None or final is None:
         return plans.write(out, drafted.plan, drafted.tensors), None
 
@@ -186,7 +191,11 @@ def quantize(
     sizes = {"calibration": images, "selection": len(selection), "final": len(final)}
     budget = Budget(max_drop=max_drop, alpha=alpha, batch=batch)
     result, best = search(bench, model, drafted, pixels, budget, sizes)
-    write_file(out.with_suffix(".search.json"), msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    _write(out, ".search.json", result)
+    if not env.missing(("matplotlib",)):  # of the extra `report`; the numbers are in the JSON
+        drawn = plots.search(result)
+        if drawn is not None:
+            write_file(out.with_suffix(".search.svg"), drawn.encode())
     if best is None:
         raise CheckFailed(f"{result.why}; use a float precision (see {out.with_suffix('.search.json')})")
     return plans.write(out, best.plan, best.tensors), result
@@ -240,7 +249,7 @@ def half(
     pixels = preprocess.probe_images(model.spec.in_chans, model.spec.image_size, PROBE)
     passes.fold(model, facts if input == "uint8" else None, lambda m: outputs(m, pixels, facts))
     say(f"looking at {images} images of {source.name}")
-    plan, report = half_plan(
+    plan, found = half_plan(
         model,
         source,
         preprocessing=facts,
@@ -249,8 +258,12 @@ def half(
         images=images,
         progress=progress,
     )
-    write_file(out.with_suffix(".half.json"), msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    return plans.write(out, plan, {}), report
+    _write(out, ".half.json", found)
+    return plans.write(out, plan, {}), found
+
+
+def _write(out: Path, suffix: str, record: Record) -> None:
+    write_file(out.with_suffix(suffix), msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
 def _refuse_target(out: Path, force: bool) -> None:

@@ -103,6 +103,8 @@ def test_every_command_is_tested() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == {
         *NAMES,
         "gate",  # tests/test_gate.py
+        "quantize",  # tests/test_quantize.py
+        "half",  # likewise
         "refit",  # needs a GPU to succeed: tests/test_nvinfer.py
     }
 

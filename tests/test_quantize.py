@@ -22,7 +22,7 @@ from convnext_deploy.quantize import plan as plans
 from convnext_deploy.quantize.calibrate import Calibration, calibrate
 from convnext_deploy.quantize.plan import LoadedPlan
 from convnext_deploy.quantize.prepare import pixels_of
-from convnext_deploy.types import OperationPlan, Plan, SearchResult, Timing
+from convnext_deploy.types import CalibrationReport, OperationPlan, Plan, SearchResult, Timing
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
@@ -286,6 +286,13 @@ def test_a_search_ends_with_a_plan_that_passed_on_images_it_had_not_seen(
         assert found.gains_ms[search._group(operation)] > 0
     read = msgspec.json.decode(out.with_suffix(".search.json").read_bytes(), type=SearchResult)
     assert read == found
+    report = msgspec.json.decode(out.with_suffix(".calibration.json").read_bytes(), type=CalibrationReport)
+    assert plan.calibration is not None
+    assert report.data_sha256 == plan.calibration.data_sha256
+    assert {tensor.clip_rate < 0.01 for tensor in report.tensors} == {True}
+    drawn = out.with_suffix(".search.svg").read_text()
+    assert drawn.startswith("<svg")
+    assert all(candidate.name in drawn for candidate in found.candidates)
     artifact = api.export(str(WEIGHTS), format="onnx", plan=out, out=tmp_path / "model")
     assert artifact.manifest.precision.quantized == len(chosen.operations)
 

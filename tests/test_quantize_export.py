@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext_deploy import api, data, passes, verify
+from convnext_deploy import api, data, passes, preprocess, verify
 from convnext_deploy.errors import ParityError, PassError, PrecisionError, UsageError
 from convnext_deploy.lower import onnx_fuse, onnx_graph
 from convnext_deploy.lower.capture import DeployGraph
@@ -27,7 +27,10 @@ from convnext_deploy.quantize import apply as applying
 from convnext_deploy.quantize import ops
 from convnext_deploy.quantize import plan as plans
 from convnext_deploy.quantize.calibrate import Calibration, calibrate
+from convnext_deploy.quantize.distance import outputs
 from convnext_deploy.quantize.plan import LoadedPlan
+from convnext_deploy.quantize.prepare import pixels_of
+from convnext_deploy.session import run_in_batches
 from convnext_deploy.types import BatchRange, ExportSpec, OperationPlan, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -372,6 +375,11 @@ def test_an_artifact_runs_every_planned_product_in_8_bits(
     assert found.export.quantization is not None
     assert found.export.quantization.operations == {"u8s8": len(plan.operations)}
     assert {parity.reference for parity in found.parity} == {"source", "simulation"}
+    facts, source = artifact.manifest.preprocessing, data.subset(data.open_source(str(IMAGES)), 1000)
+    pixels = pixels_of(source, facts, folded[0])
+    (expected,) = outputs(simulated(folded, plan), pixels, facts)
+    (logits,) = run_in_batches(api.load(artifact.path), preprocess.as_input(pixels, facts, "float32"), 4)
+    assert (logits.argmax(1) == expected.argmax(1).numpy()).mean() >= 0.998  # 99.9 to 99.95 % of all 2,000
     result = api.evaluate(artifact.path, str(IMAGES), limit=500)
     source = api.evaluate(api.export(str(WEIGHTS), format=target, out=tmp_path / "float").path, str(IMAGES), limit=500)
     assert abs(result.top1 - source.top1) <= 0.006

@@ -7,7 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from ..env import needs
-from ..types import ProfileResult, RooflineResult
+from ..types import ProfileResult, RooflineResult, SearchResult
 from .published import accuracies
 from .results import KINDS, Measurement, Results, by_kind, machine_words
 
@@ -196,6 +196,32 @@ def pareto(measurements: Sequence[Measurement], name: str = "pareto") -> str | N
         _legend(figure, axes)
 
     return _drawn(name, len(panels), draw)
+
+
+def search(result: SearchResult, name: str = "search") -> str | None:
+    """Top-1 against latency of every artifact that a search timed, and the front of those that none beats in both."""
+    timed = [(c, c.latency.median_ms, 100 * c.top1) for c in result.candidates if c.latency and c.top1 is not None]
+    if not timed:
+        return None
+
+    def draw(figure: "Figure", axes: list["Axes"]) -> None:
+        (panel,) = axes
+        for index, (candidate, ms, top1) in enumerate(timed):
+            chosen = candidate.name == result.chosen
+            panel.plot(
+                ms, top1, marker="D" if chosen else "o", color=COLOURS[index % len(COLOURS)], linestyle="none",
+                label=f"{candidate.name}: {len(candidate.operations)} in 8 bits" + (", chosen" if chosen else ""),
+            )  # fmt: skip
+        front = [(-speed, top1) for speed, top1 in pareto_front([(-ms, top1) for _, ms, top1 in timed])]
+        panel.plot(*zip(*front, strict=True), color=INK, alpha=0.5, linewidth=1, linestyle=":", label="front")
+        panel.set(
+            title=f"{result.target}, batch {result.batch}, {result.images['selection']} selection images",
+            xlabel="ms a batch, median", ylabel="top-1, %",
+        )  # fmt: skip
+        panel.margins(0.15)
+        _legend(figure, axes)
+
+    return _drawn(name, 1, draw)
 
 
 def _short(model: str) -> str:
