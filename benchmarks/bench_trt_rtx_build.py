@@ -33,16 +33,28 @@ def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, i
     from convnext_deploy.lower.onnx_graph import node_census, save_onnx
     from convnext_deploy.models import registry
     from convnext_deploy.models.convnext import ConvNeXt
-    from convnext_deploy.types import BatchRange, ExportSpec
+    from convnext_deploy.quantize import plan as plans
+    from convnext_deploy.quantize.apply import apply
+    from convnext_deploy.types import BatchRange, ExportSpec, OperationPlan, Plan
 
     spec = registry.spec(variant)
     torch.manual_seed(0)
     model = ConvNeXt(spec).eval().requires_grad_(False)
     for fold in (passes.fold_norm_affine, passes.fold_layer_scale, passes.fold_grn_bias):
         fold(model)
-    passes.cast_parameters(model, precision)
+    rest = precision
+    if precision == "int8":  # the linears, the rest in fp16; any scale serves here
+        rest = "fp16"
+        names = [name for name in plans.products(model) if plans.kind_of(name) in ("expand", "project")]
+        plan = Plan(
+            target="tensorrt_rtx", architecture=variant, weights_sha256="0" * 64, input="float32",
+            image_size=spec.image_size, rest=rest, calibration=None,
+            operations={name: OperationPlan(type="s8s8", scale=0.05) for name in names},
+        )  # fmt: skip
+        apply(model, plans.LoadedPlan(plan, {}))
+    passes.cast_parameters(model, rest)
     export = ExportSpec(
-        format="tensorrt_rtx", precision=precision, batch=BatchRange(min=batch[0], opt=batch[1], max=batch[2])
+        format="tensorrt_rtx", precision=rest, batch=BatchRange(min=batch[0], opt=batch[1], max=batch[2])
     )
     start = time.monotonic()
     save_onnx(DeployGraph(module=model, export=export, example=torch.zeros(2, 3, *spec.image_size)), path)
@@ -116,7 +128,7 @@ def step(arguments: list[str]) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", default=VARIANTS)
-    parser.add_argument("--precisions", default="fp32,fp16,bf16")
+    parser.add_argument("--precisions", default="fp32,fp16,bf16,int8")
     parser.add_argument("--targets", default="sm80", help="comma-separated; empty: every GPU from Ampere on")
     parser.add_argument("--batch", default="1:32:256")
     parser.add_argument("--repeats", type=int, default=3)

@@ -27,8 +27,9 @@ from convnext_deploy.models import weights
 from convnext_deploy.models.convnext import ConvNeXt, Grn, multiply_accumulates
 from convnext_deploy.quantize.calibrate import random_images
 from convnext_deploy.quantize.plan import LoadedPlan, operations
-from convnext_deploy.quantize.safety import BAR, MARGIN, Half, analyse, bar, decide, half_plan, kept
+from convnext_deploy.quantize.safety import BAR, MARGIN, analyse, bar, decide, half_plan, kept
 from convnext_deploy.types import (
+    HalfPrecision,
     HalfReport,
     HalfTensor,
     ModelSpec,
@@ -110,12 +111,12 @@ def folded(model: ConvNeXt) -> ConvNeXt:
     return model
 
 
-def report_of(path: Path, source: data.ImageSource, precision: Half = "fp16") -> HalfReport:
+def report_of(path: Path, source: data.ImageSource, precision: HalfPrecision = "fp16") -> HalfReport:
     loaded = weights.load(str(path))
     return analyse(folded(loaded.model), source, preprocessing=loaded.preprocessing, images=IMAGES, precision=precision)
 
 
-def plan_of(path: Path, source: data.ImageSource, rest: Half = "fp16") -> Plan:
+def plan_of(path: Path, source: data.ImageSource, rest: HalfPrecision = "fp16") -> Plan:
     loaded = weights.load(str(path))
     plan, _ = half_plan(
         folded(loaded.model), source, preprocessing=loaded.preprocessing, images=IMAGES, rest=rest,
@@ -249,7 +250,7 @@ def test_a_healthy_models_roundings_are_those_that_the_bar_is_derived_from(healt
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_a_healthy_model_keeps_nothing(source: data.ImageSource, precision: Half) -> None:
+def test_a_healthy_model_keeps_nothing(source: data.ImageSource, precision: HalfPrecision) -> None:
     found = report_of(MODEL, source, precision)
     assert kept(found) == ()
     assert found.kept_share == 0
