@@ -94,7 +94,7 @@ def search(
         gains = _gains(bench, loaded, budget.batch)
         useful = {name for name in known if gains[_group(name)] > 0}
     if not useful:
-        why = "8 bits make no group of operations faster on this machine and runtime; use a float type"
+        why = "8 bits make no group of operations faster on this machine and runtime"
         return _result(bench, loaded, budget, images, known, gains, (), None, why), None
 
     sets = _nested(known, gains, useful)
