@@ -152,6 +152,8 @@ def _layer(counter: Any, ms: float) -> LayerTime:
     kind = KINDS.get(counter.node_type, "other")
     if kind == "convolution" and "_dw_" in counter.exec_type:
         kind = "depthwise"
+    if kind == "convolution" and "_1x1_" in counter.exec_type:
+        kind = "GEMM"  # a linear, see `lower.channels_first`
     if counter.node_type == "Add" and "layer_norm" in counter.node_name:
         kind = "norm"  # LayerNorm is split up, and its last part keeps its name
     ms = max(ms, 0.0)  # the difference of two counts of whole microseconds
