@@ -1,9 +1,10 @@
 """Quantize an ONNX file with NNCF or ModelOpt: run by an interpreter that has them, which this project's need not.
 
-    python foreign.py nncf|nncf-transformer|nncf-accuracy|modelopt SOURCE.onnx IMAGES.npz OUT
+    python foreign.py nncf|nncf-transformer|nncf-accuracy|modelopt SOURCE.onnx IMAGES.npz OUT BATCH
 
 Every setting that is not named here is the tool's own default. IMAGES.npz holds `images` float32 (N, C, H, W) and,
-for accuracy control, `labels` int64 (N,). OUT is an OpenVINO .xml for NNCF and an .onnx for ModelOpt.
+for accuracy control, `labels` int64 (N,). OUT is an OpenVINO .xml for NNCF, which takes batches of BATCH images or
+(-1) of any size, and an .onnx for ModelOpt.
 """
 
 import sys
@@ -20,6 +21,7 @@ def nncf_model(mode: str, source: str, images: Any, labels: Any) -> Any:
     import openvino as ov
 
     model = ov.Core().read_model(source)
+    model.reshape([1, *images.shape[1:]])  # what it is calibrated with; see `foreign` in bench_quantize.py
     batches = nncf.Dataset([image[None] for image in images])
     if mode == "nncf":
         return nncf.quantize(model, batches, subset_size=len(images))
@@ -40,7 +42,7 @@ def nncf_model(mode: str, source: str, images: Any, labels: Any) -> Any:
 
 
 def main() -> None:
-    mode, source, images_file, out = sys.argv[1:]
+    mode, source, images_file, out, batch = sys.argv[1:]
     with np.load(images_file) as file:
         images, labels = file["images"], file["labels"]
     if mode == "modelopt":
@@ -58,7 +60,9 @@ def main() -> None:
         return
     import openvino as ov
 
-    ov.save_model(nncf_model(mode, source, images, labels), Path(out), compress_to_fp16=False)
+    model = nncf_model(mode, source, images, labels)
+    model.reshape([int(batch), *images.shape[1:]])
+    ov.save_model(model, Path(out), compress_to_fp16=False)
 
 
 if __name__ == "__main__":
