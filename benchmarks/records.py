@@ -12,12 +12,12 @@ from convnext_deploy import env
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def append(record: dict[str, Any]) -> None:
-    """Add the record to this date's file and print it without its samples."""
+def append(record: dict[str, Any], file_name: str = "cpu") -> None:
+    """Add the record to this date's file of that name and print it without its samples."""
     now = datetime.datetime.now(datetime.timezone.utc)
     full = {"time": now.isoformat(timespec="seconds"), **record, "machine": env.machine(), "versions": env.versions()}
     RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{now.date()}-cpu.jsonl").open("a") as file:
+    with (RESULTS / f"{now.date()}-{file_name}.jsonl").open("a") as file:
         file.write(json.dumps(full) + "\n")
     print(json.dumps({key: value for key, value in record.items() if key != "samples"}), flush=True)
 

@@ -47,12 +47,13 @@ def simulation_tolerance(simulated: Outputs, expected: Outputs, rest: Tolerance)
 
     Both round the same values to the same 8-bit grids, but values that lie within float rounding of the middle between
     two steps fall to either side, and each such step changes later ones: after a few blocks, the two have rounding
-    errors of the same size that are partly independent. So they may differ by as much as the plan moves the source's
-    outputs at the worst sample, and by the tolerance of the type that the rest runs in. A wrong scale, zero point or
-    bias moves them further (tests/test_quantized_export.py).
+    errors of the same size that are partly independent. So each may be as far from the source as the plan moves its
+    worst sample, and they differ by up to twice that (measured: 1.5 times, with a large offset in the residual stream,
+    which makes its float rounding coarse), and by the tolerance of the type that the rest runs in. A wrong bias or
+    weight scale moves them further (tests/test_quantize_export.py).
     """
     errors = np.max([_relative_errors(a, b) for a, b in zip(simulated, expected, strict=True)], axis=0)
-    error = float(errors.max()) + rest.relative_error
+    error = 2 * float(errors.max()) + rest.relative_error
     return Tolerance(relative_error=error, cosine=1 - error**2)  # 1 - cosine is at most about half the square
 
 
