@@ -75,7 +75,8 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
             lines.append(f"NOT RUN: {parity.stand_in}")
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
         lines.append(
-            f"verified on {parity.samples} {parity.images} images: relative error {parity.relative_error:.2g}, "
+            f"verified on {parity.samples} {parity.images} images{_reference(found, parity.reference)}: "
+            f"relative error {parity.relative_error:.2g}, "
             f"cosine {parity.cosine:.7f}{agreement}{ties}"
         )
     lines.append("multiply-accumulates: " + _truth(found))
@@ -90,6 +91,13 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
     return "\n".join(lines)
 
 
+def _reference(found: "Manifest", reference: str) -> str:
+    """What the outputs were compared with, where there are two references."""
+    if found.export.quantization is None:
+        return ""
+    return " against the plan's simulation" if reference == "simulation" else " against the fp32 source"
+
+
 def _truth(found: "Manifest") -> str:
     def words(shares: dict[str, float]) -> str:
         return ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
@@ -97,6 +105,8 @@ def _truth(found: "Manifest") -> str:
     text = f"{words(found.precision.graph)} in the graph"
     if found.precision.executed is not None:
         text += f", {words(found.precision.executed)} as executed here"
+    if found.precision.quantized:
+        text += f", {found.precision.quantized} products in 8 bits"
     return text + (f" ({found.precision.note})" if found.precision.note else "")
 
 
