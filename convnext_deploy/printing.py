@@ -102,11 +102,12 @@ def _truth(found: "Manifest") -> str:
     def words(shares: dict[str, float]) -> str:
         return ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
 
-    text = f"{words(found.precision.graph)} in the graph"
+    parts = [f"{words(found.precision.graph)} in the graph"] if found.precision.graph else []
     if found.precision.executed is not None:
-        text += f", {words(found.precision.executed)} as executed here"
+        parts.append(f"{words(found.precision.executed)} as executed here")
     if found.precision.quantized:
-        text += f", {found.precision.quantized} products in 8 bits"
+        parts.append(f"{found.precision.quantized} products in 8 bits")
+    text = ", ".join(parts)
     return text + (f" ({found.precision.note})" if found.precision.note else "")
 
 

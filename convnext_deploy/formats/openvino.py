@@ -89,7 +89,9 @@ class OpenVinoSession(Session):
         runs_as = next(name for name in executed if name != "int8" or len(executed) == 1)
         note = f"OpenVINO's CPU plugin runs {asked} as {runs_as} on this machine" if runs_as != asked else None
         quantized = sum(name == "int8" for name, _ in macs)
-        return PrecisionTruth(graph={"fp32": 1.0}, executed=executed, note=note, quantized=quantized)
+        # The IR itself is fp32; which products its Q/DQ pairs make 8-bit is the plugin's choice, and read from it.
+        graph = {"fp32": 1.0} if self.manifest.export.quantization is None else {}
+        return PrecisionTruth(graph=graph, executed=executed, note=note, quantized=quantized)
 
     def profile(self, steps: int, warmup: int) -> Profile:
         """From the plugin's own counters, of a model compiled with them: they cannot be switched on later.
