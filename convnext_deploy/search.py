@@ -138,7 +138,8 @@ def search(
         verdict = gate.judge(before, after, limits)
         candidates[name] = msgspec.structs.replace(candidates[name], final=verdict.decision, final_drop=_drop(verdict))
         if verdict.decision == "PASS":
-            chosen, why = name, f"the fastest of {len(tried)} that passes on the final images"
+            first = "fastest" if timings else "one with the most in 8 bits"
+            chosen, why = name, f"the {first} of {len(tried)} that passes on the final images"
             break
         needed = f"; about {verdict.images_needed} would decide it" if verdict.images_needed else ""
         why = f"{name} is {verdict.decision} on {verdict.images} final images{needed}"
