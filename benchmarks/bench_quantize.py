@@ -41,8 +41,7 @@ from convnext_deploy.formats.openvino import OpenVinoSession
 from convnext_deploy.models import weights
 from convnext_deploy.quantize import plan as plans
 from convnext_deploy.quantize.calibrate import calibrate
-from convnext_deploy.quantize.distance import outputs
-from convnext_deploy.quantize.prepare import pixels_of
+from convnext_deploy.quantize.distance import outputs, pixels_of
 from convnext_deploy.session import RunOptions, Session, run_in_batches
 from convnext_deploy.statistics import drop_bounds
 from convnext_deploy.types import Manifest, Precision, RangeMethod, Target

@@ -23,7 +23,7 @@ from PIL import Image
 from . import data, preprocess
 from .env import usable_cores
 from .errors import CheckFailed, DataError, UsageError
-from .manifest import Artifact, write_file
+from .manifest import Artifact, encode, write_file
 from .session import Session, run_in_batches
 from .types import ClassAccuracy, EvalResult, Record, Sha256
 
@@ -147,7 +147,7 @@ def evaluate(
     if out is not None and partial is not None:
         # The summary last: where it exists, the predictions do too.
         write_file(_beside(out, ".parquet"), _encode(outcome))
-        write_file(_beside(out, ".json"), msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+        write_file(_beside(out, ".json"), encode(result))
         shutil.rmtree(partial)
     return result
 

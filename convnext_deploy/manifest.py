@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 
@@ -63,8 +64,9 @@ def decode(text: bytes, where: str) -> Manifest:
     return manifest
 
 
-def encode(manifest: Manifest) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+def encode(record: Any) -> bytes:
+    """A record, or a dictionary of numbers, as JSON that people can read and compare."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
 def read(path: Path) -> Artifact:

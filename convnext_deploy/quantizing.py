@@ -15,9 +15,9 @@ from .manifest import Artifact, write_file
 from .quantize import plan as plans
 from .quantize.apply import apply
 from .quantize.calibrate import open_images, report
-from .quantize.distance import outputs
+from .quantize.distance import outputs, pixels_of
 from .quantize.plan import LoadedPlan
-from .quantize.prepare import pixels_of, prepare
+from .quantize.prepare import prepare
 from .quantize.safety import half_plan
 from .report import plots
 from .search import Budget, Workbench, search
@@ -30,7 +30,6 @@ from .types import (
     PlanType,
     Precision,
     RangeMethod,
-    Record,
     SearchResult,
     Target,
     Task,
@@ -119,7 +118,8 @@ def quantize(
     source, held_out, selection, final = _sets(calibration, split, images, data, model.spec.image_size)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_identity(folder, loaded.weights.tensors_sha256, target, type, method, images, input, rest)
+        chosen = (calibration, split, data, target, type, method, images, input, rest, rounding, batch)
+        _check_identity(folder, loaded.weights.tensors_sha256, *chosen)
 
     say("folding")
     pixels = pixels_of(held_out, facts, model)
@@ -143,7 +143,8 @@ def quantize(
         progress=progress("calibrating"),
     )
     assert drafted.calibration is not None
-    _write(out, ".calibration.json", report(drafted.calibration, method, plans.SCHEMES[kind]))
+    ranges = report(drafted.calibration, method, plans.SCHEMES[kind])
+    write_file(out.with_suffix(".calibration.json"), manifest.encode(ranges))
     if folder is None or max_drop is None or selection is None or final is None:
         return plans.write(out, drafted.plan, drafted.tensors), None
 
@@ -191,7 +192,7 @@ def quantize(
     sizes = {"calibration": images, "selection": len(selection), "final": len(final)}
     budget = Budget(max_drop=max_drop, alpha=alpha, batch=batch)
     result, best = search(bench, model, drafted, pixels, budget, sizes)
-    _write(out, ".search.json", result)
+    write_file(out.with_suffix(".search.json"), manifest.encode(result))
     if not env.missing(("matplotlib",)):  # of the extra `report`; the numbers are in the JSON
         drawn = plots.search(result)
         if drawn is not None:
@@ -258,12 +259,8 @@ def half(
         images=images,
         progress=progress,
     )
-    _write(out, ".half.json", found)
+    write_file(out.with_suffix(".half.json"), manifest.encode(found))
     return plans.write(out, plan, {}), found
-
-
-def _write(out: Path, suffix: str, record: Record) -> None:
-    write_file(out.with_suffix(suffix), msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
 def _refuse_target(out: Path, force: bool) -> None:

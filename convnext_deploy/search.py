@@ -22,7 +22,7 @@ from . import data, env, formats, gate, measure, preprocess, statistics
 from .errors import UsageError
 from .evaluate import evaluate, read_predictions, read_result
 from .lower.torch_session import TorchSession
-from .manifest import Artifact, write_file
+from .manifest import Artifact, encode, write_file
 from .models.convnext import ConvNeXt
 from .quantize import distance
 from .quantize import plan as plans
@@ -156,7 +156,7 @@ def _sensitivities(bench: Workbench, model: ConvNeXt, loaded: LoadedPlan, pixels
     )
     for name, value in steps:
         known[name] = value
-        write_file(path, msgspec.json.format(msgspec.json.encode(known), indent=2))
+        write_file(path, encode(known))
     return known
 
 
@@ -184,7 +184,7 @@ def _gains(bench: Workbench, loaded: LoadedPlan, batch: int) -> dict[str, float]
     for group in groups:
         shutil.rmtree(artifacts[group].path)
     found = {group: gain if gain > LEAST_GAIN * whole else 0.0 for group, gain in saved.items()}
-    write_file(path, msgspec.json.format(msgspec.json.encode(found), indent=2))
+    write_file(path, encode(found))
     return found
 
 

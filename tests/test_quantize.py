@@ -20,8 +20,8 @@ from convnext_deploy.quantize import apply as applying
 from convnext_deploy.quantize import distance, improve
 from convnext_deploy.quantize import plan as plans
 from convnext_deploy.quantize.calibrate import Calibration, calibrate
+from convnext_deploy.quantize.distance import pixels_of
 from convnext_deploy.quantize.plan import LoadedPlan
-from convnext_deploy.quantize.prepare import pixels_of
 from convnext_deploy.types import CalibrationReport, OperationPlan, Plan, SearchResult, Timing
 
 ROOT = Path(__file__).resolve().parent.parent

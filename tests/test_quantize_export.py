@@ -27,9 +27,8 @@ from convnext_deploy.quantize import apply as applying
 from convnext_deploy.quantize import ops
 from convnext_deploy.quantize import plan as plans
 from convnext_deploy.quantize.calibrate import Calibration, calibrate
-from convnext_deploy.quantize.distance import outputs
+from convnext_deploy.quantize.distance import outputs, pixels_of
 from convnext_deploy.quantize.plan import LoadedPlan
-from convnext_deploy.quantize.prepare import pixels_of
 from convnext_deploy.session import run_in_batches
 from convnext_deploy.types import BatchRange, ExportSpec, OperationPlan, Plan
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..models.convnext import Block, ChannelNorm, ConvNeXt, nchw, nhwc
-from ..types import InputKind, OperationPlan, OperationType, Scheme
+from ..types import InputKind, OperationPlan, OperationType, Plan, Scheme
 from . import ops
 from .observers import weight_scales
 from .plan import LoadedPlan, kind_of, operations, products, representable
@@ -201,6 +201,12 @@ def rows_of(product: nn.Module) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
 
 
+def scales_of(rows: Tensor, operation: OperationPlan, plan: Plan) -> Tensor:
+    """The scale of each row of a weight matrix (out, in), float32 (out,), as the target's graph holds it."""
+    scales = weight_scales(rows, WEIGHT_SCHEMES[operation.type], plan.weight_ranges)
+    return representable(scales, plan.target, plan.rest)
+
+
 def rounded(rows: Tensor, scales: Tensor, operation: OperationPlan) -> Tensor:
     """(out, in) to the nearest values that the weights' type has; int8 without -128, so that it is symmetric."""
     dtype = TYPES[operation.type][1]
@@ -216,9 +222,7 @@ def _quantized(product: nn.Module, name: str, operation: OperationPlan, loaded: 
     rows = rows_of(product)
     scales, weight = loaded.tensors.get(f"weight_scale/{name}"), loaded.tensors.get(f"weight/{name}")
     if weight is None or scales is None:
-        plan = loaded.plan
-        scales = weight_scales(rows, WEIGHT_SCHEMES[operation.type], plan.weight_ranges)
-        scales = representable(scales, plan.target, plan.rest)
+        scales = scales_of(rows, operation, loaded.plan)
         weight = rounded(rows, scales, operation)
     bias = product.bias.double()
     if operation.shift:

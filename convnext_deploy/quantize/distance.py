@@ -3,22 +3,41 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import preprocess
+from .. import data, preprocess
+from ..errors import DataError
 from ..models.convnext import ConvNeXt
 from ..types import InputKind, Preprocessing
 from .apply import apply
-from .plan import LoadedPlan, quantized
+from .plan import LoadedPlan, quantized, restricted
 
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 Distances = NDArray[np.float64]  # (N,)
 
 CHUNK = 16  # images at once
+
+
+def pixels_of(
+    source: data.ImageSource, preprocessing: Preprocessing, model: ConvNeXt, chosen: range | None = None
+) -> Pixels:
+    """Images of a source as the model is to see them; None: all.
+
+    Raises:
+        DataError: naming the image that cannot be read.
+    """
+    to_pixels = preprocess.transform(preprocessing, model.spec.image_size, model.spec.in_chans)
+    found = []
+    for index in range(len(source)) if chosen is None else chosen:
+        try:
+            found.append(to_pixels(source.read(index)))
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{source.names[index]} of {source.name}: {reason}; replace or remove it") from None
+    return np.stack(found)
 
 
 def inputs(model: ConvNeXt, pixels: Pixels, preprocessing: Preprocessing) -> Iterator[Tensor]:
@@ -72,9 +91,8 @@ def sensitivities(
     for done, name in enumerate(names):
         if progress is not None:
             progress(done, len(names))
-        alone = msgspec.structs.replace(loaded.plan, operations={name: loaded.plan.operations[name]})
         changed = copy.deepcopy(model)
-        apply(changed, LoadedPlan(alone, loaded.tensors))
+        apply(changed, restricted(loaded, {name}))
         found = outputs(changed, pixels, preprocessing)
         yield name, float(distances(found, expected, classifies(model)).mean())
 

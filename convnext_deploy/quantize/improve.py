@@ -16,18 +16,15 @@ from torch import Tensor, nn
 
 from ..models.convnext import ConvNeXt, nhwc
 from ..types import OperationPlan, Plan, Preprocessing
-from .apply import TYPES, WEIGHT_SCHEMES, QuantizedLinear, QuantizedPatches, apply, rebalance, rounded, rows_of
+from .apply import TYPES, QuantizedLinear, QuantizedPatches, apply, rebalance, rounded, rows_of, scales_of
 from .calibrate import Calibration
 from .distance import Pixels, inputs
-from .observers import weight_scales
 from .ops import dequantize
 from .plan import LoadedPlan, kind_of, products, quantized, representable
 
 BALANCE = 0.5  # how much of the difficulty moves from the activations to the weights; SmoothQuant's default
 DAMPING = 0.01  # of the mean diagonal of GPTQ's Hessian; the paper's
 BLOCK = 128  # columns of GPTQ between two updates of all others; the paper's
-
-Tensors = Mapping[str, Tensor]
 
 
 @torch.no_grad()
@@ -129,8 +126,7 @@ def rounded_weights(
     for name in names:
         operation = loaded.plan.operations[name]
         rows = rows_of(exact.get_submodule(paths[name]))
-        scales = weight_scales(rows, WEIGHT_SCHEMES[operation.type], loaded.plan.weight_ranges)
-        scales = representable(scales, loaded.plan.target, loaded.plan.rest)
+        scales = scales_of(rows, operation, loaded.plan)
         found[f"weight/{name}"] = gptq(rows, scales, squares.pop(name), operation)
         found[f"weight_scale/{name}"] = scales
     return found

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..manifest import sha256_of, write_file
+from ..manifest import encode, sha256_of, write_file
 from ..models.convnext import DTYPES, Block, ConvNeXt
 from ..types import (
     CalibrationRecord,
@@ -180,7 +180,7 @@ def write(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
         plan = msgspec.structs.replace(plan, tensors_sha256=hashlib.sha256(content).hexdigest())
     else:
         beside.unlink(missing_ok=True)
-    write_file(path, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+    write_file(path, encode(plan))
     return plan
 
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
-from .. import data, preprocess
+from .. import data
 from ..models.convnext import ConvNeXt
 from ..types import (
     CorrectionRecord,
@@ -22,7 +22,7 @@ from ..types import (
 from . import improve
 from .apply import apply, rebalance
 from .calibrate import calibrate
-from .distance import Distances, Pixels, classifies, distances, outputs
+from .distance import Distances, Pixels, classifies, distances, outputs, pixels_of
 from .plan import LoadedPlan, draft, products
 
 CORRECTION_IMAGES = 64  # of the calibration's, that biases and roundings are computed from
@@ -139,8 +139,3 @@ def prepare(
             current, before = candidate, after
     plan = msgspec.structs.replace(current.plan, corrections=tuple(records))
     return LoadedPlan(plan, current.tensors, current.calibration)
-
-
-def pixels_of(source: data.ImageSource, preprocessing: Preprocessing, model: ConvNeXt) -> Pixels:
-    to_pixels = preprocess.transform(preprocessing, model.spec.image_size, model.spec.in_chans)
-    return np.stack([to_pixels(source.read(index)) for index in range(len(source))])

@@ -21,10 +21,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import data, preprocess
@@ -45,6 +43,7 @@ from ..types import (
     Target,
 )
 from .calibrate import RANDOM, content_sha256
+from .distance import pixels_of
 from .plan import kind_of, operations
 
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -153,7 +152,7 @@ def analyse(
     report(0, images)
     with torch.no_grad(), _watched(model, watch):
         for start in range(0, images, batch):
-            pixels = _pixels(model, source, preprocessing, range(start, min(start + batch, images)))
+            pixels = pixels_of(source, preprocessing, model, range(start, min(start + batch, images)))
             model(torch.from_numpy(preprocess.as_input(pixels, preprocessing, kind)).to(device))
             report(min(start + batch, images), images)
     found = decide(_tensors(model, watch), precision)
@@ -306,21 +305,6 @@ def _left(x: Tensor, norm: Norm, eps: float) -> Tensor:
     """What a norm leaves of its input, (N, H, W, C), in the input's units; epsilon drowns what is far below it."""
     varying = x - x.mean(-1, keepdim=True) if norm == "layernorm" else x
     return (varying.square() + eps).sqrt()
-
-
-def _pixels(
-    model: ConvNeXt, source: data.ImageSource, preprocessing: Preprocessing, chosen: range
-) -> NDArray[np.uint8]:
-    """Images of a source as the model is to see them, (N, C, H, W)."""
-    to_pixels = preprocess.transform(preprocessing, model.spec.image_size, model.spec.in_chans)
-    found = []
-    for index in chosen:
-        try:
-            found.append(to_pixels(source.read(index)))
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{source.names[index]} of {source.name}: {reason}; replace or remove it") from None
-    return np.stack(found)
 
 
 def _tensors(model: ConvNeXt, watch: _Watch) -> dict[str, tuple[HalfTensor, ...]]:
