@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -14,7 +14,6 @@ from . import env, formats, manifest
 from .errors import ArtifactError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
-from .quantizing import half, quantize
 from .session import RunOptions, Session
 from .types import (
     STRIDE,
@@ -33,8 +32,18 @@ from .types import (
 
 if TYPE_CHECKING:
     from .bench import Plan, Progress
+    from .quantizing import half, quantize
 
 __all__ = ["bench", "evaluate", "export", "gate", "half", "load", "profile", "quantize", "refit", "report", "roofline"]
+
+
+def __getattr__(name: str) -> Any:  # quantizing needs torch, and opening an artifact need not wait for it
+    if name in ("half", "quantize"):
+        from . import quantizing
+
+        return getattr(quantizing, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 LATENCY_S = 5.0  # of timing for each side of a gate
 

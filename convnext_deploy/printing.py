@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .types import Manifest
 
+WIDE = 200  # columns of a reader that is not a terminal
+
 
 @dataclass(frozen=True)
 class Terminal:
@@ -47,7 +49,8 @@ class Terminal:
             table.add_column(column)
         for row in rows:
             table.add_row(*row)
-        Console().print(table)
+        # In a file or a pipe nothing is cut off: rich would take such a reader to have 80 columns.
+        Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..types import BenchResult, Comparison
 
 SECONDS = 2.0  # of timing, a row
-ALONE_SECONDS, ALONE_WARMUP_S = 1.0, 6.0  # without arguments: all of its twelve rows in under two minutes
+ALONE_SECONDS, ALONE_WARMUP_S = 1.0, 4.0  # without arguments: all of its twelve rows in under two minutes
 
 
 def bench(

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..lower.capture import DeployGraph
 from ..session import RunOptions, Session
 from ..types import Device, ExportSpec, Manifest, Precision
+
+if TYPE_CHECKING:  # it needs torch, and a format that only loads may not
+    from ..lower.capture import DeployGraph
 
 StandIn = Callable[[Manifest], Session]
 
@@ -29,7 +32,7 @@ class Format:
     precisions: frozenset[Precision]
     devices: frozenset[Device]
     typed_graph: bool  # precision is a property of the built graph; if not, the runtime decides when it loads it
-    build: Callable[[DeployGraph, Path], StandIn | None]
+    build: Callable[["DeployGraph", Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]
     refuse: Callable[[ExportSpec], None] | None = None  # raises for what else it cannot do, before any work
     ahead_of_time: bool = False  # built from a graph on the CPU, whatever device it is for
