@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import timm
@@ -18,7 +19,7 @@ from convnext_deploy.contenders import Contender, Wanted
 from convnext_deploy.errors import UsageError, WorkerError
 from convnext_deploy.manifest import Artifact
 from convnext_deploy.models import baselines
-from convnext_deploy.types import BatchRange, BenchResult
+from convnext_deploy.types import BatchRange, BenchResult, Precision
 from convnext_deploy.worker import Worker
 
 FAKES = '''
@@ -336,6 +337,17 @@ def test_a_baseline_computes_what_timm_does() -> None:
         half = baselines.Baseline("test_resnet", (64, 64), "classify", "bf16")(images)
     assert half.dtype == torch.float32
     assert torch.allclose(half, module(images), atol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_timms_own_module_opens_and_runs_in_every_precision(precision: Precision) -> None:
+    want = Wanted(
+        model="test_resnet", runtime="torch", precision=precision, task="classify", image_size=(64, 64), device="cpu"
+    )
+    session = contenders.open_timm(msgspec.to_builtins(want), threads=1)
+    (logits,) = session.run(np.zeros((2, 3, 64, 64), np.float32))
+    assert logits.shape == (2, 1000)
+    assert set(session.precision().executed or ()) == {precision}
 
 
 def test_maps_of_a_baseline_come_as_convnexts_do() -> None:

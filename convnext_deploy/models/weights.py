@@ -190,7 +190,8 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name}{tuple(state[name].shape)}".encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().data)
+        value = state[name].detach().cpu().contiguous()
+        digest.update((value.float() if value.is_floating_point() else value).numpy().data)
     return digest.hexdigest()
 
 
