@@ -2,76 +2,79 @@
 
     python benchmarks/paper_table.py RESULTS.jsonl [...]
 
-Prints Markdown. A ratio is ConvNeXt's images per second over Swin's, of the same runtime, precision and batch in one
-run. "differs" means that the 95 % interval of our ratio does not hold the paper's; it may, for the paper's devices
-are GPUs of 2017 and 2020 and its software is of 2021.
+Takes what `convnext-deploy bench --compare swin --save RESULTS.jsonl` wrote and prints Markdown. A ratio is Swin's time
+over ConvNeXt's, of the same runtime, precision and batch in one run, turn by turn, with its 95 % interval (`regress`).
+"differs" means that the interval does not hold the paper's; it may, for the paper's devices are GPUs of 2017 and 2020
+and its software is of 2021. What did not settle, or was disturbed, is marked with its state.
 """
 
 import argparse
-import random
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from convnext_deploy.report import markdown, published, results
-from convnext_deploy.report.results import Measurement
+from convnext_deploy import regress
+from convnext_deploy.report import markdown, published
+from convnext_deploy.types import BenchResult
 
-RESAMPLES, SEED = 2000, 0
-
-
-def ratio(convnext: Measurement, swin: Measurement) -> tuple[float, float, float]:
-    """Speed of ConvNeXt over Swin by the medians, and its 95 % interval from a percentile bootstrap of both."""
-    generator = random.Random(SEED)
-
-    def medians(samples: Sequence[float]) -> list[float]:
-        return [statistics.median(generator.choices(samples, k=len(samples))) for _ in range(RESAMPLES)]
-
-    drawn = sorted(s / c for c, s in zip(medians(convnext.samples_ms), medians(swin.samples_ms), strict=True))
-    middle = statistics.median(swin.samples_ms) / statistics.median(convnext.samples_ms)
-    return middle, drawn[round(0.025 * (RESAMPLES - 1))], drawn[round(0.975 * (RESAMPLES - 1))]
+COLUMNS = ["size", "pixels", "runtime", "batch", "ConvNeXt, ms", "Swin, ms", "Swin / ConvNeXt", "V100", "A100"]
 
 
-def rows_of(measurements: Sequence[Measurement]) -> list[list[str]]:
-    """One row a pair, runtime, precision and batch; a pair that was not measured has one row that says so."""
-    found = {
-        (m.model.partition(".")[0], m.image_size, m.runtime, m.precision, m.batch, m.device): m
-        for m in results.latest(measurements)
-        if m.valid and m.task == "classify" and m.scope == "compute" and m.scenario == "single-stream"
-    }
-    rows = []
-    for pair in published.PAIRS:
-        size = (pair.image_size, pair.image_size)
-        v100, a100 = pair.v100[0] / pair.v100[1], pair.a100[0] / pair.a100[1]
-        head = [pair.size, str(pair.image_size), f"{v100:.2f}", f"{a100:.2f}"]
-        settings = [
-            key[2:] for key in found if key[:2] == (pair.convnext, size) and (pair.swin, size, *key[2:]) in found
-        ]
-        for runtime, precision, batch, device in settings:
-            ours, low, high = ratio(
-                found[pair.convnext, size, runtime, precision, batch, device],
-                found[pair.swin, size, runtime, precision, batch, device],
-            )
-            rows.append(
-                [
-                    *head, f"{runtime} {precision}, {device}", str(batch), f"{ours:.2f} ({low:.2f} to {high:.2f})",
-                    _verdict(v100, ours, low, high), _verdict(a100, ours, low, high),
-                ]
+def pairs(rows: Sequence[BenchResult]) -> Iterator[tuple[BenchResult, BenchResult, regress.Interval]]:
+    """Each ConvNeXt with the Swin of its size that took turns with it, and the ratio of their times."""
+    for ours in rows:
+        family, _, size = ours.model.partition(".")[0].partition("_")
+        if family != "convnext":
+            continue
+        for theirs in rows:
+            same = (theirs.run, theirs.runtime, theirs.precision, regress.setting(theirs)) == (
+                ours.run, ours.runtime, ours.precision, regress.setting(ours)
             )  # fmt: skip
-        if not settings:
-            rows.append([*head, "not measured", "", "", "", ""])
-    return rows
+            if same and theirs.model.startswith(f"swin_{size}_") and ours.turns and theirs.turns:
+                ratio = regress.ratio_of_turns(regress.blocks_ms(theirs), regress.blocks_ms(ours))
+                if ratio is not None:
+                    yield ours, theirs, ratio
 
 
-def _verdict(theirs: float, ours: float, low: float, high: float) -> str:
-    return "agrees" if low <= theirs <= high else f"differs by {ours / theirs - 1:+.0%}"
+def rows_of(rows: Sequence[BenchResult]) -> list[list[str]]:
+    """One row a pair, runtime, precision and batch; a pair of the paper that was not measured has a row that says so."""
+    papers = {(pair.convnext, (pair.image_size, pair.image_size)): pair for pair in published.PAIRS}
+    lines, measured = [], set()
+    for ours, theirs, (ratio, low, high) in pairs(rows):
+        key = (ours.model.partition(".")[0], ours.image_size)
+        pair = papers.get(key) if ours.task == "classify" else None
+        measured.add(key if pair else None)
+        sides = "x".join(map(str, ours.image_size)) if pair is None else str(pair.image_size)
+        beside = [_beside(paper, low, high, ratio) for paper in (pair.v100, pair.a100)] if pair else ["", ""]
+        lines.append(
+            [
+                ours.model.partition("_")[2] + (" features" if ours.task == "features" else ""), sides,
+                f"{ours.runtime} {ours.precision}", str(ours.batch), _time(ours), _time(theirs),
+                f"{ratio:.2f} ({low:.2f} to {high:.2f})", *beside,
+            ]
+        )  # fmt: skip
+    for key, pair in papers.items():
+        if key not in measured:
+            theirs = [f"{paper[0] / paper[1]:.2f}" for paper in (pair.v100, pair.a100)]
+            lines.append([key[0].partition("_")[2], str(pair.image_size), "not measured", "", "", "", "", *theirs])
+    return lines
+
+
+def _beside(paper: tuple[float, float], low: float, high: float, ratio: float) -> str:
+    theirs = paper[0] / paper[1]
+    return f"{theirs:.2f}, " + ("agrees" if low <= theirs <= high else f"differs by {ratio / theirs - 1:+.0%}")
+
+
+def _time(row: BenchResult) -> str:
+    time = "" if row.median_ms is None else f"{row.median_ms:.{0 if row.median_ms >= 100 else 1}f}"
+    return time if row.status == "valid" else f"{time} ({row.status})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, help="files that `convnext-deploy bench` wrote")
     args = parser.parse_args()
-    columns = ["size", "pixels", "V100, paper", "A100, paper", "runtime", "batch", "ours", "V100", "A100"]
-    print(markdown.table(columns, rows_of(results.read(args.results).measurements)))
+    rows = [row for path in args.results for row in regress.read_results(path)]
+    print(markdown.table(COLUMNS, rows_of(rows)))
     print(f"V100: {published.PAPER_V100}. A100: {published.PAPER_A100}.")
 
 
