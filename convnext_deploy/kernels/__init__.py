@@ -1,0 +1,1 @@
+"""Implementations of ConvNeXt's operations for one kind of hardware each."""

@@ -1,0 +1,141 @@
+// The C functions: arguments are checked, and no exception passes.
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <system_error>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "convnext_deploy.h"
+#include "session.h"
+
+struct cnxt_model {
+  cnxt::Model model;
+};
+
+struct cnxt_session {
+  cnxt::Session session;
+};
+
+namespace {
+
+void say(char *message, size_t size, const char *line) {
+  if (message && size) std::snprintf(message, size, "%s", line);
+}
+
+template <class F>
+int guarded(char *message, size_t size, F body) noexcept {
+  say(message, size, "");
+  try {
+    body();
+    return CNXT_OK;
+  } catch (const cnxt::Failure &failure) {
+    say(message, size, failure.line.c_str());
+    return failure.code;
+  } catch (const std::bad_alloc &) {
+    say(message, size, "not enough memory");
+    return CNXT_NO_MEMORY;
+  } catch (const std::system_error &error) {
+    say(message, size, error.what());
+    return CNXT_NO_THREADS;
+  } catch (const std::exception &error) {
+    say(message, size, error.what());
+    return CNXT_NO_MEMORY;
+  }
+}
+
+[[noreturn]] void refuse(const char *line) { throw cnxt::Failure{CNXT_BAD_ARGUMENT, line}; }
+
+}  // namespace
+
+extern "C" {
+
+const char *cnxt_isas(void) { return cnxt::available_kernels(); }
+
+int cnxt_model_open(const void *data, size_t bytes, cnxt_model **model, char *message, size_t size) {
+  return guarded(message, size, [&] {
+    if (!model) refuse("model is NULL");
+    *model = nullptr;
+    if (!data) refuse("data is NULL");
+    *model = new cnxt_model{cnxt::read_model(data, bytes)};
+  });
+}
+
+int cnxt_model_open_file(const char *path, cnxt_model **model, char *message, size_t size) {
+  return guarded(message, size, [&] {
+    if (!model) refuse("model is NULL");
+    *model = nullptr;
+    if (!path) refuse("path is NULL");
+    const auto fail = [&] { throw cnxt::Failure{CNXT_NO_FILE, std::string(path) + ": " + std::strerror(errno)}; };
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) fail();
+    struct stat status;
+    void *data = MAP_FAILED;
+    if (fstat(file, &status) == 0 && status.st_size > 0)
+      data = mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, file, 0);
+    const int error = errno;
+    close(file);
+    errno = error;
+    if (data == MAP_FAILED) {
+      if (status.st_size == 0) throw cnxt::Failure{CNXT_BAD_FILE, std::string(path) + " is empty"};
+      fail();
+    }
+    try {
+      *model = new cnxt_model{cnxt::read_model(data, static_cast<size_t>(status.st_size))};
+      (*model)->model.mapped = true;
+    } catch (...) {
+      munmap(data, static_cast<size_t>(status.st_size));
+      throw;
+    }
+  });
+}
+
+void cnxt_model_close(cnxt_model *model) {
+  if (!model) return;
+  if (model->model.mapped) munmap(const_cast<uint8_t *>(model->model.data), model->model.bytes);
+  delete model;
+}
+
+void cnxt_model_info(const cnxt_model *model, cnxt_info *info) { *info = cnxt::describe(model->model, 0, 0); }
+
+int cnxt_session_open(const cnxt_model *model, const cnxt_options *options, cnxt_session **session, char *message,
+                      size_t size) {
+  return guarded(message, size, [&] {
+    if (!session) refuse("session is NULL");
+    *session = nullptr;
+    if (!model || !options) refuse("model or options is NULL");
+    *session = new cnxt_session{{model->model, *options}};
+  });
+}
+
+void cnxt_session_close(cnxt_session *session) { delete session; }
+
+void cnxt_session_info(const cnxt_session *session, cnxt_info *info) {
+  const cnxt::Session &s = session->session;
+  *info = cnxt::describe(s.model, s.height, s.width);
+}
+
+const char *cnxt_session_isa(const cnxt_session *session) { return session->session.kernels.name; }
+
+size_t cnxt_session_bytes(const cnxt_session *session) { return session->session.arena_bytes; }
+
+int cnxt_session_run(cnxt_session *session, const void *input, float *const *outputs) {
+  if (!session || !input || !outputs || !session->session.belongs_here()) return CNXT_BAD_ARGUMENT;
+  session->session.run(input, outputs, false);
+  return CNXT_OK;
+}
+
+int cnxt_session_profile(cnxt_session *session, const void *input, float *const *outputs, cnxt_timing *timings,
+                         size_t capacity, size_t *count) {
+  if (!session || !input || !outputs || !count || !session->session.belongs_here()) return CNXT_BAD_ARGUMENT;
+  session->session.run(input, outputs, true);
+  const auto &found = session->session.timings;
+  *count = found.size();
+  for (size_t i = 0; i < found.size() && i < capacity; i++) timings[i] = found[i];
+  return CNXT_OK;
+}
+
+}  // extern "C"

@@ -1,0 +1,53 @@
+#include <cstring>
+#include <string>
+
+#include "kernels.h"
+
+namespace cnxt {
+namespace {
+
+struct Path {
+  const char *name;
+  bool (*here)();
+  const Kernels *(*kernels)();
+};
+
+#if defined(__x86_64__)
+// __builtin_cpu_supports asks the operating system too: whether it saves the wide registers.
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+constexpr Path PATHS[] = {
+#if defined(__x86_64__)
+    {"avx512_bf16",
+     []() -> bool { return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"); },
+     avx512_bf16_kernels},
+    {"avx512_vnni", []() -> bool { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, avx512_vnni_kernels},
+    {"avx512", has_avx512, avx512_kernels},
+    {"avx2", []() -> bool { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2_kernels},
+#endif
+    {"portable", [] { return true; }, portable_kernels},
+};
+
+}  // namespace
+
+const Kernels *choose_kernels(const char *name) {
+  for (const Path &path : PATHS)
+    if ((name == nullptr || std::strcmp(name, path.name) == 0) && path.here()) return path.kernels();
+  return nullptr;
+}
+
+const char *available_kernels() {
+  static const std::string names = [] {
+    std::string all;
+    for (const Path &path : PATHS)
+      if (path.here()) all += (all.empty() ? "" : " ") + std::string(path.name);
+    return all;
+  }();
+  return names.c_str();
+}
+
+}  // namespace cnxt

@@ -1,0 +1,236 @@
+// Matrix products on packed weights. Included by kernels_body.h only.
+#pragma once
+#include "kernels.h"
+#include "simd.h"
+
+namespace cnxt {
+namespace {
+
+// The tile that stays in registers: ROWS rows by GROUPS blocks of 16 outputs.
+#if defined(__AVX512VNNI__)
+constexpr int ROWS = 14, GROUPS = 2;
+#elif defined(__AVX512F__)
+constexpr int ROWS = 12, GROUPS = 2;
+#elif defined(__AVX2__)
+constexpr int ROWS = 4, GROUPS = 1;
+#else
+constexpr int ROWS = 2, GROUPS = 1;
+#endif
+
+// How one step of 4 bytes of a row multiplies one vector of weights; sums are Ints or Floats.
+template <uint32_t TYPE>
+struct Dot;
+
+template <>
+struct Dot<INT8> {
+  using Sum = Ints;
+#if defined(__AVX512VNNI__)
+  using Weights = Ints;
+  using Inputs = Ints;
+  INLINE Weights weights(const uint8_t *from) { return load<Ints>(from); }
+  INLINE Inputs inputs(const uint8_t *from) { return splat(load<int32_t>(from)); }
+  INLINE Sum add(Sum s, Weights w, Inputs a) { return (Ints)_mm512_dpbusd_epi32((__m512i)s, (__m512i)a, (__m512i)w); }
+#else
+  typedef int16_t Shorts __attribute__((vector_size(4 * L), may_alias));
+  struct Pair { Ints even, odd; };  // 16-bit halves: inputs 0 and 2 of each step, and 1 and 3
+  using Weights = Pair;
+  using Inputs = Pair;
+  INLINE Weights weights(const uint8_t *from) {
+    const Shorts w = load<Shorts>(from);
+    return {(Ints)((w << 8) >> 8), (Ints)(w >> 8)};
+  }
+  INLINE Inputs inputs(const uint8_t *from) {
+    const int32_t bytes = load<int32_t>(from);
+    return {splat(bytes & 0x00FF00FF), splat((bytes >> 8) & 0x00FF00FF)};
+  }
+  INLINE Ints pairs(Ints a, Ints b) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+  }
+  INLINE Sum add(Sum s, Weights w, Inputs a) { return s + pairs(w.even, a.even) + pairs(w.odd, a.odd); }
+#endif
+};
+
+template <>
+struct Dot<BF16> {
+  using Sum = Floats;
+#if defined(__AVX512BF16__)
+  using Weights = Ints;
+  using Inputs = Ints;
+  INLINE Weights weights(const uint8_t *from) { return load<Ints>(from); }
+  INLINE Inputs inputs(const uint8_t *from) { return splat(load<int32_t>(from)); }
+  INLINE Sum add(Sum s, Weights w, Inputs a) {
+    return (Floats)_mm512_dpbf16_ps((__m512)s, (__m512bh)(__m512i)a, (__m512bh)(__m512i)w);
+  }
+#else
+  struct Pair { Floats even, odd; };
+  using Weights = Pair;
+  using Inputs = Pair;
+  INLINE Weights weights(const uint8_t *from) {
+    const Words w = load<Words>(from);
+    return {as_floats(w << 16), as_floats(w & 0xFFFF0000u)};
+  }
+  INLINE Inputs inputs(const uint8_t *from) {
+    const Words a = (Words)splat(load<int32_t>(from));
+    return {as_floats(a << 16), as_floats(a & 0xFFFF0000u)};
+  }
+  INLINE Sum add(Sum s, Weights w, Inputs a) { return s + w.even * a.even + w.odd * a.odd; }
+#endif
+};
+
+template <>
+struct Dot<FP32> {
+  using Sum = Floats;
+  using Weights = Floats;
+  using Inputs = Floats;
+  INLINE Weights weights(const uint8_t *from) { return load<Floats>(from); }
+  INLINE Inputs inputs(const uint8_t *from) { return splat(load<float>(from)); }
+  INLINE Sum add(Sum s, Weights w, Inputs a) { return s + w * a; }
+};
+
+// One tile's sums, `[ROWS][GROUPS * 16]`, left in the first-level cache for the epilogue.
+constexpr int TILE = GROUPS * BLOCK;
+
+template <uint32_t TYPE, int M, int G>
+__attribute__((noinline)) void multiply(const uint8_t *a, size_t stride, const uint8_t *w, size_t group, uint32_t steps,
+                                        void *sums) {
+  using D = Dot<TYPE>;
+  constexpr int V = G * PARTS;
+  typename D::Sum s[M][V] = {};
+  // Three bases keep the row addresses to base + {0, 1, 2, 4} strides and leave registers for the loop.
+  const uint8_t *rows[3] = {a, a + 5 * stride, a + 10 * stride};
+  const size_t three = 3 * stride;
+  for (uint32_t step = 0; step < steps; step++, w += 64) {
+    typename D::Weights b[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) b[v] = D::weights(w + (v / PARTS) * group + (v % PARTS) * (4 * L));
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++) {
+      const int of = m % 5;
+      const auto x = D::inputs(rows[m / 5] + (of == 3 ? three : of * stride));
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) s[m][v] = D::add(s[m][v], b[v], x);
+    }
+    rows[0] += 4, rows[1] += 4, rows[2] += 4;
+  }
+#pragma GCC unroll 14
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(static_cast<char *>(sums) + (m * TILE + v * L) * 4, s[m][v]);
+}
+
+using Multiply = void (*)(const uint8_t *, size_t, const uint8_t *, size_t, uint32_t, void *);
+
+template <uint32_t TYPE, int G, int... M>
+INLINE Multiply multiply_of(int rows, std::integer_sequence<int, M...>) {
+  static constexpr Multiply table[] = {multiply<TYPE, M + 1, G>...};
+  return table[rows - 1];
+}
+
+template <uint32_t TYPE>
+INLINE Multiply multiply_of(int rows, int groups) {
+  using All = std::make_integer_sequence<int, ROWS>;
+  return groups == GROUPS ? multiply_of<TYPE, GROUPS>(rows, All{}) : multiply_of<TYPE, 1>(rows, All{});
+}
+
+template <uint32_t TYPE>
+INLINE Floats finished(const void *sums, const Gemm &g, size_t n) {
+  const Floats bias = load<Floats>(g.bias + n);
+  if constexpr (TYPE == INT8) {
+    const Ints sum = load<Ints>(sums) + load<Ints>(g.offset + n);
+    return to_floats(sum) * load<Floats>(g.scale + n) + bias;
+  } else {
+    return load<Floats>(sums) + bias;
+  }
+}
+
+template <uint32_t TYPE, uint32_t OUT, uint32_t A, Exactness E>
+void rows_epilogue(const Gemm &g, const float *sums, size_t row, int rows, size_t group, int groups) {
+  const Epilogue &e = g.epilogue;
+  const Quantizer q = quantizer(e.inverse_step, e.shift, e.zero_point);
+  for (int m = 0; m < rows; m++) {
+    char *out = static_cast<char *>(e.out) + (row + m) * e.stride + group * BLOCK * bytes_of(OUT);
+#pragma GCC unroll 2
+    for (int v = 0; v < groups * PARTS; v++) {
+      const Floats y = activated<A, E>(finished<TYPE>(sums + m * TILE + v * L, g, group * BLOCK + v * L));
+      char *to = out + v * L * bytes_of(OUT);
+      if constexpr (OUT == INT8) store_codes(to, y, q);
+      if constexpr (OUT == BF16) store_bf16(to, y);
+      if constexpr (OUT == FP32) store(to, y);
+    }
+  }
+}
+
+template <uint32_t TYPE>
+void stream_epilogue(const Gemm &g, const float *sums, size_t row, int rows, size_t group, int groups) {
+  const Epilogue &e = g.epilogue;
+  for (int block = 0; block < groups; block++)
+    for (int m = 0; m < rows; m++) {
+      const size_t at = ((group + block) * e.stride + e.pixels[row + m]) * BLOCK;
+#pragma GCC unroll 4
+      for (int v = 0; v < PARTS; v++) {
+        Floats y = finished<TYPE>(sums + m * TILE + block * BLOCK + v * L, g, (group + block) * BLOCK + v * L);
+        if (e.residual) y += load<Floats>(e.residual + at + v * L);
+        store(static_cast<float *>(e.out) + at + v * L, y);
+      }
+    }
+}
+
+using Finish = void (*)(const Gemm &, const float *, size_t, int, size_t, int);
+
+// The coarse GELU is off by less than a sixteenth of a step of the codes that it is rounded to.
+constexpr float COARSE_STEP = 16 * 5.8e-4f;
+
+template <uint32_t TYPE, uint32_t OUT, Exactness E>
+INLINE Finish rows_finish(uint32_t activation) {
+  switch (activation) {
+    case GELU: return rows_epilogue<TYPE, OUT, GELU, E>;
+    case GELU_TANH: return rows_epilogue<TYPE, OUT, GELU_TANH, E>;
+    case SILU: return rows_epilogue<TYPE, OUT, SILU, E>;
+    default: return rows_epilogue<TYPE, OUT, IDENTITY, E>;
+  }
+}
+
+template <uint32_t TYPE>
+INLINE Finish finish_of(const Epilogue &e) {
+  if (e.kind == Epilogue::STREAM) return stream_epilogue<TYPE>;
+  if (e.type == FP32) return rows_finish<TYPE, FP32, Exactness::FINE>(e.activation);
+  if (e.type == BF16) return rows_finish<TYPE, BF16, Exactness::MIDDLE>(e.activation);
+  if (e.activation == GELU && e.step < COARSE_STEP) return rows_epilogue<TYPE, INT8, GELU, Exactness::FINE>;
+  return rows_finish<TYPE, INT8, Exactness::COARSE>(e.activation);
+}
+
+template <uint32_t TYPE>
+void gemm_of(const Gemm &g) {
+  alignas(64) float sums[ROWS * TILE];
+  const Finish finish = finish_of<TYPE>(g.epilogue);
+  const size_t group_bytes = size_t{g.steps} * 64;
+  const uint32_t blocks = (g.rows + ROWS - 1) / ROWS;
+  for (uint32_t group = g.first; group < g.last; group += GROUPS) {
+    const int groups = group + GROUPS <= g.last ? GROUPS : 1;
+    uint32_t row = 0;
+    for (uint32_t block = 0; block < blocks; block++) {  // rows spread evenly over the blocks
+      const int rows = static_cast<int>((g.rows - row + blocks - block - 1) / (blocks - block));
+      multiply_of<TYPE>(rows, groups)(g.a + row * g.a_stride, g.a_stride, g.weights + group * group_bytes, group_bytes,
+                                      g.steps, sums);
+      finish(g, sums, row, rows, group, groups);
+      row += rows;
+    }
+  }
+}
+
+void gemm(const Gemm &g) {
+  if (g.type == INT8) gemm_of<INT8>(g);
+  else if (g.type == BF16) gemm_of<BF16>(g);
+  else gemm_of<FP32>(g);
+}
+
+}  // namespace
+}  // namespace cnxt

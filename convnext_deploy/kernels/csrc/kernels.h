@@ -1,0 +1,90 @@
+// The inner loops that exist once for each instruction set, behind a table of functions.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "format.h"
+
+namespace cnxt {
+
+// Where a matrix product's rows go. `m` counts rows of the call, `n` outputs.
+struct Epilogue {
+  enum Kind : uint32_t { ROWS, STREAM } kind;
+  uint32_t type;            // ROWS: of the written values; INT8 ones are quantized with step, shift and zero_point
+  uint32_t activation;      // ROWS
+  void *out;                // ROWS: row m at `out + m * stride` bytes. STREAM: [padded(N) / 16][plane][16] floats
+  size_t stride;            // ROWS: bytes; STREAM: pixels in a plane
+  const uint32_t *pixels;   // STREAM: of each row, inside a plane
+  const float *residual;    // STREAM: laid out as `out`; added, or NULL
+  float inverse_step;       // 1 / step of the product that reads these rows
+  float step;
+  float shift;
+  int32_t zero_point;
+};
+
+// out = epilogue(scale * (A W + offset) + bias) for outputs [16 * first, 16 * last).
+struct Gemm {
+  uint32_t type;
+  uint32_t rows;
+  uint32_t steps;           // of 4 bytes of a row of A
+  uint32_t first, last;     // groups of 16 outputs
+  const uint8_t *a;
+  size_t a_stride;          // bytes between rows
+  const uint8_t *weights;
+  const float *bias;
+  const float *scale;       // INT8
+  const int32_t *offset;    // INT8
+  Epilogue epilogue;
+};
+
+// Depthwise convolution of pixels [first, last) of the maps in a padded plane, to rows of floats.
+struct Depthwise {
+  const float *in;          // [blocks][plane][16], at the first real pixel
+  size_t plane;             // pixels
+  uint32_t blocks;
+  uint32_t height, width;
+  uint32_t pitch;           // pixels between rows: width + kernel / 2
+  uint32_t kernel;
+  const float *weight;      // [blocks][kernel * kernel][16]
+  const float *bias;        // [blocks][16]
+  size_t first, last;       // pixels, counted over images, rows, columns
+  float *out;               // row `p - first`, [blocks][16]
+  size_t out_stride;        // floats
+};
+
+// Normalization of rows over `channels`, to rows in the type that the next product reads.
+struct Normalize {
+  uint32_t norm, channels, rows, type;
+  float eps;
+  const float *weight, *bias;  // or NULL
+  const float *in;
+  size_t in_stride;            // floats
+  void *out;
+  size_t out_stride;           // bytes
+  float inverse_step, shift;
+  int32_t zero_point;
+};
+
+struct Kernels {
+  const char *name;
+  bool multiplies_bf16;
+  void (*gemm)(const Gemm &);
+  void (*depthwise)(const Depthwise &);
+  void (*normalize)(const Normalize &);
+  // Rows of floats times weight plus bias, where they are given, to rows of `type`; `columns` is a multiple of 16.
+  void (*scale_rows)(const Normalize &, uint32_t columns);
+  // sums[c] += x[r][c]^2 over the rows.
+  void (*sum_squares)(const float *in, size_t stride, uint32_t rows, uint32_t columns, float *sums);
+};
+
+const Kernels *portable_kernels();
+const Kernels *avx2_kernels();
+const Kernels *avx512_kernels();
+const Kernels *avx512_vnni_kernels();
+const Kernels *avx512_bf16_kernels();
+
+// The kernels named, or the best of this CPU where `name` is null; null where the CPU does not have them.
+const Kernels *choose_kernels(const char *name);
+const char *available_kernels();
+
+}  // namespace cnxt

@@ -1,0 +1,23 @@
+// Everything that is compiled once for each instruction set. Each kernels_<isa>.cpp includes it, with its own flags.
+// Nothing here has external linkage but the table: an inline function of the standard library that this unit emitted
+// would be merged with that of other units, and could run on a CPU without these instructions.
+#pragma once
+#include <utility>  // integer_sequence only
+
+#include "depthwise.h"
+#include "gemm.h"
+#include "kernels.h"
+
+#if defined(__AVX512BF16__)
+#define MULTIPLIES_BF16 true
+#else
+#define MULTIPLIES_BF16 false
+#endif
+
+#define KERNELS(NAME)                                                                             \
+  namespace cnxt {                                                                                \
+  const Kernels *NAME##_kernels() {                                                               \
+    static constexpr Kernels table = {#NAME, MULTIPLIES_BF16, gemm, depthwise, normalize, scale_rows, sum_squares}; \
+    return &table;                                                                                \
+  }                                                                                               \
+  }

@@ -1,0 +1,206 @@
+#include "model.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace cnxt {
+namespace {
+
+class Reader {
+ public:
+  Reader(Model &model, size_t index) : model(model), index(index), op(model.operations[index]) {}
+
+  [[noreturn]] void fail(const std::string &what) const {
+    throw Failure{CNXT_BAD_FILE, "operation " + std::to_string(index) + ": " + what};
+  }
+
+  void require(bool holds, const char *what) const {
+    if (!holds) fail(what);
+  }
+
+  // A tensor of that many bytes, inside the file and after the records. No sum here can overflow: sizes are below
+  // 2^53, and an offset is compared before anything is added to it.
+  void tensor(uint64_t offset, uint64_t size, const char *name, bool optional = false) const {
+    if (offset == 0 && optional) return;
+    const uint64_t records = sizeof(Header) + model.operations.size() * sizeof(Operation);
+    if (offset % ALIGNMENT) fail(std::string(name) + " is not aligned to 64 bytes");
+    if (offset < records || offset > model.bytes || size > model.bytes - offset)
+      fail(std::string(name) + " lies outside the file");
+  }
+
+  void product(const Product &p, uint64_t inputs, uint64_t outputs, const char *name) const {
+    if (p.type >= TYPES) fail(std::string(name) + " has unknown type " + std::to_string(p.type));
+    if (p.inputs != inputs || p.outputs != outputs || inputs == 0 || inputs > MAX_CHANNELS || outputs > MAX_CHANNELS)
+      fail(std::string(name) + " is " + std::to_string(p.inputs) + " to " + std::to_string(p.outputs) + ", expected " +
+           std::to_string(inputs) + " to " + std::to_string(outputs));
+    const uint64_t wide = padded(outputs);
+    tensor(p.weights, wide * inputs * bytes_of(p.type), name);
+    tensor(p.bias, wide * 4, name);
+    if (p.type != INT8) return;
+    tensor(p.scale, wide * 4, name);
+    tensor(p.offset, wide * 4, name);
+    require(p.zero_point >= 0 && p.zero_point <= 255, "a zero point is not a code");
+    require(std::isfinite(p.step) && p.step >= 1e-30f && p.step <= 1e30f && std::isfinite(p.shift), "a step is no step");
+  }
+
+  void norm(bool present) const {
+    require(present ? op.norm > NO_NORM && op.norm < NORMS : op.norm == NO_NORM, "unknown norm");
+    require(std::isfinite(op.eps) && op.eps >= 0, "a norm's epsilon is negative or not finite");
+    tensor(op.norm_weight, padded(op.channels) * 4, "norm weight", true);
+    tensor(op.norm_bias, padded(op.channels) * 4, "norm bias", true);
+  }
+
+  Model &model;
+  const size_t index;
+  const Operation &op;
+};
+
+bool channels_are_valid(uint64_t channels) { return channels >= 1 && channels <= MAX_CHANNELS; }
+
+}  // namespace
+
+Model read_model(const void *data, size_t bytes) {
+  Model model{static_cast<const uint8_t *>(data), bytes, false, nullptr, {}, {}};
+  const auto fail = [](const std::string &what) { throw Failure{CNXT_BAD_FILE, what}; };
+  if (reinterpret_cast<uintptr_t>(data) % ALIGNMENT)
+    throw Failure{CNXT_BAD_ARGUMENT, "the data is not aligned to 64 bytes"};
+  if (bytes < sizeof(Header)) fail("the file is shorter than its header");
+  model.header = reinterpret_cast<const Header *>(data);
+  const Header &header = *model.header;
+  if (std::memcmp(header.magic, MAGIC, sizeof MAGIC) != 0) fail("not a packed network: wrong first 8 bytes");
+  if (header.version != VERSION)
+    fail("version " + std::to_string(header.version) + "; this library reads version " + std::to_string(VERSION));
+  if (header.bytes != bytes)
+    fail("the file has " + std::to_string(bytes) + " bytes, its header says " + std::to_string(header.bytes));
+  if (header.operations == 0 || header.operations > MAX_OPERATIONS ||
+      header.operations > (bytes - sizeof(Header)) / sizeof(Operation))
+    fail("the file cannot hold " + std::to_string(header.operations) + " operations");
+  if (header.input >= INPUTS) fail("unknown input " + std::to_string(header.input));
+  if (header.in_chans < 1 || header.in_chans > 4096) fail(std::to_string(header.in_chans) + " input channels");
+  for (const uint32_t word : header.reserved)
+    if (word) fail("a reserved field is not 0");
+  model.operations.resize(header.operations);
+  std::memcpy(model.operations.data(), model.data + sizeof(Header), header.operations * sizeof(Operation));
+
+  // The order of operations: a stem, then four stages with a downsample between them, then a head; or the maps of all
+  // four stages.
+  int stage = -1, convolutions = 0, emitted = 0;
+  uint32_t channels = header.in_chans;
+  bool closed = false, patched = false;
+  for (size_t index = 0; index < model.operations.size(); index++) {
+    const Reader r(model, index);
+    const Operation &op = r.op;
+    r.require(op.kind < KINDS, "unknown kind");
+    r.require(!closed, "it follows the head");
+    r.require(channels_are_valid(op.channels), "channels are 0 or above 65536");
+    if (op.kind != FEATURES && op.channels != channels)
+      r.fail("it takes " + std::to_string(op.channels) + " channels and is given " + std::to_string(channels));
+    r.require(op.activation < ACTIVATIONS, "unknown activation");
+    r.require((op.flags & ~uint32_t{NORM_FIRST}) == 0, "unknown flags");
+    switch (op.kind) {
+      case STEM_PATCH:
+      case STEM_CONV: {
+        const bool patch = op.kind == STEM_PATCH;
+        r.require(index == 0 || (!patch && convolutions == 1), "a stem is one patch convolution or two others");
+        r.require(op.kernel == (patch ? 4 : 3), "a stem's kernel is 4 or, overlapping, 3");
+        const uint64_t taps = patch ? 16 : 9;
+        r.require(channels_are_valid(op.a.outputs), "outputs are 0 or above 65536");
+        r.product(op.a, padded(taps * channels), op.a.outputs, "stem");
+        const bool last = patch || convolutions == 1;
+        // The norm is over the stem's outputs.
+        r.require(last ? op.norm > NO_NORM && op.norm < NORMS : op.norm == NO_NORM, "unknown norm");
+        r.require(std::isfinite(op.eps) && op.eps >= 0, "a norm's epsilon is negative or not finite");
+        r.tensor(op.norm_weight, padded(op.a.outputs) * 4, "norm weight", true);
+        r.tensor(op.norm_bias, padded(op.a.outputs) * 4, "norm bias", true);
+        r.tensor(op.input_mean, padded(channels) * 4, "input mean", true);
+        r.require(op.input_mean == 0 || (!patch && index == 0), "only the pixels have a mean");
+        channels = op.a.outputs;
+        convolutions++;
+        patched |= patch;
+        if (last) model.channels[stage = 0] = channels;
+        break;
+      }
+      case BLOCK_OP: {
+        r.require(stage >= 0, "a block before the stem");
+        r.require(op.kernel % 2 == 1 && op.kernel <= MAX_KERNEL, "a depthwise kernel is odd and at most 31");
+        const uint64_t wide = padded(channels), hidden = 4 * uint64_t{channels};
+        r.require(hidden <= MAX_CHANNELS, "hidden channels above 65536");
+        r.norm(true);
+        r.tensor(op.dw_weight, wide * op.kernel * op.kernel * 4, "depthwise weight");
+        r.tensor(op.dw_bias, wide * 4, "depthwise bias");
+        r.tensor(op.grn_weight, padded(hidden) * 4, "GRN weight", true);
+        r.tensor(op.grn_bias, padded(hidden) * 4, "GRN bias", true);
+        r.require(op.grn_weight || !op.grn_bias, "a GRN bias without its weight");
+        r.require(std::isfinite(op.grn_eps) && op.grn_eps >= 0, "GRN's epsilon is negative or not finite");
+        r.product(op.a, wide, hidden, "expand");
+        r.product(op.b, padded(hidden), channels, "project");
+        if (op.kernel / 2 > model.margin[stage]) model.margin[stage] = op.kernel / 2;
+        break;
+      }
+      case DOWNSAMPLE:
+        r.require(stage >= 0 && stage < 3, "a downsample that is not between two stages");
+        r.norm(true);
+        r.require(channels_are_valid(op.a.outputs), "outputs are 0 or above 65536");
+        r.product(op.a, 4 * padded(channels), op.a.outputs, "downsample");
+        r.require(!model.maps || emitted == stage + 1, "a stage without its map");
+        channels = op.a.outputs;
+        model.channels[++stage] = channels;
+        break;
+      case FEATURES:
+        r.require(stage >= 0 && emitted == stage && op.channels == channels, "a map that is not the stage's only one");
+        model.maps = true;
+        emitted++;
+        break;
+      case HEAD: {
+        r.require(stage == 3 && !model.maps, "a head that does not follow the last stage");
+        r.norm(true);
+        model.width = channels;
+        for (const Product *p : {&op.a, &op.b})
+          if (p->outputs) {
+            r.product(*p, padded(model.width), p->outputs, "head");
+            model.width = p->outputs;
+          }
+        closed = true;
+        break;
+      }
+    }
+  }
+  if (!closed && emitted != 4) fail("the file ends before the head, or before the last stage's map");
+  if (!patched && convolutions != 2) fail("a stem is one patch convolution or two others");
+  return model;
+}
+
+cnxt_info describe(const Model &model, uint32_t height, uint32_t width) {
+  cnxt_info info = {};
+  info.input = model.header->input;
+  info.in_chans = model.header->in_chans;
+  info.outputs = model.maps ? 4 : 1;
+  for (int s = 0; s < 4; s++) info.channels[s] = model.maps ? model.channels[s] : s == 0 ? model.width : 0;
+  info.is_map = model.maps;
+  info.operations = static_cast<uint32_t>(model.operations.size());
+  uint64_t pixels = uint64_t{height} * width;
+  const auto count = [&](const Product &p, uint64_t inputs) {
+    info.products[p.type]++;
+    info.multiply_accumulates[p.type] += pixels * inputs * p.outputs;
+  };
+  for (const Operation &op : model.operations) {
+    const uint64_t channels = op.channels;
+    switch (op.kind) {
+      case STEM_PATCH: pixels /= 16, count(op.a, 16 * channels); break;
+      case STEM_CONV: pixels /= 4, count(op.a, 9 * channels); break;
+      case DOWNSAMPLE: pixels /= 4, count(op.a, 4 * channels); break;
+      case BLOCK_OP:
+        info.multiply_accumulates[FP32] += pixels * channels * op.kernel * op.kernel;
+        count(op.a, channels), count(op.b, 4 * channels);
+        break;
+      case HEAD:
+        pixels = 1;
+        if (op.a.outputs) count(op.a, channels);
+        if (op.b.outputs) count(op.b, op.a.outputs ? op.a.outputs : channels);
+        break;
+    }
+  }
+  return info;
+}
+
+}  // namespace cnxt

@@ -1,0 +1,43 @@
+// A validated view of a packed network. Nothing is copied: pointers lead into the caller's bytes.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "convnext_deploy.h"
+#include "format.h"
+
+namespace cnxt {
+
+// What is wrong with a file, an argument or the machine: a code of convnext_deploy.h and one line.
+struct Failure {
+  int code;
+  std::string line;
+};
+
+struct Model {
+  const uint8_t *data;
+  size_t bytes;
+  bool mapped;  // by us: unmapped when the model is closed
+  const Header *header;
+  std::vector<Operation> operations;
+
+  std::array<uint32_t, 4> channels;     // of each stage
+  std::array<uint32_t, 4> margin = {};  // pixels that the stage's widest depthwise kernel reaches beyond the map
+  bool maps = false;                    // the outputs are feature maps
+  uint32_t width = 0;                   // of the output vector otherwise
+
+  template <class T>
+  const T *tensor(uint64_t offset) const {
+    return offset ? reinterpret_cast<const T *>(data + offset) : nullptr;
+  }
+};
+
+// Throws Failure.
+Model read_model(const void *data, size_t bytes);
+
+// Multiply-accumulates are those of one image of that size.
+cnxt_info describe(const Model &model, uint32_t height, uint32_t width);
+
+}  // namespace cnxt

@@ -1,0 +1,369 @@
+// The operations of a network: each thread runs all of them, and takes its share of every operation's pixels.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "session.h"
+
+namespace cnxt {
+namespace {
+
+// One row of floats from every block of a map's plane.
+void gather(const Map &map, int buffer, size_t pixel, float *row) {
+  const float *from = map.data[buffer] + map.at(pixel) * BLOCK;
+  const size_t step = map.plane() * BLOCK;
+  for (size_t c = 0; c < map.columns(); c += BLOCK, from += step) std::memcpy(row + c, from, BLOCK * sizeof(float));
+}
+
+void scatter(const Map &map, int buffer, size_t pixel, const float *row) {
+  float *to = map.data[buffer] + map.at(pixel) * BLOCK;
+  const size_t step = map.plane() * BLOCK;
+  for (size_t c = 0; c < map.columns(); c += BLOCK, to += step) std::memcpy(to, row + c, BLOCK * sizeof(float));
+}
+
+// Calls `body(first, count)` for tiles of nearly equal size that cover the span.
+template <class F>
+void for_tiles(Span span, size_t most, F body) {
+  size_t left = (span.last - span.first + most - 1) / most;
+  for (size_t first = span.first; left > 0; left--) {
+    const size_t count = (span.last - first + left - 1) / left;
+    body(first, count);
+    first += count;
+  }
+}
+
+}  // namespace
+
+Normalize Session::reading(const Product &p, const float *rows, size_t stride, size_t count, void *to) const {
+  Normalize n = {};
+  n.rows = static_cast<uint32_t>(count);
+  n.type = p.type;
+  n.in = rows;
+  n.in_stride = stride;
+  n.out = to;
+  n.out_stride = input_stride(p);
+  n.inverse_step = p.type == INT8 ? 1.0f / p.step : 1.0f;
+  n.shift = p.shift;
+  n.zero_point = p.zero_point;
+  return n;
+}
+
+Gemm Session::product(const Product &p, const uint8_t *a, size_t rows) const {
+  Gemm g = {};
+  g.type = p.type;
+  g.rows = static_cast<uint32_t>(rows);
+  g.steps = static_cast<uint32_t>(p.inputs * bytes_of(p.type) / 4);
+  g.last = static_cast<uint32_t>(padded(p.outputs) / BLOCK);
+  g.a = a;
+  g.a_stride = input_stride(p);
+  g.weights = model.tensor<uint8_t>(p.weights);
+  g.bias = model.tensor<float>(p.bias);
+  g.scale = model.tensor<float>(p.scale);
+  g.offset = model.tensor<int32_t>(p.offset);
+  return g;
+}
+
+Epilogue Session::to_rows(const Product *next, uint32_t activation, void *out, size_t stride) const {
+  Epilogue e = {};
+  e.kind = Epilogue::ROWS;
+  e.type = next ? next->type : uint32_t{FP32};
+  e.activation = activation;
+  e.out = out;
+  e.stride = stride;
+  if (e.type == INT8) {
+    e.inverse_step = 1.0f / next->step;
+    e.step = next->step;
+    e.shift = next->shift;
+    e.zero_point = next->zero_point;
+  }
+  return e;
+}
+
+Epilogue Session::to_map(const Map &map, int buffer, const uint32_t *pixels, const float *residual) const {
+  Epilogue e = {};
+  e.kind = Epilogue::STREAM;
+  e.out = map.data[buffer];
+  e.stride = map.plane();
+  e.pixels = pixels;
+  e.residual = residual;
+  return e;
+}
+
+// The stem's convolution left rows of floats; their norm goes to the first map.
+void Session::stem_norm(const Operation &op, size_t first, size_t count, const Scratch &own) const {
+  const Map &map = maps[0];
+  float *rows = reinterpret_cast<float *>(own.hidden);
+  Normalize n = {};
+  n.norm = op.norm, n.channels = map.channels, n.rows = static_cast<uint32_t>(count), n.type = FP32, n.eps = op.eps;
+  n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
+  n.in = rows, n.in_stride = map.columns(), n.out = rows, n.out_stride = map.columns() * sizeof(float);
+  kernels.normalize(n);
+  for (size_t i = 0; i < count; i++) scatter(map, 0, first + i, rows + i * map.columns());
+}
+
+void Session::stem_patch(const Operation &op, Place &place) {
+  const Scratch &own = scratch[place.thread];
+  const Map &map = maps[0];
+  const uint32_t chans = model.header->in_chans;
+  const size_t used = size_t{16} * chans, wide = op.a.inputs, stride = input_stride(op.a);
+  const bool raw = model.header->input == UINT8_NHWC;
+  const auto *bytes = static_cast<const uint8_t *>(input);
+  const auto *floats = static_cast<const float *>(input);
+  // Raw pixels are codes already where a step is 1 and nothing is subtracted.
+  const bool codes = raw && op.a.type == INT8 && op.a.step == 1 && op.a.zero_point == 0 && op.a.shift == 0;
+  for_tiles(share(map.pixels(), place.thread), tile[0], [&](size_t first, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+      const size_t x = (first + i) % map.width, line = (first + i) / map.width;
+      const size_t image = line / map.height, y = line % map.height;
+      float *row = own.rows + i * wide;
+      uint8_t *code = own.inputs + i * stride;
+      for (size_t ky = 0; ky < 4; ky++) {
+        if (raw) {
+          const uint8_t *from = bytes + ((image * height + 4 * y + ky) * width + 4 * x) * chans;
+          if (codes) std::memcpy(code + ky * 4 * chans, from, 4 * chans);
+          else
+            for (size_t j = 0; j < 4 * chans; j++) row[ky * 4 * chans + j] = from[j];
+        } else {
+          for (size_t c = 0; c < chans; c++) {
+            const float *from = floats + ((image * chans + c) * height + 4 * y + ky) * width + 4 * x;
+            for (size_t kx = 0; kx < 4; kx++) row[(ky * 4 + kx) * chans + c] = from[kx];
+          }
+        }
+      }
+      if (codes) std::memset(code + used, 0, wide - used);
+      else std::fill(row + used, row + wide, 0.0f);
+    }
+    if (!codes) kernels.scale_rows(reading(op.a, own.rows, wide, count, own.inputs), op.a.inputs);
+    Gemm g = product(op.a, own.inputs, count);
+    g.epilogue = to_rows(nullptr, IDENTITY, own.hidden, map.columns() * sizeof(float));
+    kernels.gemm(g);
+    stem_norm(op, first, count, own);
+  });
+  mark(place, 0, &op.a);
+}
+
+void Session::stem_convolution(const Operation &op, Place &place) {
+  const Scratch &own = scratch[place.thread];
+  const bool first_of_two = place.index == 0;
+  const uint32_t chans = op.channels;
+  const size_t h = first_of_two ? height / 2 : height / 4, w = first_of_two ? width / 2 : width / 4;
+  const size_t from_h = 2 * h, from_w = 2 * w, wide = op.a.inputs;
+  const bool raw = model.header->input == UINT8_NHWC;
+  const auto *bytes = static_cast<const uint8_t *>(input);
+  const auto *floats = static_cast<const float *>(input);
+  const float *mean = model.tensor<float>(op.input_mean);
+  const size_t out_columns = padded(op.a.outputs);
+  for_tiles(share(size_t{batch} * h * w, place.thread), tile[0], [&](size_t first, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+      const size_t x = (first + i) % w, line = (first + i) / w, image = line / h, y = line % h;
+      float *row = own.rows + i * wide;
+      std::fill(row, row + wide, 0.0f);
+      for (size_t tap = 0; tap < 9; tap++) {
+        const size_t from_y = 2 * y + tap / 3 - 1, from_x = 2 * x + tap % 3 - 1;  // -1 wraps to the largest number
+        if (from_y >= from_h || from_x >= from_w) continue;
+        float *to = row + tap * chans;
+        const size_t pixel = (image * from_h + from_y) * from_w + from_x;
+        if (!first_of_two) std::memcpy(to, middle + pixel * chans, chans * sizeof(float));
+        else
+          for (size_t c = 0; c < chans; c++) {
+            const float value = raw ? static_cast<float>(bytes[pixel * chans + c])
+                                    : floats[((image * chans + c) * from_h + from_y) * from_w + from_x];
+            to[c] = value - (mean ? mean[c] : 0);
+          }
+      }
+    }
+    kernels.scale_rows(reading(op.a, own.rows, wide, count, own.inputs), op.a.inputs);
+    Gemm g = product(op.a, own.inputs, count);
+    g.epilogue = to_rows(nullptr, op.activation, own.hidden, out_columns * sizeof(float));
+    kernels.gemm(g);
+    if (!first_of_two) return stem_norm(op, first, count, own);
+    const auto *result = reinterpret_cast<const float *>(own.hidden);
+    for (size_t i = 0; i < count; i++)
+      std::memcpy(middle + (first + i) * op.a.outputs, result + i * out_columns, op.a.outputs * sizeof(float));
+  });
+  mark(place, 0, &op.a);
+}
+
+void Session::dwconv_norm(const Operation &op, const Map &map, int buffer, size_t first, size_t count,
+                          const Scratch &own) const {
+  Depthwise d = {};
+  d.in = map.data[buffer] + size_t{map.margin} * BLOCK;
+  d.plane = map.plane();
+  d.blocks = static_cast<uint32_t>(map.columns() / BLOCK);
+  d.height = map.height, d.width = map.width, d.pitch = static_cast<uint32_t>(map.pitch());
+  d.kernel = op.kernel;
+  d.weight = model.tensor<float>(op.dw_weight), d.bias = model.tensor<float>(op.dw_bias);
+  d.first = first, d.last = first + count;
+  d.out = own.rows, d.out_stride = map.columns();
+  kernels.depthwise(d);
+  Normalize n = reading(op.a, own.rows, map.columns(), count, own.inputs);
+  n.norm = op.norm, n.channels = map.channels, n.eps = op.eps;
+  n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
+  kernels.normalize(n);
+}
+
+void Session::block(const Operation &op, Place &place) {
+  const Scratch &own = scratch[place.thread];
+  const Map &map = maps[place.stage];
+  for_tiles(share(map.pixels(), place.thread), tile[place.stage], [&](size_t first, size_t count) {
+    dwconv_norm(op, map, place.buffer, first, count, own);
+    mark(place, 1, nullptr);
+    Gemm expand = product(op.a, own.inputs, count);
+    expand.epilogue = to_rows(&op.b, op.activation, own.hidden, input_stride(op.b));
+    kernels.gemm(expand);
+    mark(place, 2, &op.a);
+    for (size_t i = 0; i < count; i++) own.pixels[i] = static_cast<uint32_t>(map.at(first + i));
+    Gemm project = product(op.b, own.hidden, count);
+    project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
+    kernels.gemm(project);
+    mark(place, 4, &op.b);
+  });
+  place.buffer = 1 - place.buffer;
+}
+
+void Session::block_with_grn(const Operation &op, Place &place) {
+  const Scratch &own = scratch[place.thread];
+  const Map &map = maps[place.stage];
+  const size_t area = size_t{map.height} * map.width, wide = op.b.inputs, hidden = 4 * size_t{op.channels};
+  for (size_t image = 0; image < batch; image += grn_images[place.stage]) {
+    const size_t images = std::min<size_t>(grn_images[place.stage], batch - image), start = image * area;
+    const Span own_pixels = share(images * area, place.thread);
+    for_tiles(own_pixels, tile[place.stage], [&](size_t first, size_t count) {
+      dwconv_norm(op, map, place.buffer, start + first, count, own);
+      mark(place, 1, nullptr);
+      Gemm expand = product(op.a, own.inputs, count);
+      expand.epilogue = to_rows(nullptr, op.activation, grn_hidden + first * wide, wide * sizeof(float));
+      kernels.gemm(expand);
+      mark(place, 2, &op.a);
+    });
+    wait(place);
+    // A thread's share of the channels, over all pixels in order: the sums do not depend on the number of threads.
+    const Span blocks = share(wide / BLOCK, place.thread);
+    const size_t from = blocks.first * BLOCK, columns = (blocks.last - blocks.first) * BLOCK;
+    for (size_t i = 0; i < images; i++) {
+      float *sums = grn_factor + i * wide + from;
+      std::fill(sums, sums + columns, 0.0f);
+      kernels.sum_squares(grn_hidden + i * area * wide + from, wide, static_cast<uint32_t>(area),
+                          static_cast<uint32_t>(columns), sums);
+    }
+    wait(place);
+    if (place.thread == 0) {
+      const float *weight = model.tensor<float>(op.grn_weight);
+      for (size_t i = 0; i < images; i++) {
+        float *factor = grn_factor + i * wide;
+        double total = 0;
+        for (size_t c = 0; c < hidden; c++) total += factor[c] = std::sqrt(factor[c]);
+        const float mean = static_cast<float>(total / static_cast<double>(hidden));
+        for (size_t c = 0; c < wide; c++) factor[c] = 1 + weight[c] * (factor[c] / (mean + op.grn_eps));
+      }
+    }
+    mark(place, 3, nullptr);
+    wait(place);
+    for_tiles(own_pixels, tile[place.stage], [&](size_t first, size_t count) {
+      for (size_t done = 0; done < count;) {  // a tile may reach into the next image, whose factors are others
+        const size_t i = (first + done) / area, rows = std::min(count - done, (i + 1) * area - first - done);
+        Normalize n = reading(op.b, grn_hidden + (first + done) * wide, wide, rows, own.hidden + done * input_stride(op.b));
+        n.weight = grn_factor + i * wide;
+        n.bias = model.tensor<float>(op.grn_bias);
+        kernels.scale_rows(n, op.b.inputs);
+        done += rows;
+      }
+      mark(place, 3, nullptr);
+      for (size_t i = 0; i < count; i++) own.pixels[i] = static_cast<uint32_t>(map.at(start + first + i));
+      Gemm project = product(op.b, own.hidden, count);
+      project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
+      kernels.gemm(project);
+      mark(place, 4, &op.b);
+    });
+    wait(place);
+  }
+  place.buffer = 1 - place.buffer;
+}
+
+void Session::downsample(const Operation &op, Place &place) {
+  const Scratch &own = scratch[place.thread];
+  const Map &from = maps[place.stage], &to = maps[place.stage + 1];
+  for_tiles(share(to.pixels(), place.thread), tile[place.stage + 1], [&](size_t first, size_t count) {
+    for (size_t tap = 0; tap < 4; tap++) {
+      for (size_t i = 0; i < count; i++) {
+        const size_t x = (first + i) % to.width, line = (first + i) / to.width;  // over images: both have them in order
+        gather(from, place.buffer, (2 * line + tap / 2) * from.width + 2 * x + tap % 2, own.rows + i * from.columns());
+      }
+      Normalize n = reading(op.a, own.rows, from.columns(), count, own.inputs + tap * from.columns() * bytes_of(op.a.type));
+      n.norm = op.norm, n.channels = from.channels, n.eps = op.eps;
+      n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
+      kernels.normalize(n);
+    }
+    for (size_t i = 0; i < count; i++) own.pixels[i] = static_cast<uint32_t>(to.at(first + i));
+    Gemm g = product(op.a, own.inputs, count);
+    g.epilogue = to_map(to, 0, own.pixels, nullptr);
+    kernels.gemm(g);
+  });
+  place.stage++;
+  place.buffer = 0;
+  mark(place, 5, &op.a);
+}
+
+// A stage's map as (N, C, H, W).
+void Session::features(Place &place) {
+  const Map &map = maps[place.stage];
+  const size_t area = size_t{map.height} * map.width;
+  float *out = outputs[place.stage];
+  const Span mine = share(size_t{batch} * map.channels, place.thread);
+  for (size_t channel = mine.first; channel < mine.last; channel++) {
+    const size_t image = channel / map.channels, c = channel % map.channels;
+    const float *plane = map.data[place.buffer] + c / BLOCK * map.plane() * BLOCK + c % BLOCK;
+    for (size_t p = 0; p < area; p++) out[channel * area + p] = plane[map.at(image * area + p) * BLOCK];
+  }
+  mark(place, 7, nullptr);
+}
+
+// One image's mean over its pixels, normalized before or after.
+void Session::pool_image(const Operation &op, const Map &map, int buffer, size_t image, const Scratch &own) const {
+  const size_t area = size_t{map.height} * map.width, columns = map.columns();
+  float *row = own.rows, *vector = vectors[0] + image * head_width;
+  Normalize n = {};
+  n.norm = op.norm, n.channels = map.channels, n.rows = 1, n.type = FP32, n.eps = op.eps;
+  n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
+  std::fill(vector, vector + columns, 0.0f);
+  for (size_t p = 0; p < area; p++) {
+    gather(map, buffer, image * area + p, row);
+    if (op.flags & NORM_FIRST) {
+      n.in = row, n.out = row;
+      kernels.normalize(n);
+    }
+    for (size_t c = 0; c < columns; c++) vector[c] += row[c];
+  }
+  for (size_t c = 0; c < columns; c++) vector[c] /= static_cast<float>(area);
+  if (!(op.flags & NORM_FIRST)) {
+    n.in = vector, n.out = vector;
+    kernels.normalize(n);
+  }
+}
+
+void Session::head(const Operation &op, Place &place) {
+  const Span images = share(batch, place.thread);
+  for (size_t image = images.first; image < images.last; image++)
+    pool_image(op, maps[3], place.buffer, image, scratch[place.thread]);
+  int current = 0;
+  for (const Product *p : {&op.a, &op.b}) {
+    if (!p->outputs) continue;
+    kernels.scale_rows(reading(*p, vectors[current] + images.first * head_width, head_width, images.last - images.first,
+                               head_inputs + images.first * input_stride(*p)),
+                       p->inputs);
+    wait(place);
+    Gemm g = product(*p, head_inputs, batch);
+    const Span groups = share(g.last, place.thread);
+    g.first = static_cast<uint32_t>(groups.first), g.last = static_cast<uint32_t>(groups.last);
+    current = 1 - current;
+    g.epilogue = to_rows(nullptr, p == &op.a ? op.activation : uint32_t{IDENTITY}, vectors[current],
+                         head_width * sizeof(float));
+    kernels.gemm(g);
+    wait(place);
+  }
+  for (size_t image = images.first; image < images.last; image++)
+    std::memcpy(outputs[0] + image * model.width, vectors[current] + image * head_width, model.width * sizeof(float));
+  mark(place, 6, op.b.outputs ? &op.b : op.a.outputs ? &op.a : nullptr);
+}
+
+}  // namespace cnxt

@@ -1,0 +1,213 @@
+// Vectors of the instruction set that this translation unit is compiled for. Included by kernels_body.h only.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "format.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace cnxt {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int L = 16;  // floats in a vector
+#elif defined(__AVX2__)
+constexpr int L = 8;
+#else
+constexpr int L = 4;
+#endif
+constexpr int PARTS = BLOCK / L;  // vectors in a block of channels
+
+typedef float Floats __attribute__((vector_size(4 * L), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * L), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * L), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(L), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * L), may_alias));
+
+template <class V>
+INLINE V load(const void *from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V>
+INLINE void store(void *to, V v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+
+INLINE Floats splat(float x) { return x - Floats{}; }
+INLINE Ints splat(int32_t x) { return x - Ints{}; }
+INLINE Floats as_floats(Words v) { return (Floats)v; }
+
+// The second operand where one is NaN, as minps has it.
+INLINE Floats least(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+INLINE Floats greatest(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Half to even. |v| < 2^22.
+INLINE Ints rounded(Floats v) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtps_epi32((__m512)v);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_cvtps_epi32((__m256)v);
+#else
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: what is added to it loses its fraction
+  return (Ints)(v + magic) - (Ints)magic;
+#endif
+}
+
+INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+
+INLINE float sum(Floats v) {
+  float total = 0;
+#if defined(__AVX512F__)
+  total = _mm512_reduce_add_ps((__m512)v);
+#else
+  for (int i = 0; i < L; i++) total += v[i];
+#endif
+  return total;
+}
+
+INLINE Floats from_bf16(Halves v) { return as_floats(__builtin_convertvector(v, Words) << 16); }
+
+INLINE void store_bf16(void *to, Floats v) {  // half to even; NaN stays NaN
+#if defined(__AVX512BF16__)
+  store(to, _mm512_cvtneps_pbh((__m512)v));
+#else
+  const Words bits = (Words)v;
+  const Words even = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  const Words kept = (v == v) ? even : (bits >> 16) | 0x40;
+  store(to, __builtin_convertvector(kept, Halves));
+#endif
+}
+
+// (v - shift) / step to a code: rounded half to even, moved by the zero point, saturated.
+struct Quantizer {
+  Floats inverse, shift, low, high;
+  Ints zero_point;
+};
+
+INLINE Quantizer quantizer(float inverse_step, float shift, int32_t zero_point) {
+  return {splat(inverse_step), splat(shift), splat(-static_cast<float>(zero_point)),
+          splat(255.0f - static_cast<float>(zero_point)), splat(zero_point)};
+}
+
+INLINE void store_codes(void *to, Floats v, const Quantizer &q) {
+  const Floats scaled = greatest(least((v - q.shift) * q.inverse, q.high), q.low);
+  const Ints codes = rounded(scaled) + q.zero_point;
+#if defined(__AVX512F__)
+  _mm_storeu_si128(static_cast<__m128i *>(to), _mm512_cvtepi32_epi8((__m512i)codes));
+#else
+  store(to, __builtin_convertvector(codes, Bytes));
+#endif
+}
+
+// e^v for v in [-87, 87], relative error below 3e-7.
+INLINE Floats exponential(Floats v) {
+  const Floats magic = splat(12582912.0f);
+  const Floats shifted = v * 1.44269504f + magic;
+  const Floats whole = shifted - magic;
+  const Floats r = (v - whole * 0.693145752f) - whole * 1.42860677e-6f;  // ln 2 in two parts
+  Floats p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;
+  return p * (Floats)power;
+}
+
+INLINE Floats sigmoid_times(Floats x, Floats argument) {  // x / (1 + e^-argument)
+  const Floats bounded = greatest(least(argument, splat(87.0f)), splat(-87.0f));
+  return x / (1.0f + exponential(-bounded));
+}
+
+// x Phi(x). Phi is 1/2 + x P(x^2) up to the bound and exactly 0 or 1 beyond it; the coefficients minimize the largest
+// error of x Phi(x). Largest absolute errors: coarse 5.8e-4, middle 8.2e-5, fine 8e-7 (test_native_ops.py).
+INLINE Floats gelu_coarse(Floats x) {
+  const Floats c = greatest(least(x, splat(3.6f)), splat(-3.6f)), u = c * c;
+  Floats p = splat(-5.39761434e-07f);
+  p = p * u + 2.87446915e-05f;
+  p = p * u - 0.000642883016f;
+  p = p * u + 0.00800349462f;
+  p = p * u - 0.0629901345f;
+  p = p * u + 0.396803654f;
+  return x * (c * p + 0.5f);
+}
+
+INLINE Floats gelu_middle(Floats x) {
+  const Floats c = greatest(least(x, splat(4.2f)), splat(-4.2f)), u = c * c;
+  Floats p = splat(-9.01765097e-10f);
+  p = p * u + 7.94141883e-08f;
+  p = p * u - 3.03795289e-06f;
+  p = p * u + 6.68909888e-05f;
+  p = p * u - 0.000950659683f;
+  p = p * u + 0.0092982378f;
+  p = p * u - 0.0655282172f;
+  p = p * u + 0.398465882f;
+  return x * (c * p + 0.5f);
+}
+
+INLINE Floats gelu_fine(Floats x) {
+  const Floats c = greatest(least(x, splat(5.2f)), splat(-5.2f));
+  const Floats z = c * c * (2.0f / (5.2f * 5.2f)) - 1.0f;  // in [-1, 1]: keeps the polynomial well conditioned
+  Floats p = splat(-0.000368731491f);
+  p = p * z + 0.00118187286f;
+  p = p * z - 0.00152307824f;
+  p = p * z + 0.00202210833f;
+  p = p * z - 0.00448492991f;
+  p = p * z + 0.00834959742f;
+  p = p * z - 0.0126483014f;
+  p = p * z + 0.0180451763f;
+  p = p * z - 0.0246920264f;
+  p = p * z + 0.0319727511f;
+  p = p * z - 0.0399326636f;
+  p = p * z + 0.0500256902f;
+  p = p * z - 0.0677435996f;
+  p = p * z + 0.135949981f;
+  return x * (c * p + 0.5f);
+}
+
+enum class Exactness { COARSE, MIDDLE, FINE };
+
+template <uint32_t A, Exactness E>
+INLINE Floats activated(Floats x) {
+  if constexpr (A == GELU) {
+    if constexpr (E == Exactness::COARSE) return gelu_coarse(x);
+    if constexpr (E == Exactness::MIDDLE) return gelu_middle(x);
+    return gelu_fine(x);
+  } else if constexpr (A == GELU_TANH) {
+    return sigmoid_times(x, x * (1.59576912f + 0.0713548163f * x * x));  // 2 sqrt(2 / pi) (x + 0.044715 x^3)
+  } else if constexpr (A == SILU) {
+    return sigmoid_times(x, x);
+  } else {
+    return x;
+  }
+}
+
+}  // namespace
+}  // namespace cnxt
