@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from .models.baselines import Baseline
 
 CACHE = Path("build") / "bench"
-BATCH = BatchRange(min=1, opt=8, max=256)
 RECORD = "baseline.json"  # not manifest.json: a folder with another model than ConvNeXt is not an artifact
 PROBES = 4
 BUILDS_AT_ONCE = 2  # a build of a large model takes several times its weights
@@ -72,6 +71,12 @@ class Wanted(Record, frozen=True, kw_only=True):
     task: Task
     image_size: tuple[int, int]
     device: Device
+
+    @property
+    def batch(self) -> BatchRange:
+        """Tuned for eight images of 224 pixels, or as many as have no more pixels: builds run such a batch."""
+        height, width = self.image_size
+        return BatchRange(min=1, opt=min(8, max(1, 8 * 224 * 224 // (height * width))), max=256)
 
     @property
     def folder(self) -> Path:
@@ -252,7 +257,7 @@ def _contender(want: Wanted, **how: Any) -> Contender:
         precision=want.precision,
         task=want.task,
         image_size=want.image_size,
-        batch=BATCH,
+        batch=want.batch,
         **how,
     )
 
@@ -264,7 +269,7 @@ def build_convnext(want: dict[str, Any]) -> None:
     wanted = msgspec.convert(want, Wanted)
     export(
         "random", variant=wanted.model, format=wanted.runtime, precision=wanted.precision, task=wanted.task,
-        image_size=wanted.image_size, batch=BATCH, device=wanted.device, out=wanted.folder, force=True,
+        image_size=wanted.image_size, batch=wanted.batch, device=wanted.device, out=wanted.folder, force=True,
     )  # fmt: skip
 
 
@@ -288,7 +293,7 @@ def build_baseline(want: dict[str, Any]) -> None:
         raise UsageError(f"format eager holds ConvNeXt only; {wanted.model} runs as torch")
     if wanted.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {wanted.precision}; it has {', '.join(sorted(fmt.precisions))}")
-    spec = ExportSpec(format=fmt.name, precision=wanted.precision, batch=BATCH, device=wanted.device)
+    spec = ExportSpec(format=fmt.name, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
     source = Baseline(wanted.model, wanted.image_size, wanted.task)
     pixels = preprocess.probe_images(3, wanted.image_size, PROBES)
     images = preprocess.as_input(pixels, preprocessing_of(wanted.model), "float32")
@@ -298,7 +303,7 @@ def build_baseline(want: dict[str, Any]) -> None:
     module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision if fmt.typed_graph else "fp32")
     shutil.rmtree(wanted.folder, ignore_errors=True)
     with manifest.staged(wanted.folder) as folder:
-        example = torch.from_numpy(images[np.arange(BATCH.opt) % PROBES])
+        example = torch.from_numpy(images[np.arange(max(2, wanted.batch.opt)) % PROBES])
         place = "cpu" if fmt.ahead_of_time else wanted.device
         # Formats ask of the module what Baseline has: `spec`, `takes_uint8`, and to be called.
         graph = DeployGraph(module=module.to(place), export=spec, example=example.to(place))  # type: ignore[arg-type]
@@ -388,7 +393,7 @@ def open_timm(want: dict[str, Any], threads: int | None) -> Session:
 
     wanted = msgspec.convert(want, Wanted)
     module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision)
-    spec = ExportSpec(format="eager", precision=wanted.precision, batch=BATCH, device=wanted.device)
+    spec = ExportSpec(format="eager", precision=wanted.precision, batch=wanted.batch, device=wanted.device)
     record = msgspec.structs.replace(
         _record_of(module, spec, tensors_sha256(module.state_dict())),
         inputs=(input_record(module.spec, spec),),

@@ -35,7 +35,8 @@ TIMING_S = 3.0  # of each artifact
 LEAST_GAIN = 0.01  # of the latency with everything in 8 bits: what 8 bits in a group must save to be worth anything
 BUDGETS = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the distance with everything in 8 bits, one candidate each
 EVALUATION_BATCH = 16
-BF16_FEATURES = {"avx512_bf16", "amx_bf16"}  # with these, OpenVINO's bf16 is a float type to be beaten
+BF16_TARGETS = ("openvino", "native")
+BF16_FEATURES = {"avx512_bf16", "amx_bf16"}  # with these, their bf16 is a float type to be beaten
 FINALISTS = 3  # candidates that may be tried on the final images
 
 Progress = Callable[[str], Callable[[int, int], None]]
@@ -86,7 +87,7 @@ def search(
     limits = Limits(max_drop=budget.max_drop, alpha=budget.alpha)
     baseline = bench.build(bench.folder / "fp32", None, "fp32")
     floats = {"fp32": baseline}
-    if target == "openvino" and (loaded.plan.rest == "bf16" or BF16_FEATURES & env.cpu_features()):
+    if target in BF16_TARGETS and (loaded.plan.rest == "bf16" or BF16_FEATURES & env.cpu_features()):
         floats["bf16"] = bench.build(bench.folder / "bf16", None, "bf16")
 
     gains: dict[str, float] = {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def quantize(
     out: Annotated[Path, typer.Option(help="The plan, NAME.json; tensors and measurements go beside it.")],
     calibration: Annotated[str, typer.Option(help="Real images: folder, tar or Parquet; or, by name, random.")],
-    target: Annotated[str, typer.Option(help="onnx, openvino, tensorrt or tensorrt_rtx.")] = "onnx",
+    target: Annotated[str, typer.Option(help="onnx, openvino, native, tensorrt or tensorrt_rtx.")] = "onnx",
     variant: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights: Annotated[str | None, typer.Option(help="As for export.")] = None,
     type: Annotated[str, typer.Option(help="int8, or for TensorRT fp8.")] = "int8",

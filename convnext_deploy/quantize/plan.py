@@ -31,7 +31,7 @@ from .observers import scale_and_zero_point
 
 # What each runtime's 8-bit matrix product takes. TensorRT knows no zero points; u8s8 is what x86 multiplies.
 INT8: dict[Target, OperationType] = {
-    "onnx": "u8s8", "openvino": "u8s8", "tensorrt": "s8s8", "tensorrt_rtx": "s8s8",
+    "onnx": "u8s8", "openvino": "u8s8", "native": "u8s8", "tensorrt": "s8s8", "tensorrt_rtx": "s8s8",
 }  # fmt: skip
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
 FP8_TARGETS: frozenset[Target] = frozenset({"tensorrt", "tensorrt_rtx"})

@@ -1,0 +1,145 @@
+"""This package's own CPU engine: fused blocks in C++, one file of packed weights, no framework at run time."""
+
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..env import usable_cores
+from ..kernels import library
+from ..kernels.engine import Engine
+from ..kernels.packed import TYPES
+from ..session import Images, Profile, RunOptions, Session
+from ..types import ExportSpec, LayerKind, LayerTime, Manifest, ModelSpec, PrecisionTruth
+from .base import Format
+
+if TYPE_CHECKING:
+    from ..lower.capture import DeployGraph
+
+
+def build(graph: "DeployGraph", folder: Path) -> None:
+    from ..kernels import packed
+    from ..lower.native_graph import network_of
+    from ..models.convnext import ConvNeXt
+
+    assert isinstance(graph.module, ConvNeXt)
+    packed.write(network_of(graph.module), folder / FILE)
+
+
+class NativeSession(Session):
+    """The engine plans its memory for one batch and image size; another one is planned when a batch of it is bound."""
+
+    def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
+        super().__init__(manifest, options)
+        self._path = path
+        height, width = manifest.model.image_size
+        self._engine = self._planned(manifest.export.batch.opt, height, width)
+
+    def _planned(self, batch: int, height: int, width: int) -> Engine:
+        return Engine(self._path, batch, height, width, self.options.threads or usable_cores())
+
+    def _bind(self, images: Images) -> None:
+        if images.shape != self._engine.input_shape:
+            batch, *sides = images.shape
+            height, width = sides[:2] if self.manifest.export.input == "uint8" else sides[1:]
+            self._engine.close()
+            self._engine = self._planned(batch, height, width)
+        self._engine.bind(images)
+
+    def step(self) -> None:
+        self._engine.run()
+
+    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+        return tuple(output.copy() for output in self._engine.outputs)
+
+    def precision(self) -> PrecisionTruth:
+        """Shares of the matrix products, as the file holds them and as this CPU multiplies them."""
+        engine = self._engine
+        macs = dict(engine.multiply_accumulates)
+        macs["fp32"] -= depthwise_macs(self.manifest.model, engine.input_shape, self.manifest.export)
+        executed = {part.type: part.executed for part in engine.profile() if part.type is not None}
+        graph: dict[str, float] = {name: macs[name] / sum(macs.values()) for name in TYPES if macs[name]}
+        ran: dict[str, float] = {}
+        for name in TYPES:
+            if macs[name]:
+                kind = executed[name]
+                assert kind is not None
+                ran[kind] = ran.get(kind, 0.0) + graph[name]
+        note = "depthwise convolutions and norms are computed in fp32" if set(graph) != {"fp32"} else None
+        return PrecisionTruth(graph=graph, executed=ran, note=note, quantized=engine.products["int8"])
+
+    def profile(self, steps: int, warmup: int) -> Profile:
+        """From the engine's own clock, read between the parts of an operation."""
+        import time
+
+        names = operation_names(self.manifest.model)
+        found = []
+        for _ in range(warmup + steps):
+            start = time.perf_counter_ns()
+            parts = self._engine.profile()
+            wall_ms = (time.perf_counter_ns() - start) / 1e6
+            layers = tuple(
+                LayerTime(
+                    name=f"{names[part.operation]}.{part.part}",
+                    op=part.part,
+                    kind=KINDS[part.part],
+                    type=part.executed or "fp32",
+                    ms=part.ms,
+                )
+                for part in parts
+            )
+            found.append((wall_ms, layers))
+        return Profile("the engine's own clock", tuple(found[warmup:]), "times are those of the calling thread")
+
+
+KINDS: dict[str, LayerKind] = {
+    "stem": "convolution", "dwconv_norm": "depthwise", "expand": "GEMM", "grn": "norm", "project": "GEMM",
+    "downsample": "convolution", "head": "GEMM", "features": "layout", "wait": "other",
+}  # fmt: skip
+
+
+def operation_names(model: ModelSpec) -> tuple[str, ...]:
+    """What the file's operations are called, in its order (`kernels.packed`)."""
+    names = ["stem"] if model.stem == "patch" else ["stem.0", "stem.1"]
+    for stage, depth in enumerate(model.depths):
+        names += [f"downsamples.{stage - 1}"] if stage else []
+        names += [f"stages.{stage}.{index}" for index in range(depth)]
+        names += [f"features.{stage}"] if model.task == "features" else []
+    return tuple(names if model.task == "features" else [*names, "head"])
+
+
+def depthwise_macs(model: ModelSpec, shape: tuple[int, ...], export: ExportSpec) -> int:
+    """Multiply-accumulates of the depthwise convolutions for one image of an input batch of that shape."""
+    sides = shape[1:3] if export.input == "uint8" else shape[2:4]
+    stages = zip(model.depths, model.dims, model.kernel_sizes, (4, 8, 16, 32), strict=True)
+    return sum(
+        depth * width * kernel**2 * prod(side // stride for side in sides) for depth, width, kernel, stride in stages
+    )
+
+
+def refuse(spec: ExportSpec) -> None:
+    """Build the engine's library now: without a compiler nothing else is worth doing."""
+    library.build()
+
+
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> NativeSession:
+    return NativeSession(folder / FILE, manifest, options)
+
+
+FILE = "model.cnxt"
+FORMAT = Format(
+    name="native",
+    summary="this package's own CPU engine: fused blocks, int8, bf16 and fp32",
+    suffix=".cnxt",
+    runtime="native",
+    requires=("numpy",),
+    extra=None,
+    precisions=frozenset({"fp32", "bf16"}),
+    devices=frozenset({"cpu"}),
+    typed_graph=True,
+    build=build,
+    load=load,
+    refuse=refuse,
+)
