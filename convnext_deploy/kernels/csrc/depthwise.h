@@ -93,9 +93,9 @@ void depthwise(const Depthwise &d) {
   }
 }
 
-INLINE void store_as(uint32_t type, void *row, uint32_t column, Floats v, const Quantizer &q) {
+INLINE void store_as(uint32_t type, void *row, uint32_t column, Floats v, float gain, const Quantizer &q) {
   char *to = static_cast<char *>(row) + column * bytes_of(type);
-  if (type == INT8) store_codes(to, v, q);
+  if (type == INT8) store_codes(to, v * gain, q);
   else if (type == BF16) store_bf16(to, v);
   else store(to, v);
 }
@@ -139,7 +139,7 @@ void normalize_of(const Normalize &n) {
       Floats y = (load<Floats>(x + c) - mean) * rescale;
       if (n.weight) y *= load<Floats>(n.weight + c);
       if (n.bias) y += load<Floats>(n.bias + c);
-      store_as(n.type, out, c, y, q);
+      store_as(n.type, out, c, y, n.inverse_step, q);
     }
   }
 }
@@ -162,7 +162,7 @@ void scale_rows(const Normalize &n, uint32_t columns) {
       Floats y = load<Floats>(x + c);
       if (n.weight) y *= load<Floats>(n.weight + c);
       if (n.bias) y += load<Floats>(n.bias + c);
-      store_as(n.type, out, c, y, q);
+      store_as(n.type, out, c, y, n.inverse_step, q);
     }
   }
 }

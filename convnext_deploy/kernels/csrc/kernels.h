@@ -34,6 +34,7 @@ struct Gemm {
   const float *bias;
   const float *scale;       // INT8
   const int32_t *offset;    // INT8
+  const uint8_t *next;      // weights of the product that follows, or NULL: brought into the cache at the end
   Epilogue epilogue;
 };
 

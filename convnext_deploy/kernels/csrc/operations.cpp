@@ -205,15 +205,19 @@ void Session::dwconv_norm(const Operation &op, const Map &map, int buffer, size_
 void Session::block(const Operation &op, Place &place) {
   const Scratch &own = scratch[place.thread];
   const Map &map = maps[place.stage];
+  const uint8_t *following =
+      place.index + 1 < model.operations.size() ? model.tensor<uint8_t>((&op + 1)->a.weights) : nullptr;
   for_tiles(share(map.pixels(), place.thread), tile[place.stage], [&](size_t first, size_t count) {
     dwconv_norm(op, map, place.buffer, first, count, own);
     mark(place, 1, nullptr);
     Gemm expand = product(op.a, own.inputs, count);
+    expand.next = model.tensor<uint8_t>(op.b.weights);
     expand.epilogue = to_rows(&op.b, op.activation, own.hidden, input_stride(op.b));
     kernels.gemm(expand);
     mark(place, 2, &op.a);
     for (size_t i = 0; i < count; i++) own.pixels[i] = static_cast<uint32_t>(map.at(first + i));
     Gemm project = product(op.b, own.hidden, count);
+    project.next = following;
     project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
     kernels.gemm(project);
     mark(place, 4, &op.b);
