@@ -169,7 +169,7 @@ void scale_rows(const Normalize &n, uint32_t columns) {
 
 void sum_squares(const float *in, size_t stride, uint32_t rows, uint32_t columns, float *sums) {
   for (uint32_t c = 0; c < columns; c += L) {
-    Floats total = load<Floats>(sums + c);
+    Floats total = {};
     for (uint32_t row = 0; row < rows; row++) {
       const Floats v = load<Floats>(in + row * stride + c);
       total += v * v;

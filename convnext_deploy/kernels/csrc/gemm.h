@@ -216,6 +216,7 @@ INLINE Finish rows_finish(uint32_t activation) {
 template <uint32_t TYPE>
 INLINE Finish finish_of(const Epilogue &e) {
   if (e.kind == Epilogue::STREAM) return e.residual ? stream_epilogue<TYPE, true> : stream_epilogue<TYPE, false>;
+  if (e.type == FP32 && !e.exact && e.activation == GELU) return rows_epilogue<TYPE, FP32, GELU, Exactness::MIDDLE>;
   if (e.type == FP32) return rows_finish<TYPE, FP32, Exactness::FINE>(e.activation);
   if (e.type == BF16) return rows_finish<TYPE, BF16, Exactness::MIDDLE>(e.activation);
   if (e.activation == GELU && e.step < COARSE_STEP) return rows_epilogue<TYPE, INT8, GELU, Exactness::FINE>;

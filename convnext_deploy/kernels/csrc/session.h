@@ -34,6 +34,8 @@ struct Scratch {
   uint32_t *pixels;  // [tile]
 };
 
+constexpr size_t GRN_RUN = 7;  // pixels whose squares are added up at once
+
 // How far a thread is: which stage, and which of its map's two buffers holds the current values.
 struct Place {
   uint32_t thread;
@@ -96,6 +98,7 @@ class Session {
   float *middle = nullptr;                 // of an overlapping stem, [images][h][w][C]
   std::array<uint32_t, 4> grn_images = {}; // that a V2 block works on at once, by stage
   float *grn_hidden = nullptr;             // [their pixels][padded(4C)]
+  float *grn_sums = nullptr;               // [their runs][padded(4C)]
   float *grn_factor = nullptr;             // [their number][padded(4C)]
   float *vectors[2] = {};                  // of the head, [images][widest]
   uint8_t *head_inputs = nullptr;
