@@ -227,18 +227,18 @@ void Session::block(const Operation &op, Place &place) {
 }
 
 // GRN needs the whole image's hidden map before any of it can go on, so it is written out. Its sums of squares are
-// taken over runs of `GRN_RUN` pixels, while those are in the cache, and the runs are added up in order: the result
+// taken over short runs of pixels, while those are in the cache, and the runs are added up in order: the result
 // does not depend on how many threads there are.
 void Session::block_with_grn(const Operation &op, Place &place) {
   const Scratch &own = scratch[place.thread];
   const Map &map = maps[place.stage];
   const size_t area = size_t{map.height} * map.width, wide = op.b.inputs, hidden = 4 * size_t{op.channels};
-  const size_t runs = (area + GRN_RUN - 1) / GRN_RUN;  // of an image
-  const auto pixel_of = [&](size_t run) { return run / runs * area + std::min(run % runs * GRN_RUN, area); };
+  const size_t length = grn_run(area), runs = (area + length - 1) / length;  // of a run; of an image
+  const auto pixel_of = [&](size_t run) { return run / runs * area + std::min(run % runs * length, area); };
   for (size_t image = 0; image < batch; image += grn_images[place.stage]) {
     const size_t images = std::min<size_t>(grn_images[place.stage], batch - image), start = image * area;
     const Span mine = share(images * runs, place.thread);
-    const size_t most = std::max<size_t>(tile[place.stage] / GRN_RUN, 1);
+    const size_t most = std::max<size_t>(tile[place.stage] / length, 1);
     for_tiles(mine, most, [&](size_t run, size_t count) {
       const size_t first = pixel_of(run), pixels = pixel_of(run + count) - first;
       dwconv_norm(op, map, place.buffer, start + first, pixels, own);

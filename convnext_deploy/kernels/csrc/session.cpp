@@ -105,7 +105,7 @@ size_t Session::lay_out(uint8_t *base) {
           const size_t area = size_t{maps[stage].height} * maps[stage].width;
           grn_images[stage] = static_cast<uint32_t>(std::clamp<size_t>(GRN_PIXELS / area, 1, batch));
           hidden_pixels = std::max(hidden_pixels, grn_images[stage] * area * padded(4 * size_t{op.channels}));
-          sums = std::max(sums, grn_images[stage] * ((area + GRN_RUN - 1) / GRN_RUN) * padded(4 * size_t{op.channels}));
+          sums = std::max(sums, grn_images[stage] * ((area + grn_run(area) - 1) / grn_run(area)) * padded(4 * size_t{op.channels}));
           factors = std::max(factors, grn_images[stage] * padded(4 * size_t{op.channels}));
         }
         break;

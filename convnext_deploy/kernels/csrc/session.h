@@ -34,7 +34,8 @@ struct Scratch {
   uint32_t *pixels;  // [tile]
 };
 
-constexpr size_t GRN_RUN = 7;  // pixels whose squares are added up at once
+// Pixels of a V2 block's hidden map whose squares are added up at once: few enough to share small maps out evenly.
+inline size_t grn_run(size_t area) { return area < 56 ? 1 : area < 196 ? area / 28 : 7; }
 
 // How far a thread is: which stage, and which of its map's two buffers holds the current values.
 struct Place {
