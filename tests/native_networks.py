@@ -1,6 +1,5 @@
 """What the tests of the native engine share: its description of a network, taken from the PyTorch module."""
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -9,7 +8,12 @@ from torch import nn
 
 from convnext_deploy.kernels import packed
 from convnext_deploy.models.convnext import Block, ChannelNorm, ConvNeXt, Downsample
+from convnext_deploy.quantize import apply as applying
+from convnext_deploy.quantize import plan as plans
 from convnext_deploy.quantize.apply import QuantizedLinear, QuantizedPatches
+from convnext_deploy.quantize.observers import scale_and_zero_point
+from convnext_deploy.quantize.plan import LoadedPlan
+from convnext_deploy.types import OperationPlan, Plan
 
 
 def array(tensor: torch.Tensor | None) -> Any:
@@ -41,7 +45,7 @@ def norm_of(norm: ChannelNorm) -> packed.ChannelNorm:
     return packed.ChannelNorm(kind=norm.kind, eps=norm.eps, weight=array(norm.weight), bias=array(norm.bias))
 
 
-def network_of(model: ConvNeXt, precision: packed.ProductType = "fp32", **kept: packed.ProductType) -> packed.Network:
+def network_of(model: ConvNeXt, precision: packed.ProductType = "fp32") -> packed.Network:
     """A folded module, its products in `precision` unless they are quantized."""
 
     def product(module: nn.Module) -> packed.Product:
@@ -93,3 +97,33 @@ def network_of(model: ConvNeXt, precision: packed.ProductType = "fp32", **kept: 
             classifier=None if head.classifier is None else product(head.classifier),
         ),
     )
+
+
+def quantize_(model: ConvNeXt, images: torch.Tensor, target: Any = "onnx") -> None:
+    """Rewrite a folded module to a plan of all its products in 8 bits, with the ranges that these images give."""
+    paths = plans.products(model)
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            ranges[name] = (inputs[0].min().item(), inputs[0].max().item())
+
+        return hook
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(keep(name)) for name, path in paths.items()]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    operations = {}
+    for name, (low, high) in ranges.items():
+        scale, zero_point = scale_and_zero_point(np.float64(min(low, 0)), np.float64(max(high, 0)), "u8_asymmetric")
+        operations[name] = OperationPlan(type="u8s8", scale=float(np.float32(scale)), zero_point=int(zero_point))
+    if model.takes_uint8 and "stem" in operations:
+        operations["stem"] = OperationPlan(type="u8s8", scale=1.0, zero_point=0)
+    plan = Plan(
+        target=target, architecture=model.spec.architecture, weights_sha256="0" * 64,
+        input="uint8" if model.takes_uint8 else "float32", image_size=model.spec.image_size, rest="fp32",
+        calibration=None, operations=operations,
+    )  # fmt: skip
+    applying.apply(model, LoadedPlan(plan, {}))

@@ -68,7 +68,9 @@ def find_compiler() -> str:
     named = os.environ.get("CXX")
     if named:
         if shutil.which(shlex.split(named)[0]) is None:
-            raise MissingPackageError(f"$CXX is {named!r}, which is not on PATH; the native engine needs a C++ compiler")
+            raise MissingPackageError(
+                f"$CXX is {named!r}, which is not on PATH; the native engine needs a C++ compiler"
+            )
         return named
     for name in COMPILERS:
         if shutil.which(name):
@@ -82,7 +84,7 @@ def find_compiler() -> str:
 def units() -> dict[str, tuple[str, ...]]:
     """Every source file to compile on this machine, and its own flags: the instruction set that it is written for."""
     x86 = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
-    return {name: () for name in COMMON} | x86
+    return dict.fromkeys(COMMON, ()) | x86
 
 
 def cache_folder() -> Path:
@@ -134,10 +136,10 @@ def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...]) -> 
             stderr=subprocess.PIPE,
             text=True,
         )
-    failures = [(target.stem, output[1]) for target, child in running.items() if (output := child.communicate())[1:]
-                and child.returncode]  # fmt: skip
-    if failures:
-        raise BuildError(_refusal(compiler, *failures[0]))
+    refusals = {target: child.communicate()[1] for target, child in running.items()}
+    for target, child in running.items():
+        if child.returncode:
+            raise BuildError(_refusal(compiler, f"{target.stem}.cpp", refusals[target]))
     library = work / "libconvnext_deploy.so"
     linked = subprocess.run(
         [*command, "-shared", *map(str, running), "-o", str(library)], capture_output=True, text=True

@@ -281,7 +281,7 @@ class _Writer:
         self.end = self._aligned()
         offset = self.end
         content = np.ascontiguousarray(array)
-        self.file.write(memoryview(content).cast("B"))
+        content.tofile(self.file)
         self.end += content.nbytes
         return offset
 

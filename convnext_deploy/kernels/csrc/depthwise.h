@@ -93,9 +93,9 @@ void depthwise(const Depthwise &d) {
   }
 }
 
-INLINE void store_as(uint32_t type, void *row, uint32_t column, Floats v, const Quantizer &q) {
+INLINE void store_as(uint32_t type, void *row, uint32_t column, Floats v, float gain, const Quantizer &q) {
   char *to = static_cast<char *>(row) + column * bytes_of(type);
-  if (type == INT8) store_codes(to, v, q);
+  if (type == INT8) store_codes(to, v * gain, q);
   else if (type == BF16) store_bf16(to, v);
   else store(to, v);
 }
@@ -139,7 +139,7 @@ void normalize_of(const Normalize &n) {
       Floats y = (load<Floats>(x + c) - mean) * rescale;
       if (n.weight) y *= load<Floats>(n.weight + c);
       if (n.bias) y += load<Floats>(n.bias + c);
-      store_as(n.type, out, c, y, q);
+      store_as(n.type, out, c, y, n.inverse_step, q);
     }
   }
 }
@@ -162,14 +162,14 @@ void scale_rows(const Normalize &n, uint32_t columns) {
       Floats y = load<Floats>(x + c);
       if (n.weight) y *= load<Floats>(n.weight + c);
       if (n.bias) y += load<Floats>(n.bias + c);
-      store_as(n.type, out, c, y, q);
+      store_as(n.type, out, c, y, n.inverse_step, q);
     }
   }
 }
 
 void sum_squares(const float *in, size_t stride, uint32_t rows, uint32_t columns, float *sums) {
   for (uint32_t c = 0; c < columns; c += L) {
-    Floats total = load<Floats>(sums + c);
+    Floats total = {};
     for (uint32_t row = 0; row < rows; row++) {
       const Floats v = load<Floats>(in + row * stride + c);
       total += v * v;

@@ -98,16 +98,25 @@ struct Dot<FP32> {
 // One tile's sums, `[ROWS][GROUPS * 16]`, left in the first-level cache for the epilogue.
 constexpr int TILE = GROUPS * BLOCK;
 
+// Sums that begin with `start`, one value an output: a product's offset or bias. `next` is brought into the second-level
+// cache meanwhile, a line a step.
 template <uint32_t TYPE, int M, int G>
 __attribute__((noinline)) void multiply(const uint8_t *a, size_t stride, const uint8_t *w, size_t group, uint32_t steps,
-                                        void *sums) {
+                                        const void *start, const uint8_t *next, void *sums) {
   using D = Dot<TYPE>;
   constexpr int V = G * PARTS;
-  typename D::Sum s[M][V] = {};
-  // Three bases keep the row addresses to base + {0, 1, 2, 4} strides and leave registers for the loop.
+  typename D::Sum s[M][V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) {
+    const auto first = load<typename D::Sum>(static_cast<const char *>(start) + v * L * 4);
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++) s[m][v] = first;
+  }
+  // Three bases keep the row addresses to base + {0, 1, 2, 3, 4} strides and leave registers for the loop.
   const uint8_t *rows[3] = {a, a + 5 * stride, a + 10 * stride};
   const size_t three = 3 * stride;
-  for (uint32_t step = 0; step < steps; step++, w += 64) {
+  for (uint32_t step = 0; step < steps; step++, w += 64, next += 64) {
+    __builtin_prefetch(next, 0, 2);
     typename D::Weights b[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) b[v] = D::weights(w + (v / PARTS) * group + (v % PARTS) * (4 * L));
@@ -126,7 +135,8 @@ __attribute__((noinline)) void multiply(const uint8_t *a, size_t stride, const u
     for (int v = 0; v < V; v++) store(static_cast<char *>(sums) + (m * TILE + v * L) * 4, s[m][v]);
 }
 
-using Multiply = void (*)(const uint8_t *, size_t, const uint8_t *, size_t, uint32_t, void *);
+using Multiply = void (*)(const uint8_t *, size_t, const uint8_t *, size_t, uint32_t, const void *, const uint8_t *,
+                          void *);
 
 template <uint32_t TYPE, int G, int... M>
 INLINE Multiply multiply_of(int rows, std::integer_sequence<int, M...>) {
@@ -140,27 +150,32 @@ INLINE Multiply multiply_of(int rows, int groups) {
   return groups == GROUPS ? multiply_of<TYPE, GROUPS>(rows, All{}) : multiply_of<TYPE, 1>(rows, All{});
 }
 
+// What turns sums into outputs, for one vector of them.
 template <uint32_t TYPE>
-INLINE Floats finished(const void *sums, const Gemm &g, size_t n) {
-  const Floats bias = load<Floats>(g.bias + n);
-  if constexpr (TYPE == INT8) {
-    const Ints sum = load<Ints>(sums) + load<Ints>(g.offset + n);
-    return to_floats(sum) * load<Floats>(g.scale + n) + bias;
-  } else {
-    return load<Floats>(sums) + bias;
+struct Outputs {
+  Floats scale, bias;
+
+  INLINE Outputs of(const Gemm &g, size_t n) {
+    if constexpr (TYPE == INT8) return {load<Floats>(g.scale + n), load<Floats>(g.bias + n)};
+    else return {splat(1.0f), splat(0.0f)};
   }
-}
+  INLINE Floats from(const float *sums, Outputs o) {
+    if constexpr (TYPE == INT8) return to_floats(load<Ints>(sums)) * o.scale + o.bias;
+    return load<Floats>(sums);  // they began with the bias
+  }
+};
 
 template <uint32_t TYPE, uint32_t OUT, uint32_t A, Exactness E>
 void rows_epilogue(const Gemm &g, const float *sums, size_t row, int rows, size_t group, int groups) {
   const Epilogue &e = g.epilogue;
   const Quantizer q = quantizer(e.inverse_step, e.shift, e.zero_point);
-  for (int m = 0; m < rows; m++) {
-    char *out = static_cast<char *>(e.out) + (row + m) * e.stride + group * BLOCK * bytes_of(OUT);
-#pragma GCC unroll 2
-    for (int v = 0; v < groups * PARTS; v++) {
-      const Floats y = activated<A, E>(finished<TYPE>(sums + m * TILE + v * L, g, group * BLOCK + v * L));
-      char *to = out + v * L * bytes_of(OUT);
+  const float gain = OUT == INT8 ? e.inverse_step : 1.0f;
+  const size_t width = bytes_of(OUT);
+  for (int v = 0; v < groups * PARTS; v++) {
+    const Outputs<TYPE> outputs = Outputs<TYPE>::of(g, group * BLOCK + v * L);
+    char *to = static_cast<char *>(e.out) + row * e.stride + (group * BLOCK + v * L) * width;
+    for (int m = 0; m < rows; m++, to += e.stride) {
+      const Floats y = activated<A, E>(Outputs<TYPE>::from(sums + m * TILE + v * L, outputs), gain);
       if constexpr (OUT == INT8) store_codes(to, y, q);
       if constexpr (OUT == BF16) store_bf16(to, y);
       if constexpr (OUT == FP32) store(to, y);
@@ -168,19 +183,19 @@ void rows_epilogue(const Gemm &g, const float *sums, size_t row, int rows, size_
   }
 }
 
-template <uint32_t TYPE>
+template <uint32_t TYPE, bool RESIDUAL>
 void stream_epilogue(const Gemm &g, const float *sums, size_t row, int rows, size_t group, int groups) {
   const Epilogue &e = g.epilogue;
-  for (int block = 0; block < groups; block++)
+  for (int v = 0; v < groups * PARTS; v++) {
+    const Outputs<TYPE> outputs = Outputs<TYPE>::of(g, group * BLOCK + v * L);
+    const size_t plane = (group + v / PARTS) * e.stride, part = v % PARTS * L;
     for (int m = 0; m < rows; m++) {
-      const size_t at = ((group + block) * e.stride + e.pixels[row + m]) * BLOCK;
-#pragma GCC unroll 4
-      for (int v = 0; v < PARTS; v++) {
-        Floats y = finished<TYPE>(sums + m * TILE + block * BLOCK + v * L, g, (group + block) * BLOCK + v * L);
-        if (e.residual) y += load<Floats>(e.residual + at + v * L);
-        store(static_cast<float *>(e.out) + at + v * L, y);
-      }
+      const size_t at = (plane + e.pixels[row + m]) * BLOCK + part;
+      Floats y = Outputs<TYPE>::from(sums + m * TILE + v * L, outputs);
+      if constexpr (RESIDUAL) y += load<Floats>(e.residual + at);
+      store(static_cast<float *>(e.out) + at, y);
     }
+  }
 }
 
 using Finish = void (*)(const Gemm &, const float *, size_t, int, size_t, int);
@@ -200,7 +215,8 @@ INLINE Finish rows_finish(uint32_t activation) {
 
 template <uint32_t TYPE>
 INLINE Finish finish_of(const Epilogue &e) {
-  if (e.kind == Epilogue::STREAM) return stream_epilogue<TYPE>;
+  if (e.kind == Epilogue::STREAM) return e.residual ? stream_epilogue<TYPE, true> : stream_epilogue<TYPE, false>;
+  if (e.type == FP32 && !e.exact && e.activation == GELU) return rows_epilogue<TYPE, FP32, GELU, Exactness::MIDDLE>;
   if (e.type == FP32) return rows_finish<TYPE, FP32, Exactness::FINE>(e.activation);
   if (e.type == BF16) return rows_finish<TYPE, BF16, Exactness::MIDDLE>(e.activation);
   if (e.activation == GELU && e.step < COARSE_STEP) return rows_epilogue<TYPE, INT8, GELU, Exactness::FINE>;
@@ -211,15 +227,20 @@ template <uint32_t TYPE>
 void gemm_of(const Gemm &g) {
   alignas(64) float sums[ROWS * TILE];
   const Finish finish = finish_of<TYPE>(g.epilogue);
+  const auto *start = TYPE == INT8 ? reinterpret_cast<const float *>(g.offset) : g.bias;
   const size_t group_bytes = size_t{g.steps} * 64;
   const uint32_t blocks = (g.rows + ROWS - 1) / ROWS;
   for (uint32_t group = g.first; group < g.last; group += GROUPS) {
     const int groups = group + GROUPS <= g.last ? GROUPS : 1;
     uint32_t row = 0;
+    const uint8_t *weights = g.weights + group * group_bytes, *next = weights + GROUPS * group_bytes;
+    if (group + GROUPS >= g.last) next = g.next;
     for (uint32_t block = 0; block < blocks; block++) {  // rows spread evenly over the blocks
       const int rows = static_cast<int>((g.rows - row + blocks - block - 1) / (blocks - block));
-      multiply_of<TYPE>(rows, groups)(g.a + row * g.a_stride, g.a_stride, g.weights + group * group_bytes, group_bytes,
-                                      g.steps, sums);
+      // The first two blocks bring in the weights of the next two groups; later ones what is there anyway.
+      const uint8_t *fetched = block < GROUPS && next ? next + block * group_bytes : weights;
+      multiply_of<TYPE>(rows, groups)(g.a + row * g.a_stride, g.a_stride, weights, group_bytes, g.steps,
+                                      start + group * BLOCK, fetched, sums);
       finish(g, sums, row, rows, group, groups);
       row += rows;
     }

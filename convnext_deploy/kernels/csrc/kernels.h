@@ -12,6 +12,7 @@ struct Epilogue {
   enum Kind : uint32_t { ROWS, STREAM } kind;
   uint32_t type;            // ROWS: of the written values; INT8 ones are quantized with step, shift and zero_point
   uint32_t activation;      // ROWS
+  bool exact;               // ROWS of FP32: whether the activation is, too; otherwise to the precision of bf16
   void *out;                // ROWS: row m at `out + m * stride` bytes. STREAM: [padded(N) / 16][plane][16] floats
   size_t stride;            // ROWS: bytes; STREAM: pixels in a plane
   const uint32_t *pixels;   // STREAM: of each row, inside a plane
@@ -34,6 +35,7 @@ struct Gemm {
   const float *bias;
   const float *scale;       // INT8
   const int32_t *offset;    // INT8
+  const uint8_t *next;      // weights of the product that follows, or NULL: brought into the cache at the end
   Epilogue epilogue;
 };
 
@@ -73,7 +75,7 @@ struct Kernels {
   void (*normalize)(const Normalize &);
   // Rows of floats times weight plus bias, where they are given, to rows of `type`; `columns` is a multiple of 16.
   void (*scale_rows)(const Normalize &, uint32_t columns);
-  // sums[c] += x[r][c]^2 over the rows.
+  // sums[c] = the rows' sum of x[r][c]^2.
   void (*sum_squares)(const float *in, size_t stride, uint32_t rows, uint32_t columns, float *sums);
 };
 

@@ -70,6 +70,7 @@ Epilogue Session::to_rows(const Product *next, uint32_t activation, void *out, s
   e.activation = activation;
   e.out = out;
   e.stride = stride;
+  e.exact = true;
   if (e.type == INT8) {
     e.inverse_step = 1.0f / next->step;
     e.step = next->step;
@@ -205,15 +206,19 @@ void Session::dwconv_norm(const Operation &op, const Map &map, int buffer, size_
 void Session::block(const Operation &op, Place &place) {
   const Scratch &own = scratch[place.thread];
   const Map &map = maps[place.stage];
+  const uint8_t *following =
+      place.index + 1 < model.operations.size() ? model.tensor<uint8_t>((&op + 1)->a.weights) : nullptr;
   for_tiles(share(map.pixels(), place.thread), tile[place.stage], [&](size_t first, size_t count) {
     dwconv_norm(op, map, place.buffer, first, count, own);
     mark(place, 1, nullptr);
     Gemm expand = product(op.a, own.inputs, count);
+    expand.next = model.tensor<uint8_t>(op.b.weights);
     expand.epilogue = to_rows(&op.b, op.activation, own.hidden, input_stride(op.b));
     kernels.gemm(expand);
     mark(place, 2, &op.a);
     for (size_t i = 0; i < count; i++) own.pixels[i] = static_cast<uint32_t>(map.at(first + i));
     Gemm project = product(op.b, own.hidden, count);
+    project.next = following;
     project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
     kernels.gemm(project);
     mark(place, 4, &op.b);
@@ -221,56 +226,72 @@ void Session::block(const Operation &op, Place &place) {
   place.buffer = 1 - place.buffer;
 }
 
+// GRN needs the whole image's hidden map before any of it can go on, so it is written out. Its sums of squares are
+// taken over short runs of pixels, while those are in the cache, and the runs are added up in order: the result
+// does not depend on how many threads there are.
 void Session::block_with_grn(const Operation &op, Place &place) {
   const Scratch &own = scratch[place.thread];
   const Map &map = maps[place.stage];
   const size_t area = size_t{map.height} * map.width, wide = op.b.inputs, hidden = 4 * size_t{op.channels};
+  const size_t length = grn_run(area), runs = (area + length - 1) / length;  // of a run; of an image
+  const auto pixel_of = [&](size_t run) { return run / runs * area + std::min(run % runs * length, area); };
   for (size_t image = 0; image < batch; image += grn_images[place.stage]) {
     const size_t images = std::min<size_t>(grn_images[place.stage], batch - image), start = image * area;
-    const Span own_pixels = share(images * area, place.thread);
-    for_tiles(own_pixels, tile[place.stage], [&](size_t first, size_t count) {
-      dwconv_norm(op, map, place.buffer, start + first, count, own);
+    const Span mine = share(images * runs, place.thread);
+    const size_t most = std::max<size_t>(tile[place.stage] / length, 1);
+    for_tiles(mine, most, [&](size_t run, size_t count) {
+      const size_t first = pixel_of(run), pixels = pixel_of(run + count) - first;
+      dwconv_norm(op, map, place.buffer, start + first, pixels, own);
       mark(place, 1, nullptr);
-      Gemm expand = product(op.a, own.inputs, count);
+      Gemm expand = product(op.a, own.inputs, pixels);
+      expand.next = model.tensor<uint8_t>(op.a.weights);
       expand.epilogue = to_rows(nullptr, op.activation, grn_hidden + first * wide, wide * sizeof(float));
+      expand.epilogue.exact = op.b.type == FP32;
       kernels.gemm(expand);
       mark(place, 2, &op.a);
+      for (size_t r = run; r < run + count; r++)
+        kernels.sum_squares(grn_hidden + pixel_of(r) * wide, wide, static_cast<uint32_t>(pixel_of(r + 1) - pixel_of(r)),
+                            static_cast<uint32_t>(wide), grn_sums + r * wide);
+      mark(place, 3, nullptr);
     });
     wait(place);
-    // A thread's share of the channels, over all pixels in order: the sums do not depend on the number of threads.
-    const Span blocks = share(wide / BLOCK, place.thread);
-    const size_t from = blocks.first * BLOCK, columns = (blocks.last - blocks.first) * BLOCK;
-    for (size_t i = 0; i < images; i++) {
-      float *sums = grn_factor + i * wide + from;
-      std::fill(sums, sums + columns, 0.0f);
-      kernels.sum_squares(grn_hidden + i * area * wide + from, wide, static_cast<uint32_t>(area),
-                          static_cast<uint32_t>(columns), sums);
+    const Span blocks = share(images * wide / BLOCK, place.thread);
+    for (size_t block = blocks.first; block < blocks.last; block++) {
+      const size_t i = block * BLOCK / wide, column = block * BLOCK % wide;
+      float total[BLOCK] = {};
+      for (size_t r = i * runs; r < (i + 1) * runs; r++)
+        for (size_t c = 0; c < BLOCK; c++) total[c] += grn_sums[r * wide + column + c];
+      for (size_t c = 0; c < BLOCK; c++) grn_factor[i * wide + column + c] = std::sqrt(total[c]);
     }
+    mark(place, 3, nullptr);
     wait(place);
     if (place.thread == 0) {
       const float *weight = model.tensor<float>(op.grn_weight);
       for (size_t i = 0; i < images; i++) {
         float *factor = grn_factor + i * wide;
         double total = 0;
-        for (size_t c = 0; c < hidden; c++) total += factor[c] = std::sqrt(factor[c]);
+        for (size_t c = 0; c < hidden; c++) total += factor[c];
         const float mean = static_cast<float>(total / static_cast<double>(hidden));
         for (size_t c = 0; c < wide; c++) factor[c] = 1 + weight[c] * (factor[c] / (mean + op.grn_eps));
       }
     }
     mark(place, 3, nullptr);
     wait(place);
-    for_tiles(own_pixels, tile[place.stage], [&](size_t first, size_t count) {
-      for (size_t done = 0; done < count;) {  // a tile may reach into the next image, whose factors are others
-        const size_t i = (first + done) / area, rows = std::min(count - done, (i + 1) * area - first - done);
-        Normalize n = reading(op.b, grn_hidden + (first + done) * wide, wide, rows, own.hidden + done * input_stride(op.b));
+    for_tiles(mine, most, [&](size_t run, size_t count) {
+      const size_t first = pixel_of(run), pixels = pixel_of(run + count) - first;
+      for (size_t done = 0; done < pixels;) {  // a tile may reach into the next image, whose factors are others
+        const size_t i = (first + done) / area, rows = std::min(pixels - done, (i + 1) * area - first - done);
+        Normalize n =
+            reading(op.b, grn_hidden + (first + done) * wide, wide, rows, own.hidden + done * input_stride(op.b));
         n.weight = grn_factor + i * wide;
         n.bias = model.tensor<float>(op.grn_bias);
         kernels.scale_rows(n, op.b.inputs);
         done += rows;
       }
       mark(place, 3, nullptr);
-      for (size_t i = 0; i < count; i++) own.pixels[i] = static_cast<uint32_t>(map.at(start + first + i));
-      Gemm project = product(op.b, own.hidden, count);
+      for (size_t i = 0; i < pixels; i++) own.pixels[i] = static_cast<uint32_t>(map.at(start + first + i));
+      Gemm project = product(op.b, own.hidden, pixels);
+      project.next = model.tensor<uint8_t>(op.b.weights);
       project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
       kernels.gemm(project);
       mark(place, 4, &op.b);

@@ -83,7 +83,7 @@ size_t Session::lay_out(uint8_t *base) {
     for (float *&data : map.data) data = cursor.take<float>(Wide{map.plane()} * map.columns());
   }
   // The widest rows of any operation, in bytes, and the tile of each stage.
-  size_t rows = 0, inputs = 0, head = 0, hidden_pixels = 0, factors = 0;
+  size_t rows = 0, inputs = 0, head = 0, hidden_pixels = 0, sums = 0, factors = 0;
   std::array<size_t, 4> hidden = {};
   int stage = 0;
   size_t middle_floats = 0;
@@ -105,6 +105,7 @@ size_t Session::lay_out(uint8_t *base) {
           const size_t area = size_t{maps[stage].height} * maps[stage].width;
           grn_images[stage] = static_cast<uint32_t>(std::clamp<size_t>(GRN_PIXELS / area, 1, batch));
           hidden_pixels = std::max(hidden_pixels, grn_images[stage] * area * padded(4 * size_t{op.channels}));
+          sums = std::max(sums, grn_images[stage] * ((area + grn_run(area) - 1) / grn_run(area)) * padded(4 * size_t{op.channels}));
           factors = std::max(factors, grn_images[stage] * padded(4 * size_t{op.channels}));
         }
         break;
@@ -144,6 +145,7 @@ size_t Session::lay_out(uint8_t *base) {
   }
   middle = cursor.take<float>(Wide{batch} * (height / 2) * (width / 2) * middle_floats);
   grn_hidden = cursor.take<float>(hidden_pixels);
+  grn_sums = cursor.take<float>(sums);
   grn_factor = cursor.take<float>(factors);
   for (float *&vector : vectors) vector = cursor.take<float>(Wide{batch} * head_width);
   head_inputs = cursor.take<uint8_t>(Wide{batch} * head);

@@ -34,6 +34,9 @@ struct Scratch {
   uint32_t *pixels;  // [tile]
 };
 
+// Pixels of a V2 block's hidden map whose squares are added up at once: few enough to share small maps out evenly.
+inline size_t grn_run(size_t area) { return area < 56 ? 1 : area < 196 ? area / 28 : 7; }
+
 // How far a thread is: which stage, and which of its map's two buffers holds the current values.
 struct Place {
   uint32_t thread;
@@ -96,6 +99,7 @@ class Session {
   float *middle = nullptr;                 // of an overlapping stem, [images][h][w][C]
   std::array<uint32_t, 4> grn_images = {}; // that a V2 block works on at once, by stage
   float *grn_hidden = nullptr;             // [their pixels][padded(4C)]
+  float *grn_sums = nullptr;               // [their runs][padded(4C)]
   float *grn_factor = nullptr;             // [their number][padded(4C)]
   float *vectors[2] = {};                  // of the head, [images][widest]
   uint8_t *head_inputs = nullptr;

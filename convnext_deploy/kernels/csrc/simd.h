@@ -104,21 +104,23 @@ INLINE void store_bf16(void *to, Floats v) {  // half to even; NaN stays NaN
 
 // (v - shift) / step to a code: rounded half to even, moved by the zero point, saturated.
 struct Quantizer {
-  Floats inverse, shift, low, high;
+  Floats move, low, high;
   Ints zero_point;
 };
 
 INLINE Quantizer quantizer(float inverse_step, float shift, int32_t zero_point) {
-  return {splat(inverse_step), splat(shift), splat(-static_cast<float>(zero_point)),
+  return {splat(-shift * inverse_step), splat(-static_cast<float>(zero_point)),
           splat(255.0f - static_cast<float>(zero_point)), splat(zero_point)};
 }
 
-INLINE void store_codes(void *to, Floats v, const Quantizer &q) {
-  const Floats scaled = greatest(least((v - q.shift) * q.inverse, q.high), q.low);
-  const Ints codes = rounded(scaled) + q.zero_point;
+// `scaled` is v / step.
+INLINE void store_codes(void *to, Floats scaled, const Quantizer &q) {
 #if defined(__AVX512F__)
-  _mm_storeu_si128(static_cast<__m128i *>(to), _mm512_cvtepi32_epi8((__m512i)codes));
+  // What is too large for an int32 becomes its smallest, which as an unsigned number is saturated like the others.
+  const Ints codes = rounded(greatest(scaled + q.move, q.low)) + q.zero_point;
+  _mm_storeu_si128(static_cast<__m128i *>(to), _mm512_cvtusepi32_epi8((__m512i)codes));
 #else
+  const Ints codes = rounded(greatest(least(scaled + q.move, q.high), q.low)) + q.zero_point;
   store(to, __builtin_convertvector(codes, Bytes));
 #endif
 }
@@ -146,34 +148,44 @@ INLINE Floats sigmoid_times(Floats x, Floats argument) {  // x / (1 + e^-argumen
   return x / (1.0f + exponential(-bounded));
 }
 
-// x Phi(x). Phi is 1/2 + x P(x^2) up to the bound and exactly 0 or 1 beyond it; the coefficients minimize the largest
-// error of x Phi(x). Largest absolute errors: coarse 5.8e-4, middle 8.2e-5, fine 8e-7 (test_native_ops.py).
-INLINE Floats gelu_coarse(Floats x) {
-  const Floats c = greatest(least(x, splat(3.6f)), splat(-3.6f)), u = c * c;
-  Floats p = splat(-5.39761434e-07f);
-  p = p * u + 2.87446915e-05f;
-  p = p * u - 0.000642883016f;
-  p = p * u + 0.00800349462f;
-  p = p * u - 0.0629901345f;
-  p = p * u + 0.396803654f;
-  return x * (c * p + 0.5f);
+// v limited to [-bound, bound].
+INLINE Floats limited(Floats v, float bound) {
+#if defined(__AVX512DQ__)
+  return (Floats)_mm512_range_ps((__m512)v, (__m512)splat(bound), 2);  // the lesser magnitude with v's sign
+#else
+  return greatest(least(v, splat(bound)), splat(-bound));
+#endif
 }
 
-INLINE Floats gelu_middle(Floats x) {
-  const Floats c = greatest(least(x, splat(4.2f)), splat(-4.2f)), u = c * c;
-  Floats p = splat(-9.01765097e-10f);
-  p = p * u + 7.94141883e-08f;
-  p = p * u - 3.03795289e-06f;
-  p = p * u + 6.68909888e-05f;
-  p = p * u - 0.000950659683f;
-  p = p * u + 0.0092982378f;
-  p = p * u - 0.0655282172f;
-  p = p * u + 0.398465882f;
-  return x * (c * p + 0.5f);
+// gain x Phi(x). Phi is 1/2 + c P(c^2) with c = x limited to the bound, where it is exactly 0 or 1; the coefficients
+// minimize the largest error of x Phi(x). Largest absolute errors: coarse 5.8e-4, middle 8.2e-5, fine 8e-7 (tested).
+// The gain is that of the quantizer that follows: part of the coefficients, it costs nothing.
+INLINE Floats gelu_coarse(Floats x, float gain) {
+  const Floats c = limited(x, 3.6f), u = c * c;
+  Floats p = splat(gain * -5.39761434e-07f);
+  p = p * u + gain * 2.87446915e-05f;
+  p = p * u + gain * -0.000642883016f;
+  p = p * u + gain * 0.00800349462f;
+  p = p * u + gain * -0.0629901345f;
+  p = p * u + gain * 0.396803654f;
+  return x * (c * p + gain * 0.5f);
 }
 
-INLINE Floats gelu_fine(Floats x) {
-  const Floats c = greatest(least(x, splat(5.2f)), splat(-5.2f));
+INLINE Floats gelu_middle(Floats x, float gain) {
+  const Floats c = limited(x, 4.2f), u = c * c;
+  Floats p = splat(gain * -9.01765097e-10f);
+  p = p * u + gain * 7.94141883e-08f;
+  p = p * u + gain * -3.03795289e-06f;
+  p = p * u + gain * 6.68909888e-05f;
+  p = p * u + gain * -0.000950659683f;
+  p = p * u + gain * 0.0092982378f;
+  p = p * u + gain * -0.0655282172f;
+  p = p * u + gain * 0.398465882f;
+  return x * (c * p + gain * 0.5f);
+}
+
+INLINE Floats gelu_fine(Floats x, float gain) {
+  const Floats c = limited(x, 5.2f);
   const Floats z = c * c * (2.0f / (5.2f * 5.2f)) - 1.0f;  // in [-1, 1]: keeps the polynomial well conditioned
   Floats p = splat(-0.000368731491f);
   p = p * z + 0.00118187286f;
@@ -189,23 +201,23 @@ INLINE Floats gelu_fine(Floats x) {
   p = p * z + 0.0500256902f;
   p = p * z - 0.0677435996f;
   p = p * z + 0.135949981f;
-  return x * (c * p + 0.5f);
+  return x * (c * p + 0.5f) * gain;
 }
 
 enum class Exactness { COARSE, MIDDLE, FINE };
 
 template <uint32_t A, Exactness E>
-INLINE Floats activated(Floats x) {
+INLINE Floats activated(Floats x, float gain) {
   if constexpr (A == GELU) {
-    if constexpr (E == Exactness::COARSE) return gelu_coarse(x);
-    if constexpr (E == Exactness::MIDDLE) return gelu_middle(x);
-    return gelu_fine(x);
+    if constexpr (E == Exactness::COARSE) return gelu_coarse(x, gain);
+    if constexpr (E == Exactness::MIDDLE) return gelu_middle(x, gain);
+    return gelu_fine(x, gain);
   } else if constexpr (A == GELU_TANH) {
-    return sigmoid_times(x, x * (1.59576912f + 0.0713548163f * x * x));  // 2 sqrt(2 / pi) (x + 0.044715 x^3)
+    return gain * sigmoid_times(x, x * (1.59576912f + 0.0713548163f * x * x));  // 2 sqrt(2 / pi) (x + 0.044715 x^3)
   } else if constexpr (A == SILU) {
-    return sigmoid_times(x, x);
+    return gain * sigmoid_times(x, x);
   } else {
-    return x;
+    return gain * x;
   }
 }
 
