@@ -36,7 +36,7 @@ def pairs(rows: Sequence[BenchResult]) -> Iterator[tuple[BenchResult, BenchResul
 
 
 def rows_of(rows: Sequence[BenchResult]) -> list[list[str]]:
-    """One row a pair, runtime, precision and batch; a pair of the paper that was not measured has a row that says so."""
+    """One row a pair, runtime, precision and batch, and one for each pair of the paper that was not measured."""
     papers = {(pair.convnext, (pair.image_size, pair.image_size)): pair for pair in published.PAIRS}
     lines, measured = [], set()
     for ours, theirs, (ratio, low, high) in pairs(rows):
