@@ -73,7 +73,11 @@ class Worker:
         to_child, self._requests = os.pipe()
         self._answers, from_child = os.pipe()
         code = f"from {__name__} import Child; Child({to_child}, {from_child}).serve()"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's, for `measure.yardstick`; no runtime computes with it
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code], pass_fds=(to_child, from_child), env=environment,
             stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said,
