@@ -21,8 +21,8 @@ from .types import Quantile, Timing
 
 TURN_S = 0.2  # one session's turn before the next one's
 WINDOW_S = 0.1  # of warm-up, between two looks at the median
-WINDOWS = 5  # the last ones that have to agree
-AGREEMENT = 0.05  # (largest - smallest) / middle of their medians
+WINDOWS = 5  # the last ones, which must not change any more
+AGREEMENT = 0.05  # between the first two and the last two of them, relative to their middle
 TREND_P = 0.05  # below: the medians rise or fall
 DRIFT = 0.05  # over all turns, beyond which a trend makes a result not steady
 DRIFT_P = 0.01  # of that trend: one row in a hundred would fail by chance, if the change were large enough too
@@ -62,10 +62,12 @@ class WarmUp:
 
 
 def warm_up(work: Work, limit_s: float = WARMUP_LIMIT_S) -> WarmUp:
-    """Step until steady: the medians of the last five windows lie within 5 % of each other and show no trend.
+    """Step until steady: of the medians of the last five windows the first two and the last two agree within 5 %, and
+    they show no trend.
 
     A window lasts a tenth of a second, or one step where that is longer. Trend: Mann-Kendall's test at 0.05, which
-    for five medians means that each is above the one before, or each below.
+    for five medians means that each is above the one before, or each below. How far they scatter is not asked: that
+    does not end with warming up, and the interval of what is measured afterwards shows it.
     """
     work.begin(0)
     start = time.perf_counter()
@@ -73,11 +75,11 @@ def warm_up(work: Work, limit_s: float = WARMUP_LIMIT_S) -> WarmUp:
     while True:
         medians.append(float(np.median(_samples(work, WINDOW_S, 0))))
         last = medians[-WINDOWS:]
-        agreed = len(last) == WINDOWS and max(last) - min(last) <= AGREEMENT * float(np.median(last))
-        steady = agreed and trend(last) >= TREND_P
+        change = abs(np.mean(last[-2:]) - np.mean(last[:2])) / np.median(last)
+        steady = len(last) == WINDOWS and change <= AGREEMENT and trend(last) >= TREND_P
         elapsed = time.perf_counter() - start
         if steady or elapsed >= limit_s:
-            return WarmUp(elapsed, steady, last[-1])
+            return WarmUp(elapsed, bool(steady), last[-1])
 
 
 def yardstick() -> float:

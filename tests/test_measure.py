@@ -138,6 +138,23 @@ def test_windows_that_fall_steadily_are_not_steady_though_they_lie_close(monkeyp
     assert len(seen) == 6
 
 
+@pytest.mark.parametrize(
+    ("medians", "windows"),
+    [
+        ([10.0, 10.8, 10.0, 10.8, 10.1], 5),  # scattered, but no longer changing
+        ([12.0, 11.0, 10.0, 10.1, 10.0, 10.1], 6),  # the first two of five are still above
+    ],
+)
+def test_warm_up_ends_with_the_change_and_not_with_the_scatter(
+    medians: list[float], windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[float] = []
+    given = iter([*medians, *medians[-2:] * 5])
+    monkeypatch.setattr(measure, "_samples", lambda *_: [taken.append(m := next(given)) or m])  # type: ignore[func-returns-value]
+    assert measure.warm_up(work(lambda _: None)).steady
+    assert len(taken) == windows
+
+
 def test_a_warm_up_that_never_settles_ends_at_its_limit_and_says_so() -> None:
     level = iter(range(1, 10_000))
     found = measure.warm_up(work(lambda _: time.sleep(0.001 * next(level))), limit_s=0.5)
