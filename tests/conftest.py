@@ -21,7 +21,7 @@ from convnext_deploy.manifest import Artifact
 from convnext_deploy.types import BatchRange
 
 # Where the environment variable CI is set, these have to be there: a skip would hide that they do not work.
-REQUIRED_FORMATS = {"eager", "onnx", "openvino", "torchscript", "pt2", "aotinductor"}
+REQUIRED_FORMATS = {"eager", "onnx", "openvino", "torchscript", "pt2", "aotinductor", "native"}
 CLASSES = 10
 BATCH = BatchRange(min=1, opt=2, max=4)
 
@@ -31,7 +31,7 @@ def lacking(format: str) -> str | None:
     absent = missing(formats.get(format).requires)
     if absent:
         return f"{format}: {absent[0]} is not installed"
-    if format == "aotinductor" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    if format in ("aotinductor", "native") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         return f"{format}: no C++ compiler on PATH"
     return None
 

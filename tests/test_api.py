@@ -392,7 +392,7 @@ def test_tensors_that_do_not_fit_the_manifest_are_refused_in_one_line(old: Path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("format", ["eager", "onnx", "openvino", "torchscript", "pt2", "aotinductor"])
+@pytest.mark.parametrize("format", ["eager", "onnx", "openvino", "torchscript", "pt2", "aotinductor", "native"])
 def test_a_file_that_the_runtime_cannot_read_is_refused_in_one_line(
     format: str, old: Path, need_format: Callable[[str], None]
 ) -> None:

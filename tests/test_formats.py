@@ -30,7 +30,7 @@ from convnext_deploy.session import Session
 from convnext_deploy.types import BatchRange, Manifest, Preprocessing
 from convnext_deploy.verify import TOLERANCES
 
-FORMATS = ("aotinductor", "eager", "onnx", "openvino", "pt2", "torchscript")
+FORMATS = ("aotinductor", "eager", "native", "onnx", "openvino", "pt2", "torchscript")
 
 
 def slow(*names: str) -> list[Any]:
@@ -365,7 +365,7 @@ HALF = [
     pytest.param(name, precision, marks=[pytest.mark.slow] if name in ("aotinductor", "pt2") else [])
     for name in FORMATS
     for precision in ("fp16", "bf16")
-    if name != "openvino" and (name, precision) != ("onnx", "bf16")
+    if name != "openvino" and precision in formats.get(name).precisions
 ]
 
 

@@ -362,7 +362,7 @@ def test_channels_first_computes_the_same_in_float64(changes: dict[str, Any]) ->
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "native"])
 def test_an_artifact_runs_every_planned_product_in_8_bits(
     target: Any, folded: tuple[ConvNeXt, str], calibration: Calibration, tmp_path: Path
 ) -> None:

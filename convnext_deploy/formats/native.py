@@ -58,7 +58,7 @@ class NativeSession(Session):
         """Shares of the matrix products, as the file holds them and as this CPU multiplies them."""
         engine = self._engine
         macs = dict(engine.multiply_accumulates)
-        macs["fp32"] -= depthwise_macs(self.manifest.model, engine.input_shape, self.manifest.export)
+        macs["fp32"] -= depthwise_macs(self.manifest.model, engine.input_shape, self.manifest.export.input == "uint8")
         executed = {part.type: part.executed for part in engine.profile() if part.type is not None}
         graph: dict[str, float] = {name: macs[name] / sum(macs.values()) for name in TYPES if macs[name]}
         ran: dict[str, float] = {}
@@ -110,9 +110,9 @@ def operation_names(model: ModelSpec) -> tuple[str, ...]:
     return tuple(names if model.task == "features" else [*names, "head"])
 
 
-def depthwise_macs(model: ModelSpec, shape: tuple[int, ...], export: ExportSpec) -> int:
+def depthwise_macs(model: ModelSpec, shape: tuple[int, ...], uint8: bool) -> int:
     """Multiply-accumulates of the depthwise convolutions for one image of an input batch of that shape."""
-    sides = shape[1:3] if export.input == "uint8" else shape[2:4]
+    sides = shape[1:3] if uint8 else shape[2:4]
     stages = zip(model.depths, model.dims, model.kernel_sizes, (4, 8, 16, 32), strict=True)
     return sum(
         depth * width * kernel**2 * prod(side // stride for side in sides) for depth, width, kernel, stride in stages

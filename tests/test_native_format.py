@@ -1,0 +1,98 @@
+"""The native engine as a format: what an artifact needs to run, what it says of itself, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convnext_deploy import api
+from convnext_deploy.errors import ArtifactError, MissingPackageError
+from convnext_deploy.formats import native
+from convnext_deploy.kernels import library, packed
+from convnext_deploy.lower.native_graph import network_of
+from convnext_deploy.manifest import Artifact
+from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates
+from convnext_deploy.passes import fold_layer_scale, fold_norm_affine
+from convnext_deploy.types import ModelSpec
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, library.COMPILERS)), reason="the native engine needs a C++ compiler"
+)
+SPEC = ModelSpec(architecture="custom", depths=(1, 1, 2, 1), dims=(8, 16, 24, 40), num_classes=10, image_size=(64, 64))
+
+
+def folded(**changes: object) -> ConvNeXt:
+    model = ConvNeXt(ModelSpec(**{name: getattr(SPEC, name) for name in SPEC.__struct_fields__} | changes)).eval()
+    fold_norm_affine(model)
+    fold_layer_scale(model)
+    return model
+
+
+LOADING = """
+import json, sys, time
+start = time.perf_counter()
+from convnext_deploy import api
+import numpy as np
+imported = time.perf_counter()
+session = api.load(sys.argv[1], threads=1)
+loaded = time.perf_counter()
+(logits,) = session.run(np.zeros((2, 3, 64, 64), np.float32))
+heavy = sorted({"torch", "timm", "onnx", "onnxruntime", "openvino"} & set(sys.modules))
+print(json.dumps({"heavy": heavy, "shape": logits.shape, "load_s": loaded - imported}))
+"""
+
+
+def test_an_artifact_is_loaded_and_run_without_a_framework(artifact_of: Callable[..., Artifact]) -> None:
+    path = artifact_of("native").path
+    done = subprocess.run([sys.executable, "-c", LOADING, str(path)], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["heavy"] == []
+    assert found["shape"] == [2, 10]
+
+
+def test_outputs_depend_neither_on_the_threads_nor_on_the_batch(artifact_of: Callable[..., Artifact]) -> None:
+    path = artifact_of("native").path
+    images = np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32)
+    (expected,) = api.load(path, threads=1).run(images)
+    session = api.load(path, threads=3)
+    assert np.array_equal(session.run(images)[0], expected)
+    alone = [session.run(images[i : i + 1])[0] for i in range(4)]
+    assert np.array_equal(np.concatenate(alone), expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"task": "features"}, {"stem": "overlap_act"}, {"kernel_sizes": (3, 5, 7, 9)}])
+def test_the_engine_counts_the_same_multiply_accumulates_as_the_formula(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    model = folded(**changes)
+    packed.write(network_of(model), tmp_path / native.FILE)
+    engine = native.Engine(tmp_path / native.FILE, 1, 64, 64, 1)
+    counts = multiply_accumulates(model.spec)
+    assert sum(engine.multiply_accumulates.values()) == sum(counts.values())
+    depthwise = sum(count for name, count in counts.items() if name.endswith("dwconv_norm.conv.weight"))
+    shape = engine.input_shape
+    assert native.depthwise_macs(model.spec, shape, uint8=False) == depthwise
+    assert native.operation_names(model.spec) == packed.names(network_of(model))
+
+
+def test_a_file_that_is_not_the_engines_is_refused_in_one_line(
+    artifact_of: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    artifact = artifact_of("native")
+    shutil.copytree(artifact.path, tmp_path / "copy")
+    (tmp_path / "copy" / native.FILE).write_bytes(b"ONNX" * 100)
+    with pytest.raises(ArtifactError, match=r"model\.cnxt"):
+        native.load(tmp_path / "copy", artifact.manifest, native.RunOptions())
+
+
+def test_without_a_compiler_it_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(MissingPackageError, match="needs a C\\+\\+20 compiler and none is on PATH; install"):
+        api.export("random", variant="atto", format="native", out=tmp_path / "model")
+    assert not (tmp_path / "model").exists()
