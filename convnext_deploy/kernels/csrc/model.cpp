@@ -1,10 +1,13 @@
 #include "model.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 
 namespace cnxt {
 namespace {
+
+static_assert(std::endian::native == std::endian::little, "packed networks are little endian and read in place");
 
 class Reader {
  public:
