@@ -99,9 +99,11 @@ def network_of(model: ConvNeXt, precision: packed.ProductType = "fp32") -> packe
     )
 
 
-def quantize_(model: ConvNeXt, images: torch.Tensor, target: Any = "onnx") -> None:
-    """Rewrite a folded module to a plan of all its products in 8 bits, with the ranges that these images give."""
-    paths = plans.products(model)
+def quantize_(
+    model: ConvNeXt, images: torch.Tensor, target: Any = "openvino", only: tuple[str, ...] | None = None
+) -> None:
+    """Rewrite a folded module to a plan of its products in 8 bits, with the ranges that these images give."""
+    paths = {name: path for name, path in plans.products(model).items() if only is None or name in only}
     ranges: dict[str, tuple[float, float]] = {}
 
     def keep(name: str) -> Any:

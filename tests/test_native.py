@@ -2,10 +2,14 @@
 
 import copy
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,10 +17,12 @@ from conftest import randomized
 from native_networks import network_of, quantize_
 
 from convnext_deploy import passes
+from convnext_deploy.errors import ArtifactError, InputError, UsageError
 from convnext_deploy.kernels import library, packed
 from convnext_deploy.kernels.engine import Engine
 from convnext_deploy.models import registry
-from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates
+from convnext_deploy.quantize.plan import products
 from convnext_deploy.types import ModelSpec, Preprocessing
 
 pytestmark = pytest.mark.skipif(
@@ -111,3 +117,246 @@ def test_float_outputs_are_those_of_pytorch_to_rounding(name: str, isa: str, wri
     images = images_for(model, 2)
     (found,), (expected,) = run(path, images, 2, isa), outputs_of(model, images)
     assert distance(found, expected) < 2e-6
+
+
+@pytest.mark.parametrize("name", sorted(registry.VARIANTS))
+def test_every_architecture_of_the_family_runs(name: str, tmp_path: Path) -> None:
+    """All 31, narrowed to a sixteenth and one block a stage where they are large; what they differ in stays."""
+    spec = registry.spec(name, image_size=SIZE, num_classes=7)
+    if max(spec.dims) > 400:
+        dims = [max(8, width // 16 // 4 * 4) for width in spec.dims]
+        spec = msgspec.structs.replace(spec, dims=tuple(dims), depths=(1, 1, 1, 1))
+        spec = msgspec.structs.replace(spec, head_hidden=spec.head_hidden and 96)
+    model = folded(spec, uint8=True)
+    packed.write(network_of(model), tmp_path / "network.cnxt")
+    images = images_for(model, 1)
+    (found,), (expected,) = run(tmp_path / "network.cnxt", images), outputs_of(model, images)
+    assert distance(found, expected) < 5e-6  # raw pixels reach 255, and their mean is part of the bias
+
+
+@pytest.mark.parametrize("task", ["classify", "embed", "features"])
+@pytest.mark.parametrize("head", ["pool_norm", "norm_pool"])
+def test_every_task_gives_what_pytorch_gives(task: Any, head: Any, tmp_path: Path) -> None:
+    spec = ModelSpec(
+        architecture="custom", depths=(1, 1, 1, 1), dims=(8, 24, 40, 56), task=task, head=head, head_hidden=30,
+        num_classes=9, in_chans=1, image_size=SIZE,
+    )  # fmt: skip
+    model = folded(spec)
+    packed.write(network_of(model), tmp_path / "network.cnxt")
+    images = images_for(model, 2)
+    found, expected = run(tmp_path / "network.cnxt", images, 2), outputs_of(model, images)
+    assert [a.shape for a in found] == [b.shape for b in expected]
+    assert max(distance(a, b) for a, b in zip(found, expected, strict=True)) < 2e-6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto"])
+def test_outputs_do_not_depend_on_threads_runs_or_the_rest_of_the_batch(
+    name: str, precision: str, isa: str, written: Written
+) -> None:
+    model, path = written(registry.spec(name, image_size=SIZE, num_classes=10), True, precision)
+    images = images_for(model, 8)
+    (expected,) = run(path, images, 1, isa)
+    for threads in (2, 3):
+        assert np.array_equal(run(path, images, threads, isa)[0], expected)
+    assert np.array_equal(run(path, images[3:6], 2, isa)[0], expected[3:6])
+    assert np.array_equal(run(path, images[7:], 3, isa)[0], expected[7:])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [(32, 32), (32, 160), (160, 64), (96, 224)], ids=str)
+def test_any_multiple_of_32_pixels_is_right(size: tuple[int, int], isa: str, written: Written) -> None:
+    model, path = written(registry.spec("test_convnext3", image_size=SIZE, num_classes=10))
+    images = images_for(model, 3, size)
+    (found,), (expected,) = run(path, images, 3, isa), outputs_of(model, images)
+    assert distance(found, expected) < 2e-6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["test_convnext2", "convnext_atto", "convnextv2_atto", "convnext_atto_ols"])
+def test_bf16_outputs_are_as_near_as_bf16_is(name: str, isa: str, written: Written) -> None:
+    model, path = written(registry.spec(name, image_size=SIZE, num_classes=10), True, "bf16")
+    images = images_for(model, 2)
+    (found,), (expected,) = run(path, images, 2, isa), outputs_of(model, images)
+    assert 1e-5 < distance(found, expected) < 1e-2  # one rounding is 2^-9; PyTorch's own bf16 is at twice this
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("uint8", [True, False], ids=["uint8", "float32"])
+@pytest.mark.parametrize("name", ["test_convnext2", "convnext_atto", "convnextv2_atto", "convnext_atto_ols"])
+def test_int8_outputs_are_those_of_the_plan_s_simulation(name: str, uint8: bool, isa: str, written: Written) -> None:
+    """To within quantization noise: one code that float32 rounds otherwise moves others in every layer that follows.
+
+    The simulation in float32 is itself half as far from the simulation in float64 as that is from the float network.
+    """
+    spec = registry.spec(name, image_size=SIZE, num_classes=10)
+    model, path = written(spec, uint8, "int8")
+    images = images_for(model, 4)
+    (found,), (simulated,) = run(path, images, 2, isa), outputs_of(model, images)
+    exact, _ = written(spec, uint8)
+    (float_outputs,) = outputs_of(exact, images)
+    noise = distance(simulated, float_outputs)
+    assert distance(found, simulated) < 1.25 * noise
+    assert distance(found, float_outputs) < 1.25 * noise
+    first, second = np.sort(simulated, 1)[:, :-3:-1].T
+    clear = first - second > 4 * noise * simulated.std()
+    assert clear.any()
+    assert (found.argmax(1) == simulated.argmax(1))[clear].all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_one_block_s_codes_are_those_of_the_simulation(isa: str, tmp_path: Path) -> None:
+    """Before rounding noise has built up: one quantized product, in an otherwise exact network."""
+    spec = registry.spec("test_convnext2", image_size=SIZE, num_classes=10)
+    for operation in ("stages.0.0.expand", "stages.1.0.project", "downsamples.1", "head", "stem"):
+        model = folded(spec)
+        images = images_for(model, 3)
+        quantize_(model, images, only=(operation,))
+        path = tmp_path / "network.cnxt"
+        packed.write(network_of(model), path)
+        (found,), (expected,) = run(path, images, 2, isa), outputs_of(model, images)
+        exact = outputs_of(folded(spec), images)[0]
+        assert distance(found, expected) < 0.1 * distance(expected, exact), operation
+
+
+def test_products_tell_the_type_that_multiplied_them(written: Written) -> None:
+    _, path = written(registry.spec("test_convnext2", image_size=SIZE, num_classes=10), True, "int8")
+    for isa in ISAS:
+        engine = Engine(path, 1, *SIZE, 2, isa=isa)
+        assert engine.isa == isa
+        assert engine.products == {"fp32": 0, "bf16": 0, "int8": 13}
+        engine.bind(np.zeros((1, *SIZE, 3), np.uint8))
+        parts = engine.profile()
+        assert len({(part.operation, part.part) for part in parts}) == len(parts)
+        assert {part.executed for part in parts if part.part in ("expand", "project", "downsample")} == {"int8"}
+        assert all(part.ms >= 0 for part in parts)
+        engine.close()
+    _, path = written(registry.spec("test_convnext2", image_size=SIZE, num_classes=10), True, "bf16")
+    for isa in ISAS:
+        engine = Engine(path, 1, *SIZE, 1, isa=isa)
+        engine.bind(np.zeros((1, *SIZE, 3), np.uint8))
+        executed = {part.executed for part in engine.profile() if part.part == "expand"}
+        assert executed == {"bf16" if isa == "avx512_bf16" else "fp32"}
+
+
+def test_multiply_accumulates_are_those_of_the_module(written: Written) -> None:
+    model, path = written(registry.spec("convnext_atto_ols", image_size=SIZE, num_classes=10), True, "int8")
+    engine = Engine(path, 2, *SIZE, 1)
+    counts = multiply_accumulates(model.spec)
+    assert sum(engine.multiply_accumulates.values()) == sum(counts.values())
+    paths = {f"{path}.weight" for path in products(model).values()}
+    assert engine.multiply_accumulates["int8"] == sum(n for name, n in counts.items() if name in paths)
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_files_are_refused_in_one_line(written: Written, tmp_path: Path) -> None:
+    _, path = written(registry.spec("test_convnext2", image_size=SIZE, num_classes=10), True, "int8")
+    content = path.read_bytes()
+    cases = {
+        b"": "is empty",
+        content[:-64]: "its header says",
+        b"X" + content[1:]: "wrong first 8 bytes",
+        content[:8] + b"\x09" + content[9:]: "version 9; this library reads version 1",
+        content[:40]: "shorter than its header",
+        content[: 64 + 24] + b"\xff" * 8 + content[64 + 32 :]: "operation 0",
+    }
+    for index, (damaged, line) in enumerate(cases.items()):
+        broken = tmp_path / f"{index}.cnxt"
+        broken.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=line) as error:
+            Engine(broken, 1, *SIZE, 1)
+        assert "\n" not in str(error.value)
+        if damaged:
+            with pytest.raises(ArtifactError, match=line):
+                Engine(damaged, 1, *SIZE, 1)
+    with pytest.raises(ArtifactError, match="No such file"):
+        Engine(tmp_path / "missing.cnxt", 1, *SIZE, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((0, 64, 64, 1), "batch 0"),
+        ((1, 48, 64, 1), "48x64"),
+        ((1, 64, 0, 1), "64x0"),
+        ((1, 2**20, 32, 1), "1048576x32"),
+        ((1, 64, 64, 0), "0 threads"),
+        ((-1, 64, 64, 1), "batch -1"),
+        ((60_000, 32_768, 32_768, 1), "pixels"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(arguments: tuple[int, int, int, int], line: str, written: Written) -> None:
+    _, path = written(registry.spec("test_convnext2", image_size=SIZE, num_classes=10), True, "int8")
+    with pytest.raises(UsageError, match=line):
+        Engine(path, *arguments)
+
+
+def test_a_batch_of_another_shape_or_type_is_refused(written: Written) -> None:
+    _, path = written(registry.spec("test_convnext2", image_size=SIZE, num_classes=10), True, "int8")
+    engine = Engine(path, 1, *SIZE, 1)
+    with pytest.raises(InputError, match="no images are bound"):
+        engine.run()
+    with pytest.raises(InputError, match="expected uint8"):
+        engine.bind(np.zeros((1, *SIZE, 3), np.float32))
+    with pytest.raises(InputError, match=r"expected uint8 \(1, 64, 96, 3\)"):
+        engine.bind(np.zeros((2, *SIZE, 3), np.uint8))
+
+
+def test_an_unknown_path_is_refused_with_those_there_are(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = written(registry.spec("test_convnext2", image_size=SIZE, num_classes=10), True, "int8")
+    with pytest.raises(UsageError, match=r"no path 'mmx'; it has .*portable"):
+        Engine(path, 1, *SIZE, 1, isa="mmx")
+    monkeypatch.setenv(library.ISA_VARIABLE, "portable")
+    assert Engine(path, 1, *SIZE, 1).isa == "portable"
+
+
+def test_a_session_from_before_a_fork_is_refused_in_the_child(written: Written) -> None:
+    _, path = written(registry.spec("test_convnext2", image_size=SIZE, num_classes=10), True, "int8")
+    code = f"""
+import os, numpy as np
+from pathlib import Path
+from convnext_deploy.errors import UsageError
+from convnext_deploy.kernels.engine import Engine
+engine = Engine(Path({str(path)!r}), 1, 64, 96, 3)
+engine.bind(np.zeros((1, 64, 96, 3), np.uint8))
+engine.run()
+child = os.fork()
+if child == 0:
+    try:
+        engine.run()
+    except UsageError as error:
+        engine.close()
+        engine = Engine(Path({str(path)!r}), 1, 64, 96, 3)
+        engine.bind(np.zeros((1, 64, 96, 3), np.uint8))
+        engine.run()
+        os._exit(0 if "forked" in str(error) else 1)
+    os._exit(2)
+assert os.waitpid(child, 0)[1] == 0
+engine.run()
+engine.close()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_engine_is_loaded_without_torch() -> None:
+    code = "import sys, convnext_deploy.kernels.engine as e; e.library.load(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_two_sessions_of_one_file_run_at_once(written: Written) -> None:
+    model, path = written(registry.spec("test_convnext2", image_size=SIZE, num_classes=10), True, "int8")
+    images = [images_for(model, 2, seed=seed) for seed in range(4)]
+    expected = [run(path, batch)[0] for batch in images]
+    engines = [Engine(path, 2, *SIZE, 2) for _ in images]
+    for engine, batch in zip(engines, images, strict=True):
+        engine.bind(batch.numpy())
+    threads = [threading.Thread(target=lambda e=engine: [e.run() for _ in range(20)]) for engine in engines]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for engine, output in zip(engines, expected, strict=True):
+        assert np.array_equal(engine.outputs[0], output)

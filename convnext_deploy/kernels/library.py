@@ -20,7 +20,7 @@ FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
     "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 )  # fmt: skip
-COMMON = ("api", "cpu", "model", "operations", "pool", "session", "kernels_portable")
+COMMON = ("api", "cpu", "model", "operations", "pool", "session", "testing", "kernels_portable")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
 X86: dict[str, tuple[str, ...]] = {
     "kernels_avx2": ("-mavx2", "-mfma"),

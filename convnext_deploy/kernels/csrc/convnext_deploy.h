@@ -25,7 +25,7 @@ typedef enum cnxt_status {
   CNXT_BAD_FILE = 1,     /* truncated, damaged, or of another version */
   CNXT_BAD_ARGUMENT = 2, /* a size, count or name that is not taken */
   CNXT_NO_MEMORY = 3,
-  CNXT_NO_FILE = 4,      /* cannot be opened or mapped */
+  CNXT_NO_FILE = 4,      /* cannot be opened or read */
   CNXT_NO_THREADS = 5,   /* the system refused to start one */
 } cnxt_status;
 
@@ -63,7 +63,7 @@ CNXT_API const char *cnxt_isas(void);
 
 /* Open a packed network in memory. `data` is 64-byte aligned and stays as it is until the model is closed. */
 CNXT_API int cnxt_model_open(const void *data, size_t bytes, cnxt_model **model, char *message, size_t size);
-/* The same from a file, which is mapped. */
+/* The same from a file, which is read into memory of the model's own. */
 CNXT_API int cnxt_model_open_file(const char *path, cnxt_model **model, char *message, size_t size);
 CNXT_API void cnxt_model_close(cnxt_model *model);
 CNXT_API void cnxt_model_info(const cnxt_model *model, cnxt_info *info);

@@ -93,79 +93,78 @@ void depthwise(const Depthwise &d) {
   }
 }
 
-INLINE void store_as(uint32_t type, void *row, uint32_t column, Floats v, float gain, const Quantizer &q) {
-  char *to = static_cast<char *>(row) + column * bytes_of(type);
-  if (type == INT8) store_codes(to, v * gain, q);
-  else if (type == BF16) store_bf16(to, v);
-  else store(to, v);
-}
-
-// 1 for the channels that exist, 0 for those that only fill the last block.
-INLINE Floats existing(uint32_t channel, uint32_t channels) {
-  Floats mask;
-  for (int i = 0; i < L; i++) mask[i] = channel + i < channels ? 1.0f : 0.0f;
-  return mask;
-}
-
-template <uint32_t NORM>
-void normalize_of(const Normalize &n) {
-  const uint32_t columns = static_cast<uint32_t>(padded(n.channels));
-  const Quantizer q = quantizer(n.inverse_step, n.shift, n.zero_point);
-  for (uint32_t row = 0; row < n.rows; row++) {
-    const float *x = n.in + row * n.in_stride;
-    float mean = 0, rescale = 1;
-    if constexpr (NORM == LAYERNORM || NORM == SIMPLENORM) {
-      Floats total = {};
-      for (uint32_t c = 0; c < columns; c += L) total += load<Floats>(x + c);  // what fills the last block is 0
-      mean = sum(total) / static_cast<float>(n.channels);
-    }
-    if constexpr (NORM != NO_NORM) {
-      Floats total = {};
-      uint32_t c = 0;
-      for (; c + L <= n.channels; c += L) {
-        const Floats v = load<Floats>(x + c) - mean;
-        total += v * v;
-      }
-      for (; c < columns; c += L) {
-        const Floats v = (load<Floats>(x + c) - mean) * existing(c, n.channels);
-        total += v * v;
-      }
-      const float count = static_cast<float>(NORM == SIMPLENORM ? n.channels - 1 : n.channels);
-      rescale = 1.0f / __builtin_sqrtf(sum(total) / count + n.eps);
-    }
-    if constexpr (NORM == SIMPLENORM) mean = 0;  // it divides by the deviation and subtracts nothing
-    char *out = static_cast<char *>(n.out) + row * n.out_stride;
-    for (uint32_t c = 0; c < columns; c += L) {
-      Floats y = (load<Floats>(x + c) - mean) * rescale;
+// Rows times `factor` plus `term`, which are one number each or, where `n` has them, follow its weight and bias.
+template <uint32_t TYPE, bool AFFINE>
+INLINE void store_row(const Normalize &n, const float *x, uint32_t columns, float factor, float term, const Quantizer &q,
+                      char *out) {
+  const float gain = TYPE == INT8 ? n.inverse_step : 1.0f;
+  const Floats scale = splat(AFFINE ? factor : factor * gain), move = splat(AFFINE ? term : term * gain);
+  for (uint32_t c = 0; c < columns; c += L) {
+    Floats y = load<Floats>(x + c) * scale + move;
+    if constexpr (AFFINE) {
       if (n.weight) y *= load<Floats>(n.weight + c);
       if (n.bias) y += load<Floats>(n.bias + c);
-      store_as(n.type, out, c, y, n.inverse_step, q);
+      if constexpr (TYPE == INT8) y *= gain;
     }
+    char *to = out + c * bytes_of(TYPE);
+    if constexpr (TYPE == INT8) store_codes(to, y, q);
+    if constexpr (TYPE == BF16) store_bf16(to, y);
+    if constexpr (TYPE == FP32) store(to, y);
   }
 }
 
-void normalize(const Normalize &n) {
-  switch (n.norm) {
-    case LAYERNORM: return normalize_of<LAYERNORM>(n);
-    case RMSNORM: return normalize_of<RMSNORM>(n);
-    case SIMPLENORM: return normalize_of<SIMPLENORM>(n);
-    default: return normalize_of<NO_NORM>(n);
+// The sum of `value(c)` over columns [0, columns), in four sums at once: each addition waits for the one before it.
+template <class F>
+INLINE float summed(uint32_t columns, F value) {
+  Floats totals[4] = {};
+  uint32_t c = 0;
+  for (; c + 4 * L <= columns; c += 4 * L)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) totals[i] += value(c + i * L);
+  for (; c < columns; c += L) totals[0] += value(c);
+  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
+}
+
+template <uint32_t TYPE, bool AFFINE>
+void normalize_rows(const Normalize &n, uint32_t columns) {
+  const Quantizer q = quantizer(n.inverse_step, n.shift, n.zero_point);
+  const float channels = static_cast<float>(n.channels);
+  Floats mask = splat(1.0f);  // of the last vector that has channels: 0 where it has none
+  const uint32_t whole = n.channels / L * L;
+  for (uint32_t i = 0; whole < n.channels && i < L; i++) mask[i] = whole + i < n.channels ? 1.0f : 0.0f;
+  for (uint32_t row = 0; row < n.rows; row++) {
+    const float *x = n.in + row * n.in_stride;
+    char *out = static_cast<char *>(n.out) + row * n.out_stride;
+    float mean = 0, factor = 1;
+    if (n.norm == LAYERNORM || n.norm == SIMPLENORM) {
+      mean = summed(columns, [&](uint32_t c) { return load<Floats>(x + c); }) / channels;  // the last block ends in 0
+    }
+    if (n.norm != NO_NORM) {  // in a second pass: the difference of two large sums would have few digits left
+      const auto squared = [&](uint32_t c) {
+        const Floats v = load<Floats>(x + c) - mean;
+        return v * v;
+      };
+      float power = summed(whole, squared);
+      if (whole < n.channels) power += sum(squared(whole) * mask);
+      factor = 1.0f / __builtin_sqrtf(power / (n.norm == SIMPLENORM ? channels - 1 : channels) + n.eps);
+    }
+    // SimpleNorm divides by the deviation from the mean and subtracts nothing.
+    store_row<TYPE, AFFINE>(n, x, columns, factor, n.norm == LAYERNORM ? -mean * factor : 0.0f, q, out);
   }
+}
+
+template <uint32_t TYPE>
+INLINE void normalize_to(const Normalize &n, uint32_t columns) {
+  n.weight || n.bias ? normalize_rows<TYPE, true>(n, columns) : normalize_rows<TYPE, false>(n, columns);
 }
 
 void scale_rows(const Normalize &n, uint32_t columns) {
-  const Quantizer q = quantizer(n.inverse_step, n.shift, n.zero_point);
-  for (uint32_t row = 0; row < n.rows; row++) {
-    const float *x = n.in + row * n.in_stride;
-    char *out = static_cast<char *>(n.out) + row * n.out_stride;
-    for (uint32_t c = 0; c < columns; c += L) {
-      Floats y = load<Floats>(x + c);
-      if (n.weight) y *= load<Floats>(n.weight + c);
-      if (n.bias) y += load<Floats>(n.bias + c);
-      store_as(n.type, out, c, y, n.inverse_step, q);
-    }
-  }
+  if (n.type == INT8) normalize_to<INT8>(n, columns);
+  else if (n.type == BF16) normalize_to<BF16>(n, columns);
+  else normalize_to<FP32>(n, columns);
 }
+
+void normalize(const Normalize &n) { scale_rows(n, static_cast<uint32_t>(padded(n.channels))); }
 
 void sum_squares(const float *in, size_t stride, uint32_t rows, uint32_t columns, float *sums) {
   for (uint32_t c = 0; c < columns; c += L) {

@@ -1,10 +1,13 @@
 #include "model.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 
 namespace cnxt {
 namespace {
+
+static_assert(std::endian::native == std::endian::little, "packed networks are little endian and read in place");
 
 class Reader {
  public:
@@ -36,18 +39,30 @@ class Reader {
     const uint64_t wide = padded(outputs);
     tensor(p.weights, wide * inputs * bytes_of(p.type), name);
     tensor(p.bias, wide * 4, name);
-    if (p.type != INT8) return;
+    if (p.type != INT8) return require(!p.scale && !p.offset, "scales of a product that is not int8");
     tensor(p.scale, wide * 4, name);
     tensor(p.offset, wide * 4, name);
     require(p.zero_point >= 0 && p.zero_point <= 255, "a zero point is not a code");
     require(std::isfinite(p.step) && p.step >= 1e-30f && p.step <= 1e30f && std::isfinite(p.shift), "a step is no step");
   }
 
-  void norm(bool present) const {
+  void norm(bool present, uint64_t channels) const {
     require(present ? op.norm > NO_NORM && op.norm < NORMS : op.norm == NO_NORM, "unknown norm");
     require(std::isfinite(op.eps) && op.eps >= 0, "a norm's epsilon is negative or not finite");
-    tensor(op.norm_weight, padded(op.channels) * 4, "norm weight", true);
-    tensor(op.norm_bias, padded(op.channels) * 4, "norm bias", true);
+    tensor(op.norm_weight, padded(channels) * 4, "norm weight", true);
+    tensor(op.norm_bias, padded(channels) * 4, "norm bias", true);
+  }
+
+  // What a kind of operation does not use is 0, so that nothing can point anywhere unchecked.
+  void unused(bool block_tensors, bool mean, bool second) const {
+    require(!block_tensors || !(op.dw_weight | op.dw_bias | op.grn_weight | op.grn_bias), "tensors of another kind");
+    require(!mean || !op.input_mean, "a mean of no pixels");
+    require(!second || blank(op.b), "a product of another kind");
+  }
+
+  static bool blank(const Product &p) {
+    static constexpr Product none = {};
+    return std::memcmp(&p, &none, sizeof none) == 0;
   }
 
   Model &model;
@@ -107,11 +122,8 @@ Model read_model(const void *data, size_t bytes) {
         r.require(channels_are_valid(op.a.outputs), "outputs are 0 or above 65536");
         r.product(op.a, padded(taps * channels), op.a.outputs, "stem");
         const bool last = patch || convolutions == 1;
-        // The norm is over the stem's outputs.
-        r.require(last ? op.norm > NO_NORM && op.norm < NORMS : op.norm == NO_NORM, "unknown norm");
-        r.require(std::isfinite(op.eps) && op.eps >= 0, "a norm's epsilon is negative or not finite");
-        r.tensor(op.norm_weight, padded(op.a.outputs) * 4, "norm weight", true);
-        r.tensor(op.norm_bias, padded(op.a.outputs) * 4, "norm bias", true);
+        r.norm(last, op.a.outputs);  // over the outputs
+        r.unused(true, false, true);
         r.tensor(op.input_mean, padded(channels) * 4, "input mean", true);
         r.require(op.input_mean == 0 || (!patch && index == 0), "only the pixels have a mean");
         channels = op.a.outputs;
@@ -125,7 +137,8 @@ Model read_model(const void *data, size_t bytes) {
         r.require(op.kernel % 2 == 1 && op.kernel <= MAX_KERNEL, "a depthwise kernel is odd and at most 31");
         const uint64_t wide = padded(channels), hidden = 4 * uint64_t{channels};
         r.require(hidden <= MAX_CHANNELS, "hidden channels above 65536");
-        r.norm(true);
+        r.norm(true, channels);
+        r.unused(false, true, false);
         r.tensor(op.dw_weight, wide * op.kernel * op.kernel * 4, "depthwise weight");
         r.tensor(op.dw_bias, wide * 4, "depthwise bias");
         r.tensor(op.grn_weight, padded(hidden) * 4, "GRN weight", true);
@@ -139,7 +152,8 @@ Model read_model(const void *data, size_t bytes) {
       }
       case DOWNSAMPLE:
         r.require(stage >= 0 && stage < 3, "a downsample that is not between two stages");
-        r.norm(true);
+        r.norm(true, channels);
+        r.unused(true, true, true);
         r.require(channels_are_valid(op.a.outputs), "outputs are 0 or above 65536");
         r.product(op.a, 4 * padded(channels), op.a.outputs, "downsample");
         r.require(!model.maps || emitted == stage + 1, "a stage without its map");
@@ -148,17 +162,23 @@ Model read_model(const void *data, size_t bytes) {
         break;
       case FEATURES:
         r.require(stage >= 0 && emitted == stage && op.channels == channels, "a map that is not the stage's only one");
+        r.norm(false, 1);
+        r.unused(true, true, true);
+        r.require(r.blank(op.a), "a product of another kind");
         model.maps = true;
         emitted++;
         break;
       case HEAD: {
         r.require(stage == 3 && !model.maps, "a head that does not follow the last stage");
-        r.norm(true);
+        r.norm(true, channels);
+        r.unused(true, true, false);
         model.width = channels;
         for (const Product *p : {&op.a, &op.b})
           if (p->outputs) {
             r.product(*p, padded(model.width), p->outputs, "head");
             model.width = p->outputs;
+          } else {
+            r.require(r.blank(*p), "half of a product");
           }
         closed = true;
         break;

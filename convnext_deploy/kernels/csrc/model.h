@@ -1,4 +1,4 @@
-// A validated view of a packed network. Nothing is copied: pointers lead into the caller's bytes.
+// A validated view of a packed network: its pointers lead into the bytes that it was read from.
 #pragma once
 #include <array>
 #include <cstddef>
@@ -19,7 +19,7 @@ struct Failure {
 struct Model {
   const uint8_t *data;
   size_t bytes;
-  bool mapped;  // by us: unmapped when the model is closed
+  bool owned;  // our own copy of a file, released when the model is closed
   const Header *header;
   std::vector<Operation> operations;
 

@@ -8,15 +8,24 @@
 namespace cnxt {
 namespace {
 
-// One row of floats from every block of a map's plane.
-void gather(const Map &map, int buffer, size_t pixel, float *row) {
-  const float *from = map.data[buffer] + map.at(pixel) * BLOCK;
+// Where pixels [first, first + count) lie in a plane of the map.
+void place_pixels(const Map &map, size_t first, size_t count, uint32_t *pixels) {
+  size_t x = first % map.width, at = map.at(first);
+  for (size_t i = 0; i < count; i++) {
+    pixels[i] = static_cast<uint32_t>(at++);
+    if (++x == map.width) x = 0, at += map.margin;
+  }
+}
+
+// One pixel's row of floats from every block of a map.
+void gather(const Map &map, int buffer, size_t at, float *row) {
+  const float *from = map.data[buffer] + at * BLOCK;
   const size_t step = map.plane() * BLOCK;
   for (size_t c = 0; c < map.columns(); c += BLOCK, from += step) std::memcpy(row + c, from, BLOCK * sizeof(float));
 }
 
-void scatter(const Map &map, int buffer, size_t pixel, const float *row) {
-  float *to = map.data[buffer] + map.at(pixel) * BLOCK;
+void scatter(const Map &map, int buffer, size_t at, const float *row) {
+  float *to = map.data[buffer] + at * BLOCK;
   const size_t step = map.plane() * BLOCK;
   for (size_t c = 0; c < map.columns(); c += BLOCK, to += step) std::memcpy(to, row + c, BLOCK * sizeof(float));
 }
@@ -99,7 +108,8 @@ void Session::stem_norm(const Operation &op, size_t first, size_t count, const S
   n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
   n.in = rows, n.in_stride = map.columns(), n.out = rows, n.out_stride = map.columns() * sizeof(float);
   kernels.normalize(n);
-  for (size_t i = 0; i < count; i++) scatter(map, 0, first + i, rows + i * map.columns());
+  place_pixels(map, first, count, own.pixels);
+  for (size_t i = 0; i < count; i++) scatter(map, 0, own.pixels[i], rows + i * map.columns());
 }
 
 void Session::stem_patch(const Operation &op, Place &place) {
@@ -113,25 +123,26 @@ void Session::stem_patch(const Operation &op, Place &place) {
   // Raw pixels are codes already where a step is 1 and nothing is subtracted.
   const bool codes = raw && op.a.type == INT8 && op.a.step == 1 && op.a.zero_point == 0 && op.a.shift == 0;
   for_tiles(share(map.pixels(), place.thread), tile[0], [&](size_t first, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-      const size_t x = (first + i) % map.width, line = (first + i) / map.width;
-      const size_t image = line / map.height, y = line % map.height;
+    size_t x = first % map.width, line = first / map.width;  // lines are counted over images
+    for (size_t i = 0; i < count; i++, line += ++x == map.width, x = x == map.width ? 0 : x) {
       float *row = own.rows + i * wide;
       uint8_t *code = own.inputs + i * stride;
       for (size_t ky = 0; ky < 4; ky++) {
         if (raw) {
-          const uint8_t *from = bytes + ((image * height + 4 * y + ky) * width + 4 * x) * chans;
-          if (codes) std::memcpy(code + ky * 4 * chans, from, 4 * chans);
+          const uint8_t *from = bytes + ((4 * line + ky) * width + 4 * x) * chans;
+          if (codes && chans == 3) std::memcpy(code + ky * 12, from, 12);  // two moves, no call
+          else if (codes) std::memcpy(code + ky * 4 * chans, from, 4 * chans);
           else
             for (size_t j = 0; j < 4 * chans; j++) row[ky * 4 * chans + j] = from[j];
         } else {
           for (size_t c = 0; c < chans; c++) {
+            const size_t image = line / map.height, y = line % map.height;
             const float *from = floats + ((image * chans + c) * height + 4 * y + ky) * width + 4 * x;
             for (size_t kx = 0; kx < 4; kx++) row[(ky * 4 + kx) * chans + c] = from[kx];
           }
         }
       }
-      if (codes) std::memset(code + used, 0, wide - used);
+      if (codes && wide > used) std::memset(code + used, 0, wide - used);
       else std::fill(row + used, row + wide, 0.0f);
     }
     if (!codes) kernels.scale_rows(reading(op.a, own.rows, wide, count, own.inputs), op.a.inputs);
@@ -216,7 +227,7 @@ void Session::block(const Operation &op, Place &place) {
     expand.epilogue = to_rows(&op.b, op.activation, own.hidden, input_stride(op.b));
     kernels.gemm(expand);
     mark(place, 2, &op.a);
-    for (size_t i = 0; i < count; i++) own.pixels[i] = static_cast<uint32_t>(map.at(first + i));
+    place_pixels(map, first, count, own.pixels);
     Gemm project = product(op.b, own.hidden, count);
     project.next = following;
     project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
@@ -289,7 +300,7 @@ void Session::block_with_grn(const Operation &op, Place &place) {
         done += rows;
       }
       mark(place, 3, nullptr);
-      for (size_t i = 0; i < pixels; i++) own.pixels[i] = static_cast<uint32_t>(map.at(start + first + i));
+      place_pixels(map, start + first, pixels, own.pixels);
       Gemm project = product(op.b, own.hidden, pixels);
       project.next = model.tensor<uint8_t>(op.b.weights);
       project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
@@ -306,16 +317,16 @@ void Session::downsample(const Operation &op, Place &place) {
   const Map &from = maps[place.stage], &to = maps[place.stage + 1];
   for_tiles(share(to.pixels(), place.thread), tile[place.stage + 1], [&](size_t first, size_t count) {
     for (size_t tap = 0; tap < 4; tap++) {
-      for (size_t i = 0; i < count; i++) {
-        const size_t x = (first + i) % to.width, line = (first + i) / to.width;  // over images: both have them in order
-        gather(from, place.buffer, (2 * line + tap / 2) * from.width + 2 * x + tap % 2, own.rows + i * from.columns());
-      }
+      size_t x = first % to.width, line = first / to.width;  // lines are counted over images, in both maps
+      for (size_t i = 0; i < count; i++, line += ++x == to.width, x = x == to.width ? 0 : x)
+        gather(from, place.buffer, from.margin + (2 * line + tap / 2) * from.pitch() + 2 * x + tap % 2,
+               own.rows + i * from.columns());
       Normalize n = reading(op.a, own.rows, from.columns(), count, own.inputs + tap * from.columns() * bytes_of(op.a.type));
       n.norm = op.norm, n.channels = from.channels, n.eps = op.eps;
       n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
       kernels.normalize(n);
     }
-    for (size_t i = 0; i < count; i++) own.pixels[i] = static_cast<uint32_t>(to.at(first + i));
+    place_pixels(to, first, count, own.pixels);
     Gemm g = product(op.a, own.inputs, count);
     g.epilogue = to_map(to, 0, own.pixels, nullptr);
     kernels.gemm(g);
@@ -348,7 +359,7 @@ void Session::pool_image(const Operation &op, const Map &map, int buffer, size_t
   n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
   std::fill(vector, vector + columns, 0.0f);
   for (size_t p = 0; p < area; p++) {
-    gather(map, buffer, image * area + p, row);
+    gather(map, buffer, map.at(image * area + p), row);
     if (op.flags & NORM_FIRST) {
       n.in = row, n.out = row;
       kernels.normalize(n);

@@ -52,7 +52,9 @@ Session::Session(const Model &model, const cnxt_options &options)
   arena_bytes = lay_out(nullptr);
   void *memory = mmap(nullptr, arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
   madvise(memory, arena_bytes, MADV_HUGEPAGE);  // fewer address translations; refused where the system has none
+#endif
   arena = static_cast<uint8_t *>(memory);
   lay_out(arena);
   try {
