@@ -1,0 +1,1 @@
+"""Operations with faster implementations than PyTorch's own; each has a plain reference that says what it computes."""

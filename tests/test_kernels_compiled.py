@@ -1,0 +1,120 @@
+"""The kernels compiled for GPUs that are not here: registers, spills, and what the instructions are.
+
+Limits are a tenth above what Triton 3.9 gives, so that a regression of ours or of a new Triton shows without a GPU.
+None of them is a speed.
+"""
+
+from typing import Any
+
+import pytest
+from sass import Code, compiled
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.slow
+
+GENERATIONS = (80, 90, 100, 120)
+MATRIX = {80: ("HMMA", "IMMA"), 90: ("HGMMA", "IGMMA", "QGMMA"), 100: ("UTCHMMA", "UTCIMMA"), 120: ("HMMA", "IMMA")}
+
+
+def conv(sm: int, type: str, *, side: int = 14, channels: int = 512, rows: int = 7, packed: bool = False) -> Code:
+    from convnext_deploy.kernels.dwconv_norm_triton import dwconv_moments_kernel
+
+    half = f"*{type}"
+    types = {"x": half, "weight": half, "bias": half, "y": half, "moments": "*fp32"}
+    return compiled(
+        dwconv_moments_kernel, types, sm=sm, num_warps=4, H=side, W=side, C=channels, K=7, ROWS=rows, BW=4, BC=64,
+        PACKED=packed,
+    )  # fmt: skip
+
+
+def per_product(code: Code, rows: int) -> float:
+    """Instructions a thread executes for each of its multiply-accumulates: 2 channels a thread, 49 taps."""
+    return code.instructions / (49 * rows * 2)
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_dwconv_in_fp16_multiplies_pairs_and_does_not_spill(sm: int) -> None:
+    code = conv(sm, "fp16", packed=True)
+    assert code.stack_bytes == 0
+    assert code.registers <= 168  # three programs a multiprocessor
+    assert per_product(code, 7) <= 2.2
+    assert code.opcodes["HFMA2"] >= 7 * 42  # every tap of a row but the first, which is a product
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_dwconv_in_bf16_is_mostly_fmas_and_does_not_spill(sm: int) -> None:
+    code = conv(sm, "bf16")
+    assert code.stack_bytes == 0
+    assert code.registers <= 168
+    assert per_product(code, 7) <= 2.9
+    assert code.opcodes["FFMA"] + code.opcodes["FHFMA"] >= 0.9 * 7 * 98  # Blackwell multiplies bf16 into fp32
+
+
+def expand(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, **flags: Any) -> Code:
+    from convnext_deploy.kernels.product_triton import expand_kernel
+
+    eight = type in ("i8", "fp8e4nv")
+    half = "*fp16" if eight else f"*{type}"
+    types = {
+        "x": f"*{type}", "weight": f"*{type}", "bias": half, "moments": "*fp32", "row_sums": "*fp32",
+        "scales": "*fp32", "out_scale": "*fp32", "out": f"*{type}", "squares": "*fp32",
+        "ROWS": "i32", "TILES": "i32", "TILES_M": "i32",
+    }  # fmt: skip
+    chunks = -(-channels // 64)
+    constants = {"SQUARES": False, "SCALED": eight, "QUANTIZE": eight, "PRECISION": "ieee"} | flags
+    return compiled(
+        expand_kernel, types, sm=sm, num_warps=warps, num_stages=3, N=4 * channels, K=channels, BC=64, CHUNKS=chunks,
+        WIDE=1 << (chunks - 1).bit_length(), EPS=1e-6, NORM="layernorm", ACTIVATION="gelu", BM=m, BN=n, BK=k, GROUP=8,
+        **constants,
+    )  # fmt: skip
+
+
+def project(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, prologue: str = "none") -> Code:
+    from convnext_deploy.kernels.product_triton import project_kernel
+
+    eight = type in ("i8", "fp8e4nv")
+    half = "*fp16" if eight else f"*{type}"
+    types = {
+        "hidden": f"*{type}", "weight": f"*{type}", "bias": half, "residual": half, "factor": "*fp32",
+        "scales": "*fp32", "hidden_scale": "*fp32", "out": half, "ROWS": "i32", "TILES": "i32", "TILES_M": "i32",
+    }  # fmt: skip
+    return compiled(
+        project_kernel, types, sm=sm, num_warps=warps, num_stages=3, N=channels, K=4 * channels, PROLOGUE=prologue,
+        SCALED=eight, PRECISION="ieee", BM=m, BN=n, BK=k, GROUP=8,
+    )  # fmt: skip
+
+
+def uses_the_matrix_units(code: Code, sm: int) -> bool:
+    return any(opcode.startswith(MATRIX[sm]) for opcode in code.opcodes)
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+@pytest.mark.parametrize("type", ["fp16", "bf16"])
+def test_products_use_the_matrix_units_and_do_not_spill(type: str, sm: int) -> None:
+    k = 64 if sm >= 90 else 32
+    for code in (
+        expand(sm, type, 384, m=128, n=128, k=k, warps=8, SQUARES=True),
+        project(sm, type, 384, m=128, n=128, k=k, warps=8, prologue="factor"),
+    ):
+        assert uses_the_matrix_units(code, sm)
+        assert code.stack_bytes == 0
+        assert code.shared_bytes <= (100 << 10)  # two programs on the smallest, sm_90 and sm_100; one on sm_120
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_expand_does_its_activation_in_few_instructions(sm: int) -> None:
+    """Of the whole kernel, a result: Triton's erf takes 33 for the activation alone."""
+    code = expand(sm, "fp16", 384, m=128, n=128, k=64 if sm >= 90 else 32, warps=8)
+    assert code.instructions * code.threads / (128 * 128) <= {80: 28, 90: 34, 100: 40, 120: 36}[sm]
+    assert code.opcodes["MUFU"] * code.threads / (128 * 128) <= 2.2  # an exponential and a reciprocal
+
+
+@pytest.mark.parametrize(("sm", "type"), [(80, "i8"), (90, "i8"), (90, "fp8e4nv"), (120, "fp8e4nv")])
+def test_products_in_8_bits_use_the_matrix_units_and_do_not_spill(sm: int, type: str) -> None:
+    matrix = {"i8": ("IMMA", "IGMMA"), "fp8e4nv": ("QGMMA", "QMMA")}[type]
+    k = 128 if sm >= 90 else 64
+    for code in (
+        expand(sm, type, 384, m=128, n=128, k=k, warps=8), project(sm, type, 384, m=128, n=128, k=k, warps=8),
+    ):  # fmt: skip
+        assert any(opcode.startswith(matrix) for opcode in code.opcodes)
+        assert code.stack_bytes == 0
