@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from ..errors import BuildError
+from ..kernels.use import use_kernels
 from ..lower.capture import DeployGraph
 from ..lower.onnx_graph import shares
 from ..lower.torch_session import TorchSession, opening
-from ..models.convnext import multiply_accumulates
+from ..models.convnext import ConvNeXt, multiply_accumulates
 from ..session import RunOptions
 from ..types import Manifest, PrecisionTruth
 from .base import Format
@@ -22,6 +23,8 @@ TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 def build(graph: DeployGraph, folder: Path) -> None:
     from torch._inductor.exc import InductorError
 
+    assert isinstance(graph.module, ConvNeXt)
+    use_kernels(graph.module, graph.export.kernels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor warns about its own internals
         try:
@@ -74,6 +77,8 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
     typed_graph=True,
+    kernels=True,
+    cuda_graphs=True,
     build=build,
     load=load,
 )
