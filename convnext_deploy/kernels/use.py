@@ -61,10 +61,8 @@ class FusedStem(nn.Module):
         return None  # the kernel takes images as they are
 
     def forward(self, images: Tensor) -> Tensor:
-        (conv,) = self.convs
-        weight, bias = (conv.get_parameter(name) for name in ("weight", "bias"))
-        norm = self.norm
-        return cast(Tensor, stem(images, weight, bias, norm.weight, norm.bias, norm.kind, norm.eps))
+        conv, norm = cast(nn.Conv2d, self.convs[0]), self.norm
+        return cast(Tensor, stem(images, conv.weight, conv.bias, norm.weight, norm.bias, norm.kind, norm.eps))
 
 
 class FusedDownsample(nn.Module):
