@@ -17,6 +17,7 @@ from convnext_deploy.kernels import dwconv_norm as dw
 from convnext_deploy.kernels import expand as ex
 from convnext_deploy.kernels import patches as pa
 from convnext_deploy.kernels import project as pr
+from convnext_deploy.kernels import quantized as q8
 from convnext_deploy.kernels.launch import ProductLaunch
 from convnext_deploy.models.registry import VARIANTS
 
@@ -331,3 +332,81 @@ def test_downsample_equals_float64(shape: tuple[int, int, int, int], dtype: torc
 def test_pool_norm_equals_float64(shape: tuple[int, int, int, int], norm: str) -> None:
     x = random(*shape, dtype=torch.float16) + 2
     assert relative_error(pa.launch_pool_norm(x, norm, 1e-6), pa.pool_norm_reference(x.double(), norm, 1e-6)) < 3e-6
+
+
+# 8 bits --------------------------------------------------------------------------------------------------------------
+
+
+def codes(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """A quarter of int8's range and a hundredth of E4M3's."""
+    return q8.codes_reference(random(*shape, dtype=torch.float32, seed=seed), torch.tensor(1 / 32), dtype)
+
+
+def steps_apart(found: Tensor, exact: Tensor) -> tuple[float, int]:
+    """Share of codes that differ, and by how many codes at most: the order of E4M3's bytes is that of its values."""
+    assert found.dtype == exact.dtype
+    ranks = []
+    for tensor in (found, exact):
+        byte = tensor.view(torch.int8).int()
+        ranks.append(byte if tensor.dtype == torch.int8 else torch.where(byte < 0, -(byte & 127), byte))
+    distance = (ranks[0] - ranks[1]).abs()
+    return (distance > 0).double().mean().item(), int(distance.max())
+
+
+EIGHT = pytest.mark.parametrize("dtype", [torch.int8, q8.E4M3], ids=str)
+
+
+@EIGHT
+def test_dwconv_norm_in_codes_is_at_most_one_code_from_float64(dtype: torch.dtype) -> None:
+    x, weight, bias = conv_inputs((2, 3, 2, 40), torch.float32)
+    scale = torch.tensor(0.02)  # saturates int8 at 2.5 deviations
+    exact = q8.dwconv_norm_quantized_reference(
+        x.double(), weight.double(), bias.double(), "layernorm", 1e-6, scale, dtype == q8.E4M3
+    )
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight), scale, dtype)
+    share, most = steps_apart(found, exact)
+    assert share < 0.002
+    assert most <= 1
+
+
+@EIGHT
+def test_expand_from_codes_to_codes_is_at_most_one_code_from_float64(dtype: torch.dtype) -> None:
+    x, weight = codes(1, 3, 5, 40, dtype=dtype), codes(96, 40, dtype=dtype, seed=1)
+    bias, scales = random(96, dtype=torch.float16), random(96, dtype=torch.float32, seed=1).abs() / 5000
+    out_scale = torch.tensor(0.01)
+    exact = q8.expand_quantized_reference(x, weight, bias, "gelu", scales, out_scale)
+    found, _ = ex.launch_expand(
+        x, weight, bias, None, None, "layernorm", 0.0, "gelu", SMALL, scales=scales, out_scale=out_scale
+    )
+    share, most = steps_apart(found, exact)
+    assert share < 0.02  # the fitted GELU is 2.5e-5 off, a four-hundredth of a step
+    assert most <= 1
+
+
+@EIGHT
+def test_project_from_codes_equals_float64(dtype: torch.dtype) -> None:
+    hidden, weight = codes(1, 3, 5, 160, dtype=dtype), codes(40, 160, dtype=dtype, seed=1)
+    bias, residual = random(40, dtype=torch.float16), random(1, 3, 5, 40, dtype=torch.float16)
+    scales = random(40, dtype=torch.float32, seed=1).abs() / 5000
+    exact = q8.project_quantized_reference(hidden, weight, bias, residual.double(), scales)
+    found = pr.launch_project(hidden, weight, bias, residual, None, SMALL, scales=scales)
+    assert relative_error(found, exact) < 3e-4  # fp16's rounding
+
+
+@EIGHT
+def test_grn_in_8_bits_makes_the_codes_while_it_reads(dtype: torch.dtype) -> None:
+    x, weight = codes(2, 3, 5, 40, dtype=dtype), codes(64, 40, dtype=dtype, seed=1)
+    bias, scales = random(64, dtype=torch.float16), random(64, dtype=torch.float32, seed=1).abs() / 5000
+    hidden, squares = ex.launch_expand(
+        x, weight, bias, None, None, "layernorm", 0.0, "gelu", SMALL, squares=True, scales=scales, dtype=torch.float16
+    )
+    exact = q8.activated(q8.linear_reference(x, weight, bias, scales), "gelu")
+    assert relative_error(hidden, exact) < 4e-4
+    assert relative_error(squares.sum(1), exact.square().sum((1, 2))) < 1e-4
+    factor = 1 + random(2, 64, dtype=torch.float32).abs()
+    last, residual = codes(40, 64, dtype=dtype, seed=2), random(2, 3, 5, 40, dtype=torch.float16)
+    arguments = (hidden, last, bias[:40].clone(), residual)
+    hidden_scale, last_scales = torch.tensor(0.02), scales[:40] / 10
+    expected = q8.project_quantized_reference(*arguments, last_scales, factor, hidden_scale)
+    found = pr.launch_project(*arguments, factor, SMALL, scales=last_scales, hidden_scale=hidden_scale)
+    assert relative_error(found, expected.double()) < 1e-3

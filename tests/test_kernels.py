@@ -13,6 +13,12 @@ from convnext_deploy.kernels.dwconv_norm import dwconv_moments, dwconv_norm
 from convnext_deploy.kernels.expand import expand, expand_squares
 from convnext_deploy.kernels.patches import downsample, pool_norm, stem
 from convnext_deploy.kernels.project import grn_factor, project
+from convnext_deploy.kernels.quantized import (
+    dwconv_norm_quantized,
+    expand_quantized,
+    expand_squares_quantized,
+    project_quantized,
+)
 
 INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 
@@ -36,6 +42,7 @@ def inputs(*shape: int) -> Tensor:
 X, HIDDEN = inputs(2, 4, 6, 24), inputs(2, 4, 6, 96)
 WIDE, NARROW = inputs(96, 24), inputs(24, 96)
 MOMENTS = inputs(2, 4, 6, 1, 2)
+CODES, ONE = (8 * X).to(torch.int8), torch.ones(())
 NORMED = ("layernorm", 1e-6, "gelu", MOMENTS, WIDE.sum(1), 32)
 
 
@@ -52,6 +59,11 @@ NORMED = ("layernorm", 1e-6, "gelu", MOMENTS, WIDE.sum(1), 32)
         (stem, (inputs(2, 3, 8, 12), inputs(24, 3, 4, 4), *map(inputs, (24, 24, 24)), "layernorm", 1e-6)),
         (downsample, (X, inputs(48, 24, 2, 2), inputs(48), "layernorm", 1e-6)),
         (pool_norm, (X, "layernorm", 1e-6)),
+        (dwconv_norm_quantized, (X, inputs(24, 1, 7, 7), inputs(24), "layernorm", 1e-6, ONE, True)),
+        (expand_quantized, (CODES, CODES[0, 0], inputs(6), "gelu", inputs(6), ONE)),
+        (expand_squares_quantized, (CODES, CODES[0, 0], inputs(6), "gelu", inputs(6))),
+        (project_quantized, (CODES, CODES[0, 0], inputs(6), inputs(2, 4, 6, 6), inputs(6))),
+        (project_quantized, (X, CODES[0, 0], inputs(6), inputs(2, 4, 6, 6), inputs(6), inputs(2, 24), ONE)),
     ],
     ids=lambda value: getattr(value, "_name", ""),
 )

@@ -4,6 +4,7 @@ Limits are a tenth above what Triton 3.9 gives, so that a regression of ours or 
 None of them is a speed.
 """
 
+import warnings
 from typing import Any
 
 import pytest
@@ -118,3 +119,99 @@ def test_products_in_8_bits_use_the_matrix_units_and_do_not_spill(sm: int, type:
     ):  # fmt: skip
         assert any(opcode.startswith(matrix) for opcode in code.opcodes)
         assert code.stack_bytes == 0
+
+
+def final_norm(sm: int, out: str) -> Code:
+    from convnext_deploy.kernels.dwconv_norm_triton import dwconv_norm_kernel
+
+    types = dict.fromkeys(("x", "weight", "bias", "y"), "*fp16") | {"out": f"*{out}", "out_scale": "*fp32"}
+    return compiled(
+        dwconv_norm_kernel, types, sm=sm, num_warps=4, H=14, W=14, C=384, K=7, ROWS=7, BW=4, BC=64, PACKED=True,
+        EPS=1e-6, NORM="layernorm", QUANTIZE=out != "fp16",
+    )  # fmt: skip
+
+
+def stem(sm: int) -> Code:
+    from convnext_deploy.kernels.patches_triton import stem_kernel
+
+    types = {"x": "*u8"} | dict.fromkeys(("weight", "bias", "gain", "offset", "out"), "*fp16") | {"M": "i32"}
+    types |= dict.fromkeys(("BATCH_STRIDE", "ROW_STRIDE", "COLUMN_STRIDE", "CHANNEL_STRIDE"), "i32")
+    return compiled(
+        stem_kernel, types, sm=sm, num_warps=4, H=56, W=56, C=3, N=192, K=4, EPS=1e-6, NORM="layernorm", OFFSET=True,
+        PRECISION="ieee", BM=64, BN=256, BK=64,
+    )  # fmt: skip
+
+
+def downsample(sm: int) -> Code:
+    from convnext_deploy.kernels.patches_triton import downsample_kernel
+
+    types = dict.fromkeys(("x", "weight", "bias", "out"), "*fp16") | {"M": "i32"}
+    return compiled(
+        downsample_kernel, types, sm=sm, num_warps=8, H=28, W=28, C=192, N=384, EPS=1e-6, NORM="layernorm",
+        PRECISION="ieee", BM=128, BN=128, BK=64 if sm >= 90 else 32, GROUP=8,
+    )  # fmt: skip
+
+
+def pool_norm(sm: int) -> Code:
+    from convnext_deploy.kernels.patches_triton import pool_norm_kernel
+
+    types = {"x": "*fp16", "out": "*fp32", "PIXELS": "i32"}
+    return compiled(
+        pool_norm_kernel, types, sm=sm, num_warps=8, C=768, WIDE=1024, BP=8, EPS=1e-6, NORM="layernorm"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_the_other_kernels_do_not_spill(sm: int) -> None:
+    assert final_norm(sm, "fp16").stack_bytes == 0
+    assert final_norm(sm, "i8").stack_bytes == 0
+    assert pool_norm(sm).stack_bytes == 0
+    for code in (stem(sm), downsample(sm)):
+        assert uses_the_matrix_units(code, sm)
+        assert code.stack_bytes == 0
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced with tensors of a GPU that is not there. A kernel whose writes were not understood would have its inputs
+    copied first, and so would one that is handed the same memory twice."""
+    import torch
+    import triton
+    from torch._functorch.aot_autograd import aot_export_module
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from triton.backends.compiler import GPUTarget
+
+    from convnext_deploy import passes
+    from convnext_deploy.kernels.use import parts, use_kernels
+    from convnext_deploy.models.convnext import ConvNeXt
+    from convnext_deploy.models.registry import spec
+
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    model = ConvNeXt(spec(name, depths=(1, 1, 1, 1), task="features", image_size=(64, 64))).eval().requires_grad_(False)
+    passes.fold_norm_affine(model)
+    passes.fold_layer_scale(model)
+    passes.fold_grn_bias(model)
+    model = model.half()
+    use_kernels(model, parts(model))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
+        images = torch.empty(2, 3, 64, 64, device="cuda", dtype=torch.float16)
+        graph, _ = aot_export_module(model.to("cuda"), [images], trace_joint=False)
+    written = {}
+    for node in graph.graph.nodes:
+        assert "clone" not in str(node.target)
+        if "triton_kernel_wrapper" in str(node.target):
+            kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            written.setdefault(getattr(kernel, "fn", kernel).__name__, set()).update(node.kwargs["tensors_to_clone"])
+    expected = {
+        "stem_kernel": {"out"}, "downsample_kernel": {"out"}, "dwconv_moments_kernel": {"y", "moments"},
+        "expand_kernel": {"out"}, "project_kernel": {"out"},
+    }  # fmt: skip
+    if "v2" in name:
+        expected |= {"expand_kernel": {"out", "squares"}, "grn_factor_kernel": {"factor"}}
+    assert written == expected

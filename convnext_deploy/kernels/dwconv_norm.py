@@ -95,14 +95,14 @@ def launch_norm(
     x = x.contiguous()
     _, height, width, channels = x.shape
     y = torch.empty_like(x)
-    out = y if scale is None else torch.empty_like(x, dtype=dtype)
+    out = None if scale is None else torch.empty_like(x, dtype=dtype)
     wrap_triton(dwconv_norm_kernel)[(_grid(x, launch),)](
-        x, taps(weight), bias, y, out, bias if scale is None else scale,  # without a scale, any pointer
+        x, taps(weight), bias, y, *(bias if t is None else t for t in (out, scale)),  # what is not read: any pointer
         H=height, W=width, C=channels, K=weight.shape[-1],
         ROWS=launch.rows, BW=launch.columns, BC=launch.channels, PACKED=launch.packed,
         EPS=eps, NORM=norm, QUANTIZE=scale is not None, num_warps=launch.warps,
     )  # fmt: skip
-    return out
+    return y if out is None else out
 
 
 def _dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:

@@ -109,8 +109,7 @@ def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: t
     """Final norm: a program takes all channels of its pixels, twice.
 
     The first time it writes the convolution to y and keeps the moments; the second time it reads its own y, which lies
-    in the L2 still, and writes out: normalized, or normalized, divided by out_scale and rounded to 8 bits. Without
-    QUANTIZE, y and out may be the same memory.
+    in the L2 still, and writes it normalized in its place; with QUANTIZE to out instead, over out_scale and in 8 bits.
     """
     image, top, columns = place(H, W, ROWS, BW)
     pixels = (image * H + top) * W + columns
@@ -148,4 +147,4 @@ def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: t
             if QUANTIZE:
                 tl.store(out + at, quantized(value, out.dtype.element_ty), mask=mask)
             else:
-                tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+                tl.store(y + at, value.to(y.dtype.element_ty), mask=mask)
