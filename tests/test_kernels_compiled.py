@@ -137,7 +137,7 @@ def stem(sm: int) -> Code:
     types = {"x": "*u8"} | dict.fromkeys(("weight", "bias", "gain", "offset", "out"), "*fp16") | {"M": "i32"}
     types |= dict.fromkeys(("BATCH_STRIDE", "ROW_STRIDE", "COLUMN_STRIDE", "CHANNEL_STRIDE"), "i32")
     return compiled(
-        stem_kernel, types, sm=sm, num_warps=4, H=56, W=56, C=3, N=192, K=4, EPS=1e-6, NORM="layernorm", OFFSET=True,
+        stem_kernel, types, sm=sm, num_warps=8, H=56, W=56, C=3, N=192, K=4, EPS=1e-6, NORM="layernorm", OFFSET=True,
         PRECISION="ieee", BM=64, BN=256, BK=64,
     )  # fmt: skip
 
