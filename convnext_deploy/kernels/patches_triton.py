@@ -10,6 +10,7 @@ from .triton_blocks import (
     product,
     row_moments,
     scale_and_shift,
+    store_tile,
     tile,
     tile_rows,
     weight_pointers,
@@ -47,8 +48,7 @@ def stem_kernel(x, weight, bias, gain, offset, out, M, BATCH_STRIDE, ROW_STRIDE,
     y = (y - shift[:, None]) * scale[:, None] * column(gain, columns, N)
     if OFFSET:
         y += column(offset, columns, N)
-    mask = ok[:, None] & (columns < N)[None, :]
-    tl.store(out + rows.to(tl.int64)[:, None] * N + columns[None, :], y.to(out.dtype.element_ty), mask=mask)
+    store_tile(out, y, rows, ok, columns, N)
 
 
 @triton.jit
@@ -87,8 +87,7 @@ def downsample_kernel(x, weight, bias, out, M, H: tl.constexpr, W: tl.constexpr,
         y = product(y, pixels, weight_pointers(weight, columns, N, 4 * C) + tap * C, shift, scale, bias, bias, C, BK,
                     PRECISION, "normalize")  # fmt: skip
     y += column(bias, columns, N)
-    mask = ok[:, None] & (columns < N)[None, :]
-    tl.store(out + rows.to(tl.int64)[:, None] * N + columns[None, :], y.to(out.dtype.element_ty), mask=mask)
+    store_tile(out, y, rows, ok, columns, N)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from .triton_blocks import (
     product,
     quantized,
     row_pointers,
+    store_tile,
     tile,
     tile_rows,
     weight_pointers,
@@ -49,12 +50,10 @@ def expand_kernel(x, weight, bias, moments, row_sums, scales, out_scale, out, sq
     elif not exact:
         y = scale[:, None] * (y - shift[:, None] * column(row_sums, columns, N))
     y = activated(y + column(bias, columns, N), ACTIVATION, exact)
-    at = out + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    mask = ok[:, None] & (columns < N)[None, :]
     if QUANTIZE:
-        tl.store(at, quantized(y / tl.load(out_scale), out.dtype.element_ty), mask=mask)
+        store_tile(out, quantized(y / tl.load(out_scale), out.dtype.element_ty), rows, ok, columns, N)
     else:
-        tl.store(at, y.to(out.dtype.element_ty), mask=mask)
+        store_tile(out, y, rows, ok, columns, N)
     if SQUARES:
         sums = tl.sum(tl.where(ok[:, None], y * y, 0.0), 0)
         tl.store(squares + tile_m.to(tl.int64) * N + columns, sums, mask=columns < N)
@@ -83,7 +82,7 @@ def project_kernel(hidden, weight, bias, residual, factor, scales, hidden_scale,
     at = rows.to(tl.int64)[:, None] * N + columns[None, :]
     mask = ok[:, None] & (columns < N)[None, :]
     y += column(bias, columns, N) + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+    store_tile(out, y, rows, ok, columns, N)
 
 
 @triton.jit

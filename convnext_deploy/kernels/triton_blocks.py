@@ -15,7 +15,7 @@ def activated(x, KIND: tl.constexpr, EXACT: tl.constexpr):
 
     EXACT: GELU by the error function, for results that are wider than 16 bits. Otherwise its normal distribution is a
     fitted odd polynomial inside the sigmoid: at most 2.6e-5 from it in the result, a tenth of fp16's rounding at 0.5.
-    Coefficients are times -log2(e), so that the sigmoid is one exponential to the base 2 and one reciprocal.
+    Coefficients are times -log2(e): the sigmoid is an exponential to the base 2 and the square of a reciprocal root.
     """
     if KIND == "none":
         return x
@@ -29,7 +29,9 @@ def activated(x, KIND: tl.constexpr, EXACT: tl.constexpr):
     else:
         u = tl.minimum(u, 27.0)  # the polynomial turns beyond; the sigmoid is 0 or 1 there already
         q = x * (-2.301120344 + u * (-0.1067768461 + u * 0.0010145001))
-    return x / (1.0 + tl.exp2(q))
+    # A division guards against divisors that this one cannot have, in three more instructions.
+    root = tl.rsqrt(1.0 + tl.exp2(q))
+    return x * (root * root)
 
 
 @triton.jit
@@ -161,11 +163,29 @@ def row_pointers(x, rows, ROW: tl.constexpr):
 
 @triton.jit
 def weight_pointers(weight, columns, N: tl.constexpr, ROW: tl.constexpr):
-    """(1, BN) pointers to a weight's rows. Columns beyond N repeat the last: they are not stored; a mask would cost."""
-    return weight + tl.minimum(columns, N - 1).to(tl.int64)[None, :] * ROW
+    """(1, BN) pointers to a weight's rows."""
+    return weight + within(columns, N).to(tl.int64)[None, :] * ROW
+
+
+@triton.jit
+def within(columns, N: tl.constexpr):
+    """Columns that can be loaded: those beyond N are the last one again. They are not stored, and a mask would cost."""
+    if (columns.shape[0] - 1) & N == 0:  # whole tiles, whose widths are powers of two
+        return columns
+    return tl.minimum(columns, N - 1)
+
+
+@triton.jit
+def store_tile(out, value, rows, ok, columns, N: tl.constexpr):
+    """A tile (BM, BN) into out (M, N), in its type: the rows that are ok, and the columns that exist."""
+    at = out + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    mask = ok[:, None]
+    if (columns.shape[0] - 1) & N != 0:
+        mask = mask & (columns < N)[None, :]
+    tl.store(at, value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def column(values, columns, N: tl.constexpr):
-    """(BN,) numbers of a vector of N, in fp32, as a row; what lies beyond N is not stored by anyone."""
-    return tl.load(values + tl.minimum(columns, N - 1)).to(tl.float32)[None, :]
+    """(BN,) numbers of a vector of N, in fp32, as a row."""
+    return tl.load(values + within(columns, N)).to(tl.float32)[None, :]
