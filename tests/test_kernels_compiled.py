@@ -4,7 +4,10 @@ Limits are a tenth above what Triton 3.9 gives, so that a regression of ours or 
 None of them is a speed.
 """
 
+import importlib.util
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +218,33 @@ def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch:
     if "v2" in name:
         expected |= {"expand_kernel": {"out", "squares"}, "grn_factor_kernel": {"factor"}}
     assert written == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "compile"),
+    [
+        ("product_triton", "expand_kernel", lambda: expand(90, "fp16", 96, m=64, n=64, k=32, warps=4, SQUARES=True)),
+        ("product_triton", "project_kernel", lambda: project(90, "i8", 96, m=64, n=64, k=64, warps=4)),
+        ("dwconv_norm_triton", "dwconv_moments_kernel", lambda: conv(90, "fp16", rows=2, packed=True)),
+        ("dwconv_norm_triton", "dwconv_norm_kernel", lambda: final_norm(90, "fp16")),
+        ("patches_triton", "stem_kernel", lambda: stem(90)),
+        ("patches_triton", "downsample_kernel", lambda: downsample(90)),
+        ("patches_triton", "pool_norm_kernel", lambda: pool_norm(90)),
+    ],
+)
+def test_inductor_copies_a_kernel_with_all_that_it_calls(
+    module: str, name: str, compile: Callable[[], Code], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """AOTInductor compiles the source text of a kernel and of what it finds that this calls, in a file of their own."""
+    from torch._inductor.codegen.wrapper import user_defined_triton_kernel_transitive_closure_source_code as closure
+
+    home = importlib.import_module(f"convnext_deploy.kernels.{module}")
+    text = "import triton\nimport triton.language as tl\n\n@triton.jit\n" + closure(getattr(home, name))
+    location = importlib.util.spec_from_file_location(f"copied_{name}", tmp_path / f"copied_{name}.py")
+    assert location is not None
+    assert location.loader is not None
+    (tmp_path / f"copied_{name}.py").write_text(text)
+    copied = importlib.util.module_from_spec(location)
+    location.loader.exec_module(copied)
+    monkeypatch.setattr(home, name, getattr(copied, name))
+    assert compile().instructions > 100
