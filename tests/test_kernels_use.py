@@ -1,5 +1,7 @@
 """A model rewritten to the fused operations computes what it did; exports keep them; and when they are refused."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,16 @@ def test_an_eager_artifact_loads_with_the_kernels_that_its_manifest_names(artifa
     fused, plain = (eager.load(made.path, manifest, RunOptions()) for manifest in (found, made.manifest))
     np.testing.assert_allclose(fused.run(images)[0], plain.run(images)[0], rtol=1e-4, atol=1e-4)
     assert fused.precision().graph == {"fp32": 1.0}
+
+
+def test_formats_that_can_run_kernels_import_none_before_one_is_asked_for() -> None:
+    """The import looks for triton, which PyTorch's builds for the CPU warn that they lack."""
+    code = """
+import sys, convnext_deploy.formats.eager, convnext_deploy.formats.aotinductor
+print([name for name in sys.modules if name == "triton" or name.startswith("convnext_deploy.kernels")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 # Refusals and choice -------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from ..errors import BuildError
-from ..kernels.use import use_kernels
 from ..lower.capture import DeployGraph
 from ..lower.onnx_graph import shares
 from ..lower.torch_session import TorchSession, opening
@@ -23,8 +22,11 @@ TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 def build(graph: DeployGraph, folder: Path) -> None:
     from torch._inductor.exc import InductorError
 
-    assert isinstance(graph.module, ConvNeXt)
-    use_kernels(graph.module, graph.export.kernels)
+    if graph.export.kernels:
+        from ..kernels.use import use_kernels  # which looks for triton
+
+        assert isinstance(graph.module, ConvNeXt)
+        use_kernels(graph.module, graph.export.kernels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor warns about its own internals
         try:

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ..errors import ArtifactError
-from ..kernels.use import use_kernels
 from ..lower.capture import DeployGraph
 from ..lower.torch_session import TorchSession, opening
 from ..models.convnext import ConvNeXt
@@ -39,7 +38,10 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise ArtifactError(f"{folder / FILE} does not fit its manifest: {error}".replace("\n", " ")) from None
-    use_kernels(module, manifest.export.kernels)
+    if manifest.export.kernels:
+        from ..kernels.use import use_kernels  # which looks for triton
+
+        use_kernels(module, manifest.export.kernels)
     runnable: nn.Module = module.eval().requires_grad_(False).to(options.device)
     return TorchSession(runnable, manifest, options)
 
