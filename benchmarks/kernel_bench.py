@@ -114,8 +114,10 @@ def times_us(subject: Subject) -> dict[str, list[float]]:
     inputs = [first, *(subject.inputs() for _ in range(count - 1))]
     graphs = {name: captured(call, inputs) for name, call in subject.contenders.items()}
     samples: dict[str, list[float]] = {name: [] for name in graphs}
+    names = list(graphs)
     for turn in range(WARM + REPLAYS):
-        for name in sorted(graphs, key=lambda name: hash((turn, name))):
+        first_name = turn % len(names)
+        for name in names[first_name:] + names[:first_name]:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             graphs[name].replay()

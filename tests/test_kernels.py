@@ -23,6 +23,7 @@ from convnext_deploy.kernels.quantized import (
 INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 
 
+@pytest.mark.slow
 def test_kernels_equal_float64_in_the_interpreter() -> None:
     """Every test of `interpreted_kernels.py`, in one process."""
     pytest.importorskip("triton")

@@ -15,12 +15,14 @@ from torch import Tensor
 from convnext_deploy import api, env, passes
 from convnext_deploy.errors import UsageError
 from convnext_deploy.kernels import choice
-from convnext_deploy.kernels.use import parts, use_kernels
+from convnext_deploy.kernels.use import FusedQuantizedBlock, parts, use_kernels
 from convnext_deploy.lower.torch_session import MacCounter
 from convnext_deploy.manifest import Artifact
-from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.registry import spec
-from convnext_deploy.types import KernelMeasurement
+from convnext_deploy.quantize.apply import WEIGHT_SCHEMES, QuantizedLinear, rounded, rows_of
+from convnext_deploy.quantize.observers import weight_scales
+from convnext_deploy.types import KernelMeasurement, OperationPlan
 
 ALL = (
     "stem",
@@ -87,6 +89,33 @@ def test_a_rewritten_model_takes_raw_pixels() -> None:
     (before,) = outputs(model, pixels)
     use_kernels(model, ("stem",))
     torch.testing.assert_close(outputs(model, pixels)[0], before, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["s8s8", "fp8"])
+@pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto"])
+def test_a_block_in_8_bits_follows_its_plan(name: str, kind: Any) -> None:
+    """The module that a plan was applied to is the simulation; the operators differ from it by codes that flip."""
+    model = folded(name, torch.float32)
+    x = torch.randn(2, 4, 4, model.spec.dims[0], generator=torch.Generator().manual_seed(0))
+    block = model.get_submodule("stages.0.0")
+    assert isinstance(block, Block)
+    plain = block(x)
+    hidden = block.expand(block.dwconv_norm(x))
+    for linear, seen in (
+        ("expand", block.dwconv_norm(x)),
+        ("project", hidden if block.grn is None else block.grn(hidden)),
+    ):
+        largest = {"s8s8": 127, "fp8": 448}[kind]
+        operation = OperationPlan(type=kind, scale=seen.abs().max().item() / largest)
+        before = block.get_submodule(f"{linear}.linear")
+        rows = rows_of(before)
+        scales = weight_scales(rows, WEIGHT_SCHEMES[kind], "minmax")
+        quantized = QuantizedLinear(operation, rounded(rows, scales, operation), scales, before.get_parameter("bias"))
+        setattr(block.get_submodule(linear), "linear", quantized)  # noqa: B010 - a module's attribute is a Tensor to mypy
+    simulated = block(x)
+    fused = FusedQuantizedBlock(block)(x)
+    step = (simulated - plain).norm()  # what quantization itself moves
+    assert (fused - simulated).norm() < 0.1 * step
 
 
 def test_parameters_keep_their_names_shapes_and_values() -> None:

@@ -4,7 +4,7 @@ Parts of a model are named as its modules are: `stem`, `stages.0` (all its block
 """
 
 from collections.abc import Collection, Iterator
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from .dwconv_norm import dwconv_moments, launch_of
 from .expand import expand, expand_squares
 from .patches import downsample, pool_norm, stem
 from .project import grn_factor, project
+from .quantized import E4M3, dwconv_norm_quantized, expand_quantized, expand_squares_quantized, project_quantized
 
 
 class FusedBlock(nn.Module):
@@ -27,11 +28,10 @@ class FusedBlock(nn.Module):
         self.dwconv_norm, self.expand, self.grn, self.project = (
             block.dwconv_norm, block.expand, block.grn, block.project,
         )  # fmt: skip
-        linear, conv = block.expand.linear, block.dwconv_norm.conv
+        linear = block.expand.linear
         wide = torch.promote_types(linear.weight.dtype, torch.float32)
         self.register_buffer("row_sums", linear.weight.double().sum(1).to(wide), persistent=False)
-        # (C, 1, K, K) with the channels next to one another, as `dwconv_norm.taps` takes it without a copy
-        conv.weight.data = conv.weight.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+        _lay_out(block.dwconv_norm.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.dwconv_norm.conv, self.dwconv_norm.norm
@@ -45,6 +45,58 @@ class FusedBlock(nn.Module):
             hidden, squares = expand_squares(*arguments, chunk)
             factor = grn_factor(squares, self.grn.weight, self.grn.eps)
         return cast(Tensor, project(hidden, narrow.weight, narrow.bias, x, factor))
+
+
+class CodedLinear(Protocol):
+    """What `quantize.apply` puts in a linear's place: weight (in, out) in codes, and the scales of a plan."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    shift: float
+
+
+class FusedQuantizedBlock(nn.Module):
+    """A `Block` whose two linears a plan runs in int8 without zero points, or in E4M3: (N, H, W, C) -> (N, H, W, C)."""
+
+    expand_weight: Tensor
+    expand_scales: Tensor
+    expand_bias: Tensor
+    project_weight: Tensor
+    project_scales: Tensor
+    project_bias: Tensor
+    in_scale: Tensor
+    hidden_scale: Tensor
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.dwconv_norm, self.grn, self.activation = block.dwconv_norm, block.grn, block.expand.activation
+        for name, linear in (("expand", block.expand.linear), ("project", block.project.linear)):
+            coded = cast(CodedLinear, linear)
+            self.register_buffer(f"{name}_weight", coded.weight.t().contiguous())
+            self.register_buffer(f"{name}_scales", coded.scale.float() * coded.weight_scale.float())
+            self.register_buffer(f"{name}_bias", coded.bias.detach())
+            self.register_buffer({"expand": "in_scale", "project": "hidden_scale"}[name], coded.scale.float())
+        _lay_out(self.dwconv_norm.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.dwconv_norm.conv, self.dwconv_norm.norm
+        e4m3 = self.expand_weight.dtype == E4M3
+        codes = dwconv_norm_quantized(x, conv.weight, conv.bias, norm.kind, norm.eps, self.in_scale, e4m3)
+        first = (codes, self.expand_weight, self.expand_bias, self.activation, self.expand_scales)
+        last = (self.project_weight, self.project_bias, x, self.project_scales)
+        if self.grn is None:
+            return cast(Tensor, project_quantized(expand_quantized(*first, self.hidden_scale), *last))
+        hidden, squares = expand_squares_quantized(*first)
+        factor = grn_factor(squares, self.grn.weight, self.grn.eps)
+        return cast(Tensor, project_quantized(hidden, *last, factor, self.hidden_scale))
+
+
+def _lay_out(conv: nn.Conv2d) -> None:
+    """(C, 1, K, K) with the channels next to one another, as `dwconv_norm.taps` takes it without a copy."""
+    conv.weight.data = conv.weight.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
 
 class FusedStem(nn.Module):
@@ -124,9 +176,18 @@ def _fits_block(block: Block) -> bool:
         _plain(block.dwconv_norm.norm)
         and block.project.layer_scale is None
         and (block.grn is None or block.grn.bias is None)
-        and all(isinstance(linear, nn.Linear) for linear in linears)
+        and (all(isinstance(linear, nn.Linear) for linear in linears) or _coded(*linears))
         and len(types) == 1
     )
+
+
+def _coded(*linears: nn.Module) -> bool:
+    """Whether all are quantized, symmetrically and to one type."""
+    if not all(hasattr(linear, "weight_scale") for linear in linears):
+        return False
+    coded = cast("tuple[CodedLinear, ...]", linears)
+    same = {linear.zero_point.dtype for linear in coded} | {linear.weight.dtype for linear in coded}
+    return len(same) == 1 and same <= {torch.int8, E4M3} and all(linear.shift == 0 for linear in coded)
 
 
 def _plain(norm: ChannelNorm) -> bool:
@@ -155,4 +216,5 @@ def use_kernels(model: ConvNeXt, names: Collection[str]) -> None:
         else:
             stage = cast(nn.ModuleList, part)
             for index, block in enumerate(stage):
-                stage[index] = FusedBlock(cast(Block, block))
+                fused = FusedBlock if isinstance(cast(Block, block).expand.linear, nn.Linear) else FusedQuantizedBlock
+                stage[index] = fused(cast(Block, block))
