@@ -210,6 +210,38 @@ def test_expand_of_rows_with_a_large_mean_is_as_exact_as_eager(mean: float, dtyp
     expand_is_exact((random(1, 3, 5, 96, dtype=torch.float32) + mean).to(dtype), 64)
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("offset", [0.0, 500.0])
+def test_expand_behind_dwconv_moments_is_as_exact_as_eager(offset: float, dtype: torch.dtype) -> None:
+    """The two kernels together: the moments are of the exact sums, and what they normalize has been rounded."""
+    x, weight, bias = conv_inputs((1, 2, 3, 96), dtype)
+    bias = bias + offset
+    wide, wide_bias = product_inputs(x, 64)
+
+    def reference(to: torch.dtype) -> Tensor:
+        y = dw.conv_reference(x.to(to), weight.to(to), bias.to(to))
+        return ex.expand_reference(y, wide.to(to), wide_bias.to(to), "layernorm", 1e-6, "gelu")
+
+    launch = dw.launch_of(x, weight)
+    y, moments = dw.launch_moments(x, weight, bias, launch)
+    row_sums = wide.double().sum(1).float()
+    found, _ = ex.launch_expand(
+        y, wide, wide_bias, moments, row_sums, "layernorm", 1e-6, "gelu", SMALL, chunk=launch.channels
+    )
+    exact = reference(torch.float64)
+    assert relative_error(found, exact) <= 2 * relative_error(reference(dtype), exact) + 1e-7
+
+
+def test_dwconv_of_values_near_the_end_of_fp16_is_finite_and_exact() -> None:
+    x, weight, bias = conv_inputs((1, 2, 3, 32), torch.float16)
+    x, weight = (x * 8000).clamp(-65504, 65504), weight / 4
+    exact, _ = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
+    eager = dw.conv_reference(x, weight, bias)
+    found, moments = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    assert moments.isfinite().all()
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact)
+
+
 def test_expand_of_values_near_the_end_of_fp16_is_finite_and_exact() -> None:
     expand_is_exact(random(1, 3, 5, 64, dtype=torch.float32, scale=15000.0).clamp(-65504, 65504).half(), 64)
 
