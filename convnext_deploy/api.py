@@ -52,7 +52,7 @@ def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None
     """Open an artifact, check every file of it, and make it ready to run.
 
     Args:
-        cuda_graph: TensorRT only: replay a captured CUDA graph.
+        cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
 
     Raises:
         ArtifactError: naming the file that is missing, changed or unreadable.
@@ -68,8 +68,10 @@ def _load(artifact: Artifact, options: RunOptions) -> Session:
         raise ArtifactError(f"{artifact.path}: {error}") from None
     formats.require(fmt)
     formats.refuse_device(fmt, options.device)
-    if options.cuda_graph and not fmt.ahead_of_time:
-        raise UsageError(f"format {fmt.name} replays no CUDA graphs; only TensorRT's do")
+    if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
+        raise UsageError(
+            f"format {fmt.name} replays no CUDA graph on {options.device}; TensorRT's, eager and aotinductor do on cuda"
+        )
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads {options.threads}; expected at least 1")
     return fmt.load(artifact.path, artifact.manifest, options)
@@ -125,7 +127,7 @@ def evaluate(
         batch: images at once; None: the size the artifact is tuned for.
         limit: only so many images, evenly spaced over the source.
         out: path without suffix for `<out>.json` and `<out>.parquet`.
-        cuda_graph: TensorRT only: replay a captured CUDA graph.
+        cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
         progress: told (images done, images in all).
     """
     from . import data as sources

@@ -20,6 +20,7 @@ from .types import (
     Device,
     ExportSpec,
     InputKind,
+    KernelChoice,
     Manifest,
     ModelSpec,
     Parity,
@@ -75,6 +76,7 @@ def export(
     trt: str = "auto",
     refit_from: Path | None = None,
     plan: "Path | LoadedPlan | None" = None,
+    kernels: KernelChoice = "none",
 ) -> Artifact:
     """Turn a checkpoint into a verified artifact.
 
@@ -98,6 +100,8 @@ def export(
         trt: with format "trt": "tensorrt", "rtx", or "auto".
         refit_from: an engine that gets these weights, instead of building one (see `refit`).
         plan: a plan of `quantize` for this checkpoint and format.
+        kernels: this package's fused CUDA kernels: "measured" takes them where `kernels/measured.json` says that they
+            are faster on the GPU here, "all" wherever they can run.
 
     Raises:
         UsageError: anything that can be refused before the work.
@@ -128,6 +132,7 @@ def export(
         quantization=_quantization(chosen),
     )
     _refuse_early(fmt, spec, Path(out) if out else None, force)
+    _refuse_kernels(fmt, spec, kernels)
     say("loading the checkpoint")
     loaded = checkpoints.load(
         weights,
@@ -153,7 +158,7 @@ def export(
     say("computing the reference in fp32")
     expected = {name: _reference(loaded, pixels) for name, pixels in sets.items()}
     with manifest.staged(target) as folder:
-        found, opened, simulated = _build(fmt, spec, loaded, sets, folder, say, refit_from, chosen)
+        found, opened, simulated = _build(fmt, spec, loaded, sets, folder, say, refit_from, chosen, kernels)
         del loaded  # the source's weights; the runtime brings its own copy
         say("verifying")
         parity, truth = _verified(opened(found), found, sets, expected, simulated)
@@ -181,6 +186,17 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
         check_device(RunOptions(device=spec.device))
     if out is not None:
         manifest.check_target(out, force)
+
+
+def _refuse_kernels(fmt: "Format", spec: ExportSpec, kernels: KernelChoice) -> None:
+    if kernels == "none":
+        return
+    if not fmt.kernels:
+        able = ", ".join(name for name in formats.names() if formats.get(name).kernels)
+        raise UsageError(f"format {fmt.name} cannot run the fused kernels; these can: {able}")
+    from .kernels import choice
+
+    choice.refuse(spec, kernels)
 
 
 def _plan(plan: "Path | LoadedPlan | None", fmt: "Format", precision: Precision | None) -> "LoadedPlan | None":
@@ -287,6 +303,7 @@ def _build(
     say: Say,
     refit_from: Path | None = None,
     chosen: "LoadedPlan | None" = None,
+    kernels: KernelChoice = "none",
 ) -> tuple[Manifest, Callable[[Manifest], Session], dict[str, verify.Outputs]]:
     """Rewrite, capture and build.
 
@@ -318,6 +335,10 @@ def _build(
                 for name, pixels in sets.items()
             }
     passes.cast_parameters(model, spec.precision if fmt.typed_graph else "fp32", kept)
+    if kernels != "none":
+        from .kernels import choice
+
+        spec = msgspec.structs.replace(spec, kernels=choice.chosen(model, spec, kernels, say))
     # A batch of 1 would make torch.export take every dynamic batch for a constant.
     size = spec.batch.opt if spec.batch.min == spec.batch.max else max(2, spec.batch.min)
     repeated = probe[np.arange(size) % len(probe)]

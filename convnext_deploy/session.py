@@ -18,7 +18,7 @@ class RunOptions:
 
     device: Device = "cpu"
     threads: int | None = None
-    cuda_graph: bool = False  # TensorRT: replay a captured CUDA graph
+    cuda_graph: bool = False  # on a GPU: replay a captured CUDA graph
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,7 @@ class ExportSpec(Record, frozen=True, kw_only=True):
     device: Device = "cpu"
     tensorrt: TensorRtSpec | None = None
     quantization: "QuantizationRecord | None" = None
+    kernels: tuple[str, ...] = ()  # parts of the model that run in `convnext_deploy.kernels`: "stem", "stages.0" ...
 
 
 class PassRecord(Record, frozen=True, kw_only=True):
@@ -689,3 +690,18 @@ class HalfReport(Record, frozen=True, kw_only=True):
     bar: float  # roundings above it count as lost
     kept_share: Fraction  # of the multiply-accumulates, in the operations that stay in fp32
     operations: tuple[HalfOperation, ...]  # in the order in which they run
+
+
+# Kernels -------------------------------------------------------------------------------------------------------------
+
+KernelChoice = Literal["none", "measured", "all"]
+
+
+class KernelMeasurement(Record, frozen=True, kw_only=True):
+    """How the fused kernels of one part of a model compare with compiled PyTorch on one GPU."""
+
+    part: Literal["stem", "stages", "downsamples", "head"]
+    channels: Positive  # of its input; of a stem's output
+    precision: Precision
+    batch: Positive
+    speedup: Annotated[float, msgspec.Meta(gt=0.0)]  # compiled PyTorch's time over theirs, medians of one run

@@ -12,11 +12,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from convnext_deploy import regress
 from convnext_deploy.report import markdown, results
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import paper_table  # noqa: E402 - from benchmarks
+
 CPU = ROOT / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
 WHERE = ROOT / "benchmarks" / "results" / "2026-11-22-where-time-goes.jsonl"
+SWIN = ROOT / "benchmarks" / "results" / "2026-11-23-swin.jsonl"
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
 
@@ -34,7 +39,11 @@ def kinds() -> str:
     return markdown.kinds(results.read([WHERE]).profiles)
 
 
-TABLES: dict[str, Callable[[], str]] = {"runtimes": runtimes, "exports": exports, "kinds": kinds}
+def swin() -> str:
+    return markdown.table(paper_table.COLUMNS, paper_table.rows_of(regress.read_results(SWIN)))
+
+
+TABLES: dict[str, Callable[[], str]] = {"runtimes": runtimes, "exports": exports, "kinds": kinds, "swin": swin}
 
 
 def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:

@@ -53,7 +53,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the arrivals of scenario server.")] = 0,
     device: DeviceOption = "cpu",
     threads: Threads = None,
-    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="TensorRT: replay a captured CUDA graph.")] = False,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: replay a captured CUDA graph.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the results, every sample, as JSON Lines.")] = None,
     against: Annotated[Path | None, typer.Option(help="Results of --save: a verdict a row; exit 1 on SLOWER.")] = None,
     max_slowdown: Annotated[str, typer.Option(help="How much more time is still the same.")] = "5%",

@@ -71,6 +71,9 @@ def export(
     refit: Annotated[
         str, typer.Option(help="TensorRT: none, refit, or strip (weights come in with `refit`).")
     ] = "none",
+    kernels: Annotated[
+        str, typer.Option(help="eager, aotinductor on cuda: none, measured (where faster on this GPU) or all.")
+    ] = "none",
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -97,6 +100,7 @@ def export(
             refit,
         ),
         "trt": trt,
+        "kernels": one_of("--kernels", kernels, types.KernelChoice),
         "batch": batch_range(batch),
         "image_size": image_size_of(image_size),
         "preprocessing": given(

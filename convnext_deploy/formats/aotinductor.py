@@ -11,7 +11,7 @@ from ..errors import BuildError
 from ..lower.capture import DeployGraph
 from ..lower.onnx_graph import shares
 from ..lower.torch_session import TorchSession, opening
-from ..models.convnext import multiply_accumulates
+from ..models.convnext import ConvNeXt, multiply_accumulates
 from ..session import RunOptions
 from ..types import Manifest, PrecisionTruth
 from .base import Format
@@ -22,6 +22,11 @@ TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 def build(graph: DeployGraph, folder: Path) -> None:
     from torch._inductor.exc import InductorError
 
+    if graph.export.kernels:
+        from ..kernels.use import use_kernels  # which looks for triton
+
+        assert isinstance(graph.module, ConvNeXt)
+        use_kernels(graph.module, graph.export.kernels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor warns about its own internals
         try:
@@ -74,6 +79,8 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
     typed_graph=True,
+    kernels=True,
+    cuda_graphs=True,
     build=build,
     load=load,
 )

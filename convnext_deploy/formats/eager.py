@@ -38,6 +38,10 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise ArtifactError(f"{folder / FILE} does not fit its manifest: {error}".replace("\n", " ")) from None
+    if manifest.export.kernels:
+        from ..kernels.use import use_kernels  # which looks for triton
+
+        use_kernels(module, manifest.export.kernels)
     runnable: nn.Module = module.eval().requires_grad_(False).to(options.device)
     return TorchSession(runnable, manifest, options)
 
@@ -53,6 +57,8 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
     typed_graph=True,
+    kernels=True,
+    cuda_graphs=True,
     build=build,
     load=load,
 )

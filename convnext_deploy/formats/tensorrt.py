@@ -35,4 +35,5 @@ FORMAT = Format(
     load=load,
     refuse=refuse,
     ahead_of_time=True,
+    cuda_graphs=True,
 )

@@ -30,15 +30,41 @@ class TorchSession(Session):
         self._call = call
         self._images: Tensor | None = None
         self._outputs: tuple[Tensor, ...] = ()
+        self._graph: Any = None
 
     def _bind(self, images: Images) -> None:
-        self._images = torch.from_numpy(images).to(self.options.device)
+        bound = torch.from_numpy(images).to(self.options.device)
+        if self._graph is not None and self._images is not None and self._images.shape == bound.shape:
+            self._images.copy_(bound)  # where the graph reads it
+        else:
+            self._images, self._graph = bound, None
 
     def step(self) -> None:
         assert self._images is not None, "bind comes before step"
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        self._outputs = self._computed(self._images)
+        if self.options.cuda_graph:
+            self._capture(self._images)
+
+    def _computed(self, images: Tensor) -> tuple[Tensor, ...]:
         with threads(self.options.threads), torch.inference_mode():
-            outputs = self._call(self._images)
-        self._outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+            outputs = self._call(images)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+    def _capture(self, images: Tensor) -> None:
+        """From the second step on: a graph whose memory is planned once. The first has compiled what compiles late."""
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no stub for it
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._computed(images)  # libraries allocate their workspaces on the stream that is captured
+        torch.cuda.current_stream().wait_stream(side)
+        graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            self._outputs = self._computed(images)
+        self._graph = graph
+        graph.replay()  # a capture computes nothing
 
     def sync(self) -> None:
         if self.options.device == "cuda":
@@ -90,6 +116,10 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+# Operations of `convnext_deploy.kernels` that multiply with their second argument, once for each pixel that they make.
+FUSED = frozenset({"dwconv_norm", "dwconv_moments", "expand", "expand_squares", "project", "stem", "downsample"})
+
+
 class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no stub for it
     """Collects (type, multiply-accumulates) of every convolution and matrix product that PyTorch dispatches."""
 
@@ -100,6 +130,10 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch h
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.name().partition("::")[2].partition(".")[0].rstrip("_")
+        if func.namespace == "convnext_deploy" and name in FUSED:
+            weight, made = args[1], result[0] if isinstance(result, tuple) else result
+            self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * made.numel() / made.shape[-1]))
+            return result
         multiplies = any(word in name for word in ("conv", "linear", "mm"))
         index = 2 if name == "addmm" else 1  # of the weight among the arguments
         if multiplies and isinstance(result, Tensor) and isinstance(args[index], Tensor):

@@ -199,7 +199,8 @@ class Stem(nn.Module):
         self.register_buffer("input_mean", None)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype | None:
+        """Of the images that it takes; None for any (`kernels.use`)."""
         return type_of(self.convs[0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -244,9 +245,11 @@ class Head(nn.Module):
 
     def vector(self, x: Tensor) -> Tensor:
         """What follows the pooling: (N, C) in fp32 -> (N, num_classes)."""
+        return self.products(x if self.norm_first else self.norm(x))  # `passes.cast_parameters` keeps this norm in fp32
+
+    def products(self, x: Tensor) -> Tensor:
+        """What follows the norm: (N, C) in fp32 -> (N, num_classes)."""
         wide = x.dtype
-        if not self.norm_first:
-            x = self.norm(x)  # `passes.cast_parameters` keeps this one in fp32
         for linear in (self.hidden, self.classifier):
             if linear is not None:
                 x = linear(x.to(type_of(linear)))
@@ -280,7 +283,8 @@ class ConvNeXt(nn.Module):
         self.head = Head(spec) if spec.task != "features" else None
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        x = images.to(self.stem.dtype)  # first of all: TensorRT takes uint8 into a cast, and into nothing else
+        # First of all: TensorRT takes uint8 into a cast, and into nothing else.
+        x = images if self.stem.dtype is None else images.to(self.stem.dtype)
         x = self.stem(nchw(x) if self.takes_uint8 else x)
         maps = []
         for index, blocks in enumerate(self.stages):

@@ -1,0 +1,111 @@
+"""The linear that ends a block, with GRN's factor before it (V2) and the residual behind it; layer scale is folded."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import wrap_triton
+
+from .launch import ProductLaunch, per_image, product_launch
+from .operation import operation, shaped
+
+
+def grn_factor_reference(squares: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(N, tiles, C) sums of squares, (C,) -> (N, C): what GRN multiplies each channel with."""
+    norm = squares.sum(1).sqrt()
+    return 1 + weight.to(norm.dtype) * norm / (norm.mean(-1, keepdim=True) + eps)
+
+
+def project_reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, factor: Tensor | None = None
+) -> Tensor:
+    """(N, H, W, K), (C, K), (C,), (N, H, W, C), (N, K) -> (N, H, W, C), each step rounded to hidden's type."""
+    if factor is not None:
+        hidden = hidden * factor[:, None, None].to(hidden.dtype)
+    return residual + F.linear(hidden, weight, bias)
+
+
+def launch_grn_factor(squares: Tensor, weight: Tensor, eps: float) -> Tensor:
+    from .product_triton import grn_factor_kernel
+
+    images, tiles, channels = squares.shape
+    factor = torch.empty((images, channels), dtype=torch.float32, device=squares.device)
+    width = 1 << (channels - 1).bit_length()
+    wrap_triton(grn_factor_kernel)[(images,)](
+        squares.contiguous(), weight, factor, tiles, C=channels, WIDE=width, EPS=eps, num_warps=8
+    )
+    return factor
+
+
+def launch_project(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    factor: Tensor | None,
+    launch: ProductLaunch,
+    *,
+    tf32: bool = False,
+    scales: Tensor | None = None,
+    hidden_scale: Tensor | None = None,
+) -> Tensor:
+    """The Triton kernel; arguments that a variant does not have are None."""
+    from .product_triton import project_kernel
+
+    hidden = hidden.contiguous()
+    channels, inputs = weight.shape
+    rows = hidden.numel() // inputs if factor is None else hidden.shape[1] * hidden.shape[2]
+    images = 1 if factor is None else len(hidden)
+    tiles = -(-rows // launch.m)
+    out = torch.empty_like(residual, memory_format=torch.contiguous_format)
+    prologue = "none" if factor is None else "factor" if hidden_scale is None else "factor_quantized"
+    wrap_triton(project_kernel)[(images * tiles * -(-channels // launch.n),)](
+        hidden, weight.contiguous(), bias, residual.contiguous(),
+        *(bias if t is None else t for t in (factor, scales, hidden_scale)),  # what is not read: any pointer
+        out, rows, tiles, images * tiles, N=channels, K=inputs, PROLOGUE=prologue, SCALED=scales is not None,
+        PRECISION="tf32" if tf32 else "ieee", BM=launch.m, BN=launch.n, BK=launch.k, GROUP=launch.group,
+        num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return out
+
+
+def _project(
+    hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, factor: Tensor | None = None, tf32: bool = False
+) -> Tensor:
+    launch = product_launch(hidden, residual.numel() // residual.shape[-1])
+    if factor is not None:
+        launch = per_image(launch, hidden.shape[1] * hidden.shape[2])
+    return launch_project(hidden, weight, bias, residual, factor, launch, tf32=tf32)
+
+
+def _project_cpu(
+    hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, factor: Tensor | None = None, *tf32: bool
+) -> Tensor:
+    return project_reference(hidden, weight, bias, residual, factor)
+
+
+grn_factor = operation(
+    "grn_factor",
+    launch_grn_factor,
+    grn_factor_reference,
+    lambda squares, weight, eps: shaped(squares, (squares.shape[0], squares.shape[2])),
+)
+"""What GRN multiplies each channel of an image with, fp32 (N, C).
+
+Args:
+    squares: (N, tiles, C) fp32, of `expand_squares`.
+    weight: (C,).
+    eps: is added to the mean norm.
+"""
+
+project = operation(
+    "project", _project, _project_cpu, lambda hidden, weight, bias, residual, *rest: shaped(residual, residual.shape)
+)
+"""Linear and residual: (N, H, W, K) -> (N, H, W, C).
+
+Args:
+    hidden: (N, H, W, K), fp16, bf16 or fp32.
+    weight: (C, K); bias: (C,).
+    residual: (N, H, W, C).
+    factor: (N, K) fp32, multiplied with each image's hidden channels first; or None.
+    tf32: fp32 operands are multiplied as tf32.
+"""

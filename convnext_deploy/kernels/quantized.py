@@ -1,0 +1,165 @@
+"""The operations of a block in 8 bits: int8 without zero points, or E4M3, as a plan's "s8s8" and "fp8" say.
+
+A plan gives every product's input one scale, and its weight one an output; `scales` are their products. What is between
+two products stays in 8 bits: `dwconv_norm_quantized` writes the codes of `expand`'s input, and `expand_quantized` those
+of `project`'s. With GRN the hidden map is written in 16 bits, because its codes are known only when all of an image has
+been seen; `project_quantized` makes them while it reads. The residual stream stays as it is.
+"""
+
+import torch
+from torch import Tensor
+
+from .dwconv_norm import conv_reference, launch_norm, launch_of, norm_reference, wide
+from .expand import activated, launch_expand, squares_reference
+from .launch import ProductLaunch, per_image, product_launch
+from .operation import operation, shaped
+from .project import launch_project
+
+E4M3 = torch.float8_e4m3fn
+
+
+def codes_reference(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """x over a scale, rounded half to even and saturated to int8 or E4M3."""
+    scaled = wide(x) / scale
+    if dtype == E4M3:
+        return scaled.clamp(-448, 448).to(E4M3)
+    return scaled.round().clamp(-128, 127).to(torch.int8)
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, scales: Tensor) -> Tensor:
+    """Codes (..., K) and (O, K) -> (..., O), in float64: exact up to the scales."""
+    return x.double() @ weight.double().t() * scales.double() + bias.double()
+
+
+def dwconv_norm_quantized_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, scale: Tensor, e4m3: bool
+) -> Tensor:
+    y = norm_reference(wide(conv_reference(x, weight, bias)), norm, eps)
+    return codes_reference(y, scale, E4M3 if e4m3 else torch.int8)
+
+
+def expand_quantized_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor, out_scale: Tensor
+) -> Tensor:
+    return codes_reference(activated(linear_reference(x, weight, bias, scales), activation), out_scale, x.dtype)
+
+
+def project_quantized_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    scales: Tensor,
+    factor: Tensor | None = None,
+    hidden_scale: Tensor | None = None,
+) -> Tensor:
+    if factor is not None:
+        assert hidden_scale is not None
+        hidden = codes_reference(wide(hidden) * factor[:, None, None], hidden_scale, weight.dtype)
+    return (residual + linear_reference(hidden, weight, bias, scales)).to(residual.dtype)
+
+
+def _launch(x: Tensor, weight: Tensor) -> ProductLaunch:
+    return product_launch(weight, x.numel() // x.shape[-1])  # the record of 8 bits, whatever x is read in
+
+
+def _image_launch(x: Tensor, weight: Tensor) -> ProductLaunch:
+    return per_image(_launch(x, weight), x.shape[1] * x.shape[2])
+
+
+def _dwconv_norm_quantized(
+    x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, scale: Tensor, e4m3: bool
+) -> Tensor:
+    launch = launch_of(x, weight)
+    return launch_norm(x, weight, bias, norm, eps, launch, scale, E4M3 if e4m3 else torch.int8)
+
+
+def _expand_quantized(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor, out_scale: Tensor
+) -> Tensor:
+    return launch_expand(
+        x, weight, bias, None, None, "layernorm", 0.0, activation, _launch(x, weight), scales=scales,
+        out_scale=out_scale,
+    )[0]  # fmt: skip
+
+
+def _expand_squares_quantized(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor
+) -> tuple[Tensor, Tensor]:
+    return launch_expand(
+        x, weight, bias, None, None, "layernorm", 0.0, activation, _image_launch(x, weight), squares=True,
+        scales=scales, dtype=bias.dtype,
+    )  # fmt: skip
+
+
+def _expand_squares_quantized_cpu(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor
+) -> tuple[Tensor, Tensor]:
+    hidden = activated(linear_reference(x, weight, bias, scales), activation).to(bias.dtype)
+    tiles = _tiles(x, weight)
+    return hidden, squares_reference(hidden).expand(-1, tiles, -1) / tiles
+
+
+def _tiles(x: Tensor, weight: Tensor) -> int:
+    return -(-x.shape[1] * x.shape[2] // _image_launch(x, weight).m)
+
+
+def _project_quantized(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    scales: Tensor,
+    factor: Tensor | None = None,
+    hidden_scale: Tensor | None = None,
+) -> Tensor:
+    launch = _launch(hidden, weight) if factor is None else _image_launch(hidden, weight)
+    return launch_project(hidden, weight, bias, residual, factor, launch, scales=scales, hidden_scale=hidden_scale)
+
+
+dwconv_norm_quantized = operation(
+    "dwconv_norm_quantized",
+    _dwconv_norm_quantized,
+    dwconv_norm_quantized_reference,
+    lambda x, weight, bias, norm, eps, scale, e4m3: shaped(x, x.shape, E4M3 if e4m3 else torch.int8),
+)
+"""`dwconv_norm` in codes: over `scale`, () fp32, to E4M3 or int8."""
+
+expand_quantized = operation(
+    "expand_quantized",
+    _expand_quantized,
+    expand_quantized_reference,
+    lambda x, weight, *rest: shaped(x, (*x.shape[:-1], len(weight))),
+)
+"""Linear and activation from codes to codes of the same type.
+
+Args:
+    x: (..., C) codes; weight: (O, C) codes; bias: (O,) float.
+    activation: one of `expand.ACTIVATIONS`.
+    scales: (O,) fp32, of x times the weight's; out_scale: () fp32, of the result.
+"""
+
+expand_squares_quantized = operation(
+    "expand_squares_quantized",
+    _expand_squares_quantized,
+    _expand_squares_quantized_cpu,
+    lambda x, weight, bias, *rest: (
+        shaped(x, (*x.shape[:-1], len(weight)), bias.dtype),
+        shaped(x, (x.shape[0], _tiles(x, weight), len(weight)), torch.float32),
+    ),
+)
+"""The same for ConvNeXt V2: the activation in the bias's type, and sums of squares for `grn_factor`."""
+
+project_quantized = operation(
+    "project_quantized",
+    _project_quantized,
+    project_quantized_reference,
+    lambda hidden, weight, bias, residual, *rest: shaped(residual, residual.shape),
+)
+"""Linear and residual from codes, to the residual's type.
+
+Args:
+    hidden: (N, H, W, K) codes; or floats, with `factor` (N, K) fp32 and `hidden_scale` () fp32, of which they are made.
+    weight: (C, K) codes; bias: (C,) float; residual: (N, H, W, C) float.
+    scales: (C,) fp32, of the hidden map times the weight's.
+"""

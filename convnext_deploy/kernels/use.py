@@ -1,0 +1,220 @@
+"""A model rewritten to the fused operations, in place. Names, shapes and values of its parameters stay what they were.
+
+Parts of a model are named as its modules are: `stem`, `stages.0` (all its blocks), `downsamples.0`, `head`.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..models.convnext import Block, ChannelNorm, ConvNeXt, Downsample, Head, Stem
+from .dwconv_norm import dwconv_moments, launch_of
+from .expand import expand, expand_squares
+from .patches import downsample, pool_norm, stem
+from .project import grn_factor, project
+from .quantized import E4M3, dwconv_norm_quantized, expand_quantized, expand_squares_quantized, project_quantized
+
+
+class FusedBlock(nn.Module):
+    """A folded `Block`, (N, H, W, C) -> (N, H, W, C), in three kernels; with GRN a fourth, which is small."""
+
+    row_sums: Tensor
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.dwconv_norm, self.expand, self.grn, self.project = (
+            block.dwconv_norm, block.expand, block.grn, block.project,
+        )  # fmt: skip
+        linear = block.expand.linear
+        wide = torch.promote_types(linear.weight.dtype, torch.float32)
+        self.register_buffer("row_sums", linear.weight.double().sum(1).to(wide), persistent=False)
+        _lay_out(block.dwconv_norm.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.dwconv_norm.conv, self.dwconv_norm.norm
+        widen, narrow = self.expand.linear, self.project.linear
+        y, moments = dwconv_moments(x, conv.weight, conv.bias)
+        chunk = launch_of(x, conv.weight).channels
+        arguments = (y, widen.weight, widen.bias, norm.kind, norm.eps, self.expand.activation, moments, self.row_sums)
+        if self.grn is None:
+            hidden, factor = expand(*arguments, chunk), None
+        else:
+            hidden, squares = expand_squares(*arguments, chunk)
+            factor = grn_factor(squares, self.grn.weight, self.grn.eps)
+        return cast(Tensor, project(hidden, narrow.weight, narrow.bias, x, factor))
+
+
+class CodedLinear(Protocol):
+    """What `quantize.apply` puts in a linear's place: weight (in, out) in codes, and the scales of a plan."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    shift: float
+
+
+class FusedQuantizedBlock(nn.Module):
+    """A `Block` whose two linears a plan runs in int8 without zero points, or in E4M3: (N, H, W, C) -> (N, H, W, C)."""
+
+    expand_weight: Tensor
+    expand_scales: Tensor
+    expand_bias: Tensor
+    project_weight: Tensor
+    project_scales: Tensor
+    project_bias: Tensor
+    in_scale: Tensor
+    hidden_scale: Tensor
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.dwconv_norm, self.grn, self.activation = block.dwconv_norm, block.grn, block.expand.activation
+        for name, linear in (("expand", block.expand.linear), ("project", block.project.linear)):
+            coded = cast(CodedLinear, linear)
+            self.register_buffer(f"{name}_weight", coded.weight.t().contiguous())
+            self.register_buffer(f"{name}_scales", coded.scale.float() * coded.weight_scale.float())
+            self.register_buffer(f"{name}_bias", coded.bias.detach())
+            self.register_buffer({"expand": "in_scale", "project": "hidden_scale"}[name], coded.scale.float())
+        _lay_out(self.dwconv_norm.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.dwconv_norm.conv, self.dwconv_norm.norm
+        e4m3 = self.expand_weight.dtype == E4M3
+        codes = dwconv_norm_quantized(x, conv.weight, conv.bias, norm.kind, norm.eps, self.in_scale, e4m3)
+        first = (codes, self.expand_weight, self.expand_bias, self.activation, self.expand_scales)
+        last = (self.project_weight, self.project_bias, x, self.project_scales)
+        if self.grn is None:
+            return cast(Tensor, project_quantized(expand_quantized(*first, self.hidden_scale), *last))
+        hidden, squares = expand_squares_quantized(*first)
+        factor = grn_factor(squares, self.grn.weight, self.grn.eps)
+        return cast(Tensor, project_quantized(hidden, *last, factor, self.hidden_scale))
+
+
+def _lay_out(conv: nn.Conv2d) -> None:
+    """(C, 1, K, K) with the channels next to one another, as `dwconv_norm.taps` takes it without a copy."""
+    conv.weight.data = conv.weight.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+
+
+class FusedStem(nn.Module):
+    """A patch `Stem`: images (N, C, H, W), of any type and strides, -> (N, H / 4, W / 4, dims[0])."""
+
+    input_mean = None  # the mean is in the bias
+
+    def __init__(self, part: Stem) -> None:
+        super().__init__()
+        self.convs, self.norm = part.convs, part.norm
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return None  # the kernel takes images as they are
+
+    def forward(self, images: Tensor) -> Tensor:
+        conv, norm = cast(nn.Conv2d, self.convs[0]), self.norm
+        return cast(Tensor, stem(images, conv.weight, conv.bias, norm.weight, norm.bias, norm.kind, norm.eps))
+
+
+class FusedDownsample(nn.Module):
+    """A folded `Downsample`: (N, H, W, C) -> (N, H / 2, W / 2, C')."""
+
+    def __init__(self, part: Downsample) -> None:
+        super().__init__()
+        self.norm, self.conv = part.norm, part.conv
+        self.conv.weight.data = self.conv.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, downsample(x, self.conv.weight, self.conv.bias, self.norm.kind, self.norm.eps))
+
+
+class FusedHead(Head):
+    """A `Head` that pools first: (N, H, W, C) -> (N, classes), or the features."""
+
+    def __init__(self, part: Head) -> None:
+        nn.Module.__init__(self)
+        self.norm_first, self.norm, self.hidden, self.classifier = False, part.norm, part.hidden, part.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        y = pool_norm(x, norm.kind, norm.eps)
+        if norm.weight is not None:
+            y = y * norm.weight
+        return self.products(y if norm.bias is None else y + norm.bias)
+
+
+def parts(model: ConvNeXt) -> tuple[str, ...]:
+    """The parts of a folded model that the kernels can run, in order."""
+    return tuple(name for name in _parts(model) if _fits(model, name))
+
+
+def _parts(model: ConvNeXt) -> Iterator[str]:
+    yield "stem"
+    for stage in range(4):
+        if stage:
+            yield f"downsamples.{stage - 1}"
+        yield f"stages.{stage}"
+    yield "head"
+
+
+def _fits(model: ConvNeXt, name: str) -> bool:
+    if name == "stem":
+        return type(model.stem) is Stem and model.spec.stem == "patch" and model.stem.norm.weight is not None
+    if name == "head":
+        return type(model.head) is Head and not model.head.norm_first
+    if name.startswith("downsamples"):
+        part = model.get_submodule(name)
+        return isinstance(part, Downsample) and _plain(part.norm) and isinstance(part.conv, nn.Conv2d)
+    return all(isinstance(block, Block) and _fits_block(block) for block in model.get_submodule(name).children())
+
+
+def _fits_block(block: Block) -> bool:
+    linears = (block.expand.linear, block.project.linear)
+    types = {parameter.dtype for parameter in block.parameters()}
+    return (
+        _plain(block.dwconv_norm.norm)
+        and block.project.layer_scale is None
+        and (block.grn is None or block.grn.bias is None)
+        and (all(isinstance(linear, nn.Linear) for linear in linears) or _coded(*linears))
+        and len(types) == 1
+    )
+
+
+def _coded(*linears: nn.Module) -> bool:
+    """Whether all are quantized, symmetrically and to one type."""
+    if not all(hasattr(linear, "weight_scale") for linear in linears):
+        return False
+    coded = cast("tuple[CodedLinear, ...]", linears)
+    same = {linear.zero_point.dtype for linear in coded} | {linear.weight.dtype for linear in coded}
+    return len(same) == 1 and same <= {torch.int8, E4M3} and all(linear.shift == 0 for linear in coded)
+
+
+def _plain(norm: ChannelNorm) -> bool:
+    """Whether its scale and shift have been folded into what follows."""
+    return norm.weight is None and norm.bias is None
+
+
+@torch.no_grad()
+def use_kernels(model: ConvNeXt, names: Collection[str]) -> None:
+    """Put the fused operations into the named parts of a folded model, in place.
+
+    Raises:
+        UsageError: a part that the kernels cannot run, or that the model does not have.
+    """
+    possible = parts(model)
+    for name in names:
+        if name not in possible:
+            raise UsageError(f"no kernel runs {name} of {model.spec.architecture}; they run {', '.join(possible)}")
+        part = model.get_submodule(name)
+        if isinstance(part, Stem):
+            model.stem = FusedStem(part)  # type: ignore[assignment]  # the same parameters and result
+        elif isinstance(part, Head):
+            model.head = FusedHead(part)
+        elif isinstance(part, Downsample):
+            model.downsamples[int(name.rpartition(".")[2])] = FusedDownsample(part)
+        else:
+            stage = cast(nn.ModuleList, part)
+            for index, block in enumerate(stage):
+                fused = FusedBlock if isinstance(cast(Block, block).expand.linear, nn.Linear) else FusedQuantizedBlock
+                stage[index] = fused(cast(Block, block))

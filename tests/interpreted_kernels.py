@@ -1,0 +1,444 @@
+"""The Triton kernels in Triton's interpreter, beside float64. `test_kernels.py` runs this file in a process of its own:
+TRITON_INTERPRET has to be set before triton is imported, and nothing else that uses Triton runs under it.
+
+An error is measured as that of PyTorch in the same type: norm of the difference from float64 over the norm.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from convnext_deploy.kernels import dwconv_norm as dw
+from convnext_deploy.kernels import expand as ex
+from convnext_deploy.kernels import patches as pa
+from convnext_deploy.kernels import project as pr
+from convnext_deploy.kernels import quantized as q8
+from convnext_deploy.kernels.launch import ProductLaunch
+from convnext_deploy.models.registry import VARIANTS
+
+TORCH_TYPES = {
+    "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64,
+    "fp8e4nv": torch.float8_e4m3fn,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _converted_as_a_gpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.9's interpreter truncates to bf16 and carries wrongly into fp8's exponent, where GPUs round to nearest;
+    it multiplies the bits of bf16 as integers; and it does not round the operands of a tf32 product, as GPUs do."""
+    from triton._C.libtriton import ir
+    from triton.runtime import interpreter
+
+    def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        bits = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+        from_type, to_type = TORCH_TYPES[source.name], TORCH_TYPES[target.name]
+        values = torch.from_numpy(np.array(data, copy=True, order="C").view(np.uint8)).view(from_type).to(to_type)
+        found = values.view(torch.uint8).numpy().view(bits[to_type.itemsize])
+        return found.reshape(data.shape)
+
+    def operand(handle: Any, precision: Any) -> Any:
+        if handle.dtype.is_int():
+            return handle.data
+        bits = convert(handle.data, handle.dtype, tl.float32, None)
+        return (bits & 0xFFFFE000 if precision == ir.INPUT_PRECISION.TF32 else bits).view(np.float32)
+
+    def dot(builder: Any, a: Any, b: Any, total: Any, precision: Any, imprecise: Any) -> Any:
+        product = np.matmul(operand(a, precision), operand(b, precision), dtype=total.data.dtype)
+        return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_kernels.py")
+
+HALF = (torch.float16, torch.bfloat16)
+TYPES = (*HALF, torch.float32)
+CHANNELS = sorted({width for fields in VARIANTS.values() for width in fields["dims"]})
+SMALL = ProductLaunch(m=32, n=32, k=32, warps=4, stages=2)
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def random(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+
+def conv_inputs(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, kernel_size: int = 7
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = shape[-1]
+    weight = random(channels, 1, kernel_size, kernel_size, dtype=dtype, scale=1 / kernel_size)
+    return random(*shape, dtype=dtype), weight, random(channels, dtype=dtype, seed=1)
+
+
+# dwconv_norm ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel_size"),
+    [
+        ((3, 3, 2, 40), 7),  # channels that no chunk divides, a map smaller than the kernel
+        ((1, 2, 9, 64), 7),  # more columns than a program takes
+        ((1, 9, 1, 33), 7),  # an odd number of channels; two strips for wide types
+        ((1, 2, 2, 96), 5),
+        ((2, 3, 2, 64), 3),
+        ((1, 1, 1, 7), 7),
+    ],
+)
+def test_dwconv_norm_equals_float64_to_the_rounding_of_its_type(
+    shape: tuple[int, int, int, int], kernel_size: int, dtype: torch.dtype
+) -> None:
+    x, weight, bias = conv_inputs(shape, dtype, kernel_size)
+    exact = dw.dwconv_norm_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
+    eager = dw.dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6)
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight))
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 3, 2, 40), (1, 2, 9, 64), (1, 9, 1, 33)])
+def test_dwconv_moments_equals_float64_to_the_rounding_of_its_type(
+    shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    x, weight, bias = conv_inputs(shape, dtype)
+    exact, exact_moments = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
+    eager = dw.conv_reference(x, weight, bias)
+    y, moments = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    assert relative_error(y, exact) <= 2 * relative_error(eager, exact) + 1e-7
+    limit = 1e-3 if dw.launch_of(x, weight).packed else 1e-5  # fp32 sums of exact products, or of rows added in fp16
+    torch.testing.assert_close(moments.double(), exact_moments, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_dwconv_moments_takes_every_width_of_the_family(channels: int) -> None:
+    x, weight, bias = conv_inputs((1, 1, 1, channels), torch.float16)
+    exact, _ = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
+    found, _ = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    assert relative_error(found, exact) < 1e-3
+
+
+def test_dwconv_of_a_strided_input_equals_that_of_its_copy() -> None:
+    x, weight, bias = conv_inputs((1, 4, 4, 32), torch.float16)
+    launch = dw.launch_of(x[:, ::2], weight)
+    for strided in (x[:, ::2], x.permute(0, 2, 1, 3)[:, ::2]):
+        first, moments = dw.launch_moments(strided, weight, bias, launch)
+        second, same = dw.launch_moments(strided.contiguous(), weight, bias, launch)
+        assert torch.equal(first, second)
+        assert torch.equal(moments, same)
+
+
+def test_dwconv_norm_of_a_map_with_a_huge_mean_is_as_exact_as_eager() -> None:
+    x, weight, bias = conv_inputs((1, 2, 3, 64), torch.float16)
+    bias = bias + 3000
+    exact = dw.dwconv_norm_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
+    eager = dw.dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6)
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight))
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact)
+
+
+# expand --------------------------------------------------------------------------------------------------------------
+
+
+def moments_of(x: Tensor, chunk: int) -> Tensor:
+    """(..., chunks, 2) fp32, as `dwconv_moments` gives them."""
+    parts = []
+    for part in x.double().split(chunk, -1):
+        mean = part.mean(-1, keepdim=True)
+        parts.append(torch.cat((mean, (part - mean).square().sum(-1, keepdim=True)), -1))
+    return torch.stack(parts, -2).float()
+
+
+def product_inputs(x: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    weight = random(outputs, x.shape[-1], dtype=x.dtype, scale=x.shape[-1] ** -0.5)
+    return weight, random(outputs, dtype=x.dtype, seed=1)
+
+
+def expanded(x: Tensor, weight: Tensor, bias: Tensor, norm: str, activation: str, **options: Any) -> Tensor:
+    row_sums = weight.double().sum(1).float()
+    return ex.launch_expand(
+        x, weight, bias, moments_of(x, 32), row_sums, norm, 1e-6, activation, SMALL, chunk=32, **options
+    )[0]
+
+
+def expand_is_exact(x: Tensor, outputs: int, norm: str = "layernorm", activation: str = "gelu") -> None:
+    weight, bias = product_inputs(x, outputs)
+    exact = ex.expand_reference(x.double(), weight.double(), bias.double(), norm, 1e-6, activation)
+    eager = ex.expand_reference(x, weight, bias, norm, 1e-6, activation)
+    found = expanded(x, weight, bias, norm, activation)
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    [
+        ((3, 3, 5, 40), 160),  # nothing divides the tile
+        ((1, 4, 8, 96), 64),  # everything does
+        ((1, 1, 1, 33), 7),
+    ],
+)
+def test_expand_equals_float64_to_the_rounding_of_its_type(
+    shape: tuple[int, int, int, int], outputs: int, dtype: torch.dtype
+) -> None:
+    expand_is_exact(random(*shape, dtype=dtype), outputs)
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "simplenorm"])
+@pytest.mark.parametrize("activation", ["gelu_tanh", "silu", "none"])
+def test_expand_has_every_norm_and_activation(norm: str, activation: str) -> None:
+    expand_is_exact(random(1, 3, 5, 40, dtype=torch.float16) + 1, 40, norm, activation)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_expand_takes_every_width_of_the_family(channels: int) -> None:
+    expand_is_exact(random(1, 1, 3, channels, dtype=torch.float16), 32)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("mean", [30.0, 3000.0])
+def test_expand_of_rows_with_a_large_mean_is_as_exact_as_eager(mean: float, dtype: torch.dtype) -> None:
+    expand_is_exact((random(1, 3, 5, 96, dtype=torch.float32) + mean).to(dtype), 64)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("offset", [0.0, 500.0])
+def test_expand_behind_dwconv_moments_is_as_exact_as_eager(offset: float, dtype: torch.dtype) -> None:
+    """The two kernels together: the moments are of the exact sums, and what they normalize has been rounded."""
+    x, weight, bias = conv_inputs((1, 2, 3, 96), dtype)
+    bias = bias + offset
+    wide, wide_bias = product_inputs(x, 64)
+
+    def reference(to: torch.dtype) -> Tensor:
+        y = dw.conv_reference(x.to(to), weight.to(to), bias.to(to))
+        return ex.expand_reference(y, wide.to(to), wide_bias.to(to), "layernorm", 1e-6, "gelu")
+
+    launch = dw.launch_of(x, weight)
+    y, moments = dw.launch_moments(x, weight, bias, launch)
+    row_sums = wide.double().sum(1).float()
+    found, _ = ex.launch_expand(
+        y, wide, wide_bias, moments, row_sums, "layernorm", 1e-6, "gelu", SMALL, chunk=launch.channels
+    )
+    exact = reference(torch.float64)
+    assert relative_error(found, exact) <= 2 * relative_error(reference(dtype), exact) + 1e-7
+
+
+def test_dwconv_of_values_near_the_end_of_fp16_is_finite_and_exact() -> None:
+    x, weight, bias = conv_inputs((1, 2, 3, 32), torch.float16)
+    x, weight = (x * 8000).clamp(-65504, 65504), weight / 4
+    exact, _ = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
+    eager = dw.conv_reference(x, weight, bias)
+    found, moments = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    assert moments.isfinite().all()
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact)
+
+
+def test_expand_of_values_near_the_end_of_fp16_is_finite_and_exact() -> None:
+    expand_is_exact(random(1, 3, 5, 64, dtype=torch.float32, scale=15000.0).clamp(-65504, 65504).half(), 64)
+
+
+def test_expand_of_a_strided_input_equals_that_of_its_copy() -> None:
+    x = random(1, 4, 6, 96, dtype=torch.float16)[:, :, ::2, ::2]
+    weight, bias = product_inputs(x, 64)
+    assert torch.equal(
+        expanded(x, weight, bias, "layernorm", "gelu"), expanded(x.contiguous(), weight, bias, "layernorm", "gelu")
+    )
+
+
+def test_expand_in_tf32_normalizes_before_it_rounds() -> None:
+    x = random(1, 3, 5, 96, dtype=torch.float32) + 100
+    weight, bias = product_inputs(x, 64)
+    exact = ex.expand_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6, "gelu")
+    assert relative_error(expanded(x, weight, bias, "layernorm", "gelu", tf32=True), exact) < 1e-3  # 2^-11 an operand
+
+
+# grn -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5, 40), (2, 6, 6, 32)])  # a tile and less an image; two of them
+def test_grn_between_expand_and_project_equals_float64(shape: tuple[int, int, int, int]) -> None:
+    x, residual = random(*shape, dtype=torch.float16), random(*shape, dtype=torch.float16, seed=1)
+    channels = shape[-1]
+    weight, bias = product_inputs(x, 4 * channels)
+    gain = random(4 * channels, dtype=torch.float16, seed=2)
+    last, last_bias = random(channels, 4 * channels, dtype=torch.float16, scale=0.1), bias[:channels].clone()
+
+    def reference(dtype: torch.dtype) -> Tensor:
+        hidden = ex.expand_reference(x.to(dtype), weight.to(dtype), bias.to(dtype), "layernorm", 1e-6, "gelu")
+        factor = pr.grn_factor_reference(ex.squares_reference(hidden), gain.to(dtype), 1e-6)
+        return pr.project_reference(hidden, last.to(dtype), last_bias.to(dtype), residual.to(dtype), factor)
+
+    hidden, squares = ex.launch_expand(
+        x, weight, bias, moments_of(x, 32), weight.double().sum(1).float(), "layernorm", 1e-6, "gelu", SMALL,
+        squares=True, chunk=32,
+    )  # fmt: skip
+    factor = pr.launch_grn_factor(squares, gain, 1e-6)
+    found = pr.launch_project(hidden, last, last_bias, residual, factor, SMALL)
+    exact = reference(torch.float64)
+    assert relative_error(found, exact) <= 2 * relative_error(reference(torch.float16), exact)
+
+
+def test_grn_factor_adds_tiles_in_order_and_ignores_none() -> None:
+    squares, weight = random(2, 5, 33, dtype=torch.float32).square(), random(33, dtype=torch.float32)
+    exact = pr.grn_factor_reference(squares.double(), weight.double(), 1e-6)
+    assert relative_error(pr.launch_grn_factor(squares, weight, 1e-6), exact) < 1e-6
+
+
+# project -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "inputs"),
+    [((3, 3, 5, 40), 160), ((1, 4, 8, 64), 96), ((1, 1, 1, 7), 33), ((1, 1, 3, 24), 3072)],
+)
+def test_project_equals_float64_to_the_rounding_of_its_type(
+    shape: tuple[int, int, int, int], inputs: int, dtype: torch.dtype
+) -> None:
+    hidden, residual = random(*shape[:-1], inputs, dtype=dtype), random(*shape, dtype=dtype)
+    weight, bias = product_inputs(hidden, shape[-1])
+    exact = pr.project_reference(hidden.double(), weight.double(), bias.double(), residual.double())
+    eager = pr.project_reference(hidden, weight, bias, residual)
+    found = pr.launch_project(hidden, weight, bias, residual, None, SMALL)
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+# stem, downsample, pool_norm -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("outputs", "norm"), [(40, "layernorm"), (32, "rmsnorm"), (192, "layernorm")])
+def test_stem_of_uint8_images_equals_float64(outputs: int, norm: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (3, 12, 20, 3), generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2)
+    weight = random(outputs, 3, 4, 4, dtype=dtype, scale=0.01)
+    bias, gain, offset = (random(outputs, dtype=dtype, seed=seed) for seed in (1, 2, 3))
+    shift = offset if norm == "layernorm" else None
+
+    def reference(to: torch.dtype) -> Tensor:
+        moved = None if shift is None else shift.to(to)
+        return pa.stem_reference(images, weight.to(to), bias.to(to), gain.to(to), moved, norm, 1e-6)
+
+    exact = reference(torch.float64)
+    found = pa.launch_stem(images, weight, bias, gain, shift, norm, 1e-6, pixels=16)
+    assert relative_error(found, exact) <= 2 * relative_error(reference(dtype), exact) + 1e-7
+
+
+def test_stem_of_float_images_in_either_layout_is_the_same() -> None:
+    images = random(2, 1, 8, 12, dtype=torch.float32)  # one channel: 16 products
+    weight = random(24, 1, 4, 4, dtype=torch.float16)
+    bias, gain = random(24, dtype=torch.float16), random(24, dtype=torch.float16, seed=1)
+    first, second = (
+        pa.launch_stem(x, weight, bias, gain, None, "layernorm", 1e-6, pixels=16)
+        for x in (images, images.contiguous(memory_format=torch.channels_last))
+    )
+    exact = pa.stem_reference(images.double(), weight.double(), bias.double(), gain.double(), None, "layernorm", 1e-6)
+    assert torch.equal(first, second)
+    assert relative_error(first, exact) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 6, 2, 40), (1, 4, 8, 64), (1, 2, 2, 33)])
+def test_downsample_equals_float64(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    x = random(*shape, dtype=dtype) + 1
+    outputs = 2 * shape[-1]
+    weight = random(outputs, shape[-1], 2, 2, dtype=dtype, scale=0.5 * shape[-1] ** -0.5)
+    bias = random(outputs, dtype=dtype, seed=1)
+    exact = pa.downsample_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
+    eager = pa.downsample_reference(x, weight, bias, "layernorm", 1e-6)
+    found = pa.launch_downsample(x, weight, bias, "layernorm", 1e-6, SMALL)
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "simplenorm"])
+@pytest.mark.parametrize("shape", [(3, 7, 7, 40), (1, 1, 3, 3072)])
+def test_pool_norm_equals_float64(shape: tuple[int, int, int, int], norm: str) -> None:
+    x = random(*shape, dtype=torch.float16) + 2
+    assert relative_error(pa.launch_pool_norm(x, norm, 1e-6), pa.pool_norm_reference(x.double(), norm, 1e-6)) < 3e-6
+
+
+# 8 bits --------------------------------------------------------------------------------------------------------------
+
+
+def codes(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """A quarter of int8's range and a hundredth of E4M3's."""
+    return q8.codes_reference(random(*shape, dtype=torch.float32, seed=seed), torch.tensor(1 / 32), dtype)
+
+
+def steps_apart(found: Tensor, exact: Tensor) -> tuple[float, int]:
+    """Share of codes that differ, and by how many codes at most: the order of E4M3's bytes is that of its values."""
+    assert found.dtype == exact.dtype
+    ranks = []
+    for tensor in (found, exact):
+        byte = tensor.view(torch.int8).int()
+        ranks.append(byte if tensor.dtype == torch.int8 else torch.where(byte < 0, -(byte & 127), byte))
+    distance = (ranks[0] - ranks[1]).abs()
+    return (distance > 0).double().mean().item(), int(distance.max())
+
+
+EIGHT = pytest.mark.parametrize("dtype", [torch.int8, q8.E4M3], ids=str)
+
+
+@EIGHT
+def test_dwconv_norm_in_codes_is_at_most_one_code_from_float64(dtype: torch.dtype) -> None:
+    x, weight, bias = conv_inputs((2, 3, 2, 40), torch.float32)
+    scale = torch.tensor(0.02)  # saturates int8 at 2.5 deviations
+    exact = q8.dwconv_norm_quantized_reference(
+        x.double(), weight.double(), bias.double(), "layernorm", 1e-6, scale, dtype == q8.E4M3
+    )
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight), scale, dtype)
+    share, most = steps_apart(found, exact)
+    assert share < 0.002
+    assert most <= 1
+
+
+@EIGHT
+def test_expand_from_codes_to_codes_is_at_most_one_code_from_float64(dtype: torch.dtype) -> None:
+    x, weight = codes(1, 3, 5, 40, dtype=dtype), codes(96, 40, dtype=dtype, seed=1)
+    bias, scales = random(96, dtype=torch.float16), random(96, dtype=torch.float32, seed=1).abs() / 5000
+    out_scale = torch.tensor(0.01)
+    exact = q8.expand_quantized_reference(x, weight, bias, "gelu", scales, out_scale)
+    found, _ = ex.launch_expand(
+        x, weight, bias, None, None, "layernorm", 0.0, "gelu", SMALL, scales=scales, out_scale=out_scale
+    )
+    share, most = steps_apart(found, exact)
+    assert share < 0.02  # the fitted GELU is 2.5e-5 off, a four-hundredth of a step
+    assert most <= 1
+
+
+@EIGHT
+def test_project_from_codes_equals_float64(dtype: torch.dtype) -> None:
+    hidden, weight = codes(1, 3, 5, 160, dtype=dtype), codes(40, 160, dtype=dtype, seed=1)
+    bias, residual = random(40, dtype=torch.float16), random(1, 3, 5, 40, dtype=torch.float16)
+    scales = random(40, dtype=torch.float32, seed=1).abs() / 5000
+    exact = q8.project_quantized_reference(hidden, weight, bias, residual.double(), scales)
+    found = pr.launch_project(hidden, weight, bias, residual, None, SMALL, scales=scales)
+    assert relative_error(found, exact) < 3e-4  # fp16's rounding
+
+
+@EIGHT
+def test_grn_in_8_bits_makes_the_codes_while_it_reads(dtype: torch.dtype) -> None:
+    x, weight = codes(2, 3, 5, 40, dtype=dtype), codes(64, 40, dtype=dtype, seed=1)
+    bias, scales = random(64, dtype=torch.float16), random(64, dtype=torch.float32, seed=1).abs() / 5000
+    hidden, squares = ex.launch_expand(
+        x, weight, bias, None, None, "layernorm", 0.0, "gelu", SMALL, squares=True, scales=scales, dtype=torch.float16
+    )
+    exact = q8.activated(q8.linear_reference(x, weight, bias, scales), "gelu")
+    assert relative_error(hidden, exact) < 4e-4
+    assert relative_error(squares.sum(1), exact.square().sum((1, 2))) < 1e-4
+    factor = 1 + random(2, 64, dtype=torch.float32).abs()
+    last, residual = codes(40, 64, dtype=dtype, seed=2), random(2, 3, 5, 40, dtype=torch.float16)
+    arguments = (hidden, last, bias[:40].clone(), residual)
+    hidden_scale, last_scales = torch.tensor(0.02), scales[:40] / 10
+    expected = q8.project_quantized_reference(*arguments, last_scales, factor, hidden_scale)
+    found = pr.launch_project(*arguments, factor, SMALL, scales=last_scales, hidden_scale=hidden_scale)
+    assert relative_error(found, expected.double()) < 1e-3

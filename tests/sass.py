@@ -1,0 +1,58 @@
+"""Triton kernels compiled for a GPU that is not there, and what their machine code consists of."""
+
+import collections
+import re
+import subprocess
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Code:
+    registers: int
+    stack_bytes: int  # spilled
+    shared_bytes: int
+    threads: int
+    opcodes: "collections.Counter[str]"
+
+    @property
+    def instructions(self) -> int:
+        return sum(self.opcodes.values()) - self.opcodes["NOP"]
+
+    def share(self, *opcodes: str) -> float:
+        return sum(self.opcodes[opcode] for opcode in opcodes) / self.instructions
+
+
+def compiled(
+    kernel: Any, types: dict[str, str], *, sm: int, num_warps: int, num_stages: int = 3, **constants: Any
+) -> Code:
+    """Compile for compute capability `sm` / 10. `types`: of run-time arguments; pointers are aligned to 16 bytes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr") for name in names}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, type in types.items() if type.startswith("*")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
+        built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(built.asm["cubin"])
+        tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+        text, usage = (
+            subprocess.run([tool, option, str(cubin)], capture_output=True, text=True, check=True).stdout
+            for option in ("-sass", "-res-usage")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    counts = collections.Counter(match.group(1) for match in OPCODE.finditer(text))
+    return Code(int(found[1]), int(found[2]), built.metadata.shared, 32 * num_warps, counts)

@@ -1,0 +1,81 @@
+"""What the kernel benchmarks compare is the same function, and without a GPU they say one line."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from convnext_deploy.models.registry import spec
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(torch, "compile", lambda call, **options: call)  # it takes minutes, and is PyTorch's own
+
+
+def load(name: str) -> Any:
+    location = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert location is not None
+    assert location.loader is not None
+    module = importlib.util.module_from_spec(location)
+    location.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["bench_dwconv_norm", "bench_expand", "bench_project"])
+def test_contenders_compute_the_same(name: str) -> None:
+    import kernel_bench
+
+    case = kernel_bench.Case(channels=40, side=7, batch=2, precision="fp32")
+    torch.manual_seed(0)
+    found = kernel_bench.errors(load(name).subject(case, "cpu"))
+    compared = {contender: error for contender, error in found.items() if error is not None}
+    assert {"eager", "compiled"} < set(compared)
+    assert all(error < 1e-5 for contender, error in compared.items() if "tanh" not in contender)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_parts_with_and_without_kernels_compute_the_same(name: str) -> None:
+    import kernel_bench
+
+    small = spec(name, image_size=(64, 64), num_classes=5)
+    seen = []
+    for part, case, subject in load("bench_block").subjects(small, "fp32", 2, "cpu"):
+        seen.append(part)
+        assert all(error is not None and error < 1e-5 for error in kernel_bench.errors(subject).values()), part
+        assert subject.bytes > 0
+        assert subject.matrix_flop > 0
+        assert case.batch == 2
+    assert seen == ["stem", "stages.0", "downsamples.0", "stages.1", "downsamples.1", "stages.2", "downsamples.2",
+                    "stages.3", "head"]  # fmt: skip
+
+
+def test_the_table_is_updated_by_part_width_type_and_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from convnext_deploy.kernels import choice
+    from convnext_deploy.types import KernelMeasurement
+
+    bench = load("bench_block")
+    monkeypatch.setattr(choice, "TABLE", tmp_path / "measured.json")
+    choice.TABLE.write_text("{}")
+
+    def row(batch: int, speedup: float) -> KernelMeasurement:
+        return KernelMeasurement(part="stem", channels=96, precision="fp16", batch=batch, speedup=speedup)
+
+    bench.updated("a GPU", [row(32, 1.5), row(1, 0.9)])
+    bench.updated("a GPU", [row(32, 1.6)])
+    assert choice.table() == {"a GPU": [row(1, 0.9), row(32, 1.6)]}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["dwconv_norm", "expand", "project", "block", "engine"])
+def test_without_a_gpu_a_benchmark_says_one_line(name: str) -> None:
+    done = subprocess.run([sys.executable, FOLDER / f"bench_{name}.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: PyTorch finds no NVIDIA GPU here, and this benchmark measures nothing else\n"

@@ -1,0 +1,74 @@
+"""The fused operations: their references, and their Triton kernels in the interpreter and compiled for absent GPUs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from convnext_deploy.kernels.dwconv_norm import dwconv_moments, dwconv_norm
+from convnext_deploy.kernels.expand import expand, expand_squares
+from convnext_deploy.kernels.patches import downsample, pool_norm, stem
+from convnext_deploy.kernels.project import grn_factor, project
+from convnext_deploy.kernels.quantized import (
+    dwconv_norm_quantized,
+    expand_quantized,
+    expand_squares_quantized,
+    project_quantized,
+)
+
+INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
+
+
+@pytest.mark.slow
+def test_kernels_equal_float64_in_the_interpreter() -> None:
+    """Every test of `interpreted_kernels.py`, in one process."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    last = done.stdout.splitlines()[-1]
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "passed" in last
+    assert "skipped" not in last
+
+
+def inputs(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+X, HIDDEN = inputs(2, 4, 6, 24), inputs(2, 4, 6, 96)
+WIDE, NARROW = inputs(96, 24), inputs(24, 96)
+MOMENTS = inputs(2, 4, 6, 1, 2)
+CODES, ONE = (8 * X).to(torch.int8), torch.ones(())
+NORMED = ("layernorm", 1e-6, "gelu", MOMENTS, WIDE.sum(1), 32)
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        (dwconv_norm, (X, inputs(24, 1, 7, 7), inputs(24), "layernorm", 1e-6)),
+        (dwconv_moments, (X, inputs(24, 1, 7, 7), inputs(24))),
+        (expand, (X, WIDE, inputs(96), *NORMED)),
+        (expand_squares, (X, WIDE, inputs(96), *NORMED)),
+        (grn_factor, (inputs(2, 3, 96), inputs(96), 1e-6)),
+        (project, (HIDDEN, NARROW, inputs(24), X)),
+        (project, (HIDDEN, NARROW, inputs(24), X, inputs(2, 96))),
+        (stem, (inputs(2, 3, 8, 12), inputs(24, 3, 4, 4), *map(inputs, (24, 24, 24)), "layernorm", 1e-6)),
+        (downsample, (X, inputs(48, 24, 2, 2), inputs(48), "layernorm", 1e-6)),
+        (pool_norm, (X, "layernorm", 1e-6)),
+        (dwconv_norm_quantized, (X, inputs(24, 1, 7, 7), inputs(24), "layernorm", 1e-6, ONE, True)),
+        (expand_quantized, (CODES, CODES[0, 0], inputs(6), "gelu", inputs(6), ONE)),
+        (expand_squares_quantized, (CODES, CODES[0, 0], inputs(6), "gelu", inputs(6))),
+        (project_quantized, (CODES, CODES[0, 0], inputs(6), inputs(2, 4, 6, 6), inputs(6))),
+        (project_quantized, (X, CODES[0, 0], inputs(6), inputs(2, 4, 6, 6), inputs(6), inputs(2, 24), ONE)),
+    ],
+    ids=lambda value: getattr(value, "_name", ""),
+)
+def test_operations_are_what_pytorch_expects_of_one(operation: object, arguments: tuple[object, ...]) -> None:
+    torch.library.opcheck(
+        operation, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )

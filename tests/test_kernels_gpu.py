@@ -1,0 +1,130 @@
+"""The Triton kernels on a GPU, beside float64. Never run so far: there was no GPU where it was written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from convnext_deploy import api
+from convnext_deploy.kernels import dwconv_norm as dw
+from convnext_deploy.kernels import expand as ex
+from convnext_deploy.kernels import patches as pa
+from convnext_deploy.kernels import project as pr
+from convnext_deploy.kernels import quantized as q8
+from convnext_deploy.kernels.launch import capability
+from convnext_deploy.models.registry import VARIANTS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
+
+CHANNELS = sorted({width for fields in VARIANTS.values() for width in fields["dims"]})
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def random(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed + sum(shape))
+    return (torch.randn(shape, generator=generator, device="cuda") * scale).to(dtype)
+
+
+def agrees(call: Callable[..., Tensor], reference: Callable[..., Tensor], *arguments: Any) -> None:
+    """At most twice the error of PyTorch's own in the same type, on the same GPU."""
+    exact = reference(*(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments))
+    errors = [float((f(*arguments).double() - exact).norm() / exact.norm()) for f in (call, reference)]
+    assert errors[0] <= 2 * errors[1] + 1e-6, errors
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("channels", [*CHANNELS, 33])
+def test_a_block_of_every_width_equals_float64(channels: int, dtype: torch.dtype) -> None:
+    x = random(3, 9, 7, channels, dtype=dtype)
+    conv, bias = random(channels, 1, 7, 7, dtype=dtype, scale=1 / 7), random(channels, dtype=dtype)
+    weight = random(4 * channels, channels, dtype=dtype, scale=channels**-0.5)
+    back = random(channels, 4 * channels, dtype=dtype, scale=0.5 * channels**-0.5)
+    gain, wide_bias = random(4 * channels, dtype=dtype, seed=1), random(4 * channels, dtype=dtype)
+    agrees(dw.dwconv_norm, dw.dwconv_norm_reference, x, conv, bias, "layernorm", 1e-6)
+
+    def fused(x: Tensor, conv: Tensor, bias: Tensor, weight: Tensor, wide_bias: Tensor, back: Tensor) -> Tensor:
+        y, moments = dw.dwconv_moments(x, conv, bias)
+        sums, chunk = weight.double().sum(1).float(), dw.launch_of(x, conv).channels
+        return pr.project(
+            ex.expand(y, weight, wide_bias, "layernorm", 1e-6, "gelu", moments, sums, chunk), back, bias, x
+        )
+
+    def fused_grn(
+        x: Tensor, conv: Tensor, bias: Tensor, weight: Tensor, wide_bias: Tensor, back: Tensor, gain: Tensor
+    ) -> Tensor:
+        y, moments = dw.dwconv_moments(x, conv, bias)
+        sums, chunk = weight.double().sum(1).float(), dw.launch_of(x, conv).channels
+        hidden, squares = ex.expand_squares(
+            y, weight, wide_bias, "layernorm", 1e-6, "gelu", moments, sums, chunk
+        )  # fmt: skip
+        return pr.project(hidden, back, bias, x, pr.grn_factor(squares, gain, 1e-6))
+
+    def plain(
+        x: Tensor,
+        conv: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        wide_bias: Tensor,
+        back: Tensor,
+        gain: Tensor | None = None,
+    ) -> Tensor:
+        hidden = ex.expand_reference(dw.conv_reference(x, conv, bias), weight, wide_bias, "layernorm", 1e-6, "gelu")
+        factor = None if gain is None else pr.grn_factor_reference(ex.squares_reference(hidden), gain, 1e-6)
+        return pr.project_reference(hidden, back, bias, x, factor)
+
+    agrees(fused, plain, x, conv, bias, weight, wide_bias, back)
+    agrees(fused_grn, plain, x, conv, bias, weight, wide_bias, back, gain)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_stem_downsample_and_pool_norm_equal_float64(dtype: torch.dtype) -> None:
+    pixels = torch.randint(256, (3, 32, 64, 3), dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
+    weight, bias = random(96, 3, 4, 4, dtype=dtype, scale=0.01), random(96, dtype=dtype)
+    agrees(pa.stem, pa.stem_reference, pixels, weight, bias, bias + 1, bias, "layernorm", 1e-6)
+    x, half = random(3, 8, 16, 96, dtype=dtype), random(192, 96, 2, 2, dtype=dtype, scale=0.05)
+    agrees(pa.downsample, pa.downsample_reference, x, half, random(192, dtype=dtype), "layernorm", 1e-6)
+    agrees(pa.pool_norm, pa.pool_norm_reference, x, "layernorm", 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, q8.E4M3], ids=str)
+def test_products_in_8_bits_equal_float64(dtype: torch.dtype) -> None:
+    if dtype == q8.E4M3 and capability(torch.empty(0, device="cuda")) < (8, 9):
+        pytest.skip("E4M3 needs compute capability 8.9")
+    codes = q8.codes_reference(random(3, 14, 14, 96, dtype=torch.float32), torch.tensor(1 / 32), dtype)
+    weight = q8.codes_reference(random(384, 96, dtype=torch.float32), torch.tensor(1 / 32), dtype)
+    bias, scales = random(384, dtype=torch.float16), random(384, dtype=torch.float32).abs() / 5000
+    out_scale = torch.tensor(0.01, device="cuda")
+    found, exact = (
+        f(codes, weight, bias, "gelu", scales, out_scale).float()
+        for f in (q8.expand_quantized, q8.expand_quantized_reference)
+    )
+    assert ((found - exact).abs() > 0).double().mean().item() < 0.02
+    hidden = q8.codes_reference(random(3, 14, 14, 384, dtype=torch.float32), torch.tensor(1 / 32), dtype)
+    back, residual = weight.reshape(96, 384), random(3, 14, 14, 96, dtype=torch.float16)
+    arguments = (hidden, back, bias[:96].clone(), residual, scales[:96].clone())
+    torch.testing.assert_close(
+        q8.project_quantized(*arguments), q8.project_quantized_reference(*arguments), rtol=2e-3, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("format", ["eager", "aotinductor"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_an_artifact_with_kernels_is_verified_and_replays_a_graph(
+    format: str, precision: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The export compares its outputs with the source's; a replayed graph gives the same ones, for each new batch."""
+    made = api.export(
+        str(checkpoint), format=format, precision=precision, device="cuda", kernels="all", input="uint8",
+        image_size=(64, 64), out=tmp_path / format,
+    )  # fmt: skip
+    assert "stages.0" in made.manifest.export.kernels
+    plain, replayed = (api.load(made.path, device="cuda", cuda_graph=graph) for graph in (False, True))
+    generator = np.random.default_rng(0)
+    for batch in (2, 2, 5):
+        images = generator.integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8)
+        for _ in range(2):
+            np.testing.assert_array_equal(replayed.run(images)[0], plain.run(images)[0])

@@ -1,0 +1,257 @@
+"""A model rewritten to the fused operations computes what it did; exports keep them; and when they are refused."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from conftest import randomized
+from torch import Tensor
+
+from convnext_deploy import api, env, passes
+from convnext_deploy.errors import UsageError
+from convnext_deploy.kernels import choice
+from convnext_deploy.kernels.use import FusedQuantizedBlock, parts, use_kernels
+from convnext_deploy.lower.torch_session import MacCounter
+from convnext_deploy.manifest import Artifact
+from convnext_deploy.models.convnext import Block, ConvNeXt
+from convnext_deploy.models.registry import spec
+from convnext_deploy.quantize.apply import WEIGHT_SCHEMES, QuantizedLinear, rounded, rows_of
+from convnext_deploy.quantize.observers import weight_scales
+from convnext_deploy.types import KernelMeasurement, OperationPlan
+
+ALL = (
+    "stem",
+    "stages.0",
+    "downsamples.0",
+    "stages.1",
+    "downsamples.1",
+    "stages.2",
+    "downsamples.2",
+    "stages.3",
+    "head",
+)
+
+
+def folded(name: str, dtype: torch.dtype = torch.float64, **overrides: Any) -> ConvNeXt:
+    model = ConvNeXt(spec(name, num_classes=7, image_size=(64, 64), **overrides))
+    randomized(model)
+    passes.fold_norm_affine(model)
+    passes.fold_layer_scale(model)
+    passes.fold_grn_bias(model)
+    return model.to(dtype)
+
+
+def outputs(model: ConvNeXt, images: Tensor) -> tuple[Tensor, ...]:
+    found = model(images)
+    return (found,) if isinstance(found, Tensor) else found
+
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("task", ["classify", "embed", "features"])
+@pytest.mark.parametrize(
+    "name", ["test_convnext", "test_convnext3", "convnextv2_atto", "convnext_zepto_rms", "convnext_atto_rms"]
+)
+def test_a_rewritten_model_computes_the_same(name: str, task: str) -> None:
+    model = folded(name, task=task)
+    before = outputs(model, IMAGES)
+    use_kernels(model, parts(model))
+    assert len(parts(model)) == 0  # nothing is left to rewrite
+    for found, expected in zip(outputs(model, IMAGES), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_rewritten_model_in_half_precision_is_as_near_to_float64(dtype: torch.dtype) -> None:
+    for name in ("test_convnext", "convnextv2_atto"):
+        model = folded(name)
+        (exact,) = outputs(model, IMAGES)
+        model.to(dtype)
+        (eager,) = outputs(model, IMAGES)
+        use_kernels(model, parts(model))
+        (found,) = outputs(model, IMAGES)
+        errors = [((y.double() - exact).norm() / exact.norm()).item() for y in (found, eager)]
+        assert errors[0] <= 2 * errors[1]
+
+
+def test_a_rewritten_model_takes_raw_pixels() -> None:
+    from convnext_deploy.types import Preprocessing
+
+    model = folded("test_convnext")
+    passes.fold_preprocessing(model, Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2)))
+    pixels = torch.randint(256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    (before,) = outputs(model, pixels)
+    use_kernels(model, ("stem",))
+    torch.testing.assert_close(outputs(model, pixels)[0], before, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["s8s8", "fp8"])
+@pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto"])
+def test_a_block_in_8_bits_follows_its_plan(name: str, kind: Any) -> None:
+    """The module that a plan was applied to is the simulation; the operators differ from it by codes that flip."""
+    model = folded(name, torch.float32)
+    x = torch.randn(2, 4, 4, model.spec.dims[0], generator=torch.Generator().manual_seed(0))
+    block = model.get_submodule("stages.0.0")
+    assert isinstance(block, Block)
+    plain = block(x)
+    hidden = block.expand(block.dwconv_norm(x))
+    for linear, seen in (
+        ("expand", block.dwconv_norm(x)),
+        ("project", hidden if block.grn is None else block.grn(hidden)),
+    ):
+        largest = {"s8s8": 127, "fp8": 448}[kind]
+        operation = OperationPlan(type=kind, scale=seen.abs().max().item() / largest)
+        before = block.get_submodule(f"{linear}.linear")
+        rows = rows_of(before)
+        scales = weight_scales(rows, WEIGHT_SCHEMES[kind], "minmax")
+        quantized = QuantizedLinear(operation, rounded(rows, scales, operation), scales, before.get_parameter("bias"))
+        setattr(block.get_submodule(linear), "linear", quantized)  # noqa: B010 - a module's attribute is a Tensor to mypy
+    simulated = block(x)
+    fused = FusedQuantizedBlock(block)(x)
+    step = (simulated - plain).norm()  # what quantization itself moves
+    assert (fused - simulated).norm() < 0.1 * step
+
+
+def test_parameters_keep_their_names_shapes_and_values() -> None:
+    model = folded("convnextv2_atto")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    use_kernels(model, ALL)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("convnext_atto_ols", {"stem"}),  # overlapping
+        ("convnext_tiny_hnf", {"head"}),  # normalized before it is pooled
+        ("test_convnext", set()),
+    ],
+)
+def test_parts_are_those_that_kernels_can_run(name: str, left_out: set[str]) -> None:
+    assert set(ALL) - set(parts(folded(name, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)))) == left_out
+
+
+def test_a_model_that_was_not_folded_has_no_blocks_for_kernels() -> None:
+    model = ConvNeXt(spec("test_convnext"))
+    assert parts(model) == ("stem", "head")
+    with pytest.raises(UsageError, match=r"no kernel runs stages.0 of test_convnext; they run stem, head"):
+        use_kernels(model, ("stages.0",))
+
+
+def test_torch_export_keeps_the_operations_and_any_batch() -> None:
+    model = folded("convnextv2_atto", torch.float32)
+    use_kernels(model, ALL)
+    batch = torch.export.Dim("batch", min=1, max=8)
+    program = torch.export.export(model, (IMAGES.float(),), dynamic_shapes=({0: batch},))
+    targets = {str(node.target) for node in program.graph.nodes if "convnext_deploy" in str(node.target)}
+    words = ("dwconv_moments", "expand_squares", "grn_factor", "project", "stem", "downsample", "pool_norm")
+    assert targets == {f"convnext_deploy.{word}.default" for word in words}
+    assert program.module()(IMAGES[:1].float().expand(5, -1, -1, -1)).shape == (5, 7)
+
+
+def test_the_multiply_accumulates_of_operations_are_counted() -> None:
+    counts = []
+    for fused in (False, True):
+        model = folded("test_convnext", torch.float32)
+        if fused:
+            use_kernels(model, ALL)
+        with MacCounter() as counter, torch.inference_mode():
+            model(IMAGES.float())
+        counts.append(sum(count for _, count in counter.macs))
+        assert {name for name, _ in counter.macs} == {"fp32"}
+    assert counts[0] == counts[1] > 0
+
+
+def test_an_eager_artifact_loads_with_the_kernels_that_its_manifest_names(artifact_of: Callable[..., Artifact]) -> None:
+    import numpy as np
+
+    from convnext_deploy.formats import eager
+    from convnext_deploy.session import RunOptions
+
+    made = artifact_of("eager")
+    export = msgspec.structs.replace(made.manifest.export, kernels=ALL)
+    found = msgspec.structs.replace(made.manifest, export=export)
+    images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    fused, plain = (eager.load(made.path, manifest, RunOptions()) for manifest in (found, made.manifest))
+    np.testing.assert_allclose(fused.run(images)[0], plain.run(images)[0], rtol=1e-4, atol=1e-4)
+    assert fused.precision().graph == {"fp32": 1.0}
+
+
+def test_formats_that_can_run_kernels_import_none_before_one_is_asked_for() -> None:
+    """The import looks for triton, which PyTorch's builds for the CPU warn that they lack."""
+    code = """
+import sys, convnext_deploy.formats.eager, convnext_deploy.formats.aotinductor
+print([name for name in sys.modules if name == "triton" or name.startswith("convnext_deploy.kernels")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# Refusals and choice -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "onnx"}, "format onnx cannot run the fused kernels; these can: aotinductor, eager"),
+        ({"format": "eager"}, "--kernels all is for NVIDIA GPUs, not for cpu; use --device cuda"),
+    ],
+)
+def test_kernels_are_refused_in_one_line(
+    options: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as error:
+        api.export(str(checkpoint), kernels="all", out=tmp_path / "out", **options)
+    assert str(error.value) == message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_are_refused_without_a_gpu(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="PyTorch finds no NVIDIA GPU here"):
+        api.export(str(checkpoint), format="eager", device="cuda", kernels="all", out=tmp_path / "out")
+
+
+def measurement(**fields: Any) -> KernelMeasurement:
+    return KernelMeasurement(
+        **({"part": "stages", "channels": 24, "precision": "fp16", "batch": 32, "speedup": 1.2} | fields)
+    )
+
+
+def test_kernels_are_chosen_where_the_nearest_batch_was_faster() -> None:
+    rows = [
+        measurement(),
+        measurement(batch=1, speedup=0.8),
+        measurement(part="stem"),
+        measurement(part="downsamples", channels=32, speedup=0.9),
+        measurement(part="head", channels=64, precision="fp32"),
+    ]
+    found = {batch: choice.faster(spec("test_convnext"), "fp16", batch, ALL, rows) for batch in (1, 8, 20, 256)}
+    assert found == {1: ("stem",), 8: ("stem",), 20: ("stem", "stages.0"), 256: ("stem", "stages.0")}
+
+
+def test_a_gpu_that_nobody_measured_runs_no_kernel_and_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "nvidia_gpu_facts", lambda: [{"name": "NVIDIA Unknown"}])
+    said: list[str] = []
+    export = msgspec.structs.replace(artifact_spec(), precision="fp16")
+    assert choice.chosen(folded("test_convnext"), export, "measured", said.append) == ()
+    assert said == ["kernels: none was measured on NVIDIA Unknown, so none is used; --kernels all uses every one"]
+    assert choice.chosen(folded("test_convnext"), export, "all", said.append) == ALL
+
+
+def artifact_spec() -> Any:
+    from convnext_deploy.types import ExportSpec
+
+    return ExportSpec(format="eager", device="cuda")
+
+
+def test_the_committed_table_can_be_read() -> None:
+    assert isinstance(choice.table(), dict)
