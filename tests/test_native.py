@@ -22,7 +22,7 @@ from convnext_deploy.kernels import library, packed
 from convnext_deploy.kernels.engine import Engine
 from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates
-from convnext_deploy.quantize.plan import products
+from convnext_deploy.quantize.plan import operations, products
 from convnext_deploy.types import ModelSpec, Preprocessing
 
 pytestmark = pytest.mark.skipif(
@@ -238,6 +238,16 @@ def test_products_tell_the_type_that_multiplied_them(written: Written) -> None:
         engine.bind(np.zeros((1, *SIZE, 3), np.uint8))
         executed = {part.executed for part in engine.profile() if part.part == "expand"}
         assert executed == {"bf16" if isa == "avx512_bf16" else "fp32"}
+
+
+@pytest.mark.parametrize("name", ["convnextv2_atto", "convnext_atto_ols"])
+def test_times_are_named_as_plans_name_operations(name: str, written: Written) -> None:
+    model, path = written(registry.spec(name, image_size=SIZE, num_classes=10))
+    engine = Engine(path, 1, *SIZE, 1)
+    engine.bind(images_for(model, 1).numpy())
+    found = [part.name for part in engine.profile() if part.part != "wait"]
+    ordered = list(dict.fromkeys("stem" if name in ("stem.0", "stem.1") else name for name in found))
+    assert ordered == list(operations(model))
 
 
 def test_multiply_accumulates_are_those_of_the_module(written: Written) -> None:

@@ -96,6 +96,16 @@ def test_the_library_is_built_once_however_many_ask(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == [next(iter(paths)).name]
 
 
+def test_a_built_library_outlives_its_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "compile_library", lambda _, work, __: shutil.copy(PHOTO, work / "library.so"))
+    path = library.build(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert library.build(tmp_path) == path
+    with pytest.raises(MissingPackageError):
+        library.build(tmp_path, ("-g",))
+
+
 def test_other_flags_are_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "compile_library", lambda _, work, __: shutil.copy(PHOTO, work / "library.so"))
     assert library.build(tmp_path) != library.build(tmp_path, ("-g",))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArtifactError, BuildError, InputError, UsageError
 from ..types import STRIDE
-from . import library
+from . import library, packed
 from .packed import TYPES, ProductType
 
 OK, BAD_FILE, BAD_ARGUMENT, NO_MEMORY, NO_FILE, NO_THREADS = range(6)
@@ -23,7 +23,8 @@ MESSAGE_BYTES = 512
 class PartTime:
     """What one part of one operation took on the calling thread, which is one of the engine's."""
 
-    operation: int  # index in the file; see `packed.names`
+    name: str  # as a plan names it, where a plan can: `stages.2.0.expand`, `downsamples.0`; else `stages.2.0.wait`
+    operation: int  # index in the file
     part: str  # one of `PARTS`; "wait": for the other threads
     type: ProductType | None  # of its product; None where it has none
     executed: ProductType | None  # what multiplied it here: bf16 is multiplied in fp32 by paths without bf16
@@ -70,7 +71,7 @@ class Engine:
         self._library.cnxt_session_info(self._session, info)
         self.isa: str = self._library.cnxt_session_isa(self._session).decode()
         self.activation_bytes: int = self._library.cnxt_session_bytes(self._session)
-        self.operations = int(info.operations)
+        self.names = packed.names(packed.kinds_in(source if isinstance(source, Path) else bytes(source[: 2**20])))
         self.products = {name: int(count) for name, count in zip(TYPES, info.products, strict=True)}
         self.multiply_accumulates = {
             name: int(count) for name, count in zip(TYPES, info.multiply_accumulates, strict=True)
@@ -107,7 +108,7 @@ class Engine:
 
     def profile(self) -> tuple[PartTime, ...]:
         """`run`, and what each part of it took."""
-        found = (library.TimingEntry * (self.operations * len(PARTS)))()
+        found = (library.TimingEntry * (len(self.names) * len(PARTS)))()
         count = ctypes.c_size_t()
         code = self._library.cnxt_session_profile(
             self._session, self._bound(), self._pointers, found, len(found), ctypes.byref(count)
@@ -115,9 +116,20 @@ class Engine:
         _check(code, None, FORKED)
         types: tuple[ProductType | None, ...] = (*TYPES, None)
         return tuple(
-            PartTime(entry.operation, PARTS[entry.part], types[entry.type], types[entry.executed], entry.ms)
+            PartTime(
+                self._name(entry.operation, PARTS[entry.part]),
+                entry.operation,
+                PARTS[entry.part],
+                types[entry.type],
+                types[entry.executed],
+                entry.ms,
+            )
             for entry in found[: count.value]
         )
+
+    def _name(self, operation: int, part: str) -> str:
+        inside = part in ("dwconv_norm", "expand", "grn", "project", "wait")
+        return f"{self.names[operation]}.{part}" if inside else self.names[operation]
 
     def _bound(self) -> int:
         if self._input is None:

@@ -97,6 +97,7 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
     """The shared library for these sources, this compiler and these flags; compiled where it is not there yet.
 
     Any number of processes may build at once: each works in a folder of its own and renames its result into place.
+    Where the compiler is gone, what it built from the same sources with the same flags is taken.
 
     Args:
         folder: None: `cache_folder()`.
@@ -106,9 +107,15 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
         MissingPackageError: no compiler.
         BuildError: the compiler refuses a file, or the folder cannot be written.
     """
-    compiler = find_compiler()
     folder = cache_folder() if folder is None else folder
-    path = folder / f"libconvnext_deploy-{_key(compiler, extra_flags)}.so"
+    stem = f"libconvnext_deploy-{_source_key(extra_flags)}"
+    try:
+        compiler = find_compiler()
+    except MissingPackageError:
+        for path in sorted(folder.glob(f"{stem}-*.so")):
+            return path
+        raise
+    path = folder / f"{stem}-{_compiler_key(compiler)}.so"
     if path.is_file():
         return path
     try:
@@ -155,13 +162,17 @@ def _refusal(compiler: str, what: str, output: str) -> str:
     return f"{compiler} cannot build {what} of the native engine: {first.strip()}"
 
 
-def _key(compiler: str, extra_flags: tuple[str, ...]) -> str:
-    version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True).stdout
-    digest = hashlib.sha256(repr((version, FLAGS, extra_flags, sorted(units().items()))).encode())
+def _source_key(extra_flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr((FLAGS, extra_flags, sorted(units().items()))).encode())
     for source in sorted(SOURCES.glob("*")):
         if source.suffix in (".h", ".cpp"):
             digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _compiler_key(compiler: str) -> str:
+    version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True).stdout
+    return hashlib.sha256(version.encode()).hexdigest()[:8]
 
 
 def load(isa: str | None = None) -> ctypes.CDLL:
@@ -174,11 +185,17 @@ def load(isa: str | None = None) -> ctypes.CDLL:
         MissingPackageError, BuildError: see `build`.
         UsageError: this CPU does not have that path.
     """
-    library = opened(build())
+    library = opened(_built(cache_folder(), os.environ.get("CXX")))
     available = isas(library)
     if isa is not None and isa not in available:
         raise UsageError(f"this CPU has no path {isa!r}; it has {', '.join(available)}")
     return library
+
+
+@functools.cache
+def _built(folder: Path, _: str | None) -> Path:
+    """`build`, asked once a process for one folder and compiler."""
+    return build(folder)
 
 
 @functools.cache
@@ -211,7 +228,7 @@ def opened(path: Path) -> ctypes.CDLL:
 
 def isas(library: ctypes.CDLL | None = None) -> tuple[str, ...]:
     """The instruction-set paths of this CPU, best first."""
-    library = opened(build()) if library is None else library
+    library = load() if library is None else library
     return tuple(library.cnxt_isas().decode().split())
 
 

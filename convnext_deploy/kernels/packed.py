@@ -6,7 +6,7 @@ The layout, and what each field means, is in `csrc/format.h`; the reader in `csr
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -29,6 +29,7 @@ HEADER = struct.Struct("<8sIIQII32x")
 PRODUCT = struct.Struct("<IIIiffQQQQ")
 OPERATION = struct.Struct("<IIIIIIffQQQQQQQ")
 RECORD_BYTES = OPERATION.size + 2 * PRODUCT.size
+MOST_OPERATIONS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +106,35 @@ class Network:
     head: Head | None
 
 
-def names(network: Network) -> tuple[str, ...]:
-    """Of each operation in the file, in order: `stem`, `stages.2.0`, `downsamples.1`, `features.3`, `head`."""
-    return tuple(name for name, _ in _operations(network))
+def names(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Of operations of these kinds, in order: `stem`, `stages.2.0`, `downsamples.1`, `features.3`, `head`."""
+    found, stage, block, conv = [], 0, 0, 0
+    for kind in kinds:
+        if kind == "block":
+            found.append(f"stages.{stage}.{block}")
+            block += 1
+        elif kind == "downsample":
+            found.append(f"downsamples.{stage}")
+            stage, block = stage + 1, 0
+        elif kind == "stem_conv":
+            found.append(f"stem.{conv}")
+            conv += 1
+        else:
+            found.append({"stem_patch": "stem", "features": f"features.{stage}"}.get(kind, kind))
+    return tuple(found)
+
+
+def kinds_in(path_or_bytes: Path | bytes) -> tuple[str, ...]:
+    """The kind of each operation of a packed file that the engine has opened: nothing is checked here."""
+    if isinstance(path_or_bytes, bytes):
+        content = path_or_bytes[: HEADER.size + MOST_OPERATIONS * RECORD_BYTES]
+    else:
+        with path_or_bytes.open("rb") as file:
+            content = file.read(HEADER.size + MOST_OPERATIONS * RECORD_BYTES)
+    operations = HEADER.unpack_from(content)[2]
+    return tuple(
+        KINDS[OPERATION.unpack_from(content, HEADER.size + index * RECORD_BYTES)[0]] for index in range(operations)
+    )
 
 
 def write(network: Network, path: Path) -> None:
@@ -117,7 +144,7 @@ def write(network: Network, path: Path) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             writer = _Writer(file, network.in_chans, HEADER.size + RECORD_BYTES * len(operations))
-            records = b"".join(writer.operation(name, part) for name, part in operations)
+            records = b"".join(writer.operation(part) for part in operations)
             end = writer.finish()
             file.seek(0)
             file.write(HEADER.pack(MAGIC, VERSION, len(operations), end, INPUTS.index(network.input), network.in_chans))
@@ -131,20 +158,19 @@ def write(network: Network, path: Path) -> None:
         raise
 
 
-def _operations(network: Network) -> Iterator[tuple[str, Any]]:
-    """Name and what `_Writer.operation` takes: a part of the network; a stem's index; a map's channels."""
+def _operations(network: Network) -> Iterator[Any]:
+    """What `_Writer.operation` takes: a part of the network; a stem and its convolution's index; a map's channels."""
     for index in range(len(network.stem.convs)):
-        yield ("stem" if len(network.stem.convs) == 1 else f"stem.{index}"), (network.stem, index)
+        yield network.stem, index
     for stage, blocks in enumerate(network.stages):
         if stage:
-            yield f"downsamples.{stage - 1}", network.downsamples[stage - 1]
-        for index, block in enumerate(blocks):
-            yield f"stages.{stage}.{index}", block
+            yield network.downsamples[stage - 1]
+        yield from blocks
         if network.head is None:
             before = network.downsamples[stage - 1].conv if stage else network.stem.convs[-1]
-            yield f"features.{stage}", len(before.weight)
+            yield len(before.weight)
     if network.head is not None:
-        yield "head", network.head
+        yield network.head
 
 
 def padded(channels: int) -> int:
@@ -158,7 +184,7 @@ class _Writer:
         self.file, self.in_chans, self.end = file, in_chans, start
         file.seek(start)
 
-    def operation(self, name: str, part: Any) -> bytes:
+    def operation(self, part: Any) -> bytes:
         if isinstance(part, Block):
             channels, kernel = len(part.dw_weight), part.dw_weight.shape[-1]
             taps = np.zeros((padded(channels), kernel * kernel), np.float32)
