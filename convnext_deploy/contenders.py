@@ -201,7 +201,7 @@ def of_artifact(path: Path, device: Device, cuda_graph: bool = False) -> Contend
         artifact_sha256=artifact.sha256,
         artifact_bytes=artifact.bytes,
         random_weights=found.weights.random,
-        parity=next((parity.relative_error for parity in found.parity), None),
+        parity=next((p.relative_error for p in found.parity if p.reference == "source"), None),
     )
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from convnext_deploy import api, cli, env, formats, manifest
 from convnext_deploy.errors import UsageError
+from convnext_deploy.kernels import library
 from convnext_deploy.manifest import Artifact
 from convnext_deploy.models import registry
 
@@ -338,12 +339,22 @@ def test_list_and_doctor_work_without_an_extra_and_name_it(capsys: Captured) -> 
     assert states["eager"] == "ready"
 
 
-def test_doctor_names_a_missing_compiler(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_a_missing_compiler(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     assert cli.run(["doctor", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["compiler"] is None
     assert document["formats"]["aotinductor"].startswith("no C++ compiler on PATH")
+    assert document["formats"]["native"].startswith("the native engine needs a C++20 compiler and none is on PATH")
+
+
+def test_doctor_names_the_native_engines_path(capsys: Captured, need_format: Callable[[str], None]) -> None:
+    need_format("native")
+    library.build()
+    assert cli.run(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["formats"]["native"] == f"ready, path {library.isas()[0]}"
 
 
 # Evaluation ----------------------------------------------------------------------------------------------------------

@@ -453,7 +453,7 @@ def test_a_precision_error_is_what_it_is_called(
 def test_a_precision_that_a_format_lacks_is_refused(format: str, tmp_path: Path) -> None:
     fmt = formats.get(format)
     for precision in sorted({"fp32", "fp16", "bf16"} - fmt.precisions):
-        with pytest.raises(UsageError, match=f"format {format} has no {precision}; it has fp"):
+        with pytest.raises(UsageError, match=f"format {format} has no {precision}; it has (bf16, )?fp"):
             api.export("random", variant="test_convnext", format=format, precision=precision, out=tmp_path / "m")  # type: ignore[arg-type]
     assert "fp32" in fmt.precisions
     assert list(tmp_path.iterdir()) == []

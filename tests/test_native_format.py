@@ -77,7 +77,6 @@ def test_the_engine_counts_the_same_multiply_accumulates_as_the_formula(
     depthwise = sum(count for name, count in counts.items() if name.endswith("dwconv_norm.conv.weight"))
     shape = engine.input_shape
     assert native.depthwise_macs(model.spec, shape, uint8=False) == depthwise
-    assert native.operation_names(model.spec) == packed.names(network_of(model))
 
 
 def test_a_file_that_is_not_the_engines_is_refused_in_one_line(
@@ -92,6 +91,7 @@ def test_a_file_that_is_not_the_engines_is_refused_in_one_line(
 
 def test_without_a_compiler_it_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(MissingPackageError, match="needs a C\\+\\+20 compiler and none is on PATH; install"):
         api.export("random", variant="atto", format="native", out=tmp_path / "model")

@@ -80,6 +80,8 @@ def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
     import shutil
 
     from .. import env, formats
+    from ..errors import MissingPackageError
+    from ..kernels import library
 
     terminal = Terminal(json, quiet)
     states = {}
@@ -90,6 +92,10 @@ def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None and states.get("aotinductor") == "ready":
         states["aotinductor"] = "no C++ compiler on PATH; install g++ or clang"
+    try:
+        states["native"] = library.state()
+    except MissingPackageError as error:
+        states["native"] = str(error)
     gpus = env.nvidia_gpus()
     document = {
         "machine": env.machine(), "gpus": gpus, "versions": env.versions(),

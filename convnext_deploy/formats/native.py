@@ -74,7 +74,6 @@ class NativeSession(Session):
         """From the engine's own clock, read between the parts of an operation."""
         import time
 
-        names = operation_names(self.manifest.model)
         found = []
         for _ in range(warmup + steps):
             start = time.perf_counter_ns()
@@ -82,7 +81,7 @@ class NativeSession(Session):
             wall_ms = (time.perf_counter_ns() - start) / 1e6
             layers = tuple(
                 LayerTime(
-                    name=f"{names[part.operation]}.{part.part}",
+                    name=part.name,
                     op=part.part,
                     kind=KINDS[part.part],
                     type=part.executed or "fp32",
@@ -98,16 +97,6 @@ KINDS: dict[str, LayerKind] = {
     "stem": "convolution", "dwconv_norm": "depthwise", "expand": "GEMM", "grn": "norm", "project": "GEMM",
     "downsample": "convolution", "head": "GEMM", "features": "layout", "wait": "other",
 }  # fmt: skip
-
-
-def operation_names(model: ModelSpec) -> tuple[str, ...]:
-    """What the file's operations are called, in its order (`kernels.packed`)."""
-    names = ["stem"] if model.stem == "patch" else ["stem.0", "stem.1"]
-    for stage, depth in enumerate(model.depths):
-        names += [f"downsamples.{stage - 1}"] if stage else []
-        names += [f"stages.{stage}.{index}" for index in range(depth)]
-        names += [f"features.{stage}"] if model.task == "features" else []
-    return tuple(names if model.task == "features" else [*names, "head"])
 
 
 def depthwise_macs(model: ModelSpec, shape: tuple[int, ...], uint8: bool) -> int:

@@ -131,6 +131,16 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
     return path
 
 
+def state() -> str:
+    """In a few words: which path this CPU takes, or what will build the engine at its first use. Builds nothing.
+
+    Raises:
+        MissingPackageError: it is not built, and there is no compiler.
+    """
+    built = sorted(cache_folder().glob(f"libconvnext_deploy-{_source_key(())}-*.so"))
+    return f"ready, path {isas(opened(built[0]))[0]}" if built else f"ready, {find_compiler()} builds it at first use"
+
+
 def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...]) -> Path:
     """Compile every unit at once, in `work`, and link them."""
     command = [*shlex.split(compiler), *FLAGS, *extra_flags]

@@ -1,0 +1,166 @@
+"""The native CPU engine beside OpenVINO, ONNX Runtime and torch.compile: one model, every type, interleaved.
+
+    python benchmarks/bench_cpu.py --calibration photographs.parquet --variants tiny,small,base --batches 1,8
+
+Random weights (the speed of a product does not depend on them), expand, project and downsamples in 8 bits with ranges
+from the photographs and no corrections, everything below --folder built once. A process each and turns that rotate, as
+in `convnext-deploy bench`. Beside every time stands the relative error of the outputs against the fp32 source on the
+bundled photographs, from the artifact's manifest; for NNCF's, which the interpreter of --nncf-python makes from this
+project's fp32 graph, it is measured here.
+"""
+
+import argparse
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from convnext_deploy import api, contenders, data, manifest, passes, preprocess, regress, verify
+from convnext_deploy.bench import Plan, bench
+from convnext_deploy.contenders import Contender, Wanted
+from convnext_deploy.models import registry, weights
+from convnext_deploy.quantize import plan as plans
+from convnext_deploy.quantize.calibrate import calibrate
+from convnext_deploy.quantize.distance import outputs, pixels_of
+from convnext_deploy.session import RunOptions, Session, run_in_batches
+from convnext_deploy.types import BatchRange, Precision, Target
+
+FLOATS: tuple[tuple[str, Precision], ...] = (
+    ("native", "fp32"), ("openvino", "fp32"), ("onnx", "fp32"), ("native", "bf16"), ("openvino", "bf16"),
+)  # fmt: skip
+QUANTIZED: tuple[Target, ...] = ("native", "openvino", "onnx")
+IMAGES = 16  # of the calibration: the scales of random weights need no more
+
+
+def artifacts(variant: str, folder: Path, calibration: str) -> Iterator[Path]:
+    """Build what is not there yet, and give every folder."""
+    for format, precision in FLOATS:
+        out = folder / f"{variant}-{format}-{precision}"
+        if not (out / manifest.MANIFEST_NAME).exists():
+            print("building", out, flush=True)
+            api.export("random", variant=variant, format=format, precision=precision, batch=RANGE, out=out, force=True)
+        yield out
+    for target in QUANTIZED:
+        out, plan = folder / f"{variant}-{target}-int8", folder / f"{variant}-{target}.json"
+        if not (out / manifest.MANIFEST_NAME).exists():
+            print("building", out, flush=True)
+            draft(variant, target, plan, calibration)
+            api.export("random", variant=variant, format=target, plan=plan, batch=RANGE, out=out, force=True)
+        yield out
+
+
+def draft(variant: str, target: Target, path: Path, calibration: str) -> None:
+    """A plan without corrections, which take longer than all the rest and change no speed."""
+    loaded = weights.load("random", variant=variant)
+    facts, source = loaded.preprocessing, data.subset(data.open_source(calibration), IMAGES)
+    probe = pixels_of(data.subset(source, 4), facts, loaded.model)
+    passes.fold(loaded.model, None, lambda model: outputs(model, probe, facts))
+    paths = plans.products(loaded.model)
+    names = [name for name in paths if plans.kind_of(name) in ("expand", "project", "downsample")]
+    found = calibrate(loaded.model, tuple(paths.values()), source, preprocessing=facts, images=IMAGES)
+    plan = plans.draft(
+        loaded.model, found, names, type=plans.INT8[target], target=target, method="mse", input="float32", rest="fp32",
+        weights_sha256=loaded.weights.tensors_sha256,
+    )  # fmt: skip
+    plans.write(path, plan, {})
+
+
+RANGE = BatchRange(min=1, opt=8, max=64)
+
+
+def compiled(variant: str, precision: Precision) -> Contender:
+    """timm's own module through torch.compile."""
+    architecture, _ = registry.resolve(variant)
+    want = Wanted(
+        model=architecture, runtime="torch.compile", precision=precision, task="classify", image_size=(224, 224),
+        device="cpu",
+    )  # fmt: skip
+    return contenders.built([want], print)[0]
+
+
+def nncf(python: str, mode: str, variant: str, folder: Path, calibration: str, batch: int) -> Contender:
+    """NNCF's quantization of this project's fp32 graph, for one batch size: OpenVINO runs its open ones wrongly."""
+    source, path = folder / f"{variant}-onnx-fp32", folder / f"{variant}-{mode}-{batch}.xml"
+    like = manifest.read(folder / f"{variant}-openvino-fp32")
+    if not path.exists():
+        print("building", path, flush=True)
+        images = folder / f"{variant}-calibration.npz"
+        model = like.manifest.model
+        to_pixels = preprocess.transform(like.manifest.preprocessing, model.image_size, model.in_chans)
+        chosen = data.subset(data.open_source(calibration), IMAGES)
+        pixels = np.stack([to_pixels(chosen.read(index)) for index in range(len(chosen))])
+        normalized = preprocess.as_input(pixels, like.manifest.preprocessing, "float32")
+        np.savez(images, images=normalized, labels=np.zeros(len(pixels), np.int64))
+        script = Path(__file__).with_name("foreign.py")
+        subprocess.run([python, script, mode, source / "model.onnx", images, path, str(batch)], check=True)
+    found = contenders.of_artifact(like.path, "cpu")
+    opener = {"path": str(path), "like": str(like.path), "batch": batch}
+    return msgspec.structs.replace(
+        found, opener="bench_cpu:open_ir", arguments=opener, artifact=None, artifact_sha256=None, artifact_bytes=None,
+        batch=BatchRange(min=batch, opt=batch, max=batch), label=mode, parity=_distance(opener, source),
+    )  # fmt: skip
+
+
+def _distance(opener: dict[str, object], source: Path) -> float:
+    """The worst relative error on the bundled photographs, as a manifest has it."""
+    session = open_ir(**opener, threads=None)  # type: ignore[arg-type]
+    model = session.manifest.model
+    pixels = preprocess.probe_images(model.in_chans, model.image_size, 16)
+    images = preprocess.as_input(pixels, session.manifest.preprocessing, "float32")
+    expected = run_in_batches(api.load(source), images)
+    limit = verify.TOLERANCES["fp32"]
+    error = verify.compare(run_in_batches(session, images), expected, limit, "bundled", True).relative_error
+    assert error is not None
+    return error
+
+
+def open_ir(path: str, like: str, batch: int, threads: int | None) -> Session:
+    """Called in the worker: an IR that others made, opened as this project's own of the same model."""
+    from convnext_deploy.formats.openvino import OpenVinoSession
+
+    found = manifest.read(Path(like)).manifest
+    fixed = msgspec.structs.replace(found.export, batch=BatchRange(min=batch, opt=batch, max=batch))
+    return OpenVinoSession(Path(path), msgspec.structs.replace(found, export=fixed), RunOptions(threads=threads))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calibration", required=True, help="photographs, as `quantize --calibration` takes them")
+    parser.add_argument("--variants", default="tiny")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of timing, a row")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, which compiles for minutes")
+    parser.add_argument("--nncf-python", help="an interpreter that has nncf and openvino")
+    parser.add_argument("--folder", type=Path, default=Path("build") / "bench-cpu")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks") / "results" / "cpu.jsonl")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for variant in args.variants.split(","):
+        paths = list(artifacts(variant, args.folder, args.calibration))
+        for batch in map(int, args.batches.split(",")):
+            found = [contenders.of_artifact(path, "cpu") for path in paths]
+            if args.compile:
+                found += [compiled(variant, precision) for precision in PRECISIONS]
+            for mode in ("nncf", "nncf-transformer") if args.nncf_python else ():
+                found.append(nncf(args.nncf_python, mode, variant, args.folder, args.calibration, batch))
+            measure(found, Plan(batches=(batch,), seconds=args.seconds, threads=args.threads), args.out)
+
+
+def measure(found: Sequence[Contender], plan: Plan, out: Path) -> None:
+    """Time them, print a line each, and append the results."""
+    named = [c if c.artifact is None else msgspec.structs.replace(c, label=Path(c.artifact).name) for c in found]
+    with out.open("ab") as file:
+        for row in bench(named, plan, progress=lambda done, total, what: print(f"{done}/{total} {what}", flush=True)):
+            time = "–" if row.median_ms is None else f"{row.median_ms:.2f} ms"
+            error = "" if row.parity is None else f"error {row.parity:.2g}"
+            print(row.subject, f"batch {row.batch}", time, error, row.status, row.reason or "", flush=True)
+            file.write(regress.encode_results([row]))
+
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+if __name__ == "__main__":
+    main()
