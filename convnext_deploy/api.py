@@ -371,8 +371,13 @@ def bench(
     else:
         sizes = image_sizes or ((224, 224),)
         groups = contenders.of_variants(variants, compare, runtimes, precisions, sizes, task, plan.device, say)
+    ceilings = None
+    if any(contender.spec for group in groups for contender in group):
+        say("measuring what this machine can do at most")
+        ceilings = contenders.measured_ceilings(plan.device, plan.threads)
     for number, group in enumerate(groups):
-        yield from run(group, plan, progress=progress and _shifted(progress, number, len(groups)))
+        shifted = progress and _shifted(progress, number, len(groups))
+        yield from run(group, plan, ceilings=ceilings, progress=shifted)
 
 
 def _shifted(progress: "Progress", number: int, parts: int) -> "Progress":

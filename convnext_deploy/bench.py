@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from . import env
+from . import env, roofline
 from .contenders import Contender
 from .errors import UsageError, WorkerError
 from .measure import DRIFT, REST_S, TURN_S, WARMUP_LIMIT_S, drifts, quantile, samples_needed
-from .types import BenchResult, Conditions, Device, Scenario, Scope, ServerLoad, Status
+from .types import BenchResult, Ceilings, Conditions, Device, Scenario, Scope, ServerLoad, Status
 from .worker import Closing, Opened, Ready, Turn, Worker
 
 MIN_TURNS = 6  # the fewest that carry a 95 % interval of a ratio within one run (`regress`)
@@ -77,12 +77,21 @@ class _Seat:
     failure: str | None = None
 
 
-def bench(contenders: Sequence[Contender], plan: Plan, *, progress: Progress | None = None) -> Iterator[BenchResult]:
+def bench(
+    contenders: Sequence[Contender],
+    plan: Plan,
+    *,
+    ceilings: Ceilings | None = None,
+    progress: Progress | None = None,
+) -> Iterator[BenchResult]:
     """Measure every contender in every setting; a row is given as soon as it is finished.
 
     Contenders of one setting take turns in an order that rotates, each in a process of its own, and never two at a
     time. One that crashes gives a row of status failed; the others go on. Ctrl-C ends the setting that is being
     measured, gives what was measured of it as rows of status partial, and is raised again.
+
+    Args:
+        ceilings: of this machine, for the rows' percent of the roofline's bound.
 
     Raises:
         UsageError: a plan that cannot be carried out.
@@ -113,7 +122,18 @@ def bench(contenders: Sequence[Contender], plan: Plan, *, progress: Progress | N
             settings = [max(plan.batches)] if plan.scenario == "server" else plan.batches
             for batch in settings:
                 measured = _server if plan.scenario == "server" else _group
-                yield from measured(seats, plan, batch, streams, run, meter)
+                for row in measured(seats, plan, batch, streams, run, meter):
+                    yield _rated(row, contenders, ceilings)
+
+
+def _rated(row: BenchResult, contenders: Sequence[Contender], ceilings: Ceilings | None) -> BenchResult:
+    """With TFLOP/s where it is a ConvNeXt's, and with percent of the bound where all of it runs in one type."""
+    (contender,) = (contender for contender in contenders if contender.subject == row.subject)
+    if contender.spec is None or row.images_per_s is None:
+        return row
+    known = None if contender.quantized else ceilings
+    tflops, percent = roofline.rate(contender.spec, row.precision, row.batch, row.images_per_s, known)
+    return msgspec.structs.replace(row, tflops=tflops, percent_of_bound=percent)
 
 
 def _asked(seat: _Seat, method: str, **arguments: Any) -> Any:

@@ -15,9 +15,11 @@ from .errors import ParityError, UsageError, WorkerError
 from .session import RunOptions, Session, run_in_batches
 from .types import (
     BatchRange,
+    Ceilings,
     Device,
     ExportSpec,
     Manifest,
+    ModelSpec,
     Precision,
     PrecisionTruth,
     Record,
@@ -54,6 +56,8 @@ class Contender(Record, frozen=True, kw_only=True):
     artifact_bytes: int | None = None
     random_weights: bool = True
     parity: float | None = None
+    spec: ModelSpec | None = None  # of a ConvNeXt: what its operations are
+    quantized: bool = False  # products in 8 bits beside `precision`
     label: str | None = None  # beside the model, where two artifacts would be called the same
     broken: str | None = None  # why it could not be built
 
@@ -82,6 +86,22 @@ class Wanted(Record, frozen=True, kw_only=True):
     def folder(self) -> Path:
         sides = "x".join(map(str, self.image_size))
         return CACHE / f"{self.model}-{self.runtime}-{self.precision}-{self.task}-{sides}-{self.device}"
+
+
+def measured_ceilings(device: Device, threads: int | None) -> Ceilings:
+    """What this machine can do at most, measured now, in a process of its own.
+
+    Raises:
+        WorkerError: it failed.
+    """
+    worker = Worker("measuring ceilings", ("convnext_deploy.roofline", "torch"))
+    try:
+        found = worker.call(
+            "call", function="convnext_deploy.roofline:measure", arguments={"device": device, "threads": threads}
+        )
+    finally:
+        worker.close()
+    return msgspec.convert(found, Ceilings)
 
 
 def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
@@ -202,6 +222,8 @@ def of_artifact(path: Path, device: Device, cuda_graph: bool = False) -> Contend
         artifact_bytes=artifact.bytes,
         random_weights=found.weights.random,
         parity=next((p.relative_error for p in found.parity if p.reference == "source"), None),
+        spec=found.model,
+        quantized=found.export.quantization is not None,
     )
 
 
@@ -364,11 +386,17 @@ def _of_baseline(want: Wanted) -> Contender:
 
 
 def _of_timm(want: Wanted) -> Contender:
+    from .models import baselines, registry
+
+    spec = None
+    if baselines.is_convnext(want.model):
+        spec = registry.spec(want.model, image_size=want.image_size, task=want.task)
     return _contender(
         want,
         opener=f"{__name__}:open_timm",
         arguments={"want": msgspec.to_builtins(want)},
         imports=(__name__, "torch", "timm", "convnext_deploy.lower.torch_session"),
+        spec=spec,
     )
 
 

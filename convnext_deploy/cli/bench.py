@@ -178,8 +178,8 @@ def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence
 
     for where in dict.fromkeys(regress.setting(row) for row in rows):
         chosen = [row for row in rows if regress.setting(row) == where]
-        table = [[row.subject, *_figures(row), _beside(row, rows), row.status] for row in chosen]
-        columns = ["what", "p50, ms (95 %)", "p99, ms", "images/s", "time beside the first", "result"]
+        table = [[row.subject, *_figures(row), _rate(row), _beside(row, rows), row.status] for row in chosen]
+        columns = ["what", "p50, ms (95 %)", "p99, ms", "images/s", "TFLOP/s, of the bound", "time beside the first", "result"]
         terminal.table(where, columns, table)
         for row in chosen:
             if row.reason is not None:
@@ -207,6 +207,13 @@ def _figures(row: "BenchResult") -> list[str]:
         else:
             words.append(f"{found.value_ms:.4g} ({found.low_ms:.4g}–{found.high_ms:.4g})")
     return [*words, f"{row.images_per_s:.4g}"]
+
+
+def _rate(row: "BenchResult") -> str:
+    """How near to what this machine can do at most."""
+    if row.tflops is None:
+        return ""
+    return f"{row.tflops:.3g}" + ("" if row.percent_of_bound is None else f", {row.percent_of_bound:.0f} %")
 
 
 def _beside(row: "BenchResult", rows: "Sequence[BenchResult]") -> str:
