@@ -113,44 +113,53 @@ INLINE void store_row(const Normalize &n, const float *x, uint32_t columns, floa
   }
 }
 
-// The sum of `value(c)` over columns [0, columns), in four sums at once: each addition waits for the one before it.
-template <class F>
-INLINE float summed(uint32_t columns, F value) {
-  Floats totals[4] = {};
-  uint32_t c = 0;
-  for (; c + 4 * L <= columns; c += 4 * L)
+// R rows at once, so that one's chain of additions, root and division does not keep the next waiting. `whole` channels
+// fill vectors, `mask` is 1 for those of the next vector that exist.
+template <uint32_t TYPE, bool AFFINE, int R>
+INLINE void normalize_together(const Normalize &n, uint32_t first, uint32_t columns, uint32_t whole, Floats mask,
+                               const Quantizer &q) {
+  const float channels = static_cast<float>(n.channels);
+  const float *x[R];
+  float mean[R], factor[R];
+  for (int r = 0; r < R; r++) x[r] = n.in + (first + r) * n.in_stride, mean[r] = 0, factor[r] = 1;
+  if (n.norm == LAYERNORM || n.norm == SIMPLENORM) {
+    Floats totals[R] = {};
+    for (uint32_t c = 0; c < columns; c += L)  // what fills the last block is 0
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) totals[i] += value(c + i * L);
-  for (; c < columns; c += L) totals[0] += value(c);
-  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
+      for (int r = 0; r < R; r++) totals[r] += load<Floats>(x[r] + c);
+    for (int r = 0; r < R; r++) mean[r] = sum(totals[r]) / channels;
+  }
+  if (n.norm != NO_NORM) {  // in a second pass: the difference of two large sums would have few digits left
+    Floats totals[R] = {};
+    for (uint32_t c = 0; c < whole; c += L)
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) {
+        const Floats v = load<Floats>(x[r] + c) - mean[r];
+        totals[r] += v * v;
+      }
+    for (int r = 0; r < R; r++) {
+      if (whole < n.channels) {
+        const Floats v = (load<Floats>(x[r] + whole) - mean[r]) * mask;
+        totals[r] += v * v;
+      }
+      const float power = sum(totals[r]) / (n.norm == SIMPLENORM ? channels - 1 : channels);
+      factor[r] = 1.0f / __builtin_sqrtf(power + n.eps);
+    }
+  }
+  for (int r = 0; r < R; r++)  // SimpleNorm divides by the deviation from the mean and subtracts nothing
+    store_row<TYPE, AFFINE>(n, x[r], columns, factor[r], n.norm == LAYERNORM ? -mean[r] * factor[r] : 0.0f, q,
+                            static_cast<char *>(n.out) + (first + r) * n.out_stride);
 }
 
 template <uint32_t TYPE, bool AFFINE>
 void normalize_rows(const Normalize &n, uint32_t columns) {
   const Quantizer q = quantizer(n.inverse_step, n.shift, n.zero_point);
-  const float channels = static_cast<float>(n.channels);
-  Floats mask = splat(1.0f);  // of the last vector that has channels: 0 where it has none
   const uint32_t whole = n.channels / L * L;
-  for (uint32_t i = 0; whole < n.channels && i < L; i++) mask[i] = whole + i < n.channels ? 1.0f : 0.0f;
-  for (uint32_t row = 0; row < n.rows; row++) {
-    const float *x = n.in + row * n.in_stride;
-    char *out = static_cast<char *>(n.out) + row * n.out_stride;
-    float mean = 0, factor = 1;
-    if (n.norm == LAYERNORM || n.norm == SIMPLENORM) {
-      mean = summed(columns, [&](uint32_t c) { return load<Floats>(x + c); }) / channels;  // the last block ends in 0
-    }
-    if (n.norm != NO_NORM) {  // in a second pass: the difference of two large sums would have few digits left
-      const auto squared = [&](uint32_t c) {
-        const Floats v = load<Floats>(x + c) - mean;
-        return v * v;
-      };
-      float power = summed(whole, squared);
-      if (whole < n.channels) power += sum(squared(whole) * mask);
-      factor = 1.0f / __builtin_sqrtf(power / (n.norm == SIMPLENORM ? channels - 1 : channels) + n.eps);
-    }
-    // SimpleNorm divides by the deviation from the mean and subtracts nothing.
-    store_row<TYPE, AFFINE>(n, x, columns, factor, n.norm == LAYERNORM ? -mean * factor : 0.0f, q, out);
-  }
+  Floats mask = {};
+  for (uint32_t i = 0; i < n.channels - whole; i++) mask[i] = 1.0f;
+  uint32_t row = 0;
+  for (; row + 4 <= n.rows; row += 4) normalize_together<TYPE, AFFINE, 4>(n, row, columns, whole, mask, q);
+  for (; row < n.rows; row++) normalize_together<TYPE, AFFINE, 1>(n, row, columns, whole, mask, q);
 }
 
 template <uint32_t TYPE>
