@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from convnext_deploy.kernels import patches as pa
 from convnext_deploy.kernels import project as pr
 from convnext_deploy.kernels import quantized as q8
 from convnext_deploy.kernels.launch import ProductLaunch
+from convnext_deploy.kernels.triton_blocks import activated
 from convnext_deploy.models.registry import VARIANTS
 
 TORCH_TYPES = {
@@ -144,6 +146,27 @@ def test_dwconv_norm_of_a_map_with_a_huge_mean_is_as_exact_as_eager() -> None:
     eager = dw.dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6)
     found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight))
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact)
+
+
+# activations ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def activation_kernel(x, y, SIZE: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(y + at, activated(tl.load(x + at), KIND, EXACT))
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact", "limit"),
+    [("gelu", False, 2.6e-5), ("gelu", True, 1e-6), ("gelu_tanh", False, 5e-6), ("silu", False, 5e-6)],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")  # the sigmoid is zero there, as on a GPU
+def test_activations_are_as_near_to_float64_as_they_say(kind: str, exact: bool, limit: float) -> None:
+    x = torch.linspace(-40, 40, 1 << 17)
+    found = torch.empty_like(x)
+    activation_kernel[(1,)](x, found, SIZE=len(x), KIND=kind, EXACT=exact)
+    assert (found.double() - ex.activated(x.double(), kind)).abs().max().item() < limit
 
 
 # expand --------------------------------------------------------------------------------------------------------------

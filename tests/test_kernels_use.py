@@ -1,10 +1,12 @@
 """A model rewritten to the fused operations computes what it did; exports keep them; and when they are refused."""
 
+import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -22,6 +24,7 @@ from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.registry import spec
 from convnext_deploy.quantize.apply import WEIGHT_SCHEMES, QuantizedLinear, rounded, rows_of
 from convnext_deploy.quantize.observers import weight_scales
+from convnext_deploy.session import RunOptions
 from convnext_deploy.types import KernelMeasurement, OperationPlan
 
 ALL = (
@@ -174,7 +177,6 @@ def test_an_eager_artifact_loads_with_the_kernels_that_its_manifest_names(artifa
     import numpy as np
 
     from convnext_deploy.formats import eager
-    from convnext_deploy.session import RunOptions
 
     made = artifact_of("eager")
     export = msgspec.structs.replace(made.manifest.export, kernels=ALL)
@@ -193,6 +195,54 @@ print([name for name in sys.modules if name == "triton" or name.startswith("conv
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+class PretendedGraph:
+    """Of CUDA, without one: a replay computes from the tensor that was captured, into those that were given out."""
+
+    captures = 0
+    session: Any = None
+
+    def replay(self) -> None:
+        with torch.inference_mode():
+            (kept,) = self.session._outputs
+            kept.copy_(self.session._call(self.session._images))
+
+
+def test_a_replayed_session_reads_each_new_batch(
+    artifact_of: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    session = api.load(artifact_of("eager").path)
+    plain = api.load(artifact_of("eager").path)
+    session.options = RunOptions(cuda_graph=True)  # on the CPU, where it is refused otherwise
+    monkeypatch.setattr(PretendedGraph, "session", session)
+
+    @contextlib.contextmanager
+    def graph(*args: Any, **options: Any) -> Iterator[None]:
+        PretendedGraph.captures += 1
+        yield
+
+    for name, stand_in in {
+        "Stream": mock.MagicMock, "current_stream": mock.MagicMock, "stream": mock.MagicMock(), "graph": graph,
+        "CUDAGraph": PretendedGraph,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    generator = np.random.default_rng(0)
+    for batch in (2, 2, 3, 3):
+        images = generator.normal(size=(batch, 3, 64, 64)).astype(np.float32)
+        expected = plain.run(images)[0]
+        for _ in range(2):
+            np.testing.assert_allclose(session.run(images)[0], expected, rtol=1e-5, atol=1e-5)
+    assert PretendedGraph.captures == 2  # one for each shape
+
+
+def test_a_graph_is_replayed_on_a_gpu_only(artifact_of: Callable[..., Artifact]) -> None:
+    with pytest.raises(
+        UsageError, match="format eager replays no CUDA graph on cpu; TensorRT's, eager and aotinductor do"
+    ):
+        api.load(artifact_of("eager").path, cuda_graph=True)
 
 
 # Refusals and choice -------------------------------------------------------------------------------------------------
