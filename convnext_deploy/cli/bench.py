@@ -179,7 +179,15 @@ def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence
     for where in dict.fromkeys(regress.setting(row) for row in rows):
         chosen = [row for row in rows if regress.setting(row) == where]
         table = [[row.subject, *_figures(row), _rate(row), _beside(row, rows), row.status] for row in chosen]
-        columns = ["what", "p50, ms (95 %)", "p99, ms", "images/s", "TFLOP/s, of the bound", "time beside the first", "result"]
+        columns = [
+            "what",
+            "p50, ms (95 %)",
+            "p99, ms",
+            "images/s",
+            "TFLOP/s, of the bound",
+            "time beside the first",
+            "result",
+        ]
         terminal.table(where, columns, table)
         for row in chosen:
             if row.reason is not None:
