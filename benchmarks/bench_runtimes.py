@@ -22,7 +22,7 @@ from convnext_deploy.session import RunOptions
 
 ARTIFACTS = (
     ("eager", "fp32"), ("torchscript", "fp32"), ("pt2", "fp32"), ("aotinductor", "fp32"), ("onnx", "fp32"),
-    ("openvino", "fp32"), ("openvino", "bf16"),
+    ("openvino", "fp32"), ("native", "fp32"), ("openvino", "bf16"), ("native", "bf16"),
 )  # fmt: skip
 
 

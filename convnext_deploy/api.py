@@ -351,7 +351,7 @@ def bench(
         plan: what is measured of each; None: batches 1 and 8, two seconds each.
         variants: ConvNeXts; none: tiny, or with a family to compare with, its every size.
         compare: families ("swin", "deit", "resnet") or timm's names, in the same formats, precisions and sizes.
-        runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx and openvino.
+        runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx, openvino and native.
         image_sizes: (height, width) in pixels; none: 224, or what the artifacts have.
         say: told what is being prepared, a line a step.
         progress: told (steps done, steps in all, what is being done).

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from . import env, formats, manifest, preprocess, verify
-from .errors import ParityError, UsageError, WorkerError
+from .errors import MissingPackageError, ParityError, UsageError, WorkerError
+from .kernels import library
 from .session import RunOptions, Session, run_in_batches
 from .types import (
     BatchRange,
@@ -37,6 +38,7 @@ RECORD = "baseline.json"  # not manifest.json: a folder with another model than 
 PROBES = 4
 BUILDS_AT_ONCE = 2  # a build of a large model takes several times its weights
 TORCH = ("torch", "torch.compile")  # timm's own module, as it comes
+CONVNEXT_ONLY = ("eager", "native")  # what these hold is this package's own network
 
 
 class Contender(Record, frozen=True, kw_only=True):
@@ -107,11 +109,14 @@ def measured_ceilings(device: Device, threads: int | None) -> Ceilings:
 def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
     """(runtimes that `bench` takes by default, a line for each that is left out)."""
     found, left_out = ["torch"], ["torch.compile is left out: it compiles half a minute a row; ask with --runtime"]
-    for name in ("onnx", "openvino") if device == "cpu" else ("onnx", "tensorrt", "tensorrt_rtx"):
+    for name in ("onnx", "openvino", "native") if device == "cpu" else ("onnx", "tensorrt", "tensorrt_rtx"):
         fmt = formats.get(name)
-        absent = env.missing(fmt.requires)
-        if absent:
-            left_out.append(f"{name} is left out: {env.missing_line(absent[0], fmt.extra or 'dev')}")
+        try:
+            formats.require(fmt)
+            if name == "native":
+                library.state()  # no compiler, no engine
+        except MissingPackageError as error:
+            left_out.append(f"{name} is left out: {error}")
         else:
             found.append(name)
     return found, left_out
@@ -156,6 +161,7 @@ def of_variants(
                 for m in dict.fromkeys(models)
                 for r in runtimes
                 if r in TORCH or p in formats.get(r).precisions
+                if r not in CONVNEXT_ONLY or m == architecture
             ]
             for runtime in runtimes:
                 lacking = [p for p in precisions if runtime not in TORCH and p not in formats.get(runtime).precisions]
@@ -188,7 +194,7 @@ def of_artifacts(
     wanted = [
         Wanted(
             model=baselines.counterpart(word, contender.model, contender.image_size),
-            runtime="torch" if contender.runtime == "eager" else contender.runtime,
+            runtime="torch" if contender.runtime in CONVNEXT_ONLY else contender.runtime,
             precision=contender.precision,
             task=contender.task,
             image_size=contender.image_size,
@@ -311,8 +317,8 @@ def build_baseline(want: dict[str, Any]) -> None:
     wanted = msgspec.convert(want, Wanted)
     fmt = formats.get(wanted.runtime)
     formats.require(fmt)
-    if fmt.name == "eager":
-        raise UsageError(f"format eager holds ConvNeXt only; {wanted.model} runs as torch")
+    if fmt.name in CONVNEXT_ONLY:
+        raise UsageError(f"format {fmt.name} holds ConvNeXt only; {wanted.model} runs as torch, onnx or openvino")
     if wanted.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {wanted.precision}; it has {', '.join(sorted(fmt.precisions))}")
     spec = ExportSpec(format=fmt.name, precision=wanted.precision, batch=wanted.batch, device=wanted.device)

@@ -20,14 +20,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import paper_table  # noqa: E402 - from benchmarks
 
 CPU = ROOT / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
+RUNTIMES = ROOT / "benchmarks" / "results" / "2026-11-23-cpu.jsonl"
 WHERE = ROOT / "benchmarks" / "results" / "2026-11-22-where-time-goes.jsonl"
 SWIN = ROOT / "benchmarks" / "results" / "2026-11-23-swin.jsonl"
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+NATIVE = ROOT / "benchmarks" / "results" / "2026-11-23-native.jsonl"
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "native.md"]
 BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
 
 
 def runtimes() -> str:
-    return markdown.runtimes(results.read([CPU]).measurements)
+    return markdown.runtimes(results.read([RUNTIMES]).measurements)
 
 
 def exports() -> str:
@@ -43,7 +45,45 @@ def swin() -> str:
     return markdown.table(paper_table.COLUMNS, paper_table.rows_of(regress.read_results(SWIN)))
 
 
-TABLES: dict[str, Callable[[], str]] = {"runtimes": runtimes, "exports": exports, "kinds": kinds, "swin": swin}
+def cpu() -> str:
+    """Milliseconds a batch and error of each engine and type, a row each, beside the native engine in the same type."""
+    rows = regress.read_results(NATIVE)
+    cells = {(row.model, _engine(row), row.batch): row for row in rows}
+    settings = list(dict.fromkeys((row.model, row.batch) for row in rows))
+    lines = []
+    for name in dict.fromkeys(_engine(row) for row in rows):
+        line, error = [name], ""
+        for model, batch in settings:
+            row, ours = cells.get((model, name, batch)), cells[model, f"`native` {name.split()[-1]}", batch]
+            if row is None or row.median_ms is None or ours.median_ms is None:
+                line += ["", ""]
+                continue
+            error = error or ("" if row.parity is None else f"{row.parity:.2g}")
+            state = "" if row.status == "valid" else f" ({row.status})"
+            line += [f"{row.median_ms:#.3g}".rstrip(".") + state, f"{row.median_ms / ours.median_ms:.2f}"]
+        lines.append([*line, error])
+    heads = [f"{model.replace('convnext_', '')}, batch {batch}, ms" for model, batch in settings]
+    columns = ["engine", *(word for head in heads for word in (head, "/ native")), "error"]
+    return markdown.table(columns, lines)
+
+
+def _engine(row: regress.BenchResult) -> str:
+    """The last word is the type of its products."""
+    label = row.subject.split()[-1]
+    if label.startswith("nncf"):
+        return f"OpenVINO, {label.replace('nncf', 'NNCF').replace('-', ' ')}, int8"
+    if row.artifact is None:
+        return f"timm, {row.runtime} {row.precision}"
+    return f"`{row.runtime}` {label.rpartition('-')[2]}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "runtimes": runtimes,
+    "exports": exports,
+    "kinds": kinds,
+    "swin": swin,
+    "cpu": cpu,
+}
 
 
 def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:

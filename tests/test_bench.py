@@ -13,13 +13,14 @@ import pytest
 import timm
 import torch
 
-from convnext_deploy import api, cli, contenders, regress
+from convnext_deploy import api, cli, contenders, regress, roofline
 from convnext_deploy.bench import Plan, bench
 from convnext_deploy.contenders import Contender, Wanted
 from convnext_deploy.errors import UsageError, WorkerError
 from convnext_deploy.manifest import Artifact
-from convnext_deploy.models import baselines
-from convnext_deploy.types import BatchRange, BenchResult, Precision
+from convnext_deploy.models import baselines, registry
+from convnext_deploy.models.convnext import multiply_accumulates
+from convnext_deploy.types import BatchRange, BenchResult, Ceilings, Precision
 from convnext_deploy.worker import Worker
 
 FAKES = '''
@@ -327,6 +328,39 @@ def test_counterparts_follow_the_paper() -> None:
 def test_an_unknown_counterpart_is_refused(word: str, architecture: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         baselines.counterpart(word, architecture, (224, 224))
+
+
+def test_formats_that_hold_convnext_only_have_no_counterpart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "built", lambda wanted, say: list(wanted))
+    (group,) = contenders.of_variants(
+        ["tiny"], ["swin"], ["eager", "native", "onnx"], ["fp32"], [(224, 224)], "classify", "cpu", print
+    )
+    assert [(want.model.partition("_")[0], want.runtime) for want in group] == [  # type: ignore[attr-defined]
+        ("convnext", "eager"), ("convnext", "native"), ("convnext", "onnx"), ("swin", "onnx"),
+    ]  # fmt: skip
+
+
+def test_rows_of_a_convnext_say_how_near_they_are_to_the_bound(fake: Fake) -> None:
+    spec = registry.spec("convnext_tiny")
+    ceilings = Ceilings(
+        name="made up", source="made up", matrix_tflops={"fp32": 1.0}, vector_tflops=1.0, copy_gb_s=1000.0
+    )
+    float_, int8, other = (fake(name, 10.0) for name in "abc")
+    seats = [
+        msgspec.structs.replace(float_, spec=spec),
+        msgspec.structs.replace(int8, spec=spec, quantized=True),
+        other,
+    ]
+    rows = list(bench(seats, Plan(batches=(1,), seconds=1.0), ceilings=ceilings))
+    flop = 2 * sum(multiply_accumulates(spec).values())
+    for row in rows[:2]:
+        assert row.images_per_s is not None
+        assert row.tflops == pytest.approx(flop * row.images_per_s / 1e12)
+    assert rows[0].percent_of_bound == pytest.approx(
+        100 * roofline.bound_ms(spec, "fp32", 1, ceilings) / rows[0].median_ms
+    )
+    assert rows[1].percent_of_bound is None  # two types: no one bound
+    assert (rows[2].tflops, rows[2].percent_of_bound) == (None, None)
 
 
 def test_a_baseline_computes_what_timm_does() -> None:

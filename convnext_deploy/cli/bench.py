@@ -30,7 +30,7 @@ def bench(
         str | None, typer.Option(help="swin, deit, resnet or timm's names, comma separated; none: nothing.")
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="Formats, torch, torch.compile. Default: torch, onnx, openvino.")
+        str | None, typer.Option(help="Formats, torch, torch.compile. Default: torch, onnx, openvino, native.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Of random weights: fp32, fp16, bf16, comma separated.")] = "fp32",
     image_size: Annotated[
