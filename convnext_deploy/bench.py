@@ -71,6 +71,7 @@ class _Seat:
 
     contender: Contender
     worker: Worker
+    ceilings: Ceilings | None
     opened: Opened | None = None
     ready: Ready | None = None
     turns: list[Turn] = field(default_factory=list)
@@ -113,7 +114,7 @@ def bench(
                 meter.says(f"starting {contender.subject}")
                 worker = Worker(contender.subject, contender.imports)
                 stack.callback(worker.close)
-                seats.append(_Seat(contender, worker, failure=contender.broken))
+                seats.append(_Seat(contender, worker, ceilings, failure=contender.broken))
             for seat in seats:
                 meter.says(f"loading {seat.contender.subject}")
                 arguments = {**seat.contender.arguments, "threads": threads}
@@ -122,17 +123,16 @@ def bench(
             settings = [max(plan.batches)] if plan.scenario == "server" else plan.batches
             for batch in settings:
                 measured = _server if plan.scenario == "server" else _group
-                for row in measured(seats, plan, batch, streams, run, meter):
-                    yield _rated(row, contenders, ceilings)
+                yield from measured(seats, plan, batch, streams, run, meter)
 
 
-def _rated(row: BenchResult, contenders: Sequence[Contender], ceilings: Ceilings | None) -> BenchResult:
+def _rated(row: BenchResult, seat: _Seat) -> BenchResult:
     """With TFLOP/s where it is a ConvNeXt's, and with percent of the bound where all of it runs in one type."""
-    (contender,) = (contender for contender in contenders if contender.subject == row.subject)
-    if contender.spec is None or row.images_per_s is None:
+    spec = seat.contender.spec
+    if spec is None or row.images_per_s is None:
         return row
-    known = None if contender.quantized else ceilings
-    tflops, percent = roofline.rate(contender.spec, row.precision, row.batch, row.images_per_s, known)
+    known = None if seat.contender.quantized else seat.ceilings
+    tflops, percent = roofline.rate(spec, row.precision, row.batch, row.images_per_s, known)
     return msgspec.structs.replace(row, tflops=tflops, percent_of_bound=percent)
 
 
@@ -185,7 +185,7 @@ def _group(
             continue
         found = _asked(seat, "finish")
         closing = msgspec.convert(found, Closing) if found is not None else None
-        yield _result(seat, plan, batch, streams, run, closing, interrupted=interrupted is not None)
+        yield _rated(_result(seat, plan, batch, streams, run, closing, interrupted=interrupted is not None), seat)
     if interrupted:
         raise interrupted
 
@@ -227,7 +227,8 @@ def _server(
         closing = _asked(seat, "finish")
         closed = msgspec.convert(closing, Closing) if closing is not None else None
         row = _result(seat, plan, batch, streams, run, closed, interrupted=False)
-        yield msgspec.structs.replace(row, server=load, images_per_s=load.queries_per_s if load else None)
+        row = msgspec.structs.replace(row, server=load, images_per_s=load.queries_per_s if load else None)
+        yield _rated(row, seat)
         meter.step()
 
 

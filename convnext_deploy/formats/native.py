@@ -1,5 +1,6 @@
 """This package's own CPU engine: fused blocks in C++, one file of packed weights, no framework at run time."""
 
+import time
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,8 +73,6 @@ class NativeSession(Session):
 
     def profile(self, steps: int, warmup: int) -> Profile:
         """From the engine's own clock, read between the parts of an operation."""
-        import time
-
         found = []
         for _ in range(warmup + steps):
             start = time.perf_counter_ns()
