@@ -132,7 +132,7 @@ def export(
         quantization=_quantization(chosen),
     )
     _refuse_early(fmt, spec, Path(out) if out else None, force)
-    _refuse_kernels(fmt, spec, kernels)
+    _refuse_kernels(fmt, spec, kernels, chosen)
     say("loading the checkpoint")
     loaded = checkpoints.load(
         weights,
@@ -188,26 +188,28 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
         manifest.check_target(out, force)
 
 
-def _refuse_kernels(fmt: "Format", spec: ExportSpec, kernels: KernelChoice) -> None:
+def _refuse_kernels(fmt: "Format", spec: ExportSpec, kernels: KernelChoice, chosen: "LoadedPlan | None") -> None:
     if kernels == "none":
+        if fmt.kernels and spec.quantization is not None and set(spec.quantization.operations) - {"fp32"}:
+            raise UsageError(f"format {fmt.name} computes in 8 bits in the fused kernels only; add --kernels all")
         return
     if not fmt.kernels:
         able = ", ".join(name for name in formats.names() if formats.get(name).kernels)
         raise UsageError(f"format {fmt.name} cannot run the fused kernels; these can: {able}")
     from .kernels import choice
 
-    choice.refuse(spec, kernels)
+    choice.refuse(spec, kernels, chosen.plan if chosen else None)
 
 
 def _plan(plan: "Path | LoadedPlan | None", fmt: "Format", precision: Precision | None) -> "LoadedPlan | None":
     """The plan as read, if it is for this format and precision."""
     if plan is None:
         return None
-    from .quantize.plan import quantized, read
+    from .quantize.plan import ALIKE, quantized, read
 
     chosen = read(plan) if isinstance(plan, Path) else plan
     target, rest, format = chosen.plan.target, chosen.plan.rest, fmt.name
-    same = format == target or {format, target} == {"tensorrt", "tensorrt_rtx"}  # these two take the same graph
+    same = format == target or any({format, target} <= alike for alike in ALIKE)
     if quantized(chosen.plan) and not same:
         raise UsageError(f"the plan is for {target}, not for {format}; run quantize with --target {format}")
     if rest != "fp32" and _kept(chosen.plan) and not fmt.typed_graph:

@@ -89,7 +89,7 @@ def quantize(
         target: the format that the plan is for.
         method: how ranges are chosen (`types.RangeMethod`).
         images: how many are calibrated on.
-        rest: the type of everything else; None: fp32, for TensorRT fp16.
+        rest: the type of everything else; None: fp32, on GPUs fp16.
         rounding: try GPTQ for the weights.
         max_drop: percentage points of top-1.
         batch: the batch whose latency counts.
@@ -103,7 +103,7 @@ def quantize(
 
     out = Path(out)
     kind = _refuse_early(out, target, type, max_drop, data, alpha, batch, force, tensorrt)
-    rest = rest or ("fp16" if target in plans.FP8_TARGETS else "fp32")
+    rest = rest or ("fp16" if target in plans.GPU_TARGETS else "fp32")
     say("loading the checkpoint")
     loaded = checkpoints.load(
         weights,
@@ -285,8 +285,8 @@ def _refuse_early(
 ) -> OperationType:
     """The operations' type; everything that can be refused before any work."""
     _refuse_target(out, force)
-    if type == "fp8" and target not in plans.FP8_TARGETS:
-        raise UsageError(f"--type fp8 is for TensorRT; {target} computes int8 in 8 bits")
+    if type == "fp8" and target not in plans.GPU_TARGETS:
+        raise UsageError(f"--type fp8 is for NVIDIA GPUs; {target} computes int8 in 8 bits")
     if (max_drop is None) != (data is None):
         raise UsageError("--max-drop and --data belong together: the drop is measured on labelled images")
     if max_drop is not None and not 0 < max_drop <= 100:
@@ -295,7 +295,12 @@ def _refuse_early(
         raise UsageError(
             f"--alpha {alpha}, --batch {batch}; expected alpha between 0 and 0.5, and a batch of at least 1"
         )
-    if tensorrt is not None and target not in plans.FP8_TARGETS:
+    if max_drop is not None and target in plans.KERNELS:
+        raise UsageError(
+            f"--max-drop chooses single operations, and {target} runs both linears of a block in 8 bits or none; "
+            "leave --max-drop out, and hold the artifact against fp32 with gate"
+        )
+    if tensorrt is not None and target not in plans.TENSORRT:
         raise UsageError(f"--target-gpu is for TensorRT, not for {target}")
     formats.require(formats.get(target))
     return "fp8" if type == "fp8" else plans.INT8[target]

@@ -258,7 +258,8 @@ class CalibrationReport(Record, frozen=True, kw_only=True):
 
 # Quantization --------------------------------------------------------------------------------------------------------
 
-Target = Literal["onnx", "openvino", "native", "tensorrt", "tensorrt_rtx"]  # formats whose runtimes compute in 8 bits
+# Formats that compute in 8 bits; eager and aotinductor do so in the fused kernels only.
+Target = Literal["onnx", "openvino", "native", "tensorrt", "tensorrt_rtx", "eager", "aotinductor"]
 # u8s8: unsigned activations with a zero point, signed weights; s8s8: both signed, no zero points; fp8: both E4M3.
 # fp32: kept from the plan's rest type, because half precision would overflow there.
 PlanType = Literal["int8", "fp8"]

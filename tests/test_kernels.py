@@ -43,7 +43,7 @@ def inputs(*shape: int) -> Tensor:
 X, HIDDEN = inputs(2, 4, 6, 24), inputs(2, 4, 6, 96)
 WIDE, NARROW = inputs(96, 24), inputs(24, 96)
 MOMENTS = inputs(2, 4, 6, 1, 2)
-CODES, ONE = (8 * X).to(torch.int8), torch.ones(())
+CODES, ONE = (8 * X).to(torch.int8), torch.ones(24)
 NORMED = ("layernorm", 1e-6, "gelu", MOMENTS, WIDE.sum(1), 32)
 
 
@@ -61,10 +61,10 @@ NORMED = ("layernorm", 1e-6, "gelu", MOMENTS, WIDE.sum(1), 32)
         (downsample, (X, inputs(48, 24, 2, 2), inputs(48), "layernorm", 1e-6)),
         (pool_norm, (X, "layernorm", 1e-6)),
         (dwconv_norm_quantized, (X, inputs(24, 1, 7, 7), inputs(24), "layernorm", 1e-6, ONE, True)),
-        (expand_quantized, (CODES, CODES[0, 0], inputs(6), "gelu", inputs(6), ONE)),
+        (expand_quantized, (CODES, CODES[0, 0], inputs(6), "gelu", inputs(6), inputs(2).abs())),
         (expand_squares_quantized, (CODES, CODES[0, 0], inputs(6), "gelu", inputs(6))),
         (project_quantized, (CODES, CODES[0, 0], inputs(6), inputs(2, 4, 6, 6), inputs(6))),
-        (project_quantized, (X, CODES[0, 0], inputs(6), inputs(2, 4, 6, 6), inputs(6), inputs(2, 24), ONE)),
+        (project_quantized, (X, CODES[0, 0], inputs(6), inputs(2, 4, 6, 6), inputs(6), inputs(2, 24), inputs(2).abs())),
     ],
     ids=lambda value: getattr(value, "_name", ""),
 )

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from sass import Code, compiled
 
+from convnext_deploy.types import OperationPlan, Plan
+
 pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
 
@@ -177,8 +179,25 @@ def test_the_other_kernels_do_not_spill(sm: int) -> None:
         assert code.stack_bytes == 0
 
 
+def plan_of_blocks(model: Any) -> Plan:
+    """Every block in int8, with scales of no meaning."""
+    operations = {
+        f"{name}.{kind}": OperationPlan(type="s8s8", scale=0.05, shift=0.5 if kind == "project" else 0.0)
+        for name, _ in model.named_modules()
+        if name.startswith("stages.") and name.count(".") == 2
+        for kind in ("expand", "project")
+    }
+    return Plan(
+        target="aotinductor", architecture=model.spec.architecture, weights_sha256="0" * 64, input="float32",
+        image_size=model.spec.image_size, rest="fp16", operations=operations, calibration=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
-def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_sees_every_kernel_and_what_each_writes(
+    name: str, eight_bits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced with tensors of a GPU that is not there. A kernel whose writes were not understood would have its inputs
     copied first, and so would one that is handed the same memory twice."""
     import torch
@@ -192,6 +211,8 @@ def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch:
     from convnext_deploy.kernels.use import parts, use_kernels
     from convnext_deploy.models.convnext import ConvNeXt
     from convnext_deploy.models.registry import spec
+    from convnext_deploy.quantize.apply import apply
+    from convnext_deploy.quantize.plan import LoadedPlan
 
     class Driver:
         def get_current_target(self) -> GPUTarget:
@@ -202,7 +223,9 @@ def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch:
     passes.fold_norm_affine(model)
     passes.fold_layer_scale(model)
     passes.fold_grn_bias(model)
-    model = model.half()
+    if eight_bits:
+        apply(model, LoadedPlan(plan_of_blocks(model), {}))
+    passes.cast_parameters(model, "fp16")
     use_kernels(model, parts(model))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
@@ -218,6 +241,9 @@ def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch:
         "stem_kernel": {"out"}, "downsample_kernel": {"out"}, "dwconv_moments_kernel": {"y", "moments"},
         "expand_kernel": {"out"}, "project_kernel": {"out"},
     }  # fmt: skip
+    if eight_bits:
+        del expected["dwconv_moments_kernel"]
+        expected["dwconv_norm_kernel"] = {"y", "out"}
     if "v2" in name:
         expected |= {"expand_kernel": {"out", "squares"}, "grn_factor_kernel": {"factor"}}
     assert written == expected

@@ -97,7 +97,7 @@ def test_products_in_8_bits_equal_float64(dtype: torch.dtype) -> None:
     codes = q8.codes_reference(random(3, 14, 14, 96, dtype=torch.float32), torch.tensor(1 / 32), dtype)
     weight = q8.codes_reference(random(384, 96, dtype=torch.float32), torch.tensor(1 / 32), dtype)
     bias, scales = random(384, dtype=torch.float16), random(384, dtype=torch.float32).abs() / 5000
-    out_scale = torch.tensor(0.01, device="cuda")
+    out_scale = torch.tensor([0.01, 1.1], device="cuda")
     found, exact = (
         f(codes, weight, bias, "gelu", scales, out_scale).float()
         for f in (q8.expand_quantized, q8.expand_quantized_reference)
@@ -109,6 +109,26 @@ def test_products_in_8_bits_equal_float64(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         q8.project_quantized(*arguments), q8.project_quantized_reference(*arguments), rtol=2e-3, atol=2e-3
     )
+
+
+@pytest.mark.parametrize("format", ["eager", "aotinductor"])
+@pytest.mark.parametrize("type", ["int8", "fp8"])
+def test_a_plan_runs_in_kernels(format: str, type: Any, tmp_path: Path) -> None:
+    """The export compares with the plan's simulation on the CPU; a replayed graph gives what a session without does."""
+    if type == "fp8" and capability(torch.empty(0, device="cuda")) < (8, 9):
+        pytest.skip("E4M3 needs compute capability 8.9")
+    example = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
+    weights, images = str(example / "model.safetensors"), str(example / "test-2000.parquet")
+    plan = tmp_path / "plan.json"
+    api.quantize(weights, out=plan, calibration=images, target="eager", type=type, images=64)
+    made = api.export(
+        weights, format=format, plan=plan, device="cuda", kernels="all", verify_data=images, out=tmp_path / format
+    )
+    assert made.manifest.precision.quantized == 20
+    plain, replayed = (api.load(made.path, device="cuda", cuda_graph=graph) for graph in (False, True))
+    pixels = np.random.default_rng(0).normal(size=(3, *made.manifest.inputs[0].shape[1:])).astype(np.float32)
+    for _ in range(2):
+        np.testing.assert_array_equal(replayed.run(pixels)[0], plain.run(pixels)[0])
 
 
 @pytest.mark.parametrize("format", ["eager", "aotinductor"])

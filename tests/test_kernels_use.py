@@ -22,10 +22,11 @@ from convnext_deploy.lower.torch_session import MacCounter
 from convnext_deploy.manifest import Artifact
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.registry import spec
-from convnext_deploy.quantize.apply import WEIGHT_SCHEMES, QuantizedLinear, rounded, rows_of
+from convnext_deploy.quantize.apply import WEIGHT_SCHEMES, QuantizedLinear, rebalance, rounded, rows_of
 from convnext_deploy.quantize.observers import weight_scales
+from convnext_deploy.quantize.plan import read, write
 from convnext_deploy.session import RunOptions
-from convnext_deploy.types import KernelMeasurement, OperationPlan
+from convnext_deploy.types import CalibrationRecord, KernelMeasurement, OperationPlan, Plan
 
 ALL = (
     "stem",
@@ -94,31 +95,39 @@ def test_a_rewritten_model_takes_raw_pixels() -> None:
     torch.testing.assert_close(outputs(model, pixels)[0], before, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["s8s8", "fp8"])
+@pytest.mark.parametrize(("kind", "shift"), [("s8s8", 0.0), ("s8s8", 1.5), ("fp8", 0.0)])
 @pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto"])
-def test_a_block_in_8_bits_follows_its_plan(name: str, kind: Any) -> None:
+def test_a_block_in_8_bits_follows_its_plan(name: str, kind: Any, shift: float) -> None:
     """The module that a plan was applied to is the simulation; the operators differ from it by codes that flip."""
     model = folded(name, torch.float32)
     x = torch.randn(2, 4, 4, model.spec.dims[0], generator=torch.Generator().manual_seed(0))
     block = model.get_submodule("stages.0.0")
     assert isinstance(block, Block)
     plain = block(x)
+    rebalance(model, "stages.0.0.expand", torch.linspace(0.5, 2, model.spec.dims[0]))
     hidden = block.expand(block.dwconv_norm(x))
     for linear, seen in (
         ("expand", block.dwconv_norm(x)),
         ("project", hidden if block.grn is None else block.grn(hidden)),
     ):
         largest = {"s8s8": 127, "fp8": 448}[kind]
-        operation = OperationPlan(type=kind, scale=seen.abs().max().item() / largest)
+        offset = shift if linear == "project" else 0.0
+        operation = OperationPlan(type=kind, scale=(seen - offset).abs().max().item() / largest, shift=offset)
         before = block.get_submodule(f"{linear}.linear")
         rows = rows_of(before)
         scales = weight_scales(rows, WEIGHT_SCHEMES[kind], "minmax")
-        quantized = QuantizedLinear(operation, rounded(rows, scales, operation), scales, before.get_parameter("bias"))
+        bias = before.get_parameter("bias") + rows.sum(1) * offset
+        quantized = QuantizedLinear(operation, rounded(rows, scales, operation), scales, bias)
         setattr(block.get_submodule(linear), "linear", quantized)  # noqa: B010 - a module's attribute is a Tensor to mypy
     simulated = block(x)
-    fused = FusedQuantizedBlock(block)(x)
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    module = FusedQuantizedBlock(block)
+    fused = module(x)
     step = (simulated - plain).norm()  # what quantization itself moves
     assert (fused - simulated).norm() < 0.1 * step
+    after = module.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_parameters_keep_their_names_shapes_and_values() -> None:
@@ -185,6 +194,113 @@ def test_an_eager_artifact_loads_with_the_kernels_that_its_manifest_names(artifa
     fused, plain = (eager.load(made.path, manifest, RunOptions()) for manifest in (found, made.manifest))
     np.testing.assert_allclose(fused.run(images)[0], plain.run(images)[0], rtol=1e-4, atol=1e-4)
     assert fused.precision().graph == {"fp32": 1.0}
+
+
+@pytest.fixture
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are refused on the CPU, where each operation is its reference; here that is what is wanted."""
+    refuse = choice.refuse
+    monkeypatch.setattr(
+        choice, "refuse", lambda spec, *rest: refuse(msgspec.structs.replace(spec, device="cuda"), *rest)
+    )
+
+
+@pytest.mark.parametrize("type", ["int8", "fp8"])
+def test_a_plan_is_exported_verified_and_loaded_in_kernels(type: Any, tmp_path: Path, without_a_gpu: None) -> None:
+    """The whole way: quantize, export, read back. The bundled model and images, so that agreement means something."""
+    import numpy as np
+
+    example = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
+    weights, images = str(example / "model.safetensors"), str(example / "test-2000.parquet")
+    plan, _ = api.quantize(
+        weights, out=tmp_path / "plan.json", calibration=images, target="eager", type=type, images=64, rest="fp32"
+    )
+    if type == "int8":  # a shift and a balance, whether or not they were found to help
+        name, wide = "stages.1.0.project", plan.operations["stages.1.0.project"]
+        shifted = msgspec.structs.replace(wide, shift=0.25)
+        plan = msgspec.structs.replace(plan, operations={**plan.operations, name: shifted})
+        factors = {"balance/stages.2.0.expand": torch.linspace(0.8, 1.2, 96)}
+        write(tmp_path / "plan.json", plan, {**read(tmp_path / "plan.json").tensors, **factors})
+    made = api.export(
+        weights, format="eager", plan=tmp_path / "plan.json", kernels="all", verify_data=images, out=tmp_path / "out"
+    )
+    assert made.manifest.precision.quantized == len(plan.operations) == 20
+    assert set(made.manifest.precision.graph) == {type, "fp32"}
+    assert made.manifest.precision.graph[type] > 0.8
+    simulation = next(
+        parity for parity in made.manifest.parity if parity.reference == "simulation" and parity.images == images
+    )
+    assert simulation.top1_agreement == 1.0
+    session = api.load(made.path)
+    tensors = session._call.state_dict()  # type: ignore[attr-defined]
+    assert {str(value.dtype) for name, value in tensors.items() if name.endswith("expand.linear.weight")} == {
+        {"int8": "torch.int8", "fp8": "torch.float8_e4m3fn"}[type]
+    }
+    found = {module.shift for module in session._call.modules() if isinstance(module, QuantizedLinear)}  # type: ignore[attr-defined]
+    assert found == {operation.shift for operation in plan.operations.values()}
+    pixels = np.zeros((1, *made.manifest.inputs[0].shape[1:]), dtype=np.float32)
+    assert np.isfinite(session.run(pixels)[0]).all()
+
+
+def test_a_plan_for_kernels_needs_them(checkpoint: Path, tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"stages.0.0.expand": OPERATION, "stages.0.0.project": OPERATION})
+    with pytest.raises(
+        UsageError, match="format eager computes in 8 bits in the fused kernels only; add --kernels all"
+    ):
+        api.export(str(checkpoint), format="eager", plan=plan, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("operations", "message"),
+    [
+        (("stages.0.0.expand",), "the plan has stages.0.0.expand in s8s8; the fused kernels run expand and project"),
+        (("downsamples.0",), "the plan has downsamples.0 in s8s8; the fused kernels run expand and project"),
+    ],
+)
+def test_a_plan_that_kernels_cannot_run_is_refused(
+    operations: tuple[str, ...], message: str, checkpoint: Path, tmp_path: Path, without_a_gpu: None
+) -> None:
+    plan = planned(tmp_path, dict.fromkeys(operations, OPERATION))
+    with pytest.raises(UsageError, match=message):
+        api.export(str(checkpoint), format="eager", plan=plan, kernels="all", out=tmp_path / "out")
+
+
+def test_a_plan_that_keeps_fp32_is_refused(checkpoint: Path, tmp_path: Path, without_a_gpu: None) -> None:
+    plan = planned(tmp_path, {"stages.0.0.project": OperationPlan(type="fp32")}, rest="bf16")
+    with pytest.raises(
+        UsageError, match=r"keeps stages.0.0.project in fp32, and the fused kernels have one float type"
+    ):
+        api.export(str(checkpoint), format="eager", plan=plan, kernels="all", out=tmp_path / "out")
+
+
+def test_fp8_is_refused_where_the_gpu_has_none(
+    checkpoint: Path, tmp_path: Path, without_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(env, "nvidia_gpu_facts", lambda: [{"name": "NVIDIA A100", "compute_capability": "8.0"}])
+    operation = msgspec.structs.replace(OPERATION, type="fp8")
+    plan = planned(tmp_path, {"stages.0.0.expand": operation, "stages.0.0.project": operation})
+    with pytest.raises(UsageError, match=r"fp8, and NVIDIA A100 has compute capability 8\.0; E4M3 needs 8\.9"):
+        api.export(str(checkpoint), format="eager", plan=plan, kernels="all", out=tmp_path / "out")
+
+
+def test_a_search_for_kernels_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--max-drop chooses single operations, and eager runs both linears"):
+        api.quantize(
+            str(checkpoint), out=tmp_path / "plan.json", calibration="random", target="eager", data="x", max_drop=1.0
+        )
+
+
+OPERATION = OperationPlan(type="s8s8", scale=0.01)
+
+
+def planned(folder: Path, operations: dict[str, OperationPlan], rest: Any = "fp32") -> Path:
+    plan = Plan(
+        target="eager", architecture="test_convnext", weights_sha256="0" * 64, input="float32", image_size=(64, 64),
+        rest=rest, operations=operations,
+        calibration=CalibrationRecord(data="random", data_sha256="0" * 64, images=2, random=True, method="mse"),
+    )  # fmt: skip
+    write(folder / "plan.json", plan, {})
+    return folder / "plan.json"
 
 
 def test_formats_that_can_run_kernels_import_none_before_one_is_asked_for() -> None:

@@ -223,7 +223,7 @@ def test_only_what_is_faster_than_float_and_not_refused_is_tried() -> None:
     ("options", "message"),
     [
         ({"out": "plan.yaml"}, "ends in .json"),
-        ({"type": "fp8"}, "--type fp8 is for TensorRT"),
+        ({"type": "fp8"}, "--type fp8 is for NVIDIA GPUs"),
         ({"max_drop": 0.3}, "belong together"),
         ({"max_drop": -1.0, "data": str(IMAGES)}, "--max-drop -1.0"),
         ({"calibration": "nowhere"}, "nowhere"),

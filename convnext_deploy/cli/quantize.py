@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 def quantize(
     out: Annotated[Path, typer.Option(help="The plan, NAME.json; tensors and measurements go beside it.")],
     calibration: Annotated[str, typer.Option(help="Real images: folder, tar or Parquet; or, by name, random.")],
-    target: Annotated[str, typer.Option(help="onnx, openvino, native, tensorrt or tensorrt_rtx.")] = "onnx",
+    target: Annotated[str, typer.Option(help="The format: onnx, openvino, native, tensorrt, eager ...")] = "onnx",
     variant: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights: Annotated[str | None, typer.Option(help="As for export.")] = None,
-    type: Annotated[str, typer.Option(help="int8, or for TensorRT fp8.")] = "int8",
+    type: Annotated[str, typer.Option(help="int8, or for GPUs fp8.")] = "int8",
     method: Annotated[str, typer.Option(help="Ranges: minmax, moving_average, percentile, entropy or mse.")] = "mse",
     images: Annotated[int, typer.Option(min=2, help="How many to calibrate on.")] = 512,
     split: Annotated[str | None, typer.Option(help="Of the calibration images, where they have several.")] = None,
-    rest: Annotated[str | None, typer.Option(help="Type of everything else. Default: fp32; TensorRT: fp16.")] = None,
+    rest: Annotated[str | None, typer.Option(help="Type of everything else. Default: fp32; GPUs: fp16.")] = None,
     input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
     image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
@@ -115,5 +115,6 @@ def words(out: Path, plan: "Plan", found: "SearchResult | None") -> str:
             final = "" if candidate.final is None else f", final images: {candidate.final}"
             lines.append(f"{candidate.name}: {len(candidate.operations)} in 8 bits, {time}{top1}{final}")
         lines.append(f"chosen: {found.chosen}, {found.why} (accuracy of the {found.accuracy_of})")
-    lines.append(f"build it with: convnext-deploy export --plan {out} --format {plan.target} ...")
+    kernels = " --device cuda --kernels all" if plan.target in ("eager", "aotinductor") else ""
+    lines.append(f"build it with: convnext-deploy export --plan {out} --format {plan.target}{kernels} ...")
     return "\n".join(lines)

@@ -16,7 +16,9 @@ from ..session import RunOptions
 from ..types import Manifest, PrecisionTruth
 from .base import Format
 
-TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+TYPE_NAMES = {
+    "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "float8_e4m3fn": "fp8",
+}  # fmt: skip
 
 
 def build(graph: DeployGraph, folder: Path) -> None:
@@ -46,12 +48,12 @@ class AotInductorSession(TorchSession):
     def precision(self) -> PrecisionTruth:
         """From the generated code's table of constants: its calls bypass PyTorch's dispatcher, so none can be seen."""
         counts = multiply_accumulates(self.manifest.model)
-        found = shares(
+        macs = [
             (TYPE_NAMES.get(dtype, dtype), counts[name])
             for name, dtype in constant_types(self._path).items()
             if name in counts
-        )
-        return PrecisionTruth(graph=found)
+        ]
+        return PrecisionTruth(graph=shares(macs), quantized=sum(name in ("int8", "fp8") for name, _ in macs))
 
 
 def constant_types(package: Path) -> dict[str, str]:

@@ -3,21 +3,25 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ArtifactError
 from ..lower.capture import DeployGraph
 from ..lower.torch_session import TorchSession, opening
 from ..models.convnext import ConvNeXt
 from ..session import RunOptions
-from ..types import Manifest
+from ..types import Manifest, OperationPlan
 from .base import Format
 
 
 def build(graph: DeployGraph, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: value.contiguous() for name, value in graph.module.state_dict().items()}, folder / FILE)
+    tensors = {name: value.contiguous() for name, value in graph.module.state_dict().items()}
+    for name, module in graph.module.named_modules():
+        if f"{name}.weight_scale" in tensors:
+            tensors[f"{name}.shift"] = torch.tensor(module.shift, dtype=torch.float64)
+    save_file(tensors, folder / FILE)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
@@ -30,6 +34,8 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     module.takes_uint8 = manifest.export.input == "uint8"
     if "stem.input_mean" in tensors:
         module.stem.input_mean = tensors["stem.input_mean"]
+    if manifest.export.quantization is not None:
+        _quantize(module, tensors)
     for name, _ in list(module.named_parameters()):
         if name not in tensors:  # folded into what follows
             owner, _, leaf = name.rpartition(".")
@@ -44,6 +50,24 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
         use_kernels(module, manifest.export.kernels)
     runnable: nn.Module = module.eval().requires_grad_(False).to(options.device)
     return TorchSession(runnable, manifest, options)
+
+
+def _quantize(module: ConvNeXt, tensors: dict[str, Tensor]) -> None:
+    """Put a quantized linear in the place of each whose weight is in codes; takes their shifts out of the tensors."""
+    from ..quantize.apply import TYPES, QuantizedLinear
+
+    for path in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
+        weight, scale, zero_point = (tensors[f"{path}.{name}"] for name in ("weight", "scale", "zero_point"))
+        types = (zero_point.dtype, weight.dtype)
+        operation = OperationPlan(
+            type=next(name for name, codes in TYPES.items() if codes == types),
+            scale=scale.item(),
+            zero_point=int(zero_point.float()),
+            shift=tensors.pop(f"{path}.shift").item(),
+        )
+        made = QuantizedLinear(operation, weight.t(), tensors[f"{path}.weight_scale"], tensors[f"{path}.bias"])
+        parent, _, leaf = path.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, made)
 
 
 FILE = "model.safetensors"

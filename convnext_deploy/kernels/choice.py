@@ -4,7 +4,7 @@
 measures: a GPU without entries runs no kernel unless it is told to, with "all".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,42 +12,81 @@ import msgspec
 from .. import env
 from ..errors import MissingPackageError, UsageError
 from ..models.convnext import ConvNeXt
-from ..types import ExportSpec, KernelChoice, KernelMeasurement, ModelSpec, Precision
+from ..types import ExportSpec, KernelChoice, KernelMeasurement, ModelSpec, Plan, Precision
 from .use import parts
 
 TABLE = Path(__file__).with_name("measured.json")
+E4M3_SINCE = (8, 9)  # the first compute capability whose matrix units multiply it
 
 
-def refuse(spec: ExportSpec, choice: KernelChoice) -> None:
+def refuse(spec: ExportSpec, choice: KernelChoice, plan: Plan | None) -> None:
     """What can be refused before any work.
 
     Raises:
-        UsageError: another device than a GPU, a dynamic image size, or a plan.
+        UsageError: another device than a GPU, a dynamic image size, or a plan of more than blocks.
         MissingPackageError: PyTorch's builds for the CPU come without Triton.
     """
     if spec.device != "cuda":
         raise UsageError(f"--kernels {choice} is for NVIDIA GPUs, not for {spec.device}; use --device cuda")
     if spec.dynamic_image_size:
         raise UsageError("the fused kernels are compiled for one image size; leave --dynamic-image-size out")
-    if spec.quantization is not None:
-        raise UsageError(f"the fused kernels run no plan yet; leave --plan out, or --kernels {choice}")
+    if plan is not None:
+        _refuse_plan(plan)
     if env.missing(("triton",)):
         raise MissingPackageError("--kernels needs triton, which only PyTorch's builds for CUDA bring along")
 
 
+def _refuse_plan(plan: Plan) -> None:
+    kept = [name for name, operation in plan.operations.items() if operation.type == "fp32"]
+    if kept:
+        raise UsageError(
+            f"the plan keeps {kept[0]} in fp32, and the fused kernels have one float type; leave --kernels out"
+        )
+    for name, operation in plan.operations.items():
+        block, _, kind = name.rpartition(".")
+        other = plan.operations.get(f"{block}.{'project' if kind == 'expand' else 'expand'}")
+        if kind not in ("expand", "project") or other is None or other.type != operation.type:
+            raise UsageError(
+                f"the plan has {name} in {operation.type}; the fused kernels run expand and project of a block in "
+                "8 bits, both or none, and nothing else"
+            )
+    gpus = env.nvidia_gpu_facts()
+    if gpus and "fp8" in {operation.type for operation in plan.operations.values()}:
+        generation = tuple(int(part) for part in gpus[0]["compute_capability"].split("."))
+        if generation < E4M3_SINCE:
+            raise UsageError(
+                f"the plan has operations in fp8, and {gpus[0]['name']} has compute capability "
+                f"{gpus[0]['compute_capability']}; E4M3 needs 8.9. Run quantize with --type int8"
+            )
+
+
 def chosen(model: ConvNeXt, spec: ExportSpec, choice: KernelChoice, say: Callable[[str], None]) -> tuple[str, ...]:
-    """The parts of a folded and cast model that run in kernels; says which they are, where not all were asked for."""
+    """The parts of a folded and cast model that run in kernels; says which they are, where not all were asked for.
+
+    Stages that a plan quantizes are among them in any case: PyTorch's own operations would only simulate it.
+
+    Raises:
+        UsageError: a stage that a plan quantizes has a block that no kernel runs.
+    """
     possible = parts(model)
+    planned = sorted({path[: len("stages.0")] for path, _ in model.named_buffers() if path.endswith(".weight_scale")})
+    for stage in planned:
+        if stage not in possible:
+            raise UsageError(f"the plan quantizes {stage} of {model.spec.architecture}, which no fused kernel runs")
     if choice == "all":
         return possible
     gpu = env.nvidia_gpu_facts()[0]["name"]
     rows = table().get(gpu)
     if rows is None:
-        say(f"kernels: none was measured on {gpu}, so none is used; --kernels all uses every one")
-        return ()
+        say(f"kernels: none was measured on {gpu}, so {_none_but(planned)} used; --kernels all uses every one")
+        return tuple(planned)
     found = faster(model.spec, spec.precision, spec.batch.opt, possible, rows)
     say(f"kernels: measured faster on {gpu} at batch {spec.batch.opt}: {', '.join(found) or 'none'}")
-    return found
+    return tuple(name for name in possible if name in found or name in planned)
+
+
+def _none_but(planned: Sequence[str]) -> str:
+    return f"none but what the plan quantizes ({', '.join(planned)}) is" if planned else "none is"
 
 
 def table() -> dict[str, list[KernelMeasurement]]:

@@ -109,7 +109,8 @@ def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: t
     """Final norm: a program takes all channels of its pixels, twice.
 
     The first time it writes the convolution to y and keeps the moments; the second time it reads its own y, which lies
-    in the L2 still, and writes it normalized in its place; with QUANTIZE to out instead, over out_scale and in 8 bits.
+    in the L2 still, and writes it normalized in its place; with QUANTIZE to out instead, over out_scale (C,) and
+    in 8 bits.
     """
     image, top, columns = place(H, W, ROWS, BW)
     pixels = (image * H + top) * W + columns
@@ -136,8 +137,6 @@ def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: t
     tl.debug_barrier()  # the threads that read y below are not those that wrote it
     for r in tl.static_range(ROWS):
         scale, shift = scale_and_shift(means[r], powers[r], C, EPS, NORM)
-        if QUANTIZE:
-            scale = scale / tl.load(out_scale).to(tl.float32)
         ok = (columns < W) & (tl.full([BW], r, tl.int32) + top < H)
         for first in tl.range(0, C, BC, num_stages=1):
             channels = first + tl.arange(0, BC)
@@ -145,6 +144,7 @@ def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: t
             mask = ok[:, None] & (channels < C)[None, :]
             value = (tl.load(y + at, mask=mask, other=0.0).to(tl.float32) - shift[:, None]) * scale[:, None]
             if QUANTIZE:
-                tl.store(out + at, quantized(value, out.dtype.element_ty), mask=mask)
+                inverse = 1.0 / tl.load(out_scale + channels, mask=channels < C, other=1.0)
+                tl.store(out + at, quantized(value * inverse[None, :], out.dtype.element_ty), mask=mask)
             else:
                 tl.store(y + at, value.to(y.dtype.element_ty), mask=mask)

@@ -33,7 +33,8 @@ def expand_kernel(x, weight, bias, moments, row_sums, scales, out_scale, out, sq
     Args:
         x: (M, K); weight: (N, K); bias, row_sums: (N,); moments: (M, CHUNKS, 2); out: (M, N).
         scales: (N,) fp32, with SCALED: 8-bit operands, whose product times these is the linear's.
-        out_scale: () fp32, with QUANTIZE: out is the activation over it, in 8 bits.
+        out_scale: (2,) fp32, with QUANTIZE: a scale and a shift; out is the activation less the shift over the scale,
+            in 8 bits.
         squares: (M / ROWS, TILES, N) fp32, with SQUARES: sums of squares of each tile's rows.
     """
     exact: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -51,7 +52,8 @@ def expand_kernel(x, weight, bias, moments, row_sums, scales, out_scale, out, sq
         y = scale[:, None] * (y - shift[:, None] * column(row_sums, columns, N))
     y = activated(y + column(bias, columns, N), ACTIVATION, exact)
     if QUANTIZE:
-        store_tile(out, quantized(y / tl.load(out_scale), out.dtype.element_ty), rows, ok, columns, N)
+        codes = quantized((y - tl.load(out_scale + 1)) / tl.load(out_scale), out.dtype.element_ty)
+        store_tile(out, codes, rows, ok, columns, N)
     else:
         store_tile(out, y, rows, ok, columns, N)
     if SQUARES:

@@ -1,9 +1,13 @@
 """The operations of a block in 8 bits: int8 without zero points, or E4M3, as a plan's "s8s8" and "fp8" say.
 
-A plan gives every product's input one scale, and its weight one an output; `scales` are their products. What is between
-two products stays in 8 bits: `dwconv_norm_quantized` writes the codes of `expand`'s input, and `expand_quantized` those
-of `project`'s. With GRN the hidden map is written in 16 bits, because its codes are known only when all of an image has
-been seen; `project_quantized` makes them while it reads. The residual stream stays as it is.
+A plan gives every product's input one scale, and its weight one an output; `scales` are their products. A plan that
+balances the channels between norm and `expand` divides each by a factor of its own, which becomes part of that scale:
+`dwconv_norm_quantized` takes one a channel. `project`'s input may have a shift too, which centres it: GELU's results
+lie above -0.17, and half of all codes would be of values that do not occur.
+
+What is between two products stays in 8 bits: `dwconv_norm_quantized` writes the codes of `expand`'s input, and
+`expand_quantized` those of `project`'s. With GRN the hidden map is written in 16 bits, because its codes are known only
+when all of an image has been seen; `project_quantized` makes them while it reads. The residual stream stays as it is.
 """
 
 import torch
@@ -41,7 +45,8 @@ def dwconv_norm_quantized_reference(
 def expand_quantized_reference(
     x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor, out_scale: Tensor
 ) -> Tensor:
-    return codes_reference(activated(linear_reference(x, weight, bias, scales), activation), out_scale, x.dtype)
+    scale, shift = out_scale
+    return codes_reference(activated(linear_reference(x, weight, bias, scales), activation) - shift, scale, x.dtype)
 
 
 def project_quantized_reference(
@@ -55,7 +60,8 @@ def project_quantized_reference(
 ) -> Tensor:
     if factor is not None:
         assert hidden_scale is not None
-        hidden = codes_reference(wide(hidden) * factor[:, None, None], hidden_scale, weight.dtype)
+        scale, shift = hidden_scale
+        hidden = codes_reference(wide(hidden) * factor[:, None, None] - shift, scale, weight.dtype)
     return (residual + linear_reference(hidden, weight, bias, scales)).to(residual.dtype)
 
 
@@ -123,7 +129,7 @@ dwconv_norm_quantized = operation(
     dwconv_norm_quantized_reference,
     lambda x, weight, bias, norm, eps, scale, e4m3: shaped(x, x.shape, E4M3 if e4m3 else torch.int8),
 )
-"""`dwconv_norm` in codes: over `scale`, () fp32, to E4M3 or int8."""
+"""`dwconv_norm` in codes: over `scale`, (C,) fp32, to E4M3 or int8."""
 
 expand_quantized = operation(
     "expand_quantized",
@@ -136,7 +142,8 @@ expand_quantized = operation(
 Args:
     x: (..., C) codes; weight: (O, C) codes; bias: (O,) float.
     activation: one of `expand.ACTIVATIONS`.
-    scales: (O,) fp32, of x times the weight's; out_scale: () fp32, of the result.
+    scales: (O,) fp32, of x times the weight's.
+    out_scale: (2,) fp32, scale and shift of the result: a code is of what is left when the shift is subtracted.
 """
 
 expand_squares_quantized = operation(
@@ -159,7 +166,8 @@ project_quantized = operation(
 """Linear and residual from codes, to the residual's type.
 
 Args:
-    hidden: (N, H, W, K) codes; or floats, with `factor` (N, K) fp32 and `hidden_scale` () fp32, of which they are made.
+    hidden: (N, H, W, K) codes; or floats, with `factor` (N, K) fp32 and `hidden_scale` (2,) fp32, a scale and a shift,
+        of which they are made.
     weight: (C, K) codes; bias: (C,) float; residual: (N, H, W, C) float.
     scales: (C,) fp32, of the hidden map times the weight's.
 """

@@ -133,8 +133,8 @@ def product(total, x, weight, shift, scale, factor, x_scale, K: tl.constexpr, BK
     Args:
         x: (BM, 1) pointers to rows of K; weight: (1, BN) pointers to rows of K.
         shift, scale: (BM,), with PROLOGUE "normalize": p(x) = (x - shift) * scale, in x's type.
-        factor: (K,) fp32, with "factor": p(x) = x * factor, in x's type; with "factor_quantized" that over x_scale,
-            in the weight's.
+        factor: (K,) fp32, with "factor": p(x) = x * factor, in x's type; with "factor_quantized" that less the shift
+            over the scale that x_scale (2,) has, in the weight's.
     """
     for start in tl.range(0, K, BK):
         k = start + tl.arange(0, BK)
@@ -145,7 +145,7 @@ def product(total, x, weight, shift, scale, factor, x_scale, K: tl.constexpr, BK
         if PROLOGUE == "factor" or PROLOGUE == "factor_quantized":
             wide = a.to(tl.float32) * loaded(factor + k, k, K, BK)[None, :]
             if PROLOGUE == "factor_quantized":
-                a = quantized(wide / tl.load(x_scale), b.dtype)
+                a = quantized((wide - tl.load(x_scale + 1)) / tl.load(x_scale), b.dtype)
             else:
                 a = wide.to(a.dtype)
         if b.dtype == tl.int8:

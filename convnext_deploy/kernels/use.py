@@ -61,32 +61,37 @@ class CodedLinear(Protocol):
 class FusedQuantizedBlock(nn.Module):
     """A `Block` whose two linears a plan runs in int8 without zero points, or in E4M3: (N, H, W, C) -> (N, H, W, C)."""
 
-    expand_weight: Tensor
     expand_scales: Tensor
-    expand_bias: Tensor
-    project_weight: Tensor
     project_scales: Tensor
-    project_bias: Tensor
     in_scale: Tensor
     hidden_scale: Tensor
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.dwconv_norm, self.grn, self.activation = block.dwconv_norm, block.grn, block.expand.activation
-        for name, linear in (("expand", block.expand.linear), ("project", block.project.linear)):
-            coded = cast(CodedLinear, linear)
-            self.register_buffer(f"{name}_weight", coded.weight.t().contiguous())
-            self.register_buffer(f"{name}_scales", coded.scale.float() * coded.weight_scale.float())
-            self.register_buffer(f"{name}_bias", coded.bias.detach())
-            self.register_buffer({"expand": "in_scale", "project": "hidden_scale"}[name], coded.scale.float())
+        self.dwconv_norm, self.expand, self.grn, self.project = (
+            block.dwconv_norm, block.expand, block.grn, block.project,
+        )  # fmt: skip
+        widen, narrow = (cast(CodedLinear, linear) for linear in (self.expand.linear, self.project.linear))
+        for name, linear in (("expand", widen), ("project", narrow)):
+            linear.weight.data = linear.weight.data.t().contiguous().t()  # the kernels read (out, in)
+            self._derive(f"{name}_scales", linear.scale.float() * linear.weight_scale.float())
+        gain = self.dwconv_norm.norm.weight  # None, unless the plan balances its channels with the weight's
+        ones = widen.scale.new_ones(len(widen.weight), dtype=torch.float32)
+        self._derive("in_scale", widen.scale.float() / (ones if gain is None else gain.float()))
+        scale = narrow.scale.float()
+        self._derive("hidden_scale", torch.stack((scale, torch.full_like(scale, narrow.shift))))
         _lay_out(self.dwconv_norm.conv)
+
+    def _derive(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.dwconv_norm.conv, self.dwconv_norm.norm
-        e4m3 = self.expand_weight.dtype == E4M3
+        widen, narrow = (cast(CodedLinear, linear) for linear in (self.expand.linear, self.project.linear))
+        e4m3 = widen.weight.dtype == E4M3
         codes = dwconv_norm_quantized(x, conv.weight, conv.bias, norm.kind, norm.eps, self.in_scale, e4m3)
-        first = (codes, self.expand_weight, self.expand_bias, self.activation, self.expand_scales)
-        last = (self.project_weight, self.project_bias, x, self.project_scales)
+        first = (codes, widen.weight.t(), widen.bias, self.expand.activation, self.expand_scales)
+        last = (narrow.weight.t(), narrow.bias, x, self.project_scales)
         if self.grn is None:
             return cast(Tensor, project_quantized(expand_quantized(*first, self.hidden_scale), *last))
         hidden, squares = expand_squares_quantized(*first)
@@ -170,24 +175,24 @@ def _fits(model: ConvNeXt, name: str) -> bool:
 
 
 def _fits_block(block: Block) -> bool:
-    linears = (block.expand.linear, block.project.linear)
+    linears, norm = (block.expand.linear, block.project.linear), block.dwconv_norm.norm
     types = {parameter.dtype for parameter in block.parameters()}
+    in_floats = all(isinstance(linear, nn.Linear) for linear in linears) and _plain(norm)
     return (
-        _plain(block.dwconv_norm.norm)
+        (in_floats or (_coded(*linears) and norm.bias is None))
         and block.project.layer_scale is None
         and (block.grn is None or block.grn.bias is None)
-        and (all(isinstance(linear, nn.Linear) for linear in linears) or _coded(*linears))
         and len(types) == 1
     )
 
 
 def _coded(*linears: nn.Module) -> bool:
-    """Whether all are quantized, symmetrically and to one type."""
+    """Whether expand and project are quantized, symmetrically and to one type; a shift is of project's input only."""
     if not all(hasattr(linear, "weight_scale") for linear in linears):
         return False
     coded = cast("tuple[CodedLinear, ...]", linears)
     same = {linear.zero_point.dtype for linear in coded} | {linear.weight.dtype for linear in coded}
-    return len(same) == 1 and same <= {torch.int8, E4M3} and all(linear.shift == 0 for linear in coded)
+    return len(same) == 1 and same <= {torch.int8, E4M3} and coded[0].shift == 0
 
 
 def _plain(norm: ChannelNorm) -> bool:

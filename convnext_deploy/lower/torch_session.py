@@ -18,7 +18,10 @@ from ..session import Images, Profile, RunOptions, Session
 from ..types import Manifest, PrecisionTruth
 from .onnx_graph import macs_of, shares
 
-TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+TYPE_NAMES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
+    torch.int8: "int8", torch.float8_e4m3fn: "fp8",
+}  # fmt: skip
 
 
 class TorchSession(Session):
@@ -77,8 +80,9 @@ class TorchSession(Session):
     def precision(self) -> PrecisionTruth:
         with MacCounter() as counter:
             self.step()
-        found = shares(counter.macs)
-        return PrecisionTruth(graph=found, executed=found)  # PyTorch runs the types it dispatches
+        found = shares(counter.macs)  # PyTorch runs the types it dispatches
+        quantized = sum(name in ("int8", "fp8") for name, _ in counter.macs)
+        return PrecisionTruth(graph=found, executed=found, quantized=quantized)
 
     def profile(self, steps: int, warmup: int) -> Profile:
         from .torch_profile import profiled
@@ -117,7 +121,10 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 # Operations of `convnext_deploy.kernels` that multiply with their second argument, once for each pixel that they make.
-FUSED = frozenset({"dwconv_norm", "dwconv_moments", "expand", "expand_squares", "project", "stem", "downsample"})
+FUSED = frozenset({
+    "dwconv_norm", "dwconv_moments", "expand", "expand_squares", "project", "stem", "downsample",
+    "dwconv_norm_quantized", "expand_quantized", "expand_squares_quantized", "project_quantized",
+})  # fmt: skip
 
 
 class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no stub for it

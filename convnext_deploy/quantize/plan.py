@@ -29,12 +29,16 @@ from ..types import (
 from .calibrate import RANDOM, Calibration, report
 from .observers import scale_and_zero_point
 
-# What each runtime's 8-bit matrix product takes. TensorRT knows no zero points; u8s8 is what x86 multiplies.
+# What each runtime's 8-bit matrix product takes. GPUs have no zero points; u8s8 is what x86 multiplies.
 INT8: dict[Target, OperationType] = {
     "onnx": "u8s8", "openvino": "u8s8", "native": "u8s8", "tensorrt": "s8s8", "tensorrt_rtx": "s8s8",
+    "eager": "s8s8", "aotinductor": "s8s8",
 }  # fmt: skip
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
-FP8_TARGETS: frozenset[Target] = frozenset({"tensorrt", "tensorrt_rtx"})
+TENSORRT: frozenset[Target] = frozenset({"tensorrt", "tensorrt_rtx"})
+KERNELS: frozenset[Target] = frozenset({"eager", "aotinductor"})
+ALIKE = (TENSORRT, KERNELS)  # targets that compute the same: a plan for one is a plan for the other
+GPU_TARGETS = TENSORRT | KERNELS  # fp8 too
 
 
 @dataclass(frozen=True)
@@ -147,13 +151,13 @@ def draft(
 
 
 def representable(scales: Tensor, target: Target, rest: Precision) -> Tensor:
-    """Scales as the target's graph holds them, float32: in TensorRT's typed graphs they are of the rest's type.
+    """Scales as the target's graph holds them, float32: for GPUs they are of the rest's type.
 
     A scale below half precision's normal range becomes the smallest normal number: it belongs to a channel that a
     tiny layer scale was folded into. The weights are then off by at most 3e-5, and what 4C of them add to the residual
     stream is off by less than the rounding of that stream to half precision.
     """
-    if target not in ("tensorrt", "tensorrt_rtx") or rest not in ("fp16", "bf16"):
+    if target not in GPU_TARGETS or rest not in ("fp16", "bf16"):
         return scales
     dtype = DTYPES[rest]
     return scales.clamp_min(torch.finfo(dtype).smallest_normal).to(dtype).float()
