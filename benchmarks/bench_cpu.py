@@ -16,14 +16,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from drafts import IMAGES, draft
 
-from convnext_deploy import api, contenders, data, manifest, passes, preprocess, regress, verify
+from convnext_deploy import api, contenders, data, manifest, preprocess, regress, verify
 from convnext_deploy.bench import Plan, bench
 from convnext_deploy.contenders import Contender, Wanted
-from convnext_deploy.models import registry, weights
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.quantize.calibrate import calibrate
-from convnext_deploy.quantize.distance import outputs, pixels_of
+from convnext_deploy.models import registry
 from convnext_deploy.session import RunOptions, Session, run_in_batches
 from convnext_deploy.types import BatchRange, Precision, Target
 
@@ -31,7 +29,7 @@ FLOATS: tuple[tuple[str, Precision], ...] = (
     ("native", "fp32"), ("openvino", "fp32"), ("onnx", "fp32"), ("native", "bf16"), ("openvino", "bf16"),
 )  # fmt: skip
 QUANTIZED: tuple[Target, ...] = ("native", "openvino", "onnx")
-IMAGES = 16  # of the calibration: the scales of random weights need no more
+RANGE = BatchRange(min=1, opt=8, max=64)
 
 
 def artifacts(variant: str, folder: Path, calibration: str) -> Iterator[Path]:
@@ -46,28 +44,9 @@ def artifacts(variant: str, folder: Path, calibration: str) -> Iterator[Path]:
         out, plan = folder / f"{variant}-{target}-int8", folder / f"{variant}-{target}.json"
         if not (out / manifest.MANIFEST_NAME).exists():
             print("building", out, flush=True)
-            draft(variant, target, plan, calibration)
+            draft("random", variant, target, plan, calibration, ("expand", "project", "downsample"))
             api.export("random", variant=variant, format=target, plan=plan, batch=RANGE, out=out, force=True)
         yield out
-
-
-def draft(variant: str, target: Target, path: Path, calibration: str) -> None:
-    """A plan without corrections, which take longer than all the rest and change no speed."""
-    loaded = weights.load("random", variant=variant)
-    facts, source = loaded.preprocessing, data.subset(data.open_source(calibration), IMAGES)
-    probe = pixels_of(data.subset(source, 4), facts, loaded.model)
-    passes.fold(loaded.model, None, lambda model: outputs(model, probe, facts))
-    paths = plans.products(loaded.model)
-    names = [name for name in paths if plans.kind_of(name) in ("expand", "project", "downsample")]
-    found = calibrate(loaded.model, tuple(paths.values()), source, preprocessing=facts, images=IMAGES)
-    plan = plans.draft(
-        loaded.model, found, names, type=plans.INT8[target], target=target, method="mse", input="float32", rest="fp32",
-        weights_sha256=loaded.weights.tensors_sha256,
-    )  # fmt: skip
-    plans.write(path, plan, {})
-
-
-RANGE = BatchRange(min=1, opt=8, max=64)
 
 
 def compiled(variant: str, precision: Precision) -> Contender:

@@ -1,42 +1,80 @@
-"""Whole networks on a GPU: artifacts with and without the fused kernels, beside timm, eager and compiled, and Swin.
+"""Whole networks on a GPU: artifacts with and without the fused kernels, TensorRT-RTX, timm eager and compiled, Swin.
 
     python benchmarks/bench_engine.py [--variants tiny base] [--precision fp16] [--batches 1 32 256] [--without-compile]
 
 All take turns on the same images, already on the GPU; a sample is one `step` and `sync`. Artifacts replay a CUDA graph,
-torch.compile has its own (max-autotune). The artifacts' errors and top-1 agreement stand beside their speeds.
+torch.compile has its own (max-autotune). The artifacts' errors and top-1 agreement stand beside their speeds. With
+--precision int8 or fp8 the blocks of artifacts with kernels and of TensorRT-RTX's are in 8 bits, with ranges from
+noise; what has no 8 bits is in fp16.
 """
 
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from drafts import draft
 from kernel_bench import arguments, refuse_without_gpu
 from records import append
 
 from convnext_deploy import api, measure, preprocess
+from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.lower.torch_session import TorchSession
+from convnext_deploy.manifest import Artifact
 from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import DTYPES
 from convnext_deploy.session import RunOptions, Session
-from convnext_deploy.types import BatchRange
+from convnext_deploy.types import BatchRange, Device, OperationType, Target
 
 SWIN = {"convnext_tiny": "swin_tiny_patch4_window7_224", "convnext_base": "swin_base_patch4_window7_224"}
+EIGHT_BITS: dict[str, OperationType] = {"int8": "s8s8", "fp8": "fp8"}
+CONTENDERS: tuple[tuple[Target, str], ...] = (
+    ("eager", "none"), ("eager", "all"), ("aotinductor", "none"), ("aotinductor", "all"), ("tensorrt_rtx", "none"),
+)  # fmt: skip
+
+
+def artifacts(
+    checkpoint: str, variant: str, precision: str, batch: BatchRange, device: Device, folder: Path
+) -> Iterator[tuple[str, Artifact]]:
+    """Name and artifact; what cannot be built here is named with its reason on standard error."""
+    for format, kernels in CONTENDERS:
+        name = f"{format}, kernels {kernels}"
+        options: dict[str, Any] = {"format": format, "kernels": kernels, "precision": precision}
+        if precision in EIGHT_BITS:
+            options["precision"] = "fp16"
+            if kernels == "all" or format == "tensorrt_rtx":
+                plan = folder / f"{format}-{kernels}.json"
+                kinds, type = ("expand", "project"), EIGHT_BITS[precision]
+                draft(checkpoint, variant, format, plan, "random", kinds, type=type, rest="fp16")
+                options["plan"], name = plan, f"{name}, {precision}"
+        place: Device = "cuda" if format == "tensorrt_rtx" else device
+        try:
+            made = api.export(
+                checkpoint, variant=variant, device=place, batch=batch, out=folder / f"{format}-{kernels}", **options
+            )  # fmt: skip
+        except ConvNextDeployError as error:
+            print(f"{name} left out: {error}", file=sys.stderr)
+            continue
+        yield name, made
 
 
 def timm_session(name: str, precision: str, mode: str | None, like: Session) -> TorchSession:
-    model = timm.create_model(name).eval().requires_grad_(False).to("cuda", DTYPES[precision])
+    dtype = DTYPES["fp16" if precision in EIGHT_BITS else precision]  # type: ignore[index]  # a choice of the parser
+    model = timm.create_model(name).eval().requires_grad_(False).to("cuda", dtype)
     model = model.to(memory_format=torch.channels_last)
     call = model if mode is None else torch.compile(model, mode=mode)
     return TorchSession(
-        lambda x: call(x.to(DTYPES[precision], memory_format=torch.channels_last)).float(),
+        lambda x: call(x.to(dtype, memory_format=torch.channels_last)).float(),
         like.manifest,
         RunOptions(device="cuda", cuda_graph=mode is None),
     )
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, *EIGHT_BITS)
     parser.add_argument("--variants", nargs="+", default=["tiny", "base"])
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each contender and batch")
     args = parser.parse_args()
@@ -49,17 +87,15 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 sessions: dict[str, Session] = {}
                 errors = {}
-                for format in ("eager", "aotinductor"):
-                    for kernels in ("none", "all"):
-                        key = f"{format}, kernels {kernels}"
-                        made = api.export(
-                            "random", variant=variant, format=format, precision=args.precision, device="cuda",
-                            kernels=kernels, batch=BatchRange(min=batch, opt=batch, max=batch),
-                            out=Path(folder) / f"{format}-{kernels}",
-                        )  # fmt: skip
-                        (parity,) = made.manifest.parity
-                        errors[key] = (parity.relative_error, parity.top1_agreement)
+                fixed = BatchRange(min=batch, opt=batch, max=batch)
+                for key, made in artifacts("random", variant, args.precision, fixed, "cuda", Path(folder)):
+                    try:
                         sessions[key] = api.load(made.path, device="cuda", cuda_graph=True)
+                    except ConvNextDeployError as error:  # an engine for other GPUs than this one
+                        print(f"{key} left out: {error}", file=sys.stderr)
+                        continue
+                    parity = made.manifest.parity[-1]  # beside the source, on the bundled images
+                    errors[key] = (parity.relative_error, parity.top1_agreement)
                 like = sessions["eager, kernels none"]
                 sessions["timm eager"] = timm_session(name, args.precision, None, like)
                 if name in SWIN:

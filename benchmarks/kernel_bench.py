@@ -156,9 +156,10 @@ def refuse_without_gpu() -> None:
         sys.exit("error: PyTorch finds no NVIDIA GPU here, and this benchmark measures nothing else")
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
+def arguments(description: str | None, *more: str) -> argparse.ArgumentParser:
+    """Args: more: precisions beside the float types."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--precision", choices=["fp16", "bf16", "fp32"], default="fp16")
+    parser.add_argument("--precision", choices=["fp16", "bf16", "fp32", *more], default="fp16")
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out: it takes minutes")
     return parser

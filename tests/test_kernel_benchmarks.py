@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from convnext_deploy.models.registry import spec
+from convnext_deploy.types import BatchRange
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -71,6 +73,33 @@ def test_the_table_is_updated_by_part_width_type_and_batch(tmp_path: Path, monke
     bench.updated("a GPU", [row(32, 1.5), row(1, 0.9)])
     bench.updated("a GPU", [row(32, 1.6)])
     assert choice.table() == {"a GPU": [row(1, 0.9), row(32, 1.6)]}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "fp8"])
+def test_the_engines_artifacts_are_what_their_names_say(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the CPU, where operations are their references; AOTInductor's kernels need a GPU."""
+    from convnext_deploy.kernels import choice
+
+    bench = load("bench_engine")
+    refuse = choice.refuse
+    monkeypatch.setattr(
+        choice, "refuse", lambda spec, *rest: refuse(msgspec.structs.replace(spec, device="cuda"), *rest)
+    )
+    contenders = [("eager", "none"), ("eager", "all")]
+    if importlib.util.find_spec("tensorrt_rtx"):
+        contenders.append(("tensorrt_rtx", "none"))
+    monkeypatch.setattr(bench, "CONTENDERS", contenders)
+    found = dict(bench.artifacts("random", "test_convnext", precision, BatchRange(max=2, opt=2), "cpu", tmp_path))
+    assert capsys.readouterr().err == ""
+    suffix = "" if precision == "fp32" else f", {precision}"
+    names = [f"{format}, kernels {kernels}" for format, kernels in contenders]
+    assert list(found) == [names[0], *(name + suffix for name in names[1:])]
+    for name, made in found.items():
+        eight_bits = bool(suffix) and name.endswith(suffix)
+        assert (made.manifest.precision.quantized or 0) == (18 if eight_bits else 0)  # two linears in each of 9 blocks
+        assert bool(made.manifest.export.kernels) == ("kernels all" in name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
