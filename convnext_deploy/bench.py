@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from . import env, roofline
+from . import env, roofline, scenarios
 from .contenders import Contender
 from .errors import UsageError, WorkerError
 from .measure import DRIFT, REST_S, TURN_S, WARMUP_LIMIT_S, drifts, quantile, samples_needed
-from .types import BenchResult, Ceilings, Conditions, Device, Scenario, Scope, ServerLoad, Status
+from .types import BenchResult, Ceilings, Conditions, Device, Scenario, Scope, ServerLoad, ServerTrial, Status
 from .worker import Closing, Opened, Ready, Turn, Worker
 
 MIN_TURNS = 6  # the fewest that carry a 95 % interval of a ratio within one run (`regress`)
@@ -209,7 +209,7 @@ def _server(
     sizes = sorted({size for size in (2**power for power in range(12)) if size < batch} | {batch})
     for seat in seats:
         sizes = [size for size in sizes if seat.contender.batch.min <= size]
-        service_s: dict[str, list[float]] = {}
+        service_s: dict[int, list[float]] = {}
         for size in sizes:
             meter.says(f"service time of {seat.contender.subject}, batch {size}")
             found = _asked(seat, "warm", batch=size, scope="transfer", together=False, limit_s=plan.warmup_limit_s)
@@ -217,19 +217,62 @@ def _server(
             turns = [
                 _asked(seat, "turn", number=number, seconds=TURN_S, settle=True) for number in range(SERVICE_TURNS)
             ]
-            service_s[str(size)] = [ms / 1e3 for turn in turns if turn is not None for ms in turn["samples_ms"]]
-        meter.says(f"arrivals at {seat.contender.subject}")
-        found = _asked(
-            seat, "serve_load", service_s=service_s, slo_ms=plan.slo_ms, fraction=plan.percentile or 0.99,
-            seed=plan.seed, seconds=max(plan.seconds, SERVER_SECONDS),
-        )  # fmt: skip
-        load = msgspec.convert(found, ServerLoad) if found is not None else None
+            service_s[size] = [ms / 1e3 for turn in turns if turn is not None for ms in turn["samples_ms"]]
+        load, interrupted = _served(seat, plan, service_s, meter)
+        if interrupted and seat.failure is None:
+            with contextlib.suppress(WorkerError):
+                seat.worker.wait()  # the answer that Ctrl-C left unread
         closing = _asked(seat, "finish")
         closed = msgspec.convert(closing, Closing) if closing is not None else None
-        row = _result(seat, plan, batch, streams, run, closed, interrupted=False)
-        row = msgspec.structs.replace(row, server=load, images_per_s=load.queries_per_s if load else None)
-        yield _rated(row, seat)
+        row = _result(seat, plan, batch, streams, run, closed, interrupted=interrupted is not None)
+        if row.status == "partial":
+            row = msgspec.structs.replace(row, reason=f"interrupted after {len(load.trials)} runs of arrivals")
+        yield _rated(msgspec.structs.replace(row, server=load, images_per_s=load.queries_per_s), seat)
         meter.step()
+        if interrupted:
+            raise interrupted
+
+
+def _served(
+    seat: _Seat, plan: Plan, service_s: dict[int, list[float]], meter: "_Meter"
+) -> tuple[ServerLoad, KeyboardInterrupt | None]:
+    """The highest rate that a server carries, as far as it was found, and what ended the search before its end."""
+    assert plan.slo_ms is not None
+    fraction, sizes = plan.percentile or 0.99, list(service_s)
+    found: list[ServerTrial] = []
+    interrupted: KeyboardInterrupt | None = None
+
+    def attempt(rate: float, queries: int, seed: int) -> ServerTrial:
+        so_far = scenarios.highest(found)
+        known = f", {so_far:.3g} carried" if so_far else ""
+        meter.says(f"{rate:.3g} arrivals a second at {seat.contender.subject} for {queries / rate:.0f} s{known}")
+        answer = seat.worker.call(
+            "arrivals", queries_per_s=rate, queries=queries, seed=seed, sizes=sizes, slo_ms=plan.slo_ms,
+            fraction=fraction,
+        )  # fmt: skip
+        return msgspec.convert(answer, ServerTrial)
+
+    seconds = max(plan.seconds, SERVER_SECONDS)
+    try:
+        if seat.failure is None:
+            searched = scenarios.trials(
+                attempt, service_s, slo_ms=plan.slo_ms, fraction=fraction, seed=plan.seed, seconds=seconds
+            )
+            for trial in searched:
+                found.append(trial)  # noqa: PERF402 - `extend` would lose what came before an interruption
+    except WorkerError as error:
+        seat.failure = str(error)
+    except KeyboardInterrupt as error:
+        interrupted = error
+    load = ServerLoad(
+        slo_ms=plan.slo_ms,
+        fraction=fraction,
+        max_batch=max(sizes),
+        seed=plan.seed,
+        queries_per_s=scenarios.highest(found),
+        trials=tuple(found),
+    )
+    return load, interrupted
 
 
 def _result(

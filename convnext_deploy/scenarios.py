@@ -5,7 +5,7 @@ times. So the search for the highest rate begins where few real runs are needed.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .measure import quantile, samples_needed
-from .types import ServerLoad, ServerTrial
+from .types import ServerTrial
 
 SEARCH_STEPS = 12  # halvings of the range of rates, on the virtual clock
 SEARCH_QUERIES = 10_000  # a step
@@ -100,61 +100,76 @@ def serve(
     return Served(finished - moments, started - moments, np.array(sizes))
 
 
-def highest_rate(
+def trial(
     run: Callable[[int], None],
+    queries_per_s: float,
+    queries: int,
+    seed: int,
+    *,
+    max_batch: int,
+    slo_ms: float,
+    fraction: float,
+    clock: Clock | None = None,
+) -> ServerTrial:
+    """One run of Poisson arrivals; it passes if its quantile, not the interval around it, is within the limit.
+
+    Args:
+        run: serves a batch of that many images.
+        fraction: of the queries that have to be answered within the limit.
+    """
+    served = serve(poisson_arrivals(queries_per_s, queries, seed), run, max_batch, clock or RealClock())
+    latency = quantile((served.latencies_s * 1e3).tolist(), fraction)
+    return ServerTrial(
+        queries_per_s=queries_per_s,
+        queries=queries,
+        latency=latency,
+        mean_batch=float(served.batches.mean()),
+        passed=latency.value_ms is not None and latency.value_ms <= slo_ms,
+    )
+
+
+def trials(
+    attempt: Callable[[float, int, int], ServerTrial],
     service_s: Mapping[int, Sequence[float]],
     *,
     slo_ms: float,
     fraction: float = 0.99,
     seed: int = 0,
     seconds: float = 10.0,
-    clock: Clock | None = None,
-) -> ServerLoad:
-    """The highest rate of Poisson arrivals whose latency quantile stays within the limit.
+) -> Iterator[ServerTrial]:
+    """Runs that close in on the highest rate of Poisson arrivals whose latency quantile stays within the limit.
 
     A virtual queue with the measured service times is searched by halving. The rate it gives is where the search for
-    real begins, which ends when a rate that passed and one that failed lie within 7 %. A run passes if its quantile,
-    not the interval around it, is within the limit.
+    real begins, which ends when a rate that passed and one that failed lie within 7 %.
 
     Args:
-        run: serves a batch of that many images.
+        attempt: makes a run with so many queries a second, queries, and a seed.
         service_s: batch size to measured seconds of one such batch, for the sizes that the server may form; sizes in
             between are served as the next larger one.
-        fraction: of the queries that have to be answered within the limit.
-        seconds: of each real run; longer where the quantile needs more queries.
+        seconds: of each run; longer where the quantile needs more queries.
 
     Raises:
         UsageError: the limit is not positive.
     """
     if not slo_ms > 0:
         raise UsageError(f"--slo-ms {slo_ms}; expected milliseconds above 0")
-    clock = clock or RealClock()
-    max_batch = max(service_s)
     rate = _searched(service_s, slo_ms, fraction, seed)
-    trials: list[ServerTrial] = []
     passed_at, failed_at = 0.0, np.inf
-    while rate > 0 and len(trials) < MAX_TRIALS and failed_at > CLOSE * passed_at:
-        queries = max(round(rate * seconds), 2 * samples_needed(fraction))
-        served = serve(poisson_arrivals(rate, queries, seed + len(trials)), run, max_batch, clock)
-        latency = quantile((served.latencies_s * 1e3).tolist(), fraction)
-        passed = latency.value_ms is not None and latency.value_ms <= slo_ms
-        mean_batch = float(served.batches.mean())
-        trials.append(
-            ServerTrial(queries_per_s=rate, queries=queries, latency=latency, mean_batch=mean_batch, passed=passed)
-        )
-        passed_at, failed_at = (rate, failed_at) if passed else (passed_at, rate)
+    for number in range(MAX_TRIALS):
+        if not rate > 0 or failed_at <= CLOSE * passed_at:
+            return
+        found = attempt(rate, max(round(rate * seconds), 2 * samples_needed(fraction)), seed + number)
+        yield found
+        passed_at, failed_at = (rate, failed_at) if found.passed else (passed_at, rate)
         if not passed_at:
             rate /= STRIDE
         else:
             rate = float(np.sqrt(passed_at * failed_at)) if np.isfinite(failed_at) else rate * STRIDE
-    return ServerLoad(
-        slo_ms=slo_ms,
-        fraction=fraction,
-        max_batch=max_batch,
-        seed=seed,
-        queries_per_s=passed_at or None,
-        trials=tuple(trials),
-    )
+
+
+def highest(found: Sequence[ServerTrial]) -> float | None:
+    """The highest rate that passed."""
+    return max((trial.queries_per_s for trial in found if trial.passed), default=None)
 
 
 def _searched(service_s: Mapping[int, Sequence[float]], slo_ms: float, fraction: float, seed: int) -> float:

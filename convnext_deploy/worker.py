@@ -26,7 +26,7 @@ from .env import usable_cores
 from .errors import ConvNextDeployError, WorkerError
 from .preprocess import as_input, probe_images, transform
 from .session import Images, Session
-from .types import Record, Scope
+from .types import Record, Scope, ServerTrial
 
 BATCHES = 4  # different input batches that the turns rotate among
 EXPLANATION = 2000  # characters of a crashed worker's output
@@ -213,11 +213,10 @@ class Child:
             )
         return Turn(samples_ms=tuple(samples), images_per_s=steps_per_s * self._batch, yardstick_ms=yardstick_ms)
 
-    def serve_load(
-        self, service_s: dict[str, list[float]], slo_ms: float, fraction: float, seed: int, seconds: float
-    ) -> Any:
-        """The highest rate within a latency limit (`scenarios.highest_rate`); JSON's keys are strings."""
-        sizes = {int(size): times for size, times in service_s.items()}
+    def arrivals(
+        self, queries_per_s: float, queries: int, seed: int, sizes: list[int], slo_ms: float, fraction: float
+    ) -> ServerTrial:
+        """One run of arrivals (`scenarios.trial`); a batch of another size than these is filled up to the next."""
         session = self._sessions[0]
         batches = {size: input_batches(session, size)[0] for size in sizes}
 
@@ -227,7 +226,9 @@ class Child:
             session.fetch()
 
         with self._watch:
-            return scenarios.highest_rate(run, sizes, slo_ms=slo_ms, fraction=fraction, seed=seed, seconds=seconds)
+            return scenarios.trial(
+                run, queries_per_s, queries, seed, max_batch=max(sizes), slo_ms=slo_ms, fraction=fraction
+            )
 
     def finish(self) -> Closing:
         """What the process took, over the turns since the last `warm`."""

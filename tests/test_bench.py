@@ -289,6 +289,32 @@ def test_a_server_carries_the_rate_that_the_queue_allows(fake: Fake) -> None:
     assert 65 < (row.server.queries_per_s or 0) < 95
 
 
+def test_ctrl_c_keeps_the_runs_of_arrivals_that_a_server_has_ended(fake: Fake) -> None:
+    said: list[str] = []
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if "arrivals a second" in what:
+            said.append(what)
+            if len(said) == 3:
+                raise KeyboardInterrupt
+
+    rows: list[BenchResult] = []
+
+    def collect() -> None:
+        for row in bench([fake("a", 2.0)], Plan(scenario="server", slo_ms=20.0, batches=(1,)), progress=interrupt):
+            rows.append(row)  # noqa: PERF402 - `extend` would lose what came before the interruption
+
+    with pytest.raises(KeyboardInterrupt):
+        collect()
+    (row,) = rows
+    assert row.server is not None
+    assert (row.status, row.reason) == ("partial", "interrupted after 2 runs of arrivals")
+    assert len(row.server.trials) == 2
+    assert row.server.queries_per_s == max((t.queries_per_s for t in row.server.trials if t.passed), default=None)
+    rate = row.server.trials[0].queries_per_s
+    assert said[0].startswith(f"{rate:.3g} arrivals a second at a ")
+
+
 def test_offline_streams_add_up(fake: Fake) -> None:
     contender = fake("a", 20.0, opener="open_sleeper")
     one, two = measured([contender], scenario="offline", streams=(1, 2), seconds=0.4, batches=(2,))

@@ -1,13 +1,26 @@
 """The queue on a virtual clock, beside the formulas of queueing theory."""
 
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from convnext_deploy import scenarios
 from convnext_deploy.errors import UsageError
-from convnext_deploy.scenarios import RealClock, VirtualClock, highest_rate, poisson_arrivals, serve, virtual_server
+from convnext_deploy.scenarios import (
+    RealClock,
+    VirtualClock,
+    highest,
+    poisson_arrivals,
+    serve,
+    trial,
+    trials,
+    virtual_server,
+)
+from convnext_deploy.types import ServerTrial
 
 SERVICE_S = 0.02
 
@@ -57,14 +70,22 @@ def test_what_waits_is_served_together_up_to_the_largest_batch() -> None:
     assert found.waits_s == pytest.approx([0.0, 0.9, 0.8, 0.7, 0.6, 0.0])
 
 
+def searched(
+    run: Callable[[int], None], service_s: dict[int, list[float]], clock: VirtualClock, slo_ms: float, **options: Any
+) -> tuple[float | None, list[ServerTrial]]:
+    attempt = partial(trial, run, max_batch=max(service_s), slo_ms=slo_ms, fraction=0.99, clock=clock)
+    found = list(trials(attempt, service_s, slo_ms=slo_ms, **options))
+    return highest(found), found
+
+
 def test_the_highest_rate_of_a_queue_without_batching_is_that_of_the_simulated_m_d_1() -> None:
     clock = VirtualClock()
     service = {1: [SERVICE_S]}
-    found = highest_rate(virtual_server(service, clock, 1), service, slo_ms=100, seconds=200, clock=clock)
-    assert found.queries_per_s is not None
+    rate, _ = searched(virtual_server(service, clock, 1), service, clock, slo_ms=100, seconds=200)
+    assert rate is not None
     at, above = (
         np.quantile(served(rate, 50_000, service, seed=9).latencies_s, 0.99) * 1e3
-        for rate in (0.93 * found.queries_per_s, 1.15 * found.queries_per_s)
+        for rate in (0.93 * rate, 1.15 * rate)
     )
     assert at <= 100 < above
 
@@ -74,8 +95,8 @@ def test_batching_carries_more_than_one_at_a_time() -> None:
     rates = []
     for service in (alone, batched):
         clock = VirtualClock()
-        found = highest_rate(virtual_server(service, clock, 1), service, slo_ms=150, clock=clock)
-        rates.append(found.queries_per_s or 0.0)
+        rate, _ = searched(virtual_server(service, clock, 1), service, clock, slo_ms=150)
+        rates.append(rate or 0.0)
     assert 30 < rates[0] < 50  # one at a time: 50 a second are the most
     assert 100 < rates[1] < 8 / 0.055
 
@@ -83,31 +104,29 @@ def test_batching_carries_more_than_one_at_a_time() -> None:
 def test_a_limit_below_one_service_is_carried_at_no_rate() -> None:
     clock = VirtualClock()
     service = {1: [SERVICE_S]}
-    found = highest_rate(virtual_server(service, clock, 1), service, slo_ms=19, clock=clock)
-    assert found.queries_per_s is None
-    assert found.trials == ()
+    assert searched(virtual_server(service, clock, 1), service, clock, slo_ms=19) == (None, [])
 
 
 def test_a_server_that_is_slower_than_it_was_measured_is_found_out() -> None:
     clock = VirtualClock()
     slower = virtual_server({1: [1.1 * SERVICE_S]}, clock, 1)
-    found = highest_rate(slower, {1: [SERVICE_S]}, slo_ms=100, seconds=100, clock=clock)
-    assert not found.trials[0].passed
-    assert found.queries_per_s == max(trial.queries_per_s for trial in found.trials if trial.passed)
-    assert found.queries_per_s < found.trials[0].queries_per_s
+    rate, found = searched(slower, {1: [SERVICE_S]}, clock, slo_ms=100, seconds=100)
+    assert not found[0].passed
+    assert rate is not None
+    assert rate < found[0].queries_per_s
 
 
 def test_a_server_that_was_measured_too_slow_is_found_out() -> None:
     clock = VirtualClock()
     measured = [SERVICE_S] * 90 + [50 * SERVICE_S] * 10  # a disturbance while it was measured
-    found = highest_rate(virtual_server({1: [SERVICE_S]}, clock, 1), {1: measured}, slo_ms=100, clock=clock)
-    assert found.queries_per_s is not None
-    assert 25 < found.queries_per_s < 50
+    rate, _ = searched(virtual_server({1: [SERVICE_S]}, clock, 1), {1: measured}, clock, slo_ms=100)
+    assert rate is not None
+    assert 25 < rate < 50
 
 
 def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="--slo-ms 0"):
-        highest_rate(lambda size: None, {1: [0.1]}, slo_ms=0)
+        searched(lambda size: None, {1: [0.1]}, VirtualClock(), slo_ms=0)
 
 
 def test_on_the_real_clock_latencies_are_what_the_clock_says() -> None:
