@@ -12,7 +12,6 @@ import numpy as np
 
 from . import env, formats, manifest, preprocess, verify
 from .errors import MissingPackageError, ParityError, UsageError, WorkerError
-from .kernels import library
 from .session import RunOptions, Session, run_in_batches
 from .types import (
     BatchRange,
@@ -38,7 +37,6 @@ RECORD = "baseline.json"  # not manifest.json: a folder with another model than 
 PROBES = 4
 BUILDS_AT_ONCE = 2  # a build of a large model takes several times its weights
 TORCH = ("torch", "torch.compile")  # timm's own module, as it comes
-CONVNEXT_ONLY = ("eager", "native")  # what these hold is this package's own network
 
 
 class Contender(Record, frozen=True, kw_only=True):
@@ -112,9 +110,7 @@ def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
     for name in ("onnx", "openvino", "native") if device == "cpu" else ("onnx", "tensorrt", "tensorrt_rtx"):
         fmt = formats.get(name)
         try:
-            formats.require(fmt)
-            if name == "native":
-                library.state()  # no compiler, no engine
+            formats.state(fmt)
         except MissingPackageError as error:
             left_out.append(f"{name} is left out: {error}")
         else:
@@ -161,7 +157,7 @@ def of_variants(
                 for m in dict.fromkeys(models)
                 for r in runtimes
                 if r in TORCH or p in formats.get(r).precisions
-                if r not in CONVNEXT_ONLY or m == architecture
+                if r in TORCH or m == architecture or not formats.get(r).own_network
             ]
             for runtime in runtimes:
                 lacking = [p for p in precisions if runtime not in TORCH and p not in formats.get(runtime).precisions]
@@ -194,7 +190,7 @@ def of_artifacts(
     wanted = [
         Wanted(
             model=baselines.counterpart(word, contender.model, contender.image_size),
-            runtime="torch" if contender.runtime in CONVNEXT_ONLY else contender.runtime,
+            runtime="torch" if formats.get(contender.runtime).own_network else contender.runtime,
             precision=contender.precision,
             task=contender.task,
             image_size=contender.image_size,
@@ -317,7 +313,7 @@ def build_baseline(want: dict[str, Any]) -> None:
     wanted = msgspec.convert(want, Wanted)
     fmt = formats.get(wanted.runtime)
     formats.require(fmt)
-    if fmt.name in CONVNEXT_ONLY:
+    if fmt.own_network:
         raise UsageError(f"format {fmt.name} holds ConvNeXt only; {wanted.model} runs as torch, onnx or openvino")
     if wanted.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {wanted.precision}; it has {', '.join(sorted(fmt.precisions))}")

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import math
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from convnext_deploy import api, formats
-from convnext_deploy.env import missing
+from convnext_deploy.errors import MissingPackageError
 from convnext_deploy.manifest import Artifact
 from convnext_deploy.types import BatchRange
 
@@ -28,11 +27,10 @@ BATCH = BatchRange(min=1, opt=2, max=4)
 
 def lacking(format: str) -> str | None:
     """What this machine lacks to build a format; None where it lacks nothing."""
-    absent = missing(formats.get(format).requires)
-    if absent:
-        return f"{format}: {absent[0]} is not installed"
-    if format in ("aotinductor", "native") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        return f"{format}: no C++ compiler on PATH"
+    try:
+        formats.state(formats.get(format))
+    except MissingPackageError as error:
+        return f"{format}: {error}"
     return None
 
 

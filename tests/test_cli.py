@@ -345,7 +345,6 @@ def test_doctor_names_a_missing_compiler(capsys: Captured, monkeypatch: pytest.M
     monkeypatch.delenv("CXX", raising=False)
     assert cli.run(["doctor", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["compiler"] is None
     assert document["formats"]["aotinductor"].startswith("no C++ compiler on PATH")
     assert document["formats"]["native"].startswith("the native engine needs a C++20 compiler and none is on PATH")
 

@@ -77,30 +77,18 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
 
 def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """What this machine can build and run, and what to install for the rest."""
-    import shutil
-
     from .. import env, formats
     from ..errors import MissingPackageError
-    from ..kernels import library
 
     terminal = Terminal(json, quiet)
     states = {}
     for name in formats.names():
-        fmt = formats.get(name)
-        absent = env.missing(fmt.requires)
-        states[name] = env.missing_line(absent[0], fmt.extra or "dev") if absent else "ready"
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None and states.get("aotinductor") == "ready":
-        states["aotinductor"] = "no C++ compiler on PATH; install g++ or clang"
-    try:
-        states["native"] = library.state()
-    except MissingPackageError as error:
-        states["native"] = str(error)
+        try:
+            states[name] = formats.state(formats.get(name))
+        except MissingPackageError as error:
+            states[name] = str(error)
     gpus = env.nvidia_gpus()
-    document = {
-        "machine": env.machine(), "gpus": gpus, "versions": env.versions(),
-        "formats": states, "compiler": compiler,
-    }  # fmt: skip
+    document = {"machine": env.machine(), "gpus": gpus, "versions": env.versions(), "formats": states}
     if json:
         terminal.result(document, "")
         return

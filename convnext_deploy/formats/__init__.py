@@ -46,6 +46,16 @@ def require(fmt: Format) -> None:
         raise MissingPackageError(f"format {fmt.name}: {missing_line(absent[0], fmt.extra or 'dev')}")
 
 
+def state(fmt: Format) -> str:
+    """Whether it can be built here, in a few words.
+
+    Raises:
+        MissingPackageError: what to install.
+    """
+    require(fmt)
+    return fmt.ready()
+
+
 def refuse_device(fmt: Format, device: Device) -> None:
     """Refuse a device that the format does not run on."""
     if device not in fmt.devices:

@@ -1,13 +1,14 @@
 """AOTInductor: compiled ahead of time into a package that C++ or Python loads without this project's code."""
 
 import re
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
-from ..errors import BuildError
+from ..errors import BuildError, MissingPackageError
 from ..lower.capture import DeployGraph
 from ..lower.onnx_graph import shares
 from ..lower.torch_session import TorchSession, opening
@@ -66,6 +67,13 @@ def constant_types(package: Path) -> dict[str, str]:
     return {names[index]: dtype for index, dtype in dtypes.items() if index in names}
 
 
+def ready() -> str:
+    """Inductor's C++ needs a compiler."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise MissingPackageError("no C++ compiler on PATH; install g++ or clang")
+    return "ready"
+
+
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> AotInductorSession:
     return AotInductorSession(folder / FILE, manifest, options)
 
@@ -81,6 +89,7 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
     typed_graph=True,
+    ready=ready,
     kernels=True,
     cuda_graphs=True,
     build=build,

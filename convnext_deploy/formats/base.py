@@ -35,6 +35,8 @@ class Format:
     build: Callable[["DeployGraph", Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]
     refuse: Callable[[ExportSpec], None] | None = None  # raises for what else it cannot do, before any work
+    ready: Callable[[], str] = lambda: "ready"  # how, in a few words; raises MissingPackageError where it cannot build
+    own_network: bool = False  # what it holds is this package's ConvNeXt, and no other model
     kernels: bool = False  # can run `convnext_deploy.kernels`
     cuda_graphs: bool = False  # its session replays a captured CUDA graph where it is told to
     ahead_of_time: bool = False  # built from a graph on the CPU, whatever device it is for

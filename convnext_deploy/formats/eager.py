@@ -81,6 +81,7 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
     typed_graph=True,
+    own_network=True,
     kernels=True,
     cuda_graphs=True,
     build=build,

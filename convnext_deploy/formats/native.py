@@ -130,4 +130,6 @@ FORMAT = Format(
     build=build,
     load=load,
     refuse=refuse,
+    ready=library.state,
+    own_network=True,
 )
