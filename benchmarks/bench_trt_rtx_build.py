@@ -30,7 +30,8 @@ def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, i
 
     from convnext_deploy import passes
     from convnext_deploy.lower.capture import DeployGraph
-    from convnext_deploy.lower.onnx_graph import node_census, save_onnx
+    from convnext_deploy.lower.onnx_graph import save_onnx
+    from convnext_deploy.lower.onnx_read import node_census
     from convnext_deploy.models import registry
     from convnext_deploy.models.convnext import ConvNeXt
     from convnext_deploy.quantize import plan as plans
@@ -66,7 +67,8 @@ def raw_census(variant: str) -> dict[str, int]:
     import timm
     import torch
 
-    from convnext_deploy.lower.onnx_graph import OPSET, node_census
+    from convnext_deploy.lower.onnx_graph import OPSET
+    from convnext_deploy.lower.onnx_read import node_census
 
     model = timm.create_model(variant, pretrained=False).eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -101,7 +103,7 @@ def build(path: Path, precision: str, targets: tuple[str, ...], batch: tuple[int
 
 
 def nvinfer_types(products: dict[str, tuple[str, float]]) -> dict[str, float]:
-    from convnext_deploy.lower.onnx_graph import shares
+    from convnext_deploy.lower.onnx_read import shares
 
     return shares(products.values())
 

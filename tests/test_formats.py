@@ -20,7 +20,7 @@ from torch import nn
 from convnext_deploy import api, cli, env, export, formats, passes, preprocess
 from convnext_deploy.errors import CheckFailed, InputError, ParityError, PassError, PrecisionError, UsageError
 from convnext_deploy.formats import torchscript
-from convnext_deploy.lower import onnx_graph
+from convnext_deploy.lower import onnx_graph, onnx_read
 from convnext_deploy.lower.torch_session import MacCounter
 from convnext_deploy.manifest import Artifact
 from convnext_deploy.models import registry
@@ -607,14 +607,14 @@ def test_every_reader_of_built_graphs_counts_the_same_multiply_accumulates(
         batch = pixels(2, *size)
     session.run(batch)
     totals: list[float] = []
-    right = onnx_graph.shares
+    right = onnx_read.shares
 
     def shares(macs: Any) -> dict[str, float]:
         listed = list(macs)
         totals.append(sum(count for _, count in listed))
         return right(listed)
 
-    for module in ("lower.onnx_graph", "lower.torch_session", "formats.openvino"):
+    for module in ("lower.onnx_read", "lower.torch_session", "formats.openvino"):
         monkeypatch.setattr(f"convnext_deploy.{module}.shares", shares)
     session.precision()
     spec = msgspec.structs.replace(session.manifest.model, image_size=size)

@@ -47,11 +47,15 @@ print(json.dumps({"heavy": heavy, "shape": logits.shape, "load_s": loaded - impo
 """
 
 
-def test_an_artifact_is_loaded_and_run_without_a_framework(artifact_of: Callable[..., Artifact]) -> None:
-    path = artifact_of("native").path
+@pytest.mark.parametrize(("format", "needed"), [("native", []), ("onnx", ["onnxruntime"]), ("openvino", ["openvino"])])
+def test_an_artifact_is_loaded_and_run_by_its_runtime_alone(
+    format: str, needed: list[str], artifact_of: Callable[..., Artifact], need_format: Callable[[str], None]
+) -> None:
+    need_format(format)
+    path = artifact_of(format).path
     done = subprocess.run([sys.executable, "-c", LOADING, str(path)], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["heavy"] == []
+    assert found["heavy"] == needed
     assert found["shape"] == [2, 10]
 
 

@@ -31,7 +31,8 @@ from convnext_deploy.errors import (
 )
 from convnext_deploy.lower import nvinfer, nvinfer_run
 from convnext_deploy.lower.capture import DeployGraph, input_record, output_records
-from convnext_deploy.lower.onnx_graph import node_census, save_onnx
+from convnext_deploy.lower.onnx_graph import save_onnx
+from convnext_deploy.lower.onnx_read import node_census
 from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.session import RunOptions

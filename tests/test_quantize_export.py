@@ -17,7 +17,7 @@ from torch import nn
 
 from convnext_deploy import api, data, passes, preprocess, verify
 from convnext_deploy.errors import ParityError, PassError, PrecisionError, UsageError
-from convnext_deploy.lower import onnx_fuse, onnx_graph
+from convnext_deploy.lower import onnx_fuse, onnx_graph, onnx_read
 from convnext_deploy.lower.capture import DeployGraph
 from convnext_deploy.lower.channels_first import ChannelsFirst
 from convnext_deploy.models import registry
@@ -321,7 +321,7 @@ def test_fused_products_compute_what_the_standard_operators_do(fused: tuple[Path
 
 
 def test_every_planned_product_becomes_one_node(fused: tuple[Path, Path, int]) -> None:
-    before, after = onnx_graph.node_census(fused[0]), onnx_graph.node_census(fused[1])
+    before, after = onnx_read.node_census(fused[0]), onnx_read.node_census(fused[1])
     assert before["DequantizeLinear"] == 2 * fused[2]
     assert after["MatMulIntegerToFloat"] == after["QuantizeLinear"] == fused[2]
     assert "DequantizeLinear" not in after
@@ -335,7 +335,7 @@ def test_every_planned_product_becomes_one_node(fused: tuple[Path, Path, int]) -
 
 def test_shares_are_read_from_both_spellings(fused: tuple[Path, Path, int]) -> None:
     shape = (2, 1, 64, 64)
-    standard, ours = (onnx_graph.precision_of_onnx(path, shape) for path in fused[:2])
+    standard, ours = (onnx_read.precision_of_onnx(path, shape) for path in fused[:2])
     assert standard.keys() == ours.keys() == {"int8", "fp32"}
     assert standard["int8"] == pytest.approx(ours["int8"])
     assert 0.9 < ours["int8"] < 0.99  # all but the depthwise convolutions

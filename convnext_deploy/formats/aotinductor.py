@@ -10,7 +10,7 @@ import torch
 
 from ..errors import BuildError, MissingPackageError
 from ..lower.capture import DeployGraph
-from ..lower.onnx_graph import shares
+from ..lower.onnx_read import shares
 from ..lower.torch_session import TorchSession, opening
 from ..models.convnext import ConvNeXt, multiply_accumulates
 from ..session import RunOptions

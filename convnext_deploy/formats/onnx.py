@@ -4,16 +4,14 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..env import needs
 from ..errors import ArtifactError, InputError
-from ..lower.capture import DeployGraph
-from ..lower.onnx_fuse import fuse_products
-from ..lower.onnx_graph import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile, save_onnx
+from ..lower.onnx_read import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile
 from ..session import Images, Profile, RunOptions, Session
 from ..types import Device, LayerKind, LayerTime, Manifest, PrecisionTruth
 from .base import Format
@@ -21,7 +19,14 @@ from .base import Format
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def build(graph: DeployGraph, folder: Path) -> None:
+if TYPE_CHECKING:  # it needs torch, and what only loads does not
+    from ..lower.capture import DeployGraph
+
+
+def build(graph: "DeployGraph", folder: Path) -> None:
+    from ..lower.onnx_fuse import fuse_products
+    from ..lower.onnx_graph import save_onnx
+
     save_onnx(graph, folder / FILE, finish=fuse_products if graph.export.quantization else None)
 
 

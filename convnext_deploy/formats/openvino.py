@@ -4,17 +4,14 @@ import dataclasses
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..env import needs
 from ..errors import ArtifactError, BuildError
-from ..lower.capture import DeployGraph
-from ..lower.channels_first import ChannelsFirst
-from ..lower.onnx_graph import macs_of, save_onnx, shares
-from ..models.convnext import ConvNeXt
+from ..lower.onnx_read import macs_of, shares
 from ..session import Images, Profile, RunOptions, Session
 from ..types import LayerKind, LayerTime, Manifest, Precision, PrecisionTruth
 from .base import Format
@@ -24,7 +21,15 @@ HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 TYPE_NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 
 
-def build(graph: DeployGraph, folder: Path) -> None:
+if TYPE_CHECKING:  # it needs torch, and what only loads does not
+    from ..lower.capture import DeployGraph
+
+
+def build(graph: "DeployGraph", folder: Path) -> None:
+    from ..lower.channels_first import ChannelsFirst
+    from ..lower.onnx_graph import save_onnx
+    from ..models.convnext import ConvNeXt
+
     with needs("openvino", "openvino"):
         import openvino as ov
 

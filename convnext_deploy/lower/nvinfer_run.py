@@ -39,7 +39,8 @@ from .nvinfer import (
     save_record,
     write_engine,
 )
-from .onnx_graph import save_onnx, shares
+from .onnx_graph import save_onnx
+from .onnx_read import shares
 from .stand_in import OnnxStandIn, TorchStandIn, open_onnx
 
 # Where the serialized form says what it is. Not documented: read off the engines of TensorRT-RTX 1.7.1, built for one

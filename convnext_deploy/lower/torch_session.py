@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import ArtifactError, InputError
 from ..session import Images, Profile, RunOptions, Session
 from ..types import Manifest, PrecisionTruth
-from .onnx_graph import macs_of, shares
+from .onnx_read import macs_of, shares
 
 TYPE_NAMES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
