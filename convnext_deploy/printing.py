@@ -43,12 +43,13 @@ class Terminal:
             return
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=title, title_justify="left")
         for column in columns:
             table.add_column(column)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a str would be read as markup, and "[openvino]" as a style
         # In a file or a pipe nothing is cut off: rich would take such a reader to have 80 columns.
         Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 

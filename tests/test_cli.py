@@ -339,6 +339,14 @@ def test_list_and_doctor_work_without_an_extra_and_name_it(capsys: Captured) -> 
     assert states["eager"] == "ready"
 
 
+@pytest.mark.usefixtures("no_openvino")
+def test_tables_keep_the_brackets_of_an_extra(capsys: Captured) -> None:
+    assert cli.run(["doctor"]) == 0
+    assert "pip install 'convnext-deploy[openvino]'" in capsys.readouterr().out
+    assert cli.run(["list"]) == 0
+    assert "pip install 'convnext-deploy[openvino]'" in capsys.readouterr().out
+
+
 def test_doctor_names_a_missing_compiler(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

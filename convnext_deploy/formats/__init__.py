@@ -41,9 +41,9 @@ def require(fmt: Format) -> None:
     Raises:
         MissingPackageError: the `pip install` to run.
     """
-    absent = missing(fmt.requires)
-    if absent:
-        raise MissingPackageError(f"format {fmt.name}: {missing_line(absent[0], fmt.extra or 'dev')}")
+    line = _missing(fmt)
+    if line is not None:
+        raise MissingPackageError(f"format {fmt.name}: {line}")
 
 
 def state(fmt: Format) -> str:
@@ -52,8 +52,16 @@ def state(fmt: Format) -> str:
     Raises:
         MissingPackageError: what to install.
     """
-    require(fmt)
+    line = _missing(fmt)
+    if line is not None:
+        raise MissingPackageError(line)
     return fmt.ready()
+
+
+def _missing(fmt: Format) -> str | None:
+    """The first of its packages that is not installed, and the `pip install` to run."""
+    absent = missing(fmt.requires)
+    return missing_line(absent[0], fmt.extra or "dev") if absent else None
 
 
 def refuse_device(fmt: Format, device: Device) -> None:
