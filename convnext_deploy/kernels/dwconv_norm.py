@@ -5,12 +5,14 @@ chunk of channels, and the sum of squares around it. `expand` makes the norm of 
 chunk of channels, and nothing is read twice. The moments are of the fp32 sums, before they are rounded.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .launch import ConvLaunch, conv_launch
+from .launch import ConvLaunch, conv_launch, dependent, overlaps
 from .operation import operation, shaped, sum_type
 
 
@@ -40,7 +42,7 @@ def wide(x: Tensor) -> Tensor:
 def launch_of(x: Tensor, weight: Tensor) -> ConvLaunch:
     """The record for an input (N, H, W, C) and a weight (C, 1, K, K)."""
     _, height, width, channels = x.shape
-    return conv_launch(x.dtype, height, width, channels, weight.shape[-1])
+    return replace(conv_launch(x.dtype, height, width, channels, weight.shape[-1]), pdl=overlaps(x))
 
 
 def dwconv_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
@@ -81,6 +83,7 @@ def launch_moments(x: Tensor, weight: Tensor, bias: Tensor, launch: ConvLaunch) 
     wrap_triton(dwconv_moments_kernel)[(_grid(x, launch), chunks)](
         x, taps(weight), bias, y, moments, H=height, W=width, C=channels, K=weight.shape[-1],
         ROWS=launch.rows, BW=launch.columns, BC=launch.channels, PACKED=launch.packed, num_warps=launch.warps,
+        **dependent(launch.pdl),
     )  # fmt: skip
     return y, moments
 
@@ -100,7 +103,7 @@ def launch_norm(
         x, taps(weight), bias, y, *(bias if t is None else t for t in (out, scale)),  # what is not read: any pointer
         H=height, W=width, C=channels, K=weight.shape[-1],
         ROWS=launch.rows, BW=launch.columns, BC=launch.channels, PACKED=launch.packed,
-        EPS=eps, NORM=norm, QUANTIZE=scale is not None, num_warps=launch.warps,
+        EPS=eps, NORM=norm, QUANTIZE=scale is not None, num_warps=launch.warps, **dependent(launch.pdl),
     )  # fmt: skip
     return y if out is None else out
 

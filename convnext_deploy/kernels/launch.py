@@ -5,6 +5,7 @@ multiprocessor. `benchmarks/kernel_bench.py` takes others, and what wins on a GP
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,11 +21,15 @@ class ConvLaunch:
     channels: int
     packed: bool  # fp16 pairs inside a row of taps; fp16 only
     warps: int = 4
+    pdl: bool = False  # as in `dependent`
 
 
 @dataclass(frozen=True, slots=True)
 class ProductLaunch:
-    """A program of a matrix product: a tile of m x n results, k products at a time, `group` rows of tiles together."""
+    """A program of a matrix product: a tile of m x n results, k products at a time, `group` rows of tiles together.
+
+    With `split` so many programs share a tile: each takes a part of K, and a second kernel adds up what they found.
+    """
 
     m: int
     n: int
@@ -32,9 +37,15 @@ class ProductLaunch:
     warps: int
     stages: int
     group: int = 8
+    split: int = 1
+    pdl: bool = False  # as in `dependent`
 
 
 SAFE = (8, 0)  # what a GPU that is not in a table is treated as: every one since 2020 runs it
+PROCESSORS = 132  # multiprocessors where there is no GPU to ask: an H200's
+PDL_FROM = (9, 0)  # the first generation with programmatic dependent launch; see `dependent`
+PART_TRIPS = 8  # a part of a split product goes at least so often through its loop, or a second kernel costs more
+NARROW_STAGES = 6  # of narrow tiles: a program then has 20 KiB of weights under way, so that the memory is kept busy
 
 # (generation at least, rows at least, bytes an element at most) -> record; the first that fits. Tiles of 128 x 256 are
 # not among them: `project` spills with them (compiled for sm_90: 176 bytes, with int8 624), `expand` on sm_100.
@@ -54,6 +65,32 @@ def capability(x: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(x.device) if x.is_cuda and torch.cuda.is_available() else SAFE
 
 
+def processors(x: Tensor) -> int:
+    """Multiprocessors of the GPU that a tensor is on, or of an H200."""
+    if not x.is_cuda or not torch.cuda.is_available():
+        return PROCESSORS
+    return torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
+def overlaps(x: Tensor) -> bool:
+    """Whether kernels on this tensor's GPU use programmatic dependent launch."""
+    return capability(x) >= PDL_FROM
+
+
+def dependent(pdl: bool) -> dict[str, bool]:
+    """Arguments of a launch that may begin before the kernel ahead of it in the stream has ended, or that may not.
+
+    Such a kernel waits (`triton_blocks.wait_for_earlier`) before it touches any memory, so that nothing but its launch
+    overlaps: the wait ends when the kernel ahead has ended and all that it wrote can be seen. That one waited in the
+    same way, and so on: when a kernel touches memory, everything before it in the stream has ended, whether it was one
+    of ours or not. So it may read what any of them wrote, and write to memory that was theirs and has been handed out
+    again. Kernels of others are launched without the attribute and begin when ours have ended.
+
+    Where the attribute is lost on the way to the driver, a wait has nothing to wait for and returns at once.
+    """
+    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
+
+
 def conv_launch(dtype: torch.dtype, height: int, width: int, channels: int, kernel_size: int) -> ConvLaunch:
     """For a map of this size. Strips are of equal height, so that 16 rows are two of 8 and not 14 and 2.
 
@@ -71,11 +108,17 @@ def product_launch(x: Tensor, rows: int | torch.SymInt) -> ProductLaunch:
     here = capability(x)
     if isinstance(rows, torch.SymInt):  # a dynamic batch: the record of the batch that was traced, and no guard on it
         rows = int(rows.node.hint or 0)
-    return next(
+    found = next(
         record
         for generation, least_rows, most_bytes, record in PRODUCTS
         if here >= generation and rows >= least_rows and x.dtype.itemsize <= most_bytes
     )
+    return replace(found, pdl=overlaps(x))
+
+
+def programs(launch: ProductLaunch, tiles: int, outputs: int) -> int:
+    """Of a product of so many rows of tiles."""
+    return tiles * math.ceil(outputs / launch.n) * launch.split
 
 
 def per_image(launch: ProductLaunch, rows: int) -> ProductLaunch:
@@ -83,3 +126,47 @@ def per_image(launch: ProductLaunch, rows: int) -> ProductLaunch:
     smaller = replace(launch, m=min(launch.m, 64))
     computed, less = (math.ceil(rows / record.m) * record.m for record in (launch, smaller))
     return smaller if computed > 1.2 * less else launch
+
+
+def spread(
+    launch: ProductLaunch, weight: Tensor, tiles: int | torch.SymInt, parts: Sequence[int] = (1,)
+) -> ProductLaunch:
+    """The same over more of the GPU, where so few rows of tiles would leave most of it idle: at batch 1, above all.
+
+    Tiles of 32 columns come first, then parts of K, then 16 columns, until two thirds of the multiprocessors have a
+    program. Narrow tiles read every weight once but the activations more often (from the L2), so no tile is narrower
+    than it has to be; parts read nothing twice, but their sums pass through memory, and it takes a kernel to add them.
+
+    Args:
+        weight: (outputs, inputs, ...), of the product.
+        tiles: rows of tiles; of a dynamic batch, which must run at its largest too, nothing is changed.
+        parts: into how many K may be split, ascending.
+    """
+    if isinstance(tiles, torch.SymInt):
+        return launch
+    outputs, trips = len(weight), math.ceil(weight[0].numel() / launch.k)
+    there, found = processors(weight), launch
+    for columns, splits in ((32, False), (32, True), (16, True)):
+        if programs(found, tiles, outputs) >= 2 * there // 3:
+            break
+        found = replace(launch, n=min(launch.n, columns), stages=max(launch.stages, NARROW_STAGES))
+        if splits:
+            most = min(there // programs(found, tiles, outputs), trips // PART_TRIPS)
+            found = replace(found, split=max((part for part in parts if part <= most), default=1))
+    return found
+
+
+def fitted_launch(
+    weight: Tensor, rows: int | torch.SymInt, images: int | torch.SymInt | None = None, parts: Sequence[int] = (1,)
+) -> ProductLaunch:
+    """For a product with this weight (outputs, inputs, ...); the other arguments are `spread`'s.
+
+    Args:
+        rows: of the product; of one image, if tiles hold rows of one image each and `images` says of how many.
+    """
+    launch = product_launch(weight, rows if images is None else images * rows)
+    if images is None:
+        images = 1
+    else:
+        launch = per_image(launch, int(rows))
+    return spread(launch, weight, images * -(-rows // launch.m), parts)
