@@ -5,6 +5,7 @@ An error is measured as that of PyTorch in the same type: norm of the difference
 """
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -333,6 +334,110 @@ def test_project_equals_float64_to_the_rounding_of_its_type(
     eager = pr.project_reference(hidden, weight, bias, residual)
     found = pr.launch_project(hidden, weight, bias, residual, None, SMALL)
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+# split products ------------------------------------------------------------------------------------------------------
+
+
+SPLIT = pytest.mark.parametrize(
+    ("shape", "inputs", "split"),
+    [
+        ((3, 3, 5, 40), 160, 2),  # rows and columns that do not fill a tile; 5 trips of 32 for 2 parts
+        ((1, 4, 8, 64), 256, 8),  # everything does
+        ((1, 1, 3, 24), 200, 3),  # K that no part divides
+        ((1, 1, 1, 7), 33, 5),  # more parts than trips: some have nothing to add
+    ],
+)
+
+
+@SPLIT
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_a_split_project_equals_float64_to_the_rounding_of_its_type(
+    shape: tuple[int, int, int, int], inputs: int, split: int, dtype: torch.dtype, with_factor: bool
+) -> None:
+    hidden, residual = random(*shape[:-1], inputs, dtype=dtype), random(*shape, dtype=dtype)
+    factor = 1 + random(shape[0], inputs, dtype=torch.float32).abs() if with_factor else None
+    weight, bias = product_inputs(hidden, shape[-1])
+    wide = None if factor is None else factor.double()
+    exact = pr.project_reference(hidden.double(), weight.double(), bias.double(), residual.double(), wide)
+    eager = pr.project_reference(hidden, weight, bias, residual, factor)
+    found = pr.launch_project(hidden, weight, bias, residual, factor, replace(SMALL, split=split))
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+def test_a_split_project_in_tf32_is_as_exact_as_a_whole_one() -> None:
+    hidden, residual = random(1, 3, 5, 256, dtype=torch.float32), random(1, 3, 5, 40, dtype=torch.float32)
+    weight, bias = product_inputs(hidden, 40)
+    exact = pr.project_reference(hidden.double(), weight.double(), bias.double(), residual.double())
+    whole, parts = (
+        pr.launch_project(hidden, weight, bias, residual, None, replace(SMALL, split=split), tf32=True)
+        for split in (1, 3)
+    )
+    assert relative_error(parts, exact) < 1e-3  # 2^-11 an operand
+    assert relative_error(parts, whole.double()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, q8.E4M3], ids=str)
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_a_split_project_in_8_bits_equals_a_whole_one(with_factor: bool, dtype: torch.dtype) -> None:
+    """int32 sums are the same in any order."""
+    weight = codes(40, 200, dtype=dtype, seed=1)
+    bias, residual = random(40, dtype=torch.float16), random(2, 3, 5, 40, dtype=torch.float16)
+    scales = random(40, dtype=torch.float32, seed=1).abs() / 5000
+    hidden, factor, scale = codes(2, 3, 5, 200, dtype=dtype), None, None
+    if with_factor:
+        hidden, scale = random(2, 3, 5, 200, dtype=torch.float16), torch.tensor(0.02)
+        factor = 1 + random(2, 200, dtype=torch.float32).abs()
+    exact = q8.project_quantized_reference(hidden, weight, bias, residual.double(), scales, factor, scale)
+    whole, parts = (
+        pr.launch_project(
+            hidden, weight, bias, residual, factor, replace(SMALL, split=split), scales=scales, hidden_scale=scale
+        )
+        for split in (1, 3)
+    )
+    assert relative_error(parts, exact) < 1e-3
+    assert relative_error(parts, whole.double()) <= (0 if dtype == torch.int8 else 1e-4)
+
+
+@pytest.mark.parametrize("split", [2, 4])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_a_split_downsample_equals_float64(dtype: torch.dtype, split: int) -> None:
+    x = random(3, 6, 2, 40, dtype=dtype) + 1
+    weight = random(72, 40, 2, 2, dtype=dtype, scale=0.1)
+    bias = random(72, dtype=dtype, seed=1)
+    exact = pa.downsample_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
+    eager = pa.downsample_reference(x, weight, bias, "layernorm", 1e-6)
+    found = pa.launch_downsample(x, weight, bias, "layernorm", 1e-6, replace(SMALL, split=split))
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+def test_parts_are_added_in_order_whatever_wrote_them_first() -> None:
+    """1e8 swallows what is added after it, and not what was added before."""
+    parts = torch.tensor([1.0, 1e8, -1e8, 3.0]).reshape(4, 1, 1).expand(4, 700, 3).contiguous()
+    out = torch.empty(700, 3)
+    zero = torch.zeros(3)
+    pr.launch_add_parts(parts, zero, None, None, out, replace(SMALL, split=4))
+    assert torch.equal(out, torch.full_like(out, 3.0))
+
+
+def test_a_split_project_gives_the_same_bits_each_time() -> None:
+    hidden, residual = random(2, 3, 5, 256, dtype=torch.float16), random(2, 3, 5, 40, dtype=torch.float16)
+    weight, bias = product_inputs(hidden, 40)
+    first, second = (pr.launch_project(hidden, weight, bias, residual, None, replace(SMALL, split=4)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("columns", [16, 32])
+def test_narrow_tiles_give_the_same_result(columns: int) -> None:
+    x = random(1, 3, 5, 96, dtype=torch.float16)
+    weight, bias = product_inputs(x, 88)
+    sums = weight.double().sum(1).float()
+    narrow, wide = (
+        ex.launch_expand(x, weight, bias, moments_of(x, 32), sums, "layernorm", 1e-6, "gelu", launch, chunk=32)[0]
+        for launch in (replace(SMALL, n=columns), replace(SMALL, n=64))
+    )
+    assert torch.equal(narrow, wide)
 
 
 # stem, downsample, pool_norm -----------------------------------------------------------------------------------------

@@ -19,10 +19,16 @@ class Code:
     shared_bytes: int
     threads: int
     opcodes: "collections.Counter[str]"
+    order: tuple[str, ...]  # opcodes as they stand in memory
 
     @property
     def instructions(self) -> int:
         return sum(self.opcodes.values()) - self.opcodes["NOP"]
+
+    def first(self, *starts: str) -> int:
+        """Where the first opcode stands that starts so; the end where there is none."""
+        places = (place for place, opcode in enumerate(self.order) if opcode.startswith(starts))
+        return next(places, len(self.order))
 
     def share(self, *opcodes: str) -> float:
         return sum(self.opcodes[opcode] for opcode in opcodes) / self.instructions
@@ -54,5 +60,5 @@ def compiled(
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    counts = collections.Counter(match.group(1) for match in OPCODE.finditer(text))
-    return Code(int(found[1]), int(found[2]), built.metadata.shared, 32 * num_warps, counts)
+    order = tuple(match.group(1) for match in OPCODE.finditer(text))
+    return Code(int(found[1]), int(found[2]), built.metadata.shared, 32 * num_warps, collections.Counter(order), order)
