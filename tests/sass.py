@@ -11,6 +11,8 @@ from typing import Any
 
 OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
 
+JUMP = re.compile(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?BRA[.\w]* (?:!?U?P\w+, )?0x([0-9a-f]+)", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Code:
@@ -20,6 +22,7 @@ class Code:
     threads: int
     opcodes: "collections.Counter[str]"
     order: tuple[str, ...]  # opcodes as they stand in memory
+    jumps: tuple[tuple[int, int], ...]  # branches: from which place in it to which
 
     @property
     def instructions(self) -> int:
@@ -61,4 +64,6 @@ def compiled(
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     order = tuple(match.group(1) for match in OPCODE.finditer(text))
-    return Code(int(found[1]), int(found[2]), built.metadata.shared, 32 * num_warps, collections.Counter(order), order)
+    jumps = tuple((int(start, 16) // 16, int(end, 16) // 16) for start, end in JUMP.findall(text))  # 16 bytes each
+    counts = collections.Counter(order)
+    return Code(int(found[1]), int(found[2]), built.metadata.shared, 32 * num_warps, counts, order, jumps)

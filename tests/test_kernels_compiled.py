@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
 
 GENERATIONS = (80, 90, 100, 120)
+PDL = {sm: sm >= 90 for sm in GENERATIONS}
 MATRIX = {80: ("HMMA", "IMMA"), 90: ("HGMMA", "IGMMA", "QGMMA"), 100: ("UTCHMMA", "UTCIMMA"), 120: ("HMMA", "IMMA")}
 
 
@@ -27,7 +28,7 @@ def conv(sm: int, type: str, *, side: int = 14, channels: int = 512, rows: int =
     types = {"x": half, "weight": half, "bias": half, "y": half, "moments": "*fp32"}
     return compiled(
         dwconv_moments_kernel, types, sm=sm, num_warps=4, H=side, W=side, C=channels, K=7, ROWS=rows, BW=4, BC=64,
-        PACKED=packed,
+        PACKED=packed, PDL=PDL[sm],
     )  # fmt: skip
 
 
@@ -54,7 +55,8 @@ def test_dwconv_in_bf16_is_mostly_fmas_and_does_not_spill(sm: int) -> None:
     assert code.opcodes["FFMA"] + code.opcodes["FHFMA"] >= 0.9 * 7 * 98  # Blackwell multiplies bf16 into fp32
 
 
-def expand(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, **flags: Any) -> Code:
+def expand(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, stages: int = 3,
+           **flags: Any) -> Code:  # fmt: skip
     from convnext_deploy.kernels.product_triton import expand_kernel
 
     eight = type in ("i8", "fp8e4nv")
@@ -67,13 +69,16 @@ def expand(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: 
     chunks = -(-channels // 64)
     constants = {"SQUARES": False, "SCALED": eight, "QUANTIZE": eight, "PRECISION": "ieee"} | flags
     return compiled(
-        expand_kernel, types, sm=sm, num_warps=warps, num_stages=3, N=4 * channels, K=channels, BC=64, CHUNKS=chunks,
-        WIDE=1 << (chunks - 1).bit_length(), EPS=1e-6, NORM="layernorm", ACTIVATION="gelu", BM=m, BN=n, BK=k, GROUP=8,
-        **constants,
+        expand_kernel, types, sm=sm, num_warps=warps, num_stages=stages, N=4 * channels, K=channels, BC=64,
+        CHUNKS=chunks, WIDE=1 << (chunks - 1).bit_length(), EPS=1e-6, NORM="layernorm", ACTIVATION="gelu", BM=m, BN=n,
+        BK=k, GROUP=8, PDL=PDL[sm], **constants,
     )  # fmt: skip
 
 
-def project(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, prologue: str = "none") -> Code:
+def project(
+    sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, prologue: str = "none", split: int = 1,
+    stages: int = 3,
+) -> Code:  # fmt: skip
     from convnext_deploy.kernels.product_triton import project_kernel
 
     eight = type in ("i8", "fp8e4nv")
@@ -82,9 +87,11 @@ def project(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps:
         "hidden": f"*{type}", "weight": f"*{type}", "bias": half, "residual": half, "factor": "*fp32",
         "scales": "*fp32", "hidden_scale": "*fp32", "out": half, "ROWS": "i32", "TILES": "i32", "TILES_M": "i32",
     }  # fmt: skip
+    if split > 1:
+        types["out"] = "*i32" if type == "i8" else "*fp32"
     return compiled(
-        project_kernel, types, sm=sm, num_warps=warps, num_stages=3, N=channels, K=4 * channels, PROLOGUE=prologue,
-        SCALED=eight, PRECISION="ieee", BM=m, BN=n, BK=k, GROUP=8,
+        project_kernel, types, sm=sm, num_warps=warps, num_stages=stages, N=channels, K=4 * channels,
+        PROLOGUE=prologue, SCALED=eight, PRECISION="ieee", BM=m, BN=n, BK=k, GROUP=8, SPLIT=split, PDL=PDL[sm],
     )  # fmt: skip
 
 
@@ -130,7 +137,7 @@ def final_norm(sm: int, out: str) -> Code:
     types = dict.fromkeys(("x", "weight", "bias", "y"), "*fp16") | {"out": f"*{out}", "out_scale": "*fp32"}
     return compiled(
         dwconv_norm_kernel, types, sm=sm, num_warps=4, H=14, W=14, C=384, K=7, ROWS=7, BW=4, BC=64, PACKED=True,
-        EPS=1e-6, NORM="layernorm", QUANTIZE=out != "fp16",
+        EPS=1e-6, NORM="layernorm", QUANTIZE=out != "fp16", PDL=PDL[sm],
     )  # fmt: skip
 
 
@@ -141,17 +148,18 @@ def stem(sm: int) -> Code:
     types |= dict.fromkeys(("BATCH_STRIDE", "ROW_STRIDE", "COLUMN_STRIDE", "CHANNEL_STRIDE"), "i32")
     return compiled(
         stem_kernel, types, sm=sm, num_warps=8, H=56, W=56, C=3, N=192, K=4, EPS=1e-6, NORM="layernorm", OFFSET=True,
-        PRECISION="ieee", BM=64, BN=256, BK=64,
+        PRECISION="ieee", BM=64, BN=256, BK=64, PDL=PDL[sm],
     )  # fmt: skip
 
 
-def downsample(sm: int) -> Code:
+def downsample(sm: int, *, m: int = 128, n: int = 128, warps: int = 8, stages: int = 3, split: int = 1) -> Code:
     from convnext_deploy.kernels.patches_triton import downsample_kernel
 
-    types = dict.fromkeys(("x", "weight", "bias", "out"), "*fp16") | {"M": "i32"}
+    types = dict.fromkeys(("x", "weight", "bias"), "*fp16") | {"M": "i32"}
+    types["out"] = "*fp32" if split > 1 else "*fp16"
     return compiled(
-        downsample_kernel, types, sm=sm, num_warps=8, H=28, W=28, C=192, N=384, EPS=1e-6, NORM="layernorm",
-        PRECISION="ieee", BM=128, BN=128, BK=64 if sm >= 90 else 32, GROUP=8,
+        downsample_kernel, types, sm=sm, num_warps=warps, num_stages=stages, H=28, W=28, C=192, N=384, EPS=1e-6,
+        NORM="layernorm", PRECISION="ieee", BM=m, BN=n, BK=64 if sm >= 90 else 32, GROUP=8, SPLIT=split, PDL=PDL[sm],
     )  # fmt: skip
 
 
@@ -160,8 +168,103 @@ def pool_norm(sm: int) -> Code:
 
     types = {"x": "*fp16", "out": "*fp32", "PIXELS": "i32"}
     return compiled(
-        pool_norm_kernel, types, sm=sm, num_warps=8, C=768, WIDE=1024, BP=8, EPS=1e-6, NORM="layernorm"
+        pool_norm_kernel, types, sm=sm, num_warps=8, C=768, WIDE=1024, BP=8, EPS=1e-6, NORM="layernorm",
+        PDL=PDL[sm],
     )  # fmt: skip
+
+
+def add_parts(sm: int, type: str = "fp32") -> Code:
+    from convnext_deploy.kernels.product_triton import add_parts_kernel
+
+    types = {"parts": f"*{type}", "scales": "*fp32", "M": "i32"}
+    types |= dict.fromkeys(("bias", "residual", "out"), "*fp16")
+    return compiled(
+        add_parts_kernel, types, sm=sm, num_warps=4, N=768, SPLIT=5, SCALED=type == "i32", RESIDUAL=True, BLOCK=512,
+        PDL=PDL[sm],
+    )  # fmt: skip
+
+
+def grn_factor(sm: int) -> Code:
+    from convnext_deploy.kernels.product_triton import grn_factor_kernel
+
+    types = {"squares": "*fp32", "weight": "*fp16", "factor": "*fp32", "TILES": "i32"}
+    return compiled(grn_factor_kernel, types, sm=sm, num_warps=8, C=1536, WIDE=2048, EPS=1e-6, PDL=PDL[sm])
+
+
+def few_rows(sm: int, type: str) -> list[Code]:
+    """Products as `launch.spread` gives them at batch 1."""
+    k, n = (128 if type in ("i8", "fp8e4nv") and sm >= 90 else 64), 32
+    shape = {"m": 64, "k": k, "warps": 4, "stages": 6}
+    return [
+        expand(sm, type, 768, n=n, **shape),
+        expand(sm, type, 768, n=16, **shape),
+        *(project(sm, type, 768, n=n, split=split, **shape) for split in (1, 5)),
+    ]
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+@pytest.mark.parametrize("type", ["fp16", "bf16", "i8"])
+def test_products_of_few_rows_use_the_matrix_units_and_do_not_spill(type: str, sm: int) -> None:
+    if (sm, type) == (120, "i8"):
+        pytest.skip("as sm_80")
+    for code in few_rows(sm, type):
+        assert any(opcode.startswith((*MATRIX[sm], "HGMMA")) for opcode in code.opcodes)
+        assert code.stack_bytes == 0
+        assert code.registers <= 128
+        assert code.shared_bytes <= (80 << 10)  # two programs a multiprocessor, with six stages
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_a_split_project_after_grn_and_a_split_downsample_do_not_spill(sm: int) -> None:
+    shape: Any = {"m": 64, "n": 32, "warps": 4, "stages": 6, "split": 2}
+    for code in (project(sm, "fp16", 768, k=64, prologue="factor", **shape), downsample(sm, **shape)):
+        assert uses_the_matrix_units(code, sm)
+        assert code.stack_bytes == 0
+
+
+@pytest.mark.parametrize("type", ["fp32", "i32"])
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_adding_parts_takes_few_registers(sm: int, type: str) -> None:
+    code = add_parts(sm, type)
+    assert code.stack_bytes == 0
+    assert code.registers <= 40
+    assert code.opcodes["STG"] == 1  # four results a thread, in one store
+
+
+EVERY_KERNEL: dict[str, Callable[[int], Code]] = {
+    "dwconv_moments": lambda sm: conv(sm, "fp16", packed=True),
+    "dwconv_norm": lambda sm: final_norm(sm, "fp16"),
+    "expand": lambda sm: expand(sm, "fp16", 384, m=128, n=128, k=64, warps=8),
+    "expand, narrow": lambda sm: expand(sm, "fp16", 768, m=64, n=32, k=64, warps=4, SQUARES=True),
+    "grn_factor": grn_factor,
+    "project": lambda sm: project(sm, "fp16", 384, m=128, n=128, k=64, warps=8, prologue="factor"),
+    "project, split": lambda sm: project(sm, "fp16", 768, m=64, n=32, k=64, warps=4, split=5, stages=6),
+    "add_parts": add_parts,
+    "stem": stem,
+    "downsample": downsample,
+    "pool_norm": pool_norm,
+}
+MEMORY = ("LD", "ST", "ATOM", "RED", "UTMA", "UBLKCP", "CCTL")
+NOT_GLOBAL = {"LDC", "LDCU", "LDS", "STS", "ATOMS"}  # constants and shared memory
+
+
+@pytest.mark.parametrize("sm", [90, 100, 120])
+@pytest.mark.parametrize("name", EVERY_KERNEL)
+def test_a_kernel_waits_before_it_touches_global_memory(name: str, sm: int) -> None:
+    """And no branch leads past the wait, so that what stands behind it in memory comes after it in time."""
+    code = EVERY_KERNEL[name](sm)
+    wait = code.first("ACQBULK")
+    before = {opcode for opcode in code.order[:wait] if opcode.startswith(MEMORY)}
+    assert before <= NOT_GLOBAL
+    assert wait < code.first("PREEXIT") < len(code.order)  # and then its dependents may be launched
+    assert wait < code.first("BRX", "JMP", "CALL", "RET", "EXIT")
+    assert all(end <= wait for start, end in code.jumps if start < wait)
+
+
+@pytest.mark.parametrize("name", EVERY_KERNEL)
+def test_before_sm_90_nothing_waits(name: str) -> None:
+    code = EVERY_KERNEL[name](80)
+    assert not {"ACQBULK", "PREEXIT"} & set(code.opcodes)
 
 
 def test_dwconv_with_the_whole_norm_does_not_spill() -> None:
@@ -177,8 +280,11 @@ def test_the_other_kernels_do_not_spill(sm: int) -> None:
         assert code.stack_bytes == 0
 
 
+@pytest.mark.parametrize("generation", [(8, 0), (9, 0)])
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
-def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_sees_every_kernel_and_what_each_writes(
+    name: str, generation: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced with tensors of a GPU that is not there. A kernel whose writes were not understood would have its inputs
     copied first, and so would one that is handed the same memory twice."""
     import torch
@@ -189,6 +295,7 @@ def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch:
     from triton.backends.compiler import GPUTarget
 
     from convnext_deploy import passes
+    from convnext_deploy.kernels import launch
     from convnext_deploy.kernels.use import parts, use_kernels
     from convnext_deploy.models.convnext import ConvNeXt
     from convnext_deploy.models.registry import spec
@@ -198,6 +305,7 @@ def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch:
             return GPUTarget("cuda", 90, 32)
 
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(launch, "capability", lambda x: generation)
     model = ConvNeXt(spec(name, depths=(1, 1, 1, 1), task="features", image_size=(64, 64))).eval().requires_grad_(False)
     passes.fold_norm_affine(model)
     passes.fold_layer_scale(model)
@@ -213,10 +321,14 @@ def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch:
         assert "clone" not in str(node.target)
         if "triton_kernel_wrapper" in str(node.target):
             kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            options = kernel_side_table.get_constant_args(node.kwargs["constant_args_idx"]) | node.kwargs["kwargs"]
+            early = generation >= launch.PDL_FROM
+            assert (options["PDL"], options.get("launch_pdl", False)) == (early, early)
+            assert ("launch_pdl" in node.kwargs.get("launch_kwargs", ())) == early  # what Inductor launches it with
             written.setdefault(getattr(kernel, "fn", kernel).__name__, set()).update(node.kwargs["tensors_to_clone"])
     expected = {
         "stem_kernel": {"out"}, "downsample_kernel": {"out"}, "dwconv_moments_kernel": {"y", "moments"},
-        "expand_kernel": {"out"}, "project_kernel": {"out"},
+        "expand_kernel": {"out"}, "project_kernel": {"out"}, "add_parts_kernel": {"out"},
     }  # fmt: skip
     if "v2" in name:
         expected |= {"expand_kernel": {"out", "squares"}, "grn_factor_kernel": {"factor"}}
@@ -227,6 +339,8 @@ def test_inductor_sees_every_kernel_and_what_each_writes(name: str, monkeypatch:
     ("module", "name", "compile"),
     [
         ("product_triton", "expand_kernel", lambda: expand(90, "fp16", 96, m=64, n=64, k=32, warps=4, SQUARES=True)),
+        ("product_triton", "add_parts_kernel", lambda: add_parts(90)),
+        ("product_triton", "grn_factor_kernel", lambda: grn_factor(90)),
         ("product_triton", "project_kernel", lambda: project(90, "i8", 96, m=64, n=64, k=64, warps=4)),
         ("dwconv_norm_triton", "dwconv_moments_kernel", lambda: conv(90, "fp16", rows=2, packed=True)),
         ("patches_triton", "stem_kernel", lambda: stem(90)),

@@ -7,11 +7,11 @@ from .triton_blocks import (
     column,
     empty_total,
     merged,
+    part_and_tile,
     product,
     row_moments,
     scale_and_shift,
     store_tile,
-    tile,
     tile_rows,
     wait_for_earlier,
     weight_pointers,
@@ -80,9 +80,7 @@ def downsample_kernel(x, weight, bias, out, M, H: tl.constexpr, W: tl.constexpr,
         SPLIT: 1, 2 or 4; if more than 1, out is (SPLIT, M, N) fp32: `add_parts_kernel` ends it.
     """
     TILES_M = (M + BM - 1) // BM
-    TILES_N: tl.constexpr = (N + BN - 1) // BN
-    part = tl.program_id(0) // (TILES_M * TILES_N)
-    tile_m, tile_n = tile(tl.program_id(0) % (TILES_M * TILES_N), TILES_M, TILES_N, GROUP)
+    part, tile_m, tile_n = part_and_tile(TILES_M, (N + BN - 1) // BN, GROUP, SPLIT)
     _, rows, ok = tile_rows(tile_m, M, TILES_M, BM)
     columns = tile_n * BN + tl.arange(0, BN)
     corner = (rows // W).to(tl.int64) * (4 * W) + rows % W * 2  # of all pixels of x, row after row

@@ -8,6 +8,7 @@ from .triton_blocks import (
     column,
     empty_total,
     normalizer,
+    part_and_tile,
     product,
     quantized,
     row_pointers,
@@ -74,9 +75,7 @@ def project_kernel(hidden, weight, bias, residual, factor, scales, hidden_scale,
         scales, hidden_scale: as `expand_kernel`'s and `product`'s.
         SPLIT: if more than 1, out is (SPLIT, M, N) in what the product is added up in: `add_parts_kernel` ends it.
     """
-    TILES_N: tl.constexpr = (N + BN - 1) // BN
-    part = tl.program_id(0) // (TILES_M * TILES_N)
-    tile_m, tile_n = tile(tl.program_id(0) % (TILES_M * TILES_N), TILES_M, TILES_N, GROUP)
+    part, tile_m, tile_n = part_and_tile(TILES_M, (N + BN - 1) // BN, GROUP, SPLIT)
     image, rows, ok = tile_rows(tile_m, ROWS, TILES, BM)
     columns = tile_n * BN + tl.arange(0, BN)
     unused = tl.zeros([BM], tl.float32)
@@ -95,22 +94,22 @@ def project_kernel(hidden, weight, bias, residual, factor, scales, hidden_scale,
 
 
 @triton.jit
-def add_parts_kernel(parts, bias, residual, scales, out, SIZE, N: tl.constexpr, SPLIT: tl.constexpr,
+def add_parts_kernel(parts, bias, residual, scales, out, M, N: tl.constexpr, SPLIT: tl.constexpr,
                      SCALED: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
                      PDL: tl.constexpr):  # fmt: skip
-    """What a split product's kernel would have done with its result. SIZE is M * N, of which a program takes BLOCK.
+    """What a split product's kernel would have done with its result, BLOCK results a program.
 
     Args:
         parts: (SPLIT, M, N) fp32 or int32, added in order; bias, scales: (N,); residual, out: (M, N).
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    ok = at < SIZE
+    ok = at < M * N
     columns = at % N
     wait_for_earlier(PDL)
     place = parts + at
     y = tl.load(place, mask=ok, other=0)
     for _ in tl.static_range(1, SPLIT):
-        place += SIZE
+        place += M * N
         y += tl.load(place, mask=ok, other=0)
     y = y.to(tl.float32)
     if SCALED:

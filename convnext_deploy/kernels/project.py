@@ -58,9 +58,9 @@ def launch_add_parts(
     """
     from .product_triton import add_parts_kernel
 
-    block = 512
+    block, channels = 512, out.shape[-1]
     wrap_triton(add_parts_kernel)[(-(-out.numel() // block),)](
-        parts, bias, *(bias if t is None else t for t in (residual, scales)), out, out.numel(), N=out.shape[-1],
+        parts, bias, *(bias if t is None else t for t in (residual, scales)), out, out.numel() // channels, N=channels,
         SPLIT=launch.split, SCALED=scales is not None, RESIDUAL=residual is not None, BLOCK=block, num_warps=4,
         **dependent(launch.pdl),
     )  # fmt: skip

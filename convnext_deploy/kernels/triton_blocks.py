@@ -106,6 +106,18 @@ def tile(pid, TILES_M, TILES_N, GROUP: tl.constexpr):
 
 
 @triton.jit
+def part_and_tile(TILES_M, TILES_N, GROUP: tl.constexpr, SPLIT: tl.constexpr):
+    """Which part of K this program takes, and of which tile."""
+    pid = tl.program_id(0)
+    part = 0
+    if SPLIT > 1:
+        part = pid // (TILES_M * TILES_N)
+        pid = pid % (TILES_M * TILES_N)
+    row, column_of_tiles = tile(pid, TILES_M, TILES_N, GROUP)
+    return part, row, column_of_tiles
+
+
+@triton.jit
 def tile_rows(tile_m, ROWS, TILES, BM: tl.constexpr):
     """The image that a tile of rows belongs to, its rows in the whole matrix, and which of them are real."""
     image = tile_m // TILES
