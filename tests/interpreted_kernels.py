@@ -20,7 +20,7 @@ from convnext_deploy.kernels import expand as ex
 from convnext_deploy.kernels import patches as pa
 from convnext_deploy.kernels import project as pr
 from convnext_deploy.kernels import quantized as q8
-from convnext_deploy.kernels.launch import ProductLaunch
+from convnext_deploy.kernels.launch import ConvLaunch, ProductLaunch, conv_launch
 from convnext_deploy.kernels.triton_blocks import activated
 from convnext_deploy.models.registry import VARIANTS
 
@@ -83,6 +83,12 @@ def conv_inputs(
     return random(*shape, dtype=dtype), weight, random(channels, dtype=dtype, seed=1)
 
 
+def strips(x: Tensor, weight: Tensor) -> ConvLaunch:
+    """As high as they are at large batches; `dw.launch_of` has lower ones for maps as small as these."""
+    _, height, width, channels = x.shape
+    return conv_launch(x.dtype, height, width, channels, weight.shape[-1])
+
+
 # dwconv_norm ---------------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +110,7 @@ def test_dwconv_norm_equals_float64_to_the_rounding_of_its_type(
     x, weight, bias = conv_inputs(shape, dtype, kernel_size)
     exact = dw.dwconv_norm_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
     eager = dw.dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6)
-    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight))
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, strips(x, weight))
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
 
 
@@ -116,23 +122,37 @@ def test_dwconv_moments_equals_float64_to_the_rounding_of_its_type(
     x, weight, bias = conv_inputs(shape, dtype)
     exact, exact_moments = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
     eager = dw.conv_reference(x, weight, bias)
-    y, moments = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    y, moments = dw.launch_moments(x, weight, bias, strips(x, weight))
     assert relative_error(y, exact) <= 2 * relative_error(eager, exact) + 1e-7
-    limit = 1e-3 if dw.launch_of(x, weight).packed else 1e-5  # fp32 sums of exact products, or of rows added in fp16
+    limit = 1e-3 if strips(x, weight).packed else 1e-5  # fp32 sums of exact products, or of rows added in fp16
     torch.testing.assert_close(moments.double(), exact_moments, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_lower_strips_give_the_same_bits(rows: int, dtype: torch.dtype) -> None:
+    x, weight, bias = conv_inputs((2, 7, 3, 40), dtype)
+    launch = strips(x, weight)
+    lower = replace(launch, rows=rows)
+    for low, high in zip(
+        (*dw.launch_moments(x, weight, bias, lower), dw.launch_norm(x, weight, bias, "layernorm", 1e-6, lower)),
+        (*dw.launch_moments(x, weight, bias, launch), dw.launch_norm(x, weight, bias, "layernorm", 1e-6, launch)),
+        strict=True,
+    ):
+        assert torch.equal(low, high)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_dwconv_moments_takes_every_width_of_the_family(channels: int) -> None:
     x, weight, bias = conv_inputs((1, 1, 1, channels), torch.float16)
     exact, _ = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
-    found, _ = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    found, _ = dw.launch_moments(x, weight, bias, strips(x, weight))
     assert relative_error(found, exact) < 1e-3
 
 
 def test_dwconv_of_a_strided_input_equals_that_of_its_copy() -> None:
     x, weight, bias = conv_inputs((1, 4, 4, 32), torch.float16)
-    launch = dw.launch_of(x[:, ::2], weight)
+    launch = strips(x[:, ::2], weight)
     for strided in (x[:, ::2], x.permute(0, 2, 1, 3)[:, ::2]):
         first, moments = dw.launch_moments(strided, weight, bias, launch)
         second, same = dw.launch_moments(strided.contiguous(), weight, bias, launch)
@@ -145,7 +165,7 @@ def test_dwconv_norm_of_a_map_with_a_huge_mean_is_as_exact_as_eager() -> None:
     bias = bias + 3000
     exact = dw.dwconv_norm_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
     eager = dw.dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6)
-    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight))
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, strips(x, weight))
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact)
 
 
@@ -246,7 +266,7 @@ def test_expand_behind_dwconv_moments_is_as_exact_as_eager(offset: float, dtype:
         y = dw.conv_reference(x.to(to), weight.to(to), bias.to(to))
         return ex.expand_reference(y, wide.to(to), wide_bias.to(to), "layernorm", 1e-6, "gelu")
 
-    launch = dw.launch_of(x, weight)
+    launch = strips(x, weight)
     y, moments = dw.launch_moments(x, weight, bias, launch)
     row_sums = wide.double().sum(1).float()
     found, _ = ex.launch_expand(
@@ -261,7 +281,7 @@ def test_dwconv_of_values_near_the_end_of_fp16_is_finite_and_exact() -> None:
     x, weight = (x * 8000).clamp(-65504, 65504), weight / 4
     exact, _ = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
     eager = dw.conv_reference(x, weight, bias)
-    found, moments = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    found, moments = dw.launch_moments(x, weight, bias, strips(x, weight))
     assert moments.isfinite().all()
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact)
 
@@ -523,7 +543,7 @@ def test_dwconv_norm_in_codes_is_at_most_one_code_from_float64(dtype: torch.dtyp
     exact = q8.dwconv_norm_quantized_reference(
         x.double(), weight.double(), bias.double(), "layernorm", 1e-6, scale, dtype == q8.E4M3
     )
-    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight), scale, dtype)
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, strips(x, weight), scale, dtype)
     share, most = steps_apart(found, exact)
     assert share < 0.002
     assert most <= 1

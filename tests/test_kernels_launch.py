@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from convnext_deploy.kernels import launch
+from convnext_deploy.kernels.dwconv_norm import launch_of
 from convnext_deploy.kernels.launch import ProductLaunch, fitted_launch, programs
 from convnext_deploy.kernels.project import PARTS
 
@@ -131,3 +132,18 @@ def test_kernels_start_early_from_sm_90_on(
     monkeypatch.setattr(launch, "capability", lambda x: generation)
     assert fitted_launch(linear(768, 3072), 49).pdl is starts_early
     assert launch.dependent(starts_early) == ({"PDL": True, "launch_pdl": True} if starts_early else {"PDL": False})
+
+
+@pytest.mark.parametrize(
+    ("widths", "batch", "rows"),
+    [(TINY, 1, [12, 6, 4, 2]), (BASE, 1, [14, 7, 5, 3]), (TINY, 8, [14, 14, 14, 7]), (TINY, 32, [14, 14, 14, 7])],
+)
+def test_strips_of_the_convolution_are_lower_at_small_batches(
+    widths: tuple[int, ...], batch: int, rows: list[int]
+) -> None:
+    for stage, width in enumerate(widths):
+        side = 56 >> stage
+        x = torch.empty(batch, side, side, width, dtype=torch.float16, device="meta")
+        weight = torch.empty(width, 1, 7, 7, dtype=torch.float16, device="meta")
+        assert launch_of(x, weight).rows == rows[stage]
+        assert launch_of(x, weight, whole=True).rows <= rows[stage]  # these programs are fewer

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .launch import ConvLaunch, conv_launch, dependent, overlaps
+from .launch import ConvLaunch, conv_launch, dependent, overlaps, spread_strips
 from .operation import operation, shaped, sum_type
 
 
@@ -39,10 +39,11 @@ def wide(x: Tensor) -> Tensor:
     return x.to(sum_type(x))
 
 
-def launch_of(x: Tensor, weight: Tensor) -> ConvLaunch:
-    """The record for an input (N, H, W, C) and a weight (C, 1, K, K)."""
+def launch_of(x: Tensor, weight: Tensor, whole: bool = False) -> ConvLaunch:
+    """The record for an input (N, H, W, C) and a weight (C, 1, K, K); `whole`: of the kernel that ends the norm."""
     _, height, width, channels = x.shape
-    return replace(conv_launch(x.dtype, height, width, channels, weight.shape[-1]), pdl=overlaps(x))
+    launch = spread_strips(conv_launch(x.dtype, height, width, channels, weight.shape[-1]), x, whole)
+    return replace(launch, pdl=overlaps(x))
 
 
 def dwconv_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
@@ -109,7 +110,7 @@ def launch_norm(
 
 
 def _dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
-    return launch_norm(x, weight, bias, norm, eps, launch_of(x, weight))
+    return launch_norm(x, weight, bias, norm, eps, launch_of(x, weight, whole=True))
 
 
 def _dwconv_moments(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

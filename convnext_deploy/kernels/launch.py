@@ -7,6 +7,7 @@ multiprocessor. `benchmarks/kernel_bench.py` takes others, and what wins on a GP
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class ProductLaunch:
 SAFE = (8, 0)  # what a GPU that is not in a table is treated as: every one since 2020 runs it
 PROCESSORS = 132  # multiprocessors where there is no GPU to ask: an H200's
 PDL_FROM = (9, 0)  # the first generation with programmatic dependent launch; see `dependent`
+ENOUGH = 2 / 3  # programs, of the multiprocessors: twice as many would read more and fill little
+LEAST_ROWS = 2  # of a strip of the depthwise convolution, which loads 6 more
 PART_TRIPS = 8  # a part of a split product goes at least so often through its loop, or a second kernel costs more
 NARROW_STAGES = 6  # of narrow tiles: a program then has 20 KiB of weights under way, so that the memory is kept busy
 
@@ -103,6 +106,23 @@ def conv_launch(dtype: torch.dtype, height: int, width: int, channels: int, kern
     return ConvLaunch(rows=math.ceil(height / strips), columns=256 // chunk, channels=chunk, packed=packed)
 
 
+def spread_strips(launch: ConvLaunch, x: Tensor, whole: bool) -> ConvLaunch:
+    """The same in lower strips, where so small a batch x (N, H, W, C) would leave most of the GPU idle.
+
+    Rows at a strip's edges are read by two programs, so no strip is lower than it has to be for `ENOUGH`.
+
+    Args:
+        whole: programs take all channels of their pixels, not a chunk.
+    """
+    _, height, width, channels = x.shape
+    images = cast("int | torch.SymInt", x.shape[0])
+    if isinstance(images, torch.SymInt):  # as in `spread`
+        return launch
+    across = images * math.ceil(width / launch.columns) * (1 if whole else math.ceil(channels / launch.channels))
+    strips = math.ceil(ENOUGH * processors(x) / max(1, across))
+    return replace(launch, rows=min(launch.rows, max(LEAST_ROWS, math.ceil(height / strips))))
+
+
 def product_launch(x: Tensor, rows: int | torch.SymInt) -> ProductLaunch:
     """For a product of so many rows, with operands of x's type."""
     here = capability(x)
@@ -133,9 +153,9 @@ def spread(
 ) -> ProductLaunch:
     """The same over more of the GPU, where so few rows of tiles would leave most of it idle: at batch 1, above all.
 
-    Tiles of 32 columns come first, then parts of K, then 16 columns, until two thirds of the multiprocessors have a
-    program. Narrow tiles read every weight once but the activations more often (from the L2), so no tile is narrower
-    than it has to be; parts read nothing twice, but their sums pass through memory, and it takes a kernel to add them.
+    Tiles of 32 columns come first, then parts of K, then 16 columns, until there are `ENOUGH` programs. Narrow tiles
+    read every weight once but the activations more often (from the L2), so no tile is narrower than it has to be; parts
+    read nothing twice, but their sums pass through memory, and it takes a kernel to add them.
 
     Args:
         weight: (outputs, inputs, ...), of the product.
@@ -147,7 +167,7 @@ def spread(
     outputs, trips = len(weight), math.ceil(weight[0].numel() / launch.k)
     there, found = processors(weight), launch
     for columns, splits in ((32, False), (32, True), (16, True)):
-        if programs(found, tiles, outputs) >= 2 * there // 3:
+        if programs(found, tiles, outputs) >= ENOUGH * there:
             break
         found = replace(launch, n=min(launch.n, columns), stages=max(launch.stages, NARROW_STAGES))
         if splits:

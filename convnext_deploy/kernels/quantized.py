@@ -61,7 +61,7 @@ def project_quantized_reference(
 def _dwconv_norm_quantized(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, scale: Tensor, e4m3: bool
 ) -> Tensor:
-    launch = launch_of(x, weight)
+    launch = launch_of(x, weight, whole=True)
     return launch_norm(x, weight, bias, norm, eps, launch, scale, E4M3 if e4m3 else torch.int8)
 
 
