@@ -119,7 +119,7 @@ def spread_strips(launch: ConvLaunch, x: Tensor, whole: bool) -> ConvLaunch:
     if isinstance(images, torch.SymInt):  # as in `spread`
         return launch
     across = images * math.ceil(width / launch.columns) * (1 if whole else math.ceil(channels / launch.channels))
-    strips = math.ceil(ENOUGH * processors(x) / max(1, across))
+    strips = max(1, math.ceil(ENOUGH * processors(x) / max(1, across)))
     return replace(launch, rows=min(launch.rows, max(LEAST_ROWS, math.ceil(height / strips))))
 
 
