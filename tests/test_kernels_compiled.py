@@ -335,6 +335,21 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
     assert written == expected
 
 
+def test_aotinductor_launches_as_we_ask_it_to() -> None:
+    """Of a launch's arguments it keeps Triton's own options, and its C++ turns this one into the driver's attribute."""
+    from torch._inductor.codegen.cpp_wrapper_gpu import _launch_pdl_cpp_literal as literal
+    from torch._inductor.runtime.triton_helpers import try_filter_backend_options_for_target as options
+    from triton.backends.compiler import GPUTarget
+
+    from convnext_deploy.kernels.launch import dependent
+
+    for early, expected in ((True, "true"), (False, "false")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
+            kept = options(GPUTarget("cuda", 90, 32), {**dependent(early), "N": 96}, ("PDL", "N"))
+        assert literal({"backend_options": kept}) == expected
+
+
 @pytest.mark.parametrize(
     ("module", "name", "compile"),
     [
