@@ -64,20 +64,36 @@ def test_at_batch_32_nothing_is_narrowed_or_split(widths: tuple[int, ...], dtype
             assert fitted_launch(weight, rows, parts=PARTS) == launch.product_launch(weight, rows)
 
 
-def test_every_part_of_a_product_is_worth_its_sums() -> None:
-    """In 8 bits a trip takes twice as many products, so half as many parts are left."""
-    half, eight = (fitted_launch(linear(768, 1024, dtype), 49, parts=PARTS) for dtype in (torch.float16, torch.int8))
-    assert (half.split, eight.split) == (2, 2)
-    assert fitted_launch(linear(768, 768), 49, parts=PARTS).split == 1
+def test_a_product_is_split_only_where_that_saves_more_than_a_kernel_costs() -> None:
     for inputs in range(64, 8192, 64):
         record = fitted_launch(linear(768, inputs), 49, parts=PARTS)
-        assert record.split == 1 or inputs / record.k / record.split >= launch.PART_TRIPS
+        trips = inputs / record.k
+        assert record.split == 1 or trips / record.split >= launch.PART_TRIPS
+        assert record.split == 1 or trips - trips / record.split >= launch.SAVED_TRIPS
+    assert [fitted_launch(linear(768, inputs), 49, parts=PARTS).split for inputs in (1536, 2048, 3072)] == [1, 4, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize("generation", [(8, 0), (9, 0)])
+def test_stages_fit_the_smallest_shared_memory(
+    generation: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "capability", lambda x: generation)
+    deepest = 0
+    for outputs in (40, 96, 768, 1536):
+        for rows in (49, 196, 3136, 6272):
+            record, plain = (f(linear(outputs, 3072, dtype), rows) for f in (fitted_launch, launch.product_launch))
+            size = (record.m + record.n) * record.k * record.stages * dtype.itemsize
+            assert record.stages >= plain.stages
+            assert size <= (96 << 10)
+            deepest = max(deepest, record.stages)
+    assert deepest >= 4
 
 
 def test_a_downsample_is_split_by_whole_taps() -> None:
     weight = torch.empty(1024, 512, 2, 2, dtype=torch.float16, device="meta")
     assert fitted_launch(weight, 49, parts=(1, 2, 4)).split == 4
-    assert fitted_launch(weight, 49, parts=(1, 2)).split == 2
+    assert fitted_launch(weight, 49, parts=(1,)).split == 1
 
 
 def test_tiles_hold_rows_of_one_image_where_they_are_told_to() -> None:
@@ -92,7 +108,8 @@ def test_tiles_hold_rows_of_one_image_where_they_are_told_to() -> None:
 def test_a_gpu_with_fewer_multiprocessors_is_filled_by_wider_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = linear(768, 3072)
     monkeypatch.setattr(launch, "processors", lambda x: 16)
-    assert fitted_launch(weight, 49, parts=PARTS) == launch.product_launch(weight, 49)
+    found = fitted_launch(weight, 49, parts=PARTS)
+    assert (found.n, found.split) == (64, 1)
     monkeypatch.setattr(launch, "processors", lambda x: 148)
     assert fitted_launch(weight, 49, parts=PARTS).split == 6
 

@@ -47,8 +47,10 @@ PROCESSORS = 132  # multiprocessors where there is no GPU to ask: an H200's
 PDL_FROM = (9, 0)  # the first generation with programmatic dependent launch; see `dependent`
 ENOUGH = 2 / 3  # programs, of the multiprocessors: twice as many would read more and fill little
 LEAST_ROWS = 2  # of a strip of the depthwise convolution, which loads 6 more
-PART_TRIPS = 8  # a part of a split product goes at least so often through its loop, or a second kernel costs more
-NARROW_STAGES = 6  # of narrow tiles: a program then has 20 KiB of weights under way, so that the memory is kept busy
+PART_TRIPS = 8  # a part of a split product goes at least so often through its loop, or filling its pipeline costs more
+SAVED_TRIPS = 20  # that a split must save, or the second kernel costs more: 2 us at 0.1 us a trip
+STAGES = 6  # of the loop where programs are alone on a multiprocessor: the memory's latency over 5 loads under way,
+STAGE_BYTES = 88 << 10  # as many as fit the smallest shared memory since 2020 (99 KiB)
 
 # (generation at least, rows at least, bytes an element at most) -> record; the first that fits. Tiles of 128 x 256 are
 # not among them: `project` spills with them (compiled for sm_90: 176 bytes, with int8 624), `expand` on sm_100.
@@ -148,31 +150,40 @@ def per_image(launch: ProductLaunch, rows: int) -> ProductLaunch:
     return smaller if computed > 1.2 * less else launch
 
 
+def deepened(launch: ProductLaunch, weight: Tensor) -> ProductLaunch:
+    """The same with as many stages as fit; rows count 2 bytes an element, from which 8 bits may still be made."""
+    size = weight.element_size()
+    stage = (launch.m * max(2, size) + launch.n * size) * launch.k
+    return replace(launch, stages=max(launch.stages, min(STAGES, STAGE_BYTES // stage)))
+
+
 def spread(
     launch: ProductLaunch, weight: Tensor, tiles: int | torch.SymInt, parts: Sequence[int] = (1,)
 ) -> ProductLaunch:
     """The same over more of the GPU, where so few rows of tiles would leave most of it idle: at batch 1, above all.
 
-    Tiles of 32 columns come first, then parts of K, then 16 columns, until there are `ENOUGH` programs. Narrow tiles
-    read every weight once but the activations more often (from the L2), so no tile is narrower than it has to be; parts
-    read nothing twice, but their sums pass through memory, and it takes a kernel to add them.
+    A program alone on its multiprocessor waits for its own loads, so more of them are under way. Then tiles of 32
+    columns come first, then parts of K, then 16 columns, until there are `ENOUGH` programs. Narrow tiles read every
+    weight once but the activations more often (from the L2), and a trip takes little less time; parts take fewer trips,
+    but their sums pass through memory, and it takes a kernel to add them.
 
     Args:
         weight: (outputs, inputs, ...), of the product.
         tiles: rows of tiles; of a dynamic batch, which must run at its largest too, nothing is changed.
-        parts: into how many K may be split, ascending.
+        parts: into how many K may be split.
     """
-    if isinstance(tiles, torch.SymInt):
+    if isinstance(tiles, torch.SymInt) or programs(launch, tiles, len(weight)) >= processors(weight):
         return launch
-    outputs, trips = len(weight), math.ceil(weight[0].numel() / launch.k)
-    there, found = processors(weight), launch
+    there, outputs, trips = processors(weight), len(weight), math.ceil(weight[0].numel() / launch.k)
+    found = deepened(launch, weight)
     for columns, splits in ((32, False), (32, True), (16, True)):
         if programs(found, tiles, outputs) >= ENOUGH * there:
             break
-        found = replace(launch, n=min(launch.n, columns), stages=max(launch.stages, NARROW_STAGES))
+        found = deepened(replace(launch, n=min(launch.n, columns)), weight)
         if splits:
             most = min(there // programs(found, tiles, outputs), trips // PART_TRIPS)
-            found = replace(found, split=max((part for part in parts if part <= most), default=1))
+            worth = (part for part in parts if part <= most and trips - trips / part >= SAVED_TRIPS)
+            found = replace(found, split=max(worth, default=1))
     return found
 
 
