@@ -49,8 +49,8 @@ ENOUGH = 2 / 3  # programs, of the multiprocessors: twice as many would read mor
 LEAST_ROWS = 2  # of a strip of the depthwise convolution, which loads 6 more
 PART_TRIPS = 8  # a part of a split product goes at least so often through its loop, or filling its pipeline costs more
 SAVED_TRIPS = 20  # that a split must save, or the second kernel costs more: 2 us at 0.1 us a trip
-STAGES = 6  # of the loop where programs are alone on a multiprocessor: the memory's latency over 5 loads under way,
-STAGE_BYTES = 88 << 10  # as many as fit the smallest shared memory since 2020 (99 KiB)
+STAGES = 6  # of the loop of a program alone on its multiprocessor: five loads share the memory's latency
+STAGE_BYTES = 88 << 10  # that they may take; the smallest shared memory is 99 KiB (sm_86, sm_89, sm_120)
 
 # (generation at least, rows at least, bytes an element at most) -> record; the first that fits. Tiles of 128 x 256 are
 # not among them: `project` spills with them (compiled for sm_90: 176 bytes, with int8 624), `expand` on sm_100.
