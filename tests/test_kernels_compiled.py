@@ -332,6 +332,47 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
     assert written == expected
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_a_graph_for_any_batch_is_not_tied_to_the_one_that_was_traced(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard on the batch would be an export that refuses every other. `len` of a tensor sets one."""
+    import torch
+    import triton
+    from torch._functorch.aot_autograd import aot_export_module
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+    from triton.backends.compiler import GPUTarget
+
+    from convnext_deploy import passes
+    from convnext_deploy.kernels import launch
+    from convnext_deploy.kernels.use import parts, use_kernels
+    from convnext_deploy.models.convnext import ConvNeXt
+    from convnext_deploy.models.registry import spec
+
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(launch, "capability", lambda x: (9, 0))
+    model = ConvNeXt(spec(name, depths=(1, 1, 1, 1), task="features", image_size=(64, 64))).eval().requires_grad_(False)
+    passes.fold_norm_affine(model)
+    passes.fold_layer_scale(model)
+    passes.fold_grn_bias(model)
+    model = model.half()
+    use_kernels(model, parts(model))
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes)
+    any_batch: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3])
+    images = mode.from_tensor(torch.empty(3, 3, 64, 64, dtype=torch.float16), symbolic_context=any_batch)
+    with mode, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
+        graph, _ = aot_export_module(model.to("cuda"), [images.to("cuda")], trace_joint=False)
+    assert any("triton_kernel_wrapper" in str(node.target) for node in graph.graph.nodes)
+    assert not shapes.guards
+
+
 def test_aotinductor_launches_as_we_ask_it_to() -> None:
     """Of a launch's arguments it keeps Triton's own options, and its C++ turns this one into the driver's attribute."""
     from torch._inductor.codegen.cpp_wrapper_gpu import _launch_pdl_cpp_literal as literal

@@ -66,7 +66,7 @@ def launch_expand(
 
     x = x.contiguous()
     outputs, channels = weight.shape
-    images, rows = (len(x), x.shape[1] * x.shape[2]) if squares else (1, x.numel() // channels)
+    images, rows = (x.shape[0], x.shape[1] * x.shape[2]) if squares else (1, x.numel() // channels)
     tiles = -(-rows // launch.m)
     out = torch.empty((*x.shape[:-1], outputs), dtype=dtype or x.dtype, device=x.device)
     sums = torch.empty((images, tiles, outputs) if squares else (0,), dtype=torch.float32, device=x.device)

@@ -45,8 +45,8 @@ def launch_stem(
 
     outputs, channels, size, _ = weight.shape
     height, width = images.shape[2] // size, images.shape[3] // size
-    rows = len(images) * height * width
-    out = torch.empty((len(images), height, width, outputs), dtype=weight.dtype, device=images.device)
+    rows = images.shape[0] * height * width
+    out = torch.empty((images.shape[0], height, width, outputs), dtype=weight.dtype, device=images.device)
     batch_stride, channel_stride, row_stride, column_stride = images.stride()
     wrap_triton(stem_kernel)[(-(-rows // pixels),)](
         images, weight.contiguous(), bias, gain, gain if offset is None else offset, out, rows,

@@ -84,7 +84,7 @@ def launch_project(
     hidden = hidden.contiguous()
     channels, inputs = weight.shape
     rows = hidden.numel() // inputs if factor is None else hidden.shape[1] * hidden.shape[2]
-    images = 1 if factor is None else len(hidden)
+    images = 1 if factor is None else hidden.shape[0]
     tiles = -(-rows // launch.m)
     residual = residual.contiguous()
     out = torch.empty_like(residual)
