@@ -11,7 +11,18 @@ from typing import Any
 
 import msgspec
 import torch
-from kernel_bench import Case, Subject, arguments, compiled, measured, refuse_without_gpu
+from kernel_bench import (
+    IN_TURN,
+    SMALL_BATCH,
+    WIDE_TILES,
+    Case,
+    Subject,
+    arguments,
+    compiled,
+    measured,
+    refuse_without_gpu,
+    under,
+)
 from records import append
 from torch import Tensor, nn
 
@@ -72,12 +83,14 @@ def subjects(spec: ModelSpec, precision: Precision, batch: int, device: str) -> 
             return (torch.randn(shape, device=device).to(case.dtype),)
 
         size = case.dtype.itemsize
+        small = {"wide tiles": WIDE_TILES, "in turn": IN_TURN} if batch <= SMALL_BATCH else {}
         yield name, case, Subject(
             inputs=inputs,
             exact=part_of(exact, name),
             contenders={
                 "kernels": part_of(fused, name), "eager": part_of(plain, name),
                 "compiled": compiled(part_of(plain, name)),
+                **{f"kernels, {word}": under(part_of(fused, name), settings) for word, settings in small.items()},
             },
             bytes=sum(size * (batch * (op.elements + op.operands) + op.weights) for op in found),
             matrix_flop=sum(2 * batch * op.matrix_macs for op in found),

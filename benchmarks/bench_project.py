@@ -1,10 +1,13 @@
 """Linear from 4C and residual on a GPU, and with GRN before it: our kernels beside PyTorch, eager and compiled.
 
-python benchmarks/bench_project.py [--precision fp16] [--batches 1 32 256] [--without-compile]
+    python benchmarks/bench_project.py [--precision fp16] [--batches 1 32 256] [--without-compile]
+
+At small batches also with K whole, with tiles as wide as at large ones, and with each kernel begun when the one before
+has ended.
 """
 
 import torch.nn.functional as F
-from kernel_bench import Case, Subject, compiled, main, normal
+from kernel_bench import IN_TURN, SMALL_BATCH, WHOLE_K, WIDE_TILES, Case, Subject, compiled, main, normal, under
 from torch import Tensor
 
 from convnext_deploy.kernels.project import project, project_reference
@@ -34,12 +37,14 @@ def subject(case: Case, device: str) -> Subject:
             normal(case.batch, 4 * channels, like=case, device=device).float().abs(),
         )
 
+    small = {"whole K": WHOLE_K, "wide tiles": WIDE_TILES, "in turn": IN_TURN} if case.batch <= SMALL_BATCH else {}
     return Subject(
         inputs=inputs,
         exact=lambda hidden, weight, bias, residual, factor: project_reference(hidden, weight, bias, residual),
         contenders={
             "kernel": kernel, "eager": eager, "compiled": compiled(eager),
             "kernel, GRN": project, "eager, GRN": eager_grn, "compiled, GRN": compiled(eager_grn),
+            **{f"kernel, {name}": under(kernel, settings) for name, settings in small.items()},
         },
         bytes=(6 * case.pixels * channels + 4 * channels * channels) * case.dtype.itemsize,
         matrix_flop=8 * case.pixels * channels * channels,

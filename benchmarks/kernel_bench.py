@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from records import append, median_and_spread
 from torch import Tensor
 
 from convnext_deploy import roofline
+from convnext_deploy.kernels import launch
 from convnext_deploy.models.convnext import DTYPES
 from convnext_deploy.models.registry import VARIANTS
 from convnext_deploy.types import Ceilings, Precision
@@ -25,6 +27,11 @@ FAMILY = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 BATCHES = (1, 32, 256)
 REPLAYS, WARM = 15, 3
 COPIES = 24  # at most, of a contender's inputs
+
+SMALL_BATCH = 8  # up to which products are spread and early launches matter
+WHOLE_K: dict[str, Any] = {"PART_TRIPS": 1 << 30}  # what `under` changes: no product is split,
+WIDE_TILES: dict[str, Any] = {"ENOUGH": 0.0}  # nor narrowed,
+IN_TURN: dict[str, Any] = {"PDL_FROM": (99, 0)}  # and every kernel begins when the one before has ended
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,16 @@ def errors(subject: Subject) -> dict[str, float | None]:
         with torch.inference_mode():
             found[name] = None if finish is None else relative_error(finish(call(*inputs)), exact)
     return found
+
+
+def under(call: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
+    """The same with other numbers in `kernels.launch`."""
+
+    def changed(*arguments: Tensor) -> Any:
+        with mock.patch.multiple(launch, **settings):
+            return call(*arguments)
+
+    return changed
 
 
 def captured(call: Callable[..., Any], inputs: list[tuple[Tensor, ...]]) -> Any:

@@ -5,6 +5,7 @@ An error is measured as that of PyTorch in the same type: norm of the difference
 """
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from convnext_deploy.kernels import expand as ex
 from convnext_deploy.kernels import patches as pa
 from convnext_deploy.kernels import project as pr
 from convnext_deploy.kernels import quantized as q8
-from convnext_deploy.kernels.launch import ProductLaunch
+from convnext_deploy.kernels.launch import ConvLaunch, ProductLaunch, conv_launch
 from convnext_deploy.kernels.triton_blocks import activated
 from convnext_deploy.models.registry import VARIANTS
 
@@ -82,6 +83,12 @@ def conv_inputs(
     return random(*shape, dtype=dtype), weight, random(channels, dtype=dtype, seed=1)
 
 
+def strips(x: Tensor, weight: Tensor) -> ConvLaunch:
+    """As high as they are at large batches; `dw.launch_of` has lower ones for maps as small as these."""
+    _, height, width, channels = x.shape
+    return conv_launch(x.dtype, height, width, channels, weight.shape[-1])
+
+
 # dwconv_norm ---------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +110,7 @@ def test_dwconv_norm_equals_float64_to_the_rounding_of_its_type(
     x, weight, bias = conv_inputs(shape, dtype, kernel_size)
     exact = dw.dwconv_norm_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
     eager = dw.dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6)
-    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight))
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, strips(x, weight))
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
 
 
@@ -115,23 +122,37 @@ def test_dwconv_moments_equals_float64_to_the_rounding_of_its_type(
     x, weight, bias = conv_inputs(shape, dtype)
     exact, exact_moments = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
     eager = dw.conv_reference(x, weight, bias)
-    y, moments = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    y, moments = dw.launch_moments(x, weight, bias, strips(x, weight))
     assert relative_error(y, exact) <= 2 * relative_error(eager, exact) + 1e-7
-    limit = 1e-3 if dw.launch_of(x, weight).packed else 1e-5  # fp32 sums of exact products, or of rows added in fp16
+    limit = 1e-3 if strips(x, weight).packed else 1e-5  # fp32 sums of exact products, or of rows added in fp16
     torch.testing.assert_close(moments.double(), exact_moments, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_lower_strips_give_the_same_bits(rows: int, dtype: torch.dtype) -> None:
+    x, weight, bias = conv_inputs((2, 7, 3, 40), dtype)
+    launch = strips(x, weight)
+    lower = replace(launch, rows=rows)
+    for low, high in zip(
+        (*dw.launch_moments(x, weight, bias, lower), dw.launch_norm(x, weight, bias, "layernorm", 1e-6, lower)),
+        (*dw.launch_moments(x, weight, bias, launch), dw.launch_norm(x, weight, bias, "layernorm", 1e-6, launch)),
+        strict=True,
+    ):
+        assert torch.equal(low, high)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_dwconv_moments_takes_every_width_of_the_family(channels: int) -> None:
     x, weight, bias = conv_inputs((1, 1, 1, channels), torch.float16)
     exact, _ = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
-    found, _ = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    found, _ = dw.launch_moments(x, weight, bias, strips(x, weight))
     assert relative_error(found, exact) < 1e-3
 
 
 def test_dwconv_of_a_strided_input_equals_that_of_its_copy() -> None:
     x, weight, bias = conv_inputs((1, 4, 4, 32), torch.float16)
-    launch = dw.launch_of(x[:, ::2], weight)
+    launch = strips(x[:, ::2], weight)
     for strided in (x[:, ::2], x.permute(0, 2, 1, 3)[:, ::2]):
         first, moments = dw.launch_moments(strided, weight, bias, launch)
         second, same = dw.launch_moments(strided.contiguous(), weight, bias, launch)
@@ -144,7 +165,7 @@ def test_dwconv_norm_of_a_map_with_a_huge_mean_is_as_exact_as_eager() -> None:
     bias = bias + 3000
     exact = dw.dwconv_norm_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
     eager = dw.dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6)
-    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight))
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, strips(x, weight))
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact)
 
 
@@ -245,7 +266,7 @@ def test_expand_behind_dwconv_moments_is_as_exact_as_eager(offset: float, dtype:
         y = dw.conv_reference(x.to(to), weight.to(to), bias.to(to))
         return ex.expand_reference(y, wide.to(to), wide_bias.to(to), "layernorm", 1e-6, "gelu")
 
-    launch = dw.launch_of(x, weight)
+    launch = strips(x, weight)
     y, moments = dw.launch_moments(x, weight, bias, launch)
     row_sums = wide.double().sum(1).float()
     found, _ = ex.launch_expand(
@@ -260,7 +281,7 @@ def test_dwconv_of_values_near_the_end_of_fp16_is_finite_and_exact() -> None:
     x, weight = (x * 8000).clamp(-65504, 65504), weight / 4
     exact, _ = dw.dwconv_moments_reference(x.double(), weight.double(), bias.double())
     eager = dw.conv_reference(x, weight, bias)
-    found, moments = dw.launch_moments(x, weight, bias, dw.launch_of(x, weight))
+    found, moments = dw.launch_moments(x, weight, bias, strips(x, weight))
     assert moments.isfinite().all()
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact)
 
@@ -333,6 +354,110 @@ def test_project_equals_float64_to_the_rounding_of_its_type(
     eager = pr.project_reference(hidden, weight, bias, residual)
     found = pr.launch_project(hidden, weight, bias, residual, None, SMALL)
     assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+# split products ------------------------------------------------------------------------------------------------------
+
+
+SPLIT = pytest.mark.parametrize(
+    ("shape", "inputs", "split"),
+    [
+        ((3, 3, 5, 40), 160, 2),  # rows and columns that do not fill a tile; 5 trips of 32 for 2 parts
+        ((1, 4, 8, 64), 256, 8),  # everything does
+        ((1, 1, 3, 24), 200, 3),  # K that no part divides
+        ((1, 1, 1, 7), 33, 5),  # more parts than trips: some have nothing to add
+    ],
+)
+
+
+@SPLIT
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_a_split_project_equals_float64_to_the_rounding_of_its_type(
+    shape: tuple[int, int, int, int], inputs: int, split: int, dtype: torch.dtype, with_factor: bool
+) -> None:
+    hidden, residual = random(*shape[:-1], inputs, dtype=dtype), random(*shape, dtype=dtype)
+    factor = 1 + random(shape[0], inputs, dtype=torch.float32).abs() if with_factor else None
+    weight, bias = product_inputs(hidden, shape[-1])
+    wide = None if factor is None else factor.double()
+    exact = pr.project_reference(hidden.double(), weight.double(), bias.double(), residual.double(), wide)
+    eager = pr.project_reference(hidden, weight, bias, residual, factor)
+    found = pr.launch_project(hidden, weight, bias, residual, factor, replace(SMALL, split=split))
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+def test_a_split_project_in_tf32_is_as_exact_as_a_whole_one() -> None:
+    hidden, residual = random(1, 3, 5, 256, dtype=torch.float32), random(1, 3, 5, 40, dtype=torch.float32)
+    weight, bias = product_inputs(hidden, 40)
+    exact = pr.project_reference(hidden.double(), weight.double(), bias.double(), residual.double())
+    whole, parts = (
+        pr.launch_project(hidden, weight, bias, residual, None, replace(SMALL, split=split), tf32=True)
+        for split in (1, 3)
+    )
+    assert relative_error(parts, exact) < 1e-3  # 2^-11 an operand
+    assert relative_error(parts, whole.double()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, q8.E4M3], ids=str)
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_a_split_project_in_8_bits_equals_a_whole_one(with_factor: bool, dtype: torch.dtype) -> None:
+    """int32 sums are the same in any order."""
+    weight = codes(40, 200, dtype=dtype, seed=1)
+    bias, residual = random(40, dtype=torch.float16), random(2, 3, 5, 40, dtype=torch.float16)
+    scales = random(40, dtype=torch.float32, seed=1).abs() / 5000
+    hidden, factor, scale = codes(2, 3, 5, 200, dtype=dtype), None, None
+    if with_factor:
+        hidden, scale = random(2, 3, 5, 200, dtype=torch.float16), torch.tensor(0.02)
+        factor = 1 + random(2, 200, dtype=torch.float32).abs()
+    exact = q8.project_quantized_reference(hidden, weight, bias, residual.double(), scales, factor, scale)
+    whole, parts = (
+        pr.launch_project(
+            hidden, weight, bias, residual, factor, replace(SMALL, split=split), scales=scales, hidden_scale=scale
+        )
+        for split in (1, 3)
+    )
+    assert relative_error(parts, exact) < 1e-3
+    assert relative_error(parts, whole.double()) <= (0 if dtype == torch.int8 else 1e-4)
+
+
+@pytest.mark.parametrize("split", [2, 4])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_a_split_downsample_equals_float64(dtype: torch.dtype, split: int) -> None:
+    x = random(3, 6, 2, 40, dtype=dtype) + 1
+    weight = random(72, 40, 2, 2, dtype=dtype, scale=0.1)
+    bias = random(72, dtype=dtype, seed=1)
+    exact = pa.downsample_reference(x.double(), weight.double(), bias.double(), "layernorm", 1e-6)
+    eager = pa.downsample_reference(x, weight, bias, "layernorm", 1e-6)
+    found = pa.launch_downsample(x, weight, bias, "layernorm", 1e-6, replace(SMALL, split=split))
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+def test_parts_are_added_in_order_whatever_wrote_them_first() -> None:
+    """1e8 swallows what is added after it, and not what was added before."""
+    parts = torch.tensor([1.0, 1e8, -1e8, 3.0]).reshape(4, 1, 1).expand(4, 700, 3).contiguous()
+    out = torch.empty(700, 3)
+    zero = torch.zeros(3)
+    pr.launch_add_parts(parts, zero, None, None, out, replace(SMALL, split=4))
+    assert torch.equal(out, torch.full_like(out, 3.0))
+
+
+def test_a_split_project_gives_the_same_bits_each_time() -> None:
+    hidden, residual = random(2, 3, 5, 256, dtype=torch.float16), random(2, 3, 5, 40, dtype=torch.float16)
+    weight, bias = product_inputs(hidden, 40)
+    first, second = (pr.launch_project(hidden, weight, bias, residual, None, replace(SMALL, split=4)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("columns", [16, 32])
+def test_narrow_tiles_give_the_same_result(columns: int) -> None:
+    x = random(1, 3, 5, 96, dtype=torch.float16)
+    weight, bias = product_inputs(x, 88)
+    sums = weight.double().sum(1).float()
+    narrow, wide = (
+        ex.launch_expand(x, weight, bias, moments_of(x, 32), sums, "layernorm", 1e-6, "gelu", launch, chunk=32)[0]
+        for launch in (replace(SMALL, n=columns), replace(SMALL, n=64))
+    )
+    assert torch.equal(narrow, wide)
 
 
 # stem, downsample, pool_norm -----------------------------------------------------------------------------------------
@@ -418,7 +543,7 @@ def test_dwconv_norm_in_codes_is_at_most_one_code_from_float64(dtype: torch.dtyp
     exact = q8.dwconv_norm_quantized_reference(
         x.double(), weight.double(), bias.double(), "layernorm", 1e-6, scale, dtype == q8.E4M3
     )
-    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, dw.launch_of(x, weight), scale, dtype)
+    found = dw.launch_norm(x, weight, bias, "layernorm", 1e-6, strips(x, weight), scale, dtype)
     share, most = steps_apart(found, exact)
     assert share < 0.002
     assert most <= 1

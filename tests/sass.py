@@ -11,6 +11,8 @@ from typing import Any
 
 OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
 
+JUMP = re.compile(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?BRA[.\w]* (?:!?U?P\w+, )?0x([0-9a-f]+)", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Code:
@@ -19,10 +21,17 @@ class Code:
     shared_bytes: int
     threads: int
     opcodes: "collections.Counter[str]"
+    order: tuple[str, ...]  # opcodes as they stand in memory
+    jumps: tuple[tuple[int, int], ...]  # branches: from which place in it to which
 
     @property
     def instructions(self) -> int:
         return sum(self.opcodes.values()) - self.opcodes["NOP"]
+
+    def first(self, *starts: str) -> int:
+        """Where the first opcode stands that starts so; the end where there is none."""
+        places = (place for place, opcode in enumerate(self.order) if opcode.startswith(starts))
+        return next(places, len(self.order))
 
     def share(self, *opcodes: str) -> float:
         return sum(self.opcodes[opcode] for opcode in opcodes) / self.instructions
@@ -54,5 +63,7 @@ def compiled(
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    counts = collections.Counter(match.group(1) for match in OPCODE.finditer(text))
-    return Code(int(found[1]), int(found[2]), built.metadata.shared, 32 * num_warps, counts)
+    order = tuple(match.group(1) for match in OPCODE.finditer(text))
+    jumps = tuple((int(start, 16) // 16, int(end, 16) // 16) for start, end in JUMP.findall(text))  # 16 bytes each
+    counts = collections.Counter(order)
+    return Code(int(found[1]), int(found[2]), built.metadata.shared, 32 * num_warps, counts, order, jumps)

@@ -32,15 +32,36 @@ def load(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["bench_dwconv_norm", "bench_expand", "bench_project"])
-def test_contenders_compute_the_same(name: str) -> None:
+@pytest.mark.parametrize("batch", [2, 9])  # with the contenders of small batches, and without
+def test_contenders_compute_the_same(name: str, batch: int) -> None:
     import kernel_bench
 
-    case = kernel_bench.Case(channels=40, side=7, batch=2, precision="fp32")
+    case = kernel_bench.Case(channels=40, side=7, batch=batch, precision="fp32")
     torch.manual_seed(0)
     found = kernel_bench.errors(load(name).subject(case, "cpu"))
     compared = {contender: error for contender, error in found.items() if error is not None}
     assert {"eager", "compiled"} < set(compared)
     assert all(error < 1e-5 for contender, error in compared.items() if "tanh" not in contender)
+
+
+def test_contenders_of_small_batches_are_launched_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    import kernel_bench
+
+    from convnext_deploy.kernels import launch
+    from convnext_deploy.kernels.project import PARTS
+
+    monkeypatch.setattr(launch, "capability", lambda x: (9, 0))
+    weight = torch.empty(768, 3072, dtype=torch.float16)
+
+    def chosen() -> tuple[int, int, bool]:
+        found = launch.fitted_launch(weight, 49, parts=PARTS)
+        return found.n, found.split, found.pdl
+
+    assert chosen() == (32, 5, True)
+    assert kernel_bench.under(chosen, kernel_bench.WHOLE_K)() == (16, 1, True)
+    assert kernel_bench.under(chosen, kernel_bench.WIDE_TILES)() == (64, 1, True)
+    assert kernel_bench.under(chosen, kernel_bench.IN_TURN)() == (32, 5, False)
+    assert chosen() == (32, 5, True)
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])

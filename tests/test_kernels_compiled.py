@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
 
 GENERATIONS = (80, 90, 100, 120)
+PDL = {sm: sm >= 90 for sm in GENERATIONS}
 MATRIX = {80: ("HMMA", "IMMA"), 90: ("HGMMA", "IGMMA", "QGMMA"), 100: ("UTCHMMA", "UTCIMMA"), 120: ("HMMA", "IMMA")}
 
 
@@ -29,7 +30,7 @@ def conv(sm: int, type: str, *, side: int = 14, channels: int = 512, rows: int =
     types = {"x": half, "weight": half, "bias": half, "y": half, "moments": "*fp32"}
     return compiled(
         dwconv_moments_kernel, types, sm=sm, num_warps=4, H=side, W=side, C=channels, K=7, ROWS=rows, BW=4, BC=64,
-        PACKED=packed,
+        PACKED=packed, PDL=PDL[sm],
     )  # fmt: skip
 
 
@@ -56,7 +57,8 @@ def test_dwconv_in_bf16_is_mostly_fmas_and_does_not_spill(sm: int) -> None:
     assert code.opcodes["FFMA"] + code.opcodes["FHFMA"] >= 0.9 * 7 * 98  # Blackwell multiplies bf16 into fp32
 
 
-def expand(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, **flags: Any) -> Code:
+def expand(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, stages: int = 3,
+           **flags: Any) -> Code:  # fmt: skip
     from convnext_deploy.kernels.product_triton import expand_kernel
 
     eight = type in ("i8", "fp8e4nv")
@@ -69,13 +71,16 @@ def expand(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: 
     chunks = -(-channels // 64)
     constants = {"SQUARES": False, "SCALED": eight, "QUANTIZE": eight, "PRECISION": "ieee"} | flags
     return compiled(
-        expand_kernel, types, sm=sm, num_warps=warps, num_stages=3, N=4 * channels, K=channels, BC=64, CHUNKS=chunks,
-        WIDE=1 << (chunks - 1).bit_length(), EPS=1e-6, NORM="layernorm", ACTIVATION="gelu", BM=m, BN=n, BK=k, GROUP=8,
-        **constants,
+        expand_kernel, types, sm=sm, num_warps=warps, num_stages=stages, N=4 * channels, K=channels, BC=64,
+        CHUNKS=chunks, WIDE=1 << (chunks - 1).bit_length(), EPS=1e-6, NORM="layernorm", ACTIVATION="gelu", BM=m, BN=n,
+        BK=k, GROUP=8, PDL=PDL[sm], **constants,
     )  # fmt: skip
 
 
-def project(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, prologue: str = "none") -> Code:
+def project(
+    sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps: int, prologue: str = "none", split: int = 1,
+    stages: int = 3,
+) -> Code:  # fmt: skip
     from convnext_deploy.kernels.product_triton import project_kernel
 
     eight = type in ("i8", "fp8e4nv")
@@ -84,9 +89,11 @@ def project(sm: int, type: str, channels: int, *, m: int, n: int, k: int, warps:
         "hidden": f"*{type}", "weight": f"*{type}", "bias": half, "residual": half, "factor": "*fp32",
         "scales": "*fp32", "hidden_scale": "*fp32", "out": half, "ROWS": "i32", "TILES": "i32", "TILES_M": "i32",
     }  # fmt: skip
+    if split > 1:
+        types["out"] = "*i32" if type == "i8" else "*fp32"
     return compiled(
-        project_kernel, types, sm=sm, num_warps=warps, num_stages=3, N=channels, K=4 * channels, PROLOGUE=prologue,
-        SCALED=eight, PRECISION="ieee", BM=m, BN=n, BK=k, GROUP=8,
+        project_kernel, types, sm=sm, num_warps=warps, num_stages=stages, N=channels, K=4 * channels,
+        PROLOGUE=prologue, SCALED=eight, PRECISION="ieee", BM=m, BN=n, BK=k, GROUP=8, SPLIT=split, PDL=PDL[sm],
     )  # fmt: skip
 
 
@@ -132,7 +139,7 @@ def final_norm(sm: int, out: str) -> Code:
     types = dict.fromkeys(("x", "weight", "bias", "y"), "*fp16") | {"out": f"*{out}", "out_scale": "*fp32"}
     return compiled(
         dwconv_norm_kernel, types, sm=sm, num_warps=4, H=14, W=14, C=384, K=7, ROWS=7, BW=4, BC=64, PACKED=True,
-        EPS=1e-6, NORM="layernorm", QUANTIZE=out != "fp16",
+        EPS=1e-6, NORM="layernorm", QUANTIZE=out != "fp16", PDL=PDL[sm],
     )  # fmt: skip
 
 
@@ -143,17 +150,18 @@ def stem(sm: int) -> Code:
     types |= dict.fromkeys(("BATCH_STRIDE", "ROW_STRIDE", "COLUMN_STRIDE", "CHANNEL_STRIDE"), "i32")
     return compiled(
         stem_kernel, types, sm=sm, num_warps=8, H=56, W=56, C=3, N=192, K=4, EPS=1e-6, NORM="layernorm", OFFSET=True,
-        PRECISION="ieee", BM=64, BN=256, BK=64,
+        PRECISION="ieee", BM=64, BN=256, BK=64, PDL=PDL[sm],
     )  # fmt: skip
 
 
-def downsample(sm: int) -> Code:
+def downsample(sm: int, *, m: int = 128, n: int = 128, warps: int = 8, stages: int = 3, split: int = 1) -> Code:
     from convnext_deploy.kernels.patches_triton import downsample_kernel
 
-    types = dict.fromkeys(("x", "weight", "bias", "out"), "*fp16") | {"M": "i32"}
+    types = dict.fromkeys(("x", "weight", "bias"), "*fp16") | {"M": "i32"}
+    types["out"] = "*fp32" if split > 1 else "*fp16"
     return compiled(
-        downsample_kernel, types, sm=sm, num_warps=8, H=28, W=28, C=192, N=384, EPS=1e-6, NORM="layernorm",
-        PRECISION="ieee", BM=128, BN=128, BK=64 if sm >= 90 else 32, GROUP=8,
+        downsample_kernel, types, sm=sm, num_warps=warps, num_stages=stages, H=28, W=28, C=192, N=384, EPS=1e-6,
+        NORM="layernorm", PRECISION="ieee", BM=m, BN=n, BK=64 if sm >= 90 else 32, GROUP=8, SPLIT=split, PDL=PDL[sm],
     )  # fmt: skip
 
 
@@ -162,8 +170,100 @@ def pool_norm(sm: int) -> Code:
 
     types = {"x": "*fp16", "out": "*fp32", "PIXELS": "i32"}
     return compiled(
-        pool_norm_kernel, types, sm=sm, num_warps=8, C=768, WIDE=1024, BP=8, EPS=1e-6, NORM="layernorm"
+        pool_norm_kernel, types, sm=sm, num_warps=8, C=768, WIDE=1024, BP=8, EPS=1e-6, NORM="layernorm",
+        PDL=PDL[sm],
     )  # fmt: skip
+
+
+def add_parts(sm: int, type: str = "fp32") -> Code:
+    from convnext_deploy.kernels.product_triton import add_parts_kernel
+
+    types = {"parts": f"*{type}", "scales": "*fp32", "M": "i32"}
+    types |= dict.fromkeys(("bias", "residual", "out"), "*fp16")
+    return compiled(
+        add_parts_kernel, types, sm=sm, num_warps=4, N=768, SPLIT=5, SCALED=type == "i32", RESIDUAL=True, BLOCK=512,
+        PDL=PDL[sm],
+    )  # fmt: skip
+
+
+def grn_factor(sm: int) -> Code:
+    from convnext_deploy.kernels.product_triton import grn_factor_kernel
+
+    types = {"squares": "*fp32", "weight": "*fp16", "factor": "*fp32", "TILES": "i32"}
+    return compiled(grn_factor_kernel, types, sm=sm, num_warps=8, C=1536, WIDE=2048, EPS=1e-6, PDL=PDL[sm])
+
+
+def few_rows(sm: int, type: str) -> list[Code]:
+    """Products as `launch.spread` gives them at batch 1."""
+    shape: dict[str, Any] = {"m": 64, "k": 64, "warps": 4}
+    return [
+        *(expand(sm, type, 768, n=n, stages=stages, **shape) for n, stages in ((64, 5), (32, 6))),
+        *(project(sm, type, 768, n=n, stages=6, split=split, **shape) for n, split in ((16, 1), (32, 5))),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sm", "type"), [*((sm, type) for sm in GENERATIONS for type in ("fp16", "bf16")), (80, "i8"), (90, "i8")]
+)
+def test_products_of_few_rows_use_the_matrix_units_and_do_not_spill(sm: int, type: str) -> None:
+    for code in few_rows(sm, type):
+        assert any(opcode.startswith((*MATRIX[sm], "HGMMA")) for opcode in code.opcodes)
+        assert code.stack_bytes == 0
+        assert code.registers <= 168  # three programs a multiprocessor
+        assert code.shared_bytes <= (99 << 10)  # all that a program has on sm_86, sm_89 and sm_120
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_a_split_project_after_grn_and_a_split_downsample_hardly_spill(sm: int) -> None:
+    shape: Any = {"m": 64, "n": 32, "warps": 4, "stages": 6, "split": 2}
+    for code in (project(sm, "fp16", 768, k=64, prologue="factor", **shape), downsample(sm, **shape)):
+        assert uses_the_matrix_units(code, sm)
+        assert code.stack_bytes <= (8 if sm == 80 else 0)  # of the downsample, one number, though 80 registers do
+
+
+@pytest.mark.parametrize("type", ["fp32", "i32"])
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_adding_parts_takes_few_registers(sm: int, type: str) -> None:
+    code = add_parts(sm, type)
+    assert code.stack_bytes == 0
+    assert code.registers <= 40
+    assert code.opcodes["STG"] == 1  # four results a thread, in one store
+
+
+EVERY_KERNEL: dict[str, Callable[[int], Code]] = {
+    "dwconv_moments": lambda sm: conv(sm, "fp16", packed=True),
+    "dwconv_norm": lambda sm: final_norm(sm, "fp16"),
+    "expand": lambda sm: expand(sm, "fp16", 384, m=128, n=128, k=64, warps=8),
+    "expand, narrow": lambda sm: expand(sm, "fp16", 768, m=64, n=32, k=64, warps=4, SQUARES=True),
+    "grn_factor": grn_factor,
+    "project": lambda sm: project(sm, "fp16", 384, m=128, n=128, k=64, warps=8, prologue="factor"),
+    "project, split": lambda sm: project(sm, "fp16", 768, m=64, n=32, k=64, warps=4, split=5, stages=6),
+    "add_parts": add_parts,
+    "stem": stem,
+    "downsample": downsample,
+    "pool_norm": pool_norm,
+}
+MEMORY = ("LD", "ST", "ATOM", "RED", "UTMA", "UBLKCP", "CCTL")
+NOT_GLOBAL = {"LDC", "LDCU", "LDS", "STS", "ATOMS"}  # constants and shared memory
+
+
+@pytest.mark.parametrize("sm", [90, 100, 120])
+@pytest.mark.parametrize("name", EVERY_KERNEL)
+def test_a_kernel_waits_before_it_touches_global_memory(name: str, sm: int) -> None:
+    """And no branch leads past the wait, so that what stands behind it in memory comes after it in time."""
+    code = EVERY_KERNEL[name](sm)
+    wait = code.first("ACQBULK")
+    before = {opcode for opcode in code.order[:wait] if opcode.startswith(MEMORY)}
+    assert before <= NOT_GLOBAL
+    assert wait < code.first("PREEXIT") < len(code.order)  # and then its dependents may be launched
+    assert wait < code.first("BRX", "JMP", "CALL", "RET", "EXIT")
+    assert all(end <= wait for start, end in code.jumps if start < wait)
+
+
+@pytest.mark.parametrize("name", EVERY_KERNEL)
+def test_before_sm_90_nothing_waits(name: str) -> None:
+    code = EVERY_KERNEL[name](80)
+    assert not {"ACQBULK", "PREEXIT"} & set(code.opcodes)
 
 
 def test_dwconv_with_the_whole_norm_does_not_spill() -> None:
@@ -194,9 +294,10 @@ def plan_of_blocks(model: Any) -> Plan:
 
 
 @pytest.mark.parametrize("eight_bits", [False, True])
+@pytest.mark.parametrize("generation", [(8, 0), (9, 0)])
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
 def test_inductor_sees_every_kernel_and_what_each_writes(
-    name: str, eight_bits: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, generation: tuple[int, int], eight_bits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced with tensors of a GPU that is not there. A kernel whose writes were not understood would have its inputs
     copied first, and so would one that is handed the same memory twice."""
@@ -208,6 +309,7 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
     from triton.backends.compiler import GPUTarget
 
     from convnext_deploy import passes
+    from convnext_deploy.kernels import launch
     from convnext_deploy.kernels.use import parts, use_kernels
     from convnext_deploy.models.convnext import ConvNeXt
     from convnext_deploy.models.registry import spec
@@ -219,6 +321,8 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
             return GPUTarget("cuda", 90, 32)
 
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(launch, "capability", lambda x: generation)
+    monkeypatch.setattr(launch, "SAVED_TRIPS", 1)  # so that a product as small as these is split
     model = ConvNeXt(spec(name, depths=(1, 1, 1, 1), task="features", image_size=(64, 64))).eval().requires_grad_(False)
     passes.fold_norm_affine(model)
     passes.fold_layer_scale(model)
@@ -236,10 +340,14 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
         assert "clone" not in str(node.target)
         if "triton_kernel_wrapper" in str(node.target):
             kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            options = kernel_side_table.get_constant_args(node.kwargs["constant_args_idx"]) | node.kwargs["kwargs"]
+            early = generation >= launch.PDL_FROM
+            assert (options["PDL"], options.get("launch_pdl", False)) == (early, early)
+            assert ("launch_pdl" in node.kwargs.get("launch_kwargs", ())) == early  # what Inductor launches it with
             written.setdefault(getattr(kernel, "fn", kernel).__name__, set()).update(node.kwargs["tensors_to_clone"])
     expected = {
         "stem_kernel": {"out"}, "downsample_kernel": {"out"}, "dwconv_moments_kernel": {"y", "moments"},
-        "expand_kernel": {"out"}, "project_kernel": {"out"},
+        "expand_kernel": {"out"}, "project_kernel": {"out"}, "add_parts_kernel": {"out"},
     }  # fmt: skip
     if eight_bits:
         del expected["dwconv_moments_kernel"]
@@ -249,10 +357,68 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
     assert written == expected
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_a_graph_for_any_batch_is_not_tied_to_the_one_that_was_traced(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard on the batch would be an export that refuses every other. `len` of a tensor sets one."""
+    import torch
+    import triton
+    from torch._functorch.aot_autograd import aot_export_module
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+    from triton.backends.compiler import GPUTarget
+
+    from convnext_deploy import passes
+    from convnext_deploy.kernels import launch
+    from convnext_deploy.kernels.use import parts, use_kernels
+    from convnext_deploy.models.convnext import ConvNeXt
+    from convnext_deploy.models.registry import spec
+
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(launch, "capability", lambda x: (9, 0))
+    model = ConvNeXt(spec(name, depths=(1, 1, 1, 1), task="features", image_size=(64, 64))).eval().requires_grad_(False)
+    passes.fold_norm_affine(model)
+    passes.fold_layer_scale(model)
+    passes.fold_grn_bias(model)
+    model = model.half()
+    use_kernels(model, parts(model))
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes)
+    any_batch: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3])
+    images = mode.from_tensor(torch.empty(3, 3, 64, 64, dtype=torch.float16), symbolic_context=any_batch)
+    with mode, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
+        graph, _ = aot_export_module(model.to("cuda"), [images.to("cuda")], trace_joint=False)
+    assert any("triton_kernel_wrapper" in str(node.target) for node in graph.graph.nodes)
+    assert not shapes.guards
+
+
+def test_aotinductor_launches_as_we_ask_it_to() -> None:
+    """Of a launch's arguments it keeps Triton's own options, and its C++ turns this one into the driver's attribute."""
+    from torch._inductor.codegen.cpp_wrapper_gpu import _launch_pdl_cpp_literal as literal
+    from torch._inductor.runtime.triton_helpers import try_filter_backend_options_for_target as options
+    from triton.backends.compiler import GPUTarget
+
+    from convnext_deploy.kernels.launch import dependent
+
+    for early, expected in ((True, "true"), (False, "false")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
+            kept = options(GPUTarget("cuda", 90, 32), {**dependent(early), "N": 96}, ("PDL", "N"))
+        assert literal({"backend_options": kept}) == expected
+
+
 @pytest.mark.parametrize(
     ("module", "name", "compile"),
     [
         ("product_triton", "expand_kernel", lambda: expand(90, "fp16", 96, m=64, n=64, k=32, warps=4, SQUARES=True)),
+        ("product_triton", "add_parts_kernel", lambda: add_parts(90)),
+        ("product_triton", "grn_factor_kernel", lambda: grn_factor(90)),
         ("product_triton", "project_kernel", lambda: project(90, "i8", 96, m=64, n=64, k=64, warps=4)),
         ("dwconv_norm_triton", "dwconv_moments_kernel", lambda: conv(90, "fp16", rows=2, packed=True)),
         ("patches_triton", "stem_kernel", lambda: stem(90)),
@@ -275,4 +441,4 @@ def test_inductor_copies_a_kernel_with_all_that_it_calls(
     copied = importlib.util.module_from_spec(location)
     location.loader.exec_module(copied)
     monkeypatch.setattr(home, name, getattr(copied, name))
-    assert compile().instructions > 100
+    assert compile().instructions >= 90

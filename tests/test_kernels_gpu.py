@@ -12,6 +12,7 @@ from torch import Tensor
 from convnext_deploy import api
 from convnext_deploy.kernels import dwconv_norm as dw
 from convnext_deploy.kernels import expand as ex
+from convnext_deploy.kernels import launch
 from convnext_deploy.kernels import patches as pa
 from convnext_deploy.kernels import project as pr
 from convnext_deploy.kernels import quantized as q8
@@ -78,6 +79,71 @@ def test_a_block_of_every_width_equals_float64(channels: int, dtype: torch.dtype
 
     agrees(fused, plain, x, conv, bias, weight, wide_bias, back)
     agrees(fused_grn, plain, x, conv, bias, weight, wide_bias, back, gain)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_a_split_project_at_batch_1_equals_float64_and_itself(with_factor: bool, dtype: torch.dtype) -> None:
+    hidden, residual = random(1, 7, 7, 3072, dtype=dtype), random(1, 7, 7, 768, dtype=dtype)
+    weight, bias = random(768, 3072, dtype=dtype, scale=3072**-0.5), random(768, dtype=dtype)
+    factor = random(1, 3072, dtype=torch.float32).abs() if with_factor else None
+    assert pr.project_launch(weight, residual, factor).split > 1
+    agrees(pr.project, pr.project_reference, hidden, weight, bias, residual, factor)
+    first, second = (pr.project(hidden, weight, bias, residual, factor) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_split_project_in_8_bits_at_batch_1_equals_float64() -> None:
+    codes = [
+        q8.codes_reference(random(*shape, dtype=torch.float32), torch.tensor(1 / 32), torch.int8)
+        for shape in ((1, 7, 7, 3072), (768, 3072))
+    ]
+    bias, residual = random(768, dtype=torch.float16), random(1, 7, 7, 768, dtype=torch.float16)
+    arguments = (*codes, bias, residual, random(768, dtype=torch.float32).abs() / 20000)
+    assert pr.project_launch(codes[1], residual, None).split > 1
+    torch.testing.assert_close(
+        q8.project_quantized(*arguments), q8.project_quantized_reference(*arguments), rtol=2e-3, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_kernels_that_begin_early_give_the_bits_of_those_in_turn(
+    replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain of 60 kernels whose buffers are handed out again and again, a hundred times; PyTorch's stand between."""
+    if capability(torch.empty(0, device="cuda")) < launch.PDL_FROM:
+        pytest.skip("programmatic dependent launch needs compute capability 9.0")
+    channels = 768
+    conv, bias = random(channels, 1, 7, 7, dtype=torch.float16, scale=1 / 7), random(channels, dtype=torch.float16)
+    weight = random(4 * channels, channels, dtype=torch.float16, scale=channels**-0.5)
+    back = random(channels, 4 * channels, dtype=torch.float16, scale=0.2 * channels**-0.5)
+    wide_bias, sums = random(4 * channels, dtype=torch.float16), weight.double().sum(1).float()
+
+    def chain(x: Tensor) -> Tensor:
+        for block in range(15):
+            y, moments = dw.dwconv_moments(x, conv, bias)
+            chunk = dw.launch_of(x, conv).channels
+            hidden = ex.expand(y, weight, wide_bias, "layernorm", 1e-6, "gelu", moments, sums, chunk)
+            x = pr.project(hidden, back, bias, x)
+            if block % 4 == 3:
+                x = x * 0.5
+        return x
+
+    images = random(1, 7, 7, channels, dtype=torch.float16)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "PDL_FROM", (99, 0))
+        expected = chain(images)
+    found = chain(images)
+    graph = torch.cuda.CUDAGraph()
+    if replayed:
+        with torch.cuda.graph(graph):
+            found = chain(images)
+    for _ in range(100):
+        if replayed:
+            graph.replay()
+        else:
+            found = chain(images)
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

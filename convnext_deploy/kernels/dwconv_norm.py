@@ -5,12 +5,14 @@ chunk of channels, and the sum of squares around it. `expand` makes the norm of 
 chunk of channels, and nothing is read twice. The moments are of the fp32 sums, before they are rounded.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .launch import ConvLaunch, conv_launch
+from .launch import ConvLaunch, conv_launch, dependent, overlaps, spread_strips
 from .operation import operation, shaped, sum_type
 
 
@@ -37,10 +39,11 @@ def wide(x: Tensor) -> Tensor:
     return x.to(sum_type(x))
 
 
-def launch_of(x: Tensor, weight: Tensor) -> ConvLaunch:
-    """The record for an input (N, H, W, C) and a weight (C, 1, K, K)."""
+def launch_of(x: Tensor, weight: Tensor, whole: bool = False) -> ConvLaunch:
+    """The record for an input (N, H, W, C) and a weight (C, 1, K, K); `whole`: of the kernel that ends the norm."""
     _, height, width, channels = x.shape
-    return conv_launch(x.dtype, height, width, channels, weight.shape[-1])
+    launch = spread_strips(conv_launch(x.dtype, height, width, channels, weight.shape[-1]), x, whole)
+    return replace(launch, pdl=overlaps(x))
 
 
 def dwconv_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
@@ -81,6 +84,7 @@ def launch_moments(x: Tensor, weight: Tensor, bias: Tensor, launch: ConvLaunch) 
     wrap_triton(dwconv_moments_kernel)[(_grid(x, launch), chunks)](
         x, taps(weight), bias, y, moments, H=height, W=width, C=channels, K=weight.shape[-1],
         ROWS=launch.rows, BW=launch.columns, BC=launch.channels, PACKED=launch.packed, num_warps=launch.warps,
+        **dependent(launch.pdl),
     )  # fmt: skip
     return y, moments
 
@@ -100,13 +104,13 @@ def launch_norm(
         x, taps(weight), bias, y, *(bias if t is None else t for t in (out, scale)),  # what is not read: any pointer
         H=height, W=width, C=channels, K=weight.shape[-1],
         ROWS=launch.rows, BW=launch.columns, BC=launch.channels, PACKED=launch.packed,
-        EPS=eps, NORM=norm, QUANTIZE=scale is not None, num_warps=launch.warps,
+        EPS=eps, NORM=norm, QUANTIZE=scale is not None, num_warps=launch.warps, **dependent(launch.pdl),
     )  # fmt: skip
     return y if out is None else out
 
 
 def _dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
-    return launch_norm(x, weight, bias, norm, eps, launch_of(x, weight))
+    return launch_norm(x, weight, bias, norm, eps, launch_of(x, weight, whole=True))
 
 
 def _dwconv_moments(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

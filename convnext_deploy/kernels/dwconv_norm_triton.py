@@ -8,7 +8,7 @@ Shapes are compile-time numbers, so that addresses are immediates of the loads.
 import triton
 import triton.language as tl
 
-from .triton_blocks import merged, quantized, row_moments, scale_and_shift
+from .triton_blocks import merged, quantized, row_moments, scale_and_shift, wait_for_earlier
 
 
 @triton.jit
@@ -84,12 +84,13 @@ def place(H: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr
 @triton.jit
 def dwconv_moments_kernel(x, weight, bias, y, moments, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
                           K: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
-                          PACKED: tl.constexpr):  # fmt: skip
+                          PACKED: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Deferred norm: y (N, H, W, C) is the convolution, moments (N, H, W, chunks, 2) fp32 what the norm needs of it."""
     CHUNKS: tl.constexpr = (C + BC - 1) // BC
     image, top, columns = place(H, W, ROWS, BW)
     chunk = tl.program_id(1)
     channels = chunk * BC + tl.arange(0, BC)
+    wait_for_earlier(PDL)
     sums = convolved(x, weight, bias, image, top, columns, channels, H, W, C, K, ROWS, BW, BC, PACKED)
     pixels = (image * H + top) * W + columns
     for r in tl.static_range(ROWS):
@@ -105,7 +106,8 @@ def dwconv_moments_kernel(x, weight, bias, y, moments, H: tl.constexpr, W: tl.co
 @triton.jit
 def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
                        K: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, PACKED: tl.constexpr,
-                       EPS: tl.constexpr, NORM: tl.constexpr, QUANTIZE: tl.constexpr):  # fmt: skip
+                       EPS: tl.constexpr, NORM: tl.constexpr, QUANTIZE: tl.constexpr,
+                       PDL: tl.constexpr):  # fmt: skip
     """Final norm: a program takes all channels of its pixels, twice.
 
     The first time it writes the convolution to y and keeps the moments; the second time it reads its own y, which lies
@@ -119,6 +121,7 @@ def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: t
         counts += (tl.zeros([BW], tl.float32),)
         means += (tl.zeros([BW], tl.float32),)
         powers += (tl.zeros([BW], tl.float32),)
+    wait_for_earlier(PDL)
     for first in tl.range(0, C, BC, num_stages=1):
         channels = first + tl.arange(0, BC)
         sums = convolved(x, weight, bias, image, top, columns, channels, H, W, C, K, ROWS, BW, BC, PACKED)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .dwconv_norm import norm_reference, wide
-from .launch import ProductLaunch, per_image, product_launch
+from .launch import ProductLaunch, dependent, fitted_launch
 from .operation import operation, shaped, sum_type
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu")
@@ -66,7 +66,7 @@ def launch_expand(
 
     x = x.contiguous()
     outputs, channels = weight.shape
-    images, rows = (len(x), x.shape[1] * x.shape[2]) if squares else (1, x.numel() // channels)
+    images, rows = (x.shape[0], x.shape[1] * x.shape[2]) if squares else (1, x.numel() // channels)
     tiles = -(-rows // launch.m)
     out = torch.empty((*x.shape[:-1], outputs), dtype=dtype or x.dtype, device=x.device)
     sums = torch.empty((images, tiles, outputs) if squares else (0,), dtype=torch.float32, device=x.device)
@@ -78,29 +78,27 @@ def launch_expand(
         EPS=eps, NORM=norm, ACTIVATION=activation, SQUARES=squares, SCALED=scales is not None,
         QUANTIZE=out_scale is not None, PRECISION="tf32" if tf32 else "ieee",
         BM=launch.m, BN=launch.n, BK=launch.k, GROUP=launch.group,
-        num_warps=launch.warps, num_stages=launch.stages,
+        num_warps=launch.warps, num_stages=launch.stages, **dependent(launch.pdl),
     )  # fmt: skip
     return out, sums
 
 
-def _launch(x: Tensor) -> ProductLaunch:
-    return product_launch(x, x.numel() // x.shape[-1])
+def expand_launch(x: Tensor, weight: Tensor, squares: bool = False) -> ProductLaunch:
+    if squares:
+        return fitted_launch(weight, x.shape[1] * x.shape[2], images=x.shape[0])
+    return fitted_launch(weight, x.numel() // x.shape[-1])
 
 
-def _image_launch(x: Tensor) -> ProductLaunch:
-    return per_image(_launch(x), x.shape[1] * x.shape[2])
-
-
-def tiles_of(x: Tensor) -> int:
+def tiles_of(x: Tensor, weight: Tensor) -> int:
     """Tiles of rows in one image (N, H, W, C)."""
-    return -(-x.shape[1] * x.shape[2] // _image_launch(x).m)
+    return -(-x.shape[1] * x.shape[2] // expand_launch(x, weight, squares=True).m)
 
 
 def _expand(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, activation: str, moments: Tensor, row_sums: Tensor,
     chunk: int, tf32: bool = False,
 ) -> Tensor:  # fmt: skip
-    launch = _launch(x)
+    launch = expand_launch(x, weight)
     return launch_expand(
         x, weight, bias, moments, row_sums, norm, eps, activation, launch, tf32=tf32, chunk=chunk
     )[0]  # fmt: skip
@@ -110,7 +108,7 @@ def _expand_squares(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, activation: str, moments: Tensor, row_sums: Tensor,
     chunk: int, tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    launch = _image_launch(x)
+    launch = expand_launch(x, weight, squares=True)
     return launch_expand(
         x, weight, bias, moments, row_sums, norm, eps, activation, launch, squares=True, tf32=tf32, chunk=chunk
     )
@@ -126,7 +124,7 @@ def _expand_squares_cpu(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, activation: str, *deferred: object
 ) -> tuple[Tensor, Tensor]:
     hidden = expand_reference(x, weight, bias, norm, eps, activation)
-    tiles = tiles_of(x)
+    tiles = tiles_of(x, weight)
     return hidden, squares_reference(hidden).expand(-1, tiles, -1) / tiles  # of each tile: only their sum has a meaning
 
 
@@ -135,7 +133,7 @@ def _empty_hidden(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
 
 
 def _empty_hidden_squares(x: Tensor, weight: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    return _empty_hidden(x, weight), shaped(x, (x.shape[0], tiles_of(x), len(weight)), sum_type(x))
+    return _empty_hidden(x, weight), shaped(x, (x.shape[0], tiles_of(x, weight), len(weight)), sum_type(x))
 
 
 expand = operation("expand", _expand, _expand_cpu, _empty_hidden)

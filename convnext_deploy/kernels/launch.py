@@ -5,7 +5,9 @@ multiprocessor. `benchmarks/kernel_bench.py` takes others, and what wins on a GP
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,11 +22,15 @@ class ConvLaunch:
     channels: int
     packed: bool  # fp16 pairs inside a row of taps; fp16 only
     warps: int = 4
+    pdl: bool = False  # as in `dependent`
 
 
 @dataclass(frozen=True, slots=True)
 class ProductLaunch:
-    """A program of a matrix product: a tile of m x n results, k products at a time, `group` rows of tiles together."""
+    """A program of a matrix product: a tile of m x n results, k products at a time, `group` rows of tiles together.
+
+    With `split` so many programs share a tile: each takes a part of K, and a second kernel adds up what they found.
+    """
 
     m: int
     n: int
@@ -32,9 +38,19 @@ class ProductLaunch:
     warps: int
     stages: int
     group: int = 8
+    split: int = 1
+    pdl: bool = False  # as in `dependent`
 
 
 SAFE = (8, 0)  # what a GPU that is not in a table is treated as: every one since 2020 runs it
+PROCESSORS = 132  # multiprocessors where there is no GPU to ask: an H200's
+PDL_FROM = (9, 0)  # the first generation with programmatic dependent launch; see `dependent`
+ENOUGH = 2 / 3  # programs, of the multiprocessors: twice as many would read more and fill little
+LEAST_ROWS = 2  # of a strip of the depthwise convolution, which loads 6 more
+PART_TRIPS = 8  # a part of a split product goes at least so often through its loop, or filling its pipeline costs more
+SAVED_TRIPS = 20  # that a split must save, or the second kernel costs more: 2 us at 0.1 us a trip
+STAGES = 6  # of the loop of a program alone on its multiprocessor: five loads share the memory's latency
+STAGE_BYTES = 88 << 10  # that they may take; the smallest shared memory is 99 KiB (sm_86, sm_89, sm_120)
 
 # (generation at least, rows at least, bytes an element at most) -> record; the first that fits. Tiles of 128 x 256 are
 # not among them: `project` spills with them (compiled for sm_90: 176 bytes, with int8 624), `expand` on sm_100.
@@ -54,6 +70,32 @@ def capability(x: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(x.device) if x.is_cuda and torch.cuda.is_available() else SAFE
 
 
+def processors(x: Tensor) -> int:
+    """Multiprocessors of the GPU that a tensor is on, or of an H200."""
+    if not x.is_cuda or not torch.cuda.is_available():
+        return PROCESSORS
+    return torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
+def overlaps(x: Tensor) -> bool:
+    """Whether kernels on this tensor's GPU use programmatic dependent launch."""
+    return capability(x) >= PDL_FROM
+
+
+def dependent(pdl: bool) -> dict[str, bool]:
+    """Arguments of a launch that may begin before the kernel ahead of it in the stream has ended, or that may not.
+
+    Such a kernel waits (`triton_blocks.wait_for_earlier`) before it touches any memory, so that nothing but its launch
+    overlaps: the wait ends when the kernel ahead has ended and all that it wrote can be seen. That one waited in the
+    same way, and so on: when a kernel touches memory, everything before it in the stream has ended, whether it was one
+    of ours or not. So it may read what any of them wrote, and write to memory that was theirs and has been handed out
+    again. Kernels of others are launched without the attribute and begin when ours have ended.
+
+    Where the attribute is lost on the way to the driver, a wait has nothing to wait for and returns at once.
+    """
+    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
+
+
 def conv_launch(dtype: torch.dtype, height: int, width: int, channels: int, kernel_size: int) -> ConvLaunch:
     """For a map of this size. Strips are of equal height, so that 16 rows are two of 8 and not 14 and 2.
 
@@ -66,16 +108,39 @@ def conv_launch(dtype: torch.dtype, height: int, width: int, channels: int, kern
     return ConvLaunch(rows=math.ceil(height / strips), columns=256 // chunk, channels=chunk, packed=packed)
 
 
+def spread_strips(launch: ConvLaunch, x: Tensor, whole: bool) -> ConvLaunch:
+    """The same in lower strips, where so small a batch x (N, H, W, C) would leave most of the GPU idle.
+
+    Rows at a strip's edges are read by two programs, so no strip is lower than it has to be for `ENOUGH`.
+
+    Args:
+        whole: programs take all channels of their pixels, not a chunk.
+    """
+    _, height, width, channels = x.shape
+    images = cast("int | torch.SymInt", x.shape[0])
+    if isinstance(images, torch.SymInt):  # as in `spread`
+        return launch
+    across = images * math.ceil(width / launch.columns) * (1 if whole else math.ceil(channels / launch.channels))
+    strips = max(1, math.ceil(ENOUGH * processors(x) / max(1, across)))
+    return replace(launch, rows=min(launch.rows, max(LEAST_ROWS, math.ceil(height / strips))))
+
+
 def product_launch(x: Tensor, rows: int | torch.SymInt) -> ProductLaunch:
     """For a product of so many rows, with operands of x's type."""
     here = capability(x)
     if isinstance(rows, torch.SymInt):  # a dynamic batch: the record of the batch that was traced, and no guard on it
         rows = int(rows.node.hint or 0)
-    return next(
+    found = next(
         record
         for generation, least_rows, most_bytes, record in PRODUCTS
         if here >= generation and rows >= least_rows and x.dtype.itemsize <= most_bytes
     )
+    return replace(found, pdl=overlaps(x))
+
+
+def programs(launch: ProductLaunch, tiles: int, outputs: int) -> int:
+    """Of a product of so many rows of tiles."""
+    return tiles * math.ceil(outputs / launch.n) * launch.split
 
 
 def per_image(launch: ProductLaunch, rows: int) -> ProductLaunch:
@@ -83,3 +148,56 @@ def per_image(launch: ProductLaunch, rows: int) -> ProductLaunch:
     smaller = replace(launch, m=min(launch.m, 64))
     computed, less = (math.ceil(rows / record.m) * record.m for record in (launch, smaller))
     return smaller if computed > 1.2 * less else launch
+
+
+def deepened(launch: ProductLaunch, weight: Tensor) -> ProductLaunch:
+    """The same with as many stages as fit; rows count 2 bytes an element, from which 8 bits may still be made."""
+    size = weight.element_size()
+    stage = (launch.m * max(2, size) + launch.n * size) * launch.k
+    return replace(launch, stages=max(launch.stages, min(STAGES, STAGE_BYTES // stage)))
+
+
+def spread(
+    launch: ProductLaunch, weight: Tensor, tiles: int | torch.SymInt, parts: Sequence[int] = (1,)
+) -> ProductLaunch:
+    """The same over more of the GPU, where so few rows of tiles would leave most of it idle: at batch 1, above all.
+
+    A program alone on its multiprocessor waits for its own loads, so more of them are under way. Then tiles of 32
+    columns come first, then parts of K, then 16 columns, until there are `ENOUGH` programs. Narrow tiles read every
+    weight once but the activations more often (from the L2), and a trip takes little less time; parts take fewer trips,
+    but their sums pass through memory, and it takes a kernel to add them.
+
+    Args:
+        weight: (outputs, inputs, ...), of the product.
+        tiles: rows of tiles; of a dynamic batch, which must run at its largest too, nothing is changed.
+        parts: into how many K may be split.
+    """
+    if isinstance(tiles, torch.SymInt) or programs(launch, tiles, len(weight)) >= processors(weight):
+        return launch
+    there, outputs, trips = processors(weight), len(weight), math.ceil(weight[0].numel() / launch.k)
+    found = deepened(launch, weight)
+    for columns, splits in ((32, False), (32, True), (16, True)):
+        if programs(found, tiles, outputs) >= ENOUGH * there:
+            break
+        found = deepened(replace(launch, n=min(launch.n, columns)), weight)
+        if splits:
+            most = min(there // programs(found, tiles, outputs), trips // PART_TRIPS)
+            worth = (part for part in parts if part <= most and trips - trips / part >= SAVED_TRIPS)
+            found = replace(found, split=max(worth, default=1))
+    return found
+
+
+def fitted_launch(
+    weight: Tensor, rows: int | torch.SymInt, images: int | torch.SymInt | None = None, parts: Sequence[int] = (1,)
+) -> ProductLaunch:
+    """For a product with this weight (outputs, inputs, ...); the other arguments are `spread`'s.
+
+    Args:
+        rows: of the product; of one image, if tiles hold rows of one image each and `images` says of how many.
+    """
+    launch = product_launch(weight, rows if images is None else images * rows)
+    if images is None:
+        images = 1
+    else:
+        launch = per_image(launch, int(rows))
+    return spread(launch, weight, images * -(-rows // launch.m), parts)

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .dwconv_norm import norm_reference, wide
-from .launch import ProductLaunch, product_launch
+from .launch import ProductLaunch, dependent, fitted_launch, overlaps
 from .operation import operation, shaped, sum_type
+from .project import empty_parts, launch_add_parts
 
 
 def stem_reference(
@@ -44,8 +45,8 @@ def launch_stem(
 
     outputs, channels, size, _ = weight.shape
     height, width = images.shape[2] // size, images.shape[3] // size
-    rows = len(images) * height * width
-    out = torch.empty((len(images), height, width, outputs), dtype=weight.dtype, device=images.device)
+    rows = images.shape[0] * height * width
+    out = torch.empty((images.shape[0], height, width, outputs), dtype=weight.dtype, device=images.device)
     batch_stride, channel_stride, row_stride, column_stride = images.stride()
     wrap_triton(stem_kernel)[(-(-rows // pixels),)](
         images, weight.contiguous(), bias, gain, gain if offset is None else offset, out, rows,
@@ -53,6 +54,7 @@ def launch_stem(
         H=height, W=width, C=channels, N=outputs, K=size, EPS=eps, NORM=norm, OFFSET=offset is not None,
         PRECISION="ieee", BM=pixels, BN=max(16, 1 << (outputs - 1).bit_length()),
         BK=max(16, 1 << (size * size * channels - 1).bit_length()), num_warps=8,
+        **dependent(overlaps(images)),
     )  # fmt: skip
     return out
 
@@ -63,12 +65,16 @@ def launch_downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: f
     x = x.contiguous()
     images, height, width, channels = x.shape
     outputs, rows = len(weight), images * (height // 2) * (width // 2)
+    tiles = -(-rows // launch.m) * -(-outputs // launch.n)
     out = torch.empty((images, height // 2, width // 2, outputs), dtype=x.dtype, device=x.device)
-    wrap_triton(downsample_kernel)[(-(-rows // launch.m) * -(-outputs // launch.n),)](
-        x, weight.permute(0, 2, 3, 1).contiguous(), bias, out, rows, H=height // 2, W=width // 2, C=channels,
+    found = empty_parts(out, weight, launch)
+    wrap_triton(downsample_kernel)[(tiles * launch.split,)](
+        x, weight.permute(0, 2, 3, 1).contiguous(), bias, found, rows, H=height // 2, W=width // 2, C=channels,
         N=outputs, EPS=eps, NORM=norm, PRECISION="ieee", BM=launch.m, BN=launch.n, BK=launch.k, GROUP=launch.group,
-        num_warps=launch.warps, num_stages=launch.stages,
+        SPLIT=launch.split, num_warps=launch.warps, num_stages=launch.stages, **dependent(launch.pdl),
     )  # fmt: skip
+    if launch.split > 1:
+        launch_add_parts(found, bias, None, None, out, launch)
     return out
 
 
@@ -81,7 +87,7 @@ def launch_pool_norm(x: Tensor, norm: str, eps: float) -> Tensor:
     width_of_row = 1 << (channels - 1).bit_length()
     wrap_triton(pool_norm_kernel)[(images,)](
         x, out, height * width, C=channels, WIDE=width_of_row, BP=max(1, 8192 // width_of_row), EPS=eps, NORM=norm,
-        num_warps=8,
+        num_warps=8, **dependent(overlaps(x)),
     )  # fmt: skip
     return out
 
@@ -99,7 +105,8 @@ def _empty_map(images: Tensor, weight: Tensor, *rest: object) -> Tensor:
 
 
 def _downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
-    return launch_downsample(x, weight, bias, norm, eps, product_launch(x, x.numel() // x.shape[-1] // 4))
+    launch = fitted_launch(weight, x.numel() // x.shape[-1] // 4, parts=(1, 2, 4))
+    return launch_downsample(x, weight, bias, norm, eps, launch)
 
 
 def _empty_half(x: Tensor, weight: Tensor, *rest: object) -> Tensor:

@@ -7,12 +7,13 @@ from .triton_blocks import (
     column,
     empty_total,
     merged,
+    part_and_tile,
     product,
     row_moments,
     scale_and_shift,
     store_tile,
-    tile,
     tile_rows,
+    wait_for_earlier,
     weight_pointers,
 )
 
@@ -21,7 +22,7 @@ from .triton_blocks import (
 def stem_kernel(x, weight, bias, gain, offset, out, M, BATCH_STRIDE, ROW_STRIDE, COLUMN_STRIDE, CHANNEL_STRIDE,
                 H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
                 EPS: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
-                BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+                BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """K x K convolution of stride K, and norm: a tile holds all N channels of its pixels.
 
     Args:
@@ -37,6 +38,7 @@ def stem_kernel(x, weight, bias, gain, offset, out, M, BATCH_STRIDE, ROW_STRIDE,
     k = tl.arange(0, BK)  # row of the patch, column, channel: neighbours in memory where images are NHWC
     down, across, channel = k // (K * C), k // C % K, k % C
     inside = k < K * K * C
+    wait_for_earlier(PDL)
     at = base[:, None] + (down * ROW_STRIDE + across * COLUMN_STRIDE + channel * CHANNEL_STRIDE)[None, :]
     a = tl.load(x + at, mask=ok[:, None] & inside[None, :], other=0).to(tl.float32).to(weight.dtype.element_ty)
     columns = tl.arange(0, BN)
@@ -69,35 +71,42 @@ def pixel_normalizer(x, C: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, EPS
 @triton.jit
 def downsample_kernel(x, weight, bias, out, M, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, N: tl.constexpr,
                       EPS: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
-                      BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
-    """Norm of each pixel, 2 x 2 convolution of stride 2.
+                      BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
+                      PDL: tl.constexpr):  # fmt: skip
+    """Norm of each pixel, 2 x 2 convolution of stride 2; or the sums of 4 / SPLIT of its taps a program.
 
     Args:
         x: (images, 2 H, 2 W, C); weight: (N, 2, 2, C); bias: (N,); out: (M, N), for M pixels of maps of H x W.
+        SPLIT: 1, 2 or 4; if more than 1, out is (SPLIT, M, N) fp32: `add_parts_kernel` ends it.
     """
     TILES_M = (M + BM - 1) // BM
-    tile_m, tile_n = tile(tl.program_id(0), TILES_M, (N + BN - 1) // BN, GROUP)
+    part, tile_m, tile_n = part_and_tile(TILES_M, (N + BN - 1) // BN, GROUP, SPLIT)
     _, rows, ok = tile_rows(tile_m, M, TILES_M, BM)
     columns = tile_n * BN + tl.arange(0, BN)
     corner = (rows // W).to(tl.int64) * (4 * W) + rows % W * 2  # of all pixels of x, row after row
     y = empty_total(weight, BM, BN)
-    for tap in tl.static_range(4):
+    wait_for_earlier(PDL)
+    for step in tl.static_range(4 // SPLIT):
+        tap = part * (4 // SPLIT) + step
         pixels = x + (corner + (tap // 2 * 2 * W + tap % 2))[:, None] * C
         scale, shift = pixel_normalizer(pixels, C, BM, BK, EPS, NORM)
         y = product(y, pixels, weight_pointers(weight, columns, N, 4 * C) + tap * C, shift, scale, bias, bias, C, BK,
-                    PRECISION, "normalize")  # fmt: skip
-    y += column(bias, columns, N)
-    store_tile(out, y, rows, ok, columns, N)
+                    PRECISION, "normalize", 0, 1)  # fmt: skip
+    if SPLIT > 1:
+        store_tile(out + part.to(tl.int64) * M * N, y, rows, ok, columns, N)
+    else:
+        store_tile(out, y + column(bias, columns, N), rows, ok, columns, N)
 
 
 @triton.jit
 def pool_norm_kernel(x, out, PIXELS, C: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, EPS: tl.constexpr,
-                     NORM: tl.constexpr):  # fmt: skip
+                     NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """One program an image: mean over its PIXELS, norm. x: (images, PIXELS, C); out: (images, C) fp32."""
     image = tl.program_id(0)
     channels = tl.arange(0, WIDE)
     real = channels < C
     total = tl.zeros([WIDE], tl.float32)
+    wait_for_earlier(PDL)
     for first in tl.range(0, PIXELS, BP):
         pixel = first + tl.arange(0, BP)
         at = (image.to(tl.int64) * PIXELS + pixel)[:, None] * C + channels[None, :]

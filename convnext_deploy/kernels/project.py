@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .launch import ProductLaunch, per_image, product_launch
+from .launch import ProductLaunch, dependent, fitted_launch, overlaps
 from .operation import operation, shaped
+
+PARTS = range(1, 17)  # into how many K may be split
 
 
 def grn_factor_reference(squares: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -31,9 +33,37 @@ def launch_grn_factor(squares: Tensor, weight: Tensor, eps: float) -> Tensor:
     factor = torch.empty((images, channels), dtype=torch.float32, device=squares.device)
     width = 1 << (channels - 1).bit_length()
     wrap_triton(grn_factor_kernel)[(images,)](
-        squares.contiguous(), weight, factor, tiles, C=channels, WIDE=width, EPS=eps, num_warps=8
-    )
+        squares.contiguous(), weight, factor, tiles, C=channels, WIDE=width, EPS=eps, num_warps=8,
+        **dependent(overlaps(squares)),
+    )  # fmt: skip
     return factor
+
+
+def empty_parts(out: Tensor, weight: Tensor, launch: ProductLaunch) -> Tensor:
+    """Where a product's kernel writes to: `out`, or with a split the sums of each part, (split, *out.shape)."""
+    if launch.split == 1:
+        return out
+    wide = torch.int32 if weight.dtype == torch.int8 else torch.float32
+    return torch.empty((launch.split, *out.shape), dtype=wide, device=out.device)
+
+
+def launch_add_parts(
+    parts: Tensor, bias: Tensor, residual: Tensor | None, scales: Tensor | None, out: Tensor, launch: ProductLaunch
+) -> None:
+    """Write to `out` what a split product comes to.
+
+    The last program of a tile could have done it in the same kernel, behind a counter. But counters have to be zeroed
+    before each call, which is a kernel or a memory that outlives the call and that a graph of PyTorch's must be told
+    of; and that program adds up alone while the GPU waits.
+    """
+    from .product_triton import add_parts_kernel
+
+    block, channels = 512, out.shape[-1]
+    wrap_triton(add_parts_kernel)[(-(-out.numel() // block),)](
+        parts, bias, *(bias if t is None else t for t in (residual, scales)), out, out.numel() // channels, N=channels,
+        SPLIT=launch.split, SCALED=scales is not None, RESIDUAL=residual is not None, BLOCK=block, num_warps=4,
+        **dependent(launch.pdl),
+    )  # fmt: skip
 
 
 def launch_project(
@@ -54,26 +84,35 @@ def launch_project(
     hidden = hidden.contiguous()
     channels, inputs = weight.shape
     rows = hidden.numel() // inputs if factor is None else hidden.shape[1] * hidden.shape[2]
-    images = 1 if factor is None else len(hidden)
+    images = 1 if factor is None else hidden.shape[0]
     tiles = -(-rows // launch.m)
-    out = torch.empty_like(residual, memory_format=torch.contiguous_format)
+    residual = residual.contiguous()
+    out = torch.empty_like(residual)
+    found = empty_parts(out, weight, launch)
     prologue = "none" if factor is None else "factor" if hidden_scale is None else "factor_quantized"
-    wrap_triton(project_kernel)[(images * tiles * -(-channels // launch.n),)](
-        hidden, weight.contiguous(), bias, residual.contiguous(),
+    wrap_triton(project_kernel)[(images * tiles * -(-channels // launch.n) * launch.split,)](
+        hidden, weight.contiguous(), bias, residual,
         *(bias if t is None else t for t in (factor, scales, hidden_scale)),  # what is not read: any pointer
-        out, rows, tiles, images * tiles, N=channels, K=inputs, PROLOGUE=prologue, SCALED=scales is not None,
+        found, rows, tiles, images * tiles, N=channels, K=inputs, PROLOGUE=prologue, SCALED=scales is not None,
         PRECISION="tf32" if tf32 else "ieee", BM=launch.m, BN=launch.n, BK=launch.k, GROUP=launch.group,
-        num_warps=launch.warps, num_stages=launch.stages,
+        SPLIT=launch.split, num_warps=launch.warps, num_stages=launch.stages, **dependent(launch.pdl),
     )  # fmt: skip
+    if launch.split > 1:
+        launch_add_parts(found, bias, residual, scales, out, launch)
     return out
+
+
+def project_launch(weight: Tensor, residual: Tensor, factor: Tensor | None) -> ProductLaunch:
+    """For a product with weight (C, K); with a factor the tiles hold rows of one image each."""
+    if factor is None:
+        return fitted_launch(weight, residual.numel() // residual.shape[-1], parts=PARTS)
+    return fitted_launch(weight, residual.shape[1] * residual.shape[2], images=residual.shape[0], parts=PARTS)
 
 
 def _project(
     hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, factor: Tensor | None = None, tf32: bool = False
 ) -> Tensor:
-    launch = product_launch(hidden, residual.numel() // residual.shape[-1])
-    if factor is not None:
-        launch = per_image(launch, hidden.shape[1] * hidden.shape[2])
+    launch = project_launch(weight, residual, factor)
     return launch_project(hidden, weight, bias, residual, factor, launch, tf32=tf32)
 
 

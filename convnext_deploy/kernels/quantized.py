@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from .dwconv_norm import conv_reference, launch_norm, launch_of, norm_reference, wide
-from .expand import activated, launch_expand, squares_reference
-from .launch import ProductLaunch, per_image, product_launch
+from .expand import activated, expand_launch, launch_expand, squares_reference, tiles_of
 from .operation import operation, shaped
-from .project import launch_project
+from .project import launch_project, project_launch
 
 E4M3 = torch.float8_e4m3fn
 
@@ -65,18 +64,10 @@ def project_quantized_reference(
     return (residual + linear_reference(hidden, weight, bias, scales)).to(residual.dtype)
 
 
-def _launch(x: Tensor, weight: Tensor) -> ProductLaunch:
-    return product_launch(weight, x.numel() // x.shape[-1])  # the record of 8 bits, whatever x is read in
-
-
-def _image_launch(x: Tensor, weight: Tensor) -> ProductLaunch:
-    return per_image(_launch(x, weight), x.shape[1] * x.shape[2])
-
-
 def _dwconv_norm_quantized(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, scale: Tensor, e4m3: bool
 ) -> Tensor:
-    launch = launch_of(x, weight)
+    launch = launch_of(x, weight, whole=True)
     return launch_norm(x, weight, bias, norm, eps, launch, scale, E4M3 if e4m3 else torch.int8)
 
 
@@ -84,7 +75,7 @@ def _expand_quantized(
     x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor, out_scale: Tensor
 ) -> Tensor:
     return launch_expand(
-        x, weight, bias, None, None, "layernorm", 0.0, activation, _launch(x, weight), scales=scales,
+        x, weight, bias, None, None, "layernorm", 0.0, activation, expand_launch(x, weight), scales=scales,
         out_scale=out_scale,
     )[0]  # fmt: skip
 
@@ -93,7 +84,7 @@ def _expand_squares_quantized(
     x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor
 ) -> tuple[Tensor, Tensor]:
     return launch_expand(
-        x, weight, bias, None, None, "layernorm", 0.0, activation, _image_launch(x, weight), squares=True,
+        x, weight, bias, None, None, "layernorm", 0.0, activation, expand_launch(x, weight, squares=True), squares=True,
         scales=scales, dtype=bias.dtype,
     )  # fmt: skip
 
@@ -102,12 +93,8 @@ def _expand_squares_quantized_cpu(
     x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor
 ) -> tuple[Tensor, Tensor]:
     hidden = activated(linear_reference(x, weight, bias, scales), activation).to(bias.dtype)
-    tiles = _tiles(x, weight)
+    tiles = tiles_of(x, weight)
     return hidden, squares_reference(hidden).expand(-1, tiles, -1) / tiles
-
-
-def _tiles(x: Tensor, weight: Tensor) -> int:
-    return -(-x.shape[1] * x.shape[2] // _image_launch(x, weight).m)
 
 
 def _project_quantized(
@@ -119,7 +106,7 @@ def _project_quantized(
     factor: Tensor | None = None,
     hidden_scale: Tensor | None = None,
 ) -> Tensor:
-    launch = _launch(hidden, weight) if factor is None else _image_launch(hidden, weight)
+    launch = project_launch(weight, residual, factor)
     return launch_project(hidden, weight, bias, residual, factor, launch, scales=scales, hidden_scale=hidden_scale)
 
 
@@ -152,7 +139,7 @@ expand_squares_quantized = operation(
     _expand_squares_quantized_cpu,
     lambda x, weight, bias, *rest: (
         shaped(x, (*x.shape[:-1], len(weight)), bias.dtype),
-        shaped(x, (x.shape[0], _tiles(x, weight), len(weight)), torch.float32),
+        shaped(x, (x.shape[0], tiles_of(x, weight), len(weight)), torch.float32),
     ),
 )
 """The same for ConvNeXt V2: the activation in the bias's type, and sums of squares for `grn_factor`."""

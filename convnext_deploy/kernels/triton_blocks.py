@@ -10,6 +10,18 @@ import triton.language as tl
 
 
 @triton.jit
+def wait_for_earlier(PDL: tl.constexpr):
+    """Stands before a kernel's first access to memory; `launch.dependent` says why that is enough.
+
+    The next kernel may be launched from here on: when it begins, all programs of this one have seen the end of the one
+    before, so that never more than two overlap.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def activated(x, KIND: tl.constexpr, EXACT: tl.constexpr):
     """An activation in fp32: x times the sigmoid of a polynomial q(x), which is where the kinds differ.
 
@@ -94,6 +106,18 @@ def tile(pid, TILES_M, TILES_N, GROUP: tl.constexpr):
 
 
 @triton.jit
+def part_and_tile(TILES_M, TILES_N, GROUP: tl.constexpr, SPLIT: tl.constexpr):
+    """Which part of K this program takes, and of which tile."""
+    pid = tl.program_id(0)
+    part = 0
+    if SPLIT > 1:
+        part = pid // (TILES_M * TILES_N)
+        pid = pid % (TILES_M * TILES_N)
+    row, column_of_tiles = tile(pid, TILES_M, TILES_N, GROUP)
+    return part, row, column_of_tiles
+
+
+@triton.jit
 def tile_rows(tile_m, ROWS, TILES, BM: tl.constexpr):
     """The image that a tile of rows belongs to, its rows in the whole matrix, and which of them are real."""
     image = tile_m // TILES
@@ -127,8 +151,8 @@ def empty_total(weight, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def product(total, x, weight, shift, scale, factor, x_scale, K: tl.constexpr, BK: tl.constexpr,
-            PRECISION: tl.constexpr, PROLOGUE: tl.constexpr):  # fmt: skip
-    """`total` (BM, BN) plus p(x) @ weight^T, over K.
+            PRECISION: tl.constexpr, PROLOGUE: tl.constexpr, part, SPLIT: tl.constexpr):  # fmt: skip
+    """`total` (BM, BN) plus p(x) @ weight^T, over K or over one of SPLIT parts of it.
 
     Args:
         x: (BM, 1) pointers to rows of K; weight: (1, BN) pointers to rows of K.
@@ -136,7 +160,8 @@ def product(total, x, weight, shift, scale, factor, x_scale, K: tl.constexpr, BK
         factor: (K,) fp32, with "factor": p(x) = x * factor, in x's type; with "factor_quantized" that less the shift
             over the scale that x_scale (2,) has, in the weight's.
     """
-    for start in tl.range(0, K, BK):
+    TRIPS: tl.constexpr = (K + BK - 1) // BK
+    for start in tl.range(part * TRIPS // SPLIT * BK, (part + 1) * TRIPS // SPLIT * BK, BK):
         k = start + tl.arange(0, BK)
         a = loaded(x + k[None, :], k[None, :], K, BK)
         b = loaded(weight + k[:, None], k[:, None], K, BK)
