@@ -34,6 +34,16 @@ class ProductLaunch:
     group: int = 8
 
 
+@dataclass(frozen=True, slots=True)
+class MlpLaunch:
+    """A program of a whole MLP: m rows, and so many hidden columns at a time."""
+
+    m: int
+    hidden: int
+    warps: int
+    stages: int
+
+
 SAFE = (8, 0)  # what a GPU that is not in a table is treated as: every one since 2020 runs it
 
 # (generation at least, rows at least, bytes an element at most) -> record; the first that fits. Tiles of 128 x 256 are
@@ -83,3 +93,21 @@ def per_image(launch: ProductLaunch, rows: int) -> ProductLaunch:
     smaller = replace(launch, m=min(launch.m, 64))
     computed, less = (math.ceil(rows / record.m) * record.m for record in (launch, smaller))
     return smaller if computed > 1.2 * less else launch
+
+
+# (rows at least, bytes an element at most) -> record, on every generation. 128 rows take a multiprocessor for
+# themselves (160 to 200 registers on 8 warps), but read the weights from the L2 half as often as 64.
+MLPS: tuple[tuple[int, int, MlpLaunch], ...] = (
+    (16384, 2, MlpLaunch(m=128, hidden=64, warps=8, stages=2)),
+    (0, 2, MlpLaunch(m=64, hidden=64, warps=4, stages=2)),
+    (0, 8, MlpLaunch(m=64, hidden=32, warps=8, stages=2)),
+)
+
+
+def mlp_launch(x: Tensor, rows: int | torch.SymInt) -> MlpLaunch:
+    """For an MLP of so many rows of x's type."""
+    if isinstance(rows, torch.SymInt):  # as in `product_launch`
+        rows = int(rows.node.hint or 0)
+    return next(
+        record for least_rows, most_bytes, record in MLPS if rows >= least_rows and x.dtype.itemsize <= most_bytes
+    )
