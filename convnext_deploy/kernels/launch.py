@@ -36,7 +36,7 @@ class ProductLaunch:
 
 @dataclass(frozen=True, slots=True)
 class MlpLaunch:
-    """A program of a whole MLP: m rows, and so many hidden columns at a time."""
+    """A program of a whole MLP: m rows, and so many hidden columns at a time, a power of two from 16 on."""
 
     m: int
     hidden: int
@@ -104,10 +104,11 @@ MLPS: tuple[tuple[int, int, MlpLaunch], ...] = (
 )
 
 
-def mlp_launch(x: Tensor, rows: int | torch.SymInt) -> MlpLaunch:
-    """For an MLP of so many rows of x's type."""
+def mlp_launch(x: Tensor, rows: int | torch.SymInt, hidden: int) -> MlpLaunch:
+    """For an MLP of so many rows of x's type, and hidden columns, which its chunks divide if they can."""
     if isinstance(rows, torch.SymInt):  # as in `product_launch`
         rows = int(rows.node.hint or 0)
-    return next(
+    found = next(
         record for least_rows, most_bytes, record in MLPS if rows >= least_rows and x.dtype.itemsize <= most_bytes
     )
+    return replace(found, hidden=max(16, min(found.hidden, hidden & -hidden)))

@@ -76,7 +76,7 @@ def _mlp(
 ) -> Tensor:  # fmt: skip
     return launch_mlp(
         x, weight, bias, norm, eps, activation, moments, chunk, back_weight, back_bias, residual,
-        mlp_launch(x, x.numel() // x.shape[-1]), tf32=tf32,
+        mlp_launch(x, x.numel() // x.shape[-1], len(weight)), tf32=tf32,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from .triton_blocks import activated, column, loaded, normalizer, row_pointers, 
 @triton.jit
 def normalized(x, rows, k, scale, shift, C: tl.constexpr, END: tl.constexpr):
     """Columns k of rows of x (M, C), whose norm is `(x - shift) * scale`, in x's type. END: where k ends."""
-    a = loaded(row_pointers(x, rows, C) + k[None, :], k[None, :], C if END > C else END, END)
+    a = loaded(row_pointers(x, rows, C) + k[None, :], k[None, :], min(END, C), END)
     return ((a.to(tl.float32) - shift[:, None]) * scale[:, None]).to(a.dtype)
 
 
@@ -18,14 +18,14 @@ def widened(total, a, weight, columns, k, C: tl.constexpr, HIDDEN: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
     """`total` (BM, BH) plus a (BM, k) @ weight[columns, k]^T. weight: (HIDDEN, C); END: where k ends."""
     at = weight_pointers(weight, columns, HIDDEN, C) + k[:, None]
-    return tl.dot(a, loaded(at, k[:, None], C if END > C else END, END), total, input_precision=PRECISION)
+    return tl.dot(a, loaded(at, k[:, None], min(END, C), END), total, input_precision=PRECISION)
 
 
 @triton.jit
 def narrowed(total, hidden, weight, columns, k, C: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr,
              END: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """`total` (BM, k) plus hidden (BM, BH) @ weight[k, columns]^T. weight: (C, HIDDEN); END: where k ends."""
-    at = weight_pointers(weight, k, C if END > C else END, HIDDEN) + columns[:, None]
+    at = weight_pointers(weight, k, min(END, C), HIDDEN) + columns[:, None]
     return tl.dot(hidden, loaded(at, columns[:, None], HIDDEN, BH), total, input_precision=PRECISION)
 
 
