@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from sass import Code, compiled
@@ -92,19 +93,20 @@ MANY = 256 * 56 * 56  # rows
 
 
 def mlp(sm: int, type: str, channels: int, *, rows: int, precision: str = "ieee") -> Code:
-    """With the launch that so many rows have."""
+    """With the launch that so many rows have there."""
     import torch
 
-    from convnext_deploy.kernels.launch import conv_launch, mlp_launch
+    from convnext_deploy.kernels import launch as launches
     from convnext_deploy.kernels.mlp import head_and_rest
     from convnext_deploy.kernels.mlp_triton import mlp_kernel
 
     names = ("x", "weight", "bias", "back_weight", "back_bias", "residual", "out")
     types = dict.fromkeys(names, f"*{type}") | {"moments": "*fp32", "M": "i32"}
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[type]
-    launch = mlp_launch(torch.empty(0, dtype=dtype), rows, 4 * channels)
+    with mock.patch.object(launches, "capability", lambda x: divmod(sm, 10)):
+        launch = launches.mlp_launch(torch.empty(0, channels, dtype=dtype), rows, 4 * channels)
     head, rest = head_and_rest(channels)
-    chunk = conv_launch(dtype, 56, 56, channels, 7).channels
+    chunk = launches.conv_launch(dtype, 56, 56, channels, 7).channels
     chunks = -(-channels // chunk)
     return compiled(
         mlp_kernel, types, sm=sm, num_warps=launch.warps, num_stages=launch.stages, C=channels, HIDDEN=4 * channels,
@@ -137,7 +139,7 @@ def test_a_whole_mlp_uses_the_matrix_units_and_does_not_spill(channels: int, sm:
         assert uses_the_matrix_units(code, sm)
         assert code.stack_bytes == 0
         assert code.shared_bytes <= (99 << 10)  # two programs on sm_90 and sm_100; one on sm_120
-        assert code.registers <= {256: 206, 128: 184}[code.threads]  # one program a multiprocessor, or two
+        assert code.registers <= {256: 206, 128: 255}[code.threads]  # one program a multiprocessor, or two
 
 
 @pytest.mark.parametrize("sm", GENERATIONS)
@@ -157,7 +159,7 @@ def test_a_whole_mlp_does_its_activation_in_few_instructions(channels: int, sm: 
     """Of the whole kernel, a result of one hidden chunk; 16 to 20 are in the loop, whose body sm_100 has twice."""
     code = mlp(sm, "fp16", channels, rows=MANY)
     results = 128 * 64
-    assert code.instructions * code.threads / results <= {80: 51, 90: 47.5, 100: 73.5, 120: 51}[sm]
+    assert code.instructions * code.threads / results <= {80: 51, 90: 47.5, 100: 73.5, 120: 50.5}[sm]
     assert code.opcodes["MUFU"] * code.threads / results <= (4.4 if sm == 100 else 2.2)
 
 

@@ -95,20 +95,27 @@ def per_image(launch: ProductLaunch, rows: int) -> ProductLaunch:
     return smaller if computed > 1.2 * less else launch
 
 
-# (rows at least, bytes an element at most) -> record, on every generation. 128 rows take a multiprocessor for
-# themselves (160 to 200 registers on 8 warps), but read the weights from the L2 half as often as 64.
-MLPS: tuple[tuple[int, int, MlpLaunch], ...] = (
-    (16384, 2, MlpLaunch(m=128, hidden=64, warps=8, stages=2)),
-    (0, 2, MlpLaunch(m=64, hidden=64, warps=4, stages=2)),
-    (0, 8, MlpLaunch(m=64, hidden=32, warps=8, stages=2)),
+# (generation at least, rows at least, channels at most, bytes an element at most) -> record; the first that fits. With
+# 128 rows the weights are read from the L2 half as often as with 64. On 4 warps two such programs share a
+# multiprocessor, on 8 one has it for itself: where 4 spill (96 channels on sm_120: 16 bytes; 128 on sm_90: 192).
+MLPS: tuple[tuple[tuple[int, int], int, int, int, MlpLaunch], ...] = (
+    ((8, 0), 16384, 80, 2, MlpLaunch(m=128, hidden=64, warps=4, stages=2)),
+    ((12, 0), 16384, 128, 2, MlpLaunch(m=128, hidden=64, warps=8, stages=2)),
+    ((8, 0), 16384, 96, 2, MlpLaunch(m=128, hidden=64, warps=4, stages=2)),
+    ((8, 0), 16384, 128, 2, MlpLaunch(m=128, hidden=64, warps=8, stages=2)),
+    ((8, 0), 0, 128, 2, MlpLaunch(m=64, hidden=64, warps=4, stages=2)),
+    ((8, 0), 0, 128, 8, MlpLaunch(m=64, hidden=32, warps=8, stages=2)),
 )
 
 
 def mlp_launch(x: Tensor, rows: int | torch.SymInt, hidden: int) -> MlpLaunch:
-    """For an MLP of so many rows of x's type, and hidden columns, which its chunks divide if they can."""
+    """For an MLP of so many rows (..., C) of x's type, and hidden columns, which its chunks divide if they can."""
+    here, channels = capability(x), x.shape[-1]
     if isinstance(rows, torch.SymInt):  # as in `product_launch`
         rows = int(rows.node.hint or 0)
     found = next(
-        record for least_rows, most_bytes, record in MLPS if rows >= least_rows and x.dtype.itemsize <= most_bytes
+        record
+        for generation, least_rows, most_channels, most_bytes, record in MLPS
+        if here >= generation and rows >= least_rows and channels <= most_channels and x.dtype.itemsize <= most_bytes
     )
     return replace(found, hidden=max(16, min(found.hidden, hidden & -hidden)))
