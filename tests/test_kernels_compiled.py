@@ -103,7 +103,7 @@ def mlp(sm: int, type: str, channels: int, *, rows: int, precision: str = "ieee"
     names = ("x", "weight", "bias", "back_weight", "back_bias", "residual", "out")
     types = dict.fromkeys(names, f"*{type}") | {"moments": "*fp32", "M": "i32"}
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[type]
-    with mock.patch.object(launches, "capability", lambda x: divmod(sm, 10)):
+    with mock.patch.object(launches, "capability", return_value=divmod(sm, 10)):
         launch = launches.mlp_launch(torch.empty(0, channels, dtype=dtype), rows, 4 * channels)
     head, rest = head_and_rest(channels)
     chunk = launches.conv_launch(dtype, 56, 56, channels, 7).channels
