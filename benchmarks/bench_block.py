@@ -3,10 +3,11 @@
     python benchmarks/bench_block.py [--variants tiny base] [--precision fp16] [--batches 1 32 256] [--update]
 
 A part is the stem, one block of a stage, a downsample or the head; `compiled` is torch.compile max-autotune of the same
-module. --update writes compiled's time over the kernels' into the table, for this GPU.
+module, and `kernels, mlp` a block whose linears are one kernel. --update writes compiled's time over that of both into
+the table, for this GPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -28,15 +29,17 @@ from torch import Tensor, nn
 
 from convnext_deploy import passes, roofline
 from convnext_deploy.kernels import choice
-from convnext_deploy.kernels.use import parts, use_kernels
+from convnext_deploy.kernels.use import MLP, alternatives, parts, use_kernels
 from convnext_deploy.manifest import encode, write_file
 from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.types import KernelMeasurement, ModelSpec, Precision
 
 
-def model_of(spec: ModelSpec, precision: Precision, device: str, fused: bool) -> ConvNeXt:
-    """Folded, with the same random weights each time."""
+def model_of(
+    spec: ModelSpec, precision: Precision, device: str, fused: Callable[[ConvNeXt], tuple[str, ...]] | None = None
+) -> ConvNeXt:
+    """Folded, with the same random weights each time, and kernels in what `fused` names."""
     torch.manual_seed(0)
     model = ConvNeXt(spec).eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -46,8 +49,8 @@ def model_of(spec: ModelSpec, precision: Precision, device: str, fused: bool) ->
     passes.fold_grn_bias(model)
     passes.cast_parameters(model, precision)
     model = model.to(device)
-    if fused:
-        use_kernels(model, parts(model))
+    if fused is not None:
+        use_kernels(model, fused(model))
     return model
 
 
@@ -67,8 +70,10 @@ def shape_of(spec: ModelSpec, name: str, batch: int) -> tuple[int, ...]:
 
 
 def subjects(spec: ModelSpec, precision: Precision, batch: int, device: str) -> Iterator[tuple[str, Case, Subject]]:
-    plain, fused, exact = (model_of(spec, precision, device, fused) for fused in (False, True, False))
-    exact = exact.double()
+    plain, fused, narrow, exact = (
+        model_of(spec, precision, device, names) for names in (None, parts, alternatives, None)
+    )
+    exact, others = exact.double(), alternatives(plain)
     costs = {"stages": ("dwconv_norm", "expand", "project"), "downsamples": ("downsample",), "stem": ("stem",)}
     for name in parts(plain):
         kind, _, index = name.partition(".")
@@ -84,18 +89,30 @@ def subjects(spec: ModelSpec, precision: Precision, batch: int, device: str) -> 
 
         size = case.dtype.itemsize
         small = {"wide tiles": WIDE_TILES, "in turn": IN_TURN} if batch <= SMALL_BATCH else {}
+        contenders = {"kernels": part_of(fused, name)}
+        contenders |= {f"kernels, {word}": under(part_of(fused, name), settings) for word, settings in small.items()}
+        if name + MLP in others:
+            contenders["kernels, mlp"] = part_of(narrow, name)
+        contenders |= {"eager": part_of(plain, name), "compiled": compiled(part_of(plain, name))}
         yield name, case, Subject(
             inputs=inputs,
             exact=part_of(exact, name),
-            contenders={
-                "kernels": part_of(fused, name), "eager": part_of(plain, name),
-                "compiled": compiled(part_of(plain, name)),
-                **{f"kernels, {word}": under(part_of(fused, name), settings) for word, settings in small.items()},
-            },
+            contenders=contenders,
             bytes=sum(size * (batch * (op.elements + op.operands) + op.weights) for op in found),
             matrix_flop=sum(2 * batch * op.matrix_macs for op in found),
             vector_flop=sum(2 * batch * op.vector_macs for op in found),
         )  # fmt: skip
+
+
+def speedups(name: str, case: Case, times: dict[str, float]) -> Iterator[KernelMeasurement]:
+    """Of the kernels over compiled PyTorch, from each contender's time; nothing where that was left out."""
+    kinds: dict[str, Any] = {"kernels": name.partition(".")[0], "kernels, mlp": "mlp"}
+    for contender, kind in kinds.items():
+        if "compiled" in times and contender in times:
+            yield KernelMeasurement(
+                part=kind, channels=case.channels, precision=case.precision, batch=case.batch,
+                speedup=times["compiled"] / times[contender],
+            )  # fmt: skip
 
 
 def updated(gpu: str, new: list[KernelMeasurement]) -> None:
@@ -130,14 +147,7 @@ def main() -> None:
                 records = {record["contender"]: record for record in measured("block", case, subject, ceilings)}
                 for record in records.values():
                     append({"variant": spec.architecture, "part": name, **record}, "gpu-kernels")
-                if "compiled" in records:
-                    speedup = records["compiled"]["median"] / records["kernels"]["median"]
-                    part: Any = name.partition(".")[0]
-                    rows.append(
-                        KernelMeasurement(
-                            part=part, channels=case.channels, precision=args.precision, batch=batch, speedup=speedup
-                        )
-                    )
+                rows += speedups(name, case, {key: record["median"] for key, record in records.items()})
     if args.update:
         updated(torch.cuda.get_device_name(), rows)
     else:

@@ -7,7 +7,7 @@
 """
 
 import torch.nn.functional as F
-from kernel_bench import Case, Subject, compiled, main, normal
+from kernel_bench import Case, Subject, compiled, main, moments_of, normal
 from torch import Tensor
 
 from convnext_deploy.kernels.expand import expand, expand_reference
@@ -33,13 +33,8 @@ def subject(case: Case, device: str) -> Subject:
     def inputs() -> tuple[Tensor, ...]:
         x = normal(case.batch, side, side, channels, like=case, device=device)
         weight = normal(4 * channels, channels, like=case, device=device, scale=channels**-0.5)
-        parts = x.float().split(chunk, -1)
-        means = [part.mean(-1) for part in parts]
-        powers = [(part - mean[..., None]).square().sum(-1) for part, mean in zip(parts, means, strict=True)]
-        moments = normal(*x.shape[:-1], len(parts), 2, like=case, device=device).float()
-        for index, (mean, power) in enumerate(zip(means, powers, strict=True)):
-            moments[..., index, 0], moments[..., index, 1] = mean, power
-        return x, weight, normal(4 * channels, like=case, device=device), moments, weight.double().sum(1).float()
+        bias = normal(4 * channels, like=case, device=device)
+        return x, weight, bias, moments_of(x, chunk), weight.double().sum(1).float()
 
     def kernel(x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, row_sums: Tensor) -> Tensor:
         return expand(x, weight, bias, "layernorm", 1e-6, "gelu", moments, row_sums, chunk)

@@ -80,6 +80,14 @@ def normal(*shape: int, like: Case, device: str, scale: float = 1.0) -> Tensor:
     return torch.randn(shape, device=device).mul_(scale).to(like.dtype)
 
 
+def moments_of(x: Tensor, chunk: int) -> Tensor:
+    """(..., C) -> (..., chunks, 2) fp32, as `dwconv_moments` gives them."""
+    parts = x.float().split(chunk, -1)
+    means = [part.mean(-1) for part in parts]
+    powers = [(part - mean[..., None]).square().sum(-1) for part, mean in zip(parts, means, strict=True)]
+    return torch.stack((torch.stack(means, -1), torch.stack(powers, -1)), -1)
+
+
 def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
@@ -182,13 +190,17 @@ def arguments(description: str | None, *more: str) -> argparse.ArgumentParser:
     return parser
 
 
-def main(benchmark: str, description: str | None, subject_of: Callable[[Case, str], Subject]) -> None:
-    """Measure every case; `subject_of(case, device)` may name a contender "compiled ..."."""
+def main(
+    benchmark: str, description: str | None, subject_of: Callable[[Case, str], Subject], widest: int | None = None
+) -> None:
+    """Measure every case of up to `widest` channels; `subject_of(case, device)` may name a contender "compiled ..."."""
     args = arguments(description).parse_args()
     refuse_without_gpu()
     torch.backends.cudnn.benchmark = True
     ceilings = roofline.measure("cuda")
     for case in cases(args.precision, tuple(args.batches)):
+        if widest is not None and case.channels > widest:
+            continue
         subject = subject_of(case, "cuda")
         if args.without_compile:
             for name in [name for name in subject.contenders if name.startswith("compiled")]:

@@ -120,7 +120,7 @@ class ExportSpec(Record, frozen=True, kw_only=True):
     device: Device = "cpu"
     tensorrt: TensorRtSpec | None = None
     quantization: "QuantizationRecord | None" = None
-    kernels: tuple[str, ...] = ()  # parts of the model that run in `convnext_deploy.kernels`: "stem", "stages.0" ...
+    kernels: tuple[str, ...] = ()  # run in `convnext_deploy.kernels`: "stem", "stages.0" or "stages.0.mlp" ...
 
 
 class PassRecord(Record, frozen=True, kw_only=True):
@@ -701,7 +701,7 @@ KernelChoice = Literal["none", "measured", "all"]
 class KernelMeasurement(Record, frozen=True, kw_only=True):
     """How the fused kernels of one part of a model compare with compiled PyTorch on one GPU."""
 
-    part: Literal["stem", "stages", "downsamples", "head"]
+    part: Literal["stem", "stages", "mlp", "downsamples", "head"]  # mlp: a stage as `stages.0.mlp` runs it
     channels: Positive  # of its input; of a stem's output
     precision: Precision
     batch: Positive

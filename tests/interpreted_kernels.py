@@ -17,10 +17,11 @@ from torch import Tensor
 
 from convnext_deploy.kernels import dwconv_norm as dw
 from convnext_deploy.kernels import expand as ex
+from convnext_deploy.kernels import mlp as ml
 from convnext_deploy.kernels import patches as pa
 from convnext_deploy.kernels import project as pr
 from convnext_deploy.kernels import quantized as q8
-from convnext_deploy.kernels.launch import ConvLaunch, ProductLaunch, conv_launch
+from convnext_deploy.kernels.launch import ConvLaunch, MlpLaunch, ProductLaunch, conv_launch
 from convnext_deploy.kernels.triton_blocks import activated
 from convnext_deploy.models.registry import VARIANTS
 
@@ -407,7 +408,7 @@ def test_a_split_project_in_8_bits_equals_a_whole_one(with_factor: bool, dtype: 
     scales = random(40, dtype=torch.float32, seed=1).abs() / 5000
     hidden, factor, scale = codes(2, 3, 5, 200, dtype=dtype), None, None
     if with_factor:
-        hidden, scale = random(2, 3, 5, 200, dtype=torch.float16), torch.tensor(0.02)
+        hidden, scale = random(2, 3, 5, 200, dtype=torch.float16), torch.tensor([0.02, 0.3])
         factor = 1 + random(2, 200, dtype=torch.float32).abs()
     exact = q8.project_quantized_reference(hidden, weight, bias, residual.double(), scales, factor, scale)
     whole, parts = (
@@ -458,6 +459,111 @@ def test_narrow_tiles_give_the_same_result(columns: int) -> None:
         for launch in (replace(SMALL, n=columns), replace(SMALL, n=64))
     )
     assert torch.equal(narrow, wide)
+
+
+# mlp -----------------------------------------------------------------------------------------------------------------
+
+NARROW = [width for width in CHANNELS if width <= ml.WIDEST]
+
+
+def fused(
+    x: Tensor, norm: str = "layernorm", activation: str = "gelu", *, hidden: int | None = None, rows: int = 16,
+    tf32: bool = False, conv: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The kernel's result, eager PyTorch's in the same type, and float64's. `conv`: what x is without its rounding."""
+    channels = x.shape[-1]
+    weight, bias = product_inputs(x, 4 * channels if hidden is None else hidden)
+    back, back_bias = product_inputs(random(*x.shape[:-1], len(weight), dtype=x.dtype), channels)
+    residual = random(*x.shape, dtype=x.dtype, seed=2)
+
+    def reference(source: Tensor, to: torch.dtype) -> Tensor:
+        tensors = (t.to(to) for t in (back, back_bias, residual))
+        return ml.mlp_reference(source.to(to), weight.to(to), bias.to(to), norm, 1e-6, activation, *tensors)
+
+    found = ml.launch_mlp(
+        x, weight, bias, norm, 1e-6, activation, moments_of(x if conv is None else conv, 32), 32, back, back_bias,
+        residual, MlpLaunch(m=rows, hidden=32, warps=4, stages=2), tf32=tf32,
+    )  # fmt: skip
+    return found, reference(x, x.dtype), reference(x if conv is None else conv, torch.float64)
+
+
+def mlp_is_exact(x: Tensor, *options: Any, **more: Any) -> None:
+    found, eager, exact = fused(x, *options, **more)
+    assert relative_error(found, exact) <= 2 * relative_error(eager, exact) + 1e-7
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("channels", [*NARROW, 7, 33, 112])  # less than a product's least; two odd parts; one part
+def test_mlp_of_every_width_equals_float64_to_the_rounding_of_its_type(channels: int, dtype: torch.dtype) -> None:
+    mlp_is_exact(random(1, 2, 3, channels, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "hidden"),
+    [
+        ((3, 3, 5, 40), 160),  # 45 rows are two tiles and a part of one
+        ((1, 4, 8, 96), 384),  # whole tiles
+        ((2, 1, 7, 48), 40),  # hidden columns that are no whole chunk
+        ((1, 1, 1, 64), 7),
+    ],
+)
+def test_mlp_of_parts_of_tiles_equals_float64(
+    shape: tuple[int, int, int, int], hidden: int, dtype: torch.dtype
+) -> None:
+    mlp_is_exact(random(*shape, dtype=dtype), hidden=hidden)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "simplenorm"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "none"])
+def test_mlp_has_every_norm_and_activation(norm: str, activation: str) -> None:
+    mlp_is_exact(random(1, 3, 5, 40, dtype=torch.float16) + 1, norm, activation)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("mean", [30.0, 3000.0])
+def test_mlp_of_rows_with_a_large_mean_is_as_exact_as_eager(mean: float, dtype: torch.dtype) -> None:
+    mlp_is_exact((random(1, 3, 5, 96, dtype=torch.float32) + mean).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("mean", [0.0, 500.0])
+def test_mlp_behind_a_convolution_that_was_rounded_is_as_exact_as_eager(mean: float, dtype: torch.dtype) -> None:
+    """The moments are of the exact sums, and what they normalize has been rounded."""
+    exact = random(1, 2, 5, 96, dtype=torch.float32) + mean
+    mlp_is_exact(exact.to(dtype), conv=exact)
+
+
+def test_mlp_of_values_near_the_end_of_fp16_is_finite_and_exact() -> None:
+    mlp_is_exact(random(1, 3, 5, 64, dtype=torch.float32, scale=15000.0).clamp(-65504, 65504).half())
+
+
+def test_mlp_of_a_strided_input_equals_that_of_its_copy() -> None:
+    x = random(1, 4, 6, 40, dtype=torch.float16)[:, :, ::2, ::2]
+    x = x[..., :20]
+    assert torch.equal(fused(x)[0], fused(x.contiguous())[0])
+
+
+def test_mlp_in_tf32_normalizes_before_it_rounds() -> None:
+    found, _, exact = fused(random(1, 3, 5, 96, dtype=torch.float32) + 100, tf32=True)
+    assert relative_error(found, exact) < 1e-3  # 2^-11 an operand
+
+
+def test_mlp_reads_a_strided_residual_and_weights() -> None:
+    x = random(1, 2, 6, 32, dtype=torch.float16)
+    weight, bias = product_inputs(x, 64)
+    back, residual = random(64, 32, dtype=torch.float16, scale=0.1).t(), random(1, 6, 2, 32, dtype=torch.float16)
+    launch = MlpLaunch(m=16, hidden=32, warps=4, stages=2)
+
+    def run(weight: Tensor, back: Tensor, residual: Tensor) -> Tensor:
+        return ml.launch_mlp(
+            x, weight, bias, "layernorm", 1e-6, "gelu", moments_of(x, 32), 32, back, bias[:32].clone(), residual, launch
+        )
+
+    turned = residual.permute(0, 2, 1, 3)
+    strided = run(weight.t().contiguous().t(), back, turned)
+    assert torch.equal(strided, run(weight, back.contiguous(), turned.contiguous()))
+    assert strided.is_contiguous()
 
 
 # stem, downsample, pool_norm -----------------------------------------------------------------------------------------

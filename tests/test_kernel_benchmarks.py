@@ -31,7 +31,7 @@ def load(name: str) -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["bench_dwconv_norm", "bench_expand", "bench_project"])
+@pytest.mark.parametrize("name", ["bench_dwconv_norm", "bench_expand", "bench_project", "bench_mlp"])
 @pytest.mark.parametrize("batch", [2, 9])  # with the contenders of small batches, and without
 def test_contenders_compute_the_same(name: str, batch: int) -> None:
     import kernel_bench
@@ -69,15 +69,29 @@ def test_parts_with_and_without_kernels_compute_the_same(name: str) -> None:
     import kernel_bench
 
     small = spec(name, image_size=(64, 64), num_classes=5)
-    seen = []
+    seen, narrow = [], []
     for part, case, subject in load("bench_block").subjects(small, "fp32", 2, "cpu"):
         seen.append(part)
+        narrow += [part] if "kernels, mlp" in subject.contenders else []
         assert all(error is not None and error < 1e-5 for error in kernel_bench.errors(subject).values()), part
         assert subject.bytes > 0
         assert subject.matrix_flop > 0
         assert case.batch == 2
     assert seen == ["stem", "stages.0", "downsamples.0", "stages.1", "downsamples.1", "stages.2", "downsamples.2",
                     "stages.3", "head"]  # fmt: skip
+    assert narrow == ([] if "v2" in name else ["stages.0", "stages.1"])  # 40 and 80 channels
+
+
+def test_a_stage_is_measured_in_both_ways_to_run_it() -> None:
+    import kernel_bench
+
+    bench = load("bench_block")
+    case = kernel_bench.Case(channels=96, side=56, batch=32, precision="fp16")
+    times = {"kernels": 4.0, "kernels, mlp": 2.0, "eager": 9.0, "compiled": 6.0}
+    found = [(row.part, row.speedup) for row in bench.speedups("stages.0", case, times)]
+    assert found == [("stages", 1.5), ("mlp", 3.0)]
+    assert [row.part for row in bench.speedups("stem", case, {"kernels": 4.0, "compiled": 6.0})] == ["stem"]
+    assert list(bench.speedups("stem", case, {"kernels": 4.0})) == []
 
 
 def test_the_table_is_updated_by_part_width_type_and_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +138,7 @@ def test_the_engines_artifacts_are_what_their_names_say(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["dwconv_norm", "expand", "project", "block", "engine"])
+@pytest.mark.parametrize("name", ["dwconv_norm", "expand", "project", "mlp", "block", "engine"])
 def test_without_a_gpu_a_benchmark_says_one_line(name: str) -> None:
     done = subprocess.run([sys.executable, FOLDER / f"bench_{name}.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 1

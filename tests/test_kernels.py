@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convnext_deploy.kernels.dwconv_norm import dwconv_moments, dwconv_norm
 from convnext_deploy.kernels.expand import expand, expand_squares
+from convnext_deploy.kernels.mlp import mlp
 from convnext_deploy.kernels.patches import downsample, pool_norm, stem
 from convnext_deploy.kernels.project import grn_factor, project
 from convnext_deploy.kernels.quantized import (
@@ -57,6 +58,7 @@ NORMED = ("layernorm", 1e-6, "gelu", MOMENTS, WIDE.sum(1), 32)
         (grn_factor, (inputs(2, 3, 96), inputs(96), 1e-6)),
         (project, (HIDDEN, NARROW, inputs(24), X)),
         (project, (HIDDEN, NARROW, inputs(24), X, inputs(2, 96))),
+        (mlp, (X, WIDE, inputs(96), "layernorm", 1e-6, "gelu", MOMENTS, 32, NARROW, inputs(24), X.clone())),
         (stem, (inputs(2, 3, 8, 12), inputs(24, 3, 4, 4), *map(inputs, (24, 24, 24)), "layernorm", 1e-6)),
         (downsample, (X, inputs(48, 24, 2, 2), inputs(48), "layernorm", 1e-6)),
         (pool_norm, (X, "layernorm", 1e-6)),

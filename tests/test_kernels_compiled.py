@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from sass import Code, compiled
@@ -97,6 +98,32 @@ def project(
     )  # fmt: skip
 
 
+MANY = 256 * 56 * 56  # rows
+
+
+def mlp(sm: int, type: str, channels: int, *, rows: int, precision: str = "ieee") -> Code:
+    """With the launch that so many rows have there."""
+    import torch
+
+    from convnext_deploy.kernels import launch as launches
+    from convnext_deploy.kernels.mlp import head_and_rest
+    from convnext_deploy.kernels.mlp_triton import mlp_kernel
+
+    names = ("x", "weight", "bias", "back_weight", "back_bias", "residual", "out")
+    types = dict.fromkeys(names, f"*{type}") | {"moments": "*fp32", "M": "i32"}
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[type]
+    with mock.patch.object(launches, "capability", return_value=divmod(sm, 10)):
+        launch = launches.mlp_launch(torch.empty(0, channels, dtype=dtype), rows, 4 * channels)
+    head, rest = head_and_rest(channels)
+    chunk = launches.conv_launch(dtype, 56, 56, channels, 7).channels
+    chunks = -(-channels // chunk)
+    return compiled(
+        mlp_kernel, types, sm=sm, num_warps=launch.warps, num_stages=launch.stages, C=channels, HIDDEN=4 * channels,
+        BC=chunk, CHUNKS=chunks, WIDE=1 << (chunks - 1).bit_length(), EPS=1e-6, NORM="layernorm", ACTIVATION="gelu",
+        PRECISION=precision, BM=launch.m, BH=launch.hidden, HEAD=head, REST=rest, PDL=PDL[sm],
+    )  # fmt: skip
+
+
 def uses_the_matrix_units(code: Code, sm: int) -> bool:
     return any(opcode.startswith(MATRIX[sm]) for opcode in code.opcodes)
 
@@ -112,6 +139,37 @@ def test_products_use_the_matrix_units_and_do_not_spill(type: str, sm: int) -> N
         assert uses_the_matrix_units(code, sm)
         assert code.stack_bytes == 0
         assert code.shared_bytes <= (100 << 10)  # two programs on the smallest, sm_90 and sm_100; one on sm_120
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+@pytest.mark.parametrize("channels", [24, 40, 80, 96, 128])
+def test_a_whole_mlp_uses_the_matrix_units_and_does_not_spill(channels: int, sm: int) -> None:
+    for code in (mlp(sm, "fp16", channels, rows=rows) for rows in (MANY, 1)):
+        assert uses_the_matrix_units(code, sm)
+        assert code.stack_bytes == 0
+        assert code.shared_bytes <= (99 << 10)  # two programs on sm_90 and sm_100; one on sm_120
+        assert code.registers <= {256: 206, 128: 255}[code.threads]  # one program a multiprocessor, or two
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+@pytest.mark.parametrize(("type", "precision"), [("bf16", "ieee"), ("fp32", "ieee"), ("fp32", "tf32")])
+def test_a_whole_mlp_in_other_types_does_not_spill(type: str, precision: str, sm: int) -> None:
+    for channels in (96, 128):
+        code = mlp(sm, type, channels, rows=MANY, precision=precision)
+        assert code.stack_bytes == 0
+        assert code.shared_bytes <= (99 << 10)
+        if (type, precision) != ("fp32", "ieee"):
+            assert uses_the_matrix_units(code, sm)
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+@pytest.mark.parametrize("channels", [96, 128])
+def test_a_whole_mlp_does_its_activation_in_few_instructions(channels: int, sm: int) -> None:
+    """Of the whole kernel, a result of one hidden chunk; 16 to 20 are in the loop, whose body sm_100 has twice."""
+    code = mlp(sm, "fp16", channels, rows=MANY)
+    results = 128 * 64
+    assert code.instructions * code.threads / results <= {80: 51, 90: 47.5, 100: 73.5, 120: 50.5}[sm]
+    assert code.opcodes["MUFU"] * code.threads / results <= (4.4 if sm == 100 else 2.2)
 
 
 @pytest.mark.parametrize("sm", GENERATIONS)
@@ -242,6 +300,7 @@ EVERY_KERNEL: dict[str, Callable[[int], Code]] = {
     "stem": stem,
     "downsample": downsample,
     "pool_norm": pool_norm,
+    "mlp": lambda sm: mlp(sm, "fp16", 96, rows=1 << 20),
 }
 MEMORY = ("LD", "ST", "ATOM", "RED", "UTMA", "UBLKCP", "CCTL")
 NOT_GLOBAL = {"LDC", "LDCU", "LDS", "STS", "ATOMS"}  # constants and shared memory
@@ -310,7 +369,7 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
 
     from convnext_deploy import passes
     from convnext_deploy.kernels import launch
-    from convnext_deploy.kernels.use import parts, use_kernels
+    from convnext_deploy.kernels.use import MLP, alternatives, parts, use_kernels
     from convnext_deploy.models.convnext import ConvNeXt
     from convnext_deploy.models.registry import spec
     from convnext_deploy.quantize.apply import apply
@@ -330,7 +389,8 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
     if eight_bits:
         apply(model, LoadedPlan(plan_of_blocks(model), {}))
     passes.cast_parameters(model, "fp16")
-    use_kernels(model, parts(model))
+    others = alternatives(model)
+    use_kernels(model, [*others, *(part for part in parts(model) if part + MLP not in others)])
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
         images = torch.empty(2, 3, 64, 64, device="cuda", dtype=torch.float16)
@@ -354,6 +414,8 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
         expected["dwconv_norm_kernel"] = {"y", "out"}
     if "v2" in name:
         expected |= {"expand_kernel": {"out", "squares"}, "grn_factor_kernel": {"factor"}}
+    elif not eight_bits:
+        expected |= {"mlp_kernel": {"out"}}  # of the two narrow stages
     assert written == expected
 
 
@@ -420,6 +482,7 @@ def test_aotinductor_launches_as_we_ask_it_to() -> None:
         ("product_triton", "add_parts_kernel", lambda: add_parts(90)),
         ("product_triton", "grn_factor_kernel", lambda: grn_factor(90)),
         ("product_triton", "project_kernel", lambda: project(90, "i8", 96, m=64, n=64, k=64, warps=4)),
+        ("mlp_triton", "mlp_kernel", lambda: mlp(90, "fp16", 40, rows=1)),
         ("dwconv_norm_triton", "dwconv_moments_kernel", lambda: conv(90, "fp16", rows=2, packed=True)),
         ("patches_triton", "stem_kernel", lambda: stem(90)),
         ("patches_triton", "downsample_kernel", lambda: downsample(90)),

@@ -13,6 +13,7 @@ from convnext_deploy import api
 from convnext_deploy.kernels import dwconv_norm as dw
 from convnext_deploy.kernels import expand as ex
 from convnext_deploy.kernels import launch
+from convnext_deploy.kernels import mlp as ml
 from convnext_deploy.kernels import patches as pa
 from convnext_deploy.kernels import project as pr
 from convnext_deploy.kernels import quantized as q8
@@ -54,6 +55,11 @@ def test_a_block_of_every_width_equals_float64(channels: int, dtype: torch.dtype
             ex.expand(y, weight, wide_bias, "layernorm", 1e-6, "gelu", moments, sums, chunk), back, bias, x
         )
 
+    def narrow(x: Tensor, conv: Tensor, bias: Tensor, weight: Tensor, wide_bias: Tensor, back: Tensor) -> Tensor:
+        y, moments = dw.dwconv_moments(x, conv, bias)
+        chunk = dw.launch_of(x, conv).channels
+        return ml.mlp(y, weight, wide_bias, "layernorm", 1e-6, "gelu", moments, chunk, back, bias, x)
+
     def fused_grn(
         x: Tensor, conv: Tensor, bias: Tensor, weight: Tensor, wide_bias: Tensor, back: Tensor, gain: Tensor
     ) -> Tensor:
@@ -79,6 +85,10 @@ def test_a_block_of_every_width_equals_float64(channels: int, dtype: torch.dtype
 
     agrees(fused, plain, x, conv, bias, weight, wide_bias, back)
     agrees(fused_grn, plain, x, conv, bias, weight, wide_bias, back, gain)
+    if channels <= ml.WIDEST:
+        agrees(narrow, plain, x, conv, bias, weight, wide_bias, back)
+        many = random(2, 96, 96, channels, dtype=dtype)  # the launch of many rows
+        agrees(narrow, plain, many, conv, bias, weight, wide_bias, back)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

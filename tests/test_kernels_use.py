@@ -17,7 +17,7 @@ from torch import Tensor
 from convnext_deploy import api, env, passes
 from convnext_deploy.errors import UsageError
 from convnext_deploy.kernels import choice
-from convnext_deploy.kernels.use import FusedQuantizedBlock, parts, use_kernels
+from convnext_deploy.kernels.use import FusedQuantizedBlock, alternatives, parts, use_kernels
 from convnext_deploy.lower.torch_session import MacCounter
 from convnext_deploy.manifest import Artifact
 from convnext_deploy.models.convnext import Block, ConvNeXt
@@ -67,6 +67,21 @@ def test_a_rewritten_model_computes_the_same(name: str, task: str) -> None:
     before = outputs(model, IMAGES)
     use_kernels(model, parts(model))
     assert len(parts(model)) == 0  # nothing is left to rewrite
+    for found, expected in zip(outputs(model, IMAGES), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_convnext3", "convnext_zepto_rms", "convnext_atto_rms"])
+def test_a_model_with_both_linears_in_one_kernel_computes_the_same(name: str) -> None:
+    model = folded(name)
+    before = outputs(model, IMAGES)
+    others = alternatives(model)
+    assert "stages.0.mlp" in others
+    use_kernels(model, others)
+    counted = torch.export.export(model, (IMAGES,)).graph.nodes
+    assert sum("convnext_deploy.mlp" in str(node.target) for node in counted) == sum(
+        depth for stage, depth in enumerate(model.spec.depths) if f"stages.{stage}.mlp" in others
+    )
     for found, expected in zip(outputs(model, IMAGES), before, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -151,6 +166,30 @@ def test_parts_are_those_that_kernels_can_run(name: str, left_out: set[str]) -> 
     assert set(ALL) - set(parts(folded(name, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)))) == left_out
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("convnext_atto", ("stages.0.mlp", "stages.1.mlp")),  # 40 and 80 channels of 40, 80, 160, 320
+        ("convnext_base", ("stages.0.mlp",)),  # 128
+        ("convnext_large", ()),  # 192
+        ("convnextv2_atto", ()),  # GRN needs a sum over the image between the linears
+    ],
+)
+def test_alternatives_are_narrow_stages_without_grn(name: str, found: tuple[str, ...]) -> None:
+    assert alternatives(folded(name, depths=(1, 1, 1, 1), task="features")) == found
+
+
+def test_a_stage_runs_in_one_of_two_ways() -> None:
+    model = folded("test_convnext", torch.float32)
+    with pytest.raises(UsageError) as error:
+        use_kernels(model, ("stem", "stages.0.mlp", "stages.0"))
+    assert str(error.value) == "stages.0 and stages.0.mlp are two ways to run the same blocks; name one of them"
+    assert parts(model) == ALL  # nothing was rewritten
+    for name in ("stem.mlp", "stages.0.mlp.mlp"):
+        with pytest.raises(UsageError, match=f"no kernel runs {name} of test_convnext; they run stem, .*stages.3.mlp"):
+            use_kernels(model, (name,))
+
+
 def test_a_model_that_was_not_folded_has_no_blocks_for_kernels() -> None:
     model = ConvNeXt(spec("test_convnext"))
     assert parts(model) == ("stem", "head")
@@ -171,15 +210,14 @@ def test_torch_export_keeps_the_operations_and_any_batch() -> None:
 
 def test_the_multiply_accumulates_of_operations_are_counted() -> None:
     counts = []
-    for fused in (False, True):
+    for names in ((), ALL, [name + ".mlp" if "stages" in name else name for name in ALL]):
         model = folded("test_convnext", torch.float32)
-        if fused:
-            use_kernels(model, ALL)
+        use_kernels(model, names)
         with MacCounter() as counter, torch.inference_mode():
             model(IMAGES.float())
         counts.append(sum(count for _, count in counter.macs))
         assert {name for name, _ in counter.macs} == {"fp32"}
-    assert counts[0] == counts[1] > 0
+    assert counts[0] == counts[1] == counts[2] > 0
 
 
 def test_an_eager_artifact_loads_with_the_kernels_that_its_manifest_names(artifact_of: Callable[..., Artifact]) -> None:
@@ -188,10 +226,12 @@ def test_an_eager_artifact_loads_with_the_kernels_that_its_manifest_names(artifa
     from convnext_deploy.formats import eager
 
     made = artifact_of("eager")
-    export = msgspec.structs.replace(made.manifest.export, kernels=ALL)
+    export = msgspec.structs.replace(made.manifest.export, kernels=("stages.0.mlp", *ALL[2:]))
     found = msgspec.structs.replace(made.manifest, export=export)
     images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
     fused, plain = (eager.load(made.path, manifest, RunOptions()) for manifest in (found, made.manifest))
+    module: Any = fused._call  # type: ignore[attr-defined]  # of an eager session
+    assert [type(stage[0]).__name__ for stage in module.stages[:2]] == ["FusedMlpBlock", "FusedBlock"]
     np.testing.assert_allclose(fused.run(images)[0], plain.run(images)[0], rtol=1e-4, atol=1e-4)
     assert fused.precision().graph == {"fp32": 1.0}
 
@@ -402,6 +442,31 @@ def test_kernels_are_chosen_where_the_nearest_batch_was_faster() -> None:
     ]
     found = {batch: choice.faster(spec("test_convnext"), "fp16", batch, ALL, rows) for batch in (1, 8, 20, 256)}
     assert found == {1: ("stem",), 8: ("stem",), 20: ("stem", "stages.0"), 256: ("stem", "stages.0")}
+
+
+def test_of_two_ways_to_run_a_stage_the_faster_is_chosen() -> None:
+    rows = [
+        measurement(),
+        measurement(part="mlp", speedup=1.5),
+        measurement(channels=32, speedup=1.4),
+        measurement(part="mlp", channels=32, speedup=1.3),
+        measurement(channels=48, speedup=0.9),
+        measurement(part="mlp", channels=48, speedup=1.1),
+        measurement(part="mlp", channels=64, speedup=1.0),  # no faster than compiled PyTorch
+    ]
+    possible = (*ALL, *alternatives(folded("test_convnext")))
+    assert choice.faster(spec("test_convnext"), "fp16", 32, possible, rows) == (
+        "stages.0.mlp", "stages.1", "stages.2.mlp",
+    )  # fmt: skip
+
+
+def test_measured_kernels_may_be_an_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "nvidia_gpu_facts", lambda: [{"name": "a GPU"}])
+    monkeypatch.setattr(choice, "table", lambda: {"a GPU": [measurement(), measurement(part="mlp", speedup=1.5)]})
+    export = msgspec.structs.replace(artifact_spec(), precision="fp16")
+    said: list[str] = []
+    assert choice.chosen(folded("test_convnext"), export, "measured", said.append) == ("stages.0.mlp",)
+    assert said == ["kernels: measured faster on a GPU at batch 8: stages.0.mlp"]
 
 
 def test_a_gpu_that_nobody_measured_runs_no_kernel_and_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

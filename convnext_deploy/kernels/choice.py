@@ -13,7 +13,7 @@ from .. import env
 from ..errors import MissingPackageError, UsageError
 from ..models.convnext import ConvNeXt
 from ..types import ExportSpec, KernelChoice, KernelMeasurement, ModelSpec, Plan, Precision
-from .use import parts
+from .use import MLP, alternatives, parts
 
 TABLE = Path(__file__).with_name("measured.json")
 E4M3_SINCE = (8, 9)  # the first compute capability whose matrix units multiply it
@@ -80,9 +80,9 @@ def chosen(model: ConvNeXt, spec: ExportSpec, choice: KernelChoice, say: Callabl
     if rows is None:
         say(f"kernels: none was measured on {gpu}, so {_none_but(planned)} used; --kernels all uses every one")
         return tuple(planned)
-    found = faster(model.spec, spec.precision, spec.batch.opt, possible, rows)
+    found = faster(model.spec, spec.precision, spec.batch.opt, (*possible, *alternatives(model)), rows)
     say(f"kernels: measured faster on {gpu} at batch {spec.batch.opt}: {', '.join(found) or 'none'}")
-    return tuple(name for name in possible if name in found or name in planned)
+    return (*found, *(stage for stage in planned if stage not in found))
 
 
 def _none_but(planned: Sequence[str]) -> str:
@@ -97,12 +97,21 @@ def table() -> dict[str, list[KernelMeasurement]]:
 def faster(
     spec: ModelSpec, precision: Precision, batch: int, possible: tuple[str, ...], rows: list[KernelMeasurement]
 ) -> tuple[str, ...]:
-    """Those of the possible parts for which the measurement nearest to this batch says that the kernels are faster."""
-    return tuple(name for name in possible if _speedup(spec, precision, batch, name, rows) > 1)
+    """Those of the possible parts for which the measurement nearest to this batch says that the kernels are faster.
+
+    Of two ways to run one part, the faster.
+    """
+    best = {name.removesuffix(MLP): (1.0, "") for name in possible}
+    for name in possible:
+        part, speedup = name.removesuffix(MLP), _speedup(spec, precision, batch, name, rows)
+        if speedup > best[part][0]:
+            best[part] = speedup, name
+    return tuple(name for _, name in best.values() if name)
 
 
 def _speedup(spec: ModelSpec, precision: Precision, batch: int, name: str, rows: list[KernelMeasurement]) -> float:
-    kind, _, index = name.partition(".")
+    kind, _, index = name.removesuffix(MLP).partition(".")
     channels = spec.dims[3 if kind == "head" else int(index or 0)]  # of what goes in; of the stem, of what comes out
+    kind = "mlp" if name.endswith(MLP) else kind
     alike = [row for row in rows if (row.part, row.channels, row.precision) == (kind, channels, precision)]
     return min(alike, key=lambda row: abs(row.batch - batch)).speedup if alike else 0.0

@@ -42,6 +42,17 @@ class ProductLaunch:
     pdl: bool = False  # as in `dependent`
 
 
+@dataclass(frozen=True, slots=True)
+class MlpLaunch:
+    """A program of a whole MLP: m rows, and so many hidden columns at a time, a power of two from 16 on."""
+
+    m: int
+    hidden: int
+    warps: int
+    stages: int
+    pdl: bool = False  # as in `dependent`
+
+
 SAFE = (8, 0)  # what a GPU that is not in a table is treated as: every one since 2020 runs it
 PROCESSORS = 132  # multiprocessors where there is no GPU to ask: an H200's
 PDL_FROM = (9, 0)  # the first generation with programmatic dependent launch; see `dependent`
@@ -201,3 +212,29 @@ def fitted_launch(
     else:
         launch = per_image(launch, int(rows))
     return spread(launch, weight, images * -(-rows // launch.m), parts)
+
+
+# (generation at least, rows at least, channels at most, bytes an element at most) -> record; the first that fits. With
+# 128 rows the weights are read from the L2 half as often as with 64. On 4 warps two such programs share a
+# multiprocessor, on 8 one has it for itself: where 4 spill (96 channels on sm_120: 16 bytes; 128 on sm_90: 192).
+MLPS: tuple[tuple[tuple[int, int], int, int, int, MlpLaunch], ...] = (
+    ((8, 0), 16384, 80, 2, MlpLaunch(m=128, hidden=64, warps=4, stages=2)),
+    ((12, 0), 16384, 128, 2, MlpLaunch(m=128, hidden=64, warps=8, stages=2)),
+    ((8, 0), 16384, 96, 2, MlpLaunch(m=128, hidden=64, warps=4, stages=2)),
+    ((8, 0), 16384, 128, 2, MlpLaunch(m=128, hidden=64, warps=8, stages=2)),
+    ((8, 0), 0, 128, 2, MlpLaunch(m=64, hidden=64, warps=4, stages=2)),
+    ((8, 0), 0, 128, 8, MlpLaunch(m=64, hidden=32, warps=8, stages=2)),
+)
+
+
+def mlp_launch(x: Tensor, rows: int | torch.SymInt, hidden: int) -> MlpLaunch:
+    """For an MLP of so many rows (..., C) of x's type, and hidden columns, which its chunks divide if they can."""
+    here, channels = capability(x), x.shape[-1]
+    if isinstance(rows, torch.SymInt):  # as in `product_launch`
+        rows = int(rows.node.hint or 0)
+    found = next(
+        record
+        for generation, least_rows, most_channels, most_bytes, record in MLPS
+        if here >= generation and rows >= least_rows and channels <= most_channels and x.dtype.itemsize <= most_bytes
+    )
+    return replace(found, hidden=max(16, min(found.hidden, hidden & -hidden)), pdl=overlaps(x))

@@ -1,6 +1,7 @@
 """A model rewritten to the fused operations, in place. Names, shapes and values of its parameters stay what they were.
 
-Parts of a model are named as its modules are: `stem`, `stages.0` (all its blocks), `downsamples.0`, `head`.
+Parts of a model are named as its modules are: `stem`, `stages.0` (all its blocks), `downsamples.0`, `head`. A narrow
+stage can run in another way, with both linears in one kernel: as `stages.0.mlp`.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,9 +14,12 @@ from ..errors import UsageError
 from ..models.convnext import Block, ChannelNorm, ConvNeXt, Downsample, Head, Stem
 from .dwconv_norm import dwconv_moments, launch_of
 from .expand import expand, expand_squares
+from .mlp import WIDEST, mlp
 from .patches import downsample, pool_norm, stem
 from .project import grn_factor, project
 from .quantized import E4M3, dwconv_norm_quantized, expand_quantized, expand_squares_quantized, project_quantized
+
+MLP = ".mlp"  # ends the names of alternatives
 
 
 class FusedBlock(nn.Module):
@@ -45,6 +49,23 @@ class FusedBlock(nn.Module):
             hidden, squares = expand_squares(*arguments, chunk)
             factor = grn_factor(squares, self.grn.weight, self.grn.eps)
         return cast(Tensor, project(hidden, narrow.weight, narrow.bias, x, factor))
+
+
+class FusedMlpBlock(nn.Module):
+    """A folded V1 `Block` of up to `mlp.WIDEST` channels, (N, H, W, C) -> (N, H, W, C), in two kernels."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.dwconv_norm, self.expand, self.project = block.dwconv_norm, block.expand, block.project
+        _lay_out(block.dwconv_norm.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.dwconv_norm.conv, self.dwconv_norm.norm
+        widen, narrow = self.expand.linear, self.project.linear
+        y, moments = dwconv_moments(x, conv.weight, conv.bias)
+        chunk = launch_of(x, conv.weight).channels
+        first = (y, widen.weight, widen.bias, norm.kind, norm.eps, self.expand.activation, moments, chunk)
+        return cast(Tensor, mlp(*first, narrow.weight, narrow.bias, x))
 
 
 class CodedLinear(Protocol):
@@ -154,6 +175,22 @@ def parts(model: ConvNeXt) -> tuple[str, ...]:
     return tuple(name for name in _parts(model) if _fits(model, name))
 
 
+def alternatives(model: ConvNeXt) -> tuple[str, ...]:
+    """Other ways to run some of its parts: stages without GRN, in 32 or 16 bits, of up to `mlp.WIDEST` channels."""
+    return tuple(
+        name + MLP
+        for name in parts(model)
+        if name.startswith("stages.") and all(map(_is_narrow, cast(nn.ModuleList, model.get_submodule(name))))
+    )
+
+
+def _is_narrow(block: nn.Module) -> bool:
+    block = cast(Block, block)
+    return (
+        block.grn is None and isinstance(block.expand.linear, nn.Linear) and block.expand.linear.in_features <= WIDEST
+    )
+
+
 def _parts(model: ConvNeXt) -> Iterator[str]:
     yield "stem"
     for stage in range(4):
@@ -205,13 +242,16 @@ def use_kernels(model: ConvNeXt, names: Collection[str]) -> None:
     """Put the fused operations into the named parts of a folded model, in place.
 
     Raises:
-        UsageError: a part that the kernels cannot run, or that the model does not have.
+        UsageError: a part that the kernels cannot run, or that the model does not have; or one in both ways.
     """
-    possible = parts(model)
+    possible = (*parts(model), *alternatives(model))
     for name in names:
         if name not in possible:
             raise UsageError(f"no kernel runs {name} of {model.spec.architecture}; they run {', '.join(possible)}")
-        part = model.get_submodule(name)
+        if name + MLP in names:
+            raise UsageError(f"{name} and {name}{MLP} are two ways to run the same blocks; name one of them")
+    for name in names:
+        part = model.get_submodule(name.removesuffix(MLP))
         if isinstance(part, Stem):
             model.stem = FusedStem(part)  # type: ignore[assignment]  # the same parameters and result
         elif isinstance(part, Head):
@@ -221,5 +261,6 @@ def use_kernels(model: ConvNeXt, names: Collection[str]) -> None:
         else:
             stage = cast(nn.ModuleList, part)
             for index, block in enumerate(stage):
-                fused = FusedBlock if isinstance(cast(Block, block).expand.linear, nn.Linear) else FusedQuantizedBlock
+                in_codes = not isinstance(cast(Block, block).expand.linear, nn.Linear)
+                fused = FusedMlpBlock if name.endswith(MLP) else FusedQuantizedBlock if in_codes else FusedBlock
                 stage[index] = fused(cast(Block, block))

@@ -120,9 +120,10 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# Operations of `convnext_deploy.kernels` that multiply with their second argument, once for each pixel that they make.
+# Operations of `convnext_deploy.kernels` that multiply, once for each pixel that they make: with their second argument,
+# `mlp` also with its ninth.
 FUSED = frozenset({
-    "dwconv_norm", "dwconv_moments", "expand", "expand_squares", "project", "stem", "downsample",
+    "dwconv_norm", "dwconv_moments", "expand", "expand_squares", "project", "mlp", "stem", "downsample",
     "dwconv_norm_quantized", "expand_quantized", "expand_squares_quantized", "project_quantized",
 })  # fmt: skip
 
@@ -138,8 +139,9 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch h
         result = func(*args, **(kwargs or {}))
         name = func.name().partition("::")[2].partition(".")[0].rstrip("_")
         if func.namespace == "convnext_deploy" and name in FUSED:
-            weight, made = args[1], result[0] if isinstance(result, tuple) else result
-            self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * made.numel() / made.shape[-1]))
+            made = result[0] if isinstance(result, tuple) else result
+            for weight in (args[1], args[8]) if name == "mlp" else (args[1],):
+                self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * made.numel() / made.shape[-1]))
             return result
         multiplies = any(word in name for word in ("conv", "linear", "mm"))
         index = 2 if name == "addmm" else 1  # of the weight among the arguments
