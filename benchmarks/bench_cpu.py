@@ -78,7 +78,7 @@ def nncf(python: str, mode: str, variant: str, folder: Path, calibration: str, b
     opener = {"path": str(path), "like": str(like.path), "batch": batch}
     return msgspec.structs.replace(
         found, opener="bench_cpu:open_ir", arguments=opener, artifact=None, artifact_sha256=None, artifact_bytes=None,
-        batch=BatchRange(min=batch, opt=batch, max=batch), quantized=True, label=mode,
+        batch=BatchRange(min=batch, opt=batch, max=batch), eight_bits="int8", label=mode,
         parity=_distance(opener, source),
     )  # fmt: skip
 

@@ -131,7 +131,7 @@ def _rated(row: BenchResult, seat: _Seat) -> BenchResult:
     spec = seat.contender.spec
     if spec is None or row.images_per_s is None:
         return row
-    known = None if seat.contender.quantized else seat.ceilings
+    known = None if seat.contender.eight_bits else seat.ceilings
     tflops, percent = roofline.rate(spec, row.precision, row.batch, row.images_per_s, known)
     return msgspec.structs.replace(row, tflops=tflops, percent_of_bound=percent)
 

@@ -20,6 +20,7 @@ from .types import (
     ExportSpec,
     Manifest,
     ModelSpec,
+    PlanType,
     Precision,
     PrecisionTruth,
     Record,
@@ -57,13 +58,13 @@ class Contender(Record, frozen=True, kw_only=True):
     random_weights: bool = True
     parity: float | None = None
     spec: ModelSpec | None = None  # of a ConvNeXt: what its operations are
-    quantized: bool = False  # products in 8 bits beside `precision`
+    eight_bits: PlanType | None = None  # products in it, the rest in `precision`
     label: str | None = None  # beside the model, where two artifacts would be called the same
     broken: str | None = None  # why it could not be built
 
     @property
     def subject(self) -> str:
-        return " ".join(filter(None, (self.model, self.runtime, self.precision, self.label)))
+        return " ".join(filter(None, (self.model, self.runtime, self.eight_bits or self.precision, self.label)))
 
 
 class Wanted(Record, frozen=True, kw_only=True):
@@ -225,7 +226,7 @@ def of_artifact(path: Path, device: Device, cuda_graph: bool = False) -> Contend
         random_weights=found.weights.random,
         parity=next((p.relative_error for p in found.parity if p.reference == "source"), None),
         spec=found.model,
-        quantized=found.export.quantization is not None,
+        eight_bits=found.export.eight_bits,
     )
 
 

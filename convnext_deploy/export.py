@@ -150,7 +150,7 @@ def export(
 
         check(chosen, loaded.model, loaded.weights.tensors_sha256, input)
         spec = msgspec.structs.replace(spec, quantization=_quantization(chosen, model))
-    target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{_type_word(spec)}"
+    target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{spec.eight_bits or spec.precision}"
     manifest.check_target(target, force)
     _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
     sets = _probe_sets(loaded, verify_data)
@@ -242,12 +242,6 @@ def _quantization(chosen: "LoadedPlan | None", model: ModelSpec | None = None) -
 def _kept(plan: Plan) -> list[str]:
     """The operations that a plan keeps in fp32."""
     return [name for name, operation in plan.operations.items() if operation.type == "fp32"]
-
-
-def _type_word(spec: ExportSpec) -> str:
-    """What an artifact is called by default after its format: the narrowest type that it computes in."""
-    types = spec.quantization.operations if spec.quantization else {}
-    return "int8" if {"u8s8", "s8s8"} & set(types) else "fp8" if "fp8" in types else spec.precision
 
 
 def _refuse_without_space(target: Path, weight_bytes: int) -> None:

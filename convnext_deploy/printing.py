@@ -70,9 +70,8 @@ def progress_bar(terminal: Terminal) -> Iterator[Any]:
 
 
 def summary(path: Path, found: "Manifest", size: int) -> str:
-    lines = [
-        f"{path}: {found.model.architecture} as {found.export.format} {found.export.precision}, {size / 1e6:.1f} MB"
-    ]
+    type = found.export.eight_bits or found.export.precision
+    lines = [f"{path}: {found.model.architecture} as {found.export.format} {type}, {size / 1e6:.1f} MB"]
     for parity in found.parity:
         agreement = "" if parity.top1_agreement is None else f", top-1 agreement {parity.top1_agreement:.1%}"
         if parity.stand_in is not None:

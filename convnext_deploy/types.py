@@ -122,6 +122,12 @@ class ExportSpec(Record, frozen=True, kw_only=True):
     quantization: "QuantizationRecord | None" = None
     kernels: tuple[str, ...] = ()  # run in `convnext_deploy.kernels`: "stem", "stages.0" or "stages.0.mlp" ...
 
+    @property
+    def eight_bits(self) -> "PlanType | None":
+        """What its plan's products are in, beside `precision`; None where no plan quantizes."""
+        types = self.quantization.operations if self.quantization else {}
+        return "int8" if {"u8s8", "s8s8"} & set(types) else "fp8" if "fp8" in types else None
+
 
 class PassRecord(Record, frozen=True, kw_only=True):
     name: str

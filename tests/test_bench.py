@@ -374,7 +374,7 @@ def test_rows_of_a_convnext_say_how_near_they_are_to_the_bound(fake: Fake) -> No
     float_, int8, other = (fake(name, 10.0) for name in "abc")
     seats = [
         msgspec.structs.replace(float_, spec=spec),
-        msgspec.structs.replace(int8, spec=spec, quantized=True),
+        msgspec.structs.replace(int8, spec=spec, eight_bits="int8"),
         other,
         msgspec.structs.replace(other),  # of the same name: `--compare` may name what an artifact is
     ]
@@ -387,6 +387,7 @@ def test_rows_of_a_convnext_say_how_near_they_are_to_the_bound(fake: Fake) -> No
         100 * roofline.bound_ms(spec, "fp32", 1, ceilings) / rows[0].median_ms
     )
     assert rows[1].percent_of_bound is None  # two types: no one bound
+    assert rows[1].subject == "b onnx int8"
     assert (rows[2].tflops, rows[2].percent_of_bound) == (None, None)
 
 

@@ -69,6 +69,31 @@ def test_outputs_depend_neither_on_the_threads_nor_on_the_batch(artifact_of: Cal
     assert np.array_equal(np.concatenate(alone), expected)
 
 
+def test_batches_that_alternate_are_planned_once_each_over_one_network(
+    artifact_of: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server's do. Opening the file and planning takes longer than a small batch."""
+    monkeypatch.setattr(native, "PLANS", 3)
+    made: list[tuple[int, ...]] = []
+    opened = native.Engine
+
+    def counted(network: object, *size: int) -> native.Engine:
+        made.append(size[:1])
+        assert isinstance(network, native.Network)
+        return opened(network, *size)
+
+    session = api.load(artifact_of("native").path, threads=1)
+    monkeypatch.setattr(native, "Engine", counted)
+    images = np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32)
+    (expected,) = api.load(artifact_of("native").path, threads=1).run(images)
+    made.clear()
+    for size in (1, 3, 1, 3, 4, 3, 1):
+        np.testing.assert_array_equal(session.run(images[:size])[0], expected[:size])
+    assert made == [(1,), (3,), (4,)]  # with that of the batch it is tuned for (2), one more than are kept
+    session.run(images[:2])
+    assert made[3:] == [(2,)]
+
+
 @pytest.mark.parametrize("changes", [{}, {"task": "features"}, {"stem": "overlap_act"}, {"kernel_sizes": (3, 5, 7, 9)}])
 def test_the_engine_counts_the_same_multiply_accumulates_as_the_formula(
     changes: dict[str, object], tmp_path: Path

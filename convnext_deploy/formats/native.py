@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..env import usable_cores
 from ..kernels import library
-from ..kernels.engine import Engine
+from ..kernels.engine import Engine, Network
 from ..kernels.packed import TYPES
 from ..session import Images, Profile, RunOptions, Session
 from ..types import ExportSpec, LayerKind, LayerTime, Manifest, ModelSpec, PrecisionTruth
@@ -18,6 +18,9 @@ from .base import Format
 
 if TYPE_CHECKING:
     from ..lower.capture import DeployGraph
+
+
+PLANS = 8  # a server that takes batches up to 128 in powers of two has no more
 
 
 def build(graph: "DeployGraph", folder: Path) -> None:
@@ -30,22 +33,27 @@ def build(graph: "DeployGraph", folder: Path) -> None:
 
 
 class NativeSession(Session):
-    """The engine plans its memory for one batch and image size; another one is planned when a batch of it is bound."""
+    """An engine plans its memory for one batch and image size; those of the last `PLANS` are kept, over one network."""
 
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
         super().__init__(manifest, options)
-        self._path = path
+        self._network = Network(path)
+        self._engines: dict[tuple[int, int, int], Engine] = {}  # the latest last
         height, width = manifest.model.image_size
         self._engine = self._planned(manifest.export.batch.opt, height, width)
 
     def _planned(self, batch: int, height: int, width: int) -> Engine:
-        return Engine(self._path, batch, height, width, self.options.threads or usable_cores())
+        size = (batch, height, width)
+        engine = self._engines.pop(size, None) or Engine(self._network, *size, self.options.threads or usable_cores())
+        self._engines[size] = engine
+        if len(self._engines) > PLANS:
+            self._engines.pop(next(iter(self._engines))).close()
+        return engine
 
     def _bind(self, images: Images) -> None:
         if images.shape != self._engine.input_shape:
             batch, *sides = images.shape
             height, width = sides[:2] if self.manifest.export.input == "uint8" else sides[1:]
-            self._engine.close()
             self._engine = self._planned(batch, height, width)
         self._engine.bind(images)
 

@@ -31,8 +31,8 @@ class PartTime:
     ms: float
 
 
-class Engine:
-    """A session of the native engine. Bind a batch, run, read `outputs`; one thread at a time.
+class Network:
+    """A packed network, opened: what engines for several batches share.
 
     Args:
         source: the packed file, or its bytes.
@@ -40,38 +40,64 @@ class Engine:
 
     Raises:
         ArtifactError: the file is missing or damaged.
-        UsageError: a size or path that is not taken.
         MissingPackageError, BuildError: the library is not there and cannot be built.
     """
 
-    def __init__(
-        self, source: Path | bytes | NDArray[np.uint8], batch: int, height: int, width: int, threads: int,
-        isa: str | None = None,
-    ) -> None:  # fmt: skip
-        self._model, self._session = ctypes.c_void_p(), ctypes.c_void_p()
-        isa = library.chosen_isa(isa)
-        self._library = library.load(isa)
+    def __init__(self, source: Path | bytes | NDArray[np.uint8], isa: str | None = None) -> None:
+        self.model = ctypes.c_void_p()
+        self.isa = library.chosen_isa(isa)
+        self.library = library.load(self.isa)
         self._bytes = None if isinstance(source, Path) else aligned(source)
         message = ctypes.create_string_buffer(MESSAGE_BYTES)
         if isinstance(source, Path):
-            code = self._library.cnxt_model_open_file(str(source).encode(), self._model, message, len(message))
+            code = self.library.cnxt_model_open_file(str(source).encode(), self.model, message, len(message))
         else:
             assert self._bytes is not None
-            code = self._library.cnxt_model_open(
-                self._bytes.ctypes.data, self._bytes.nbytes, self._model, message, len(message)
+            code = self.library.cnxt_model_open(
+                self._bytes.ctypes.data, self._bytes.nbytes, self.model, message, len(message)
             )
         what = str(source) if isinstance(source, Path) else "the packed network"
         _check(code, message, f"{what}: ")
+        self.names = packed.names(packed.kinds_in(source if isinstance(source, Path) else bytes(source[: 2**20])))
+
+    def __del__(self) -> None:
+        if getattr(self, "model", None):
+            self.library.cnxt_model_close(self.model)
+
+
+class Engine:
+    """A session of the native engine. Bind a batch, run, read `outputs`; one thread at a time.
+
+    Args:
+        source: a network, or what one is made of; `isa` belongs to the latter.
+
+    Raises:
+        UsageError: a size or path that is not taken.
+        What `Network` raises.
+    """
+
+    def __init__(
+        self, source: Network | Path | bytes | NDArray[np.uint8], batch: int, height: int, width: int, threads: int,
+        isa: str | None = None,
+    ) -> None:  # fmt: skip
+        self._session = ctypes.c_void_p()
+        self._network = source if isinstance(source, Network) else Network(source, isa)
+        self._library, self.names = self._network.library, self._network.names
+        message = ctypes.create_string_buffer(MESSAGE_BYTES)
         for name, value in (("batch", batch), ("height", height), ("width", width), ("threads", threads)):
             if not 0 <= value < 2**32:
                 raise UsageError(f"{name} {value}; expected a positive number")
+        isa = self._network.isa
         options = library.Options(batch, height, width, threads, None if isa is None else isa.encode())
-        _check(self._library.cnxt_session_open(self._model, options, self._session, message, len(message)), message, "")
+        _check(
+            self._library.cnxt_session_open(self._network.model, options, self._session, message, len(message)),
+            message,
+            "",
+        )
         info = library.Info()
         self._library.cnxt_session_info(self._session, info)
         self.isa: str = self._library.cnxt_session_isa(self._session).decode()
         self.activation_bytes: int = self._library.cnxt_session_bytes(self._session)
-        self.names = packed.names(packed.kinds_in(source if isinstance(source, Path) else bytes(source[: 2**20])))
         self.products = {name: int(count) for name, count in zip(TYPES, info.products, strict=True)}
         self.multiply_accumulates = {
             name: int(count) for name, count in zip(TYPES, info.multiply_accumulates, strict=True)
@@ -140,12 +166,10 @@ class Engine:
         """Release threads and memory; the engine cannot be used afterwards."""
         if self._session:
             self._library.cnxt_session_close(self._session)
-        if self._model:
-            self._library.cnxt_model_close(self._model)
-        self._session, self._model = ctypes.c_void_p(), ctypes.c_void_p()
+        self._session = ctypes.c_void_p()
 
     def __del__(self) -> None:
-        if getattr(self, "_model", None):
+        if getattr(self, "_session", None):
             self.close()
 
 
