@@ -147,7 +147,9 @@ def test_kernels_start_early_from_sm_90_on(
     generation: tuple[int, int], starts_early: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "capability", lambda x: generation)
-    assert fitted_launch(linear(768, 3072), 49).pdl is starts_early
+    for known in (True, False):  # to Triton
+        monkeypatch.setattr(launch, "waits_are_operations", lambda known=known: known)
+        assert fitted_launch(linear(768, 3072), 49).pdl is (starts_early and known)
     assert launch.dependent(starts_early) == ({"PDL": True, "launch_pdl": True} if starts_early else {"PDL": False})
 
 

@@ -90,7 +90,17 @@ def processors(x: Tensor) -> int:
 
 def overlaps(x: Tensor) -> bool:
     """Whether kernels on this tensor's GPU use programmatic dependent launch."""
-    return capability(x) >= PDL_FROM
+    return capability(x) >= PDL_FROM and waits_are_operations()
+
+
+def waits_are_operations() -> bool:
+    """Whether this Triton has an operation for the wait (3.9 has, 3.6 has not).
+
+    Before, it was inline assembly, for which Inductor takes every argument of a kernel for written, and copies it.
+    """
+    from triton.language.semantic import TritonSemantic
+
+    return hasattr(TritonSemantic, "grid_dependency_wait")
 
 
 def dependent(pdl: bool) -> dict[str, bool]:
