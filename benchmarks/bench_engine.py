@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each contender and batch")
     args = parser.parse_args()
     refuse_without_gpu()
+    float_type = "fp16" if args.precision in EIGHT_BITS else args.precision
     torch.backends.cudnn.benchmark = True
     torch._inductor.config.freezing = True
     for variant in args.variants:
@@ -87,7 +88,8 @@ def main() -> None:
         for batch in args.batches:
             with tempfile.TemporaryDirectory() as folder:
                 sessions: dict[str, Session] = {}
-                errors = {}
+                fused = ""
+                errors, types = {}, {}
                 fixed = BatchRange(min=batch, opt=batch, max=batch)
                 for key, made in artifacts("random", variant, args.precision, fixed, "cuda", Path(folder)):
                     try:
@@ -97,6 +99,12 @@ def main() -> None:
                         continue
                     parity = made.manifest.parity[-1]  # beside the source, on the bundled images
                     errors[key] = (parity.relative_error, parity.top1_agreement)
+                    types[key] = made.manifest.export.eight_bits or made.manifest.export.precision
+                    fused = key if key.startswith("eager, kernels all") else fused
+                if "eager, kernels none" not in sessions:
+                    sys.exit(
+                        "error: eager PyTorch without kernels could not be exported; it is what all are held against"
+                    )
                 like = sessions["eager, kernels none"]
                 sessions["timm eager"] = timm_session(name, args.precision, None, like)
                 if name in SWIN:
@@ -108,18 +116,19 @@ def main() -> None:
                 small = {"in turn": IN_TURN, "wide tiles": WIDE_TILES} if batch <= SMALL_BATCH else {}
                 pixels = preprocess.probe_images(3, like.manifest.model.image_size, batch)
                 images = preprocess.as_input(pixels, like.manifest.preprocessing, "float32")
-                for word, settings in small.items():  # as the second run captures it
+                for word, settings in small.items() if fused else ():
                     session = api.load(Path(folder) / "eager-all", device="cuda", cuda_graph=True)
-                    for _ in range(2):
-                        under(session.run, settings)(images)
-                    sessions[f"eager, kernels all, {word}"] = session
+                    under(session.run, settings)(images)  # the first run captures what is replayed
+                    sessions[f"{fused}, {word}"] = session
+                    types[f"{fused}, {word}"] = types[fused]
                 timings = measure.interleaved(sessions, dict.fromkeys(sessions, images), args.seconds)
             for timing in timings:
                 error, agreement = errors.get(timing.artifact, (None, None))
                 append(
                     {
                         "benchmark": "engine", "variant": name, "runtime": timing.artifact, "batch": batch,
-                        "precision": args.precision, "unit": "ms", "scope": "step and sync, images on the GPU",
+                        "precision": types.get(timing.artifact, float_type), "unit": "ms",
+                        "scope": "step and sync, images on the GPU",
                         "samples": timing.samples_ms, "median": timing.median_ms,
                         "images_per_s": timing.images_per_s, "relative_error": error, "top1_agreement": agreement,
                         "gpu": torch.cuda.get_device_name(),

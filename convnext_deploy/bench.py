@@ -60,6 +60,8 @@ class Plan:
             raise UsageError(f"--threads {self.threads}; expected at least 1")
         if (self.scenario == "server") != (self.slo_ms is not None):
             raise UsageError("the scenario server, and no other, takes a latency limit: --slo-ms MILLISECONDS")
+        if self.slo_ms is not None and not self.slo_ms > 0:
+            raise UsageError(f"--slo-ms {self.slo_ms}; expected milliseconds above 0")
         if self.scenario in ("single-stream", "server") and self.streams != (1,):
             raise UsageError(f"scenario {self.scenario} has one stream; --streams is for multi-stream and offline")
         return self
@@ -206,9 +208,9 @@ def _server(
     seats: list[_Seat], plan: Plan, batch: int, streams: int, run: str, meter: "_Meter"
 ) -> Iterator[BenchResult]:
     """One after the other: service times of each batch size, then the highest rate of arrivals."""
-    sizes = sorted({size for size in (2**power for power in range(12)) if size < batch} | {batch})
+    every = sorted({size for size in (2**power for power in range(12)) if size < batch} | {batch})
     for seat in seats:
-        sizes = [size for size in sizes if seat.contender.batch.min <= size]
+        sizes = [size for size in every if seat.contender.batch.min <= size]
         service_s: dict[int, list[float]] = {}
         for size in sizes:
             meter.says(f"service time of {seat.contender.subject}, batch {size}")
@@ -219,15 +221,15 @@ def _server(
             ]
             service_s[size] = [ms / 1e3 for turn in turns if turn is not None for ms in turn["samples_ms"]]
         load, interrupted = _served(seat, plan, service_s, meter)
-        if interrupted and seat.failure is None:
-            with contextlib.suppress(WorkerError):
-                seat.worker.wait()  # the answer that Ctrl-C left unread
-        closing = _asked(seat, "finish")
+        if interrupted:
+            seat.worker.kill()  # a run of arrivals may take minutes to its end
+        closing = None if interrupted else _asked(seat, "finish")
         closed = msgspec.convert(closing, Closing) if closing is not None else None
         row = _result(seat, plan, batch, streams, run, closed, interrupted=interrupted is not None)
         if row.status == "partial":
             row = msgspec.structs.replace(row, reason=f"interrupted after {len(load.trials)} runs of arrivals")
-        yield _rated(msgspec.structs.replace(row, server=load, images_per_s=load.queries_per_s), seat)
+        tried = load if load.trials or seat.failure is None else None
+        yield _rated(msgspec.structs.replace(row, server=tried, images_per_s=load.queries_per_s), seat)
         meter.step()
         if interrupted:
             raise interrupted

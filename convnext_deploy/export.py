@@ -335,8 +335,9 @@ def _build(
         from .kernels import choice
 
         spec = msgspec.structs.replace(spec, kernels=choice.chosen(model, spec, kernels, say))
-    # A batch of 1 would make torch.export take every dynamic batch for a constant.
-    size = spec.batch.opt if spec.batch.min == spec.batch.max else max(2, spec.batch.min)
+    # A batch of 1 would make torch.export take a dynamic batch for a constant. Kernels get the tiles of the traced one.
+    traced = spec.batch.opt if spec.kernels else spec.batch.min
+    size = spec.batch.opt if spec.batch.min == spec.batch.max else max(2, traced)
     repeated = probe[np.arange(size) % len(probe)]
     example = torch.from_numpy(_as_input(loaded, model.takes_uint8, repeated))
     place = "cpu" if fmt.ahead_of_time else spec.device

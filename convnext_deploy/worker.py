@@ -148,6 +148,7 @@ class Child:
         self._sessions: list[Session] = []
         self._works: list[measure.Work] = []
         self._batch = 0
+        self._batches: dict[int, Images] = {}  # a server's, by size
         self._together = False
 
     def serve(self) -> None:
@@ -217,11 +218,13 @@ class Child:
         self, queries_per_s: float, queries: int, seed: int, sizes: list[int], slo_ms: float, fraction: float
     ) -> ServerTrial:
         """One run of arrivals (`scenarios.trial`); a batch of another size than these is filled up to the next."""
-        session = self._sessions[0]
-        batches = {size: input_batches(session, size)[0] for size in sizes}
+        session, batches = self._sessions[0], self._batches
+        for size in sizes:
+            if size not in batches:
+                batches[size] = input_batches(session, size)[0]
 
         def run(size: int) -> None:
-            session.bind(batches[min(known for known in batches if known >= size)])
+            session.bind(batches[min(known for known in sizes if known >= size)])
             session.step()
             session.fetch()
 

@@ -51,6 +51,7 @@ def test_contenders_of_small_batches_are_launched_otherwise(monkeypatch: pytest.
     from convnext_deploy.kernels.project import PARTS
 
     monkeypatch.setattr(launch, "capability", lambda x: (9, 0))
+    monkeypatch.setattr(launch, "waits_are_operations", lambda: True)
     weight = torch.empty(768, 3072, dtype=torch.float16)
 
     def chosen() -> tuple[int, int, bool]:

@@ -21,6 +21,7 @@ BASE = (128, 256, 512, 1024)
 @pytest.fixture(autouse=True)
 def _hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "capability", lambda x: (9, 0))
+    monkeypatch.setattr(launch, "waits_are_operations", lambda: True)
 
 
 def linear(outputs: int, inputs: int, dtype: torch.dtype = torch.float16) -> Tensor:

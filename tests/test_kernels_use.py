@@ -1,6 +1,7 @@
 """A model rewritten to the fused operations computes what it did; exports keep them; and when they are refused."""
 
 import contextlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,18 +16,18 @@ from conftest import randomized
 from torch import Tensor
 
 from convnext_deploy import api, env, passes
-from convnext_deploy.errors import UsageError
+from convnext_deploy.errors import InputError, UsageError
 from convnext_deploy.kernels import choice
 from convnext_deploy.kernels.use import FusedQuantizedBlock, alternatives, parts, use_kernels
 from convnext_deploy.lower.torch_session import MacCounter
 from convnext_deploy.manifest import Artifact
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.registry import spec
-from convnext_deploy.quantize.apply import WEIGHT_SCHEMES, QuantizedLinear, rebalance, rounded, rows_of
+from convnext_deploy.quantize.apply import WEIGHT_SCHEMES, QuantizedLinear, apply, rebalance, rounded, rows_of
 from convnext_deploy.quantize.observers import weight_scales
-from convnext_deploy.quantize.plan import read, write
+from convnext_deploy.quantize.plan import LoadedPlan, read, write
 from convnext_deploy.session import RunOptions
-from convnext_deploy.types import CalibrationRecord, KernelMeasurement, OperationPlan, Plan
+from convnext_deploy.types import BatchRange, CalibrationRecord, KernelMeasurement, OperationPlan, Plan
 
 ALL = (
     "stem",
@@ -280,6 +281,97 @@ def test_a_plan_is_exported_verified_and_loaded_in_kernels(type: Any, tmp_path: 
     assert found == {operation.shift for operation in plan.operations.values()}
     pixels = np.zeros((1, *made.manifest.inputs[0].shape[1:]), dtype=np.float32)
     assert np.isfinite(session.run(pixels)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("kernels", "batch", "traced"),
+    [
+        ("all", BatchRange(min=1, opt=6, max=8), 6),
+        ("all", BatchRange(min=1, opt=1, max=8), 2),  # a batch of 1 would be taken for a constant
+        ("all", BatchRange(min=3, opt=3, max=3), 3),
+        ("none", BatchRange(min=1, opt=6, max=8), 2),
+    ],
+)
+def test_a_graph_with_kernels_is_traced_with_the_batch_that_it_is_tuned_for(
+    kernels: Any, batch: BatchRange, traced: int, checkpoint: Path, tmp_path: Path, without_a_gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its kernels get the tiles for it."""
+    from convnext_deploy.lower import capture
+
+    seen = []
+    made = capture.DeployGraph
+
+    def graph(**fields: Any) -> capture.DeployGraph:
+        seen.append(len(fields["example"]))
+        return made(**fields)
+
+    monkeypatch.setattr(capture, "DeployGraph", graph)
+    api.export(str(checkpoint), format="eager", kernels=kernels, batch=batch, out=tmp_path / "out")
+    assert seen == [traced]
+
+
+def test_an_fp8_artifact_is_refused_on_a_gpu_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    from convnext_deploy.formats import eager
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
+    tensors = {"weight": torch.zeros(2).to(torch.float8_e4m3fn)}
+    with pytest.raises(InputError, match=r"fp8, and NVIDIA A100 has compute capability 8\.0; E4M3 needs 8\.9"):
+        eager._refuse_gpu(tensors, RunOptions(device="cuda"))
+    eager._refuse_gpu(tensors, RunOptions(device="cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    eager._refuse_gpu(tensors, RunOptions(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("operation", "changes", "message"),
+    [
+        (
+            "expand",
+            {"zero_point": 3},
+            "stages.0.0.expand in s8s8 with zero point 3 and shift 0; the fused kernels have no",
+        ),
+        (
+            "expand",
+            {"shift": 0.5},
+            "stages.0.0.expand in s8s8 with zero point 0 and shift 0.5; the fused kernels have no",
+        ),
+        (
+            "both",
+            {"type": "u8s8"},
+            "stages.0.0.expand in u8s8 with zero point 0 and shift 0; the fused kernels have no",
+        ),
+    ],
+)
+def test_what_kernels_would_leave_out_is_refused(
+    operation: str, changes: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path, without_a_gpu: None
+) -> None:
+    changed = msgspec.structs.replace(OPERATION, **changes)
+    operations = {
+        "stages.0.0.expand": changed, "stages.0.0.project": changed if operation == "both" else OPERATION,
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=re.escape(message)):
+        api.export(
+            str(checkpoint), format="eager", plan=planned(tmp_path, operations), kernels="all", out=tmp_path / "o"
+        )
+
+
+def test_stages_that_a_plan_quantizes_are_named_beside_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "nvidia_gpu_facts", lambda: [{"name": "a GPU", "compute_capability": "9.0"}])
+    monkeypatch.setattr(choice, "table", lambda: {"a GPU": [measurement(part="stem")]})
+    model = folded("test_convnext", torch.float32)
+    operations = {f"stages.1.0.{kind}": OPERATION for kind in ("expand", "project")}
+    plan = Plan(
+        target="eager", architecture="test_convnext", weights_sha256="0" * 64, input="float32", image_size=(64, 64),
+        rest="fp16", operations=operations, calibration=None,
+    )  # fmt: skip
+    apply(model, LoadedPlan(plan, {}))
+    passes.cast_parameters(model, "fp16")
+    said: list[str] = []
+    export = msgspec.structs.replace(artifact_spec(), precision="fp16")
+    assert choice.chosen(model, export, "measured", said.append) == ("stem", "stages.1")
+    assert said == ["kernels: measured faster on a GPU at batch 8: stem; because the plan quantizes them: stages.1"]
 
 
 def test_a_plan_for_kernels_needs_them(checkpoint: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, InputError
 from ..lower.capture import DeployGraph
 from ..lower.torch_session import TorchSession, opening
 from ..models.convnext import ConvNeXt
@@ -35,6 +35,7 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     if "stem.input_mean" in tensors:
         module.stem.input_mean = tensors["stem.input_mean"]
     if manifest.export.quantization is not None:
+        _refuse_gpu(tensors, options)
         _quantize(module, tensors)
     for name, _ in list(module.named_parameters()):
         if name not in tensors:  # folded into what follows
@@ -50,6 +51,20 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
         use_kernels(module, manifest.export.kernels)
     runnable: nn.Module = module.eval().requires_grad_(False).to(options.device)
     return TorchSession(runnable, manifest, options)
+
+
+def _refuse_gpu(tensors: dict[str, Tensor], options: RunOptions) -> None:
+    """An artifact may have been made on another GPU than this."""
+    from ..kernels.launch import E4M3_SINCE
+
+    if options.device != "cuda" or torch.float8_e4m3fn not in {tensor.dtype for tensor in tensors.values()}:
+        return
+    here = torch.cuda.get_device_capability()
+    if here < E4M3_SINCE:
+        raise InputError(
+            f"the artifact computes in fp8, and {torch.cuda.get_device_name()} has compute capability "
+            f"{here[0]}.{here[1]}; E4M3 needs 8.9. Export with a plan of --type int8"
+        )
 
 
 def _quantize(module: ConvNeXt, tensors: dict[str, Tensor]) -> None:

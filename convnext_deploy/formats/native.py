@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..lower.capture import DeployGraph
 
 
-PLANS = 8  # a server that takes batches up to 128 in powers of two has no more
+PLANS = 8  # batches up to 128 in powers of two
 
 
 def build(graph: "DeployGraph", folder: Path) -> None:

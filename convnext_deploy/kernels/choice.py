@@ -13,10 +13,10 @@ from .. import env
 from ..errors import MissingPackageError, UsageError
 from ..models.convnext import ConvNeXt
 from ..types import ExportSpec, KernelChoice, KernelMeasurement, ModelSpec, Plan, Precision
+from .launch import E4M3_SINCE
 from .use import MLP, alternatives, parts
 
 TABLE = Path(__file__).with_name("measured.json")
-E4M3_SINCE = (8, 9)  # the first compute capability whose matrix units multiply it
 
 
 def refuse(spec: ExportSpec, choice: KernelChoice, plan: Plan | None) -> None:
@@ -39,9 +39,10 @@ def refuse(spec: ExportSpec, choice: KernelChoice, plan: Plan | None) -> None:
 def _refuse_plan(plan: Plan) -> None:
     kept = [name for name, operation in plan.operations.items() if operation.type == "fp32"]
     if kept:
-        raise UsageError(
-            f"the plan keeps {kept[0]} in fp32, and the fused kernels have one float type; leave --kernels out"
+        way_out = (
+            "leave --kernels out" if len(kept) == len(plan.operations) else "run quantize with --rest bf16 or fp32"
         )
+        raise UsageError(f"the plan keeps {kept[0]} in fp32, and the fused kernels have one float type; {way_out}")
     for name, operation in plan.operations.items():
         block, _, kind = name.rpartition(".")
         other = plan.operations.get(f"{block}.{'project' if kind == 'expand' else 'expand'}")
@@ -49,6 +50,11 @@ def _refuse_plan(plan: Plan) -> None:
             raise UsageError(
                 f"the plan has {name} in {operation.type}; the fused kernels run expand and project of a block in "
                 "8 bits, both or none, and nothing else"
+            )
+        if operation.type == "u8s8" or operation.zero_point or (operation.shift and kind == "expand"):
+            raise UsageError(
+                f"the plan has {name} in {operation.type} with zero point {operation.zero_point} and shift "
+                f"{operation.shift:g}; the fused kernels have no zero points, and a shift before project only"
             )
     gpus = env.nvidia_gpu_facts()
     if gpus and "fp8" in {operation.type for operation in plan.operations.values()}:
@@ -75,14 +81,17 @@ def chosen(model: ConvNeXt, spec: ExportSpec, choice: KernelChoice, say: Callabl
             raise UsageError(f"the plan quantizes {stage} of {model.spec.architecture}, which no fused kernel runs")
     if choice == "all":
         return possible
-    gpu = env.nvidia_gpu_facts()[0]["name"]
+    gpus = env.nvidia_gpu_facts()
+    gpu = gpus[0]["name"] if gpus else "this GPU, which nvidia-smi does not name"
     rows = table().get(gpu)
     if rows is None:
         say(f"kernels: none was measured on {gpu}, so {_none_but(planned)} used; --kernels all uses every one")
         return tuple(planned)
     found = faster(model.spec, spec.precision, spec.batch.opt, (*possible, *alternatives(model)), rows)
-    say(f"kernels: measured faster on {gpu} at batch {spec.batch.opt}: {', '.join(found) or 'none'}")
-    return (*found, *(stage for stage in planned if stage not in found))
+    more = [stage for stage in planned if stage not in found]
+    because = f"; because the plan quantizes them: {', '.join(more)}" if more else ""
+    say(f"kernels: measured faster on {gpu} at batch {spec.batch.opt}: {', '.join(found) or 'none'}{because}")
+    return (*found, *more)
 
 
 def _none_but(planned: Sequence[str]) -> str:

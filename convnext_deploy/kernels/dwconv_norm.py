@@ -62,7 +62,7 @@ def dwconv_moments_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[T
 
 
 def taps(weight: Tensor) -> Tensor:
-    """(C, 1, K, K) -> (K * K, C), contiguous: a view where `use.lay_out` has laid the weight out so."""
+    """(C, 1, K, K) -> (K * K, C), contiguous: a view where `use._lay_out` has laid the weight out so."""
     return weight.permute(2, 3, 0, 1).contiguous().reshape(-1, len(weight))
 
 

@@ -81,6 +81,7 @@ class Engine:
         isa: str | None = None,
     ) -> None:  # fmt: skip
         self._session = ctypes.c_void_p()
+        assert not (isinstance(source, Network) and isa)
         self._network = source if isinstance(source, Network) else Network(source, isa)
         self._library, self.names = self._network.library, self._network.names
         message = ctypes.create_string_buffer(MESSAGE_BYTES)

@@ -1,7 +1,7 @@
 """Launch records: how large a program's tile is and how many warps work on it, by GPU generation and shape.
 
-None of these has been timed: they are the largest tiles that compile without spilling and leave two programs to a
-multiprocessor. `benchmarks/kernel_bench.py` takes others, and what wins on a GPU belongs here.
+None of these has been timed: `PRODUCTS` are the largest tiles that compile without spilling and leave two programs to a
+multiprocessor, and what is made of them for small batches is reasoned. What wins on a GPU belongs here.
 """
 
 import math
@@ -53,6 +53,7 @@ class MlpLaunch:
     pdl: bool = False  # as in `dependent`
 
 
+E4M3_SINCE = (8, 9)  # the first compute capability whose matrix units multiply it
 SAFE = (8, 0)  # what a GPU that is not in a table is treated as: every one since 2020 runs it
 PROCESSORS = 132  # multiprocessors where there is no GPU to ask: an H200's
 PDL_FROM = (9, 0)  # the first generation with programmatic dependent launch; see `dependent`

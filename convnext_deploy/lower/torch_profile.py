@@ -22,6 +22,9 @@ KINDS: dict[str, LayerKind] = {
     "to": "layout", "_to_copy": "layout", "reshape": "layout",
     "quantize_per_tensor": "quantize", "dequantize": "quantize", "quantize_per_channel": "quantize",
     "add": "elementwise", "add_": "elementwise", "mul": "elementwise", "mul_": "elementwise", "sub": "elementwise",
+    "expand": "GEMM", "expand_squares": "GEMM", "project": "GEMM", "mlp": "GEMM", "expand_quantized": "GEMM",
+    "expand_squares_quantized": "GEMM", "project_quantized": "GEMM", "stem": "convolution", "downsample": "convolution",
+    "grn_factor": "norm", "pool_norm": "norm",
     "div": "elementwise", "div_": "elementwise", "rsqrt": "elementwise", "square": "elementwise", "pow": "elementwise",
 }  # fmt: skip
 
@@ -54,7 +57,7 @@ def layers(events: Iterable[Any], cuda: bool) -> tuple[LayerTime, ...]:
         if not microseconds:
             continue
         shapes = [tuple(shape) for shape in event.input_shapes or () if shape and isinstance(shape[0], int)]
-        op = event.name.removeprefix("aten::")
+        op = event.name.removeprefix("aten::").removeprefix("convnext_deploy::")
         words = " ".join("x".join(map(str, shape)) for shape in shapes[:3])
         types = [TYPES[word] for word in event.input_dtypes or () if word in TYPES]
         key = (f"{op} {words}".strip(), event.name, _kind(op, shapes), types[0] if types else "")
