@@ -452,9 +452,7 @@ def test_products_that_stayed_in_floats_are_refused(
     folded: tuple[ConvNeXt, str], calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ONNX Runtime does with the Q/DQ graph of a fixed batch: it fuses a float Gemm and keeps DequantizeLinear."""
-    from convnext_deploy.formats import onnx as fmt
-
-    monkeypatch.setattr(fmt, "fuse_products", None)
+    monkeypatch.setattr(onnx_fuse, "fuse_products", None)
     path = tmp_path / "plan.json"
     plans.write(path, drafted(folded, calibration), {})
     with pytest.raises(PrecisionError, match=r"products run in 8 bits where the plan has"):
