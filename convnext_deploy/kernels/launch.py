@@ -147,11 +147,14 @@ def spread_strips(launch: ConvLaunch, x: Tensor, whole: bool) -> ConvLaunch:
     return replace(launch, rows=min(launch.rows, max(LEAST_ROWS, math.ceil(height / strips))))
 
 
+def traced(rows: int | torch.SymInt) -> int:
+    """Of a dynamic batch those of the batch that is traced, and no guard on it."""
+    return int(rows.node.hint or 0) if isinstance(rows, torch.SymInt) else rows
+
+
 def product_launch(x: Tensor, rows: int | torch.SymInt) -> ProductLaunch:
     """For a product of so many rows, with operands of x's type."""
-    here = capability(x)
-    if isinstance(rows, torch.SymInt):  # a dynamic batch: the record of the batch that was traced, and no guard on it
-        rows = int(rows.node.hint or 0)
+    here, rows = capability(x), traced(rows)
     found = next(
         record
         for generation, least_rows, most_bytes, record in PRODUCTS
@@ -240,9 +243,7 @@ MLPS: tuple[tuple[tuple[int, int], int, int, int, MlpLaunch], ...] = (
 
 def mlp_launch(x: Tensor, rows: int | torch.SymInt, hidden: int) -> MlpLaunch:
     """For an MLP of so many rows (..., C) of x's type, and hidden columns, which its chunks divide if they can."""
-    here, channels = capability(x), x.shape[-1]
-    if isinstance(rows, torch.SymInt):  # as in `product_launch`
-        rows = int(rows.node.hint or 0)
+    here, channels, rows = capability(x), x.shape[-1], traced(rows)
     found = next(
         record
         for generation, least_rows, most_channels, most_bytes, record in MLPS

@@ -38,10 +38,8 @@ class FusedBlock(nn.Module):
         _lay_out(block.dwconv_norm.conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self.dwconv_norm.conv, self.dwconv_norm.norm
-        widen, narrow = self.expand.linear, self.project.linear
-        y, moments = dwconv_moments(x, conv.weight, conv.bias)
-        chunk = launch_of(x, conv.weight).channels
+        norm, widen, narrow = self.dwconv_norm.norm, self.expand.linear, self.project.linear
+        y, moments, chunk = _convolved(self.dwconv_norm.conv, x)
         arguments = (y, widen.weight, widen.bias, norm.kind, norm.eps, self.expand.activation, moments, self.row_sums)
         if self.grn is None:
             hidden, factor = expand(*arguments, chunk), None
@@ -60,10 +58,8 @@ class FusedMlpBlock(nn.Module):
         _lay_out(block.dwconv_norm.conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self.dwconv_norm.conv, self.dwconv_norm.norm
-        widen, narrow = self.expand.linear, self.project.linear
-        y, moments = dwconv_moments(x, conv.weight, conv.bias)
-        chunk = launch_of(x, conv.weight).channels
+        norm, widen, narrow = self.dwconv_norm.norm, self.expand.linear, self.project.linear
+        y, moments, chunk = _convolved(self.dwconv_norm.conv, x)
         first = (y, widen.weight, widen.bias, norm.kind, norm.eps, self.expand.activation, moments, chunk)
         return cast(Tensor, mlp(*first, narrow.weight, narrow.bias, x))
 
@@ -118,6 +114,12 @@ class FusedQuantizedBlock(nn.Module):
         hidden, squares = expand_squares_quantized(*first)
         factor = grn_factor(squares, self.grn.weight, self.grn.eps)
         return cast(Tensor, project_quantized(hidden, *last, factor, self.hidden_scale))
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """What a deferred norm is made of: the convolution, its moments, and how many channels one of these stands for."""
+    y, moments = dwconv_moments(x, conv.weight, conv.bias)
+    return y, moments, launch_of(x, conv.weight).channels
 
 
 def _lay_out(conv: nn.Conv2d) -> None:
