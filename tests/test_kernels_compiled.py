@@ -182,6 +182,13 @@ def test_expand_does_its_activation_in_few_instructions(sm: int) -> None:
     assert code.opcodes["MUFU"] * code.threads / (128 * 128) <= 2.2  # an exponential and a reciprocal
 
 
+def test_hoppers_sums_of_e4m3_products_go_to_fp32_at_every_trip() -> None:
+    """They have 14 bits in the matrix unit. 64 results a thread: each is added up, and meets a bias and a residual."""
+    code = project(90, "fp8e4nv", 384, m=128, n=128, k=128, warps=8)
+    assert code.stack_bytes == 0
+    assert code.opcodes["FADD"] >= 2 * 64  # the bias is an FFMA's
+
+
 @pytest.mark.parametrize(("sm", "type"), [(80, "i8"), (90, "i8"), (90, "fp8e4nv"), (120, "fp8e4nv")])
 def test_products_in_8_bits_use_the_matrix_units_and_do_not_spill(sm: int, type: str) -> None:
     matrix = {"i8": ("IMMA", "IGMMA"), "fp8e4nv": ("QGMMA", "QMMA")}[type]

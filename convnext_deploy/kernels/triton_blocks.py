@@ -175,6 +175,10 @@ def product(total, x, weight, shift, scale, factor, x_scale, K: tl.constexpr, BK
                 a = wide.to(a.dtype)
         if b.dtype == tl.int8:
             total = tl.dot(a, b, total, out_dtype=tl.int32)
+        elif b.dtype == tl.float8e4nv:
+            # Hopper adds E4M3 products in 14 bits, and Triton leaves whole sums in them unless it is told how many
+            # products may be added before they go to an fp32.
+            total = tl.dot(a, b, total, max_num_imprecise_acc=BK)
         else:
             total = tl.dot(a, b, total, input_precision=PRECISION)
     return total
