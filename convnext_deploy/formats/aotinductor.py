@@ -11,7 +11,7 @@ import torch
 from ..errors import BuildError, MissingPackageError
 from ..lower.capture import DeployGraph
 from ..lower.onnx_read import shares
-from ..lower.torch_session import TorchSession, opening
+from ..lower.torch_session import TorchSession, opening, whole_float32
 from ..models.convnext import ConvNeXt, multiply_accumulates
 from ..session import RunOptions
 from ..types import Manifest, PrecisionTruth
@@ -30,7 +30,7 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
         assert isinstance(graph.module, ConvNeXt)
         use_kernels(graph.module, graph.export.kernels)
-    with warnings.catch_warnings():
+    with whole_float32(graph.export.precision, graph.export.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor warns about its own internals
         try:
             torch._inductor.aoti_compile_and_package(graph.program, package_path=str(folder / FILE))
@@ -41,8 +41,10 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
 class AotInductorSession(TorchSession):
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
+        # Otherwise each run asks an event whether earlier ones have ended, which a stream that is captured forbids
+        # (pytorch/pytorch issue 148601).
         with opening(path, options):
-            package = torch._inductor.aoti_load_package(str(path))
+            package = torch._inductor.aoti_load_package(str(path), run_single_threaded=options.cuda_graph)
         super().__init__(package, manifest, options)
         self._path = path
 

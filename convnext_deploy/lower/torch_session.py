@@ -1,8 +1,9 @@
 """The Session that every PyTorch-run format shares, and reading back what PyTorch computes in."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from zipfile import BadZipFile
 
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ArtifactError, InputError
 from ..session import Images, Profile, RunOptions, Session
-from ..types import Manifest, PrecisionTruth
+from ..types import Device, Manifest, Precision, PrecisionTruth
 from .onnx_read import macs_of, shares
 
 TYPE_NAMES = {
@@ -52,7 +53,8 @@ class TorchSession(Session):
             self._capture(self._images)
 
     def _computed(self, images: Tensor) -> tuple[Tensor, ...]:
-        with threads(self.options.threads), torch.inference_mode():
+        whole = whole_float32(self.manifest.export.precision, self.options.device)
+        with threads(self.options.threads), whole, torch.inference_mode():
             outputs = self._call(images)
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
@@ -118,6 +120,43 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class _Float32Products:
+    """PyTorch's two global switches for tf32, off while anybody computes in fp32, and then as they were found."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._users = 0
+        self._before = (False, False)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+                self._set((False, False))
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._set(self._before)
+
+    @staticmethod
+    def _set(allowed: tuple[bool, bool]) -> None:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+_FLOAT32_PRODUCTS = _Float32Products()
+
+
+def whole_float32(precision: Precision, device: Device) -> AbstractContextManager[None]:
+    """Within it, fp32 on a GPU is fp32: PyTorch lets cuDNN round a convolution's operands to tf32 unless told not to.
+
+    tf32 has 10 bits of mantissa, and the error that it makes (1e-4 to 1e-3) is beyond what fp32 is verified against.
+    """
+    return _FLOAT32_PRODUCTS if (precision, device) == ("fp32", "cuda") else nullcontext()
 
 
 # Operations of `convnext_deploy.kernels` that multiply, once for each pixel that they make: with their second argument,

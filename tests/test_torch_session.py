@@ -1,0 +1,93 @@
+"""What a session of PyTorch's asks of PyTorch on a GPU, without one."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from convnext_deploy.errors import ConvNextDeployError
+from convnext_deploy.formats import aotinductor
+from convnext_deploy.lower import torch_session
+from convnext_deploy.lower.torch_session import TorchSession, whole_float32
+from convnext_deploy.session import RunOptions
+
+
+def switches() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.fixture(autouse=True)
+def _both_on() -> Iterator[None]:
+    before = switches()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_an_aotinductor_package_is_loaded_so_that_a_cuda_graph_can_be_captured(
+    cuda_graph: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load(path: str, **options: Any) -> None:
+        asked.append(options)
+        raise RuntimeError("no package")
+
+    monkeypatch.setattr(torch_session, "check_device", lambda options: None)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
+    with pytest.raises(ConvNextDeployError, match="no package"):
+        aotinductor.load(tmp_path, SimpleNamespace(), RunOptions(device="cuda", cuda_graph=cuda_graph))  # type: ignore[arg-type]
+    assert asked == [{"run_single_threaded": cuda_graph}]
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "allowed"),
+    [("fp32", "cuda", False), ("fp16", "cuda", True), ("bf16", "cuda", True), ("fp32", "cpu", True)],
+)
+def test_a_session_in_fp32_on_a_gpu_computes_without_tf32(
+    precision: str, device: Any, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def call(images: torch.Tensor) -> torch.Tensor:
+        seen.append(switches())
+        return images
+
+    monkeypatch.setattr(torch_session, "check_device", lambda options: None)
+    manifest: Any = SimpleNamespace(export=SimpleNamespace(precision=precision))
+    TorchSession(call, manifest, RunOptions(device=device))._computed(torch.zeros(1))
+    assert seen == [(allowed, allowed)]
+    assert switches() == (True, True)
+
+
+def test_the_first_of_two_sessions_to_end_does_not_bring_tf32_back() -> None:
+    first, second = whole_float32("fp32", "cuda"), whole_float32("fp32", "cuda")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert switches() == (False, False)
+    second.__exit__(None, None, None)
+    assert switches() == (True, True)
+
+
+def test_an_error_inside_puts_the_switches_back() -> None:
+    def fails() -> None:
+        with whole_float32("fp32", "cuda"):
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 - its own
+        fails()
+    assert switches() == (True, True)
+
+
+def test_aotinductor_compiles_fp32_for_a_gpu_without_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, bool]] = []
+    compile: Callable[..., None] = lambda *a, **k: seen.append(switches())  # noqa: E731
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile)
+    graph: Any = SimpleNamespace(export=SimpleNamespace(kernels=(), precision="fp32", device="cuda"), program=None)
+    aotinductor.build(graph, tmp_path)
+    assert seen == [(False, False)]
