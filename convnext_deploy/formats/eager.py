@@ -1,5 +1,7 @@
 """The folded module's weights as safetensors, run by PyTorch from this package's own code."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,7 +11,7 @@ from ..errors import ArtifactError, InputError
 from ..lower.capture import DeployGraph
 from ..lower.torch_session import TorchSession, opening
 from ..models.convnext import ConvNeXt
-from ..session import RunOptions
+from ..session import Images, RunOptions
 from ..types import Manifest, OperationPlan
 from .base import Format
 
@@ -22,6 +24,38 @@ def build(graph: DeployGraph, folder: Path) -> None:
         if f"{name}.weight_scale" in tensors:
             tensors[f"{name}.shift"] = torch.tensor(module.shift, dtype=torch.float64)
     save_file(tensors, folder / FILE)
+    if graph.export.kernels:
+        from ..kernels.use import use_kernels
+
+        module = copy.deepcopy(graph.module)
+        assert isinstance(module, ConvNeXt)
+        use_kernels(module, graph.export.kernels)
+        _prebuild(module, graph.example, graph.say)
+
+
+def _prebuild(module: nn.Module, images: Tensor, say: Callable[[str], None] = lambda _: None) -> None:
+    """Compile all kernels for such images, if they are on a GPU: a first step would, one after another, for minutes."""
+    from ..kernels.launch import capability
+    from ..kernels.prebuild import prebuild, variants
+
+    if images.is_cuda:
+        prebuild(variants(module, images), capability(images), say)
+
+
+class EagerSession(TorchSession):
+    """With kernels, those for a new shape of images are compiled when it is bound, not in the step that is timed."""
+
+    def __init__(self, module: nn.Module, manifest: Manifest, options: RunOptions) -> None:
+        super().__init__(module, manifest, options)
+        self._module = module
+        self._compiled: set[torch.Size] = set()
+
+    def _bind(self, images: Images) -> None:
+        super()._bind(images)
+        assert self._images is not None
+        if self.manifest.export.kernels and self._images.shape not in self._compiled:
+            _prebuild(self._module, self._images)
+            self._compiled.add(self._images.shape)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
@@ -50,7 +84,7 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
 
         use_kernels(module, manifest.export.kernels)
     runnable: nn.Module = module.eval().requires_grad_(False).to(options.device)
-    return TorchSession(runnable, manifest, options)
+    return EagerSession(runnable, manifest, options)
 
 
 def _refuse_gpu(tensors: dict[str, Tensor], options: RunOptions) -> None:

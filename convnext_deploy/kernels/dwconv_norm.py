@@ -10,10 +10,9 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .launch import ConvLaunch, conv_launch, dependent, overlaps, spread_strips
-from .operation import operation, shaped, sum_type
+from .operation import operation, shaped, sum_type, wrap_triton
 
 
 def norm_reference(x: Tensor, norm: str, eps: float) -> Tensor:

@@ -7,11 +7,10 @@ adds up the squares that GRN needs, a tile of rows at a time, so that no sum dep
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .dwconv_norm import norm_reference, wide
 from .launch import ProductLaunch, dependent, fitted_launch
-from .operation import operation, shaped, sum_type
+from .operation import operation, shaped, sum_type, wrap_triton
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu")
 

@@ -7,11 +7,10 @@ the rows, in all types: a quarter of the arithmetic, no row sums, and rounded as
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .expand import expand_reference
 from .launch import MlpLaunch, dependent, mlp_launch
-from .operation import operation, shaped
+from .operation import operation, shaped, wrap_triton
 from .project import project_reference
 
 WIDEST = 128  # channels; the sums of a wider block do not fit into a program's registers beside its hidden columns

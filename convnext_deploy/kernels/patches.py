@@ -6,11 +6,10 @@ The head's linear stays PyTorch's: a product of (N, C) by (C, classes) is what i
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .dwconv_norm import norm_reference, wide
 from .launch import ProductLaunch, dependent, fitted_launch, overlaps
-from .operation import operation, shaped, sum_type
+from .operation import operation, shaped, sum_type, wrap_triton
 from .project import empty_parts, launch_add_parts
 
 

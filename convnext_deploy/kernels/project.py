@@ -3,10 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .launch import ProductLaunch, dependent, fitted_launch, overlaps
-from .operation import operation, shaped
+from .operation import operation, shaped, wrap_triton
 
 PARTS = range(1, 17)  # into how many K may be split
 
