@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from .errors import MissingPackageError
 
 REPORTED = (
-    "convnext-deploy", "torch", "timm", "torchvision", "triton", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
+    "torch", "timm", "torchvision", "triton", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
     "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch-tensorrt",
     "numpy", "pillow", "safetensors", "huggingface_hub", "transformers",
 )  # fmt: skip
@@ -42,9 +42,17 @@ def missing_line(module: str, extra: str) -> str:
     return f"{module} is not installed; run: pip install 'convnext-deploy[{extra}]'"
 
 
+def version() -> str:
+    """This package's own version; "0+unknown" where it is not installed, as in a checkout on `PYTHONPATH`."""
+    try:
+        return importlib.metadata.version("convnext-deploy")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
 def versions() -> dict[str, str]:
     """Installed versions of everything that shapes an artifact, and Python's."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "convnext-deploy": version()}
     for name in REPORTED:
         try:
             found[name] = importlib.metadata.version(name)

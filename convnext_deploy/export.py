@@ -1,7 +1,6 @@
 """`export`: the only place that knows the order of its steps."""
 
 import datetime
-import importlib.metadata
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -347,7 +346,7 @@ def _build(
     found = Manifest(
         schema_version=1,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        tool=f"convnext-deploy {importlib.metadata.version('convnext-deploy')}",
+        tool=f"convnext-deploy {env.version()}",
         model=model.spec,
         weights=loaded.weights,
         preprocessing=loaded.preprocessing,
