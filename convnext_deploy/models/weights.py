@@ -73,7 +73,8 @@ def load(
         image_size: (height, width) in pixels; None takes what the source was trained at, else 224x224.
         num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
         weights_key: the wrapper or key prefix to load from a file that holds several models.
-        preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint.
+        preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
+            number is for every channel.
 
     Raises:
         WeightsError: nothing found, nothing reachable, not a ConvNeXt, or in contradiction to the arguments.
@@ -93,7 +94,7 @@ def load(
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
         )
-        return Loaded(model, record, preprocessing_of(preprocessing or {}, spec), None)
+        return Loaded(model, record, preprocessing_of(_of_each_channel(preprocessing, spec), spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
     converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix)
@@ -118,9 +119,18 @@ def load(
     return Loaded(
         model,
         record,
-        preprocessing_of({**checkpoint.facts, **(preprocessing or {})}, spec),
+        preprocessing_of({**checkpoint.facts, **_of_each_channel(preprocessing, spec)}, spec),
         labels_of(checkpoint.facts, spec),
     )
+
+
+def _of_each_channel(given: Mapping[str, Any] | None, spec: ModelSpec) -> dict[str, Any]:
+    """What the user said of the preprocessing, one number for a mean or std repeated for every channel."""
+    found = dict(given or {})
+    for name in ("mean", "std"):
+        if len(found.get(name, ())) == 1:
+            found[name] = tuple(found[name]) * spec.in_chans
+    return found
 
 
 def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
