@@ -170,6 +170,8 @@ def export(
         weights_key=weights_key,
         preprocessing=preprocessing,
     )
+    if loaded.note:
+        say(loaded.note)
     model = loaded.model.spec
     if chosen is not None:
         from .quantize.apply import check
