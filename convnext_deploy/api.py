@@ -2,15 +2,15 @@
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 import numpy as np
 
-from . import env, formats, manifest
+from . import arguments, env, formats, manifest
 from .errors import ArtifactError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
@@ -32,6 +32,7 @@ from .types import (
 
 if TYPE_CHECKING:
     from .bench import Plan, Progress
+    from .contenders import Contender
     from .quantizing import half, quantize
 
 __all__ = ["bench", "evaluate", "export", "gate", "half", "load", "profile", "quantize", "refit", "report", "roofline"]
@@ -48,7 +49,9 @@ def __getattr__(name: str) -> Any:  # quantizing needs torch, and opening an art
 LATENCY_S = 5.0  # of timing for each side of a gate
 
 
-def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None, cuda_graph: bool = False) -> Session:
+def load(
+    path: arguments.Location, *, device: Device = "cpu", threads: int | None = None, cuda_graph: bool = False
+) -> Session:
     """Open an artifact, check every file of it, and make it ready to run.
 
     Args:
@@ -58,7 +61,14 @@ def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None
         ArtifactError: naming the file that is missing, changed or unreadable.
         MissingPackageError: the runtime is not installed.
     """
-    return _load(manifest.verified(Path(path)), RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
+    artifact = _opened(path, device=device, threads=threads, cuda_graph=cuda_graph)
+    return _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
+
+
+def _opened(path: arguments.Location, **given: Any) -> Artifact:
+    """The artifact, every file of it checked, after the arguments of a function that runs it."""
+    arguments.check(**given)
+    return manifest.verified(arguments.path("path", path, "an artifact folder"))
 
 
 def _load(artifact: Artifact, options: RunOptions) -> Session:
@@ -72,21 +82,28 @@ def _load(artifact: Artifact, options: RunOptions) -> Session:
         raise UsageError(
             f"format {fmt.name} replays no CUDA graph on {options.device}; TensorRT's, eager and aotinductor do on cuda"
         )
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(f"threads {options.threads}; expected at least 1")
     return fmt.load(artifact.path, artifact.manifest, options)
 
 
-def refit(path: str | Path, weights: str, *, out: str | Path, force: bool = False, say: Say = silent) -> Artifact:
+def refit(
+    path: arguments.Location,
+    weights: arguments.Location,
+    *,
+    out: arguments.Location,
+    force: bool = False,
+    say: Say = silent,
+) -> Artifact:
     """A TensorRT engine with other weights of the same architecture, without building it again. Needs the GPU.
 
     Raises:
         UsageError: the artifact is no engine, or was not exported with `--refit refit` or `--refit strip`.
         CheckFailed: as `export`.
     """
+    weights = arguments.weights("weights", weights)
+    out = arguments.path("out", out)
+    artifact = _opened(path, force=force, say=say)
     from .lower import nvinfer
 
-    artifact = manifest.verified(Path(path))
     spec, model = artifact.manifest.export, artifact.manifest.model
     engine = nvinfer.refittable(artifact)
     return export(
@@ -108,13 +125,13 @@ def refit(path: str | Path, weights: str, *, out: str | Path, force: bool = Fals
 
 
 def evaluate(
-    path: str | Path,
-    data: str,
+    path: arguments.Location,
+    data: arguments.Location,
     *,
     split: str | None = None,
     batch: int | None = None,
     limit: int | None = None,
-    out: str | Path | None = None,
+    out: arguments.Location | None = None,
     device: Device = "cpu",
     threads: int | None = None,
     cuda_graph: bool = False,
@@ -130,10 +147,14 @@ def evaluate(
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
         progress: told (images done, images in all).
     """
+    data = arguments.images("data", data)
+    out = arguments.maybe(arguments.path, "out", out)
+    batch = arguments.maybe(arguments.whole, "batch", batch)
+    given = {"split": split, "limit": limit, "device": device, "threads": threads, "cuda_graph": cuda_graph}
+    artifact = _opened(path, progress=progress, **given)
     from . import data as sources
     from .evaluate import evaluate as run
 
-    artifact = manifest.verified(Path(path))
     source = sources.open_source(data, split)
     session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
     return run(
@@ -141,20 +162,20 @@ def evaluate(
         source,
         artifact=artifact,
         batch=artifact.manifest.export.batch.opt if batch is None else batch,
-        out=Path(out) if out else None,
+        out=out,
         limit=limit,
         progress=progress,
     )
 
 
 def gate(
-    baseline: str | Path,
-    candidate: str | Path,
+    baseline: arguments.Location,
+    candidate: arguments.Location,
     *,
-    limits: Limits,
-    data: str | None = None,
+    limits: Limits | Mapping[str, Any] | arguments.Location,
+    data: arguments.Location | None = None,
     split: str | None = None,
-    out: str | Path | None = None,
+    out: arguments.Location | None = None,
     device: Device = "cpu",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -164,6 +185,7 @@ def gate(
     Args:
         baseline: `<out>.json` of an evaluation, with its predictions beside it; or an artifact folder.
         candidate: likewise.
+        limits: `types.Limits`, a dictionary of its fields, or a TOML file of them.
         data: what artifact folders are evaluated on, as for `evaluate`.
         out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
         progress: told (images done, images in all) of one evaluation after the other.
@@ -172,10 +194,17 @@ def gate(
         DataError: the two were not evaluated on the same images.
         UsageError: an artifact without `data`, `data` without an artifact, or a limit that needs artifacts.
     """
+    paths = {
+        name: arguments.path(name, given, "an artifact folder, or OUT.json of an evaluation")
+        for name, given in (("baseline", baseline), ("candidate", candidate))
+    }
+    data = arguments.maybe(arguments.images, "data", data)
+    out = arguments.maybe(arguments.path, "out", out)
+    arguments.check(split=split, device=device, threads=threads, progress=progress)
     from .evaluate import read_predictions, read_result
     from .gate import Side, judge, refuse_unmeasured
 
-    paths = {"baseline": Path(baseline), "candidate": Path(candidate)}
+    limits = _limits(limits)
     artifacts = {name: manifest.verified(path) for name, path in paths.items() if path.is_dir()}
     refuse_unmeasured(limits, sizes=len(artifacts) == 2, timings=len(artifacts) == 2)
     if artifacts and data is None:
@@ -213,6 +242,20 @@ def gate(
     return judge(sides["baseline"], sides["candidate"], limits)
 
 
+def _limits(given: Any) -> Limits:
+    from .gate import limits_from, limits_from_toml
+
+    if isinstance(given, Limits):
+        return limits_from(msgspec.structs.asdict(given))
+    if isinstance(given, Mapping):
+        return limits_from(given)
+    file = arguments.path("limits", given, "a dictionary of limits, types.Limits, or a TOML file of them")
+    try:
+        return limits_from(limits_from_toml(file.read_text("utf-8"), str(file)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"limits {file} cannot be read: {error}") from None
+
+
 def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None) -> bool:
     """Whether an earlier call has finished this evaluation."""
     from . import data as sources
@@ -239,7 +282,12 @@ def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions
 
 
 def profile(
-    path: str | Path, *, batch: int | None = None, steps: int = 20, device: Device = "cpu", threads: int | None = None
+    path: arguments.Location,
+    *,
+    batch: int | None = None,
+    steps: int = 20,
+    device: Device = "cpu",
+    threads: int | None = None,
 ) -> ProfileResult:
     """Where an artifact's time goes, by layer, from its runtime's own profiler; on bundled photographs.
 
@@ -247,12 +295,11 @@ def profile(
         batch: images at once; None: the size the artifact is tuned for.
         steps: inferences without and inferences with the profiler.
     """
+    batch = arguments.maybe(arguments.whole, "batch", batch)
+    artifact = _opened(path, steps=steps, device=device, threads=threads)
     from . import preprocess
     from .profile import profile as run
 
-    if steps < 1:
-        raise UsageError(f"steps {steps}; expected at least 1")
-    artifact = manifest.verified(Path(path))
     found = artifact.manifest
     session = _load(artifact, RunOptions(device=device, threads=threads))
     size = found.export.batch.opt if batch is None else batch
@@ -266,7 +313,7 @@ def roofline(
     device: str = "this",
     precision: str = "fp32",
     batch: int = 1,
-    image_size: tuple[int, int] = (224, 224),
+    image_size: arguments.ImageSize = 224,
     task: Task = "classify",
     threads: int | None = None,
 ) -> RooflineResult:
@@ -279,15 +326,18 @@ def roofline(
     Raises:
         UsageError: an unknown variant or device, or a precision the device has no ceiling for.
     """
+    variant = arguments.text("variant", variant, "a variant such as base or v2-tiny")
+    precision = arguments.one_of("precision", precision, (*get_args(Precision), "int8"))
+    batch = arguments.whole("batch", batch)
+    size = arguments.image_size("image_size", image_size)
+    arguments.check(task=task, threads=threads)
     from . import roofline as model
     from .models import registry
 
-    spec = registry.spec(registry.resolve(variant)[0], image_size=image_size, task=task)
-    if batch < 1 or min(image_size) < STRIDE:
-        raise UsageError(f"batch {batch}, image size {image_size}; expected at least 1 image of {STRIDE} pixels")
-    if device not in model.DATA_SHEETS and device not in model.MEASURED:
-        known = ", ".join((*model.MEASURED, *model.DATA_SHEETS))
-        raise UsageError(f"unknown device {device!r}; expected one of {known}")
+    arguments.one_of("device", device, (*model.MEASURED, *model.DATA_SHEETS))
+    if min(size) < STRIDE:
+        raise UsageError(f"image size {size[0]}x{size[1]} pixels; expected at least {STRIDE}")
+    spec = registry.spec(registry.resolve(variant)[0], image_size=size, task=task)
     measured = device in model.MEASURED
     ceilings = model.measure(model.MEASURED[device], threads) if measured else model.DATA_SHEETS[device]
     rows = model.bound(spec, precision, batch, ceilings)
@@ -296,7 +346,7 @@ def roofline(
         time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         model=spec.architecture,
         task=task,
-        image_size=image_size,
+        image_size=size,
         precision=precision,
         batch=batch,
         ceilings=ceilings,
@@ -310,34 +360,41 @@ def roofline(
     )
 
 
-def report(results: Sequence[str | Path], *, out: str | Path, title: str = "ConvNeXt benchmarks") -> Path:
+def report(
+    results: arguments.Location | Sequence[arguments.Location],
+    *,
+    out: arguments.Location,
+    title: str = "ConvNeXt benchmarks",
+) -> Path:
     """One self-contained HTML page, or Markdown tables where `out` ends in `.md`, from recorded results.
 
     Args:
-        results: files of JSON Lines.
+        results: a file of JSON Lines, or several.
 
     Raises:
         DataError: a file cannot be read, or holds no result that a report shows.
     """
+    files = arguments.paths("results", results, "a file of JSON Lines, or several")
+    out = arguments.path("out", out)
+    arguments.check(title=title)
     from .report import html, markdown
     from .report import results as recorded
 
-    found = recorded.read([Path(path) for path in results])
-    out = Path(out)
+    found = recorded.read(list(files))
     page = markdown.page(found, title) if out.suffix == ".md" else html.page(found, title)
     manifest.write_file(out, page.encode())
     return out
 
 
 def bench(
-    artifacts: Sequence[str | Path] = (),
+    artifacts: arguments.Location | Sequence[arguments.Location] = (),
     plan: "Plan | None" = None,
     *,
-    variants: Sequence[str] = (),
-    compare: Sequence[str] = (),
-    runtimes: Sequence[str] = (),
-    precisions: Sequence[Precision] = ("fp32",),
-    image_sizes: Sequence[tuple[int, int]] = (),
+    variants: str | Sequence[str] = (),
+    compare: str | Sequence[str] = (),
+    runtimes: str | Sequence[str] = (),
+    precisions: Precision | Sequence[Precision] = ("fp32",),
+    image_sizes: int | Sequence[arguments.ImageSize] = (),
     task: Task = "classify",
     cuda_graph: bool = False,
     say: Say = silent,
@@ -348,29 +405,54 @@ def bench(
     Without artifacts, each of `variants` is built in each of `runtimes` and takes turns with what it is compared with.
 
     Args:
+        artifacts: folders, or one of them.
         plan: what is measured of each; None: batches 1 and 8, two seconds each.
         variants: ConvNeXts; none: tiny, or with a family to compare with, its every size.
         compare: families ("swin", "deit", "resnet") or timm's names, in the same formats, precisions and sizes.
         runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx, openvino and native.
-        image_sizes: (height, width) in pixels; none: 224, or what the artifacts have.
+        image_sizes: in pixels, each one number or (height, width); none: 224, or what the artifacts have.
         say: told what is being prepared, a line a step.
         progress: told (steps done, steps in all, what is being done).
 
     Raises:
         UsageError: anything that can be refused before the work.
     """
-    from . import contenders
+    folders = arguments.paths("artifacts", artifacts, "an artifact folder, or several")
+    names = arguments.texts("variants", variants, "a variant such as base, or several")
+    rivals = arguments.texts("compare", compare, "swin, deit, resnet or timm's names")
+    where = arguments.texts("runtimes", runtimes, "a format, torch or torch.compile, or several")
+    types = [
+        arguments.one_of("precisions", word, Precision)
+        for word in arguments.texts("precisions", precisions, "fp32 ...")
+    ]
+    sizes = arguments.image_sizes("image_sizes", image_sizes)
+    arguments.check(task=task, cuda_graph=cuda_graph, say=say, progress=progress)
     from .bench import Plan
+
+    if plan is not None and not isinstance(plan, Plan):
+        raise UsageError(f"plan {arguments.shown(plan)}; expected a convnext_deploy.bench.Plan, or to be left out")
+    plan = (plan or Plan()).checked()
+    if folders and (names or where or sizes):
+        raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
+
+    def groups() -> list[list["Contender"]]:
+        from . import contenders
+
+        if folders:
+            return [contenders.of_artifacts(list(folders), rivals, plan.device, cuda_graph, say)]
+        chosen = sizes or ((224, 224),)
+        return contenders.of_variants(names, rivals, where, types, chosen, task, plan.device, say)
+
+    return _rows(groups, plan, say, progress)
+
+
+def _rows(
+    groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: "Progress | None"
+) -> Iterator[BenchResult]:
+    from . import contenders
     from .bench import bench as run
 
-    plan = (plan or Plan()).checked()
-    if artifacts:
-        if variants or runtimes or image_sizes:
-            raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
-        groups = [contenders.of_artifacts([Path(path) for path in artifacts], compare, plan.device, cuda_graph, say)]
-    else:
-        sizes = image_sizes or ((224, 224),)
-        groups = contenders.of_variants(variants, compare, runtimes, precisions, sizes, task, plan.device, say)
+    groups = groups_of()
     ceilings = None
     if any(contender.spec for group in groups for contender in group):
         say("measuring what this machine can do at most")

@@ -6,13 +6,13 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from . import env, roofline, scenarios
+from . import arguments, env, roofline, scenarios
 from .contenders import Contender
 from .errors import UsageError, WorkerError
 from .measure import DRIFT, REST_S, TURN_S, WARMUP_LIMIT_S, drifts, quantile, samples_needed
@@ -44,27 +44,32 @@ class Plan:
     warmup_limit_s: float = WARMUP_LIMIT_S
 
     def checked(self) -> "Plan":
-        """Itself.
+        """Itself, `batches` and `streams` as tuples where one number was given.
 
         Raises:
             UsageError: numbers that cannot be, or a server without a latency limit.
         """
-        for name, numbers in (("batch", self.batches), ("streams", self.streams)):
-            if not numbers or min(numbers) < 1:
-                raise UsageError(f"{name} {', '.join(map(str, numbers))}; expected numbers of at least 1")
-        if not self.seconds > 0:
-            raise UsageError(f"--seconds {self.seconds}; expected more than 0")
+        for name, value, words in (("scenario", self.scenario, Scenario), ("scope", self.scope, Scope)):
+            arguments.one_of(f"--{name}", value, words)
+        arguments.check(device=self.device, threads=self.threads)
+        batches, streams = arguments.wholes("batch", self.batches), arguments.wholes("streams", self.streams)
+        if not batches or not streams:
+            raise UsageError("no batch or no streams; expected numbers of at least 1")
+        arguments.whole("seed", self.seed, 0)
+        for option, duration in (("--seconds", self.seconds), ("warmup_limit_s", self.warmup_limit_s)):
+            arguments.number(option, duration, 0, math.inf, "seconds, more than 0")
+        for option, limit in (("--percentile", self.percentile), ("--slo-ms", self.slo_ms)):
+            if limit is not None:
+                arguments.number(option, limit, -math.inf, math.inf, "a number")
         if self.percentile is not None and not 0 < self.percentile < 1:
             raise UsageError(f"--percentile {self.percentile:.6g}; expected between 0 and 100")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads {self.threads}; expected at least 1")
         if (self.scenario == "server") != (self.slo_ms is not None):
             raise UsageError("the scenario server, and no other, takes a latency limit: --slo-ms MILLISECONDS")
         if self.slo_ms is not None and not self.slo_ms > 0:
             raise UsageError(f"--slo-ms {self.slo_ms}; expected milliseconds above 0")
-        if self.scenario in ("single-stream", "server") and self.streams != (1,):
+        if self.scenario in ("single-stream", "server") and streams != (1,):
             raise UsageError(f"scenario {self.scenario} has one stream; --streams is for multi-stream and offline")
-        return self
+        return replace(self, batches=batches, streams=streams)
 
 
 @dataclass(slots=True)
@@ -99,7 +104,7 @@ def bench(
     Raises:
         UsageError: a plan that cannot be carried out.
     """
-    plan.checked()
+    plan = plan.checked()
     for contender in contenders:
         for batch in plan.batches:
             if not contender.batch.min <= batch <= contender.batch.max:

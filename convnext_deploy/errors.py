@@ -15,9 +15,16 @@ ConvNextDeployError            one line: what was wrong, the value, what was exp
     └── WorkerError            a process that builds or measures crashed, or reported an error
 """
 
+import re
+
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # PyTorch sets parts of its messages in bold
+
 
 class ConvNextDeployError(Exception):
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_TERMINAL_CODES.sub("", str(message)))
 
 
 class UsageError(ConvNextDeployError):

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from . import env, formats, manifest, preprocess, verify
+from . import arguments, env, formats, manifest, preprocess, verify
 from .errors import DataError, ParityError, PrecisionError, UsageError
 from .manifest import Artifact
 from .session import RunOptions, Session, run_in_batches
@@ -52,29 +52,29 @@ def silent(_: str) -> None:
 
 
 def export(
-    weights: str | None = None,
+    weights: arguments.Location | None = None,
     *,
     variant: str | None = None,
     format: str = "onnx",
-    out: str | Path | None = None,
+    out: arguments.Location | None = None,
     precision: Precision | None = None,
     input: InputKind = "float32",
-    batch: BatchRange | None = None,
-    image_size: tuple[int, int] | None = None,
+    batch: arguments.Batch | None = None,
+    image_size: arguments.ImageSize | None = None,
     dynamic_image_size: bool = False,
     task: Task = "classify",
     num_classes: int | None = None,
     in_chans: int | None = None,
     weights_key: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
-    verify_data: str | None = None,
+    verify_data: arguments.Location | None = None,
     device: Device | None = None,
     force: bool = False,
     say: Say = silent,
     tensorrt: TensorRtSpec | None = None,
     trt: str = "auto",
-    refit_from: Path | None = None,
-    plan: "Path | LoadedPlan | None" = None,
+    refit_from: arguments.Location | None = None,
+    plan: "arguments.Location | LoadedPlan | None" = None,
     kernels: KernelChoice = "none",
 ) -> Artifact:
     """Turn a checkpoint into a verified artifact.
@@ -86,11 +86,12 @@ def export(
         out: the artifact's folder; None: `build/<architecture>-<format>-<precision>`.
         precision: None: fp32, or with a plan what it says of the operations that it does not name.
         input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
-        batch: sizes the artifact takes; None: 1 to 256, tuned for 8.
-        image_size: (height, width) in pixels, multiples of 32; None: what the checkpoint was trained at.
+        batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
+        image_size: one number or (height, width), in pixels, multiples of 32; None: what the checkpoint was trained at.
         dynamic_image_size: take any multiple of 32.
         preprocessing: fields of `types.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that override
-            what stands beside the checkpoint; a plain state dict says nothing about them.
+            what stands beside the checkpoint; a plain state dict says nothing about them. One number for `mean` or
+            `std` is for every channel.
         verify_data: more images to verify on (anything `data.open_source` reads), beside the bundled ones.
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
@@ -106,6 +107,32 @@ def export(
         UsageError: anything that can be refused before the work.
         CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
     """
+    arguments.check(
+        variant=variant,
+        format=format,
+        precision=precision,
+        input=input,
+        image_size=image_size,
+        dynamic_image_size=dynamic_image_size,
+        task=task,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        weights_key=weights_key,
+        preprocessing=preprocessing,
+        device=device,
+        force=force,
+        say=say,
+        tensorrt=tensorrt,
+        trt=trt,
+        kernels=kernels,
+    )
+    weights = arguments.maybe(arguments.weights, "weights", weights)
+    out = arguments.maybe(arguments.path, "out", out)
+    sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
+    image_size = arguments.maybe(arguments.image_size, "image_size", image_size)
+    preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
+    verify_data = arguments.maybe(arguments.images, "verify_data", verify_data)
+    refit_from = arguments.maybe(arguments.path, "refit_from", refit_from)
     from .models import weights as checkpoints
 
     if format == "trt":
@@ -124,13 +151,13 @@ def export(
         format=format,
         precision=precision,
         input=input,
-        batch=batch or BatchRange(),
+        batch=sizes,
         dynamic_image_size=dynamic_image_size,
         device=device,
         tensorrt=tensorrt,
         quantization=_quantization(chosen),
     )
-    _refuse_early(fmt, spec, Path(out) if out else None, force)
+    _refuse_early(fmt, spec, out, force)
     _refuse_kernels(fmt, spec, kernels, chosen)
     say("loading the checkpoint")
     loaded = checkpoints.load(
@@ -143,13 +170,15 @@ def export(
         weights_key=weights_key,
         preprocessing=preprocessing,
     )
+    if loaded.note:
+        say(loaded.note)
     model = loaded.model.spec
     if chosen is not None:
         from .quantize.apply import check
 
         check(chosen, loaded.model, loaded.weights.tensors_sha256, input)
         spec = msgspec.structs.replace(spec, quantization=_quantization(chosen, model))
-    target = Path(out) if out else Path("build") / f"{model.architecture}-{format}-{spec.eight_bits or spec.precision}"
+    target = out or Path("build") / f"{model.architecture}-{format}-{spec.eight_bits or spec.precision}"
     manifest.check_target(target, force)
     _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
     sets = _probe_sets(loaded, verify_data)
@@ -172,8 +201,6 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
     if spec.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {spec.precision}; it has {', '.join(sorted(fmt.precisions))}")
     formats.refuse_device(fmt, spec.device)
-    if not 1 <= spec.batch.min <= spec.batch.opt <= spec.batch.max:
-        raise UsageError(f"batch {spec.batch.min}:{spec.batch.opt}:{spec.batch.max}; expected 1 <= min <= opt <= max")
     if spec.tensorrt is not None and not fmt.ahead_of_time:
         raise UsageError(f"format {fmt.name} takes no TensorRT options; use --format trt")
     formats.require(fmt)
@@ -200,13 +227,15 @@ def _refuse_kernels(fmt: "Format", spec: ExportSpec, kernels: KernelChoice, chos
     choice.refuse(spec, kernels, chosen.plan if chosen else None)
 
 
-def _plan(plan: "Path | LoadedPlan | None", fmt: "Format", precision: Precision | None) -> "LoadedPlan | None":
+def _plan(
+    plan: "arguments.Location | LoadedPlan | None", fmt: "Format", precision: Precision | None
+) -> "LoadedPlan | None":
     """The plan as read, if it is for this format and precision."""
     if plan is None:
         return None
-    from .quantize.plan import ALIKE, quantized, read
+    from .quantize.plan import ALIKE, LoadedPlan, quantized, read
 
-    chosen = read(plan) if isinstance(plan, Path) else plan
+    chosen = plan if isinstance(plan, LoadedPlan) else read(arguments.path("plan", plan, "a plan of `quantize`"))
     target, rest, format = chosen.plan.target, chosen.plan.rest, fmt.name
     same = format == target or any({format, target} <= alike for alike in ALIKE)
     if quantized(chosen.plan) and not same:

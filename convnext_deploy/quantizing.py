@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from . import arguments, env, formats, manifest, passes, preprocess
 from . import data as sources
-from . import env, formats, manifest, passes, preprocess
 from .errors import CheckFailed, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact, write_file
@@ -23,6 +23,7 @@ from .report import plots
 from .search import Budget, Workbench, search
 from .types import (
     BatchRange,
+    HalfPrecision,
     HalfReport,
     InputKind,
     OperationType,
@@ -49,10 +50,10 @@ def no_progress(_: str) -> Callable[[int, int], None]:
 
 
 def quantize(
-    weights: str | None = None,
+    weights: arguments.Location | None = None,
     *,
-    out: Path | str,
-    calibration: str,
+    out: arguments.Location,
+    calibration: arguments.Location,
     target: Target,
     variant: str | None = None,
     type: PlanType = "int8",
@@ -61,12 +62,12 @@ def quantize(
     split: str | None = None,
     rest: Precision | None = None,
     input: InputKind = "float32",
-    image_size: tuple[int, int] | None = None,
+    image_size: arguments.ImageSize | None = None,
     task: Task = "classify",
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     rounding: bool = False,
-    data: str | None = None,
+    data: arguments.Location | None = None,
     max_drop: float | None = None,
     alpha: float = 0.05,
     batch: int = 1,
@@ -99,9 +100,37 @@ def quantize(
         UsageError: what can be refused before the work.
         CheckFailed: a search found no plan that is faster and passes; its `<name>.search.json` says why.
     """
+    arguments.check(
+        target=target,
+        variant=variant,
+        type=type,
+        method=method,
+        images=images,
+        split=split,
+        rest=rest,
+        input=input,
+        image_size=image_size,
+        task=task,
+        preprocessing=preprocessing,
+        weights_key=weights_key,
+        rounding=rounding,
+        max_drop=max_drop,
+        alpha=alpha,
+        threads=threads,
+        tensorrt=tensorrt,
+        force=force,
+        say=say,
+        progress=progress,
+    )
+    weights = arguments.maybe(arguments.weights, "weights", weights)
+    out = arguments.path("out", out)
+    calibration = arguments.images("calibration", calibration)
+    data = arguments.maybe(arguments.images, "data", data)
+    size = arguments.maybe(arguments.image_size, "image_size", image_size)
+    batch = arguments.whole("batch", batch)
+    preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
     from .models import weights as checkpoints
 
-    out = Path(out)
     kind = _refuse_early(out, target, type, max_drop, data, alpha, batch, force, tensorrt)
     rest = rest or ("fp16" if target in plans.GPU_TARGETS else "fp32")
     say("loading the checkpoint")
@@ -109,7 +138,7 @@ def quantize(
         weights,
         variant=variant,
         task=task,
-        image_size=image_size,
+        image_size=size,
         weights_key=weights_key,
         preprocessing=preprocessing,
     )
@@ -163,7 +192,7 @@ def quantize(
             plan=plan,
             input=input,
             batch=BatchRange(min=1, opt=batch, max=max(batch, 32)),
-            image_size=image_size,
+            image_size=size,
             task=task,
             preprocessing=preprocessing,
             weights_key=weights_key,
@@ -203,16 +232,16 @@ def quantize(
 
 
 def half(
-    weights: str | None = None,
+    weights: arguments.Location | None = None,
     *,
-    out: Path | str,
-    data: str,
+    out: arguments.Location,
+    data: arguments.Location,
     variant: str | None = None,
     precision: Literal["fp16", "bf16"] = "fp16",
     images: int = 64,
     split: str | None = None,
     input: InputKind = "float32",
-    image_size: tuple[int, int] | None = None,
+    image_size: arguments.ImageSize | None = None,
     task: Task = "classify",
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
@@ -231,9 +260,27 @@ def half(
     Raises:
         UsageError: what can be refused before the work.
     """
+    arguments.one_of("precision", precision, HalfPrecision)
+    arguments.check(
+        variant=variant,
+        images=images,
+        split=split,
+        input=input,
+        image_size=image_size,
+        task=task,
+        preprocessing=preprocessing,
+        weights_key=weights_key,
+        force=force,
+        say=say,
+        progress=progress,
+    )
+    weights = arguments.maybe(arguments.weights, "weights", weights)
+    out = arguments.path("out", out)
+    data = arguments.images("data", data)
+    image_size = arguments.maybe(arguments.image_size, "image_size", image_size)
+    preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
     from .models import weights as checkpoints
 
-    out = Path(out)
     _refuse_target(out, force)
     source = open_images(data, split, images=images, image_size=image_size or (224, 224))
     say("loading the checkpoint")

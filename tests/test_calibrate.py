@@ -108,7 +108,7 @@ def test_the_tensors_are_those_of_timms_own_module(
         "convnext_atto", depths=spec.depths, dims=spec.dims, conv_mlp=False, in_chans=1, num_classes=10,
         ls_init_value=1e-6,
     ).eval()  # fmt: skip
-    theirs.load_state_dict(weights.read_file(EXAMPLE / "model.safetensors", None)[0])
+    theirs.load_state_dict(weights.read_file(EXAMPLE / "model.safetensors").state)
     images = torch.from_numpy(preprocess.as_input(pixels, loaded.preprocessing, "float32"))
     found = run()
     values = tensors(theirs, TIMM_NAMES, images)

@@ -173,7 +173,7 @@ def test_any_wrapper_can_be_named(tmp_path: Path) -> None:
     loaded = load(str(tmp_path / "a.pth"), weights_key="teacher")
     assert_equal_logits(loaded, teacher)
     assert loaded.weights.source == "a.pth[teacher]"
-    assert "is not a ConvNeXt checkpoint" in refusal(tmp_path / "a.pth")
+    assert load(str(tmp_path / "a.pth"), weights_key="student").weights.source == "a.pth[student]"
 
 
 def test_a_key_prefix_can_be_named(tmp_path: Path, reference: nn.Module) -> None:
@@ -230,8 +230,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, writer: Callable[..., Non
     message = refusal(path)
     assert not marker.exists()
     assert str(path) in message
-    assert "plain tensors" in message
-    assert "convert it to safetensors" in message
+    assert "reading that would run code" in message or "cannot be read as a checkpoint of plain tensors" in message
     if writer is None:  # the file would have run it
         pickle.loads(path.read_bytes())
     else:
@@ -284,9 +283,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, suffix: str, conten
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        pytest.param({}, "is not a ConvNeXt checkpoint (keys: no tensors)", id="empty dictionary"),
-        pytest.param({"model": {}}, "is not a ConvNeXt checkpoint (keys: no tensors)", id="empty wrapper"),
-        pytest.param({"epoch": 3}, "is not a ConvNeXt checkpoint (keys: no tensors)", id="no tensor"),
+        pytest.param({}, "holds no tensors under names (its keys: none)", id="empty dictionary"),
+        pytest.param({"model": {}}, "holds no tensors under names (its keys: 'model')", id="empty wrapper"),
+        pytest.param({"epoch": 3}, "holds no tensors under names (its keys: 'epoch')", id="no tensor"),
         pytest.param([torch.zeros(3)], "holds a list; expected a dictionary", id="list"),
         pytest.param(torch.zeros(3), "holds a Tensor; expected a dictionary", id="tensor"),
         pytest.param({0: torch.zeros(3)}, "a tensor under the key 0", id="a number as key"),

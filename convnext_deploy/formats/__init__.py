@@ -5,6 +5,7 @@ import importlib
 from functools import cache
 from pathlib import Path
 
+from ..arguments import shown
 from ..env import missing, missing_line
 from ..errors import MissingPackageError, UsageError
 from ..types import Device
@@ -28,7 +29,7 @@ def get(name: str) -> Format:
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"unknown format {name!r}{hint} (formats: {', '.join(names())})")
+        raise UsageError(f"unknown format {shown(name)}{hint} (formats: {', '.join(names())})")
     found = importlib.import_module(f"{__name__}.{name}").FORMAT
     assert isinstance(found, Format)
     assert found.name == name

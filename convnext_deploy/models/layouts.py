@@ -8,7 +8,7 @@ because a weight that is silently ignored is a wrong model.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,7 @@ class Layout:
     anchor: str
     rules: tuple[Rule, ...]
     ignored: str = r"(?!)"  # keys that belong to the layout and hold nothing the network computes with
+    classifier: str = r"(?!)"  # keys of a classifier of any form, which only --task classify needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,11 @@ class Converted:
     visible: dict[str, Any]  # the fields of `registry.VISIBLE`
     num_classes: int
     in_chans: int
+    note: str | None = None  # what was left out, or taken for granted
 
 
 _WB = r"(weight|bias)"
+_SEQUENCE = r"(?:[1-9]\d*\.)?"  # of a linear behind modules without weights, such as dropout, in an nn.Sequential
 
 _BLOCK_TIMM: dict[str, str] = {
     "conv_dw": "dwconv_norm.conv", "norm": "dwconv_norm.norm",
@@ -78,7 +81,7 @@ _TIMM_RULES: tuple[Rule, ...] = (
     (r"stages\.(\d)\.blocks\.(\d+)\.gamma", r"stages.\1.\2.project.layer_scale"),
     (rf"(?:head\.norm|norm_pre)\.{_WB}", r"head.norm.\1"),
     (rf"head\.pre_logits\.fc\.{_WB}", r"head.hidden.\1"),
-    (rf"head\.fc\.{_WB}", r"head.classifier.\1"),
+    (rf"head\.fc\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
 )
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -93,7 +96,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         ignored=r"(?!visual\.).*",  # the text tower and the temperature
     ),
-    Layout("timm", "stem.0.weight", _TIMM_RULES),
+    Layout("timm", "stem.0.weight", _TIMM_RULES, classifier=r"head\.fc\..*"),
     Layout(
         "official",
         "downsample_layers.0.0.weight",
@@ -107,8 +110,9 @@ LAYOUTS: tuple[Layout, ...] = (
             (rf"stages\.(\d)\.(\d+)\.{_alternatives(_BLOCK_OFFICIAL)}\.{_WB}", _block(_BLOCK_OFFICIAL)),
             (r"stages\.(\d)\.(\d+)\.gamma", r"stages.\1.\2.project.layer_scale"),
             (rf"norm\.{_WB}", r"head.norm.\1"),
-            (rf"head\.{_WB}", r"head.classifier.\1"),
+            (rf"head\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
         ),
+        classifier=r"head\..*",
     ),
     Layout(
         "transformers",
@@ -126,8 +130,9 @@ LAYOUTS: tuple[Layout, ...] = (
                 r"stages.\1.\2.project.layer_scale",
             ),
             (rf"layernorm\.{_WB}", r"head.norm.\1"),
-            (rf"classifier\.{_WB}", r"head.classifier.\1"),
+            (rf"classifier\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
         ),
+        classifier=r"classifier\..*",
     ),
     Layout(
         "torchvision",
@@ -147,8 +152,9 @@ LAYOUTS: tuple[Layout, ...] = (
                 lambda m: f"stages.{int(m[1]) // 2}.{m[2]}.project.layer_scale",
             ),
             (rf"classifier\.0\.{_WB}", r"head.norm.\1"),
-            (rf"classifier\.2\.{_WB}", r"head.classifier.\1"),
+            (rf"classifier\.2\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
         ),
+        classifier=r"classifier\.(?!0\.).*",
     ),
 )  # fmt: skip
 
@@ -156,13 +162,21 @@ _SIBLINGS = {"transformers": ("classifier.",)}  # keys that stand beside the pre
 _OF_TIMM = ("timm", "open_clip")  # the other layouts know the papers' arithmetic only: LayerNorm, 1e-6, exact GELU
 
 
-def convert(state: Mapping[str, Tensor], where: str, prefix: str | None = None) -> Converted:
+def has_anchor(state: Mapping[str, Tensor]) -> bool:
+    """Whether some ConvNeXt is in it, below any prefix."""
+    return any(key == layout.anchor or key.endswith("." + layout.anchor) for layout in LAYOUTS for key in state)
+
+
+def convert(
+    state: Mapping[str, Tensor], where: str, prefix: str | None = None, *, classifier: bool = True
+) -> Converted:
     """Translate a state dict of any known layout.
 
     Args:
         state: key to tensor; nothing is modified.
         where: how to call the checkpoint in an error.
         prefix: take only the keys below it. None: found by the layout's anchor.
+        classifier: whether it is used. If not, it may have any form.
 
     Raises:
         WeightsError: no layout fits, several prefixes fit, or a key is left over.
@@ -174,7 +188,7 @@ def convert(state: Mapping[str, Tensor], where: str, prefix: str | None = None) 
     siblings = tuple(parent + name for name in _SIBLINGS.get(layout.name, ()))
     tensors: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
-    unknown = []
+    unknown, counters = [], []
     for key, value in state.items():
         bare = "\0"  # outside the prefix: matches no rule
         if key.startswith(found):
@@ -182,6 +196,8 @@ def convert(state: Mapping[str, Tensor], where: str, prefix: str | None = None) 
         elif key.startswith(siblings):
             bare = key[len(parent) :]
         name = _translate(layout, bare)
+        if name in tensors and not classifier and re.fullmatch(layout.classifier, bare, re.DOTALL):
+            continue
         if name in tensors:
             raise WeightsError(
                 f"{where} ({layout.name} layout) has {sources[name]} and {key}, which mean the same; "
@@ -189,16 +205,30 @@ def convert(state: Mapping[str, Tensor], where: str, prefix: str | None = None) 
             )
         if name is not None:
             tensors[name], sources[name] = value, key
-        elif not re.fullmatch(layout.ignored, bare, re.DOTALL):
+        elif bare == "\0" and found and value.ndim == 0:
+            counters.append(key)  # such as AveragedModel's `n_averaged`; no weight is a single number
+        elif not re.fullmatch(layout.ignored, bare, re.DOTALL) and (
+            classifier or not re.fullmatch(layout.classifier, bare, re.DOTALL)
+        ):
             unknown.append(key)
     if unknown:
         shown = _named(unknown, 5)
+        inside = sum(key.startswith(found) for key in state)
+        outside = bool(found) and not any(key.startswith(found) for key in unknown)
         raise WeightsError(
             f"{where} ({layout.name} layout) has keys that ConvNeXt does not: {shown}; "
-            "name the part to load with --weights-key (a wrapper or a key prefix)"
+            + (
+                f"load the ConvNeXt alone with --weights-key {(prefix or '') + found} ({inside} of {len(state)} keys)"
+                if outside
+                else "name the part to load with --weights-key (a wrapper or a key prefix)"
+            )
         )
     norm_first = any(key.startswith(found + "norm_pre.") for key in state)
-    return _described(layout.name, tensors, norm_first, where)
+    notes = [f"left out {_named(counters, 3)}, a counter beside the model"] if counters else []
+    head = sources.get("head.classifier.weight", "")
+    if classifier and re.search(r"\.[1-9]\d*\.weight$", head) and not head.endswith("classifier.2.weight"):
+        notes.append(f"{head} is taken as the classifier: what stands before it has no weights, as dropout has none")
+    return replace(_described(layout.name, tensors, norm_first, where), note="; ".join(notes) or None)
 
 
 def _named(keys: list[str], most: int) -> str:
@@ -224,7 +254,7 @@ def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str]:
         )
         if len(prefixes) > 1:
             raise WeightsError(
-                f"{where} holds {len(prefixes)} ConvNeXts, below {', '.join(map(repr, prefixes))}; "
+                f"{where} holds {len(prefixes)} ConvNeXts, below {', '.join(_counted(p, state) for p in prefixes)}; "
                 "choose one with --weights-key"
             )
         if prefixes:
@@ -232,6 +262,10 @@ def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str]:
     shown = _named(list(state), 4) or "no tensors"
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise WeightsError(f"{where} is not a ConvNeXt checkpoint (keys: {shown}); expected one of the layouts {known}")
+
+
+def _counted(prefix: str, state: Mapping[str, Tensor]) -> str:
+    return f"{prefix!r} ({sum(key.startswith(prefix) for key in state)} of {len(state)} keys)"
 
 
 def _described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: str) -> Converted:

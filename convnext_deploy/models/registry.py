@@ -7,6 +7,7 @@ import difflib
 import re
 from typing import Any
 
+from ..arguments import shown
 from ..errors import UsageError
 from ..types import ModelSpec
 
@@ -83,7 +84,7 @@ def resolve(name: str) -> tuple[str, str | None]:
     near = difflib.get_close_matches(plain, VARIANTS, n=3, cutoff=0.5)
     near += [found for found in difflib.get_close_matches(f"convnext_{plain}", VARIANTS, n=3) if found not in near]
     hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise UsageError(f"unknown variant {name!r}{hint} (`convnext-deploy list` prints all {len(VARIANTS)})")
+    raise UsageError(f"unknown variant {shown(name)}{hint} (`convnext-deploy list` prints all {len(VARIANTS)})")
 
 
 def recognise(visible: dict[str, Any], norm_bias: bool) -> tuple[str, ...]:

@@ -23,12 +23,13 @@ from ..manifest import sha256_of
 from ..types import STRIDE, ModelSpec, Preprocessing, Task, WeightsRecord
 from . import registry
 from .convnext import ConvNeXt
-from .facts import facts_of, labels_of, metadata_facts, preprocessing_of, understood, with_facts
+from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts
+from .files import read_file
 from .layouts import Converted, convert, spec_of
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-# What training scripts wrap state dicts in; where several are present, the averaged weights come first (as in timm).
-WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
+WEIGHT_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 REMEDIES = "give a checkpoint with --weights FILE, or --weights random for a model without training"
 
 
@@ -40,6 +41,7 @@ class Loaded:
     weights: WeightsRecord
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
+    note: str | None = None  # which of several models in the file this is, and what of it was left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Checkpoint:
     prefix: str | None
     file_sha256: str | None
     licence: str | None
+    note: str | None = None
 
 
 def load(
@@ -73,7 +76,8 @@ def load(
         image_size: (height, width) in pixels; None takes what the source was trained at, else 224x224.
         num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
         weights_key: the wrapper or key prefix to load from a file that holds several models.
-        preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint.
+        preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
+            number is for every channel.
 
     Raises:
         WeightsError: nothing found, nothing reachable, not a ConvNeXt, or in contradiction to the arguments.
@@ -93,10 +97,10 @@ def load(
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
         )
-        return Loaded(model, record, preprocessing_of(preprocessing or {}, spec), None)
+        return Loaded(model, record, preprocessing_of(_of_each_channel(preprocessing, spec), spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
-    converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix)
+    converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix, classifier=task == "classify")
     spec = spec_of(converted, name, checkpoint.source)
     for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
         if asked is not None and asked != found:
@@ -107,6 +111,7 @@ def load(
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
     model = filled(spec, converted, checkpoint.source)
+    _refuse_not_finite(model, converted, checkpoint)
     record = WeightsRecord(
         source=checkpoint.source,
         layout=converted.layout,
@@ -118,9 +123,33 @@ def load(
     return Loaded(
         model,
         record,
-        preprocessing_of({**checkpoint.facts, **(preprocessing or {})}, spec),
+        preprocessing_of({**checkpoint.facts, **_of_each_channel(preprocessing, spec)}, spec),
         labels_of(checkpoint.facts, spec),
+        "; ".join(filter(None, (checkpoint.note, converted.note))) or None,
     )
+
+
+def _of_each_channel(given: Mapping[str, Any] | None, spec: ModelSpec) -> dict[str, Any]:
+    """What the user said of the preprocessing, one number for a mean or std repeated for every channel."""
+    found = dict(given or {})
+    for name in ("mean", "std"):
+        if len(found.get(name, ())) == 1:
+            found[name] = tuple(found[name]) * spec.in_chans
+    return found
+
+
+def _refuse_not_finite(model: ConvNeXt, converted: Converted, checkpoint: Checkpoint) -> None:
+    """Refuse weights that are NaN or infinite, by the names that they have in the file."""
+    keys = {id(value): key for key, value in checkpoint.state.items()}
+    state = model.state_dict()
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        shown = ", ".join(keys.get(id(converted.tensors.get(name)), name) for name in broken[:4])
+        raise WeightsError(
+            f"{checkpoint.source} has NaN or infinite values in {len(broken)} of {len(state)} tensors: {shown}"
+            + (f" and {len(broken) - 4} more" if len(broken) > 4 else "")
+            + "; take a checkpoint from before training diverged"
+        )
 
 
 def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
@@ -150,6 +179,8 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
         shape = wanted[name].shape
         if [size for size in value.shape if size != 1] != [size for size in shape if size != 1]:
             raise WeightsError(f"{where}: {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+        if value.is_meta:
+            raise WeightsError(f"{where}: {name} is on the meta device and has no values; save it once it has them")
         if not value.is_floating_point() or value.layout is not torch.strided:
             raise WeightsError(
                 f"{where}: {name} is {value.dtype}, {value.layout}; expected a dense floating-point type"
@@ -209,8 +240,10 @@ def _read(weights: str | None, name: str | None, tag: str | None, key: str | Non
     if path.is_dir():
         return _from_folder(path, weights, key)
     if path.is_file():
-        state, facts, prefix, label = read_file(path, key)
-        return Checkpoint(label, state, facts, prefix, sha256_of(path), facts.get("license"))
+        read = read_file(path, key)
+        return Checkpoint(
+            read.label, read.state, read.facts, read.prefix, sha256_of(path), read.facts.get("license"), read.note
+        )
     plain = weights.removeprefix("timm:").removeprefix("timm/")
     if plain.partition(".")[0] in registry.VARIANTS:
         if name is not None and plain.partition(".")[0] != name:
@@ -324,7 +357,7 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted({Path(part).name for part in _json(index)["weight_map"].values()})
     except (KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{index} is not a safetensors index: {error!r}") from None
+        raise WeightsError(f"{index} is not an index of weight files: {error!r}") from None
 
 
 def _with_config(source: str, files: list[Path], config: dict[str, Any], key: str | None = None) -> Checkpoint:
@@ -333,66 +366,15 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
         raise WeightsError(f"{source} lacks the part {missing[0].name}")
     state: dict[str, Tensor] = {}
     facts: dict[str, Any] = {}
-    prefix = None
+    prefix = note = None
     for file in files:
-        part, found, prefix, _ = read_file(file, key)
-        state |= part
-        facts |= found
+        read = read_file(file, key)
+        state |= read.state
+        facts |= read.facts
+        prefix, note = read.prefix, read.note
     facts |= understood(facts_of, config, f"{source}: config.json")
     digest = sha256_of(files[0]) if len(files) == 1 else None
-    return Checkpoint(source, state, facts, prefix, digest, facts.get("license"))
-
-
-def read_file(path: Path, key: str | None = None) -> tuple[Mapping[str, Tensor], dict[str, Any], str | None, str]:
-    """Read one checkpoint file: (state dict, facts beside it, key prefix to take, how to call it).
-
-    Pickles are read with `weights_only=True`: they cannot run code.
-
-    Raises:
-        WeightsError: not a checkpoint, truncated, or a pickle that holds more than tensors.
-    """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                # Copied, as below. `file` is not a mapping.
-                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
-        return state, understood(metadata_facts, metadata, f"{path}: its metadata"), key, path.name
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except Exception as error:  # torch.load raises many types, down to KeyError, on damaged or hostile files
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise WeightsError(
-            f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {reason}); "
-            "convert it to safetensors where it was made"
-        ) from None
-    return _unwrapped(content, path, key)
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"  # torch.save's format since 1.6; the older one cannot be mapped
-
-
-def _unwrapped(
-    content: object, path: Path, key: str | None
-) -> tuple[Mapping[str, Tensor], dict[str, Any], str | None, str]:
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
-    wrapped = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-    if key is not None and isinstance(content.get(key), Mapping):
-        wrapped, key = [key], None
-    inner = content[wrapped[0]] if wrapped else content
-    # Copied out of the mapped file, which may be written over while the model is in use.
-    state = {name: value.clone() for name, value in inner.items() if isinstance(value, Tensor)}
-    strange = [name for name in state if not isinstance(name, str)]
-    if strange:
-        raise WeightsError(f"{path} has a tensor under the key {strange[0]!r}; expected names")
-    return state, {}, key, f"{path.name}[{wrapped[0]}]" if wrapped else path.name
+    return Checkpoint(source, state, facts, prefix, digest, facts.get("license"), note)
 
 
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:

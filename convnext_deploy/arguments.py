@@ -1,0 +1,353 @@
+"""Arguments of the public functions: the forms that people pass, as the one form that is computed with.
+
+Each function here takes the argument's name and value, gives the value in its one form, or refuses it in a line that
+says what was given and what is expected. They look at nothing but the value: no file is opened and no package is
+imported, so that whatever is wrong with a request is said before any work.
+"""
+
+import difflib
+import math
+import operator
+import os
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
+
+import msgspec
+
+from .errors import UsageError
+from .types import (
+    BatchRange,
+    Device,
+    InputKind,
+    KernelChoice,
+    PlanType,
+    Precision,
+    Preprocessing,
+    RangeMethod,
+    Target,
+    Task,
+    TensorRtSpec,
+)
+
+Location = str | os.PathLike[str]
+ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"
+Batch = int | Sequence[int] | str | BatchRange  # one size, (min, opt, max), "8" or "1:8:32"
+
+T = TypeVar("T")
+WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, or random"
+IMAGES = "a folder, tar or Parquet file of images, or hfds:NAME"
+NAME_BYTES = 255  # what file systems take as one name
+
+# What people write for a word of a closed set, where no difference of letters finds it.
+SYNONYMS = {
+    "half": "fp16", "float16": "fp16", "float": "fp32", "float32": "fp32", "bfloat16": "bf16", "f32": "fp32",
+    "u8": "uint8", "gpu": "cuda", "pooled": "embed", "backbone": "features", "feature_maps": "features",
+}  # fmt: skip
+EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and export takes it with --plan"
+HINTS = {
+    ("precision", word): EIGHT_BITS for word in ("int8", "uint8", "i8", "u8", "s8", "fp8", "float8", "8bit")
+}  # fmt: skip
+
+
+def shown(value: object) -> str:
+    """A value in an error's line: short, and of objects nothing but their type."""
+    if value is None or isinstance(value, str | bytes | bool | int | float | list | tuple | dict | set | os.PathLike):
+        try:
+            written = reprlib.repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
+            return " ".join(written.split())
+        except (ValueError, TypeError):  # a whole number of more digits than Python prints; a path of no text
+            return f"a {type(value).__name__}"
+    return f"of type {type(value).__module__}.{type(value).__qualname__}"
+
+
+def _refused(name: str, value: object, expected: str) -> UsageError:
+    return UsageError(f"{name} {shown(value)}; expected {expected}")
+
+
+def _items(value: Any) -> list[Any] | None:
+    """What a list, a tuple or an array holds; None of everything else, texts and loaders of images among it."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _integers_of(texts: Sequence[str]) -> list[int | None]:
+    return [int(text) if text.strip().isdecimal() and len(text) < 10 else None for text in texts]
+
+
+def maybe(read: Callable[[str, Any], T], name: str, value: Any) -> T | None:
+    """None as it is, anything else as `read` reads it."""
+    return None if value is None else read(name, value)
+
+
+def one_of(name: str, value: Any, words: Any) -> Any:
+    """A word of a closed set, which is a `Literal` or a sequence; the nearest one is in the refusal."""
+    allowed = get_args(words) or tuple(words)
+    if isinstance(value, str) and value in allowed:
+        return value
+    if not isinstance(value, str):
+        raise _refused(name, value, f"one of {', '.join(allowed)}")
+    word = value.strip().lower()
+    option = name.strip("-").replace("-", "_")
+    near = [SYNONYMS[word]] if SYNONYMS.get(word) in allowed else difflib.get_close_matches(word, allowed, 1, 0.5)
+    hint = HINTS.get((option, word)) or (f"did you mean {near[0]}?" if near else "")
+    text = value if value.isprintable() and value else repr(value)
+    raise UsageError(f"{name} {text[:60]}; expected one of {', '.join(allowed)}" + (f"; {hint}" if hint else ""))
+
+
+def text(name: str, value: Any, expected: str = "text") -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _refused(name, value, expected)
+    return value
+
+
+def texts(name: str, value: Any, expected: str = "names") -> tuple[str, ...]:
+    """Several words; one alone is taken as such, and not as its letters."""
+    found = [value] if isinstance(value, str) else _items(value)
+    if found is None:
+        raise _refused(name, value, expected)
+    return tuple(text(name, item, expected) for item in found)
+
+
+def path(name: str, value: Any, expected: str = "a path") -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise _refused(name, value, expected)
+    written = os.fspath(value)
+    if not isinstance(written, str) or not written:
+        raise _refused(name, written, expected)
+    try:
+        names = os.fsencode(written).split(os.fsencode(os.sep))
+    except UnicodeEncodeError:
+        names = [b"\0"]
+    if any(b"\0" in part or len(part) > NAME_BYTES for part in names):
+        raise UsageError(f"{name} {shown(written)} can be no file's name here; expected {expected}")
+    return Path(written)
+
+
+def paths(name: str, value: Any, expected: str = "a path, or several") -> tuple[Path, ...]:
+    """Several paths; one alone is taken as such."""
+    found = [value] if isinstance(value, str | os.PathLike) else _items(value)
+    if found is None:
+        raise _refused(name, value, expected)
+    return tuple(path(name, item, expected) for item in found)
+
+
+def weights(name: str, value: Any) -> str:
+    """Where a checkpoint is. Objects that hold weights are not taken: the manifest names what was exported."""
+    if isinstance(value, str | os.PathLike):
+        path(name, value, WEIGHTS)
+        return os.fspath(value)
+    hint = ""
+    if hasattr(value, "state_dict"):
+        hint = "; save its state_dict() with torch.save, and give that file"
+    elif isinstance(value, Mapping):
+        hint = "; save it with torch.save, and give that file"
+    raise _refused(name, value, WEIGHTS + hint)
+
+
+def images(name: str, value: Any) -> str:
+    """Where images are. Datasets and loaders of other libraries are not taken."""
+    if isinstance(value, str | os.PathLike):
+        path(name, value, IMAGES)
+        return os.fspath(value)
+    hint = "; write its images to class folders, and give the folder above them" if hasattr(value, "__iter__") else ""
+    raise _refused(name, value, IMAGES + hint)
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _refused(name, value, "True or False")
+    return value
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of any integer type."""
+    expected = f"a whole number of at least {least}"
+    number = _integer(value)
+    if number is None:
+        raise _refused(name, value, expected)
+    if not least <= number < 2**31:
+        raise UsageError(f"{name} {shown(number)}; expected {'at least ' + str(least) if number < least else 'fewer'}")
+    return number
+
+
+def number(name: str, value: Any, above: float, most: float, expected: str) -> float:
+    """A finite number, above one limit and not beyond the other."""
+    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+        raise _refused(name, value, expected)
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise _refused(name, value, expected) from None
+    if not (math.isfinite(found) and above < found <= most):
+        raise _refused(name, found, expected)
+    return found
+
+
+def wholes(name: str, value: Any, least: int = 1) -> tuple[int, ...]:
+    """Several whole numbers; one alone is taken as such."""
+    found = _items(value)
+    return tuple(whole(name, item, least) for item in ([value] if found is None else found))
+
+
+def image_size(name: str, value: Any) -> tuple[int, int]:
+    """(height, width) in pixels, of one number, of two, or of "224" and "800x1280"."""
+    expected = "pixels such as 224, or height and width such as (800, 1280)"
+    found = _items(value)
+    if isinstance(value, str):
+        found = [
+            int(part) if part.strip().isdecimal() and len(part) < 10 else None for part in value.lower().split("x")
+        ]
+    sides = [_integer(side) for side in ([value] if found is None else found)]
+    if len(sides) not in (1, 2) or not all(side is not None and 0 < side < 2**20 for side in sides):
+        raise _refused(name, value, expected)
+    return cast(int, sides[0]), cast(int, sides[-1])
+
+
+def image_sizes(name: str, value: Any) -> tuple[tuple[int, int], ...]:
+    """Several image sizes; one number alone is one size, two of them are two."""
+    found = [value] if isinstance(value, int | str) else _items(value)
+    if found is None:
+        raise _refused(name, value, "image sizes such as [224, (800, 1280)]")
+    return tuple(image_size(name, item) for item in found)
+
+
+def batch_range(name: str, value: Any) -> BatchRange:
+    """Batch sizes, of one number, of (min, opt, max), of "8" and "1:8:32", or of a `BatchRange`."""
+    expected = "N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
+    found = _items(value)
+    if isinstance(value, BatchRange):
+        found = [value.min, value.opt, value.max]
+    elif isinstance(value, str):
+        found = _integers_of(value.split(":"))
+    sizes = [_integer(size) for size in ([value] if found is None else found)]
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) == 3 and all(size is not None for size in sizes):
+        low, opt, high = (cast(int, size) for size in sizes)
+        if 1 <= low <= opt <= high < 2**31:
+            return BatchRange(min=low, opt=opt, max=high)
+        value = ":".join(shown(size) for size in sizes)
+    raise UsageError(f"{name} {value[:60] if isinstance(value, str) else shown(value)}; expected {expected}")
+
+
+def preprocessing(name: str, value: Any) -> dict[str, Any]:
+    """Fields of `Preprocessing` by name. One number for `mean` or `std` is for every channel."""
+    known = [field for field in Preprocessing.__struct_fields__ if field != "assumed"]
+    if isinstance(value, Preprocessing):
+        return {field: getattr(value, field) for field in known}
+    if not isinstance(value, Mapping):
+        raise _refused(name, value, f"a dictionary with any of {', '.join(known)}")
+    found = dict(value)
+    for field in found:
+        if field not in known:
+            near = difflib.get_close_matches(str(field), known, n=1)
+            raise UsageError(
+                f"{name} has {shown(field)}; expected any of {', '.join(known)}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+    for field in ("mean", "std"):
+        if field in found:
+            found[field] = numbers(f"{name} {field}", found[field])
+    if "crop_pct" in found:
+        found["crop_pct"] = number(f"{name} crop_pct", found["crop_pct"], 0, 1, "a share above 0 and at most 1")
+    for field, words in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if field in found:
+            found[field] = one_of(f"{name} {field}", found[field], words)
+    return found
+
+
+def numbers(name: str, value: Any) -> tuple[float, ...]:
+    expected = "one number, or one a channel, such as (0.485, 0.456, 0.406)"
+    found = _items(value)
+    if found == []:
+        raise _refused(name, value, expected)
+    return tuple(number(name, item, -math.inf, math.inf, expected) for item in ([value] if found is None else found))
+
+
+_FIELDS = msgspec.structs.fields(Preprocessing)
+INTERPOLATIONS, CROP_MODES = (
+    next(field.type for field in _FIELDS if field.name == name) for name in ("interpolation", "crop_mode")
+)
+
+
+def called(name: str, value: Any) -> Any:
+    """A function that is told something."""
+    if not callable(value):
+        raise _refused(name, value, "a function, or to be left out")
+    return value
+
+
+def record(name: str, value: Any, kind: type[T], expected: str) -> T:
+    """A record of one type, or a dictionary of its fields."""
+    if isinstance(value, kind):
+        value = {field: getattr(value, field) for field in kind.__struct_fields__}  # type: ignore[attr-defined]
+    elif not isinstance(value, Mapping):
+        raise _refused(name, value, expected)
+    try:
+        return msgspec.convert(dict(value), kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{name}: {error}; expected {expected}") from None
+
+
+def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
+    return lambda name, value: one_of(name, value, words)
+
+
+# What one name means in every function that has it. None is for the names that may be left open.
+_OPEN = {
+    "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
+    "threads", "split", "limit", "max_drop", "progress", "tensorrt",
+}  # fmt: skip
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "variant": text,
+    "format": text,
+    "task": _is_one_of(Task),
+    "input": _is_one_of(InputKind),
+    "precision": _is_one_of(Precision),
+    "rest": _is_one_of(Precision),
+    "device": _is_one_of(Device),
+    "kernels": _is_one_of(KernelChoice),
+    "trt": _is_one_of(("auto", "tensorrt", "rtx")),
+    "target": _is_one_of(Target),
+    "type": _is_one_of(PlanType),
+    "method": _is_one_of(RangeMethod),
+    "image_size": image_size,
+    "num_classes": lambda name, value: whole(name, value, 0),
+    "in_chans": whole,
+    "weights_key": text,
+    "split": text,
+    "title": text,
+    "preprocessing": preprocessing,
+    "threads": whole,
+    "limit": whole,
+    "steps": whole,
+    "images": whole,
+    "max_drop": lambda name, value: number(name, value, 0, 100, "percentage points above 0 and at most 100"),
+    "alpha": lambda name, value: number(name, value, 0, math.nextafter(0.5, 0), "a chance above 0 and below 0.5"),
+    "force": flag,
+    "rounding": flag,
+    "cuda_graph": flag,
+    "dynamic_image_size": flag,
+    "say": called,
+    "progress": called,
+    "tensorrt": lambda name, value: record(name, value, TensorRtSpec, "a types.TensorRtSpec or its fields"),
+}
+
+
+def check(**given: Any) -> None:
+    """Refuse the first argument that is not what its name means."""
+    for name, value in given.items():
+        if value is not None or name not in _OPEN:
+            _READERS[name](name, value)

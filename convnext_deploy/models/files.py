@@ -1,0 +1,193 @@
+"""One checkpoint file to a state dict: read without running code from it, and taken out of what scripts wrap it in."""
+
+import argparse
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from .facts import metadata_facts, understood
+from .layouts import has_anchor
+
+# What training scripts wrap state dicts in. Where several hold a ConvNeXt, the averaged weights come first (as in
+# timm), and names that are not here come last.
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher",
+    "state_dict", "model_state_dict", "model", "module", "net", "network", "student",
+)  # fmt: skip
+DEPTH = 4  # levels of wrappers that are looked into
+NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|global:?|class) ([A-Za-z_][\w.]*\.[\w.]*\w)")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A state dict, what stood beside it, the key prefix to take of it, and how to call it."""
+
+    state: Mapping[str, Tensor]
+    facts: dict[str, Any]
+    prefix: str | None
+    label: str
+    note: str | None = None
+
+
+def read_file(path: Path, key: str | None = None) -> Read:
+    """Read one checkpoint file.
+
+    Pickles are read with `weights_only=True`, which runs no code of theirs. Beside tensors they may hold what training
+    scripts keep with them: `argparse.Namespace`, and numpy's numbers and arrays of numbers.
+
+    Args:
+        key: the wrapper to take, at any depth, or the prefix of the keys to take.
+
+    Raises:
+        WeightsError: not a checkpoint, truncated, or a pickle that holds more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        return _safetensors(path, key)
+    archive = _is_zip(path)
+    if archive and _is_torchscript(path):
+        raise WeightsError(
+            f"{path} is a TorchScript archive, a program and no weights; save its weights where you trust it, with "
+            f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth'), and give that file"
+        )
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except Exception as error:  # torch.load raises many types, down to KeyError, on damaged or hostile files
+        raise WeightsError(_why(path, error)) from None
+    return _unwrapped(content, path, key)
+
+
+def _safetensors(path: Path, key: str | None) -> Read:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Copied, as below. `file` is not a mapping.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except Exception as error:  # beside its own errors, those of PyTorch for types and shapes that it has not
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path} is not a readable safetensors file: {reason}") from None
+    return Read(state, understood(metadata_facts, metadata, f"{path}: its metadata"), key, path.name)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"  # torch.save's format since 1.6; the older one cannot be mapped
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # damaged: torch.load says how
+
+
+def _harmless() -> list[Any]:
+    """Classes and functions that only hold, or put together, plain values."""
+    multiarray: Any = getattr(np, "_core", None) or np.core  # before numpy 2
+    found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace, np.ndarray, np.dtype]
+    for package in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
+        names = ("scalar", "_reconstruct")
+        found += [(getattr(multiarray.multiarray, name), f"{package}.multiarray.{name}") for name in names]
+    return found + [type(np.dtype(name)) for name in (*NUMBERS, "bool")]
+
+
+def _why(path: Path, error: Exception) -> str:
+    """One line of what torch.load says in ten."""
+    words = str(error).strip()
+    refused = _REFUSED_GLOBAL.search(words) if "weights_only" in words or "Unsupported" in words else None
+    if refused is not None:
+        return (
+            f"{path} is no plain state dict: it holds a {refused[1]}, and reading that would run code. If it is a "
+            f"whole model that you trust, run: model = torch.load({path.name!r}, weights_only=False); "
+            "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth"
+        )
+    reason = words.partition("\n")[0][:200]
+    return (
+        f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {reason}); "
+        "convert it to safetensors where it was made"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    names: tuple[str, ...]  # of the wrappers around it, outermost first
+    state: dict[str, Tensor]
+
+    @property
+    def called(self) -> str:
+        return ".".join(self.names)
+
+    @property
+    def rank(self) -> int:
+        """By the best of its wrappers' names; a file without wrappers stands where "state_dict" does."""
+        known = [WRAPPERS.index(name) for name in self.names or ("state_dict",) if name in WRAPPERS]
+        return min(known, default=len(WRAPPERS))
+
+
+def _unwrapped(content: object, path: Path, key: str | None) -> Read:
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+    strange = [name for name, value in content.items() if isinstance(value, Tensor) and not isinstance(name, str)]
+    if strange:
+        raise WeightsError(f"{path} has a tensor under the key {strange[0]!r}; expected names")
+    found = list(_candidates(content))
+    wrapper = [c for c in found if key is not None and c.names and (key in c.names or key == c.called)]
+    if key is not None and wrapper:
+        models, prefix = wrapper, None
+    elif key is not None:
+        models, prefix = [c for c in found if any(name.startswith(key) for name in c.state)], key
+    else:
+        models, prefix = [c for c in found if has_anchor(c.state)], None
+    if not models:
+        return _nothing(content, found, path, key)
+    models.sort(key=lambda c: c.rank)  # stable: the outer before the inner
+    best = models[0]
+    same = [c.called for c in models if c.rank == best.rank]
+    if len(same) > 1 and best.rank == len(WRAPPERS):
+        raise WeightsError(f"{path} holds {len(same)} models, {', '.join(same)}; choose one with --weights-key")
+    note = None
+    if len(models) > 1:
+        others = ", ".join(c.called or "the file itself" for c in models[1:5])
+        note = f"taking {best.called or 'the file itself'} of {path.name}, and not {others} (--weights-key chooses)"
+    # Copied out of the mapped file, which may be written over while the model is in use.
+    state = {name: value.clone() for name, value in best.state.items()}
+    return Read(state, {}, prefix, f"{path.name}[{best.called}]" if best.names else path.name, note)
+
+
+def _candidates(content: Mapping[Any, Any], names: tuple[str, ...] = ()) -> Iterator[_Candidate]:
+    """Every dictionary that holds tensors under names, from the outside in."""
+    state = {name: value for name, value in content.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    if state:
+        yield _Candidate(names, state)
+    if len(names) < DEPTH:
+        for name, value in content.items():
+            if isinstance(name, str) and isinstance(value, Mapping):
+                yield from _candidates(value, (*names, name))
+
+
+def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, key: str | None) -> Read:
+    """Of a file in which nothing is a ConvNeXt: the tensors that it has, or what it holds in place of any."""
+    shown = ", ".join(repr(name) for name in list(content)[:6])
+    if key is not None:
+        inside = ", ".join(dict.fromkeys(c.called for c in found if c.names))
+        raise WeightsError(
+            f"{path} has no wrapper and no key prefix {key!r} (its keys: {shown}"
+            + (f"; with tensors: {inside})" if inside else ")")
+        )
+    if not found:
+        raise WeightsError(f"{path} holds no tensors under names (its keys: {shown or 'none'}); give another file")
+    best = min(found, key=lambda c: (c.rank, -len(c.state)))
+    state = {name: value.clone() for name, value in best.state.items()}
+    return Read(state, {}, None, f"{path.name}[{best.called}]" if best.names else path.name)
