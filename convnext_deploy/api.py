@@ -311,19 +311,22 @@ def roofline(
 
 
 def report(results: Sequence[str | Path], *, out: str | Path, title: str = "ConvNeXt benchmarks") -> Path:
-    """One self-contained HTML page, or Markdown tables where `out` ends in `.md`, from recorded results.
+    """One self-contained HTML page (`out` ends in `.html`), or Markdown tables (`.md`), from recorded results.
 
     Args:
         results: files of JSON Lines.
 
     Raises:
+        UsageError: `out` ends otherwise, or lies in no folder.
         DataError: a file cannot be read, or holds no result that a report shows.
     """
     from .report import html, markdown
     from .report import results as recorded
 
-    found = recorded.read([Path(path) for path in results])
     out = Path(out)
+    if out.suffix not in (".html", ".md"):
+        raise UsageError(f"--out {out}; expected a name that ends in .html, or in .md for Markdown tables")
+    found = recorded.read([Path(path) for path in results])
     page = markdown.page(found, title) if out.suffix == ".md" else html.page(found, title)
     manifest.write_file(out, page.encode())
     return out

@@ -467,6 +467,7 @@ class ProfileResult(Record, frozen=True, kw_only=True, tag_field="record", tag="
     artifact_sha256: Sha256  # of manifest.json
     format: str
     precision: Precision
+    eight_bits: PlanType | None = None  # products in it, the rest in `precision`
     model: str
     image_size: tuple[Positive, Positive]
     batch: Positive
@@ -565,6 +566,7 @@ class BenchResult(Record, frozen=True, kw_only=True):
     model: str  # timm's name, or "custom"
     runtime: str  # a format's name; "torch" and "torch.compile": timm's own module
     precision: Precision
+    eight_bits: PlanType | None = None  # products in it, the rest in `precision`
     task: Task
     image_size: tuple[Positive, Positive]  # pixels
     device: Device
