@@ -244,9 +244,9 @@ def test_an_artifacts_evaluation_is_its_accuracy() -> None:
 
 
 def test_the_type_shown_is_the_one_that_was_delivered() -> None:
-    fp32 = measurement(runtime="native", subject="convnext_tiny native fp32", artifact_sha256="a" * 64)
-    old = measurement(runtime="native", subject="convnext_tiny native int8", artifact_sha256="b" * 64)
-    new = measurement(runtime="native", eight_bits="fp8", artifact_sha256="c" * 64)
+    fp32 = measurement(runtime="native", subject="convnext_tiny native fp32")
+    old = measurement(runtime="native", subject="convnext_tiny native int8")
+    new = measurement(runtime="native", eight_bits="fp8", subject="convnext_tiny native fp8")
     shown = results.latest([msgspec.convert(row, Measurement) for row in (fp32, old, new)])
     assert [m.series for m in shown] == ["native fp32", "native int8", "native fp8"]
     assert [row[2].text for row in tables.measured(shown).rows] == ["fp32", "int8", "fp8"]
@@ -262,13 +262,19 @@ def test_two_artifacts_of_one_architecture_and_format_are_not_merged(
     folders: tuple[str, str], labels: list[str]
 ) -> None:
     rows = [
-        measurement(artifact=folder, artifact_sha256=letter * 64, median_ms=ms)
+        measurement(artifact=folder, artifact_sha256=letter * 64, random_weights=False, median_ms=ms)
         for folder, letter, ms in (*zip(folders, "ab", (5.0, 6.0), strict=True), (folders[0], "a", 7.0))
     ]
     shown = results.latest([msgspec.convert(row, Measurement) for row in rows])
     assert [(m.median_ms, m.label) for m in shown] == [(7.0, labels[0]), (6.0, labels[1])]
     assert [row[1].text for row in tables.measured(shown).rows] == [f"onnx {label}" for label in labels]
     assert f"`onnx` {labels[0]}" in markdown.runtimes([msgspec.convert(row, Measurement) for row in rows])
+
+
+def test_what_bench_built_anew_with_random_weights_is_the_same_contender() -> None:
+    rows = [measurement(artifact="build/bench/x", artifact_sha256=letter * 64, median_ms=5.0) for letter in "ab"]
+    (shown,) = results.latest([msgspec.convert(row, Measurement) for row in rows])
+    assert (shown.artifact_sha256, shown.label) == ("b" * 64, "")
 
 
 def test_runtimes_of_two_models_are_not_one_table() -> None:

@@ -85,7 +85,7 @@ def record_error(arguments: Sequence[str], message: str) -> None:
     from .. import verdict
     from ..manifest import write_file
 
-    with contextlib.suppress(OSError):  # a file that cannot be written is what the message is about
+    with contextlib.suppress(OSError, UsageError):  # a file that cannot be written is what the message is about
         for path in _values(arguments, "--markdown"):
             _append(path, verdict.error_markdown(message))
         for path in _values(arguments, "--outputs"):

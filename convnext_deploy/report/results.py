@@ -190,7 +190,8 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
     elif {"candidates", "sensitivities"} <= document.keys():
         name, type_ = "searches", SearchResult
     else:
-        return str(kind or document.get("benchmark") or document.get("what") or "unknown"), None
+        named = str(kind or document.get("benchmark") or document.get("what") or "unknown")
+        return " ".join(named.split())[:40], None
     try:
         return name, msgspec.convert(document, type_)
     except msgspec.ValidationError as error:
@@ -224,7 +225,10 @@ def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
 
 
 def _identity(m: Measurement) -> str:
-    return m.artifact_sha256 or m.subject
+    """The artifact's hash. One with random weights is its folder: `bench` builds the same one anew there."""
+    if m.artifact_sha256 is None or m.random_weights:
+        return f"{m.subject} {m.artifact or ''}"
+    return m.artifact_sha256
 
 
 def _labelled(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
@@ -239,7 +243,7 @@ def _labelled(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
         if len(names) == 1:
             return ""
         alone = folder and list(names.values()).count(folder) == 1
-        return folder if alone else f"{folder} {_identity(m)[:8]}".strip()
+        return folder if alone else f"{folder} {(m.artifact_sha256 or '')[:8]}".strip()
 
     return tuple(msgspec.structs.replace(m, label=label(m)) for m in measurements)
 
