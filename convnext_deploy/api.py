@@ -366,12 +366,13 @@ def report(
     out: arguments.Location,
     title: str = "ConvNeXt benchmarks",
 ) -> Path:
-    """One self-contained HTML page, or Markdown tables where `out` ends in `.md`, from recorded results.
+    """One self-contained HTML page (`out` ends in `.html`), or Markdown tables (`.md`), from recorded results.
 
     Args:
         results: a file of JSON Lines, or several.
 
     Raises:
+        UsageError: `out` ends otherwise, or lies in no folder.
         DataError: a file cannot be read, or holds no result that a report shows.
     """
     files = arguments.paths("results", results, "a file of JSON Lines, or several")
@@ -380,6 +381,8 @@ def report(
     from .report import html, markdown
     from .report import results as recorded
 
+    if out.suffix not in (".html", ".md"):
+        raise UsageError(f"--out {out}; expected a name that ends in .html, or in .md for Markdown tables")
     found = recorded.read(list(files))
     page = markdown.page(found, title) if out.suffix == ".md" else html.page(found, title)
     manifest.write_file(out, page.encode())

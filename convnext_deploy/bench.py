@@ -301,6 +301,7 @@ def _result(
         model=contender.model,
         runtime=contender.runtime,
         precision=contender.precision,
+        eight_bits=contender.eight_bits,
         task=contender.task,
         image_size=contender.image_size,
         device=plan.device,

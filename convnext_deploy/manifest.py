@@ -166,8 +166,18 @@ def replace(folder: Path, target: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write one file atomically."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    """Write one file atomically.
+
+    Raises:
+        UsageError: its folder does not exist or cannot be written; the temporary file's name would tell nobody that.
+    """
+    _check_folder_of(path)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -179,9 +189,19 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, record: Record) -> None:
-    """Add one record to a file of JSON Lines, in one write."""
+    """Add one record to a file of JSON Lines, in one write.
+
+    Raises:
+        UsageError: its folder does not exist.
+    """
+    _check_folder_of(path)
     with path.open("ab") as file:
         file.write(msgspec.json.encode(record) + b"\n")
+
+
+def _check_folder_of(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}; make it, or write elsewhere")
 
 
 def _umask() -> int:

@@ -33,6 +33,7 @@ def profile(session: Session, artifact: Artifact, images: Images, steps: int) ->
         artifact_sha256=artifact.sha256,
         format=manifest.export.format,
         precision=manifest.export.precision,
+        eight_bits=manifest.export.eight_bits,
         model=manifest.model.architecture,
         image_size=images.shape[1:3] if uint8 else images.shape[2:],
         batch=len(images),

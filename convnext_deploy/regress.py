@@ -116,11 +116,24 @@ def compare(old: Sequence[BenchResult], new: Sequence[BenchResult], max_slowdown
     Args:
         max_slowdown: fraction; 0.05 takes up to 5 % more time for the same.
     """
-    before = {(row.subject, setting(row)): row for row in old}
-    after = {(row.subject, setting(row)): row for row in new}
-    return tuple(
-        _compared(before.get(key), after.get(key), *key, max_slowdown) for key in dict.fromkeys((*after, *before))
-    )
+    before, after = _by_artifact(old), _by_artifact(new)
+    found = []
+    for key in dict.fromkeys((*after, *before)):
+        olds, news = before.get(key, {}), after.get(key, {})
+        if len(olds) <= 1 and len(news) <= 1:  # one artifact of this name: it may have been built anew
+            pairs = [(next(iter(olds.values()), None), next(iter(news.values()), None), "")]
+        else:
+            pairs = [(olds.get(sha), news.get(sha), f" {(sha or '')[:8]}") for sha in dict.fromkeys((*news, *olds))]
+        found += [_compared(one, other, key[0] + mark, key[1], max_slowdown) for one, other, mark in pairs]
+    return tuple(found)
+
+
+def _by_artifact(rows: Sequence[BenchResult]) -> dict[tuple[str, str], dict[str | None, BenchResult]]:
+    """The last row of each artifact, by what it is called and its setting: two artifacts may be called the same."""
+    found: dict[tuple[str, str], dict[str | None, BenchResult]] = {}
+    for row in rows:
+        found.setdefault((row.subject, setting(row)), {})[row.artifact_sha256] = row
+    return found
 
 
 def _compared(

@@ -22,6 +22,8 @@ Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CheckName = Literal["top1_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"]
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Images = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+Above0 = Annotated[float, msgspec.Meta(gt=0.0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -195,9 +197,9 @@ class Manifest(Record, frozen=True, kw_only=True):
 
 
 class ClassAccuracy(Record, frozen=True, kw_only=True):
-    label: int
+    label: Annotated[int, msgspec.Meta(ge=0)]
     name: str
-    images: int
+    images: Positive
     top1: Fraction
 
 
@@ -208,7 +210,7 @@ class EvalResult(Record, frozen=True, kw_only=True):
     artifact_sha256: Sha256  # of manifest.json
     data: str
     data_sha256: Sha256  # of the sample names and labels
-    images: int
+    images: Images
     corrupt: tuple[str, ...]
     top1: Fraction
     top5: Fraction
@@ -344,7 +346,7 @@ class SearchResult(Record, frozen=True, kw_only=True):
     max_drop: float  # percentage points
     alpha: float
     batch: Positive
-    images: dict[str, int]  # calibration, selection, final: disjoint
+    images: dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)]]  # calibration, selection, final: disjoint
     sensitivities: dict[str, float]  # operation to mean distance when it alone is quantized
     gains_ms: dict[str, float]  # group of operations to what its 8 bits save of a batch's latency
     corrections: tuple[CorrectionRecord, ...]
@@ -425,14 +427,14 @@ class Verdict(Record, frozen=True, kw_only=True):
     candidate_sha256: Sha256
     data: str
     data_sha256: Sha256
-    images: int
+    images: Images
     baseline_top1: Fraction
     candidate_top1: Fraction
     lost: int  # right in the baseline only
     gained: int  # right in the candidate only
     p_value: Fraction  # exact McNemar, two-sided
     images_needed: int | None  # to decide the drop, if it is what it seems; None: decided, or no number will do
-    checks: tuple[Check, ...]
+    checks: Annotated[tuple[Check, ...], msgspec.Meta(min_length=1)]  # the drop first
     agreement: Fraction  # share of images with the same first class
     confident: int  # images that the baseline gives twice the probability of any other class, or more
     confident_flips: int  # of these, with another first class in the candidate
@@ -467,6 +469,7 @@ class ProfileResult(Record, frozen=True, kw_only=True, tag_field="record", tag="
     artifact_sha256: Sha256  # of manifest.json
     format: str
     precision: Precision
+    eight_bits: PlanType | None = None  # products in it, the rest in `precision`
     model: str
     image_size: tuple[Positive, Positive]
     batch: Positive
@@ -565,6 +568,7 @@ class BenchResult(Record, frozen=True, kw_only=True):
     model: str  # timm's name, or "custom"
     runtime: str  # a format's name; "torch" and "torch.compile": timm's own module
     precision: Precision
+    eight_bits: PlanType | None = None  # products in it, the rest in `precision`
     task: Task
     image_size: tuple[Positive, Positive]  # pixels
     device: Device
@@ -580,13 +584,13 @@ class BenchResult(Record, frozen=True, kw_only=True):
     parity: float | None = None  # relative error against the fp32 source; None where it was not compared
     status: Status
     reason: str | None = None  # why it is not valid
-    samples_ms: tuple[float, ...]  # of one step each, in the order they were taken
-    turns: tuple[int, ...]  # how many samples each turn gave; competitors took the turns in between
-    turn_images_per_s: tuple[float, ...]  # images by wall time of each turn, all streams together
-    yardstick_ms: tuple[float, ...]  # of the same fixed work before each turn: how fast the machine itself was
+    samples_ms: tuple[Above0, ...]  # of one step each, in the order they were taken
+    turns: tuple[Positive, ...]  # how many samples each turn gave; competitors took the turns in between
+    turn_images_per_s: tuple[Above0, ...]  # images by wall time of each turn, all streams together
+    yardstick_ms: tuple[Above0, ...]  # of the same fixed work before each turn: how fast the machine itself was
     device_ms: float | None = None  # median by CUDA events, where PyTorch runs on a GPU
-    median_ms: float | None
-    images_per_s: float | None  # of the median; scenario offline and multi-stream: of the turns' wall time
+    median_ms: Above0 | None
+    images_per_s: Above0 | None  # of the median; scenario offline and multi-stream: of the turns' wall time
     quantiles: tuple[Quantile, ...]
     server: ServerLoad | None = None
     warmup_s: float | None  # None: it failed before
@@ -602,6 +606,18 @@ class BenchResult(Record, frozen=True, kw_only=True):
     conditions: Conditions | None
     machine: dict[str, str | int]
     versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        """What is read from a file is as consistent as what was measured.
+
+        Raises:
+            ValueError: the turns are not those of the samples.
+        """
+        if sum(self.turns) != len(self.samples_ms):
+            raise ValueError(f"turns of {sum(self.turns)} samples, and {len(self.samples_ms)} samples")
+        for name in ("turn_images_per_s", "yardstick_ms"):
+            if len(getattr(self, name)) != len(self.turns):
+                raise ValueError(f"{len(self.turns)} turns, and {len(getattr(self, name))} {name}")
 
 
 class Comparison(Record, frozen=True, kw_only=True):

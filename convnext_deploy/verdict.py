@@ -1,10 +1,13 @@
 """A verdict in words: for a terminal, as Markdown for a pull request, as JUnit XML for a build server."""
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 from .types import Check, Flip, Verdict
 
 FLIPS_SHOWN = 10  # in words; the JSON document holds all
+KL_SHOWN = 1e-3  # nats; what rounding moves lies below, and is in the JSON document
+Given = tuple[Path, Path]  # baseline and candidate as the user named them
 
 _TITLES = {
     "top1_drop": "top-1 drop, points",
@@ -15,9 +18,9 @@ _TITLES = {
 }
 
 
-def text(verdict: Verdict) -> str:
+def text(verdict: Verdict, given: Given | None = None) -> str:
     """The lines of a terminal, the decision first."""
-    lines = [headline(verdict)]
+    lines = [headline(verdict, given)]
     lines += [
         f"  {check.decision}: {_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
         for check in verdict.checks
@@ -34,11 +37,11 @@ def text(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def markdown(verdict: Verdict) -> str:
+def markdown(verdict: Verdict, given: Given | None = None) -> str:
     """A section of a GitHub step summary."""
     rows = [(_TITLES[c.name], _measured(c), _number(c, c.limit), f"**{c.decision}**") for c in verdict.checks]
     parts = [
-        f"### {_escaped(headline(verdict))}",
+        f"### {_escaped(headline(verdict, given))}",
         _table(("check", "measured", "limit", "decision"), rows),
         _escaped(counts(verdict)),
     ]
@@ -55,39 +58,84 @@ def markdown(verdict: Verdict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def junit(verdict: Verdict) -> bytes:
+def junit(verdict: Verdict, given: Given | None = None) -> bytes:
     """A test suite with a case a check: FAIL is a failure, INCONCLUSIVE an error."""
     decisions = [check.decision for check in verdict.checks]
-    suite = ElementTree.Element(
-        "testsuite",
-        name="convnext-deploy gate",
-        tests=str(len(decisions)),
-        failures=str(decisions.count("FAIL")),
-        errors=str(decisions.count("INCONCLUSIVE")),
-        skipped="0",
-    )
+    suite = _suite(len(decisions), decisions.count("FAIL"), decisions.count("INCONCLUSIVE"))
     for check in verdict.checks:
         case = ElementTree.SubElement(suite, "testcase", classname="gate", name=check.name)
         if check.decision != "PASS":
             message = f"{_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
             kind = "failure" if check.decision == "FAIL" else "error"
             ElementTree.SubElement(case, kind, type=check.decision, message=message)
-    ElementTree.SubElement(suite, "system-out").text = _printable(text(verdict))
+    ElementTree.SubElement(suite, "system-out").text = _printable(text(verdict, given))
+    return _document(suite)
+
+
+def _suite(tests: int, failures: int, errors: int) -> ElementTree.Element:
+    return ElementTree.Element(
+        "testsuite",
+        name="convnext-deploy gate",
+        tests=str(tests),
+        failures=str(failures),
+        errors=str(errors),
+        skipped="0",
+    )
+
+
+def _document(suite: ElementTree.Element) -> bytes:
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
     return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def headline(verdict: Verdict) -> str:
-    images = f"{_images(verdict.images)} of {verdict.data}"
-    return f"{verdict.decision}: {verdict.candidate} against {verdict.baseline} on {images}"
+def outputs(verdict: Verdict) -> str:
+    """A line a fact, as a GitHub step hands them on. The drop is in percentage points."""
+    drop = verdict.checks[0]
+    needed = "" if verdict.images_needed is None else str(verdict.images_needed)
+    return f"decision={verdict.decision}\ndrop={_number(drop, drop.value)}\nimages-needed={needed}\n"
+
+
+def error_markdown(message: str) -> str:
+    """Where there is no verdict: the section of a step summary that says why."""
+    return f"### ERROR: no verdict\n\n{_escaped(message)}\n"
+
+
+def error_junit(message: str) -> bytes:
+    """Likewise a test suite, of one case that is an error."""
+    suite = _suite(1, 0, 1)
+    case = ElementTree.SubElement(suite, "testcase", classname="gate", name="verdict")
+    ElementTree.SubElement(case, "error", type="ERROR", message=_printable(message))
+    return _document(suite)
+
+
+ERROR_OUTPUTS = "decision=ERROR\ndrop=\nimages-needed=\n"
+
+
+def headline(verdict: Verdict, given: Given | None = None) -> str:
+    baseline, candidate = verdict.baseline, verdict.candidate
+    if given is not None:
+        baseline, candidate = _called(given[0], baseline), _called(given[1], candidate)
+    images = f"{_images(verdict.images)} of {_last_part(verdict.data)}"
+    return f"{verdict.decision}: {candidate} against {baseline} on {images}"
+
+
+def _called(path: Path, artifact: str) -> str:
+    """The name that the user gave, and the artifact that was evaluated where that has another."""
+    return path.name if path.name in (artifact, "") else f"{path.name} ({artifact})"
+
+
+def _last_part(data: str) -> str:
+    """A file's or folder's own name; the name of a data set, which holds slashes too, is left as it is."""
+    return data if data.startswith("hfds:") else Path(data).name or data
 
 
 def counts(verdict: Verdict) -> str:
     return (
-        f"top-1 {verdict.baseline_top1:.2%} before, {verdict.candidate_top1:.2%} after: {_images(verdict.lost)} lost, "
-        f"{verdict.gained} gained (exact McNemar p = {verdict.p_value:.2g})"
+        f"top-1 {verdict.baseline_top1:.2%} before, {verdict.candidate_top1:.2%} after: {_images(verdict.lost)} lost "
+        f"(only the baseline is right), {verdict.gained} gained (only the candidate is); exact McNemar "
+        f"p = {verdict.p_value:.2g}"
     )
 
 
@@ -102,9 +150,10 @@ def warnings(verdict: Verdict) -> list[str]:
     """What moves before accuracy does."""
     lines = [
         f"first class agrees on {verdict.agreement:.2%}; of {_images(verdict.confident)} that the baseline is sure of "
-        f"(first class twice as probable as the second), {verdict.confident_flips} changed; KL at least "
-        f"{verdict.kl_at_least:.2g} nats"
+        f"(first class twice as probable as the second), {verdict.confident_flips} changed"
     ]
+    if verdict.kl_at_least >= KL_SHOWN:
+        lines.append(f"the probabilities moved: KL from the baseline's at least {verdict.kl_at_least:.2g} nats")
     lines += [
         f"class {found.name}: {found.lost} lost, {found.gained} gained of {found.images}, beyond chance "
         f"(p = {found.p_value:.2g} over all classes)"

@@ -119,6 +119,23 @@ def test_a_machine_that_changed_between_the_runs_makes_no_verdict(level: float, 
     assert found.reason == f"the machine itself took {pace:.3f} times as long for the same work (yardstick_ms)"
 
 
+def test_two_artifacts_that_are_called_the_same_are_compared_each_with_itself() -> None:
+    one, other = ({"artifact_sha256": letter * 64} for letter in "ab")
+    old = [row(noisy(0), **one), row(noisy(1, 2.0), **other)]
+    new = [row(noisy(2), **one), row(noisy(3, 2.0), **other)]
+    found = regress.compare(old, new, 0.05)
+    assert [(c.subject[-9:], c.verdict) for c in found] == [(" aaaaaaaa", "SAME"), (" bbbbbbbb", "SAME")]
+    (lost, kept) = sorted(regress.compare(old, new[:1], 0.05), key=lambda c: c.verdict)
+    assert (lost.verdict, lost.reason, kept.verdict) == ("INCONCLUSIVE", "not in the new results", "SAME")
+
+
+def test_an_artifact_that_was_built_anew_is_compared_with_the_one_before() -> None:
+    (found,) = regress.compare(
+        [row(noisy(0), artifact_sha256="a" * 64)], [row(noisy(1), artifact_sha256="b" * 64)], 0.05
+    )
+    assert found.verdict == "SAME"
+
+
 def test_a_row_that_disappeared_is_named() -> None:
     (found,) = regress.compare([row(noisy(0))], [], 0.05)
     assert (found.verdict, found.reason) == ("INCONCLUSIVE", "not in the new results")

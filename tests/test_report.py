@@ -30,7 +30,17 @@ from convnext_deploy.errors import DataError
 from convnext_deploy.models import registry
 from convnext_deploy.report import html, markdown, plots, published, results, tables
 from convnext_deploy.report.results import Measurement
-from convnext_deploy.types import LayerTime, ProfileResult
+from convnext_deploy.types import (
+    Check,
+    EvalResult,
+    LayerTime,
+    Limits,
+    PlanCandidate,
+    ProfileResult,
+    SearchResult,
+    Timing,
+    Verdict,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "<script>alert('x')</script>$\\frac{1}{2}$ | & \"q\" </svg>"
@@ -46,7 +56,7 @@ def measurement(**fields: Any) -> dict[str, Any]:
         "schema_version": 1, "created": "2026-11-22T00:00:00+00:00", "run": "r", "subject": "s", "turns": [80],
         "model": "convnext_tiny", "runtime": "onnx", "precision": "fp32", "task": "classify", "batch": batch,
         "image_size": [224, 224], "device": "cpu", "threads": 2, "scenario": "single-stream", "scope": "compute",
-        "status": "valid", "reason": None, "samples_ms": samples, "median_ms": median,
+        "status": "valid", "reason": None, "samples_ms": samples, "median_ms": median, "random_weights": True,
         "images_per_s": batch / (median or 1) * 1e3, "machine": MACHINE, "versions": {"torch": "2.15.0"}, **fields,
     }  # fmt: skip
 
@@ -199,10 +209,87 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> N
 
 
 def test_a_records_own_accuracy_goes_before_the_published() -> None:
-    own = msgspec.convert(measurement(top1=0.5), Measurement)
-    other = msgspec.convert(measurement(), Measurement)
-    assert [(top1, origin) for _, top1, origin in plots.pareto_points([own])] == [(0.5, "measured")]
-    assert [(top1, origin) for _, top1, origin in plots.pareto_points([other])] == [(0.821, "in1k"), (0.829, "in22k")]
+    own = msgspec.convert(measurement(top1=0.5, random_weights=True), Measurement)
+    other = msgspec.convert(measurement(random_weights=True), Measurement)
+    assert [(p.top1, p.origin) for p in plots.pareto_points([own])] == [(0.5, "measured")]
+    assert [(p.top1, p.origin) for p in plots.pareto_points([other])] == [(0.821, "in1k"), (0.829, "in22k")]
+
+
+def evaluation(**fields: Any) -> EvalResult:
+    given: dict[str, Any] = {
+        "artifact": "fast", "artifact_sha256": "a" * 64, "data": "val.parquet", "data_sha256": "d" * 64, "images": 200,
+        "corrupt": (), "top1": 0.9, "top5": 0.99, "per_class": (), "images_per_s": 5.0, "predictions": None,
+    }  # fmt: skip
+    return EvalResult(**(given | fields))
+
+
+@pytest.mark.parametrize("weights", [False, None])  # a user's own, and of a record that does not say
+def test_published_accuracy_is_never_given_to_a_users_weights(weights: bool | None) -> None:
+    own = measurement(random_weights=weights, artifact_sha256="a" * 64)
+    found = [msgspec.convert(own, Measurement)]
+    assert plots.pareto_points(found) == []
+    assert plots.pareto(found) is None
+    assert plots.pareto_points(found, [evaluation(artifact_sha256="b" * 64)]) == []
+
+
+def test_an_artifacts_evaluation_is_its_accuracy() -> None:
+    own = msgspec.convert(measurement(random_weights=False, artifact_sha256="a" * 64), Measurement)
+    older, other = evaluation(top1=0.5), evaluation(data="test", data_sha256="e" * 64, top1=0.8)
+    points = plots.pareto_points([own], [older, evaluation(), other])
+    assert [(p.top1, p.data) for p in points] == [(0.9, "val.parquet"), (0.8, "test")]
+    exact = scipy.stats.binomtest(180, 200).proportion_ci(0.95, method="exact")
+    assert points[0].interval == pytest.approx((exact.low, exact.high))
+    (row,) = tables.measured([own], [evaluation()]).rows
+    assert row[4].text == "90.00"
+
+
+def test_the_type_shown_is_the_one_that_was_delivered() -> None:
+    fp32 = measurement(runtime="native", subject="convnext_tiny native fp32")
+    old = measurement(runtime="native", subject="convnext_tiny native int8")
+    new = measurement(runtime="native", eight_bits="fp8", subject="convnext_tiny native fp8")
+    shown = results.latest([msgspec.convert(row, Measurement) for row in (fp32, old, new)])
+    assert [m.series for m in shown] == ["native fp32", "native int8", "native fp8"]
+    assert [row[2].text for row in tables.measured(shown).rows] == ["fp32", "int8", "fp8"]
+    assert tables.kinds([profile(eight_bits="int8")]).rows[0][0].text == "a: convnext_tiny onnx int8"
+    assert "`onnx` int8" in markdown.kinds([profile(eight_bits="int8")])
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [(("build/v1", "build/v2"), ["v1", "v2"]), (("one/fast", "two/fast"), ["fast aaaaaaaa", "fast bbbbbbbb"])],
+)
+def test_two_artifacts_of_one_architecture_and_format_are_not_merged(
+    folders: tuple[str, str], labels: list[str]
+) -> None:
+    rows = [
+        measurement(artifact=folder, artifact_sha256=letter * 64, random_weights=False, median_ms=ms)
+        for folder, letter, ms in (*zip(folders, "ab", (5.0, 6.0), strict=True), (folders[0], "a", 7.0))
+    ]
+    shown = results.latest([msgspec.convert(row, Measurement) for row in rows])
+    assert [(m.median_ms, m.label) for m in shown] == [(7.0, labels[0]), (6.0, labels[1])]
+    assert [row[1].text for row in tables.measured(shown).rows] == [f"onnx {label}" for label in labels]
+    assert f"`onnx` {labels[0]}" in markdown.runtimes([msgspec.convert(row, Measurement) for row in rows])
+
+
+def test_what_bench_built_anew_with_random_weights_is_the_same_contender() -> None:
+    rows = [measurement(artifact="build/bench/x", artifact_sha256=letter * 64, median_ms=5.0) for letter in "ab"]
+    (shown,) = results.latest([msgspec.convert(row, Measurement) for row in rows])
+    assert (shown.artifact_sha256, shown.label) == ("b" * 64, "")
+
+
+def test_runtimes_of_two_models_are_not_one_table() -> None:
+    rows = [msgspec.convert(measurement(model=name), Measurement) for name in ("convnext_tiny", "convnext_base")]
+    with pytest.raises(DataError, match="results of convnext_base, convnext_tiny; expected those of one model"):
+        markdown.runtimes(rows)
+
+
+def test_a_swin_shares_the_panel_of_its_convnext() -> None:
+    names = ("convnext_tiny", "swin_tiny_patch4_window7_224", "convnext_small")
+    rows = [msgspec.convert(measurement(model=name), Measurement) for name in names]
+    svg = plots.throughput(rows) or ""
+    words = ["".join(e.itertext()) for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
+    assert [word for word in words if word.startswith("convnext")] == ["convnext_tiny, 224", "convnext_small, 224"]
+    assert "Swin, onnx fp32" in words
 
 
 def test_the_papers_throughputs_give_the_papers_own_ratios() -> None:
@@ -272,7 +359,8 @@ def test_an_invalid_result_is_named_and_not_drawn(page: str) -> None:
     svgs = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert "onnx fp32" in svgs
     assert "eager fp32" not in svgs
-    assert any(text.startswith("invalid: throttled") for text in Elements(page).texts)
+    assert any(text.startswith("[1] invalid: throttled") for text in Elements(page).texts)
+    assert "invalid [1]" in Elements(page).texts
     assert "failed: crashed" in page
 
 
@@ -338,6 +426,30 @@ def test_a_browser_opens_and_sorts_the_page(browser: Any, page: str, tmp_path: P
     assert [float(text) for text in cells() if text] == numbers[::-1]
     assert table.find_elements("css selector", "th")[column].get_attribute("aria-sort") == "descending"
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [420, 1280, 1920])
+def test_no_row_is_taller_than_three_lines_and_every_reason_is_in_sight(
+    browser: Any, width: int, tmp_path: Path
+) -> None:
+    reason = "the hypervisor took 0.02 of 2 cores; others took 0.31 cores; " * 4
+    rows = [measurement(batch=batch, status="invalid", reason=reason) for batch in (1, 8)] + [measurement(batch=2)]
+    found = results.Results(files=("f",), measurements=tuple(msgspec.convert(row, Measurement) for row in rows))
+    path = tmp_path / "report.html"
+    path.write_text(html.page(found, "t"))
+    browser.set_window_size(width, 1200)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 1200, "deviceScaleFactor": 1, "mobile": False}
+    )
+    browser.get(path.as_uri())
+    heights = "return [...document.querySelectorAll('tbody tr')].map(r => r.getBoundingClientRect().height)"
+    assert max(browser.execute_script(heights)) < 90
+    right = "return [...document.querySelectorAll('ol.notes li')].map(r => r.getBoundingClientRect().right)"
+    (edge,) = browser.execute_script(right)  # one reason of two rows
+    assert 0 < edge <= width
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.slow
@@ -465,6 +577,79 @@ def test_what_was_disturbed_is_marked_beside_the_papers() -> None:
 
 
 # The commands --------------------------------------------------------------------------------------------------------
+
+
+def verdict(**fields: Any) -> Verdict:
+    check = Check(name="top1_drop", decision="FAIL", limit=0.003, value=0.01, lower=0.005, upper=0.02)
+    given: dict[str, Any] = {
+        "decision": "FAIL", "limits": Limits(max_drop=0.3), "baseline": "fp32", "baseline_sha256": "0" * 64,
+        "candidate": "int8", "candidate_sha256": "1" * 64, "data": "val", "data_sha256": "2" * 64, "images": 2000,
+        "baseline_top1": 0.9, "candidate_top1": 0.89, "lost": 25, "gained": 5, "p_value": 0.01, "images_needed": None,
+        "checks": (check,), "agreement": 0.98, "confident": 1500, "confident_flips": 3, "kl_at_least": 0.1,
+        "per_class": (), "flips": (),
+    }  # fmt: skip
+    return Verdict(**(given | fields))
+
+
+def search_result(**fields: Any) -> SearchResult:
+    def candidate(name: str, ms: float, top1: float, operations: tuple[str, ...] = ()) -> PlanCandidate:
+        timing = Timing(artifact=name, batch=1, threads=2, samples_ms=(ms,), median_ms=ms, images_per_s=1e3 / ms)
+        return PlanCandidate(
+            name=name, operations=operations, predicted=0.0, agreement=1.0, top1=top1, latency=timing, bytes=1000,
+            selection="PASS", final="PASS" if operations else None, final_drop=None,
+        )  # fmt: skip
+
+    given: dict[str, Any] = {
+        "target": "native", "max_drop": 0.5, "alpha": 0.05, "batch": 1, "images": {"selection": 500},
+        "sensitivities": {"stem": 0.1}, "gains_ms": {}, "corrections": (), "accuracy_of": "runtime",
+        "candidates": (candidate("fp32", 2.0, 0.9), candidate("plan1", 1.0, 0.898, ("stem",))), "chosen": "plan1",
+        "why": "the fastest", "machine": MACHINE, "versions": {},
+    }  # fmt: skip
+    return SearchResult(**(given | fields))
+
+
+@pytest.mark.parametrize("suffix", [".html", ".md"])
+def test_evaluations_verdicts_and_searches_alone_make_a_page(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    for record, words in (
+        (evaluation(), ["Accuracy", "val.parquet", "200", "90.00", "84.98 to 93.78", "99.00"]),
+        (verdict(), ["Gate: FAIL, int8 against fp32", "1.000", "0.300"]),
+        (search_result(), ["Search: native", "plan1, chosen", "89.80", "At most 0.5 points"]),
+    ):
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+        text = api.report([path], out=tmp_path / f"r{suffix}").read_text()
+        for word in words:
+            assert word in text
+        assert "Machines and versions" not in text  # nothing says them
+
+
+def test_a_searchs_plot_has_intervals_and_the_budget() -> None:
+    svg = plots.search(search_result()) or ""
+    words = ["".join(e.itertext()) for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
+    assert "fp32 less 0.5 points, the budget" in words
+    assert svg.count("LineCollection") == 2
+
+
+def test_the_document_of_bench_json_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"results": [measurement(), measurement(batch=2)], "comparisons": []}))
+    assert [m.batch for m in results.read([path]).measurements] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("r", "--out {0}/r; expected a name that ends in .html, or in .md for Markdown tables"),
+        ("r.pdf", "--out {0}/r.pdf; expected a name that ends in .html"),
+        ("no/r.html", "{0}/no/r.html cannot be written: there is no folder {0}/no; make it, or write elsewhere"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_by_its_own_name(
+    out: str, message: str, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["report", str(recorded), "--out", str(tmp_path / out)]) == 2
+    assert capsys.readouterr().err.startswith("error: " + message.format(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "start"), [("report.html", "<!DOCTYPE html>"), ("report.md", "# Title")])

@@ -9,7 +9,7 @@ from ..errors import ConvNextDeployError
 from .bench import bench
 from .evaluate import evaluate
 from .export import export, refit
-from .gate import gate
+from .gate import gate, record_error
 from .half import half
 from .look import doctor, inspect, list_
 from .profile import profile
@@ -44,33 +44,35 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; its exit code. 2: the request was wrong; 1: a check failed; 3: undecided; 130: interrupted."""
-    debug, as_json = "--debug" in arguments, "--json" in arguments
+    debug = "--debug" in arguments
     try:
         returned = app(args=arguments or ["--help"], prog_name="convnext-deploy", standalone_mode=False)
         code = returned if isinstance(returned, int) else 0
     except typer.Exit as error:
         code = error.exit_code
     except CommandLineError as error:
-        return _failed(error.format_message(), 2, as_json)  # type: ignore[attr-defined]
+        return _failed(error.format_message(), 2, arguments)  # type: ignore[attr-defined]
     except ConvNextDeployError as error:
         if debug:
             raise
-        return _failed(str(error), error.exit_code, as_json)
+        return _failed(str(error), error.exit_code, arguments)
     except OSError as error:  # the file system's own refusals: a name too long, a folder that cannot be read
         if debug:
             raise
-        return _failed(str(error), 2, as_json)
+        return _failed(str(error), 2, arguments)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:  # newer releases of typer turn Ctrl-C into this code and say nothing
-        return _failed("interrupted", 130, as_json)
+        return _failed("interrupted", 130, arguments)
     return code
 
 
-def _failed(message: str, code: int, as_json: bool) -> int:
+def _failed(message: str, code: int, arguments: list[str]) -> int:
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr)
-    if as_json:
+    if arguments[:1] == ["gate"]:
+        record_error(arguments, line)
+    if "--json" in arguments:
         import msgspec
 
         print(msgspec.json.encode({"error": line, "exit_code": code}).decode())

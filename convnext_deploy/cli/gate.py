@@ -1,5 +1,8 @@
 """`gate`."""
 
+import contextlib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +28,9 @@ def gate(
     threads: Threads = None,
     markdown: Annotated[Path | None, typer.Option(help="Append the verdict to this file, as Markdown.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the verdict to this file, as JUnit XML.")] = None,
+    outputs: Annotated[
+        Path | None, typer.Option(help="Append decision, drop and images-needed to this file, as NAME=VALUE lines.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -32,7 +38,7 @@ def gate(
     """Hold a candidate against its baseline. Exit code 0: PASS, 1: FAIL, 3: INCONCLUSIVE."""
     from .. import types
 
-    for option, file in (("--markdown", markdown), ("--junit", junit)):
+    for option, file in (("--markdown", markdown), ("--junit", junit), ("--outputs", outputs)):
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
             raise UsageError(f"{option} {file}; expected a file in a folder that exists")
     where = one_of("--device", device, types.Device)
@@ -60,10 +66,40 @@ def gate(
             threads=threads,
             progress=progress,
         )
+    names = (baseline, candidate)
     if markdown is not None:
-        with markdown.open("a", encoding="utf-8") as file_:
-            file_.write(verdict.markdown(found))
+        _append(markdown, verdict.markdown(found, names))
     if junit is not None:
-        write_file(junit, verdict.junit(found))
-    terminal.result(found, verdict.text(found))
+        write_file(junit, verdict.junit(found, names))
+    if outputs is not None:
+        _append(outputs, verdict.outputs(found))
+    terminal.result(found, verdict.text(found, names))
     return EXIT_CODES[found.decision]
+
+
+def record_error(arguments: Sequence[str], message: str) -> None:
+    """Write why there is no verdict to the files that would have held it: a build server shows nothing else.
+
+    The files are looked for in the arguments themselves, because these may be what is wrong.
+    """
+    from .. import verdict
+    from ..manifest import write_file
+
+    with contextlib.suppress(OSError, UsageError):  # a file that cannot be written is what the message is about
+        for path in _values(arguments, "--markdown"):
+            _append(path, verdict.error_markdown(message))
+        for path in _values(arguments, "--outputs"):
+            _append(path, verdict.ERROR_OUTPUTS)
+        for path in _values(arguments, "--junit"):
+            write_file(path, verdict.error_junit(message))
+
+
+def _values(arguments: Sequence[str], option: str) -> list[Path]:
+    found = [text.partition("=")[2] for text in arguments if text.startswith(f"{option}=")]
+    found += [value for name, value in itertools.pairwise(arguments) if name == option]
+    return [Path(text) for text in found[-1:]]
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)

@@ -33,18 +33,21 @@ document.querySelectorAll("th button").forEach(function (button) {
 });
 """
 
+LONG = 60  # characters; a longer cell is broken into lines
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #d0d0d0; --soft: #f3f3f3; --bad: #b00020; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e6; --paper: #16181b; --line: #3a3d42; --soft: #1f2226; --bad: #ff7b8a; }
 }
-body { margin: 2rem auto; max-width: 84rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
+body { margin: 2rem auto; max-width: 108rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 8ch; }
+td { white-space: nowrap; } td.long { white-space: normal; min-width: 36ch; }
+ol.notes { list-style: none; padding: 0; } ol.notes li { overflow-wrap: anywhere; }
 td[data-value] { text-align: right; } tbody tr:hover { background: var(--soft); }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
@@ -62,9 +65,16 @@ figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; color: va
 def page(results: Results, title: str) -> str:
     """The whole page as text."""
     shown = rated(results)
-    parts = [_conditions(results), _table(tables.conditions([*shown, *results.profiles, *results.rooflines]))]
+    parts = [_conditions(results)]
+    timed: list[tables.Timed] = [*shown, *results.profiles, *results.rooflines]
+    if timed:
+        parts.append(_table(tables.conditions(timed)))
+    if results.evaluations:
+        parts.append(_table(tables.evaluated(results.evaluations)))
+    parts += [_table(tables.judged(verdict)) for verdict in results.verdicts]
+    parts += [_table(tables.searched(result)) for result in results.searches]
     if shown:
-        parts.append(_table(tables.measured(shown)))
+        parts.append(_table(tables.measured(shown, results.evaluations)))
     parts += [_figure(*plot) for plot in plots.all_of(results, shown)]
     if results.profiles:
         parts += [_table(tables.kinds(results.profiles)), _table(tables.gaps(results.profiles))]
@@ -86,6 +96,7 @@ def _conditions(results: Results) -> str:
     counts = (
         (len(results.measurements), "measurements"), (len(results.profiles), "profiles"),
         (len(results.rooflines), "rooflines"), (len(results.evaluations), "evaluations"),
+        (len(results.verdicts), "verdicts"), (len(results.searches), "searches"),
     )  # fmt: skip
     shown = ", ".join(f"{count} {name}" for count, name in counts if count)
     text = f"From {', '.join(results.files)}: {shown}."
@@ -104,14 +115,26 @@ def _table(table: Table) -> str:
     return (
         f"<h2>{escape(table.title)}</h2>\n{note}"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+        + _footnotes(table)
     )
+
+
+def _footnotes(table: Table) -> str:
+    """Across the page, where no table's width hides them."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in table.footnotes)
+    return f'<ol class="notes note">{items}</ol>' if items else ""
 
 
 def _cell(cell: Cell) -> str:
     if cell.value is not None:
         return f'<td data-value="{cell.value!r}">{escape(cell.text)}</td>'
-    bad = ' class="bad"' if cell.text.startswith(("invalid", "failed", "not steady")) else ""
-    return f"<td{bad}>{escape(cell.text)}</td>"
+    classes = []
+    if cell.text.startswith(("invalid", "failed", "not steady", "partial", "FAIL")):
+        classes.append("bad")
+    if len(cell.text) > LONG:
+        classes.append("long")
+    given = f' class="{" ".join(classes)}"' if classes else ""
+    return f"<td{given}>{escape(cell.text)}</td>"
 
 
 def _figure(title: str, caption: str, svg: str) -> str:

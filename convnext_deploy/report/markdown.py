@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import DataError
 from ..types import ProfileResult
 from . import tables
-from .results import KINDS, Measurement, Results, by_kind, latest, rated
+from .results import KINDS, Measurement, Results, by_kind, latest, rated, type_of
 from .tables import Table
 
 
@@ -24,9 +25,14 @@ def _escaped(text: str) -> str:
 def page(results: Results, title: str) -> str:
     """Every table of the report under one title."""
     shown = rated(results)
-    wanted = [tables.conditions([*shown, *results.profiles, *results.rooflines])]
+    timed: list[tables.Timed] = [*shown, *results.profiles, *results.rooflines]
+    wanted = [tables.conditions(timed)] if timed else []
+    if results.evaluations:
+        wanted.append(tables.evaluated(results.evaluations))
+    wanted += [tables.judged(verdict) for verdict in results.verdicts]
+    wanted += [tables.searched(result) for result in results.searches]
     if shown:
-        wanted.append(tables.measured(shown))
+        wanted.append(tables.measured(shown, results.evaluations))
     if results.profiles:
         wanted += [tables.kinds(results.profiles), tables.gaps(results.profiles)]
     wanted += [tables.roofline(result) for result in results.rooflines]
@@ -36,7 +42,8 @@ def page(results: Results, title: str) -> str:
 def _section(found: Table) -> str:
     body = table(found.columns, [[cell.text for cell in row] for row in found.rows])
     note = f"\n{_escaped(found.note)}\n" if found.note else ""
-    return f"## {_escaped(found.title)}\n\n{body}{note}"
+    footnotes = "".join(f"\n{_escaped(text)}\n" for text in found.footnotes)
+    return f"## {_escaped(found.title)}\n\n{body}{note}{footnotes}"
 
 
 # Of the README -------------------------------------------------------------------------------------------------------
@@ -45,6 +52,9 @@ def _section(found: Table) -> str:
 def runtimes(measurements: Sequence[Measurement]) -> str:
     """Milliseconds a batch and speed relative to the first runtime, a row a runtime, two columns a batch size."""
     shown = latest(measurements)
+    models = {m.model for m in shown}
+    if len(models) > 1:
+        raise DataError(f"results of {', '.join(sorted(models))}; expected those of one model, a row a runtime")
     batches = sorted({m.batch for m in shown})
     cells = {(_runtime_words(m), m.batch): m for m in shown}
     names = list(dict.fromkeys(name for name, _ in cells))
@@ -68,7 +78,8 @@ def _runtime_words(m: Measurement) -> str:
     """A format's name is code; fp32 goes without saying, and timm's own are words."""
     if m.runtime.startswith("timm"):
         return m.runtime.replace("timm eager ", "timm eager, ").replace("timm torch", "timm, torch")
-    return f"`{m.runtime}`" + ("" if m.precision == "fp32" else f" {m.precision}")
+    words = ["" if m.type == "fp32" else m.type, m.label]
+    return " ".join(filter(None, (f"`{m.runtime}`", *words)))
 
 
 def _milliseconds(value: float) -> str:
@@ -93,4 +104,4 @@ def kinds(profiles: Sequence[ProfileResult]) -> str:
     rows.append(["outside layers", *(f"{p.wall_ms - p.layers_ms:.1f}" for p in profiles)])
     rows.append(["clock", *(f"{p.wall_ms:.1f}" for p in profiles)])
     rows.append(["without profiler", *(f"{p.plain_ms:.1f}" for p in profiles)])
-    return table(["ms", *(f"`{p.format}` {p.precision}" for p in profiles)], rows)
+    return table(["ms", *(f"`{p.format}` {type_of(p)}" for p in profiles)], rows)

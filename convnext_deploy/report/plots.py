@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from ..env import needs
-from ..types import ProfileResult, RooflineResult, SearchResult
-from .published import accuracies
-from .results import KINDS, Measurement, Results, by_kind, machine_words
+from ..types import EvalResult, ProfileResult, RooflineResult, SearchResult
+from .published import PAIRS, accuracies
+from .results import KINDS, Measurement, Results, accuracy_of, by_kind, machine_words, share_interval, type_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,12 +81,22 @@ def _legend(figure: "Figure", axes: Sequence["Axes"]) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3)
 
 
+COUNTERPARTS = {pair.swin: pair.convnext for pair in PAIRS}
+
+
 def _setting(m: Measurement) -> str:
-    """Model, pixels, and what is timed where that is not the plain case: only equal ones share a panel."""
+    """Model, pixels, and what is timed where that is not the plain case: only equal ones share a panel.
+
+    A Swin shares that of the ConvNeXt of its size, or the two could not be compared by eye.
+    """
     height, width = m.image_size
-    words = [m.model, str(height) if height == width else f"{height}x{width}"]
+    words = [COUNTERPARTS.get(m.model, m.model), str(height) if height == width else f"{height}x{width}"]
     words += [word for word in (m.scenario, m.scope, m.task) if word not in ("single-stream", "compute", "classify")]
     return ", ".join(words)
+
+
+def _series(m: Measurement) -> str:
+    return f"Swin, {m.series}" if m.model in COUNTERPARTS else m.series
 
 
 def _plain_numbers(panel: "Axes", *axes: str) -> None:
@@ -102,11 +113,11 @@ def throughput(measurements: Sequence[Measurement], name: str = "throughput") ->
     models = _grouped((m for m in measurements if m.valid), _setting)
     if not models:
         return None
-    styles = _styles(m.series for found in models.values() for m in found)
+    styles = _styles(_series(m) for found in models.values() for m in found)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
         for panel, (title, found) in zip(axes, models.items(), strict=True):
-            for name, rows in _grouped(found, lambda m: m.series).items():
+            for name, rows in _grouped(found, _series).items():
                 best: dict[int, float] = {}
                 for m in rows:
                     best[m.batch] = max(best.get(m.batch, 0.0), m.images_per_s)
@@ -115,7 +126,7 @@ def throughput(measurements: Sequence[Measurement], name: str = "throughput") ->
             panel.set_xscale("log", base=2)
             panel.set_xticks(batches, [str(b) for b in batches])
             panel.minorticks_off()
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.08 * max(m.images_per_s or 0.0 for m in found))
             panel.set(title=title, xlabel="batch", ylabel="images/s")
         _legend(figure, axes)
 
@@ -127,12 +138,12 @@ def latency(measurements: Sequence[Measurement], name: str = "latency") -> str |
     groups = _grouped((m for m in measurements if m.valid), lambda m: f"{_setting(m)}, batch {m.batch}")
     if not groups:
         return None
-    styles = _styles(m.series for found in groups.values() for m in found)
+    styles = _styles(_series(m) for found in groups.values() for m in found)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
         for panel, (title, found) in zip(axes, groups.items(), strict=True):
             for m in found:
-                panel.ecdf(m.samples_ms, label=m.series, **styles[m.series])
+                panel.ecdf(m.samples_ms, label=_series(m), **styles[_series(m)])
             panel.set_xscale("log")
             panel.set(title=title, xlabel="ms", ylabel="share of samples", ylim=(0, 1))
             _plain_numbers(panel, "x")
@@ -141,15 +152,36 @@ def latency(measurements: Sequence[Measurement], name: str = "latency") -> str |
     return _drawn(name, len(groups), draw)
 
 
-def pareto_points(measurements: Sequence[Measurement]) -> list[tuple[Measurement, float, str]]:
-    """(measurement, top-1, where it is from): the record's own, else every published one of that model and size."""
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A measurement at an accuracy."""
+
+    m: Measurement
+    top1: float  # fraction
+    origin: str  # "measured", or what published weights were trained on before: "in1k", "in22k"
+    data: str  # that the accuracy is of
+    interval: tuple[float, float] | None = None  # 95 %
+
+
+def pareto_points(measurements: Sequence[Measurement], evaluations: Sequence[EvalResult] = ()) -> list[Point]:
+    """Every valid measurement at the accuracies that are known of it.
+
+    An artifact's own evaluations come first, then what its record says. Published accuracies are those of published
+    weights: a row with random weights stands for its architecture and has them, a user's weights never.
+    """
     points = []
     for m in measurements:
-        if m.valid and m.task == "classify":
-            if m.top1 is not None:
-                points.append((m, m.top1, "measured"))
-            else:
-                points += [(m, a.top1, a.pretraining) for a in accuracies(m.model, m.image_size)]
+        if not m.valid or m.task != "classify":
+            continue
+        own = accuracy_of(m, evaluations)
+        if own:
+            points += [Point(m, e.top1, "measured", e.data, share_interval(e.top1, e.images)) for e in own]
+        elif m.top1 is not None:
+            points.append(Point(m, m.top1, "measured", "the record's own images"))
+        elif m.random_weights:
+            points += [
+                Point(m, a.top1, a.pretraining, "ImageNet-1k, published") for a in accuracies(m.model, m.image_size)
+            ]
     return points
 
 
@@ -162,40 +194,45 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front[::-1]
 
 
-def pareto(measurements: Sequence[Measurement], name: str = "pareto") -> str | None:
-    """Top-1 against images per second, a panel a batch; the front of what no other choice beats in both."""
-    panels = _grouped(pareto_points(measurements), lambda point: point[0].batch)
+def pareto(
+    measurements: Sequence[Measurement], evaluations: Sequence[EvalResult] = (), name: str = "pareto"
+) -> str | None:
+    """Top-1 against images per second, a panel a batch and data; the front of what no other choice beats in both."""
+    panels = _grouped(pareto_points(measurements, evaluations), lambda point: (point.m.batch, point.data))
     if not panels:
         return None
-    styles = _styles(m.series for points in panels.values() for m, _, _ in points)
+    styles = _styles(point.m.series for points in panels.values() for point in points)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
-        for panel, (batch, points) in zip(axes, panels.items(), strict=True):
-            for m, top1, origin in points:
+        for panel, ((batch, data), points) in zip(axes, panels.items(), strict=True):
+            named: dict[tuple[str, float], tuple[float, float]] = {}
+            for point in points:
+                m, speed, top1 = point.m, point.m.images_per_s or 0.0, 100 * point.top1
                 marker = "o" if m.model.startswith("convnext") else "s" if m.model.startswith("swin") else "^"
-                fill = "none" if origin == "in22k" else None
                 colour = styles[m.series]["color"]
                 panel.plot(
-                    m.images_per_s or 0, 100 * top1, marker=marker, color=colour, fillstyle=fill or "full",
-                    linestyle="none", label=m.series,
+                    speed, top1, marker=marker, color=colour, linestyle="none", label=m.series,
+                    fillstyle="none" if point.origin == "in22k" else "full",
                 )  # fmt: skip
-            front = pareto_front([(m.images_per_s or 0.0, 100 * top1) for m, top1, _ in points])
+                if point.interval is not None:
+                    panel.vlines(speed, *(100 * bound for bound in point.interval), color=colour, linewidth=1)
+                named[m.model, top1] = max(named.get((m.model, top1), (0.0, 0.0)), (speed, top1))
+            front = pareto_front([(point.m.images_per_s or 0.0, 100 * point.top1) for point in points])
             panel.plot(*zip(*front, strict=True), color=INK, alpha=0.5, linewidth=1, linestyle=":", label="front")
-            named: dict[tuple[str, float], Measurement] = {}
-            for m, top1, _ in points:  # a name stands at the fastest point of its height
-                fastest = named.get((m.model, top1))
-                if fastest is None or (m.images_per_s or 0) > (fastest.images_per_s or 0):
-                    named[m.model, top1] = m
-            for (model, top1), m in named.items():
-                panel.annotate(_short(model), (m.images_per_s or 0, 100 * top1), (4, 3), fontsize=7,
-                               textcoords="offset points")  # fmt: skip
+            for (model, _), at in named.items():  # a name stands at the fastest point of its height
+                panel.annotate(_short(model), at, (4, 3), fontsize=7, textcoords="offset points")
             panel.set_xscale("log")
-            panel.margins(x=0.15)
-            panel.set(title=f"batch {batch}", xlabel="images/s", ylabel="ImageNet-1k top-1, %")
+            panel.margins(x=0.15, y=0.1)
+            panel.set(title=f"batch {batch}", xlabel="images/s", ylabel=f"top-1, %, {_shortened(data)}")
             _plain_numbers(panel, "x")
         _legend(figure, axes)
 
     return _drawn(name, len(panels), draw)
+
+
+def _shortened(data: str) -> str:
+    """The end of a long path."""
+    return data if len(data) <= 40 else "…" + data[-39:]
 
 
 def search(result: SearchResult, name: str = "search") -> str | None:
@@ -203,20 +240,28 @@ def search(result: SearchResult, name: str = "search") -> str | None:
     timed = [(c, c.latency.median_ms, 100 * c.top1) for c in result.candidates if c.latency and c.top1 is not None]
     if not timed:
         return None
+    images = result.images.get("selection", 0)
+    before = next((100 * c.top1 for c in result.candidates if c.name == "fp32" and c.top1 is not None), None)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
         (panel,) = axes
         for index, (candidate, ms, top1) in enumerate(timed):
-            chosen = candidate.name == result.chosen
+            chosen, colour = candidate.name == result.chosen, COLOURS[index % len(COLOURS)]
+            if images:
+                low, high = share_interval(top1 / 100, images)
+                panel.vlines(ms, 100 * low, 100 * high, color=colour, linewidth=1)
             panel.plot(
-                ms, top1, marker="D" if chosen else "o", color=COLOURS[index % len(COLOURS)], linestyle="none",
+                ms, top1, marker="D" if chosen else "o", color=colour, linestyle="none",
                 label=f"{candidate.name}: {len(candidate.operations)} in 8 bits" + (", chosen" if chosen else ""),
             )  # fmt: skip
         front = [(-speed, top1) for speed, top1 in pareto_front([(-ms, top1) for _, ms, top1 in timed])]
         panel.plot(*zip(*front, strict=True), color=INK, alpha=0.5, linewidth=1, linestyle=":", label="front")
+        if before is not None:
+            panel.axhline(before - result.max_drop, color=INK, linewidth=1, linestyle="--",
+                          label=f"fp32 less {result.max_drop:g} points, the budget")  # fmt: skip
         panel.set(
-            title=f"{result.target}, batch {result.batch}, {result.images['selection']} selection images",
-            xlabel="ms a batch, median", ylabel="top-1, %",
+            title=f"{result.target}, batch {result.batch}, {images} selection images",
+            xlabel="ms a batch, median", ylabel="top-1, %, with its 95 % interval",
         )  # fmt: skip
         panel.margins(0.15)
         _legend(figure, axes)
@@ -237,7 +282,7 @@ def roofline(result: RooflineResult, measurements: Sequence[Measurement], name: 
     matrix, copy = ceilings.matrix_tflops[result.precision], ceilings.copy_gb_s / 1e3
     achieved = [
         m for m in measurements
-        if m.valid and m.model.partition(".")[0] == result.model and m.precision == result.precision
+        if m.valid and m.model.partition(".")[0] == result.model and m.type == result.precision
         and m.batch == result.batch and m.image_size == result.image_size and result.machine is not None
         and m.machine.get("cpu") == result.machine.get("cpu") and m.scope == "compute"
     ]  # fmt: skip
@@ -278,7 +323,7 @@ def kinds(profiles: Sequence[ProfileResult]) -> str | None:
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
         panel = axes[0]
-        labels = [f"{p.model} {p.format} {p.precision}, batch {p.batch}" for p in profiles]
+        labels = [f"{p.model} {p.format} {type_of(p)}, batch {p.batch}" for p in profiles]
         for row, profile in enumerate(profiles):
             left = 0.0
             outside = max(0.0, profile.wall_ms - profile.layers_ms)
@@ -307,10 +352,13 @@ def all_of(results: Results, measurements: Sequence[Measurement]) -> list[tuple[
             ("Latency" + where, "Share of all samples that took no longer; steep curves are steady machines.",
              latency(found, f"latency{index}")),
             ("Accuracy against throughput" + where, "Circles ConvNeXt, squares Swin, triangles others; hollow: "
-             "pretrained on ImageNet-22k. The dotted line joins what no other choice beats in both. Published "
-             "accuracies, unless a result has its own.", pareto(found, f"pareto{index}")),
+             "pretrained on ImageNet-22k. The dotted line joins what no other choice beats in both. Lines up and down: "
+             "95 % of a measured accuracy. Published accuracies stand for architectures timed with random weights; "
+             "artifacts have their own evaluations or none.", pareto(found, results.evaluations, f"pareto{index}")),
         ]  # fmt: skip
     plots.append(("Where the time goes", "Layers by kind, from each runtime's own profiler.", kinds(results.profiles)))
+    for index, search_ in enumerate(results.searches):
+        plots.append(("Search", "What a search under an accuracy budget timed.", search(search_, f"search{index}")))
     for index, result in enumerate(results.rooflines):
         caption = f"Ceilings: {result.ceilings.name}, {result.ceilings.source}."
         plots.append(("Roofline", caption, roofline(result, measurements, f"roofline{index}")))

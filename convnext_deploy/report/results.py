@@ -4,16 +4,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 
-from .. import roofline
+from .. import roofline, statistics
 from ..errors import DataError
 from ..models import registry
-from ..types import Ceilings, EvalResult, LayerKind, ProfileResult, RooflineResult, Task
+from ..types import (
+    Ceilings,
+    EvalResult,
+    LayerKind,
+    PlanType,
+    Positive,
+    ProfileResult,
+    RooflineResult,
+    SearchResult,
+    Task,
+    Verdict,
+)
 
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+MORE_THAN_NONE = Annotated[float, msgspec.Meta(gt=0.0)]
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,11 +34,11 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     runtime: str
     precision: str
-    batch: int
-    image_size: tuple[int, int]
-    samples_ms: tuple[float, ...]
-    median_ms: float | None
-    images_per_s: float | None
+    batch: Positive
+    image_size: tuple[Positive, Positive]
+    samples_ms: tuple[MORE_THAN_NONE, ...]
+    median_ms: MORE_THAN_NONE | None
+    images_per_s: MORE_THAN_NONE | None
     machine: dict[str, Any]
     versions: dict[str, str]
     created: str = ""
@@ -36,7 +48,12 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     threads: int | None = None
     streams: int = 1
+    subject: str = ""
+    artifact: str | None = None
     artifact_sha256: str | None = None
+    eight_bits: PlanType | None = None  # products in it, the rest in `precision`
+    random_weights: bool | None = None  # None: not known
+    label: str = ""  # tells apart what would be called the same; no file has it
     status: str = "valid"
     reason: str | None = None
     tflops: float | None = None
@@ -46,7 +63,13 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def series(self) -> str:
         """What a plot's legend calls it."""
-        return f"{self.runtime} {self.precision}"
+        return " ".join(filter(None, (self.runtime, self.type, self.label)))
+
+    @property
+    def type(self) -> str:
+        """What its products run in. Records of before `eight_bits` say it in their subject only."""
+        words = self.subject.removeprefix(f"{self.model} {self.runtime} ").split()
+        return self.eight_bits or (words[0] if words[:1] in (["int8"], ["fp8"]) else self.precision)
 
     @property
     def valid(self) -> bool:
@@ -80,6 +103,8 @@ class Results:
     profiles: tuple[ProfileResult, ...] = ()
     rooflines: tuple[RooflineResult, ...] = ()
     evaluations: tuple[EvalResult, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    searches: tuple[SearchResult, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)  # records of a kind that no page shows
 
 
@@ -89,7 +114,7 @@ def read(paths: Sequence[Path]) -> Results:
     Raises:
         DataError: a file that cannot be read, a line that is not JSON or not the record it says, or nothing to show.
     """
-    kinds: dict[str, list[Any]] = {"measurements": [], "profiles": [], "rooflines": [], "evaluations": []}
+    kinds: dict[str, list[Any]] = {name: [] for name in SHOWN}
     left_out: Counter[str] = Counter()
     for path in paths:
         for where, document in _documents(path):
@@ -102,7 +127,7 @@ def read(paths: Sequence[Path]) -> Results:
         listed = ", ".join(f"{count} {name}" for name, count in left_out.items()) or "nothing"
         raise DataError(
             f"{', '.join(map(str, paths))}: no result that a report shows (found: {listed}); expected what `bench`, "
-            "`profile`, `roofline` or `eval` wrote"
+            "`profile`, `roofline`, `eval`, `gate --json` or a search wrote"
         )
     return Results(
         files=tuple(path.name for path in paths),
@@ -120,19 +145,30 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         whole = msgspec.json.decode(text)  # one document, which may be indented
         lines = [(str(path), whole)]
-    except msgspec.DecodeError:
+    except _NOT_JSON:
         lines = []
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 try:
                     lines.append((f"{path}, line {number}", msgspec.json.decode(line)))
-                except msgspec.DecodeError as error:
+                except _NOT_JSON as error:
                     raise DataError(f"{path}, line {number} is not JSON: {error}") from None
     for where, document in lines:
         if not isinstance(document, dict):
             raise DataError(f"{where} holds {type(document).__name__}; expected a JSON object")
-        documents.append((where, document))
+        rows = document.get("results")
+        if document.keys() == {"results", "comparisons"} and isinstance(rows, list):  # of `bench --json`
+            documents += [(f"{where}, result {number}", row) for number, row in enumerate(rows, 1)]
+        else:
+            documents.append((where, document))
+    for where, document in documents:
+        if not isinstance(document, dict):
+            raise DataError(f"{where} holds {type(document).__name__}; expected a JSON object")
     return documents
+
+
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+SHOWN = ("measurements", "profiles", "rooflines", "evaluations", "verdicts", "searches")
 
 
 def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
@@ -141,16 +177,21 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
         "profile": ("profiles", ProfileResult), "roofline": ("rooflines", RooflineResult),
     }  # fmt: skip
     kind = document.get("record")
-    if kind in types:
+    if isinstance(kind, str) and kind in types:
         name, type_ = types[kind]
     elif document.get("benchmark") == "runtimes":
         name, type_, document = "measurements", Measurement, _of_runtimes(document)
     elif {"runtime", "samples_ms", "images_per_s"} <= document.keys():
         name, type_ = "measurements", Measurement
+    elif {"decision", "checks", "limits"} <= document.keys():
+        name, type_ = "verdicts", Verdict
     elif {"per_class", "data_sha256"} <= document.keys():
         name, type_ = "evaluations", EvalResult
+    elif {"candidates", "sensitivities"} <= document.keys():
+        name, type_ = "searches", SearchResult
     else:
-        return str(kind or document.get("benchmark") or document.get("what") or "unknown"), None
+        named = str(kind or document.get("benchmark") or document.get("what") or "unknown")
+        return " ".join(named.split())[:40], None
     try:
         return name, msgspec.convert(document, type_)
     except msgspec.ValidationError as error:
@@ -171,13 +212,40 @@ def _of_runtimes(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    """Of equal settings on equal machines the one that stands last, in the order of the first."""
+    """Of equal settings of one artifact on equal machines the one that stands last, in the order of the first.
+
+    What would be called the same and is not gets a label: the artifact's folder, and its hash where that is the same.
+    """
     found: dict[tuple[Any, ...], Measurement] = {}
     for m in measurements:
-        key = (m.model, m.image_size, m.task, m.runtime, m.precision, m.batch, m.scenario, m.scope, m.device,
-               m.threads, m.streams, machine_words(m.machine))  # fmt: skip
+        key = (_identity(m), m.model, m.image_size, m.task, m.runtime, m.type, m.precision, m.batch, m.scenario,
+               m.scope, m.device, m.threads, m.streams, machine_words(m.machine))  # fmt: skip
         found[key] = m
-    return tuple(found.values())
+    return _labelled(tuple(found.values()))
+
+
+def _identity(m: Measurement) -> str:
+    """The artifact's hash. One with random weights is its folder: `bench` builds the same one anew there."""
+    if m.artifact_sha256 is None or m.random_weights:
+        return f"{m.subject} {m.artifact or ''}"
+    return m.artifact_sha256
+
+
+def _labelled(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    alike: dict[tuple[Any, ...], dict[str, str]] = {}
+    for m in measurements:
+        folder = Path(m.artifact or "").name
+        alike.setdefault((m.model, m.image_size, m.task, m.runtime, m.type), {})[_identity(m)] = folder
+
+    def label(m: Measurement) -> str:
+        names = alike[m.model, m.image_size, m.task, m.runtime, m.type]
+        folder = names[_identity(m)]
+        if len(names) == 1:
+            return ""
+        alone = folder and list(names.values()).count(folder) == 1
+        return folder if alone else f"{folder} {(m.artifact_sha256 or '')[:8]}".strip()
+
+    return tuple(msgspec.structs.replace(m, label=label(m)) for m in measurements)
 
 
 def rated(results: Results) -> tuple[Measurement, ...]:
@@ -197,9 +265,25 @@ def _rated(m: Measurement, ceilings: Ceilings | None) -> Measurement:
     if m.task not in get_args(Task):
         return m
     spec = registry.spec(name, image_size=m.image_size, task=m.task)
-    known = ceilings if m.device == "cpu" else None  # a GPU's ceilings do not tell which machine's CPU they are beside
+    # A GPU's ceilings do not tell which machine's CPU they are beside; 8 bits run in two types.
+    known = ceilings if m.device == "cpu" and m.type == m.precision else None
     tflops, percent = roofline.rate(spec, m.precision, m.batch, m.images_per_s, known)
     return msgspec.structs.replace(m, tflops=tflops, percent_of_bound=percent)
+
+
+def accuracy_of(m: Measurement, evaluations: Sequence[EvalResult]) -> tuple[EvalResult, ...]:
+    """The evaluations of this very artifact, the last of each set of images."""
+    own = {e.data_sha256: e for e in evaluations if m.artifact_sha256 == e.artifact_sha256}
+    return tuple(own.values())
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` images, exact (Clopper and Pearson)."""
+    return statistics.share_bounds(round(share * count), count, 0.025)
+
+
+def type_of(profile: ProfileResult) -> str:
+    return profile.eight_bits or profile.precision
 
 
 def machine_words(machine: Mapping[str, Any]) -> str:

@@ -1,0 +1,246 @@
+"""The GitHub Action: its steps as GitHub runs them, beside a checkout that tries to forge the verdict."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+
+from convnext_deploy import cli, evaluate, manifest
+from convnext_deploy.types import ClassAccuracy, EvalResult
+
+ROOT = Path(__file__).resolve().parent.parent
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+IMAGES, CLASSES = 2000, 10
+
+
+def write_evaluation(out: Path, right: int) -> Path:
+    """What `eval --out` keeps of a model that is right on the first so many of 2,000 images."""
+    labels = np.arange(IMAGES) % CLASSES
+    first = np.where(np.arange(IMAGES) < right, labels, (labels + 1) % CLASSES)
+    top = np.column_stack([first, (first + 2) % CLASSES]).astype(np.int32)
+    predictions = evaluate.Predictions(
+        names=tuple(f"{index:04d}" for index in range(IMAGES)),
+        labels=labels.astype(np.int64),
+        top_classes=top,
+        top_log_probs=np.log(np.tile([0.7, 0.1], (IMAGES, 1))).astype(np.float32),
+        label_log_prob=np.log(np.where(first == labels, 0.7, 0.05)).astype(np.float32),
+    )
+    hits = first == labels
+    result = EvalResult(
+        artifact="m", artifact_sha256="0" * 64, data="d", data_sha256="0" * 64, images=IMAGES, corrupt=(),
+        top1=float(hits.mean()), top5=1.0, images_per_s=1.0, predictions=f"{out.name}.parquet",
+        per_class=tuple(
+            ClassAccuracy(label=n, name=str(n), images=IMAGES // CLASSES, top1=float(hits[labels == n].mean()))
+            for n in range(CLASSES)
+        ),
+    )  # fmt: skip
+    out.with_name(f"{out.name}.parquet").write_bytes(evaluate._encode(evaluate._Chunk(0, IMAGES, predictions, ())))
+    out.with_name(f"{out.name}.json").write_bytes(manifest.encode(result))
+    return out.with_name(f"{out.name}.json")
+
+
+# Whatever of these runs in the gate's process ends it with success and a summary of its own.
+FORGED = "import os, sys; open(os.environ['GITHUB_STEP_SUMMARY'], 'a').write('FORGED'); os._exit(0)\n"
+FORGERIES = {
+    "package": ("convnext_deploy/__init__.py", "convnext_deploy/__main__.py"),
+    "dependency": ("msgspec.py", "typer.py", "numpy.py"),
+    "sitecustomize": ("sitecustomize.py", "usercustomize.py"),
+    "conftest": ("conftest.py",),
+    "installer": ("pip/__init__.py", "pip/__main__.py", "venv/__init__.py", "venv/__main__.py", "ensurepip.py",
+                  "setuptools/__init__.py", "setuptools/build_meta.py", "setup.py"),
+}  # fmt: skip
+
+# An action's folder that installs in no time: this checkout and what is installed here, by a .pth file.
+BACKEND = f"""
+import zipfile
+def get_requires_for_build_wheel(config_settings=None):
+    return []
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    info = "convnext_deploy-0.1.0.dist-info/"
+    with zipfile.ZipFile(folder + "/convnext_deploy-0.1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("stand_in.pth", {f"{ROOT}{os.linesep}{sysconfig.get_path('purelib')}{os.linesep}"!r})
+        wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\\nName: convnext-deploy\\nVersion: 0.1.0\\n"
+                       "Provides-Extra: openvino\\n")
+        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\n"
+                       "Tag: py3-none-any\\n")
+        wheel.writestr(info + "RECORD", "")
+    return "convnext_deploy-0.1.0-py3-none-any.whl"
+"""
+
+
+class Runner:
+    """GitHub's runner, as far as a composite action sees it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkout, self.temp, self.action = folder / "checkout", folder / "temp", folder / "action"
+        for made in (self.checkout, self.temp, self.action):
+            made.mkdir()
+        (self.action / "backend.py").write_text(BACKEND)
+        (self.action / "pyproject.toml").write_text(
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        )
+        self.outputs: dict[str, dict[str, str]] = {}
+
+    def step(self, name: str, **inputs: str) -> tuple[int, str, str]:
+        """(exit code, summary, log) of one step."""
+        (step,) = (step for step in ACTION["runs"]["steps"] if step["name"] == name)
+        defaults = {key: said.get("default", "") for key, said in ACTION["inputs"].items()}
+        values = {
+            f"inputs.{key}": value
+            for key, value in (defaults | {k.replace("_", "-"): v for k, v in inputs.items()}).items()
+        }
+        values |= {f"steps.{id}.outputs.{key}": v for id, found in self.outputs.items() for key, v in found.items()}
+        settings = {
+            key: re.sub(r"\${{ ([\w.-]+) }}", lambda found: values.get(found[1], ""), text)
+            for key, text in step["env"].items()
+        }
+        summary, output = self.folder / "summary.md", self.folder / "output"
+        for file in (summary, output):
+            file.write_text("")
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],  # as GitHub runs it
+            cwd=self.checkout, capture_output=True, text=True, check=False,
+            env={
+                **os.environ, **settings, "GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(output),
+                "GITHUB_ACTION_PATH": str(self.action), "RUNNER_TEMP": str(self.temp),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": ".", "PYTHONSTARTUP": "conftest.py", "PIP_NO_INDEX": "1",  # the first as many jobs set it
+            },
+        )  # fmt: skip
+        self.outputs[step["id"]] = dict(line.split("=", 1) for line in output.read_text().splitlines())
+        return done.returncode, summary.read_text(), done.stdout + done.stderr
+
+
+def plant(checkout: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text(FORGED)
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """After the step Install, in a checkout with every forgery at once."""
+    runner = Runner(tmp_path_factory.mktemp("runner"))
+    for names in FORGERIES.values():
+        plant(runner.checkout, names)
+    (runner.checkout / "pyproject.toml").write_text("[build-system]\nrequires = ['nothing']\n")
+    (runner.checkout / "setup.cfg").write_text("[install]\nprefix = /nowhere\n")
+    (runner.checkout / "pip.conf").write_text("[global]\ntarget = .\n")
+    code, summary, log = runner.step("Install", extras="openvino", python=sys.executable)
+    assert (code, summary) == (0, ""), log
+    return runner
+
+
+@pytest.fixture
+def job(runner: Runner) -> Runner:
+    """The same with an empty checkout, but for three evaluations."""
+    subprocess.run(["rm", "-rf", runner.checkout], check=True)
+    runner.checkout.mkdir()
+    for name, right in (("baseline", 1800), ("worse", 1000), ("about", 1796)):
+        write_evaluation(runner.checkout / name, right)
+    return runner
+
+
+def test_the_action_is_what_github_takes() -> None:
+    assert set(ACTION) == {"name", "description", "inputs", "outputs", "runs"}
+    assert ACTION["runs"]["using"] == "composite"
+    assert {name for name, said in ACTION["inputs"].items() if said.get("required")} == {"baseline", "candidate"}
+    for step in ACTION["runs"]["steps"]:
+        assert set(step) <= {"name", "id", "shell", "run", "env"}
+        assert step["shell"] == "bash"
+        assert "${{" not in step["run"]  # an input that is pasted into a script can be a command
+        checked = subprocess.run(["bash", "-n", "-c", step["run"]], capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
+    used = re.findall(r"inputs\.([\w-]+)", str(ACTION["runs"]))
+    assert sorted(used) == sorted(ACTION["inputs"])
+    ids = {step["id"] for step in ACTION["runs"]["steps"]}
+    assert all(re.fullmatch(rf"\${{{{ steps\.({'|'.join(ids)})\.outputs\.{name} }}}}", said["value"])
+               for name, said in ACTION["outputs"].items())  # fmt: skip
+
+
+def test_the_actions_options_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["gate", "--help"]) == 0
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert set(re.findall(r'"(--[a-z-]+)=', ACTION["runs"]["steps"][1]["run"])) <= known
+
+
+@pytest.mark.slow  # makes a virtual environment
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_checkout_cannot_forge_the_verdict(forgery: str, job: Runner) -> None:
+    plant(job.checkout, FORGERIES[forgery])
+    code, summary, log = job.step("Gate", baseline="baseline.json", candidate="worse.json", max_drop="0.3")
+    assert code == 1, log
+    assert summary.startswith("### FAIL: worse.json (m) against baseline.json (m) on 2,000 images of d")
+    assert job.outputs["gate"] == {"decision": "FAIL", "drop": "40.000", "images-needed": ""}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("warn", "code"), [("false", 3), ("true", 0)])
+def test_inconclusive_stops_the_job_unless_it_is_only_to_warn(warn: str, code: int, job: Runner) -> None:
+    inputs = {"baseline": "baseline.json", "candidate": "about.json", "max_drop": "0.3", "warn_on_inconclusive": warn}
+    found, summary, log = job.step("Gate", **inputs)
+    assert found == code, log
+    assert summary.startswith("### INCONCLUSIVE")
+    assert job.outputs["gate"]["decision"] == "INCONCLUSIVE"
+    assert int(job.outputs["gate"]["images-needed"]) > IMAGES
+    assert ("::warning" in log) == (warn == "true")
+
+
+@pytest.mark.slow
+def test_no_input_becomes_a_command_and_every_error_is_in_the_summary(job: Runner) -> None:
+    hostile = "$(touch forged); `touch forged` \"; touch forged; ' --quiet"
+    for inputs, message in (
+        ({"candidate": hostile}, "cannot be read: No such file"),
+        ({"candidate": "worse.json", "alpha": "x; touch forged"}, "Invalid value for '--alpha'"),
+        ({"candidate": "worse.json", "device": "tpu"}, "--device tpu; expected one of cpu, cuda"),
+    ):
+        code, summary, log = job.step(
+            "Gate", **{"baseline": "baseline.json", "max_drop": "0.3", "junit": "with space.xml", **inputs}
+        )
+        assert code == 2, log
+        assert summary.startswith("### ERROR: no verdict\n\n")
+        assert message in summary
+        assert job.outputs["gate"]["decision"] == "ERROR"
+        found = ElementTree.parse(job.checkout / "with space.xml").find(".//error")
+        assert found is not None
+        assert message in found.get("message", "")
+    assert not (job.checkout / "forged").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"extras": "openvino] x; touch forged"}, "expected names such as openvino,hf"),
+        ({"python": "/bin/false"}, "is not Python 3.11 or later; run actions/setup-python before"),
+    ],
+)
+def test_an_installation_that_cannot_be_says_so(inputs: dict[str, str], message: str, tmp_path: Path) -> None:
+    code, summary, log = Runner(tmp_path).step("Install", **{"python": sys.executable, **inputs})
+    assert code == 2
+    assert message in log
+    assert summary.startswith("### ERROR: convnext-deploy was not installed")
+
+
+def test_a_request_that_cannot_be_carried_out_is_in_the_files_of_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files: dict[str, Any] = {name: tmp_path / name for name in ("s.md", "j.xml", "o")}
+    arguments = ["gate", "--baseline", "no|ne.json", "--candidate", "no|ne.json", "--max-drop", "1"]
+    written = ["--markdown", str(files["s.md"]), f"--junit={files['j.xml']}", "--outputs", str(files["o"])]
+    assert cli.run([*arguments, *written]) == 2
+    line = capsys.readouterr().err
+    assert "cannot be read" in line
+    assert files["s.md"].read_text().startswith("### ERROR: no verdict\n\nno&#124;ne.json cannot be read")
+    assert files["o"].read_text() == "decision=ERROR\ndrop=\nimages-needed=\n"
+    suite = ElementTree.parse(files["j.xml"]).find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("errors")) == ("1", "1")
