@@ -56,17 +56,23 @@ class Terminal:
 
 @contextmanager
 def progress_bar(terminal: Terminal) -> Iterator[Any]:
-    """A progress bar with the remaining time on stderr; None where nobody watches."""
+    """A progress bar with the remaining time on stderr, from its first call on; None where nobody watches."""
     if terminal.quiet or terminal.json or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        started: list[TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            if not started:
+                started.append(bar.add_task("", total=total))
+            bar.update(started[0], completed=done, total=total)
+
+        yield show
 
 
 def summary(path: Path, found: "Manifest", size: int) -> str:

@@ -215,6 +215,7 @@ class EvalResult(Record, frozen=True, kw_only=True):
     per_class: tuple[ClassAccuracy, ...]
     images_per_s: float  # whole pipeline: reading, decoding, resizing, inference
     predictions: str | None  # file name beside this result
+    notes: tuple[str, ...] = ()  # what was left out, what was assumed about the classes, an accuracy at chance
 
 
 class Timing(Record, frozen=True, kw_only=True):
@@ -439,6 +440,7 @@ class Verdict(Record, frozen=True, kw_only=True):
     kl_at_least: float  # nats, mean over images: divergence of the candidate from the baseline, on the classes kept
     per_class: tuple[ClassDrop, ...]
     flips: tuple[Flip, ...]
+    doubts: tuple[str, ...] = ()  # why there is no PASS although every limit is kept
 
 
 # Where the time goes -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ _TITLES = {
 def text(verdict: Verdict) -> str:
     """The lines of a terminal, the decision first."""
     lines = [headline(verdict)]
+    lines += [f"  {doubt}" for doubt in verdict.doubts]
     lines += [
         f"  {check.decision}: {_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
         for check in verdict.checks
@@ -40,6 +41,7 @@ def markdown(verdict: Verdict) -> str:
     parts = [
         f"### {_escaped(headline(verdict))}",
         _table(("check", "measured", "limit", "decision"), rows),
+        *(f"**{_escaped(doubt)}**" for doubt in verdict.doubts),
         _escaped(counts(verdict)),
     ]
     if verdict.checks[0].decision == "INCONCLUSIVE":
@@ -56,14 +58,14 @@ def markdown(verdict: Verdict) -> str:
 
 
 def junit(verdict: Verdict) -> bytes:
-    """A test suite with a case a check: FAIL is a failure, INCONCLUSIVE an error."""
+    """A test suite with a case a check, and one a doubt: FAIL is a failure, INCONCLUSIVE and a doubt are errors."""
     decisions = [check.decision for check in verdict.checks]
     suite = ElementTree.Element(
         "testsuite",
         name="convnext-deploy gate",
-        tests=str(len(decisions)),
+        tests=str(len(decisions) + len(verdict.doubts)),
         failures=str(decisions.count("FAIL")),
-        errors=str(decisions.count("INCONCLUSIVE")),
+        errors=str(decisions.count("INCONCLUSIVE") + len(verdict.doubts)),
         skipped="0",
     )
     for check in verdict.checks:
@@ -72,6 +74,9 @@ def junit(verdict: Verdict) -> bytes:
             message = f"{_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
             kind = "failure" if check.decision == "FAIL" else "error"
             ElementTree.SubElement(case, kind, type=check.decision, message=message)
+    for number, doubt in enumerate(verdict.doubts, 1):
+        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=f"doubt {number}")
+        ElementTree.SubElement(case, "error", type="INCONCLUSIVE", message=_printable(doubt))
     ElementTree.SubElement(suite, "system-out").text = _printable(text(verdict))
     root = ElementTree.Element("testsuites")
     root.append(suite)
