@@ -88,7 +88,7 @@ def export(
         precision: None: fp32, or with a plan what it says of the operations that it does not name.
         input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
         batch: sizes the artifact takes; None: 1 to 256, tuned for 8.
-        image_size: (height, width) in pixels, multiples of 32; None: what the checkpoint was trained at.
+        image_size: (height, width) in pixels, multiples of 32; None: what the checkpoint says, else 224x224.
         dynamic_image_size: take any multiple of 32.
         preprocessing: fields of `types.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that override
             what stands beside the checkpoint; a plain state dict says nothing about them.

@@ -91,9 +91,11 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
     lines.append("multiply-accumulates: " + _truth(found))
     assumed = found.preprocessing.assumed
     if assumed and not found.weights.random:
-        said = ", ".join(f"{name} {getattr(found.preprocessing, name)}" for name in assumed)
+        known = {"image_size": "x".join(map(str, found.model.image_size)), "global_pool": "avg"}
+        said = ", ".join(f"{name} {known.get(name) or getattr(found.preprocessing, name, '?')}" for name in assumed)
         lines.append(
-            f"preprocessing assumed, nothing beside the checkpoint says it: {said} (--mean, --std, --crop-pct)"
+            f"preprocessing assumed, nothing beside the checkpoint says it: {said} "
+            "(--image-size, --mean, --std, --crop-pct, --interpolation)"
         )
     if found.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")

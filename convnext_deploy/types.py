@@ -62,7 +62,8 @@ class Preprocessing(Record, frozen=True, kw_only=True):
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
     crop_pct: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
     crop_mode: Literal["center", "squash", "border"] = "center"
-    assumed: tuple[str, ...] = ()  # the fields above that neither the user nor anything beside the checkpoint said
+    # What neither the user nor anything beside the checkpoint said: fields above, `image_size`, `global_pool`.
+    assumed: tuple[str, ...] = ()
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):

@@ -23,10 +23,12 @@ from ..manifest import sha256_of
 from ..types import STRIDE, ModelSpec, Preprocessing, Task, WeightsRecord
 from . import registry
 from .convnext import ConvNeXt
-from .facts import facts_of, labels_of, metadata_facts, preprocessing_of, understood, with_facts
+from .facts import facts_of, labels_of, metadata_facts, preprocessing_of, training_facts, understood, with_facts
 from .layouts import Converted, convert, spec_of
+from .processor import merged
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # What training scripts wrap state dicts in; where several are present, the averaged weights come first (as in timm).
 WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net")
 REMEDIES = "give a checkpoint with --weights FILE, or --weights random for a model without training"
@@ -70,7 +72,7 @@ def load(
     Args:
         weights: the source (see the module); None takes timm's published weights of `variant`.
         variant: a variant's name in any form that `registry.resolve` knows; None infers it from the tensors.
-        image_size: (height, width) in pixels; None takes what the source was trained at, else 224x224.
+        image_size: (height, width) in pixels; None takes what the source says, else 224x224.
         num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
         weights_key: the wrapper or key prefix to load from a file that holds several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint.
@@ -93,7 +95,8 @@ def load(
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
         )
-        return Loaded(model, record, preprocessing_of(preprocessing or {}, spec), None)
+        known = {"input_size": spec.image_size, "global_pool": "avg"}  # of what has no training
+        return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
     converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix)
@@ -115,10 +118,15 @@ def load(
         file_sha256=checkpoint.file_sha256,
         licence=checkpoint.licence,
     )
+    known = dict(checkpoint.facts)
+    if image_size is not None:
+        known["input_size"] = list(image_size)
+    if converted.layout not in ("own", "timm"):
+        known["global_pool"] = "avg"  # the code of those layouts has no other
     return Loaded(
         model,
         record,
-        preprocessing_of({**checkpoint.facts, **(preprocessing or {})}, spec),
+        preprocessing_of({**known, **(preprocessing or {})}, spec),
         labels_of(checkpoint.facts, spec),
     )
 
@@ -254,12 +262,17 @@ def _from_hub(repository: str, source: str) -> Checkpoint:
     try:
         config = _json(fetched("config.json"))
         if "model_type" in config:  # transformers, which keeps the preprocessing in a file of its own
-            try:
-                config["preprocessor"] = _json(fetched("preprocessor_config.json"))
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                pass
+            beside: dict[str, dict[str, Any] | None] = {}
+            for name in PROCESSOR_FILES:
+                try:
+                    beside[name] = _json(fetched(name))
+                except LocalEntryNotFoundError:
+                    if name == PROCESSOR_FILES[0]:
+                        raise
+                    beside[name] = None  # offline; older repositories do not have it
+                except EntryNotFoundError:
+                    beside[name] = None
+            config["preprocessor"] = merged(*(beside[name] for name in PROCESSOR_FILES))
         for candidate in WEIGHT_FILES:
             try:
                 file = fetched(candidate)
@@ -304,9 +317,9 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
         raise WeightsError(f"{folder} has none of {', '.join(WEIGHT_FILES)}; name the file itself with --weights")
     parts = [folder / part for part in _shards(files[0])] if files[0].suffix == ".json" else files[:1]
     config = _json(config_file) if config_file.is_file() else {}
-    preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.is_file():
-        config["preprocessor"] = _json(preprocessor)
+    beside = [_json(folder / name) if (folder / name).is_file() else None for name in PROCESSOR_FILES]
+    if any(found is not None for found in beside):
+        config["preprocessor"] = merged(*beside)
     return _with_config(source, parts, config, key)
 
 
@@ -392,7 +405,9 @@ def _unwrapped(
     strange = [name for name in state if not isinstance(name, str)]
     if strange:
         raise WeightsError(f"{path} has a tensor under the key {strange[0]!r}; expected names")
-    return state, {}, key, f"{path.name}[{wrapped[0]}]" if wrapped else path.name
+    arguments = content.get("args")
+    facts = training_facts(arguments) if isinstance(arguments, Mapping) else {}
+    return state, facts, key, f"{path.name}[{wrapped[0]}]" if wrapped else path.name
 
 
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:
