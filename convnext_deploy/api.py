@@ -131,30 +131,42 @@ def evaluate(
     split: str | None = None,
     batch: int | None = None,
     limit: int | None = None,
+    labels: arguments.Location | None = None,
     out: arguments.Location | None = None,
+    force: bool = False,
     device: Device = "cpu",
     threads: int | None = None,
     cuda_graph: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    say: Say = silent,
 ) -> EvalResult:
     """Accuracy of an artifact over labelled images; every prediction is kept when `out` is given.
+
+    The labels must be the model's. Class names are looked up among the artifact's labels, in `labels`, or as WordNet
+    ids; without any of these there must be as many classes as the model has outputs, and their order is assumed.
 
     Args:
         data: folder of class folders, tar, Parquet, or `hfds:NAME`.
         batch: images at once; None: the size the artifact is tuned for.
         limit: only so many images, evenly spaced over the source.
+        labels: file of the model's class names in their order: a name a line, or JSON (`numbering.class_map`).
         out: path without suffix for `<out>.json` and `<out>.parquet`.
+        force: replace what an earlier call wrote there.
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
         progress: told (images done, images in all).
+        say: told what is assumed about the images, and where an interrupted call goes on.
     """
     data = arguments.images("data", data)
+    labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
     batch = arguments.maybe(arguments.whole, "batch", batch)
     given = {"split": split, "limit": limit, "device": device, "threads": threads, "cuda_graph": cuda_graph}
-    artifact = _opened(path, progress=progress, **given)
+    artifact = _opened(path, progress=progress, say=say, force=force, **given)
     from . import data as sources
+    from . import numbering
     from .evaluate import evaluate as run
 
+    classes = numbering.class_map(labels) if labels is not None else None
     source = sources.open_source(data, split)
     session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
     return run(
@@ -164,7 +176,10 @@ def evaluate(
         batch=artifact.manifest.export.batch.opt if batch is None else batch,
         out=out,
         limit=limit,
+        classes=classes,
+        force=force,
         progress=progress,
+        say=say,
     )
 
 
@@ -175,10 +190,12 @@ def gate(
     limits: Limits | Mapping[str, Any] | arguments.Location,
     data: arguments.Location | None = None,
     split: str | None = None,
+    labels: arguments.Location | None = None,
     out: arguments.Location | None = None,
     device: Device = "cpu",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    say: Say = silent,
 ) -> Verdict:
     """Hold a candidate against its baseline: on accuracy, and where the limits ask for it on latency and size.
 
@@ -187,29 +204,39 @@ def gate(
         candidate: likewise.
         limits: `types.Limits`, a dictionary of its fields, or a TOML file of them.
         data: what artifact folders are evaluated on, as for `evaluate`.
+        labels: the model's class names, as for `evaluate`.
         out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
         progress: told (images done, images in all) of one evaluation after the other.
 
     Raises:
         DataError: the two were not evaluated on the same images.
-        UsageError: an artifact without `data`, `data` without an artifact, or a limit that needs artifacts.
+        UsageError: a side that does not exist, an artifact without `data`, `data` without an artifact, or a limit that
+            needs artifacts.
     """
     paths = {
         name: arguments.path(name, given, "an artifact folder, or OUT.json of an evaluation")
         for name, given in (("baseline", baseline), ("candidate", candidate))
     }
     data = arguments.maybe(arguments.images, "data", data)
+    labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
-    arguments.check(split=split, device=device, threads=threads, progress=progress)
+    arguments.check(split=split, device=device, threads=threads, progress=progress, say=say)
     from .evaluate import read_predictions, read_result
     from .gate import Side, judge, refuse_unmeasured
 
     limits = _limits(limits)
+    for name, path in paths.items():
+        if not path.exists():
+            raise UsageError(
+                f"--{name} {path} does not exist; expected an artifact folder, or OUT.json of eval --out OUT"
+            )
     artifacts = {name: manifest.verified(path) for name, path in paths.items() if path.is_dir()}
     refuse_unmeasured(limits, sizes=len(artifacts) == 2, timings=len(artifacts) == 2)
     if artifacts and data is None:
         name, artifact = next(iter(artifacts.items()))
         raise UsageError(f"--{name} {artifact.path} is an artifact; give --data, or a result of eval in its place")
+    if labels is not None and not artifacts:
+        raise UsageError(f"--labels {labels} is for artifacts, and both sides are results of eval; leave it out")
     if data is not None and not artifacts:
         raise UsageError(f"--data {data} is for artifacts, and both sides are results of eval; leave it out")
 
@@ -219,15 +246,17 @@ def gate(
             if data is not None and name in artifacts:
                 kept = Path(out or temporary) / name
                 path = kept.with_name(f"{name}.json")
-                if not _is_evaluated(path, artifacts[name], data, split):
+                if not _is_evaluated(path, artifacts[name], data, split, labels):
                     evaluate(
                         artifacts[name].path,
                         data,
                         split=split,
+                        labels=labels,
                         out=kept,
                         device=device,
                         threads=threads,
                         progress=progress,
+                        say=say,
                     )
             result = read_result(path)
             if result.predictions is None:
@@ -256,15 +285,18 @@ def _limits(given: Any) -> Limits:
         raise UsageError(f"limits {file} cannot be read: {error}") from None
 
 
-def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None) -> bool:
+def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None, labels: Path | None) -> bool:
     """Whether an earlier call has finished this evaluation."""
     from . import data as sources
-    from .evaluate import read_result
+    from . import numbering
+    from .evaluate import labelled, read_result
 
     if not result.exists():
         return False
     found = read_result(result)
-    return (found.artifact_sha256, found.data_sha256) == (artifact.sha256, sources.open_source(data, split).sha256)
+    classes = numbering.class_map(Path(labels)) if labels is not None else None
+    source = labelled(sources.open_source(data, split), artifact, classes)
+    return (found.artifact_sha256, found.data_sha256) == (artifact.sha256, source.sha256)
 
 
 def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions) -> dict[str, Timing]:

@@ -19,8 +19,8 @@ REPORTED = (
 
 
 @contextmanager
-def needs(module: str, extra: str) -> Iterator[None]:
-    """Turn a missing optional package into one line that says which `pip install` to run.
+def needs(module: str, extra: str = "") -> Iterator[None]:
+    """Turn a missing package into one line that says which `pip install` to run.
 
     The body is the import statement itself, so that type checkers and import-linter see it.
     """
@@ -38,8 +38,9 @@ def missing(modules: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def missing_line(module: str, extra: str) -> str:
-    """The refusal for one missing package."""
-    return f"{module} is not installed; run: pip install 'convnext-deploy[{extra}]'"
+    """The refusal for one missing package, of an extra or of those that everything else needs."""
+    wanted = f"'convnext-deploy[{extra}]'" if extra else module
+    return f"{module} is not installed; run: pip install {wanted}"
 
 
 def version() -> str:

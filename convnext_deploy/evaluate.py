@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import data, preprocess
-from .env import usable_cores
+from . import data, numbering, preprocess, statistics
+from .env import needs, usable_cores
 from .errors import CheckFailed, DataError, UsageError
 from .manifest import Artifact, encode, write_file
 from .session import Session, run_in_batches
@@ -68,37 +68,51 @@ def evaluate(
     batch: int,
     out: Path | None = None,
     limit: int | None = None,
+    classes: dict[str, int] | None = None,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> EvalResult:
     """Run a classifier over a labelled source and count how often the label is its first, or among its first five.
 
-    Corrupt images are listed in the result and are not part of any share. With fewer than five classes, top-5 takes
-    all there are. The result's `images_per_s` is of the images that this call itself ran, 0 where it ran none.
+    What was assumed about the images and their classes, and an accuracy no better than chance, is in the result's
+    notes. Corrupt images are listed in the result and are not part of any share. With fewer than five classes, top-5
+    takes all there are. The result's `images_per_s` is of the images that this call itself ran, 0 where it ran none.
 
     Args:
         session: of `artifact`, loaded.
-        source: its labels index the model's outputs.
+        source: its labels index the model's outputs, or its class names tell which ones (`numbering.numbered`).
         artifact: gives preprocessing, class names and identity.
         batch: images a call of the session; the last one may be smaller.
         out: `<out>.json` and `<out>.parquet` are written, and `<out>.partial/` until then. None keeps nothing.
         limit: evaluate at most so many images, evenly spaced over the source.
+        classes: class names and the outputs that they mean; None: the artifact's labels, WordNet ids, or positions.
+        force: replace an earlier result of `out`, and begin again instead of going on.
         progress: called with (images done, images in all), first before any work: with more than 0 done where
             an interrupted evaluation goes on.
+        say: told what is assumed about the images, and where an interrupted evaluation goes on.
 
     Raises:
         UsageError: not a classifier, a batch that the artifact does not take, or `out` belongs to something else.
         DataError: no labels, labels that are not the model's, or not one readable image.
         CheckFailed: the model's outputs are not finite.
     """
+    source = labelled(source, artifact, classes)
     if limit is not None:
         if limit < 1:
             raise UsageError(f"limit {limit}; expected at least 1 image")
         source = data.subset(source, limit)
-    labels = _checked_labels(source, artifact)
+    labels = source.labels
+    assert labels is not None  # `labelled` refuses them
     _check_batch(batch, artifact)
     model, preprocessing = artifact.manifest.model, artifact.manifest.preprocessing
     to_pixels = preprocess.transform(preprocessing, model.image_size, model.in_chans)
-    partial = None if out is None else _opened_partial(out, artifact, source)
+    tell = say or (lambda line: None)
+    for note in source.notes:
+        tell(note)
+    if out is not None:
+        needs_pyarrow()  # before the work and not after it
+    partial = None if out is None else _opened_partial(out, artifact, source, force)
     finished = [] if partial is None else _read_chunks(partial)
     done = finished[-1].stop if finished else 0
     pending: list[_Chunk] = []
@@ -112,6 +126,8 @@ def evaluate(
         finished.append(chunk)
         pending.clear()
 
+    if done:
+        tell(f"going on at image {done:,} of {len(source):,}")
     report = progress or (lambda done, total: None)
     report(done, len(source))
     ran = len(source) - done
@@ -131,6 +147,12 @@ def evaluate(
     predictions, corrupt = outcome.predictions, outcome.corrupt
     if not predictions.names:
         raise DataError(f"none of the {len(corrupt)} images of {source.name} can be read; the first is {corrupt[0]}")
+    hits = _hits(predictions, 1)
+    chance = statistics.expected_agreement(predictions.top_classes[:, 0], predictions.labels)
+    notes = source.notes
+    if not statistics.is_above_chance(int(hits.sum()), len(hits), chance):
+        notes = (*notes, at_chance(float(hits.mean()), chance))
+        tell(notes[-1])
     result = EvalResult(
         artifact=artifact.path.resolve().name,
         artifact_sha256=artifact.sha256,
@@ -138,11 +160,12 @@ def evaluate(
         data_sha256=source.sha256,
         images=len(predictions.names),
         corrupt=corrupt,
-        top1=float(np.mean(_hits(predictions, 1))),
+        top1=float(hits.mean()),
         top5=float(np.mean(_hits(predictions, 5))),
         per_class=_per_class(predictions, artifact.manifest.labels or source.class_names),
         images_per_s=ran / elapsed if ran else 0.0,
         predictions=None if out is None else f"{out.name}.parquet",
+        notes=notes,
     )
     if out is not None and partial is not None:
         # The summary last: where it exists, the predictions do too.
@@ -175,30 +198,31 @@ def read_predictions(path: Path) -> Predictions:
     return _decode(path).predictions
 
 
-def _checked_labels(source: data.ImageSource, artifact: Artifact) -> NDArray[np.int64]:
-    """The source's labels, (N,), if they can be what the model's outputs mean."""
-    model, names = artifact.manifest.model, artifact.manifest.labels
+def labelled(source: data.ImageSource, artifact: Artifact, classes: dict[str, int] | None = None) -> data.ImageSource:
+    """The source with labels that are the numbers of the model's outputs.
+
+    Raises:
+        UsageError: not a classifier.
+        DataError: no labels, or labels that are not the model's.
+    """
+    model = artifact.manifest.model
     if model.task != "classify" or model.num_classes < 1:
         raise UsageError(f"{artifact.path} is exported for the task {model.task}; only classify has an accuracy")
-    labels = source.labels
-    if labels is None:
+    if source.labels is None:
         raise DataError(f"{source.name} has no labels; expected class folders or a column label")
-    outside = np.flatnonzero((labels < 0) | (labels >= model.num_classes))
-    if len(outside):
-        first = int(outside[0])
-        known = f"; the data has {len(source.class_names)} classes" if source.class_names else ""
-        raise DataError(
-            f"{source.names[first]} of {source.name} has the label {labels[first]}, and the model has "
-            f"{model.num_classes} classes (0..{model.num_classes - 1}){known}"
-        )
-    if names and source.class_names and set(source.class_names) <= set(names):
-        for label, (theirs, ours) in enumerate(zip(source.class_names, names, strict=False)):
-            if theirs != ours:  # the same names in another order: the numbers of the labels mean other classes
-                raise DataError(
-                    f"label {label} is {theirs!r} in {source.name} and {ours!r} in the model; number the data's "
-                    "classes in the model's order"
-                )
-    return labels
+    return numbering.numbered(source, model.num_classes, artifact.manifest.labels, classes)
+
+
+def at_chance(top1: float, chance: float) -> str:
+    return (
+        f"top-1 {top1:.2%} is not clearly above what the same answers in any order would give ({chance:.2%}): are the "
+        "classes numbered as the model's are (--labels), and is this its preprocessing?"
+    )
+
+
+def needs_pyarrow() -> None:
+    with needs("pyarrow"):
+        import pyarrow  # noqa: F401
 
 
 def _check_batch(batch: int, artifact: Artifact) -> None:
@@ -211,15 +235,17 @@ def _beside(out: Path, suffix: str) -> Path:
     return out.with_name(out.name + suffix)
 
 
-def _opened_partial(out: Path, artifact: Artifact, source: data.ImageSource) -> Path:
+def _opened_partial(out: Path, artifact: Artifact, source: data.ImageSource, force: bool) -> Path:
     """The folder for unfinished predictions, new or of the same evaluation."""
     if not out.name:
         raise UsageError(f"--out {out} names no file; expected the first part of the result's file names")
     folder, predictions, result = (_beside(out, suffix) for suffix in (".partial", ".parquet", ".json"))
+    if force:
+        _remove_result(result, predictions, folder)
     for written in (result, predictions):
         # Predictions without a summary, beside a folder, are of a process that was killed between the two.
         if written.exists() and not (written == predictions and folder.is_dir()):
-            raise UsageError(f"{written} exists; choose another --out or remove it")
+            raise UsageError(f"{written} exists; choose another --out, or replace it with --force")
     identity = Identity(artifact_sha256=artifact.sha256, data_sha256=source.sha256)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,6 +263,21 @@ def _opened_partial(out: Path, artifact: Artifact, source: data.ImageSource) -> 
         other = "artifact" if found.artifact_sha256 != identity.artifact_sha256 else "set of images"
         raise UsageError(f"{folder} is of another {other}; remove the folder or give another --out")
     return folder
+
+
+def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
+    """Remove what an evaluation wrote, and nothing that it did not write."""
+    if result.exists():
+        read_result(result)
+    if predictions.exists():
+        read_predictions(predictions)
+    if folder.exists():
+        strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != ".parquet"]
+        if strange or not (folder / IDENTITY_NAME).is_file():
+            raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out")
+        shutil.rmtree(folder)
+    for written in (result, predictions):
+        written.unlink(missing_ok=True)
 
 
 def _read_chunks(folder: Path) -> list[_Chunk]:

@@ -103,11 +103,16 @@ def judge(baseline: Side, candidate: Side, limits: Limits) -> Verdict:
     if limits.max_size_ratio is not None and baseline.bytes and candidate.bytes:
         ratio = candidate.bytes / baseline.bytes
         checks.append(_check("size_ratio", limits.max_size_ratio, ratio))
+    decision = _worst([check.decision for check in checks])
+    doubts = _doubts(before, after)
+    if decision == "PASS" and doubts:
+        decision = "INCONCLUSIVE"
     needed = None
     if drop.decision == "INCONCLUSIVE":
         needed = statistics.images_needed((lost + gained) / images, drop.value, drop.limit, limits.alpha)
     return Verdict(
-        decision=_worst([check.decision for check in checks]),
+        decision=decision,
+        doubts=doubts,
         limits=limits,
         baseline=baseline.result.artifact,
         baseline_sha256=baseline.result.artifact_sha256,
@@ -140,6 +145,35 @@ def judge(baseline: Side, candidate: Side, limits: Limits) -> Verdict:
             for index in np.flatnonzero(flipped).tolist()
         ),
     )
+
+
+def _doubts(before: Predictions, after: Predictions) -> tuple[str, ...]:
+    """Why these answers and labels cannot show that the candidate is as good as the baseline, whatever the drop is.
+
+    A model that does not know the classes has no accuracy to lose, so that any candidate keeps every limit. That is so
+    where the labels are numbered otherwise than the model's outputs, or where the preprocessing is another one.
+    """
+    doubts = []
+    first, second = before.top_classes[:, 0], after.top_classes[:, 0]
+    for name, answers in (("baseline", first), ("candidate", second)):
+        right, chance = answers == before.labels, statistics.expected_agreement(answers, before.labels)
+        if not statistics.is_above_chance(int(right.sum()), len(right), chance):
+            doubts.append(
+                f"the {name}'s top-1 {right.mean():.2%} is not clearly above chance ({chance:.2%}): its classes are "
+                "not these labels, or its preprocessing is another (--labels, inspect)"
+            )
+    wrong = (first != before.labels) & (second != before.labels)
+    for where, chosen, least in (("all images", np.ones(len(first), bool), 1), ("images both get wrong", wrong, 30)):
+        if chosen.sum() < least:
+            continue
+        one, other = first[chosen], second[chosen]
+        chance = statistics.expected_agreement(one, other)
+        if not statistics.is_above_chance(int((one == other).sum()), len(one), chance) and (one != other).any():
+            doubts.append(
+                f"on {where} the two give the same first class to {(one == other).mean():.2%}, which is not clearly "
+                f"above chance ({chance:.2%}): such a candidate cannot have the drop that was measured but by luck"
+            )
+    return tuple(doubts)
 
 
 def refuse_unmeasured(limits: Limits, *, sizes: bool, timings: bool) -> None:

@@ -56,17 +56,23 @@ class Terminal:
 
 @contextmanager
 def progress_bar(terminal: Terminal) -> Iterator[Any]:
-    """A progress bar with the remaining time on stderr; None where nobody watches."""
+    """A progress bar with the remaining time on stderr, from its first call on; None where nobody watches."""
     if terminal.quiet or terminal.json or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        started: list[TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            if not started:
+                started.append(bar.add_task("", total=total))
+            bar.update(started[0], completed=done, total=total)
+
+        yield show
 
 
 def summary(path: Path, found: "Manifest", size: int) -> str:
@@ -85,9 +91,13 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
     lines.append("multiply-accumulates: " + _truth(found))
     assumed = found.preprocessing.assumed
     if assumed and not found.weights.random:
-        said = ", ".join(f"{name} {getattr(found.preprocessing, name, 'unknown')}" for name in assumed)
+        known = {"image_size": "x".join(map(str, found.model.image_size)), "global_pool": "avg"}
+        said = ", ".join(
+            f"{name} {known.get(name) or getattr(found.preprocessing, name, 'unknown')}" for name in assumed
+        )
         lines.append(
-            f"preprocessing assumed, nothing beside the checkpoint says it: {said} (--mean, --std, --crop-pct)"
+            f"preprocessing assumed, nothing beside the checkpoint says it: {said} "
+            "(--image-size, --mean, --std, --crop-pct, --interpolation)"
         )
     if found.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")

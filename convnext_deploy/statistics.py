@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 POWER = 0.8  # chance that the images asked for decide, if the models are what they seem to be
 MOST_IMAGES = 10_000_000  # where more would be needed, no set of images decides
 
+CHANCE_ALPHA = 0.001  # of a share that chance gives being called above chance
+
 _RESAMPLES = 1000
 _SEED = 0
 
@@ -93,6 +95,25 @@ def share_bounds(count: int, images: int, alpha: float) -> tuple[float, float]:
 
     exact = binomtest(count, images).proportion_ci(1 - 2 * alpha, method="exact")
     return float(exact.low), float(exact.high)
+
+
+def expected_agreement(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Share of equal entries that two lists of classes would have in any order: Cohen's kappa's correction for chance.
+
+    Args:
+        one: classes, (N,), N > 0.
+        other: likewise.
+    """
+    size = int(max(one.max(), other.max())) + 1
+    shares = np.bincount(one, minlength=size) / len(one) * (np.bincount(other, minlength=size) / len(other))
+    return float(shares.sum())
+
+
+def is_above_chance(count: int, images: int, chance: float) -> bool:
+    """Whether so many hits, or more, have a binomial probability of `CHANCE_ALPHA` at most."""
+    from scipy.stats import binom
+
+    return bool(binom.sf(count - 1, images, min(chance, 1.0)) <= CHANCE_ALPHA)
 
 
 def mcnemar(lost: int, gained: int) -> float:

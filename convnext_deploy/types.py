@@ -64,7 +64,8 @@ class Preprocessing(Record, frozen=True, kw_only=True):
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
     crop_pct: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
     crop_mode: Literal["center", "squash", "border"] = "center"
-    assumed: tuple[str, ...] = ()  # the fields above that neither the user nor anything beside the checkpoint said
+    # What neither the user nor anything beside the checkpoint said: fields above, `image_size`, `global_pool`.
+    assumed: tuple[str, ...] = ()
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):
@@ -217,6 +218,7 @@ class EvalResult(Record, frozen=True, kw_only=True):
     per_class: tuple[ClassAccuracy, ...]
     images_per_s: float  # whole pipeline: reading, decoding, resizing, inference
     predictions: str | None  # file name beside this result
+    notes: tuple[str, ...] = ()  # what was left out, what was assumed about the classes, an accuracy at chance
 
 
 class Timing(Record, frozen=True, kw_only=True):
@@ -441,6 +443,7 @@ class Verdict(Record, frozen=True, kw_only=True):
     kl_at_least: float  # nats, mean over images: divergence of the candidate from the baseline, on the classes kept
     per_class: tuple[ClassDrop, ...]
     flips: tuple[Flip, ...]
+    doubts: tuple[str, ...] = ()  # why there is no PASS although every limit is kept
 
 
 # Where the time goes -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ _TITLES = {
 def text(verdict: Verdict, given: Given | None = None) -> str:
     """The lines of a terminal, the decision first."""
     lines = [headline(verdict, given)]
+    lines += [f"  {doubt}" for doubt in verdict.doubts]
     lines += [
         f"  {check.decision}: {_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
         for check in verdict.checks
@@ -43,6 +44,7 @@ def markdown(verdict: Verdict, given: Given | None = None) -> str:
     parts = [
         f"### {_escaped(headline(verdict, given))}",
         _table(("check", "measured", "limit", "decision"), rows),
+        *(f"**{_escaped(doubt)}**" for doubt in verdict.doubts),
         _escaped(counts(verdict)),
     ]
     if verdict.checks[0].decision == "INCONCLUSIVE":
@@ -59,15 +61,19 @@ def markdown(verdict: Verdict, given: Given | None = None) -> str:
 
 
 def junit(verdict: Verdict, given: Given | None = None) -> bytes:
-    """A test suite with a case a check: FAIL is a failure, INCONCLUSIVE an error."""
+    """A test suite with a case a check, and one a doubt: FAIL is a failure, INCONCLUSIVE and a doubt are errors."""
     decisions = [check.decision for check in verdict.checks]
-    suite = _suite(len(decisions), decisions.count("FAIL"), decisions.count("INCONCLUSIVE"))
+    doubts = len(verdict.doubts)
+    suite = _suite(len(decisions) + doubts, decisions.count("FAIL"), decisions.count("INCONCLUSIVE") + doubts)
     for check in verdict.checks:
         case = ElementTree.SubElement(suite, "testcase", classname="gate", name=check.name)
         if check.decision != "PASS":
             message = f"{_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
             kind = "failure" if check.decision == "FAIL" else "error"
             ElementTree.SubElement(case, kind, type=check.decision, message=message)
+    for number, doubt in enumerate(verdict.doubts, 1):
+        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=f"doubt {number}")
+        ElementTree.SubElement(case, "error", type="INCONCLUSIVE", message=_printable(doubt))
     ElementTree.SubElement(suite, "system-out").text = _printable(text(verdict, given))
     return _document(suite)
 

@@ -33,7 +33,6 @@ from convnext_deploy.types import (
 )
 
 CLASSES = ("ant", "bee", "cow10", "cow9")
-NATURAL = ("ant", "bee", "cow9", "cow10")  # timm's order of class folders
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ROOT = Path(__file__).parents[1]
 
@@ -48,13 +47,13 @@ def encoded(seed: int, size: tuple[int, int] = (70, 50), mode: str = "RGB", kind
 
 
 def samples() -> dict[str, tuple[bytes, int]]:
-    """Path -> (file, label in NATURAL), of several sizes, modes and formats."""
+    """Path -> (file, label in CLASSES), of several sizes, modes and formats."""
     kinds = ((70, 50), "RGB", "JPEG"), ((31, 90), "L", "PNG"), ((64, 64), "RGBA", "PNG"), ((200, 33), "P", "PNG")
     made = {}
     for number in range(20):
         name, (size, mode, kind) = CLASSES[number % 4], kinds[number % 4 if number > 3 else 0]
         suffix = "png" if kind == "PNG" else "JPEG" if number % 3 else "jpg"
-        made[f"{name}/{number}.{suffix}"] = (encoded(number, size, mode, kind), NATURAL.index(name))
+        made[f"{name}/{number}.{suffix}"] = (encoded(number, size, mode, kind), CLASSES.index(name))
     return made
 
 
@@ -77,7 +76,7 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
 def write_parquet(
     path: Path,
     rows: list[tuple[bytes | None, str | None, int | None]],
-    names: tuple[str, ...] | None = NATURAL,
+    names: tuple[str, ...] | None = CLASSES,
     group: int = 3,
 ) -> Path:
     metadata = {}
@@ -125,20 +124,19 @@ def expected() -> dict[str, tuple[str, int]]:
     return {name: (hashlib.sha256(content).hexdigest(), label) for name, (content, label) in samples().items()}
 
 
-def test_a_folder_of_class_folders_has_timms_labels_and_the_order_of_its_names(tmp_path: Path) -> None:
-    from timm.data import create_dataset
+def test_a_folder_of_class_folders_has_torchvisions_labels_and_the_order_of_its_names(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
 
     write_folder(tmp_path, samples())
     (tmp_path / "ant" / "notes.txt").write_text("not an image")
     source = data.open_source(str(tmp_path))
     assert contents(source) == expected()
     assert list(source.names) == sorted(source.names)
-    assert source.class_names == NATURAL
+    assert source.class_names == CLASSES
     assert source.labels is not None
     assert source.labels.dtype == np.int64
-    reader = create_dataset("", root=str(tmp_path)).reader
-    timms = {reader.filename(index): label for index, (_, label) in enumerate(reader.samples)}
-    assert timms == dict(zip(source.names, source.labels.tolist(), strict=True))
+    theirs = {str(Path(path).relative_to(tmp_path)): label for path, label in ImageFolder(str(tmp_path)).samples}
+    assert theirs == dict(zip(source.names, source.labels.tolist(), strict=True))
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_a_tar_with_class_folders_reads_as_the_folder_does(tmp_path: Path) -> No
     path = write_tar(tmp_path / "set.tar", {f"./{name}": content for name, (content, _) in samples().items()})
     source = data.open_source(str(path))
     assert contents(source) == expected()
-    assert source.class_names == NATURAL
+    assert source.class_names == CLASSES
 
 
 def test_shards_with_class_folders_are_one_source(tmp_path: Path) -> None:
@@ -190,28 +188,26 @@ def test_shards_with_class_folders_are_one_source(tmp_path: Path) -> None:
 
 
 def test_shards_without_class_folders_are_one_class_each(tmp_path: Path) -> None:
-    for name in NATURAL:
+    for name in CLASSES:
         write_tar(tmp_path / f"{name}.tar", {f"{n}.jpg": encoded(n) for n in range(2)})  # the same names in each
     source = data.open_source(str(tmp_path))
-    assert source.class_names == NATURAL
+    assert source.class_names == CLASSES
     assert source.names[:3] == ("ant.tar/0.jpg", "ant.tar/1.jpg", "bee.tar/0.jpg")
     assert source.labels is not None
-    assert source.labels.tolist() == [0, 0, 1, 1, 3, 3, 2, 2]
+    assert source.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_tars_inside_a_tar_are_read_at_their_place(tmp_path: Path) -> None:
-    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-
     inner = {}
-    for number, name in enumerate(NATURAL):
+    for number, name in enumerate(CLASSES):
         inner[f"{name}.tar"] = write_tar(tmp_path / "inner", {"a.jpg": encoded(number)}).read_bytes()
     path = write_tar(tmp_path / "outer.tar", inner)
     source = data.open_source(str(path))
     assert contents(source) == {
         f"{name}.tar/a.jpg": (hashlib.sha256(encoded(number)).hexdigest(), number)
-        for number, name in enumerate(NATURAL)
+        for number, name in enumerate(CLASSES)
     }
-    assert ReaderImageInTar(str(path)).class_name_to_idx == {name: number for number, name in enumerate(NATURAL)}
+    assert source.class_names == CLASSES
 
 
 def test_a_flat_tar_has_no_labels(tmp_path: Path) -> None:
@@ -248,7 +244,7 @@ def test_parquet_reads_as_the_folder_does(tmp_path: Path) -> None:
     source = data.open_source(str(path))
     assert contents(source) == expected()
     assert source.names == tuple(samples())  # the order of the rows
-    assert source.class_names == NATURAL
+    assert source.class_names == CLASSES
 
 
 def test_parquet_files_of_a_folder_are_one_source_a_split(tmp_path: Path) -> None:
@@ -330,8 +326,8 @@ def garbage(path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, r"does not exist; expected a folder of class folders"),
-        (lambda path: path.mkdir(), r"holds no \.jpeg, \.jpg, \.png images; expected"),
-        (lambda path: (path / "cat").mkdir(parents=True), r"holds no \.jpeg, \.jpg, \.png images"),
+        (lambda path: path.mkdir(), r"holds no \.jpg, \.jpeg, \.png, .* images; expected"),
+        (lambda path: (path / "cat").mkdir(parents=True), r"holds no \.jpg, \.jpeg, \.png, .* images"),
         (garbage, "is a file of another kind; expected"),
     ],
 )
@@ -364,7 +360,7 @@ def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tar_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no \.jpeg, \.jpg, \.png images"):
+    with pytest.raises(DataError, match=r"holds no \.jpg, \.jpeg, \.png, .* images"):
         data.open_source(str(write_tar(tmp_path / "a.tar", {"readme.md": b"x"})))
 
 
@@ -393,7 +389,7 @@ def test_a_file_that_shrinks_after_opening_stops_the_reading(tmp_path: Path) -> 
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"this is text\n", "not an image in a format that Pillow knows"),
+        (b"this is text\n", "not an image in a format that is read here"),
         (encoded(0, (300, 300))[:2000], "truncated"),
         (encoded(0, kind="PNG")[:300], "truncated|broken"),
         (encoded(0, kind="PNG").replace(b"IDAT", b"IDAX"), "."),  # which of Pillow's errors it is differs by version
@@ -432,10 +428,10 @@ def test_a_failing_disk_is_not_a_corrupt_image(tmp_path: Path, monkeypatch: pyte
     write_folder(tmp_path, {"cat/a.jpg": (encoded(0), 0)})
     source = data.open_source(str(tmp_path))
 
-    def fail(self: Path) -> bytes:
+    def fail(self: Path, mode: str) -> object:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(DataError, match=r"cat/a\.jpg of .* cannot be read: .*Input/output error"):
         source.read(0)
 
@@ -501,7 +497,7 @@ def test_a_dataset_reads_as_its_parquet_file_does(tmp_path: Path, monkeypatch: p
     source = data.open_source(f"hfds:{tmp_path / 'set'}", "test")
     assert contents(source) == expected()
     assert source.names == tuple(samples())
-    assert source.class_names == NATURAL
+    assert source.class_names == CLASSES
     with pytest.raises(DataError, match=r"split val\) cannot be opened"):
         data.open_source(f"hfds:{tmp_path / 'set'}", "val")
 

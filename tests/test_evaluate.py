@@ -287,6 +287,8 @@ def test_corrupt_images_are_listed_and_change_no_other_prediction(
 
 
 def test_a_set_of_nothing_but_corrupt_images_is_refused(tmp_path: Path, artifact: Artifact) -> None:
+    for label in range(CLASSES):
+        (tmp_path / "bad" / f"c{label}").mkdir(parents=True)
     images = data.open_source(str(write_folder(tmp_path / "bad", CORRUPT)))
     with pytest.raises(DataError, match=r"none of the 3 images of .* the first is c0/empty\.jpg: the file is empty"):
         evaluate.evaluate(
@@ -401,7 +403,7 @@ def test_a_finished_result_is_not_overwritten(
     tmp_path: Path, source: data.ImageSource, artifact: Artifact, suffix: str
 ) -> None:
     (tmp_path / f"out{suffix}").write_text("precious")
-    with pytest.raises(UsageError, match=rf"out\{suffix} exists; choose another --out or remove it"):
+    with pytest.raises(UsageError, match=rf"out\{suffix} exists; choose another --out, or replace it with --force"):
         evaluate.evaluate(
             TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=4, out=tmp_path / "out"
         )
@@ -466,19 +468,68 @@ def test_a_label_past_the_models_classes_is_refused_by_name(source: data.ImageSo
     assert source.labels is not None
     labels = source.labels.copy()
     labels[[30, 40]] = [7, 199]
-    wrong = replace(source, labels=labels, class_names=tuple(map(str, range(200))))
+    wrong = replace(source, labels=labels, class_names=None, labels_from="column")
     with pytest.raises(DataError) as caught:
         evaluate.evaluate(TableSession(artifact.manifest, of_pixels), wrong, artifact=artifact, batch=4)
-    assert str(caught.value) == (
-        f"{source.names[30]} of {source.name} has the label 7, and the model has 7 classes (0..6); "
-        "the data has 200 classes"
+    assert str(caught.value) == f"{source.names[30]} of {source.name} has the label 7; expected 0..6"
+
+
+def test_class_folders_get_the_numbers_of_the_models_labels(tmp_path: Path, source: data.ImageSource) -> None:
+    names = ("c1", "c0", "c2", "c6", "c4", "c5", "c3")
+    artifact = artifact_at(tmp_path / "a", labels=names)
+    session = TableSession(artifact.manifest, of_pixels)
+    result = evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
+    predictions = evaluate.read_predictions(tmp_path / "out.parquet")
+    assert [names[label] for label in predictions.labels] == [name[:2] for name in predictions.names]
+    assert "7 classes numbered by the model's labels" in result.notes
+
+
+def test_numbering_by_position_and_an_accuracy_at_chance_are_said_and_recorded(
+    source: data.ImageSource, artifact: Artifact
+) -> None:
+    said: list[str] = []
+    session = TableSession(artifact.manifest, of_pixels)
+    result = evaluate.evaluate(session, source, artifact=artifact, batch=4, say=said.append)
+    assumed, chance = result.notes
+    assert assumed == (
+        "the model has no labels: its outputs are assumed to be the class folders sorted by name, 'c0' first"
     )
+    assert chance.startswith(f"top-1 {result.top1:.2%} is not clearly above what the same answers in any order")
+    assert said == [assumed, chance]
 
 
-def test_the_models_classes_in_another_order_are_refused(tmp_path: Path, source: data.ImageSource) -> None:
-    artifact = artifact_at(tmp_path / "a", labels=("c1", "c0", "c2", "c3", "c4", "c5", "c6"))
-    with pytest.raises(DataError, match=r"label 0 is 'c0' in .* and 'c1' in the model"):
-        evaluate.evaluate(TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=4)
+def test_force_replaces_an_earlier_result_and_nothing_else(
+    tmp_path: Path, source: data.ImageSource, artifact: Artifact
+) -> None:
+    def run(force: bool) -> EvalResult:
+        session = TableSession(artifact.manifest, of_pixels)
+        return evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", force=force)
+
+    interrupt(tmp_path, source, artifact)
+    first = run(force=True)
+    assert msgspec.structs.replace(run(force=True), images_per_s=0.0) == msgspec.structs.replace(
+        first, images_per_s=0.0
+    )
+    for name in ("out.json", "out.parquet"):
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(DataError, match="of eval"):
+            run(force=True)
+        assert (tmp_path / name).read_text() == "precious"
+        (tmp_path / name).write_bytes(before)
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="holds no unfinished evaluation"):
+        run(force=True)
+    assert (tmp_path / "out.partial" / "mine.txt").exists()
+
+
+def test_going_on_is_said(tmp_path: Path, source: data.ImageSource, artifact: Artifact) -> None:
+    interrupt(tmp_path, source, artifact)
+    said: list[str] = []
+    session = TableSession(artifact.manifest, of_pixels)
+    evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", say=said.append)
+    assert "going on at image 8 of 45" in said
 
 
 def test_images_without_labels_are_refused(source: data.ImageSource, artifact: Artifact) -> None:

@@ -640,7 +640,14 @@ def test_latency_and_size_of_artifacts_are_measured(
         (["--candidate", "{0}/good", "--max-drop", "1"], "--candidate {0}/good is an artifact; give --data"),
         (["--candidate", "{0}/baseline.json", "--data", "x", "--max-drop", "1"], "--data x is for artifacts"),
         (["--candidate", "{0}/baseline.json"], "no limit for the drop; give --max-drop POINTS"),
-        (["--candidate", "{0}/none.json", "--max-drop", "1"], "{0}/none.json cannot be read: No such file"),
+        (
+            ["--candidate", "{0}/none.json", "--max-drop", "1"],
+            "--candidate {0}/none.json does not exist; expected an artifact",
+        ),
+        (
+            ["--candidate", "{0}/none", "--data", "x", "--max-drop", "1"],
+            "--candidate {0}/none does not exist; expected",
+        ),
         (["--candidate", "{0}/baseline.json", "--limits", "/no"], "--limits /no cannot be read: "),
         (["--candidate", "{0}/baseline.json", "--max-drop", "101"], "limits: Expected `float` <= 100.0"),
         (["--candidate", "{0}/good", "--max-drop", "1", "--junit", "/no/j.xml"], "--junit /no/j.xml; expected a file"),

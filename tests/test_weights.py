@@ -461,9 +461,34 @@ def test_random_weights_of_no_size_are_refused(arguments: dict[str, object], why
 def test_preprocessing_that_nothing_says_is_named_and_can_be_given(tmp_path: Path) -> None:
     path = tmp_path / "plain.pth"
     torch.save(timm_model().state_dict(), path)
-    assert load(str(path)).preprocessing.assumed == ("mean", "std", "interpolation", "crop_pct")
-    given = load(str(path), preprocessing={"mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}).preprocessing
-    assert (given.mean, given.crop_pct, given.assumed) == ((0.1, 0.2, 0.3), 1.0, ("std", "interpolation"))
+    assert load(str(path)).preprocessing.assumed == (
+        "mean", "std", "interpolation", "crop_pct", "image_size", "global_pool"
+    )  # fmt: skip
+    given = load(str(path), preprocessing={"mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}, image_size=(64, 64)).preprocessing
+    assert (given.mean, given.crop_pct) == ((0.1, 0.2, 0.3), 1.0)
+    assert given.assumed == ("std", "interpolation", "global_pool")
+    assert load(str(path), task="features", image_size=(64, 64)).preprocessing.assumed[4:] == ()
+
+
+def test_one_mean_and_std_are_every_channels(tmp_path: Path) -> None:
+    torch.save(timm_model().state_dict(), tmp_path / "plain.pth")
+    for given in ((0.5,), 0.5):
+        found = load(str(tmp_path / "plain.pth"), preprocessing={"mean": given, "std": given}).preprocessing
+        assert found.mean == found.std == (0.5, 0.5, 0.5)
+
+
+def test_a_mean_in_0_to_255_is_refused_with_what_to_give(tmp_path: Path) -> None:
+    torch.save(timm_model().state_dict(), tmp_path / "plain.pth")
+    given = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    why = (
+        "mean 123.675,116.28,103.53 and std 58.395,57.12,57.375; expected values in [0, 1], because pixels are divided "
+        "by 255 first: give --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225, which is those divided by 255"
+    )
+    assert refusal(tmp_path / "plain.pth", preprocessing=given) == why
+    folder = saved_by_timm(tmp_path)
+    cfg = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    edit(folder / "config.json", pretrained_cfg=cfg | given)
+    assert refusal(folder) == why
 
 
 def test_random_weights_say_so() -> None:
@@ -575,6 +600,17 @@ def test_an_argument_of_timm_that_we_do_not_have_is_refused(
     assert f"asks for {why}; expected" in refusal(saved_by_timm(tmp_path, timm_model(**arguments)))
 
 
+@pytest.mark.parametrize("pooling", ["max", "avgmax", "catavgmax"])
+def test_another_pooling_is_refused_wherever_it_is_said(tmp_path: Path, pooling: str) -> None:
+    folder = saved_by_timm(tmp_path)
+    edit(folder / "config.json", global_pool=pooling)
+    assert refusal(folder) == f"config.json asks for global_pool {pooling!r}; expected 'avg'"
+    torch.save({"state_dict": timm_model().state_dict(), "args": {"gp": pooling}}, tmp_path / "last.pth")
+    assert f"args.gp asks for global_pool {pooling!r}" in refusal(tmp_path / "last.pth")
+    torch.save({"state_dict": timm_model().state_dict(), "args": {"gp": "fast"}}, tmp_path / "last.pth")
+    assert "global_pool" not in load(str(tmp_path / "last.pth")).preprocessing.assumed
+
+
 def test_a_norm_that_the_tensors_contradict_is_refused(tmp_path: Path) -> None:
     folder = saved_by_timm(tmp_path, timm_model("convnext_atto_rms"))
     edit(folder / "config.json", model_args={"norm_layer": "simplenorm"})
@@ -588,12 +624,13 @@ def edit(path: Path, **values: object) -> None:
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        pytest.param({"mean": [0.5]}, "expected 3 numbers each", id="one mean for three channels"),
+        pytest.param({"mean": [0.5, 0.4]}, "expected 3 numbers each; give --mean and --std", id="two means for three"),
+        pytest.param({"mean": [-0.5, 0.4, 0.4]}, "expected values in [0, 1]", id="a negative mean"),
         pytest.param({"std": [0.5, 0.5, 0.0]}, "no std of 0", id="division by zero"),
         pytest.param({"crop_pct": 0}, "or beside the checkpoint: ", id="nothing left of the image"),
         pytest.param({"interpolation": "cubic"}, "or beside the checkpoint: ", id="an unknown filter"),
         pytest.param({"crop_mode": "middle"}, "or beside the checkpoint: ", id="an unknown crop"),
-        pytest.param({"mean": 0.5}, "or beside the checkpoint: ", id="a number for a list"),
+        pytest.param({"mean": "0.5"}, "or beside the checkpoint: ", id="text for a list"),
         pytest.param({"input_size": [3, 100, 100]}, "image size 100x100", id="no multiple of 32"),
         pytest.param({"input_size": 160}, "config.json cannot be understood", id="a number for a size"),
         pytest.param({"input_size": [3, "a", "b"]}, "image size axb", id="words for a size"),
@@ -758,6 +795,28 @@ def test_a_damaged_preprocessor_is_refused(tmp_path: Path, content: str) -> None
 
 
 # Metadata in a safetensors header ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {str(i): f"kind {i}" for i in reversed(range(10))},
+        {f"kind {i}": i for i in range(10)},
+        [f"kind {i}" for i in range(10)],
+    ],
+    ids=["by number", "by name", "list"],
+)
+def test_labels_in_the_header_are_names_in_every_form(tmp_path: Path, labels: object) -> None:
+    metadata = {"labels": json.dumps(labels)}
+    safetensors.torch.save_file(timm_model().state_dict(), tmp_path / "a.safetensors", metadata=metadata)
+    assert load(str(tmp_path / "a.safetensors")).labels == tuple(f"kind {i}" for i in range(10))
+
+
+@pytest.mark.parametrize("labels", [{"1": "a", "2": "b"}, {"a": 0, "b": 0}, "abcdefghij", 3, {"a": "b"}])
+def test_labels_that_are_no_names_in_order_are_refused(tmp_path: Path, labels: object) -> None:
+    metadata = {"labels": json.dumps(labels)}
+    safetensors.torch.save_file(timm_model().state_dict(), tmp_path / "a.safetensors", metadata=metadata)
+    assert "labels" in refusal(tmp_path / "a.safetensors") or "metadata" in refusal(tmp_path / "a.safetensors")
 
 
 def test_facts_in_the_header_are_read(tmp_path: Path) -> None:

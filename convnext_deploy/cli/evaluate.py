@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..printing import Terminal, progress_bar
-from .options import Debug, DeviceOption, Json, Quiet, Threads, one_of
+from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, one_of, resumable
 
 
 def evaluate(
@@ -14,8 +14,10 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Folder of class folders, tar, Parquet, or hfds:NAME.")],
     split: Annotated[str | None, typer.Option(help="Which split, where the source has several.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
+    labels: LabelsOption = None,
     limit: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.parquet; resumes when run again.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the result of an earlier run.")] = False,
     device: DeviceOption = "cpu",
     threads: Threads = None,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="TensorRT: replay a captured CUDA graph.")] = False,
@@ -27,18 +29,22 @@ def evaluate(
     from .. import api, types
 
     terminal = Terminal(json, quiet)
-    with progress_bar(terminal) as progress:
+    with progress_bar(terminal) as progress, resumable(terminal, out is not None):
+        terminal.say(f"opening {artifact} and listing the images of {data}")
         result = api.evaluate(
             artifact,
             data,
             split=split,
             batch=batch,
             limit=limit,
+            labels=labels,
             out=out,
+            force=force,
             device=one_of("--device", device, types.Device),
             threads=threads,
             cuda_graph=cuda_graph,
             progress=progress,
+            say=terminal.say,
         )
     lines = [
         f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {result.images} images of {result.data}",
@@ -49,5 +55,5 @@ def evaluate(
     worst = sorted(result.per_class, key=lambda c: c.top1)[:3]
     lines.append("lowest classes: " + ", ".join(f"{c.name} {c.top1:.1%}" for c in worst))
     if out is not None:
-        lines.append(f"predictions in {result.predictions}")
+        lines.append(f"predictions in {out.with_name(f'{out.name}.parquet')}")
     terminal.result(result, "\n".join(lines))

@@ -32,7 +32,9 @@ def export(
     plan: Annotated[Path | None, typer.Option(help="Plan of `quantize` for this checkpoint and format.")] = None,
     input: Annotated[str, typer.Option(help="float32 (normalized NCHW) or uint8 (raw NHWC).")] = "float32",
     batch: Annotated[str, typer.Option(help="Batch sizes: N, or MIN:OPT:MAX.")] = "1:8:256",
-    image_size: Annotated[str | None, typer.Option(help="Pixels: 224 or HEIGHTxWIDTH. Default: as trained.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels: 224 or HEIGHTxWIDTH. Default: what the checkpoint says, else 224.")
+    ] = None,
     dynamic_image_size: Annotated[bool, typer.Option("--dynamic-image-size", help="Take any multiple of 32.")] = False,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
     num_classes: Annotated[

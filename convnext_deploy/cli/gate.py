@@ -10,7 +10,7 @@ import typer
 
 from ..errors import UsageError
 from ..printing import Terminal, progress_bar
-from .options import Debug, DeviceOption, Json, Quiet, Threads, given, one_of
+from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, given, one_of, resumable
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -23,6 +23,7 @@ def gate(
     limits: Annotated[Path | None, typer.Option(help="TOML file of limits; options go before it.")] = None,
     data: Annotated[str | None, typer.Option(help="Images to evaluate artifact folders on, as for `eval`.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split, where the source has several.")] = None,
+    labels: LabelsOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder that keeps the evaluations; resumes when run again.")] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
@@ -54,17 +55,19 @@ def gate(
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--limits {limits} cannot be read: {error}") from None
     terminal = Terminal(json, quiet)
-    with progress_bar(terminal) as progress:
+    with progress_bar(terminal) as progress, resumable(terminal, out is not None):
         found = api.gate(
             baseline,
             candidate,
             limits=limits_from(settings | given(max_drop=max_drop, alpha=alpha)),
             data=data,
             split=split,
+            labels=labels,
             out=out,
             device=where,
             threads=threads,
             progress=progress,
+            say=terminal.say,
         )
     names = (baseline, candidate)
     if markdown is not None:

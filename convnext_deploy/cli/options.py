@@ -1,10 +1,14 @@
 """What several commands share: their common options, and how an option's text becomes a value."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
+from ..printing import Terminal
 
 if TYPE_CHECKING:
     from ..types import BatchRange
@@ -14,6 +18,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of the runtime; default: all cores.")]
+LabelsOption = Annotated[
+    Path | None, typer.Option("--labels", help="The model's class names in their order: a name a line, or JSON.")
+]
+
+
+@contextmanager
+def resumable(terminal: Terminal, kept: bool) -> Iterator[None]:
+    """Says on Ctrl-C whether the same command goes on where it stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        terminal.say(
+            "the same command goes on where this one stopped" if kept else "nothing was kept; --out OUT would keep it"
+        )
+        raise
 
 
 def one_of(option: str, value: str, words: Any) -> Any:

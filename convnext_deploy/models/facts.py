@@ -5,6 +5,7 @@ safetensors header, or from `config.json` and `preprocessor_config.json` as timm
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 from ..errors import WeightsError
 from ..types import ModelSpec, Preprocessing
 from .convnext import ACTIVATIONS
+from .processor import processor_facts
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -41,10 +43,31 @@ def metadata_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     for name in ("interpolation", "license"):
         if name in metadata:
             facts[name] = metadata[name]
-    for name in ("crop_pct", "labels"):
-        if name in metadata:
-            facts[name] = json.loads(metadata[name])
+    if "crop_pct" in metadata:
+        facts["crop_pct"] = json.loads(metadata["crop_pct"])
+    if "labels" in metadata:
+        facts["labels"] = label_list(json.loads(metadata["labels"]))
+    if facts:
+        facts["global_pool"] = "avg"  # these facts are this project's own, and it has no other pooling
     return facts
+
+
+def label_list(labels: Any) -> list[str]:
+    """Class names in the order of the outputs, from a list, {number: name} or {name: number}.
+
+    Raises:
+        WeightsError: numbers that are not 0, 1 ... each once, or something else than these.
+    """
+    if isinstance(labels, Mapping):
+        numbered = all(str(key).isdecimal() for key in labels)
+        pairs = [(int(key), value) if numbered else (int(value), key) for key, value in labels.items()]
+        pairs.sort(key=lambda pair: pair[0])
+        if [number for number, _ in pairs] != list(range(len(pairs))):
+            raise WeightsError(f"labels are numbered {', '.join(str(n) for n, _ in pairs[:4])} ...; expected 0, 1 ...")
+        labels = [name for _, name in pairs]
+    if not isinstance(labels, (list, tuple)):
+        raise WeightsError(f"labels are a {type(labels).__name__}; expected a list of names, or {{number: name}}")
+    return [str(label) for label in labels]
 
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +82,10 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
             facts["test"] = (list(timm_config["test_input_size"][-2:]), timm_config["test_crop_pct"])
         labels = timm_config.get("label_names") or config.get("label_names")
         if labels:
-            facts["labels"] = list(labels)
+            facts["labels"] = label_list(labels)
+        refuse_pooling(config.get("global_pool"), "config.json")
+        if config.get("global_pool") or "model_args" in config:
+            facts["global_pool"] = "avg"
         return facts | _timm_arguments(config.get("model_args") or {})
     facts = {}
     if config.get("model_type") in ("convnext", "convnextv2"):
@@ -67,27 +93,33 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get("hidden_act", "gelu") != "gelu":
             raise WeightsError(f"config.json asks for hidden_act {config['hidden_act']!r}; expected 'gelu'")
         if config.get("id2label"):
-            facts["labels"] = [label for _, label in sorted(config["id2label"].items(), key=lambda i: int(i[0]))]
+            facts["labels"] = label_list(config["id2label"])
+        facts["global_pool"] = "avg"  # transformers has no other
         if "image_size" in config:
             size = config["image_size"]
             facts["input_size"] = list(size) if isinstance(size, list) else [size] * 2
     elif "model_type" in config:
         raise WeightsError(f"config.json describes a {config['model_type']!r}; expected convnext or convnextv2")
     preprocessor = config.get("preprocessor")
-    if isinstance(preprocessor, Mapping):
-        for name, ours in (("image_mean", "mean"), ("image_std", "std"), ("crop_pct", "crop_pct")):
-            if preprocessor.get(name) is not None:
-                facts[ours] = preprocessor[name]
-        filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-        if preprocessor.get("resample") in filters:
-            facts["interpolation"] = filters[preprocessor["resample"]]
-        size = preprocessor.get("size")
-        edge = size.get("shortest_edge") if isinstance(size, Mapping) else size  # a number before transformers 4.26
-        if edge is not None:
-            facts["input_size"] = [edge] * 2
-            if edge >= 384:  # transformers squashes from 384 pixels on and crops nothing
-                facts |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    return facts
+    return facts | processor_facts(preprocessor) if isinstance(preprocessor, Mapping) else facts
+
+
+def training_facts(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts among the arguments of timm's `train.py`, which its checkpoints hold."""
+    if arguments.get("gp") is None:
+        return {}
+    refuse_pooling(arguments["gp"], "the checkpoint's args.gp")
+    return {"global_pool": "avg"}
+
+
+def refuse_pooling(pooling: Any, where: str) -> None:
+    """Refuse what is not the average over all pixels; "fast" and "fastavg" are that too, and "" is none at all.
+
+    Raises:
+        WeightsError: another pooling.
+    """
+    if pooling not in (None, "", "avg", "fast", "fastavg"):
+        raise WeightsError(f"{where} asks for global_pool {pooling!r}; expected 'avg'")
 
 
 def _timm_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,9 +134,9 @@ def _timm_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         facts["norm_eps"] = facts["head_norm_eps"] = float(arguments["norm_eps"])
     if arguments.get("norm_layer") is not None:
         facts["norm"] = str(arguments["norm_layer"]).removesuffix("2d")
-    for name, only in (("global_pool", "avg"), ("output_stride", 32)):
-        if arguments.get(name, only) not in (only, ""):
-            raise WeightsError(f"config.json asks for {name} {arguments[name]!r}; expected {only!r}")
+    refuse_pooling(arguments.get("global_pool"), "config.json")
+    if arguments.get("output_stride", 32) not in (32, ""):
+        raise WeightsError(f"config.json asks for output_stride {arguments['output_stride']!r}; expected 32")
     return facts
 
 
@@ -116,6 +148,13 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
 
 
 def preprocessing_of(facts: Mapping[str, Any], spec: ModelSpec) -> Preprocessing:
+    """The preprocessing that facts describe; what they leave open is the paper's, and named in `assumed`.
+
+    Two names there are no fields of a Preprocessing: `image_size`, and `global_pool` of a classifier or embedding.
+
+    Raises:
+        WeightsError: values of another form, or mean and std of another number of channels or in 0..255.
+    """
     channels = spec.in_chans
     paper: dict[str, Any] = {
         "mean": IMAGENET_MEAN if channels == 3 else (0.5,) * channels,
@@ -127,16 +166,49 @@ def preprocessing_of(facts: Mapping[str, Any], spec: ModelSpec) -> Preprocessing
     fields["crop_mode"] = facts.get("crop_mode", "center")  # not a guess: sources that use another say so
     if "test" in facts and list(spec.image_size) == facts["test"][0]:
         fields["crop_pct"] = facts["test"][1]
-    assumed = tuple(name for name in paper if name not in facts)
+    hidden = [("image_size", "input_size"), *([] if spec.task == "features" else [("global_pool", "global_pool")])]
+    assumed = [name for name in paper if name not in facts] + [name for name, fact in hidden if fact not in facts]
+    for name in ("mean", "std"):
+        value = fields[name]
+        if isinstance(value, (int, float)):
+            value = [value]
+        fields[name] = tuple(value) * channels if isinstance(value, (list, tuple)) and len(value) == 1 else value
     try:
-        found = msgspec.convert({**fields, "assumed": assumed}, Preprocessing)
+        found = msgspec.convert({**fields, "assumed": tuple(assumed)}, Preprocessing)
     except msgspec.ValidationError as error:
         raise WeightsError(f"the preprocessing given, or beside the checkpoint: {error}") from None
-    if len(found.mean) != channels or len(found.std) != channels or not all(value > 0 for value in found.std):
-        raise WeightsError(
-            f"mean {found.mean} and std {found.std}; expected {channels} numbers each, one a channel, and no std of 0"
-        )
+    _check_normalization(found, channels)
     return found
+
+
+def _check_normalization(found: Preprocessing, channels: int) -> None:
+    if len(found.mean) != channels or len(found.std) != channels:
+        remedy = "give --mean and --std with one number a channel"
+        if channels == 1 and len(found.mean) == len(found.std) == 3:
+            remedy = (
+                f"for grey images give their averages, --mean {sum(found.mean) / 3:.3g} --std {sum(found.std) / 3:.3g}"
+            )
+        raise WeightsError(
+            f"mean {_words(found.mean)} and std {_words(found.std)} for {channels} channels; expected {channels} "
+            f"numbers each; {remedy}"
+        )
+    if not all(0 < value < math.inf for value in found.std):
+        raise WeightsError(f"mean {_words(found.mean)} and std {_words(found.std)}; expected no std of 0 or below")
+    if all(0 <= value <= 1 for value in found.mean) and max(found.std) <= 1:
+        return
+    cure = []
+    for name, values in (("mean", found.mean), ("std", found.std)):
+        if max(values) > 1:
+            cure.append(f"--{name} {_words(tuple(value / 255 for value in values))}")
+    raise WeightsError(
+        f"mean {_words(found.mean)} and std {_words(found.std)}; expected values in [0, 1], because pixels are divided "
+        "by 255 first" + (f": give {' '.join(cure)}, which is those divided by 255" if cure else "")
+    )
+
+
+def _words(values: tuple[float, ...]) -> str:
+    """As an option takes them."""
+    return ",".join(f"{value:.6g}" for value in values)
 
 
 def labels_of(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | None:

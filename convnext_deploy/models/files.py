@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .facts import metadata_facts, understood
+from .facts import metadata_facts, training_facts, understood
 from .layouts import has_anchor
 
 # What training scripts wrap state dicts in. Where several hold a ConvNeXt, the averaged weights come first (as in
@@ -163,7 +163,10 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
         note = f"taking {best.called or 'the file itself'} of {path.name}, and not {others} (--weights-key chooses)"
     # Copied out of the mapped file, which may be written over while the model is in use.
     state = {name: value.clone() for name, value in best.state.items()}
-    return Read(state, {}, prefix, f"{path.name}[{best.called}]" if best.names else path.name, note)
+    given = content.get("args")
+    given = vars(given) if isinstance(given, argparse.Namespace) else given
+    facts = training_facts(given) if isinstance(given, Mapping) else {}
+    return Read(state, facts, prefix, f"{path.name}[{best.called}]" if best.names else path.name, note)
 
 
 def _candidates(content: Mapping[Any, Any], names: tuple[str, ...] = ()) -> Iterator[_Candidate]:

@@ -26,10 +26,12 @@ from .convnext import ConvNeXt
 from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts
 from .files import read_file
 from .layouts import Converted, convert, spec_of
+from .processor import merged
 
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 REMEDIES = "give a checkpoint with --weights FILE, or --weights random for a model without training"
 
 
@@ -73,7 +75,7 @@ def load(
     Args:
         weights: the source (see the module); None takes timm's published weights of `variant`.
         variant: a variant's name in any form that `registry.resolve` knows; None infers it from the tensors.
-        image_size: (height, width) in pixels; None takes what the source was trained at, else 224x224.
+        image_size: (height, width) in pixels; None takes what the source says, else 224x224.
         num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
         weights_key: the wrapper or key prefix to load from a file that holds several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
@@ -97,7 +99,8 @@ def load(
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
         )
-        return Loaded(model, record, preprocessing_of(_of_each_channel(preprocessing, spec), spec), None)
+        known = {"input_size": spec.image_size, "global_pool": "avg"}  # of what has no training
+        return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
     converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix, classifier=task == "classify")
@@ -120,22 +123,18 @@ def load(
         file_sha256=checkpoint.file_sha256,
         licence=checkpoint.licence,
     )
+    known = dict(checkpoint.facts)
+    if image_size is not None:
+        known["input_size"] = list(image_size)
+    if converted.layout not in ("own", "timm"):
+        known["global_pool"] = "avg"  # the code of those layouts has no other
     return Loaded(
         model,
         record,
-        preprocessing_of({**checkpoint.facts, **_of_each_channel(preprocessing, spec)}, spec),
+        preprocessing_of({**known, **(preprocessing or {})}, spec),
         labels_of(checkpoint.facts, spec),
         "; ".join(filter(None, (checkpoint.note, converted.note))) or None,
     )
-
-
-def _of_each_channel(given: Mapping[str, Any] | None, spec: ModelSpec) -> dict[str, Any]:
-    """What the user said of the preprocessing, one number for a mean or std repeated for every channel."""
-    found = dict(given or {})
-    for name in ("mean", "std"):
-        if len(found.get(name, ())) == 1:
-            found[name] = tuple(found[name]) * spec.in_chans
-    return found
 
 
 def _refuse_not_finite(model: ConvNeXt, converted: Converted, checkpoint: Checkpoint) -> None:
@@ -287,12 +286,17 @@ def _from_hub(repository: str, source: str) -> Checkpoint:
     try:
         config = _json(fetched("config.json"))
         if "model_type" in config:  # transformers, which keeps the preprocessing in a file of its own
-            try:
-                config["preprocessor"] = _json(fetched("preprocessor_config.json"))
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                pass
+            beside: dict[str, dict[str, Any] | None] = {}
+            for name in PROCESSOR_FILES:
+                try:
+                    beside[name] = _json(fetched(name))
+                except LocalEntryNotFoundError:
+                    if name == PROCESSOR_FILES[0]:
+                        raise
+                    beside[name] = None  # offline; older repositories do not have it
+                except EntryNotFoundError:
+                    beside[name] = None
+            config["preprocessor"] = merged(*(beside[name] for name in PROCESSOR_FILES))
         for candidate in WEIGHT_FILES:
             try:
                 file = fetched(candidate)
@@ -337,9 +341,9 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
         raise WeightsError(f"{folder} has none of {', '.join(WEIGHT_FILES)}; name the file itself with --weights")
     parts = [folder / part for part in _shards(files[0])] if files[0].suffix == ".json" else files[:1]
     config = _json(config_file) if config_file.is_file() else {}
-    preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.is_file():
-        config["preprocessor"] = _json(preprocessor)
+    beside = [_json(folder / name) if (folder / name).is_file() else None for name in PROCESSOR_FILES]
+    if any(found is not None for found in beside):
+        config["preprocessor"] = merged(*beside)
     return _with_config(source, parts, config, key)
 
 

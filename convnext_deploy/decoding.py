@@ -1,0 +1,82 @@
+"""From the bytes of an image file to 8-bit pixels, within limits."""
+
+import errno
+import functools
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# Decoding takes up to 8 bytes a pixel in each thread: half a GB at this limit.
+MAX_PIXELS = 2**26
+
+# Pillow opens many formats more, among them EPS, for which it starts Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+# Of a file that is missing, forbidden, or a link that leads nowhere; a failing disk has other numbers.
+_OF_THE_FILE = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO
+}  # fmt: skip
+
+
+class UnreadableImage(OSError):
+    """One image that cannot be read or decoded; the others of its source are not concerned."""
+
+
+def is_of_the_file(error: OSError) -> bool:
+    return error.errno in _OF_THE_FILE
+
+
+def decoded(content: bytes) -> Image.Image:
+    """Decode an encoded image; 16 bits a channel become 8.
+
+    Grey images of 16 bits are divided by 257 and rounded, so that black stays 0 and white becomes 255. Pillow itself
+    would cut them off at 255. Colour images of 16 bits are Pillow's own: it keeps the upper eight bits.
+
+    Raises:
+        UnreadableImage: empty, none of `FORMATS`, damaged, of more than `MAX_PIXELS`, or of a pixel type without a
+            known white. One line, and always the same one for the same bytes.
+    """
+    if not content:
+        raise UnreadableImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(content), formats=_formats())
+        refuse_many(image.width, image.height)
+        image.load()
+        refuse_many(image.width, image.height)  # what a file holds may be larger than its head says
+        return _eight_bits(image)
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError as error:  # its own text holds a memory address
+        raise UnreadableImage(f"not an image in a format that is read here ({', '.join(FORMATS)})") from error
+    # Everything: decoders of third parties raise what their authors never thought of, AttributeError and MemoryError
+    # among it, and one damaged image must not end an evaluation of thousands. The type is part of the line.
+    except Exception as error:
+        raise UnreadableImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with; it fails for a name that it does not know."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def refuse_many(width: int, height: int) -> None:
+    """Refuse an image of more than `MAX_PIXELS`.
+
+    Raises:
+        UnreadableImage: with its size and the limit.
+    """
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width}x{height} pixels; at most {MAX_PIXELS:,} are decoded, make it smaller first")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    # Older releases of Pillow give 16-bit PNG as mode "I", and PPM of more than 8 bits comes scaled to 16 bits in it.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        pixels = np.asarray(image).astype(np.uint32)  # (H, W), 0..65535
+        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UnreadableImage(f"pixels of 32 bits (mode {image.mode}) have no known white; convert it to 8 bits")
+    return image
