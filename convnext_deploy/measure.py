@@ -148,9 +148,6 @@ def turn_of_streams(
     Returns:
         Milliseconds of each query (together) or of each stream's step, and the steps that were finished by second.
     """
-    for index, work in enumerate(works):
-        work.begin(number + index)
-        work.step(number + index)
     gate = threading.Barrier(len(works))
     starts: list[float] = []
     found: list[list[float]] = [[] for _ in works]
@@ -160,6 +157,8 @@ def turn_of_streams(
 
     def run(index: int) -> None:
         try:
+            works[index].begin(number + index)  # here: a bound batch is its thread's
+            works[index].step(number + index)
             gate.wait()
             begin = clock()
             starts.append(begin)

@@ -25,6 +25,7 @@ from . import conditions, measure, scenarios
 from .env import usable_cores
 from .errors import ConvNextDeployError, WorkerError
 from .preprocess import as_input, probe_images, transform
+from .processes import end_with
 from .session import Images, Session
 from .types import Record, Scope, ServerTrial
 
@@ -80,7 +81,7 @@ class Worker:
         }
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code], pass_fds=(to_child, from_child), env=environment,
-            stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said,
+            stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said, start_new_session=True,
         )  # fmt: skip
         os.close(to_child)
         os.close(from_child)
@@ -126,8 +127,10 @@ class Worker:
         return f"{how}: {lines[-1]}" if lines else how
 
     def kill(self) -> None:
-        """End the process, whatever it is doing; who waits for its answer gets a WorkerError."""
-        self._process.kill()
+        """End the process and all it has started; who waits for its answer gets a WorkerError."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End the process and free what belongs to it."""
@@ -152,7 +155,8 @@ class Child:
         self._together = False
 
     def serve(self) -> None:
-        """Answer requests until the parent closes its pipe. Ctrl-C is the parent's to handle."""
+        """Answer requests until the parent closes its pipe, or is no more. Ctrl-C is the parent's to handle."""
+        end_with(self._requests.fileno())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         while line := self._requests.readline():
             method, arguments = msgspec.json.decode(line)

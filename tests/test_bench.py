@@ -67,7 +67,7 @@ class Fake(Session):
 
     def _bind(self, images): ...
 
-    def step(self):
+    def _step(self):
         self.steps += 1
         if self.fault == "segfault" and self.steps > 30:
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -76,10 +76,12 @@ class Fake(Session):
         level = self.ms * (1 + 0.1 * self.steps if self.fault == "slower and slower" else 1)
         NOW[0] += level * self.count / 1e3 * self.random.lognormvariate(0, 0.01)
 
-    def fetch(self):
+    def _fetch(self):
         return ()
 
-    def precision(self): ...
+    def _unshare(self): ...
+
+    def _precision(self): ...
 
 def open_fake(name, ms, seed=0, threads=None, log=None, fault=None):
     if fault == "open":
@@ -93,7 +95,7 @@ def open_fake(name, ms, seed=0, threads=None, log=None, fault=None):
     return Fake(name, ms, seed, threads, log, fault)
 
 class Sleeper(Fake):
-    def step(self):
+    def _step(self):
         time.sleep(self.ms / 1e3)
 
 def open_sleeper(name, ms, threads=None):

@@ -80,14 +80,16 @@ class TableSession(Session):
     def _bind(self, images: Images) -> None:
         self.images = images
 
-    def step(self) -> None:
+    def _step(self) -> None:
         self.batches.append(len(self.images))
         self.outputs = self.logits(self.images)
 
-    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         return (self.outputs,)
 
-    def precision(self) -> PrecisionTruth:
+    def _unshare(self) -> None: ...
+
+    def _precision(self) -> PrecisionTruth:
         return PrecisionTruth(graph={})
 
 
@@ -303,10 +305,10 @@ class Interrupted(TableSession):
         super().__init__(manifest, of_pixels)
         self.at = at
 
-    def step(self) -> None:
+    def _step(self) -> None:
         if len(self.batches) == self.at:
             raise KeyboardInterrupt
-        super().step()
+        super()._step()
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 256])  # a save after each batch, after two, and at the end only

@@ -28,24 +28,26 @@ class FakeSession(Session):
         super().__init__(None, RunOptions(threads=1))  # type: ignore[arg-type]
         self.asked: list[str] = []
         self.bound: list[int] = []
-        self._step = step
+        self.work = step
 
     def bind(self, images: Images) -> None:
         self.bound.append(int(images.flat[0]))
 
     def _bind(self, images: Images) -> None: ...
 
-    def step(self) -> None:
+    def _step(self) -> None:
         self.asked.append("step")
-        self._step()
+        self.work()
 
-    def sync(self) -> None:
+    def _sync(self) -> None:
         self.asked.append("sync")
 
-    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         return ()
 
-    def precision(self) -> PrecisionTruth:
+    def _unshare(self) -> None: ...
+
+    def _precision(self) -> PrecisionTruth:
         return PrecisionTruth(graph={"fp32": 1.0})
 
 

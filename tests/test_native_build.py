@@ -220,6 +220,7 @@ def test_the_thread_sanitizer_finds_nothing(
     program = driver(tmp_path_factory.mktemp("tsan"), "-fsanitize=thread")
     for path in networks:
         assert "portable" in passes(program, "run", path, "3", "64", "96", "3")
+        assert "0 wrong" in passes(program, "threads", path, "32", "64", "8", "6")
 
 
 def test_importing_the_engine_takes_no_framework() -> None:

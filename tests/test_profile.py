@@ -113,7 +113,7 @@ def test_onnx_runtimes_nodes_have_their_kind(found: dict[str, Any], kind: str) -
 
 def test_a_session_without_a_profiler_says_so(artifact_of: Callable[..., Artifact]) -> None:
     class Plain(Session):
-        _bind = step = fetch = precision = None  # type: ignore[assignment]
+        _bind = _step = _fetch = _precision = _unshare = None  # type: ignore[assignment]
 
     Plain.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
     session = Plain(artifact_of("eager").manifest, RunOptions())

@@ -48,7 +48,7 @@ class AotInductorSession(TorchSession):
         super().__init__(package, manifest, options)
         self._path = path
 
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         """From the generated code's table of constants: its calls bypass PyTorch's dispatcher, so none can be seen."""
         counts = multiply_accumulates(self.manifest.model)
         macs = [

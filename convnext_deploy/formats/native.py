@@ -42,6 +42,9 @@ class NativeSession(Session):
         height, width = manifest.model.image_size
         self._engine = self._planned(manifest.export.batch.opt, height, width)
 
+    def _unshare(self) -> None:
+        self._engines = {}
+
     def _planned(self, batch: int, height: int, width: int) -> Engine:
         size = (batch, height, width)
         engine = self._engines.pop(size, None) or Engine(self._network, *size, self.options.threads or usable_cores())
@@ -51,19 +54,19 @@ class NativeSession(Session):
         return engine
 
     def _bind(self, images: Images) -> None:
-        if images.shape != self._engine.input_shape:
+        if not self._engines or images.shape != self._engine.input_shape:
             batch, *sides = images.shape
             height, width = sides[:2] if self.manifest.export.input == "uint8" else sides[1:]
             self._engine = self._planned(batch, height, width)
         self._engine.bind(images)
 
-    def step(self) -> None:
+    def _step(self) -> None:
         self._engine.run()
 
-    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         return tuple(output.copy() for output in self._engine.outputs)
 
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         """Shares of the matrix products, as the file holds them and as this CPU multiplies them."""
         engine = self._engine
         macs = dict(engine.multiply_accumulates)
@@ -79,7 +82,7 @@ class NativeSession(Session):
         note = "depthwise convolutions and norms are computed in fp32" if set(graph) != {"fp32"} else None
         return PrecisionTruth(graph=graph, executed=ran, note=note, quantized=engine.products["int8"])
 
-    def profile(self, steps: int, warmup: int) -> Profile:
+    def _profile(self, steps: int, warmup: int) -> Profile:
         """From the engine's own clock, read between the parts of an operation."""
         found = []
         for _ in range(warmup + steps):

@@ -79,17 +79,21 @@ class OnnxSession(Session):
         for output in self.manifest.outputs:
             self._binding.bind_output(output.name, self.options.device)
 
-    def step(self) -> None:
+    def _unshare(self) -> None:
+        self._images = None
+        self._binding = self._session.io_binding()
+
+    def _step(self) -> None:
         self._session.run_with_iobinding(self._binding)
 
-    def sync(self) -> None:
+    def _sync(self) -> None:
         self._binding.synchronize_outputs()
 
-    def fetch(self) -> tuple[NDArray[np.float32], ...]:
-        self.sync()
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
+        self._sync()
         return tuple(np.array(output) for output in self._binding.copy_outputs_to_cpu())
 
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         del self._session, self._binding  # it holds the weights, and so does each of the next two steps
         graph = precision_of_onnx(self._path, tuple(self._images.shape()))
         with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +107,7 @@ class OnnxSession(Session):
         note = f"onnxruntime's {provider} runs this graph as {next(iter(executed))} here" if differs else None
         return PrecisionTruth(graph=graph, executed=executed, note=note, quantized=quantized)
 
-    def profile(self, steps: int, warmup: int) -> Profile:
+    def _profile(self, steps: int, warmup: int) -> Profile:
         """From ONNX Runtime's profile, of a session of its own: it cannot be switched on later."""
         del self._session, self._binding  # see precision
         groups = convolution_groups(self._path)

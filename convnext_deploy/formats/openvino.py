@@ -80,13 +80,17 @@ class OpenVinoSession(Session):
         self._images = images  # shared with the tensor below, so it has to live as long
         self._request.set_input_tensor(self._ov.Tensor(images, shared_memory=True))
 
-    def step(self) -> None:
+    def _unshare(self) -> None:
+        self._images = None
+        self._request = self._compiled.create_infer_request()
+
+    def _step(self) -> None:
         self._request.infer()
 
-    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         return tuple(np.array(self._request.get_tensor(port).data) for port in self._ports)
 
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         self.step()
         macs = _executed_macs(self._compiled.get_runtime_model())
         executed = shares(macs)
@@ -98,7 +102,7 @@ class OpenVinoSession(Session):
         graph = {"fp32": 1.0} if self.manifest.export.quantization is None else {}
         return PrecisionTruth(graph=graph, executed=executed, note=note, quantized=quantized)
 
-    def profile(self, steps: int, warmup: int) -> Profile:
+    def _profile(self, steps: int, warmup: int) -> Profile:
         """From the plugin's own counters, of a model compiled with them: they cannot be switched on later.
 
         A counter is the mean of every inference so far, so those of the warm-up are taken off again.

@@ -51,7 +51,7 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
 
 class TorchTensorRtSession(TorchSession):
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         asked = self.manifest.export.precision
         return PrecisionTruth(graph={asked: 1.0}, note="the program's types; engines inside it were not inspected")
 

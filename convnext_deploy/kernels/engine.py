@@ -1,6 +1,7 @@
 """One packed network, planned for one batch and image size, run through the C interface."""
 
 import ctypes
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from ..types import STRIDE
 from . import library, packed
 from .packed import TYPES, ProductType
 
-OK, BAD_FILE, BAD_ARGUMENT, NO_MEMORY, NO_FILE, NO_THREADS = range(6)
-ERRORS = {BAD_FILE: ArtifactError, NO_FILE: ArtifactError, BAD_ARGUMENT: UsageError}
+OK, BAD_FILE, BAD_ARGUMENT, NO_MEMORY, NO_FILE, NO_THREADS, BUSY = range(7)
+ERRORS = {BAD_FILE: ArtifactError, NO_FILE: ArtifactError, BAD_ARGUMENT: UsageError, BUSY: UsageError}
 PARTS = ("stem", "dwconv_norm", "expand", "grn", "project", "downsample", "head", "features", "wait")
 MESSAGE_BYTES = 512
 
@@ -66,7 +67,9 @@ class Network:
 
 
 class Engine:
-    """A session of the native engine. Bind a batch, run, read `outputs`; one thread at a time.
+    """A session of the native engine. Bind a batch, run, read `outputs`; one thread at a time, others are refused.
+
+    Any number of engines over one network may run at once, each in a thread of its own.
 
     Args:
         source: a network, or what one is made of; `isa` belongs to the latter.
@@ -81,6 +84,7 @@ class Engine:
         isa: str | None = None,
     ) -> None:  # fmt: skip
         self._session = ctypes.c_void_p()
+        self._running = threading.Lock()
         assert not (isinstance(source, Network) and isa)
         self._network = source if isinstance(source, Network) else Network(source, isa)
         self._library, self.names = self._network.library, self._network.names
@@ -127,14 +131,32 @@ class Engine:
             raise InputError(
                 f"images are {images.dtype} {images.shape}; expected {self.input_dtype} {self.input_shape}"
             )
-        self._input = np.ascontiguousarray(images)
+        content = np.ascontiguousarray(images)
+        self._enter()
+        self._input = content
+        self._running.release()
 
     def run(self) -> None:
-        """One inference of the bound batch into `outputs`, which the next one overwrites."""
-        _check(self._library.cnxt_session_run(self._session, self._bound(), self._pointers), None, FORKED)
+        """One inference of the bound batch into `outputs`, which the next one overwrites.
+
+        Raises:
+            UsageError: another thread is running this engine, it was closed, or the process was forked.
+        """
+        self._enter()
+        try:
+            _check(self._library.cnxt_session_run(self._session, self._bound(), self._pointers), None, FORKED)
+        finally:
+            self._running.release()
 
     def profile(self) -> tuple[PartTime, ...]:
         """`run`, and what each part of it took."""
+        self._enter()
+        try:
+            return self._profiled()
+        finally:
+            self._running.release()
+
+    def _profiled(self) -> tuple[PartTime, ...]:
         found = (library.TimingEntry * (len(self.names) * len(PARTS)))()
         count = ctypes.c_size_t()
         code = self._library.cnxt_session_profile(
@@ -163,11 +185,19 @@ class Engine:
             raise InputError("no images are bound; call bind first")
         return self._input.ctypes.data
 
+    def _enter(self) -> None:
+        if not self._running.acquire(blocking=False):
+            raise UsageError("another thread is running this engine; open one for each thread, over the same network")
+        if not self._session:
+            self._running.release()
+            raise UsageError("the engine was closed; open another one over the same network")
+
     def close(self) -> None:
-        """Release threads and memory; the engine cannot be used afterwards."""
-        if self._session:
-            self._library.cnxt_session_close(self._session)
-        self._session = ctypes.c_void_p()
+        """Release threads and memory, after the run that another thread may be in; the engine cannot be used again."""
+        with self._running:
+            if self._session:
+                self._library.cnxt_session_close(self._session)
+            self._session = ctypes.c_void_p()
 
     def __del__(self) -> None:
         if getattr(self, "_session", None):

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import BuildError, MissingPackageError, UsageError
+from ..processes import Group
 
 SOURCES = Path(__file__).parent / "csrc"
 COMPILERS = ("c++", "g++", "clang++")
@@ -145,15 +146,15 @@ def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...]) -> 
     """Compile every unit at once, in `work`, and link them."""
     command = [*shlex.split(compiler), *FLAGS, *extra_flags]
     running = {}
-    for name, flags in units().items():
-        target = work / f"{name}.o"
-        running[target] = subprocess.Popen(
-            [*command, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", str(target)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    refusals = {target: child.communicate()[1] for target, child in running.items()}
+    with Group() as group:  # killed with this process
+        for name, flags in units().items():
+            target = work / f"{name}.o"
+            running[target] = group.start(
+                [*command, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", str(target)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        refusals = {target: child.communicate()[1] for target, child in running.items()}
     for target, child in running.items():
         if child.returncode:
             raise BuildError(_refusal(compiler, f"{target.stem}.cpp", refusals[target]))

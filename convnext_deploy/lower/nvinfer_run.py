@@ -267,11 +267,15 @@ class EngineSession(Session):
         self._engine = self._runtime.deserialize_cuda_engine((folder / ENGINE_FILE).read_bytes())
         if self._engine is None:
             raise ArtifactError(f"{TITLES[name]} cannot load {folder / ENGINE_FILE}: {self._log.reason()}")
+        self._folder = folder
+        self._unshare()
+
+    def _unshare(self) -> None:
         self._context = self._new_context()
         if self._context is None:
-            raise ArtifactError(f"{TITLES[name]} has no room for {folder}: {self._log.reason()}; use a smaller --batch")
-        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no stub for it
-        self._profile = 0
+            raise ArtifactError(f"no room to run {self._folder}: {self._log.reason()}; use a smaller --batch")
+        self._stream: Any = self._torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no stub for it
+        self._active_profile = 0
         self._bound: _Bound | None = None
         self._steps = 0
 
@@ -300,11 +304,11 @@ class EngineSession(Session):
         name = self.manifest.inputs[0].name
         profile = choose_profile([p[name] for p in self._record.profiles], tuple(images.shape))
         self._stream.synchronize()
-        if profile != self._profile:
+        if profile != self._active_profile:
             if not context.set_optimization_profile_async(profile, stream.cuda_stream):
                 raise InputError(f"profile {profile} cannot be set: {self._log.reason()}")
             stream.synchronize()
-            self._profile = profile
+            self._active_profile = profile
         if not context.set_input_shape(name, tuple(images.shape)):
             raise InputError(f"images of shape {images.shape} are refused: {self._log.reason()}")
         host = torch.from_numpy(images)
@@ -326,7 +330,7 @@ class EngineSession(Session):
         stream.wait_stream(torch.cuda.current_stream())
         return bound
 
-    def step(self) -> None:
+    def _step(self) -> None:
         bound = self._bound
         assert bound is not None, "bind comes before step"
         if self.options.cuda_graph and not self._replays_itself and self._steps == 1:
@@ -345,14 +349,14 @@ class EngineSession(Session):
     def _captured(self) -> Any:
         self._stream.synchronize()
         graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(graph, stream=self._stream):
+        with self._torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):  # others may run on
             self._enqueue(self._stream.cuda_stream)
         return graph
 
-    def sync(self) -> None:
+    def _sync(self) -> None:
         self._stream.synchronize()
 
-    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         bound = self._bound
         assert bound is not None, "bind and step come before fetch"
         with self._torch.cuda.stream(self._stream):
@@ -366,7 +370,7 @@ class EngineSession(Session):
         assert self._bound is not None, "bind and step come before the outputs"
         return tuple(self._bound.outputs)
 
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         graph = shares(self._record.products.values())
         inspector = self._engine.create_engine_inspector()
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -375,7 +379,7 @@ class EngineSession(Session):
         quantized = quantized_products(self._record)
         return PrecisionTruth(graph=graph, executed=executed or None, note=note, quantized=quantized)
 
-    def profile(self, steps: int, warmup: int) -> Profile:
+    def _profile(self, steps: int, warmup: int) -> Profile:
         from .nvinfer_profile import profiled
 
         return profiled(self, self._trt, self._context, self._engine, steps, warmup)

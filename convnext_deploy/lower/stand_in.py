@@ -24,13 +24,15 @@ class OnnxStandIn(Session):
     def _bind(self, images: Images) -> None:
         self._images = images
 
-    def step(self) -> None:
+    def _unshare(self) -> None: ...
+
+    def _step(self) -> None:
         self._outputs = self._session.run(None, {self.manifest.inputs[0].name: self._images})
 
-    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         return tuple(np.array(output, dtype=np.float32) for output in self._outputs)
 
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         return self._truth
 
 
@@ -42,7 +44,7 @@ class TorchStandIn(TorchSession):
         self.stands_in = f"PyTorch on the program that the engine's ONNX was made from; the engine was not run: {why}"
         self._truth = truth
 
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         return self._truth
 
 

@@ -1,5 +1,6 @@
 """The Session that every PyTorch-run format shares, and reading back what PyTorch computes in."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -43,7 +44,10 @@ class TorchSession(Session):
         else:
             self._images, self._graph = bound, None
 
-    def step(self) -> None:
+    def _unshare(self) -> None:
+        self._images, self._outputs, self._graph = None, (), None
+
+    def _step(self) -> None:
         assert self._images is not None, "bind comes before step"
         if self._graph is not None:
             self._graph.replay()
@@ -66,27 +70,27 @@ class TorchSession(Session):
             self._computed(images)  # libraries allocate their workspaces on the stream that is captured
         torch.cuda.current_stream().wait_stream(side)
         graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # other threads may run on
             self._outputs = self._computed(images)
         self._graph = graph
         graph.replay()  # a capture computes nothing
 
-    def sync(self) -> None:
+    def _sync(self) -> None:
         if self.options.device == "cuda":
             torch.cuda.synchronize()
 
-    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         # A copy even on the CPU: compiled code may hand out the same buffer at the next step.
         return tuple(np.array(output.cpu().numpy(), dtype=np.float32) for output in self._outputs)
 
-    def precision(self) -> PrecisionTruth:
+    def _precision(self) -> PrecisionTruth:
         with MacCounter() as counter:
             self.step()
         found = shares(counter.macs)  # PyTorch runs the types it dispatches
         quantized = sum(name in ("int8", "fp8") for name, _ in counter.macs)
         return PrecisionTruth(graph=found, executed=found, quantized=quantized)
 
-    def profile(self, steps: int, warmup: int) -> Profile:
+    def _profile(self, steps: int, warmup: int) -> Profile:
         from .torch_profile import profiled
 
         return profiled(self, steps, warmup)
@@ -108,18 +112,30 @@ def opening(path: Path, options: RunOptions) -> Iterator[None]:
         raise ArtifactError(f"PyTorch cannot load {path}: {reason}; export the model again") from error
 
 
+_CHANGING = threading.RLock()  # held while PyTorch's number of threads is another than the process's own
+_KNOWS = threading.local()  # which threads have taken over the process's number
+
+
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """PyTorch has one global number of threads: set it for a while, and put it back."""
+    """PyTorch has one global number of threads: set it for a while, and put it back.
+
+    A thread takes over the global number when it first asks, and keeps its own from then on. So it may not ask first
+    while another thread has changed it, and threads that want another number than they have take turns.
+    """
+    if not hasattr(_KNOWS, "number"):
+        with _CHANGING:
+            _KNOWS.number = torch.get_num_threads()
     before = torch.get_num_threads()
     if count is None or count == before:
         yield
         return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with _CHANGING:
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class _Float32Products:

@@ -1,4 +1,5 @@
 // The C functions: arguments are checked, and no exception passes.
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -18,6 +19,7 @@ struct cnxt_model {
 
 struct cnxt_session {
   cnxt::Session session;
+  std::atomic_flag busy;
 };
 
 namespace {
@@ -74,6 +76,15 @@ cnxt::Model read_file(const char *path) {
   }
 }
 
+// A second thread is refused: both would work in the same memory.
+template <class F>
+int alone(cnxt_session &session, F body) noexcept {
+  if (session.busy.test_and_set(std::memory_order_acquire)) return CNXT_BUSY;
+  body();
+  session.busy.clear(std::memory_order_release);
+  return CNXT_OK;
+}
+
 [[noreturn]] void refuse(const char *line) { throw cnxt::Failure{CNXT_BAD_ARGUMENT, line}; }
 
 }  // namespace
@@ -114,7 +125,7 @@ int cnxt_session_open(const cnxt_model *model, const cnxt_options *options, cnxt
     if (!session) refuse("session is NULL");
     *session = nullptr;
     if (!model || !options) refuse("model or options is NULL");
-    *session = new cnxt_session{{model->model, *options}};
+    *session = new cnxt_session{{model->model, *options}, {}};
   });
 }
 
@@ -131,18 +142,18 @@ size_t cnxt_session_bytes(const cnxt_session *session) { return session->session
 
 int cnxt_session_run(cnxt_session *session, const void *input, float *const *outputs) {
   if (!session || !input || !outputs || !session->session.belongs_here()) return CNXT_BAD_ARGUMENT;
-  session->session.run(input, outputs, false);
-  return CNXT_OK;
+  return alone(*session, [&] { session->session.run(input, outputs, false); });
 }
 
 int cnxt_session_profile(cnxt_session *session, const void *input, float *const *outputs, cnxt_timing *timings,
                          size_t capacity, size_t *count) {
   if (!session || !input || !outputs || !count || !session->session.belongs_here()) return CNXT_BAD_ARGUMENT;
-  session->session.run(input, outputs, true);
-  const auto &found = session->session.timings;
-  *count = found.size();
-  for (size_t i = 0; i < found.size() && i < capacity; i++) timings[i] = found[i];
-  return CNXT_OK;
+  return alone(*session, [&] {
+    session->session.run(input, outputs, true);
+    const auto &found = session->session.timings;
+    *count = found.size();
+    for (size_t i = 0; i < found.size() && i < capacity; i++) timings[i] = found[i];
+  });
 }
 
 }  // extern "C"

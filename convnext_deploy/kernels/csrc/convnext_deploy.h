@@ -2,8 +2,9 @@
 
    Ownership: a model refers to the bytes it was opened from until it is closed; a session refers to its model. Close
    sessions before their model, and a model before its bytes are released.
-   Threads: a model may be shared by any number of threads. A session is used by one thread at a time; it has threads
-   of its own, which a fork does not inherit: create sessions after the fork.
+   Threads: a model may be shared by any number of threads, each with a session of its own. A session is used by one
+   thread at a time, and refuses to run for a second one; nobody closes it while it runs. It has threads of its own,
+   which a fork does not inherit: create sessions after the fork.
    Errors: a function that can fail returns CNXT_OK or a code, and writes one line into `message` (always terminated;
    NULL is allowed). No exception leaves the library, and no input makes it crash: every offset, size and dimension of
    a file is checked before it is used. */
@@ -27,6 +28,7 @@ typedef enum cnxt_status {
   CNXT_NO_MEMORY = 3,
   CNXT_NO_FILE = 4,      /* cannot be opened or read */
   CNXT_NO_THREADS = 5,   /* the system refused to start one */
+  CNXT_BUSY = 6,         /* another thread runs this session */
 } cnxt_status;
 
 typedef struct cnxt_model cnxt_model;
@@ -77,7 +79,8 @@ CNXT_API const char *cnxt_session_isa(const cnxt_session *session);
 /* Bytes of activations and scratch that the session holds. */
 CNXT_API size_t cnxt_session_bytes(const cnxt_session *session);
 
-/* One inference of a whole batch. `input` and `outputs[i]` are contiguous; outputs are float32. */
+/* One inference of a whole batch. `input` and `outputs[i]` are contiguous; outputs are float32. CNXT_BUSY: another
+ * thread runs this session, and nothing was computed. */
 CNXT_API int cnxt_session_run(cnxt_session *session, const void *input, float *const *outputs);
 /* The same, timed: fills up to `capacity` entries and says how many there are. */
 CNXT_API int cnxt_session_profile(cnxt_session *session, const void *input, float *const *outputs,

@@ -2,7 +2,9 @@
 // damaged copies of one. Any crash, leak, race or undefined operation ends it with the sanitizer's own status.
 //
 //   selftest run FILE BATCH HEIGHT WIDTH THREADS   every path of this CPU, two sessions at once; equal outputs
+//   selftest threads FILE HEIGHT WIDTH THREADS ROUNDS   that many threads over one model; outputs of one thread
 //   selftest fuzz FILE COUNT SEED                  truncations, every header and record byte, random damage
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -87,6 +89,53 @@ int run(const std::vector<uint8_t> &file, cnxt_options options) {
   return 0;
 }
 
+// Every thread opens, runs and closes sessions of its own with changing batches and numbers of threads, all over one
+// model; then all of them run one session, which takes one at a time and refuses the others.
+int threads(const std::vector<uint8_t> &file, uint32_t height, uint32_t width, uint32_t count, uint32_t rounds) {
+  constexpr uint32_t BATCHES = 4;
+  const Bytes bytes = copy_of(file.data(), file.size());
+  cnxt_model *model;
+  char message[256];
+  if (cnxt_model_open(bytes.data, bytes.size, &model, message, sizeof message)) return std::puts(message), 1;
+  std::vector<std::vector<std::vector<float>>> expected;
+  for (uint32_t batch = 1; batch <= BATCHES; batch++) {
+    Runner alone;
+    if (alone.open(model, {batch, height, width, 1, nullptr})) return 1;
+    alone.run();
+    expected.push_back(alone.outputs);
+  }
+  std::atomic<uint32_t> runs{0}, wrong{0}, refused{0};
+  const auto all = [&](auto body) {
+    std::vector<std::thread> started;
+    for (uint32_t thread = 0; thread < count; thread++) started.emplace_back(body, thread);
+    for (auto &thread : started) thread.join();
+  };
+  all([&](uint32_t thread) {
+    for (uint32_t round = 0; round < rounds; round++) {
+      const uint32_t batch = 1 + (thread + round) % BATCHES;
+      Runner own;
+      if (own.open(model, {batch, height, width, 1 + round % 2, nullptr})) wrong++;
+      else own.run(), runs++, wrong += own.outputs != expected[batch - 1];
+    }
+  });
+  Runner shared;
+  if (shared.open(model, {2, height, width, 2, nullptr})) return 1;
+  all([&](uint32_t) {
+    auto outputs = shared.outputs;
+    std::vector<float *> pointers;
+    for (auto &output : outputs) pointers.push_back(output.data());
+    for (uint32_t round = 0; round < rounds; round++)
+      if (cnxt_session_run(shared.session, shared.input.data(), pointers.data()) == CNXT_BUSY) refused++;
+      else runs++, wrong += outputs != expected[1];
+  });
+  std::printf("%u runs, %u wrong, %u refused\n", runs.load(), wrong.load(), refused.load());
+  cnxt_session_close(shared.session);
+  shared.session = nullptr;
+  cnxt_model_close(model);
+  std::free(bytes.data);
+  return wrong != 0;
+}
+
 struct Fuzzer {
   size_t opened = 0, refused = 0, ran = 0;
 
@@ -164,10 +213,11 @@ int fuzz(const std::vector<uint8_t> &file, size_t count, unsigned seed) {
 }  // namespace
 
 int main(int argc, char **argv) {
-  if (argc < 5) return std::fprintf(stderr, "selftest run|fuzz FILE ...\n"), 2;
+  if (argc < 5) return std::fprintf(stderr, "selftest run|threads|fuzz FILE ...\n"), 2;
   std::ifstream stream(argv[2], std::ios::binary);
   const std::vector<uint8_t> file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   const auto number = [&](int i) { return static_cast<uint32_t>(std::strtoul(argv[i], nullptr, 10)); };
   if (std::string(argv[1]) == "run" && argc == 7) return run(file, {number(3), number(4), number(5), number(6), nullptr});
+  if (std::string(argv[1]) == "threads" && argc == 7) return threads(file, number(3), number(4), number(5), number(6));
   return fuzz(file, number(3), number(4));
 }

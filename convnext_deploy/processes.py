@@ -1,0 +1,52 @@
+"""Processes that end with the one that started them, however that ends: a pipe's other end closes with it."""
+
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+# The command in a process group of its own, beside a shell that waits for the end of the pipe on its standard input and
+# then kills the group: a compiler's driver starts programs of its own, which would outlive the driver.
+GUARD = """
+exec 3<&0
+{ read _ <&3; kill -KILL 0; } &
+"$@" </dev/null 3<&-
+code=$?
+kill -KILL $!
+exit $code
+"""
+
+
+class Group:
+    """Commands that are killed, with all they have started, when this process ends or leaves the `with` block."""
+
+    def __init__(self) -> None:
+        self._theirs, self._ours = os.pipe()  # not inherited: no other process keeps our end open
+
+    def start(self, command: Sequence[str], **pipes: Any) -> "subprocess.Popen[str]":
+        """`subprocess.Popen` of text; its standard input is empty."""
+        return subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, "sh", *command], stdin=self._theirs, text=True, start_new_session=True, **pipes
+        )
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._theirs)
+        os.close(self._ours)
+
+
+def end_with(pipe: int) -> None:
+    """In a child that leads its session: kill it and all it has started when the parent's end of `pipe` closes."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(pipe, 0)  # reports the end only, and takes no request from the reader
+        poll.poll()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

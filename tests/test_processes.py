@@ -1,0 +1,72 @@
+"""What a killed process leaves running: nothing. The reference is the system's own list of processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from convnext_deploy.processes import Group
+
+# Each child writes its own number and that of a grandchild, then works for a minute.
+COMMAND = """import os, subprocess, sys, time
+grandchild = subprocess.Popen(["sleep", "60"])
+with open(sys.argv[1], "a") as file: file.write(f"{os.getpid()} {grandchild.pid} ")
+time.sleep(60)
+"""
+COMPILERS = f"""import sys
+from convnext_deploy.processes import Group
+with Group() as group:
+    for child in [group.start([sys.executable, "-c", {COMMAND!r}, sys.argv[1]]) for _ in range(2)]: child.wait()
+"""
+WORKER = """import sys
+from convnext_deploy.worker import Worker
+worker = Worker("builder")
+worker.send("prepare", imports=["busy"])
+worker.wait()
+"""
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return met
+
+
+def runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("code", "count"), [(COMPILERS, 4), (WORKER, 2)], ids=["compilers", "worker"])
+def test_a_killed_process_leaves_nothing_running(tmp_path: Path, code: str, count: int, end: signal.Signals) -> None:
+    (tmp_path / "busy.py").write_text(f"import sys; sys.argv[1:] = [{str(tmp_path / 'pids')!r}]\n{COMMAND}")
+    (tmp_path / "pids").write_text("")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "pids")], env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert until(lambda: len((tmp_path / "pids").read_text().split()) == count)
+        started = [int(word) for word in (tmp_path / "pids").read_text().split()]
+        assert all(map(runs, started))
+    finally:
+        parent.send_signal(end)
+        parent.wait(30)
+    assert until(lambda: not any(map(runs, started)), 10)
+
+
+def test_a_command_s_end_and_output_are_its_own() -> None:
+    with Group() as group:
+        child = group.start(["sh", "-c", "cat; echo said >&2; exit 7"], stderr=subprocess.PIPE)
+        assert child.communicate()[1] == "said\n"
+        assert child.returncode == 7
+        assert group.start(["sh", "-c", "kill -SEGV $$"]).wait() == 128 + signal.SIGSEGV
