@@ -79,19 +79,24 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
         lines.append(
             f"verified on {parity.samples} {parity.images} images{_reference(found, parity.reference)}: "
-            f"relative error {parity.relative_error:.2g}, "
-            f"cosine {parity.cosine:.7f}{agreement}{ties}"
+            f"relative error {_number(parity.relative_error, '.2g')}, "
+            f"cosine {_number(parity.cosine, '.7f')}{agreement}{ties}"
         )
     lines.append("multiply-accumulates: " + _truth(found))
     assumed = found.preprocessing.assumed
     if assumed and not found.weights.random:
-        said = ", ".join(f"{name} {getattr(found.preprocessing, name)}" for name in assumed)
+        said = ", ".join(f"{name} {getattr(found.preprocessing, name, '')}".rstrip() for name in assumed)
         lines.append(
             f"preprocessing assumed, nothing beside the checkpoint says it: {said} (--mean, --std, --crop-pct)"
         )
     if found.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
     return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number, or that it could not be computed."""
+    return "none" if value is None else format(value, form)
 
 
 def _reference(found: "Manifest", reference: str) -> str:
@@ -122,6 +127,8 @@ def fits_words(facts: tuple[str, ...], problems: tuple[str, ...]) -> str:
 def details(path: Path, found: "Manifest", size: int) -> str:
     weights, model, export = found.weights, found.model, found.export
     origin = "random" if weights.random else f"{weights.source} ({weights.layout} layout)"
+    if weights.revision is not None:
+        origin += f" at revision {weights.revision}"
     preprocessing = found.preprocessing
     lines = [
         summary(path, found, size),
