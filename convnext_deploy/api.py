@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from . import env, formats, manifest
-from .errors import ArtifactError, UsageError
+from .errors import UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
 from .session import RunOptions, Session
@@ -48,37 +48,46 @@ def __getattr__(name: str) -> Any:  # quantizing needs torch, and opening an art
 LATENCY_S = 5.0  # of timing for each side of a gate
 
 
-def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None, cuda_graph: bool = False) -> Session:
+def load(
+    path: str | Path,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    trust: bool = False,
+) -> Session:
     """Open an artifact, check every file of it, and make it ready to run.
 
     Args:
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
+        trust: run the code that an artifact brings although somebody else built it (see SECURITY.md).
 
     Raises:
-        ArtifactError: naming the file that is missing, changed or unreadable.
+        ArtifactError: naming the file that is missing, changed or unreadable, or code that is not trusted.
         MissingPackageError: the runtime is not installed.
     """
-    return _load(manifest.verified(Path(path)), RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
+    options = RunOptions(device=device, threads=threads, cuda_graph=cuda_graph)
+    return _load(manifest.verified(Path(path)), options, trust)
 
 
-def _load(artifact: Artifact, options: RunOptions) -> Session:
-    try:
-        fmt = formats.get(artifact.manifest.export.format)
-    except UsageError as error:
-        raise ArtifactError(f"{artifact.path}: {error}") from None
-    formats.require(fmt)
-    formats.refuse_device(fmt, options.device)
+def _load(artifact: Artifact, options: RunOptions, trust: bool) -> Session:
+    fmt = formats.of(artifact)
     if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
         raise UsageError(
             f"format {fmt.name} replays no CUDA graph on {options.device}; TensorRT's, eager and aotinductor do on cuda"
         )
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads {options.threads}; expected at least 1")
-    return fmt.load(artifact.path, artifact.manifest, options)
+    return formats.opened(artifact, options, trust)
 
 
-def refit(path: str | Path, weights: str, *, out: str | Path, force: bool = False, say: Say = silent) -> Artifact:
+def refit(
+    path: str | Path, weights: str, *, out: str | Path, force: bool = False, say: Say = silent, trust: bool = False
+) -> Artifact:
     """A TensorRT engine with other weights of the same architecture, without building it again. Needs the GPU.
+
+    Args:
+        trust: as for `load`.
 
     Raises:
         UsageError: the artifact is no engine, or was not exported with `--refit refit` or `--refit strip`.
@@ -89,6 +98,7 @@ def refit(path: str | Path, weights: str, *, out: str | Path, force: bool = Fals
     artifact = manifest.verified(Path(path))
     spec, model = artifact.manifest.export, artifact.manifest.model
     engine = nvinfer.refittable(artifact)
+    formats.refuse_untrusted(formats.get(spec.format), artifact, trust)
     return export(
         weights,
         variant=model.architecture,
@@ -118,6 +128,7 @@ def evaluate(
     device: Device = "cpu",
     threads: int | None = None,
     cuda_graph: bool = False,
+    trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Accuracy of an artifact over labelled images; every prediction is kept when `out` is given.
@@ -128,6 +139,7 @@ def evaluate(
         limit: only so many images, evenly spaced over the source.
         out: path without suffix for `<out>.json` and `<out>.parquet`.
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
+        trust: as for `load`.
         progress: told (images done, images in all).
     """
     from . import data as sources
@@ -135,7 +147,7 @@ def evaluate(
 
     artifact = manifest.verified(Path(path))
     source = sources.open_source(data, split)
-    session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
+    session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
     return run(
         session,
         source,
@@ -157,6 +169,7 @@ def gate(
     out: str | Path | None = None,
     device: Device = "cpu",
     threads: int | None = None,
+    trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verdict:
     """Hold a candidate against its baseline: on accuracy, and where the limits ask for it on latency and size.
@@ -166,6 +179,7 @@ def gate(
         candidate: likewise.
         data: what artifact folders are evaluated on, as for `evaluate`.
         out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
+        trust: as for `load`, of both.
         progress: told (images done, images in all) of one evaluation after the other.
 
     Raises:
@@ -198,6 +212,7 @@ def gate(
                         out=kept,
                         device=device,
                         threads=threads,
+                        trust=trust,
                         progress=progress,
                     )
             result = read_result(path)
@@ -208,7 +223,7 @@ def gate(
                 result=result, predictions=read_predictions(path.with_name(result.predictions)), bytes=size
             )
     if limits.max_latency_ratio is not None:
-        timings = _timed_beside_each_other(artifacts, RunOptions(device=device, threads=threads))
+        timings = _timed_beside_each_other(artifacts, RunOptions(device=device, threads=threads), trust)
         sides = {name: replace(side, timing=timings[name]) for name, side in sides.items()}
     return judge(sides["baseline"], sides["candidate"], limits)
 
@@ -224,12 +239,12 @@ def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None
     return (found.artifact_sha256, found.data_sha256) == (artifact.sha256, sources.open_source(data, split).sha256)
 
 
-def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions) -> dict[str, Timing]:
+def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions, trust: bool) -> dict[str, Timing]:
     """Latency of each artifact on one batch of random pixels, of the size that the baseline is tuned for."""
     from . import measure, preprocess
 
     batch = artifacts["baseline"].manifest.export.batch.opt
-    sessions = {name: _load(artifact, options) for name, artifact in artifacts.items()}
+    sessions = {name: _load(artifact, options, trust) for name, artifact in artifacts.items()}
     images = {}
     for name, artifact in artifacts.items():
         model = artifact.manifest.model
@@ -239,13 +254,20 @@ def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions
 
 
 def profile(
-    path: str | Path, *, batch: int | None = None, steps: int = 20, device: Device = "cpu", threads: int | None = None
+    path: str | Path,
+    *,
+    batch: int | None = None,
+    steps: int = 20,
+    device: Device = "cpu",
+    threads: int | None = None,
+    trust: bool = False,
 ) -> ProfileResult:
     """Where an artifact's time goes, by layer, from its runtime's own profiler; on bundled photographs.
 
     Args:
         batch: images at once; None: the size the artifact is tuned for.
         steps: inferences without and inferences with the profiler.
+        trust: as for `load`.
     """
     from . import preprocess
     from .profile import profile as run
@@ -254,7 +276,7 @@ def profile(
         raise UsageError(f"steps {steps}; expected at least 1")
     artifact = manifest.verified(Path(path))
     found = artifact.manifest
-    session = _load(artifact, RunOptions(device=device, threads=threads))
+    session = _load(artifact, RunOptions(device=device, threads=threads), trust)
     size = found.export.batch.opt if batch is None else batch
     pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
     return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
@@ -340,6 +362,7 @@ def bench(
     image_sizes: Sequence[tuple[int, int]] = (),
     task: Task = "classify",
     cuda_graph: bool = False,
+    trust: bool = False,
     say: Say = silent,
     progress: "Progress | None" = None,
 ) -> Iterator[BenchResult]:
@@ -353,6 +376,7 @@ def bench(
         compare: families ("swin", "deit", "resnet") or timm's names, in the same formats, precisions and sizes.
         runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx, openvino and native.
         image_sizes: (height, width) in pixels; none: 224, or what the artifacts have.
+        trust: as for `load`, of `artifacts`.
         say: told what is being prepared, a line a step.
         progress: told (steps done, steps in all, what is being done).
 
@@ -367,7 +391,8 @@ def bench(
     if artifacts:
         if variants or runtimes or image_sizes:
             raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
-        groups = [contenders.of_artifacts([Path(path) for path in artifacts], compare, plan.device, cuda_graph, say)]
+        paths = [Path(path) for path in artifacts]
+        groups = [contenders.of_artifacts(paths, compare, plan.device, cuda_graph, say, trust)]
     else:
         sizes = image_sizes or ((224, 224),)
         groups = contenders.of_variants(variants, compare, runtimes, precisions, sizes, task, plan.device, say)

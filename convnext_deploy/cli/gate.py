@@ -7,7 +7,7 @@ import typer
 
 from ..errors import UsageError
 from ..printing import Terminal, progress_bar
-from .options import Debug, DeviceOption, Json, Quiet, Threads, given, one_of
+from .options import Debug, DeviceOption, Json, Quiet, Threads, Trust, given, one_of
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -23,6 +23,7 @@ def gate(
     out: Annotated[Path | None, typer.Option(help="Folder that keeps the evaluations; resumes when run again.")] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
+    trust: Trust = False,
     markdown: Annotated[Path | None, typer.Option(help="Append the verdict to this file, as Markdown.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the verdict to this file, as JUnit XML.")] = None,
     json: Json = False,
@@ -58,6 +59,7 @@ def gate(
             out=out,
             device=where,
             threads=threads,
+            trust=trust,
             progress=progress,
         )
     if markdown is not None:
