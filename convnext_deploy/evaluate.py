@@ -5,9 +5,9 @@ Images are decoded by a pool of threads while the session runs the batch before.
 become `<out>.parquet`, and the summary `<out>.json`.
 """
 
+import contextlib
 import io
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +148,7 @@ def evaluate(
         # The summary last: where it exists, the predictions do too.
         write_file(_beside(out, ".parquet"), _encode(outcome))
         write_file(_beside(out, ".json"), encode(result))
-        shutil.rmtree(partial)
+        _remove_partial(partial)
     return result
 
 
@@ -237,6 +237,14 @@ def _opened_partial(out: Path, artifact: Artifact, source: data.ImageSource) -> 
         other = "artifact" if found.artifact_sha256 != identity.artifact_sha256 else "set of images"
         raise UsageError(f"{folder} is of another {other}; remove the folder or give another --out")
     return folder
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what an evaluation has put there; a folder that somebody else has put more into stays."""
+    for path in (folder / IDENTITY_NAME, *folder.glob("[0-9]*.parquet")):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _read_chunks(folder: Path) -> list[_Chunk]:
