@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from . import arguments, env, formats, manifest
-from .errors import ArtifactError, UsageError
+from .errors import UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
 from .session import RunOptions, Session
@@ -50,19 +50,25 @@ LATENCY_S = 5.0  # of timing for each side of a gate
 
 
 def load(
-    path: arguments.Location, *, device: Device = "cpu", threads: int | None = None, cuda_graph: bool = False
+    path: arguments.Location,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    trust: bool = False,
 ) -> Session:
     """Open an artifact, check every file of it, and make it ready to run.
 
     Args:
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
+        trust: run the code that an artifact brings although somebody else built it (see SECURITY.md).
 
     Raises:
-        ArtifactError: naming the file that is missing, changed or unreadable.
+        ArtifactError: naming the file that is missing, changed or unreadable, or code that is not trusted.
         MissingPackageError: the runtime is not installed.
     """
-    artifact = _opened(path, device=device, threads=threads, cuda_graph=cuda_graph)
-    return _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
+    artifact = _opened(path, device=device, threads=threads, cuda_graph=cuda_graph, trust=trust)
+    return _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
 
 
 def _opened(path: arguments.Location, **given: Any) -> Artifact:
@@ -71,18 +77,13 @@ def _opened(path: arguments.Location, **given: Any) -> Artifact:
     return manifest.verified(arguments.path("path", path, "an artifact folder"))
 
 
-def _load(artifact: Artifact, options: RunOptions) -> Session:
-    try:
-        fmt = formats.get(artifact.manifest.export.format)
-    except UsageError as error:
-        raise ArtifactError(f"{artifact.path}: {error}") from None
-    formats.require(fmt)
-    formats.refuse_device(fmt, options.device)
+def _load(artifact: Artifact, options: RunOptions, trust: bool) -> Session:
+    fmt = formats.of(artifact)
     if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
         raise UsageError(
             f"format {fmt.name} replays no CUDA graph on {options.device}; TensorRT's, eager and aotinductor do on cuda"
         )
-    return fmt.load(artifact.path, artifact.manifest, options)
+    return formats.opened(artifact, options, trust)
 
 
 def refit(
@@ -92,8 +93,12 @@ def refit(
     out: arguments.Location,
     force: bool = False,
     say: Say = silent,
+    trust: bool = False,
 ) -> Artifact:
     """A TensorRT engine with other weights of the same architecture, without building it again. Needs the GPU.
+
+    Args:
+        trust: as for `load`.
 
     Raises:
         UsageError: the artifact is no engine, or was not exported with `--refit refit` or `--refit strip`.
@@ -106,6 +111,7 @@ def refit(
 
     spec, model = artifact.manifest.export, artifact.manifest.model
     engine = nvinfer.refittable(artifact)
+    formats.refuse_untrusted(formats.get(spec.format), artifact, trust)
     return export(
         weights,
         variant=model.architecture,
@@ -137,6 +143,7 @@ def evaluate(
     device: Device = "cpu",
     threads: int | None = None,
     cuda_graph: bool = False,
+    trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Say = silent,
 ) -> EvalResult:
@@ -153,6 +160,7 @@ def evaluate(
         out: path without suffix for `<out>.json` and `<out>.parquet`.
         force: replace what an earlier call wrote there.
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
+        trust: as for `load`.
         progress: told (images done, images in all).
         say: told what is assumed about the images, and where an interrupted call goes on.
     """
@@ -168,7 +176,7 @@ def evaluate(
 
     classes = numbering.class_map(labels) if labels is not None else None
     source = sources.open_source(data, split)
-    session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph))
+    session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
     return run(
         session,
         source,
@@ -194,6 +202,7 @@ def gate(
     out: arguments.Location | None = None,
     device: Device = "cpu",
     threads: int | None = None,
+    trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Say = silent,
 ) -> Verdict:
@@ -206,6 +215,7 @@ def gate(
         data: what artifact folders are evaluated on, as for `evaluate`.
         labels: the model's class names, as for `evaluate`.
         out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
+        trust: as for `load`, of both.
         progress: told (images done, images in all) of one evaluation after the other.
 
     Raises:
@@ -255,6 +265,7 @@ def gate(
                         out=kept,
                         device=device,
                         threads=threads,
+                        trust=trust,
                         progress=progress,
                         say=say,
                     )
@@ -266,7 +277,7 @@ def gate(
                 result=result, predictions=read_predictions(path.with_name(result.predictions)), bytes=size
             )
     if limits.max_latency_ratio is not None:
-        timings = _timed_beside_each_other(artifacts, RunOptions(device=device, threads=threads))
+        timings = _timed_beside_each_other(artifacts, RunOptions(device=device, threads=threads), trust)
         sides = {name: replace(side, timing=timings[name]) for name, side in sides.items()}
     return judge(sides["baseline"], sides["candidate"], limits)
 
@@ -299,12 +310,12 @@ def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None
     return (found.artifact_sha256, found.data_sha256) == (artifact.sha256, source.sha256)
 
 
-def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions) -> dict[str, Timing]:
+def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions, trust: bool) -> dict[str, Timing]:
     """Latency of each artifact on one batch of random pixels, of the size that the baseline is tuned for."""
     from . import measure, preprocess
 
     batch = artifacts["baseline"].manifest.export.batch.opt
-    sessions = {name: _load(artifact, options) for name, artifact in artifacts.items()}
+    sessions = {name: _load(artifact, options, trust) for name, artifact in artifacts.items()}
     images = {}
     for name, artifact in artifacts.items():
         model = artifact.manifest.model
@@ -320,12 +331,14 @@ def profile(
     steps: int = 20,
     device: Device = "cpu",
     threads: int | None = None,
+    trust: bool = False,
 ) -> ProfileResult:
     """Where an artifact's time goes, by layer, from its runtime's own profiler; on bundled photographs.
 
     Args:
         batch: images at once; None: the size the artifact is tuned for.
         steps: inferences without and inferences with the profiler.
+        trust: as for `load`.
     """
     batch = arguments.maybe(arguments.whole, "batch", batch)
     artifact = _opened(path, steps=steps, device=device, threads=threads)
@@ -333,7 +346,7 @@ def profile(
     from .profile import profile as run
 
     found = artifact.manifest
-    session = _load(artifact, RunOptions(device=device, threads=threads))
+    session = _load(artifact, RunOptions(device=device, threads=threads), trust)
     size = found.export.batch.opt if batch is None else batch
     pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
     return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
@@ -432,6 +445,7 @@ def bench(
     image_sizes: int | Sequence[arguments.ImageSize] = (),
     task: Task = "classify",
     cuda_graph: bool = False,
+    trust: bool = False,
     say: Say = silent,
     progress: "Progress | None" = None,
 ) -> Iterator[BenchResult]:
@@ -446,6 +460,7 @@ def bench(
         compare: families ("swin", "deit", "resnet") or timm's names, in the same formats, precisions and sizes.
         runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx, openvino and native.
         image_sizes: in pixels, each one number or (height, width); none: 224, or what the artifacts have.
+        trust: as for `load`, of `artifacts`.
         say: told what is being prepared, a line a step.
         progress: told (steps done, steps in all, what is being done).
 
@@ -474,7 +489,7 @@ def bench(
         from . import contenders
 
         if folders:
-            return [contenders.of_artifacts(list(folders), rivals, plan.device, cuda_graph, say)]
+            return [contenders.of_artifacts(list(folders), rivals, plan.device, cuda_graph, say, trust)]
         chosen = sizes or ((224, 224),)
         return contenders.of_variants(names, rivals, where, types, chosen, task, plan.device, say)
 

@@ -1,7 +1,6 @@
 """Who takes part in a benchmark: artifacts, ConvNeXts with random weights, and timm's models in the same formats."""
 
 import datetime
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +10,10 @@ import msgspec
 import numpy as np
 
 from . import env, formats, manifest, preprocess, verify
+from .caches import BASELINE_NAME, BENCH
 from .errors import MissingPackageError, ParityError, UsageError, WorkerError
 from .session import RunOptions, Session, run_in_batches
+from .trust import built_here, remember
 from .types import (
     BatchRange,
     Ceilings,
@@ -33,8 +34,6 @@ from .worker import Worker
 if TYPE_CHECKING:
     from .models.baselines import Baseline
 
-CACHE = Path("build") / "bench"
-RECORD = "baseline.json"  # not manifest.json: a folder with another model than ConvNeXt is not an artifact
 PROBES = 4
 BUILDS_AT_ONCE = 2  # a build of a large model takes several times its weights
 TORCH = ("torch", "torch.compile")  # timm's own module, as it comes
@@ -86,7 +85,7 @@ class Wanted(Record, frozen=True, kw_only=True):
     @property
     def folder(self) -> Path:
         sides = "x".join(map(str, self.image_size))
-        return CACHE / f"{self.model}-{self.runtime}-{self.precision}-{self.task}-{sides}-{self.device}"
+        return BENCH / f"{self.model}-{self.runtime}-{self.precision}-{self.task}-{sides}-{self.device}"
 
 
 def measured_ceilings(device: Device, threads: int | None) -> Ceilings:
@@ -170,9 +169,17 @@ def of_variants(
 
 
 def of_artifacts(
-    paths: Sequence[Path], compare: Sequence[str], device: Device, cuda_graph: bool, say: Callable[[str], None]
+    paths: Sequence[Path],
+    compare: Sequence[str],
+    device: Device,
+    cuda_graph: bool,
+    say: Callable[[str], None],
+    trust: bool = False,
 ) -> list[Contender]:
     """Artifacts that exist, and the counterparts of each in its own format, precision, task and image size.
+
+    Args:
+        trust: run the code that an artifact brings although somebody else built it.
 
     Raises:
         ArtifactError: a folder that is not an artifact, or was changed.
@@ -180,7 +187,7 @@ def of_artifacts(
     """
     from .models import baselines
 
-    found = [of_artifact(path, device, cuda_graph) for path in paths]
+    found = [of_artifact(path, device, cuda_graph, trust) for path in paths]
     names = [contender.subject for contender in found]
     found = [
         contender
@@ -203,13 +210,14 @@ def of_artifacts(
     return found + built(list(dict.fromkeys(wanted)), say)
 
 
-def of_artifact(path: Path, device: Device, cuda_graph: bool = False) -> Contender:
+def of_artifact(path: Path, device: Device, cuda_graph: bool = False, trust: bool = False) -> Contender:
     """An artifact that exists; every file of it is checked."""
     artifact = manifest.verified(path)
     found = artifact.manifest
-    fmt = formats.get(found.export.format)
+    fmt = formats.of(artifact)
     formats.require(fmt)
     formats.refuse_device(fmt, device)
+    formats.refuse_untrusted(fmt, artifact, trust)
     return Contender(
         model=found.model.architecture,
         runtime=fmt.name,
@@ -218,7 +226,7 @@ def of_artifact(path: Path, device: Device, cuda_graph: bool = False) -> Contend
         image_size=found.model.image_size,
         batch=found.export.batch,
         opener="convnext_deploy.api:load",
-        arguments={"path": str(path), "device": device, "cuda_graph": cuda_graph},
+        arguments={"path": str(path), "device": device, "cuda_graph": cuda_graph, "trust": trust},
         imports=("convnext_deploy.api", f"convnext_deploy.formats.{fmt.name}", *fmt.requires),
         artifact=str(path),
         artifact_sha256=artifact.sha256,
@@ -252,7 +260,8 @@ def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contende
                 return _contender(want, opener="", arguments={}, imports=(), broken=str(error))
             finally:
                 worker.close()
-        return of_artifact(want.folder, want.device) if convnext else _of_baseline(want)
+        # Built just now, or `_reusable` found it in the record of what this user built.
+        return of_artifact(want.folder, want.device, trust=True) if convnext else _of_baseline(want)
 
     running: list[Worker] = []
     with ThreadPoolExecutor(min(BUILDS_AT_ONCE, env.usable_cores())) as pool:
@@ -266,11 +275,15 @@ def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contende
 
 
 def _reusable(want: Wanted, convnext: bool) -> bool:
-    path = want.folder / (manifest.MANIFEST_NAME if convnext else RECORD)
+    path = want.folder / (manifest.MANIFEST_NAME if convnext else BASELINE_NAME)
     if not path.is_file():
         return False
     found = manifest.decode(path.read_bytes(), str(path))
-    there = {record.path: record.sha256 for record in manifest.file_records(want.folder) if record.path != RECORD}
+    if formats.get(want.runtime).runs_code and not built_here(manifest.sha256_of(path)):
+        return False
+    there = {
+        record.path: record.sha256 for record in manifest.file_records(want.folder) if record.path != BASELINE_NAME
+    }
     intact = there == {record.path: record.sha256 for record in found.files}
     return intact and found.versions == env.versions() and found.machine == env.machine()
 
@@ -326,8 +339,7 @@ def build_baseline(want: dict[str, Any]) -> None:
         outputs = source(torch.from_numpy(images))
     expected = tuple(x.numpy() for x in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs))
     module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision if fmt.typed_graph else "fp32")
-    shutil.rmtree(wanted.folder, ignore_errors=True)
-    with manifest.staged(wanted.folder) as folder:
+    with manifest.staged(wanted.folder, marker=BASELINE_NAME) as folder:
         example = torch.from_numpy(images[np.arange(max(2, wanted.batch.opt)) % PROBES])
         place = "cpu" if fmt.ahead_of_time else wanted.device
         # Formats ask of the module what Baseline has: `spec`, `takes_uint8`, and to be called.
@@ -348,7 +360,9 @@ def build_baseline(want: dict[str, Any]) -> None:
         if parity.failures:
             raise ParityError(f"{wanted.model} as {fmt.name} {wanted.precision}: {'; '.join(parity.failures)}")
         record = msgspec.structs.replace(record, parity=(parity,), files=manifest.file_records(folder))
-        (folder / RECORD).write_bytes(manifest.encode(record))
+        (folder / BASELINE_NAME).write_bytes(manifest.encode(record))
+    if fmt.runs_code:
+        remember(manifest.sha256_of(wanted.folder / BASELINE_NAME))  # where it cannot, the next run builds again
 
 
 def _record_of(module: "Baseline", spec: ExportSpec, tensors: str) -> Manifest:
@@ -376,7 +390,7 @@ def _record_of(module: "Baseline", spec: ExportSpec, tensors: str) -> Manifest:
 
 
 def _of_baseline(want: Wanted) -> Contender:
-    record = manifest.decode((want.folder / RECORD).read_bytes(), str(want.folder / RECORD))
+    record = manifest.decode((want.folder / BASELINE_NAME).read_bytes(), str(want.folder / BASELINE_NAME))
     return _contender(
         want,
         opener=f"{__name__}:open_baseline",
@@ -406,7 +420,7 @@ def _of_timm(want: Wanted) -> Contender:
 def open_baseline(path: str, device: Device, threads: int | None) -> Session:
     """A session of what `build_baseline` wrote."""
     folder = Path(path)
-    record = manifest.decode((folder / RECORD).read_bytes(), str(folder / RECORD))
+    record = manifest.decode((folder / BASELINE_NAME).read_bytes(), str(folder / BASELINE_NAME))
     return formats.get(record.export.format).load(folder, record, RunOptions(device=device, threads=threads))
 
 

@@ -18,8 +18,20 @@ REPORTED = (
 )  # fmt: skip
 
 
+# Which extra of this package installs what is imported under these names; the base installation has the rest.
+EXTRAS = {
+    "openvino": "openvino", "tensorrt": "trt", "tensorrt_rtx": "trt-rtx", "torch_tensorrt": "torch-tensorrt",
+    "datasets": "hf", "matplotlib": "report", "pynvml": "nvml",
+}  # fmt: skip
+# Whose absence is somebody's installation, and not our mistake.
+PACKAGES = frozenset({
+    *EXTRAS, "torch", "torchvision", "timm", "safetensors", "huggingface_hub", "onnx", "onnxscript", "onnx_ir",
+    "onnxruntime", "numpy", "scipy", "PIL", "pyarrow", "rich", "msgspec", "tomli", "triton", "transformers",
+})  # fmt: skip
+
+
 @contextmanager
-def needs(module: str, extra: str = "") -> Iterator[None]:
+def needs(module: str) -> Iterator[None]:
     """Turn a missing package into one line that says which `pip install` to run.
 
     The body is the import statement itself, so that type checkers and import-linter see it.
@@ -29,18 +41,30 @@ def needs(module: str, extra: str = "") -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module:
             raise
-        raise MissingPackageError(missing_line(module, extra)) from None
+        raise MissingPackageError(missing_line(module)) from None
 
 
 def missing(modules: tuple[str, ...]) -> tuple[str, ...]:
     """Those import names that are not installed. Nothing is imported."""
-    return tuple(name for name in modules if importlib.util.find_spec(name) is None)
+    return tuple(name for name in modules if not _is_there(name))
 
 
-def missing_line(module: str, extra: str) -> str:
-    """The refusal for one missing package, of an extra or of those that everything else needs."""
-    wanted = f"'convnext-deploy[{extra}]'" if extra else module
-    return f"{module} is not installed; run: pip install {wanted}"
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # an import hook's refusal, or a module without a spec
+        return False
+
+
+def missing_line(module: str) -> str:
+    """The refusal for one missing package, with the command that installs it."""
+    return f"{module} is not installed; run: {pip_line(module)}"
+
+
+def pip_line(module: str) -> str:
+    """The command that installs what is imported under that name."""
+    extra = EXTRAS.get(module)
+    return f"pip install 'convnext-deploy[{extra}]'" if extra else "pip install convnext-deploy"
 
 
 def version() -> str:

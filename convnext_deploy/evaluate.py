@@ -5,9 +5,9 @@ Images are decoded by a pool of threads while the session runs the batch before.
 become `<out>.parquet`, and the summary `<out>.json`.
 """
 
+import contextlib
 import io
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +171,7 @@ def evaluate(
         # The summary last: where it exists, the predictions do too.
         write_file(_beside(out, ".parquet"), _encode(outcome))
         write_file(_beside(out, ".json"), encode(result))
-        shutil.rmtree(partial)
+        _remove_partial(partial)
     return result
 
 
@@ -275,9 +275,17 @@ def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
         strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != ".parquet"]
         if strange or not (folder / IDENTITY_NAME).is_file():
             raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out")
-        shutil.rmtree(folder)
+        _remove_partial(folder)
     for written in (result, predictions):
         written.unlink(missing_ok=True)
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what an evaluation has put there; a folder that somebody else has put more into stays."""
+    for path in (folder / IDENTITY_NAME, *folder.glob("[0-9]*.parquet")):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _read_chunks(folder: Path) -> list[_Chunk]:

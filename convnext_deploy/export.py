@@ -1,6 +1,7 @@
 """`export`: the only place that knows the order of its steps."""
 
 import datetime
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arguments, env, formats, manifest, preprocess, verify
+from . import arguments, env, formats, manifest, preprocess, trust, verify
 from .errors import DataError, ParityError, PrecisionError, UsageError
 from .manifest import Artifact
 from .session import RunOptions, Session, run_in_batches
@@ -185,7 +186,7 @@ def export(
 
     say("computing the reference in fp32")
     expected = {name: _reference(loaded, pixels) for name, pixels in sets.items()}
-    with manifest.staged(target) as folder:
+    with manifest.staged(target, say) as folder:
         found, opened, simulated = _build(fmt, spec, loaded, sets, folder, say, refit_from, chosen, kernels)
         del loaded  # the source's weights; the runtime brings its own copy
         say("verifying")
@@ -193,7 +194,11 @@ def export(
         record = msgspec.structs.replace(found, parity=parity, precision=truth, files=manifest.file_records(folder))
         _judge(record, fmt, folder, target)
         (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
-    return manifest.read(target)
+    made = manifest.read(target)
+    unrecorded = trust.remember(made.sha256) if fmt.runs_code else None
+    if unrecorded is not None:
+        say(f"not recorded as built by you, so that opening it needs --trust: {unrecorded}")
+    return made
 
 
 def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool) -> None:
@@ -203,7 +208,7 @@ def _refuse_early(fmt: "Format", spec: ExportSpec, out: Path | None, force: bool
     formats.refuse_device(fmt, spec.device)
     if spec.tensorrt is not None and not fmt.ahead_of_time:
         raise UsageError(f"format {fmt.name} takes no TensorRT options; use --format trt")
-    formats.require(fmt)
+    formats.require(fmt, build=True)
     if fmt.refuse is not None:
         fmt.refuse(spec)
     if spec.device != "cpu" and not fmt.ahead_of_time:
@@ -431,9 +436,11 @@ def _judge(record: Manifest, fmt: "Format", folder: Path, target: Path) -> None:
     if not wrong and not imprecise:
         return
     rejected = target.absolute().with_name(target.name + ".rejected")
-    # Not called manifest.json: a rejected folder is no artifact, and nothing loads it by mistake.
-    (folder / "rejected.json").write_bytes(manifest.encode(record))
-    manifest.replace(folder, rejected)
+    (folder / manifest.REJECTED_NAME).write_bytes(manifest.encode(record))
+    in_the_way = manifest.not_ours(rejected, manifest.REJECTED_NAME) if os.path.lexists(rejected) else None
+    where = f"kept aside in {rejected}" if in_the_way is None else f"not kept aside: {in_the_way}"
+    if in_the_way is None:
+        manifest.replace(folder, rejected, manifest.REJECTED_NAME)
     # The tolerances are those of the precision that was asked for: where another ran, the outputs are its consequence.
     error = PrecisionError if imprecise else ParityError
-    raise error(f"{'; '.join((*imprecise, *wrong))}; kept aside in {rejected}")
+    raise error(f"{'; '.join((*imprecise, *wrong))}; {where}")

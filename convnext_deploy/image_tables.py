@@ -107,7 +107,7 @@ def _check_schema(schema: Any, path: Path) -> tuple[str, ...] | None:
 def dataset_source(data: str, name: str, split: str | None) -> ImageSource:
     if split is None:
         raise DataError(f"{data} needs a split; give --split, such as validation or test")
-    with needs("datasets", "hf"), redirect_stdout(io.StringIO()):  # timm prints advice of its own
+    with needs("datasets"), redirect_stdout(io.StringIO()):  # timm prints advice of its own
         from timm.data.readers.reader_hfds import ReaderHfds
     try:
         reader = ReaderHfds(name=name, split=split)

@@ -5,18 +5,21 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
+from . import staging
 from .errors import ArtifactError, UsageError
 from .types import FileRecord, Manifest, Record
 
 MANIFEST_NAME = "manifest.json"
+REJECTED_NAME = "rejected.json"  # in its place: a rejected folder is no artifact, and nothing loads it by mistake
+MAIN_STEM = "model"  # of the file that every format's runtime opens
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -71,27 +74,58 @@ def encode(record: Any) -> bytes:
 
 def read(path: Path) -> Artifact:
     """Read an artifact's manifest without touching its other files."""
+    refuse_name(path)
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a folder; expected an artifact made by `convnext-deploy export`")
+    file = path / MANIFEST_NAME
     try:
-        text = (path / MANIFEST_NAME).read_bytes()
+        mode = file.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            raise ArtifactError(f"{file} is a symbolic link; an artifact holds its files themselves")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            raise ArtifactError(f"{file} cannot be read: it is not a file")
+        text = file.read_bytes()
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} has no {MANIFEST_NAME}; expected an artifact made by `convnext-deploy export`"
         ) from None
     except OSError as error:
-        raise ArtifactError(f"{path / MANIFEST_NAME} cannot be read: {error.strerror}") from None
-    return Artifact(path, decode(text, str(path / MANIFEST_NAME)))
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}") from None
+    return Artifact(path, decode(text, str(file)))
 
 
 def verified(path: Path) -> Artifact:
     """Read an artifact and check every file against the manifest.
 
     Raises:
-        ArtifactError: naming the first file that is missing, truncated or changed.
+        ArtifactError: naming the first file that is missing, truncated or changed, that the manifest does not list,
+            or that is not a file but a link.
     """
-    artifact = read(path)
-    for record in artifact.manifest.files:
+    while True:
+        artifact = read(path)
+        try:
+            _check_files(artifact)
+        except (ArtifactError, OSError) as error:
+            if read(path).manifest != artifact.manifest:
+                continue  # it was replaced meanwhile: the files were those of another
+            if isinstance(error, OSError):
+                raise ArtifactError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+            raise
+        return artifact
+
+
+def _check_files(artifact: Artifact) -> None:
+    path, records = artifact.path, artifact.manifest.files
+    listed = {PurePosixPath(record.path) for record in records}
+    if not any(file.stem == MAIN_STEM and len(file.parts) == 1 for file in listed):
+        raise ArtifactError(
+            f"{path / MANIFEST_NAME} lists {len(records)} files and no {MAIN_STEM}.*, which every artifact has; "
+            "export the model again"
+        )
+    strange = in_the_way(path, {*map(str, listed), MANIFEST_NAME})
+    if strange is not None:
+        raise ArtifactError(f"{strange}, so the artifact is not as it was exported; export the model again")
+    for record in records:
         file = path / record.path
         if not file.is_file():
             raise ArtifactError(f"{file} is missing; export the model again")
@@ -100,7 +134,29 @@ def verified(path: Path) -> Artifact:
             raise ArtifactError(f"{file} has {size} bytes where the manifest says {record.bytes}; export again")
         if sha256_of(file) != record.sha256:
             raise ArtifactError(f"{file} was changed after the export (its SHA-256 differs); export the model again")
-    return artifact
+
+
+def in_the_way(folder: Path, names: set[str]) -> str | None:
+    """The first thing below a folder that is none of these files, nor a folder around one; None where all are.
+
+    Args:
+        names: relative, with "/" between their parts.
+    """
+    around = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    for at, folders, files in os.walk(folder, onerror=_raise):
+        for name in (*folders, *files):
+            path = Path(at, name)
+            relative, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                return f"{path} is a symbolic link"
+            expected = around if stat.S_ISDIR(mode) else names
+            if relative not in expected and not (stat.S_ISDIR(mode) and relative in names):
+                return f"{path} is not a file of the manifest"
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def file_records(folder: Path) -> tuple[FileRecord, ...]:
@@ -112,57 +168,103 @@ def file_records(folder: Path) -> tuple[FileRecord, ...]:
     )
 
 
-def check_target(target: Path, force: bool) -> None:
+def refuse_name(path: Path) -> None:
+    """Refuse a name that is not UTF-8: no record could hold it, and most runtimes cannot open it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{os.fsencode(path)!r} is not a name in UTF-8; rename it, or choose another") from None
+
+
+def check_target(target: Path, force: bool, marker: str = MANIFEST_NAME) -> None:
     """Refuse, before any work, a target that cannot or must not be written."""
-    if target.exists():
+    refuse_name(target)
+    if os.path.lexists(target):
         if not force:
             raise UsageError(f"{target} exists; choose another --out or give --force to replace it")
-        if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
-            raise UsageError(f"{target} holds files that are not an artifact; --force replaces artifacts only")
-        if not target.is_dir():
-            raise UsageError(f"{target} is a file; --out names a folder")
+        reason = not_ours(target, marker)
+        if reason is not None:
+            raise UsageError(f"{reason}; --force replaces artifacts only, with nothing else inside")
     parent = next(folder for folder in [target.parent, *target.absolute().parents] if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"{parent} is not writable; choose another --out")
 
 
+def not_ours(folder: Path, marker: str = MANIFEST_NAME) -> str | None:
+    """Why a folder must not be removed: it is not provably an artifact (or empty) and nothing more.
+
+    Args:
+        marker: the manifest's name in it.
+
+    Returns:
+        What is in the way, in a few words; None where it is an artifact.
+    """
+    if folder.is_symlink():
+        return f"{folder} is a symbolic link"
+    if not folder.is_dir():
+        return f"{folder} is a file; --out names a folder"
+    try:
+        if not any(folder.iterdir()):
+            return None
+        if not (folder / marker).is_file():
+            return f"{folder} holds files that are not an artifact: it has no {marker}"
+        manifest = decode((folder / marker).read_bytes(), str(folder / marker))
+        return in_the_way(folder, {*(str(PurePosixPath(file.path)) for file in manifest.files), marker})
+    except ArtifactError as error:
+        return f"{folder} is no artifact of this version ({str(error).removesuffix('; export the model again')})"
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read: {error.strerror}"
+
+
 @contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def staged(target: Path, say: Callable[[str], None] = lambda _: None, marker: str = MANIFEST_NAME) -> Iterator[Path]:
     """A temporary folder beside the target, which becomes the target when the body ends without an error.
 
-    A crash or Ctrl-C leaves the old target, or none.
+    A crash or Ctrl-C leaves the old target, or none; and after a process that was killed, a temporary folder, which
+    is removed here.
+
+    Args:
+        say: told what was removed.
+        marker: the manifest's name, in what may be replaced.
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        replace(folder, target)
-    except Exception as error:  # safetensors and protobuf have types of their own for a full disk
-        if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
-            raise UsageError(f"{target.parent} is full; make room, or choose another --out") from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def replace(folder: Path, target: Path) -> None:
-    """Move a finished folder to its place. The old target survives until the new one is there."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    try:
-        target.rename(old / target.name)
+    removed = staging.clear(target)
+    if removed:
+        say(f"removed what an interrupted export had left: {', '.join(path.name for path in removed)}")
+    with staging.folder_for(target) as folder:
         try:
-            folder.rename(target)
-        except BaseException:
-            (old / target.name).rename(target)
+            yield folder
+            folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+            replace(folder, target, marker)
+        except Exception as error:  # safetensors and protobuf have types of their own for a full disk
+            if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
+                raise UsageError(f"{target.parent} is full; make room, or choose another --out") from error
             raise
-    finally:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+
+
+def replace(folder: Path, target: Path, marker: str = MANIFEST_NAME) -> None:
+    """Move a finished folder to its place; the old artifact there ends up where the folder was.
+
+    Raises:
+        UsageError: what is at the target is not an artifact.
+    """
+    reason = not_ours(target, marker) if os.path.lexists(target) else None
+    if reason is not None:
+        raise UsageError(f"{reason}, so it was not replaced; choose another --out")
+    staging.put(folder, target)
+
+
+def remove(folder: Path, marker: str = MANIFEST_NAME) -> None:
+    """Remove an artifact.
+
+    Raises:
+        UsageError: it is none, or holds more.
+    """
+    reason = not_ours(folder, marker)
+    if reason is not None:
+        raise UsageError(f"{reason}, so it was not removed")
+    shutil.rmtree(folder)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -172,20 +274,17 @@ def write_file(path: Path, content: bytes) -> None:
         UsageError: its folder does not exist or cannot be written; the temporary file's name would tell nobody that.
     """
     _check_folder_of(path)
+    staging.clear(path)
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with staging.file_for(path) as (descriptor, name):
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(content)
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
+            os.replace(name, path)
     except OSError as error:
         if error.errno in _FULL:
             raise
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def append_line(path: Path, record: Record) -> None:

@@ -137,6 +137,8 @@ def fits_words(facts: tuple[str, ...], problems: tuple[str, ...]) -> str:
 def details(path: Path, found: "Manifest", size: int) -> str:
     weights, model, export = found.weights, found.model, found.export
     origin = "random" if weights.random else f"{weights.source} ({weights.layout} layout)"
+    if weights.revision is not None:
+        origin += f" at revision {weights.revision}"
     preprocessing = found.preprocessing
     lines = [
         summary(path, found, size),

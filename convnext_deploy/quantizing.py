@@ -1,6 +1,7 @@
 """A checkpoint and images to a plan: `quantize`, drafted at once or searched for under an accuracy budget; `half`."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from .quantize.prepare import prepare
 from .quantize.safety import half_plan
 from .report import plots
 from .search import Budget, Workbench, search
+from .trust import built_here
 from .types import (
     BatchRange,
     HalfPrecision,
@@ -146,7 +148,6 @@ def quantize(
     folder = out.with_suffix(".search") if max_drop is not None else None
     source, held_out, selection, final = _sets(calibration, split, images, data, model.spec.image_size)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         chosen = (calibration, split, data, target, type, method, images, input, rest, rounding, batch)
         _check_identity(folder, loaded.weights.tensors_sha256, *chosen)
 
@@ -181,7 +182,8 @@ def quantize(
         if (path / manifest.MANIFEST_NAME).exists():
             found = manifest.verified(path)
             recorded = found.manifest.export.quantization
-            if (recorded.plan_sha256 if recorded else None) == (plan.sha256 if plan else None):
+            ours = not formats.get(target).runs_code or built_here(found.sha256)
+            if ours and (recorded.plan_sha256 if recorded else None) == (plan.sha256 if plan else None):
                 return found
         return export(
             weights,
@@ -311,12 +313,17 @@ def half(
 
 
 def _refuse_target(out: Path, force: bool) -> None:
+    """Refuse a plan's name that is taken, cannot be written, or would replace something else than a plan."""
+    manifest.refuse_name(out)
     if out.suffix != ".json":
         raise UsageError(f"--out {out}; expected a name that ends in .json")
     if out.exists() and not force:
         raise UsageError(f"{out} exists; choose another --out or give --force to replace it")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is no folder; make it, or choose another --out")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{out.parent} is not writable; choose another --out")
+    plans.refuse_foreign(out)
 
 
 def _refuse_early(
@@ -349,7 +356,7 @@ def _refuse_early(
         )
     if tensorrt is not None and target not in plans.TENSORRT:
         raise UsageError(f"--target-gpu is for TensorRT, not for {target}")
-    formats.require(formats.get(target))
+    formats.require(formats.get(target), build=True)
     return "fp8" if type == "fp8" else plans.INT8[target]
 
 
@@ -374,9 +381,12 @@ def _sets(
 
 
 def _check_identity(folder: Path, *facts: object) -> None:
-    """Refuse a folder that holds the unfinished search of something else."""
+    """Make the folder; refuse one that holds the unfinished search of something else, or no search at all."""
     path, identity = folder / "identity.json", msgspec.json.encode(facts)
-    if not path.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
         write_file(path, identity)
+    elif not path.is_file():
+        raise UsageError(f"{folder} holds no search of `quantize`; remove it or choose another --out")
     elif path.read_bytes() != identity:
         raise UsageError(f"{folder} is of another search; remove it or choose another --out")

@@ -10,7 +10,6 @@ The three sets of images are disjoint, and the final ones are looked at only onc
 measured is kept below `<plan>.search/`, so that an interrupted search goes on where it stopped.
 """
 
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from . import data, env, formats, gate, measure, preprocess, statistics
 from .errors import UsageError
 from .evaluate import evaluate, read_predictions, read_result
 from .lower.torch_session import TorchSession
-from .manifest import Artifact, encode, write_file
+from .manifest import Artifact, encode, remove, write_file
 from .models.convnext import ConvNeXt
 from .quantize import distance
 from .quantize import plan as plans
@@ -183,7 +182,7 @@ def _gains(bench: Workbench, loaded: LoadedPlan, batch: int) -> dict[str, float]
     whole = timings["all"].median_ms
     saved = {group: timings[group].median_ms - whole for group in groups}
     for group in groups:
-        shutil.rmtree(artifacts[group].path)
+        remove(artifacts[group].path)
     found = {group: gain if gain > LEAST_GAIN * whole else 0.0 for group, gain in saved.items()}
     write_file(path, encode(found))
     return found
@@ -220,7 +219,7 @@ def _timed(artifacts: Mapping[str, Artifact], batch: int, bench: Workbench) -> d
 
 
 def _opened(artifact: Artifact, options: RunOptions) -> Session:
-    return formats.get(artifact.manifest.export.format).load(artifact.path, artifact.manifest, options)
+    return formats.opened(artifact, options, trust=True)  # `Workbench.build` has just built it, or knows who did
 
 
 def _side(

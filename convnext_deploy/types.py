@@ -74,6 +74,7 @@ class WeightsRecord(Record, frozen=True, kw_only=True):
     random: bool
     tensors_sha256: Sha256  # of the converted tensors in name order, whatever file held them
     file_sha256: Sha256 | None = None
+    revision: str | None = None  # of a hub's repository: the commit that the files are of
     licence: str | None = None
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext_deploy import manifest
+from convnext_deploy import manifest, staging
 from convnext_deploy.errors import ArtifactError, UsageError
 from convnext_deploy.manifest import MANIFEST_NAME, check_target, decode, encode, staged, verified, write_file
 from convnext_deploy.models import registry
@@ -180,18 +180,19 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(artifact: Path, error: E
 
 def test_the_old_artifact_is_replaced_whole(artifact: Path) -> None:
     with staged(artifact) as folder:
-        fill(folder, {"new.onnx": b"new"})
+        fill(folder, {"model.new": b"new"})
         assert (artifact / "model.onnx").exists()  # until the very end
-    assert contents(artifact).keys() == {"new.onnx", MANIFEST_NAME}
+    assert contents(artifact).keys() == {"model.new", MANIFEST_NAME}
     assert os.listdir(artifact.parent) == ["artifact"]
     verified(artifact)
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt()])
-def test_a_rename_that_fails_brings_the_old_artifact_back(
+def test_without_an_exchange_a_rename_that_fails_brings_the_old_artifact_back(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     before = contents(artifact)
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
@@ -202,7 +203,7 @@ def test_a_rename_that_fails_brings_the_old_artifact_back(
 
     def replaced() -> None:
         with staged(artifact) as folder:
-            fill(folder, {"new.onnx": b"new"})
+            fill(folder, {"model.new": b"new"})
             monkeypatch.setattr(Path, "rename", failing)
 
     with pytest.raises(type(error)):
@@ -212,22 +213,25 @@ def test_a_rename_that_fails_brings_the_old_artifact_back(
     assert os.listdir(artifact.parent) == ["artifact"]
 
 
-def test_the_old_artifact_is_on_disk_until_the_new_one_is(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_exchange_the_old_artifact_is_on_disk_until_the_new_one_is(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At no moment does the parent folder hold neither: a power cut loses nothing."""
     seen = []
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     rename = Path.rename
 
     def watching(self: Path, target: Path) -> Path:
         result = rename(self, target)
-        seen.append({path.name for path in artifact.parent.rglob("*.onnx") if (path.parent / MANIFEST_NAME).is_file()})
+        seen.append({path.name for path in artifact.parent.rglob("model.*") if (path.parent / MANIFEST_NAME).is_file()})
         return result
 
     with staged(artifact) as folder:
-        fill(folder, {"new.onnx": b"new"})
+        fill(folder, {"model.new": b"new"})
         monkeypatch.setattr(Path, "rename", watching)
     monkeypatch.undo()
-    assert seen == [{"model.onnx", "new.onnx"}] * 2
-    assert contents(artifact).keys() == {"new.onnx", MANIFEST_NAME}
+    assert seen == [{"model.onnx", "model.new"}] * 2
+    assert contents(artifact).keys() == {"model.new", MANIFEST_NAME}
 
 
 def test_write_file_replaces_a_file(tmp_path: Path) -> None:
@@ -287,12 +291,14 @@ def test_an_empty_folder_may_be_replaced_by_force(tmp_path: Path) -> None:
 def test_force_does_not_replace_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "photographs").mkdir()
     message = target_refusal(tmp_path, force=True)
-    assert message == f"{tmp_path} holds files that are not an artifact; --force replaces artifacts only"
+    assert message.startswith(f"{tmp_path} holds files that are not an artifact: it has no manifest.json; --force")
 
 
 def test_force_does_not_replace_a_file(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    assert target_refusal(tmp_path / "thesis.tex", force=True).endswith("is a file; --out names a folder")
+    assert target_refusal(tmp_path / "thesis.tex", force=True).startswith(
+        f"{tmp_path / 'thesis.tex'} is a file; --out names a folder"
+    )
 
 
 def test_a_target_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 from native_networks import network_of, quantize_
 from test_native import folded, images_for
 
-from convnext_deploy.errors import BuildError, MissingPackageError
+from convnext_deploy import caches
+from convnext_deploy.errors import BuildError, MissingPackageError, UsageError
 from convnext_deploy.kernels import library, packed
 from convnext_deploy.types import ModelSpec
 
@@ -104,6 +105,88 @@ def test_a_built_library_outlives_its_compiler(tmp_path: Path, monkeypatch: pyte
     assert library.build(tmp_path) == path
     with pytest.raises(MissingPackageError):
         library.build(tmp_path, ("-g",))
+
+
+def counterfeit(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A compiler that is quick; the folders that it was called in."""
+    called: list[Path] = []
+
+    def compile_library(_: str, work: Path, __: tuple[str, ...]) -> Path:
+        called.append(work)
+        return Path(shutil.copy(PHOTO, work / "library.so"))
+
+    monkeypatch.setattr(library, "compile_library", compile_library)
+    return called
+
+
+@pytest.mark.parametrize("bytes_left", [0, 1000])
+def test_a_damaged_library_is_never_opened_but_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_left: int
+) -> None:
+    """Opening a truncated one ends the process with SIGBUS."""
+    called = counterfeit(monkeypatch)
+    path = library.build(tmp_path / "cache")
+    with path.open("r+b") as file:
+        file.truncate(bytes_left)
+    assert library.build(tmp_path / "cache") == path
+    assert path.read_bytes() == PHOTO.read_bytes()
+    assert len(called) == 2
+
+
+@pytest.mark.parametrize("suffix", ["", "-" + "0" * 64])
+def test_a_library_of_the_predictable_name_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "opened", lambda path: pytest.fail(f"opened {path}"))
+    called = counterfeit(monkeypatch)
+    good = library.build()
+    planted = good.with_name(good.stem.rpartition("-")[0] + suffix + ".so")
+    good.unlink()
+    planted.write_bytes(b"evil")
+    assert "builds it at first use" in library.state()  # and doctor says so
+    assert library.build() == good
+    assert len(called) == 2
+
+
+def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counterfeit(monkeypatch)
+    folder = library.build(tmp_path / "cache").parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(UsageError, match=r"others may write to .*cache.*would be run as you; remove the folder"):
+        library.build(folder)
+    folder.chmod(0o755)  # as earlier versions made it
+    library.build(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_cache_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counterfeit(monkeypatch)
+    folder = library.build(tmp_path / "cache").parent
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(UsageError, match=r"belongs to user .*would be run as you"):
+        library.build(folder)
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counterfeit(monkeypatch)
+    path = library.build(tmp_path / "cache")
+    path.unlink()
+    (path.parent / ".build.abcd1234.part").mkdir()
+    library.build(path.parent)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_the_cache_is_emptied_of_what_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    counterfeit(monkeypatch)
+    path = library.build()
+    (path.parent / "notes.txt").write_text("mine")
+    assert [(c.entries, c.bytes) for c in caches.found()] == [(1, PHOTO.stat().st_size), (0, 0)]
+    assert [c.entries for c in caches.clean()] == [1, 0]
+    assert os.listdir(path.parent) == ["notes.txt"]
 
 
 def test_other_flags_are_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -902,6 +902,43 @@ def test_cached_weights_are_loaded_without_a_network(published: nn.Module, reque
     assert loaded.model.spec.image_size == (160, 160)
 
 
+def test_every_file_comes_from_one_commit_and_the_manifest_says_which(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: nn.Module
+) -> None:
+    """A fake hub, whose branch moves on between two downloads."""
+    commits = ["a" * 40, "b" * 40]
+    for commit in commits:
+        folder = tmp_path / "models--someone--mine" / "snapshots" / commit
+        shutil.copytree(saved_by_timm(tmp_path / commit, reference), folder)
+    asked: list[tuple[str, str | None]] = []
+
+    def download(repository: str, filename: str, revision: str | None = None) -> str:
+        assert repository == "someone/mine"
+        asked.append((filename, revision))
+        commit = revision if revision in commits else commits[len(asked) > 1]
+        file = tmp_path / "models--someone--mine" / "snapshots" / commit / filename
+        if not file.exists():
+            raise huggingface_hub.errors.EntryNotFoundError("404")
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert load("hf-hub:someone/mine").weights.revision == "a" * 40
+    assert [revision for _, revision in asked] == [None, *["a" * 40] * (len(asked) - 1)]
+    asked.clear()
+    loaded = load("hf-hub:someone/mine@v1.0")
+    assert loaded.weights.revision == "a" * 40
+    assert loaded.weights.source == "hf-hub:someone/mine@v1.0"
+    assert asked[0][1] == "v1.0"
+    assert load(f"hf-hub:someone/mine@{'b' * 40}").weights.revision == "b" * 40
+
+
+def test_a_cached_repository_has_a_revision(hub: Path, tmp_path: Path, reference: nn.Module) -> None:
+    cached(hub, "someone/mine", saved_by_timm(tmp_path, reference))
+    assert load("hf-hub:someone/mine").weights.revision == "0" * 40
+    assert load(f"hf-hub:someone/mine@{'0' * 40}").weights.revision == "0" * 40
+    assert "is not cached" in refusal("hf-hub:someone/mine@v2")
+
+
 def test_the_licence_comes_from_timm_where_the_repository_does_not_say(hub: Path, tmp_path: Path) -> None:
     folder = saved_by_timm(tmp_path, timm_model("convnextv2_atto", num_classes=1000))
     cfg = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
@@ -966,7 +1003,7 @@ def test_a_damaged_config_in_the_cache_is_refused(hub: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["", "a/b/c", "owner/", "no spaces/please", "../x", "owner/na..me"])
 def test_what_is_no_hub_name_is_refused(name: str) -> None:
     message = refusal(f"hf-hub:{name}")
-    assert message == f"hf-hub:{name} is not a hub name; expected hf-hub:owner/name"
+    assert message == f"hf-hub:{name} is not a hub name; expected hf-hub:owner/name or owner/name@revision"
 
 
 def test_a_variant_that_nobody_trained_says_so() -> None:

@@ -56,6 +56,13 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         return _failed(str(error), error.exit_code, arguments)
+    except ModuleNotFoundError as error:
+        from ..env import PACKAGES, missing_line
+
+        package = (error.name or "").partition(".")[0]
+        if debug or package not in PACKAGES:
+            raise
+        return _failed(missing_line(package), 2, arguments)
     except OSError as error:  # the file system's own refusals: a name too long, a folder that cannot be read
         if debug:
             raise
@@ -68,7 +75,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _failed(message: str, code: int, arguments: list[str]) -> int:
-    line = " ".join(message.split())
+    line = " ".join(message.split()).encode(errors="backslashreplace").decode()  # a name that is not UTF-8
     print(f"error: {line}", file=sys.stderr)
     if arguments[:1] == ["gate"]:
         record_error(arguments, line)

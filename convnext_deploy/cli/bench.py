@@ -10,7 +10,7 @@ import typer
 
 from ..errors import UsageError
 from ..printing import Terminal
-from .options import Debug, DeviceOption, Json, Quiet, Threads, image_size_of, one_of
+from .options import Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
 
 if TYPE_CHECKING:
     from ..types import BenchResult, Comparison
@@ -54,6 +54,7 @@ def bench(
     device: DeviceOption = "cpu",
     threads: Threads = None,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: replay a captured CUDA graph.")] = False,
+    trust: Trust = False,
     save: Annotated[Path | None, typer.Option(help="Write the results, every sample, as JSON Lines.")] = None,
     against: Annotated[Path | None, typer.Option(help="Results of --save: a verdict a row; exit 1 on SLOWER.")] = None,
     max_slowdown: Annotated[str, typer.Option(help="How much more time is still the same.")] = "5%",
@@ -107,6 +108,7 @@ def bench(
                 image_sizes=[size for word in _words(image_size) if (size := image_size_of(word))],
                 task=one_of("--task", task, types.Task),
                 cuda_graph=cuda_graph,
+                trust=trust,
                 say=terminal.say,
                 progress=progress,
             ):

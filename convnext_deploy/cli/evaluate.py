@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..printing import Terminal, progress_bar
-from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, one_of, resumable
+from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, one_of, resumable
 
 
 def evaluate(
@@ -21,6 +21,7 @@ def evaluate(
     device: DeviceOption = "cpu",
     threads: Threads = None,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="TensorRT: replay a captured CUDA graph.")] = False,
+    trust: Trust = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -43,6 +44,7 @@ def evaluate(
             device=one_of("--device", device, types.Device),
             threads=threads,
             cuda_graph=cuda_graph,
+            trust=trust,
             progress=progress,
             say=terminal.say,
         )

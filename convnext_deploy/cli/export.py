@@ -7,7 +7,7 @@ import typer
 
 from ..errors import UsageError
 from ..printing import Terminal, summary
-from .options import Debug, Json, Quiet, batch_range, given, image_size_of, numbers, one_of
+from .options import Debug, Json, Quiet, Trust, batch_range, given, image_size_of, numbers, one_of
 
 if TYPE_CHECKING:
     from ..types import TensorRtSpec
@@ -18,7 +18,8 @@ def export(
         str | None, typer.Option(help="Which ConvNeXt: base, v2-tiny, convnext_base.fb_in1k ...")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="File, folder, timm name, hf-hub:owner/name, or random. Default: published.")
+        str | None,
+        typer.Option(help="File, folder, timm name, hf-hub:owner/name@REVISION, or random. Default: published."),
     ] = None,
     format: Annotated[
         str, typer.Option(help="See `convnext-deploy list`; trt: TensorRT or TensorRT-RTX, as --trt says.")
@@ -112,7 +113,7 @@ def export(
     from .. import formats
 
     if format != "trt":
-        formats.require(formats.get(format))  # before torch is imported, so that a typo costs nothing
+        formats.require(formats.get(format), build=True)  # before torch is imported, so that a typo costs nothing
     from .. import api
 
     artifact = api.export(
@@ -139,6 +140,7 @@ def refit(
     weights: Annotated[str, typer.Option(help="The new weights, of the same architecture.")],
     out: Annotated[Path, typer.Option(help="Folder of the new artifact.")],
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    trust: Trust = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -147,7 +149,7 @@ def refit(
     from .. import api
 
     terminal = Terminal(json, quiet)
-    made = api.refit(artifact, weights, out=out, force=force, say=terminal.say)
+    made = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
     found = made.manifest
     terminal.result({"path": str(made.path), "manifest": found}, summary(made.path, found, made.bytes))
 

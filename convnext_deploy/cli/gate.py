@@ -10,7 +10,7 @@ import typer
 
 from ..errors import UsageError
 from ..printing import Terminal, progress_bar
-from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, given, one_of, resumable
+from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, given, one_of, resumable
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -27,6 +27,7 @@ def gate(
     out: Annotated[Path | None, typer.Option(help="Folder that keeps the evaluations; resumes when run again.")] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
+    trust: Trust = False,
     markdown: Annotated[Path | None, typer.Option(help="Append the verdict to this file, as Markdown.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the verdict to this file, as JUnit XML.")] = None,
     outputs: Annotated[
@@ -66,6 +67,7 @@ def gate(
             out=out,
             device=where,
             threads=threads,
+            trust=trust,
             progress=progress,
             say=terminal.say,
         )

@@ -1,31 +1,33 @@
-"""`inspect`, `list` and `doctor`: what is there, without changing it."""
+"""`inspect`, `list` and `doctor`: what is there."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..printing import Terminal, details, fits_words
-from .options import Debug, Json, Quiet
+from .options import Debug, Json, Quiet, Trust
 
 
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    trust: Trust = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """What an artifact is, where it came from, whether its files are intact, and whether an engine fits this machine.
 
-    A TensorRT engine file alone is looked at too.
+    A TensorRT engine file alone is looked at too. Code that others brought is not run without --trust.
     """
     from .. import manifest
+    from ..trust import built_here
 
     terminal = Terminal(json, quiet)
     if artifact.is_file():
         from ..lower import nvinfer_run
 
-        fits = nvinfer_run.preflight(artifact)
+        fits = nvinfer_run.preflight(artifact, trust=trust)
         terminal.result({"facts": fits.facts, "problems": fits.problems}, fits_words(fits.facts, fits.problems))
         return
     opened = manifest.verified(artifact)
@@ -33,7 +35,7 @@ def inspect(
     if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
         from ..lower import nvinfer_run
 
-        fits = nvinfer_run.inspected(artifact, opened.manifest)
+        fits = nvinfer_run.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
         text += "\n" + fits_words(fits.facts, fits.problems)
     terminal.result(opened.manifest, text)
 
@@ -45,17 +47,8 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
 
     terminal = Terminal(json, quiet)
     described = {name: registry.spec(name) for name in registry.VARIANTS}
-    known = [formats.get(name) for name in formats.names()]
     if json:
-        listed = [
-            {
-                "name": fmt.name, "summary": fmt.summary, "runtime": fmt.runtime, "suffix": fmt.suffix,
-                "precisions": sorted(fmt.precisions), "devices": sorted(fmt.devices),
-                "extra": fmt.extra, "missing": env.missing(fmt.requires),
-            }
-            for fmt in known
-        ]  # fmt: skip
-        terminal.result({"variants": described, "formats": listed}, "")
+        terminal.result({"variants": described, "formats": [_listed(name) for name in formats.names()]}, "")
         return
     rows = [
         [
@@ -67,28 +60,69 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
         for name, spec in described.items()
     ]
     terminal.table("Variants", ["name", "depths", "widths", "differs by"], rows)
-    rows = []
-    for fmt in known:
-        absent = env.missing(fmt.requires)
-        state = env.missing_line(absent[0], fmt.extra or "dev") if absent else "installed"
-        rows.append([fmt.name, fmt.summary, " ".join(sorted(fmt.precisions)), fmt.runtime, state])
-    terminal.table("Formats", ["name", "what", "precisions", "runtime", "state"], rows)
+    rows, lacking = [], []
+    for name in formats.names():
+        entry = _listed(name)
+        if entry["missing"]:
+            lacking.append(f"{name}: {env.pip_line(entry['missing'][0])}")
+        rows.append(
+            [
+                name,
+                entry.get("summary", ""),
+                " ".join(entry.get("precisions", ())),
+                "" if "runs_code" not in entry else "code" if entry["runs_code"] else "data",
+                "missing" if entry["missing"] else "installed",
+            ]
+        )
+    terminal.table("Formats", ["name", "what", "precisions", "holds", "state"], rows)
+    for line in lacking:
+        terminal.line(line)
+    terminal.line("What holds code runs it when it is opened: others' artifacts of these need --trust.")
 
 
-def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """What this machine can build and run, and what to install for the rest."""
+def _listed(name: str) -> dict[str, Any]:
+    """What `list` says of a format; its name and what is missing, where its own module cannot be imported."""
     from .. import env, formats
     from ..errors import MissingPackageError
 
+    try:
+        fmt = formats.get(name)
+    except MissingPackageError:
+        return {"name": name, "missing": env.missing(FRAMEWORK) or ("torch",)}
+    return {
+        "name": fmt.name, "summary": fmt.summary, "runtime": fmt.runtime, "suffix": fmt.suffix,
+        "precisions": sorted(fmt.precisions), "devices": sorted(fmt.devices), "runs_code": fmt.runs_code,
+        "extra": fmt.extra, "missing": env.missing(fmt.requires + fmt.build_requires),
+    }  # fmt: skip
+
+
+FRAMEWORK = ("torch", "numpy", "timm", "safetensors", "PIL")  # what the formats' modules themselves are written with
+
+
+def doctor(
+    clean: Annotated[bool, typer.Option("--clean", help="Empty the caches that are listed.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """What this machine can build and run, what to install for the rest, and what the caches hold."""
+    from .. import caches, env, formats
+    from ..errors import ConvNextDeployError
+
     terminal = Terminal(json, quiet)
+    removed = caches.clean() if clean else None
     states = {}
     for name in formats.names():
         try:
             states[name] = formats.state(formats.get(name))
-        except MissingPackageError as error:
-            states[name] = str(error)
+        except ConvNextDeployError as error:
+            states[name] = str(error).removeprefix(f"format {name}: ")
     gpus = env.nvidia_gpus()
-    document = {"machine": env.machine(), "gpus": gpus, "versions": env.versions(), "formats": states}
+    kept = caches.found()
+    document = {
+        "machine": env.machine(), "gpus": gpus, "versions": env.versions(), "formats": states, "caches": kept,
+        "removed": removed,
+    }  # fmt: skip
     if json:
         terminal.result(document, "")
         return
@@ -96,3 +130,7 @@ def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])
     terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()])
+    rows = [[c.what, c.path, c.problem or f"{c.entries} in {c.bytes / 1e6:.1f} MB"] for c in kept]
+    terminal.table("Caches", ["of", "where", "holds"], rows)
+    if removed is not None:
+        terminal.line(f"removed {sum(c.entries for c in removed)} of {sum(c.bytes for c in removed) / 1e6:.1f} MB")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..printing import Terminal
-from .options import Debug, DeviceOption, Json, Quiet, Threads, one_of
+from .options import Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
 
 
 def profile(
@@ -16,6 +16,7 @@ def profile(
     layers: Annotated[int, typer.Option(help="How many of the slowest layers to print.")] = 10,
     device: DeviceOption = "cpu",
     threads: Threads = None,
+    trust: Trust = False,
     out: Annotated[Path | None, typer.Option(help="Append the result to this file, as one JSON line.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -27,7 +28,12 @@ def profile(
 
     terminal = Terminal(json, quiet)
     result = api.profile(
-        artifact, batch=batch, steps=steps, device=one_of("--device", device, types.Device), threads=threads
+        artifact,
+        batch=batch,
+        steps=steps,
+        device=one_of("--device", device, types.Device),
+        threads=threads,
+        trust=trust,
     )
     if out is not None:
         manifest.append_line(out, result)

@@ -5,9 +5,12 @@ import importlib
 from functools import cache
 from pathlib import Path
 
+from .. import trust as trusted
 from ..arguments import shown
-from ..env import missing, missing_line
-from ..errors import MissingPackageError, UsageError
+from ..env import PACKAGES, missing, missing_line
+from ..errors import ArtifactError, MissingPackageError, UsageError
+from ..manifest import Artifact
+from ..session import RunOptions, Session
 from ..types import Device
 from .base import Format
 
@@ -25,24 +28,37 @@ def get(name: str) -> Format:
 
     Raises:
         UsageError: unknown, with the list and the nearest match.
+        MissingPackageError: a package that it is written with is not installed, or cannot be imported.
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"unknown format {shown(name)}{hint} (formats: {', '.join(names())})")
-    found = importlib.import_module(f"{__name__}.{name}").FORMAT
+    try:
+        found = importlib.import_module(f"{__name__}.{name}").FORMAT
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in PACKAGES:
+            raise
+        raise MissingPackageError(f"format {name}: {missing_line(package)}") from None
+    except OSError as error:  # a shared library of such a package lacks one of its own
+        reason = " ".join(str(error).split())
+        raise MissingPackageError(f"format {name}: a package it needs cannot be imported: {reason}") from None
     assert isinstance(found, Format)
     assert found.name == name
     return found
 
 
-def require(fmt: Format) -> None:
+def require(fmt: Format, build: bool = False) -> None:
     """Refuse a format whose packages are not installed.
+
+    Args:
+        build: also those that only building an artifact needs.
 
     Raises:
         MissingPackageError: the `pip install` to run.
     """
-    line = _missing(fmt)
+    line = _missing(fmt.requires + fmt.build_requires if build else fmt.requires)
     if line is not None:
         raise MissingPackageError(f"format {fmt.name}: {line}")
 
@@ -53,16 +69,61 @@ def state(fmt: Format) -> str:
     Raises:
         MissingPackageError: what to install.
     """
-    line = _missing(fmt)
+    line = _missing(fmt.requires + fmt.build_requires)
     if line is not None:
         raise MissingPackageError(line)
     return fmt.ready()
 
 
-def _missing(fmt: Format) -> str | None:
-    """The first of its packages that is not installed, and the `pip install` to run."""
-    absent = missing(fmt.requires)
-    return missing_line(absent[0], fmt.extra or "dev") if absent else None
+def _missing(packages: tuple[str, ...]) -> str | None:
+    """The first that is not installed, and the `pip install` to run."""
+    absent = missing(packages)
+    return missing_line(absent[0]) if absent else None
+
+
+def of(artifact: Artifact) -> Format:
+    """The format of an artifact.
+
+    Raises:
+        ArtifactError: there is none of the name that its manifest gives.
+    """
+    name = artifact.manifest.export.format
+    if name not in names():
+        raise ArtifactError(f"{artifact.path} is of format {name!r}, which is none of {', '.join(names())}")
+    return get(name)
+
+
+def opened(artifact: Artifact, options: RunOptions, trust: bool = False) -> Session:
+    """A session of a verified artifact.
+
+    Args:
+        trust: run the code that it brings, whoever made it.
+
+    Raises:
+        ArtifactError: it is of a format that is not known, lacks the format's file, or brings code that is not trusted.
+        MissingPackageError: the runtime is not installed.
+    """
+    fmt = of(artifact)
+    require(fmt)
+    refuse_device(fmt, options.device)
+    main = f"model{fmt.suffix}"
+    if not any(file.path == main for file in artifact.manifest.files):
+        raise ArtifactError(f"{artifact.path} lists no {main}, which format {fmt.name} opens; export the model again")
+    refuse_untrusted(fmt, artifact, trust)
+    return fmt.load(artifact.path, artifact.manifest, options)
+
+
+def refuse_untrusted(fmt: Format, artifact: Artifact, trust: bool = False) -> None:
+    """Refuse an artifact that brings code, unless this user built it or trusts who did.
+
+    Raises:
+        ArtifactError: with what to do.
+    """
+    if fmt.runs_code and not trust and not trusted.built_here(artifact.sha256):
+        raise ArtifactError(
+            f"{artifact.path}: format {fmt.name} runs code that the artifact brings, and you did not build it here; "
+            "if you trust who did, give --trust (in Python trust=True), else take a format that holds data only"
+        )
 
 
 def refuse_device(fmt: Format, device: Device) -> None:

@@ -27,8 +27,10 @@ class Format:
     summary: str
     suffix: str  # of the main file, which is always called model<suffix>
     runtime: str
-    requires: tuple[str, ...]  # import names that build and load need
-    extra: str | None  # the pip extra that installs them; None where the base installation does
+    requires: tuple[str, ...]  # import names that load needs
+    build_requires: tuple[str, ...]  # and those that build needs beside them
+    extra: str | None  # the pip extra that installs its runtime; None where the base installation does
+    runs_code: bool  # opening an artifact runs code that it brings, so that whoever made it has to be trusted
     precisions: frozenset[Precision]
     devices: frozenset[Device]
     typed_graph: bool  # precision is a property of the built graph; if not, the runtime decides when it loads it

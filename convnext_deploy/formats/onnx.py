@@ -44,7 +44,7 @@ class OnnxSession(Session):
             self._bind_tensors()
 
     def _open(self, profile: Path | None, prepack: bool) -> Any:
-        with needs("onnxruntime", "onnx"):
+        with needs("onnxruntime"):
             import onnxruntime as ort
         provider = PROVIDERS[self.options.device]
         if provider not in ort.get_available_providers():
@@ -181,8 +181,10 @@ FORMAT = Format(
     summary="typed ONNX graph, run by ONNX Runtime",
     suffix=".onnx",
     runtime="onnxruntime",
-    requires=("onnx", "onnxscript", "onnxruntime"),
+    requires=("onnxruntime",),
+    build_requires=("torch", "timm", "safetensors", "onnx", "onnxscript", "onnx_ir"),
     extra=None,
+    runs_code=False,
     precisions=frozenset({"fp32", "fp16"}),
     devices=frozenset({"cpu", "cuda"}),
     typed_graph=True,

@@ -30,10 +30,10 @@ def build(graph: "DeployGraph", folder: Path) -> None:
     from ..lower.onnx_graph import save_onnx
     from ..models.convnext import ConvNeXt
 
-    with needs("openvino", "openvino"):
+    with needs("openvino"):
         import openvino as ov
 
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".openvino.") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".openvino.") as scratch:
         path = Path(scratch) / "model.onnx"
         if isinstance(graph.module, ConvNeXt):  # benchmarks bring other architectures
             graph = dataclasses.replace(graph, module=ChannelsFirst(graph.module))
@@ -50,7 +50,7 @@ def build(graph: "DeployGraph", folder: Path) -> None:
 class OpenVinoSession(Session):
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
         super().__init__(manifest, options)
-        with needs("openvino", "openvino"):
+        with needs("openvino"):
             import openvino as ov
         self._ov = ov
         self._path = path
@@ -184,7 +184,9 @@ FORMAT = Format(
     suffix=".xml",
     runtime="openvino",
     requires=("openvino",),
+    build_requires=("torch", "timm", "safetensors", "onnx", "onnxscript", "onnx_ir"),
     extra="openvino",
+    runs_code=False,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu"}),
     typed_graph=False,

@@ -24,7 +24,7 @@ def _library() -> Iterator[None]:
     if not torch.cuda.is_available():
         raise InputError("format torch_tensorrt needs an NVIDIA GPU, and PyTorch finds none here")
     try:
-        with needs("torch_tensorrt", "torch-tensorrt"):
+        with needs("torch_tensorrt"):
             yield
     except (OSError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())
@@ -68,8 +68,10 @@ FORMAT = Format(
     summary="torch.export program with TensorRT engines inside",
     suffix=".pt2",
     runtime="torch_tensorrt",
-    requires=("torch_tensorrt",),
+    requires=("torch_tensorrt", "torch", "safetensors"),
+    build_requires=("timm",),
     extra="torch-tensorrt",
+    runs_code=True,
     precisions=frozenset({"fp32", "tf32", "fp16", "bf16"}),
     devices=frozenset({"cuda"}),
     typed_graph=True,

@@ -1,6 +1,7 @@
 """One packed network, planned for one batch and image size, run through the C interface."""
 
 import ctypes
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Network:
         self._bytes = None if isinstance(source, Path) else aligned(source)
         message = ctypes.create_string_buffer(MESSAGE_BYTES)
         if isinstance(source, Path):
-            code = self.library.cnxt_model_open_file(str(source).encode(), self.model, message, len(message))
+            code = self.library.cnxt_model_open_file(os.fsencode(source), self.model, message, len(message))
         else:
             assert self._bytes is not None
             code = self.library.cnxt_model_open(

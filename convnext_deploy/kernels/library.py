@@ -8,10 +8,11 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
+from .. import private, staging
 from ..errors import BuildError, MissingPackageError, UsageError
+from ..manifest import sha256_of
 from ..processes import Group
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -29,6 +30,7 @@ X86: dict[str, tuple[str, ...]] = {
     "kernels_avx512_vnni": (*_AVX512, "-mavx512vnni"),
     "kernels_avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
 }
+BUILD_NAME = "build"  # of the temporary folders in the cache
 ISA_VARIABLE = "CONVNEXT_DEPLOY_ISA"
 
 
@@ -90,15 +92,16 @@ def units() -> dict[str, tuple[str, ...]]:
 
 def cache_folder() -> Path:
     """Where built libraries are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "convnext-deploy" / "native"
+    return private.cache_root() / "native"
 
 
 def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path:
     """The shared library for these sources, this compiler and these flags; compiled where it is not there yet.
 
     Any number of processes may build at once: each works in a folder of its own and renames its result into place.
-    Where the compiler is gone, what it built from the same sources with the same flags is taken.
+    Where the compiler is gone, what it built from the same sources with the same flags is taken. A library's name
+    ends in its SHA-256, and one that no longer has it is removed and built again: opening a damaged one can kill the
+    process. The folder has to be this user's alone, since what lies there is run.
 
     Args:
         folder: None: `cache_folder()`.
@@ -107,29 +110,79 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
     Raises:
         MissingPackageError: no compiler.
         BuildError: the compiler refuses a file, or the folder cannot be written.
+        UsageError: the folder is not this user's alone.
     """
     folder = cache_folder() if folder is None else folder
     stem = f"libconvnext_deploy-{_source_key(extra_flags)}"
     try:
         compiler = find_compiler()
     except MissingPackageError:
-        for path in sorted(folder.glob(f"{stem}-*.so")):
-            return path
-        raise
-    path = folder / f"{stem}-{_compiler_key(compiler)}.so"
-    if path.is_file():
-        return path
+        found = _intact(folder, stem)
+        if found is None:
+            raise
+        return found
+    stem = f"{stem}-{_compiler_key(compiler)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as work:
-            built = compile_library(compiler, Path(work), extra_flags)
+        private.made(folder)
+        found = _intact(folder, stem)
+        if found is not None:
+            return found
+        with staging.folder_for(folder / BUILD_NAME) as work:
+            built = compile_library(compiler, work, extra_flags)
+            path = folder / f"{stem}-{sha256_of(built)}.so"
             os.replace(built, path)
+        staging.clear(folder / BUILD_NAME)
     except OSError as error:
         raise BuildError(
-            f"the native engine cannot be built into {folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that "
-            "can be written"
+            f"the native engine cannot be built into {folder}: {error.strerror}; set XDG_CACHE_HOME to a folder of "
+            "your own that can be written"
         ) from None
     return path
+
+
+def _intact(folder: Path, stem: str) -> Path | None:
+    """A library of that name whose content has the hash that its name ends in; the damaged ones are removed.
+
+    Raises:
+        UsageError: others could have put it there.
+    """
+    if not folder.is_dir():
+        return None
+    private.checked(folder)
+    for path in sorted(folder.glob(f"{stem}-*.so")):
+        if not path.is_symlink() and path.is_file() and sha256_of(path) == path.stem.rpartition("-")[2]:
+            return path
+        path.unlink()
+    return None
+
+
+def clean() -> list[tuple[Path, int]]:
+    """Empty the cache of what this package put there, which is built again when it is needed.
+
+    Returns:
+        The libraries that were removed, and their bytes.
+
+    Raises:
+        UsageError: the folder is not this user's alone.
+    """
+    found = cached()
+    for path, _ in found:
+        path.unlink()
+    staging.clear(cache_folder() / BUILD_NAME)
+    return found
+
+
+def cached() -> list[tuple[Path, int]]:
+    """Every library in the cache, of any version, and its bytes.
+
+    Raises:
+        UsageError: the folder is not this user's alone.
+    """
+    folder = cache_folder()
+    if not folder.is_dir():
+        return []
+    private.checked(folder)
+    return [(path, path.lstat().st_size) for path in sorted(folder.glob("libconvnext_deploy-*.so"))]
 
 
 def state() -> str:
@@ -138,8 +191,8 @@ def state() -> str:
     Raises:
         MissingPackageError: it is not built, and there is no compiler.
     """
-    built = sorted(cache_folder().glob(f"libconvnext_deploy-{_source_key(())}-*.so"))
-    return f"ready, path {isas(opened(built[0]))[0]}" if built else f"ready, {find_compiler()} builds it at first use"
+    built = _intact(cache_folder(), f"libconvnext_deploy-{_source_key(())}")
+    return f"ready, path {isas(opened(built))[0]}" if built else f"ready, {find_compiler()} builds it at first use"
 
 
 def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...]) -> Path:
@@ -194,7 +247,7 @@ def load(isa: str | None = None) -> ctypes.CDLL:
 
     Raises:
         MissingPackageError, BuildError: see `build`.
-        UsageError: this CPU does not have that path.
+        UsageError: this CPU does not have that path, or see `build`.
     """
     library = opened(_built(cache_folder(), os.environ.get("CXX")))
     available = isas(library)

@@ -33,7 +33,6 @@ Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smal
 
 ENGINE_FILE = "model.engine"
 RECORD_FILE = "build.json"
-EXTRAS: dict[Name, str] = {"tensorrt": "trt", "tensorrt_rtx": "trt-rtx"}
 TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 # Compute capability by the name people give the GPU. Written from memory of NVIDIA's list, not checked against it.
@@ -72,13 +71,13 @@ def choose(wanted: str) -> tuple[Name, str]:
     absent = env.missing(("tensorrt", "tensorrt_rtx"))
     if wanted == "tensorrt" or (wanted == "auto" and gpus and "tensorrt" not in absent):
         if "tensorrt" in absent:
-            raise MissingPackageError(env.missing_line("tensorrt", EXTRAS["tensorrt"]))
+            raise MissingPackageError(env.missing_line("tensorrt"))
         if not gpus:
             raise UsageError("TensorRT builds on the GPU it builds for, and there is none here; use --trt rtx")
         return "tensorrt", f"TensorRT: {'asked for' if wanted != 'auto' else f'installed, beside {gpus[0]}'}"
     if "tensorrt_rtx" in absent:
         first: Name = "tensorrt" if gpus and wanted == "auto" else "tensorrt_rtx"
-        raise MissingPackageError(env.missing_line(first, EXTRAS[first]))
+        raise MissingPackageError(env.missing_line(first))
     if wanted == "rtx":
         return "tensorrt_rtx", "TensorRT-RTX: asked for"
     reason = "TensorRT is not installed" if gpus else "no NVIDIA GPU here, and TensorRT builds only on one"
@@ -88,11 +87,11 @@ def choose(wanted: str) -> tuple[Name, str]:
 def import_module(name: Name) -> Any:
     """The module `tensorrt` or `tensorrt_rtx`."""
     if name == "tensorrt":
-        with env.needs("tensorrt", EXTRAS[name]):
+        with env.needs("tensorrt"):
             import tensorrt
 
             return tensorrt
-    with env.needs("tensorrt_rtx", EXTRAS[name]):
+    with env.needs("tensorrt_rtx"):
         import tensorrt_rtx
 
         return tensorrt_rtx
@@ -504,7 +503,7 @@ def refittable(artifact: Artifact) -> Path:
         UsageError: it is no engine, cannot be refitted, or there is no GPU.
     """
     spec = artifact.manifest.export
-    if spec.tensorrt is None or spec.format not in EXTRAS:
+    if spec.tensorrt is None or spec.format not in TITLES:
         raise UsageError(f"{artifact.path} is {spec.format}; only TensorRT engines are refitted, export it again")
     if spec.tensorrt.refit == "none":
         raise UsageError(f"{artifact.path} was not exported with --refit refit or --refit strip; export it again")

@@ -60,7 +60,7 @@ def build(name: Name, graph: DeployGraph, folder: Path) -> Any:
     """Build (or refit) the engine; a stand-in to verify with where it cannot run here (see `Format.build`)."""
     spec = graph.export.tensorrt
     profiles(graph.model, graph.export)  # refuses before the ONNX is made
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".nvinfer.") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".nvinfer.") as scratch:
         path = Path(scratch) / "model.onnx"
         save_onnx(graph, path)
         if graph.refit_from is not None:
@@ -125,12 +125,15 @@ def read_header(path: Path) -> Header:
     )
 
 
-def preflight(engine: Path, name: Name | None = None, record: EngineRecord | None = None) -> Preflight:
+def preflight(
+    engine: Path, name: Name | None = None, record: EngineRecord | None = None, trust: bool = False
+) -> Preflight:
     """Say, before loading, what an engine needs and whether this machine has it.
 
     Args:
         engine: the engine file.
         name: the module it is for; None: taken from its version (TensorRT-RTX counts from 1, TensorRT from 7).
+        trust: try to load it where everything else fits; an engine holds code.
 
     Raises:
         ArtifactError: no engine, or one that was cut short.
@@ -163,14 +166,15 @@ def preflight(engine: Path, name: Name | None = None, record: EngineRecord | Non
         if not fits:
             problems.append(f"the engine is for {where}, the GPU here is {sm}; export again with --target {sm}")
     if gpus and not problems:
-        problems += probe(name, engine)
+        untried = "it was not tried: others built it, and loading it runs its code; --trust loads it in a trial process"
+        problems += probe(name, engine) if trust else [untried]
     return Preflight(tuple(facts), tuple(problems))
 
 
-def inspected(folder: Path, manifest: Manifest) -> Preflight:
+def inspected(folder: Path, manifest: Manifest, trust: bool = False) -> Preflight:
     """`preflight` of an artifact folder."""
     record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=EngineRecord)
-    return preflight(folder / ENGINE_FILE, _name(manifest.export.format), record)
+    return preflight(folder / ENGINE_FILE, _name(manifest.export.format), record, trust)
 
 
 def _name(text: str) -> Name:

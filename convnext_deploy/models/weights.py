@@ -1,6 +1,7 @@
 """Checkpoints from anywhere, filled into our module with every key accounted for.
 
-A source is a published timm name (`convnext_base.fb_in1k`), `hf-hub:owner/name`, a folder with `config.json` (timm's
+A source is a published timm name (`convnext_base.fb_in1k`), `hf-hub:owner/name` (with `@revision` after it for one
+branch, tag or commit), a folder with `config.json` (timm's
 or transformers'), a file (.safetensors, .pth, .pt, .bin, .ckpt), or the word `random`.
 """
 
@@ -57,6 +58,7 @@ class Checkpoint:
     file_sha256: str | None
     licence: str | None
     note: str | None = None
+    revision: str | None = None
 
 
 def load(
@@ -122,6 +124,7 @@ def load(
         tensors_sha256=tensors_sha256(model.state_dict()),
         file_sha256=checkpoint.file_sha256,
         licence=checkpoint.licence,
+        revision=checkpoint.revision,
     )
     known = dict(checkpoint.facts)
     if image_size is not None:
@@ -234,7 +237,8 @@ def _read(weights: str | None, name: str | None, tag: str | None, key: str | Non
             raise WeightsError("which model? give --variant (see `convnext-deploy list`) or --weights FILE")
         return _published(name, tag)
     if weights.startswith(("hf-hub:", "hf_hub:")):
-        return _from_hub(weights.partition(":")[2], weights)
+        repository, _, revision = weights.partition(":")[2].partition("@")
+        return _from_hub(repository, weights, revision or None)
     path = Path(weights).expanduser()
     if path.is_dir():
         return _from_folder(path, weights, key)
@@ -274,13 +278,29 @@ def _published(name: str, tag: str | None) -> Checkpoint:
     return replace(found, licence=found.licence or config.license)
 
 
-def _from_hub(repository: str, source: str) -> Checkpoint:
+def _from_hub(repository: str, source: str, revision: str | None = None) -> Checkpoint:
+    """A repository of the Hugging Face hub, every file of the one commit that the first file was found at.
+
+    Args:
+        revision: a branch, tag or commit; None: the main branch as it is now.
+    """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    commit = revision
 
     def fetched(filename: str) -> Path:
+        nonlocal commit
         with _quiet("huggingface_hub"):  # it logs what it then raises
-            return Path(hf_hub_download(repository, filename))
+            file = Path(hf_hub_download(repository, filename, revision=commit))
+        commit = _commit_of(file) or commit
+        return file
 
     unreachable = None
     try:
@@ -308,11 +328,13 @@ def _from_hub(repository: str, source: str) -> Checkpoint:
             files = [file]
             if candidate.endswith(".index.json"):
                 files = [fetched(part) for part in _shards(file)]
-            return _with_config(source, files, config)
+            return replace(_with_config(source, files, config), revision=commit)
         if unreachable is not None:
             raise unreachable
     except HFValidationError:
-        raise WeightsError(f"{source} is not a hub name; expected hf-hub:owner/name") from None
+        raise WeightsError(f"{source} is not a hub name; expected hf-hub:owner/name or owner/name@revision") from None
+    except RevisionNotFoundError:
+        raise WeightsError(f"{source}: the hub's {repository} has no branch, tag or commit {revision!r}") from None
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
         # The hub's own messages run over several lines; the first says what happened.
         reason = str(error).strip().partition("\n")[0].rstrip(".")
@@ -320,6 +342,14 @@ def _from_hub(repository: str, source: str) -> Checkpoint:
             f"{source} cannot be fetched from the hub and is not cached ({reason}); {REMEDIES}"
         ) from None
     raise WeightsError(f"{source} has none of {', '.join(WEIGHT_FILES)}; {REMEDIES}")
+
+
+def _commit_of(file: Path) -> str | None:
+    """The commit that a file of the hub's cache, `snapshots/<commit>/<name>`, is of."""
+    parts = file.parts
+    if "snapshots" not in parts[:-2]:
+        return None
+    return parts[len(parts) - parts[::-1].index("snapshots")]
 
 
 @contextmanager

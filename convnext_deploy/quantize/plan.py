@@ -1,6 +1,7 @@
 """A plan: which operations run in 8 bits, with which scales. Diffable JSON; every runtime's graph follows it."""
 
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,26 @@ def write(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
         beside.unlink(missing_ok=True)
     write_file(path, encode(plan))
     return plan
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a name under which `write` would replace or remove what is no plan, or not the tensors of one.
+
+    Raises:
+        UsageError: what is in the way.
+    """
+    beside = path.with_suffix(".safetensors")
+    tensors = None
+    if os.path.lexists(path):
+        try:
+            tensors = msgspec.json.decode(path.read_bytes(), type=Plan).tensors_sha256
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise UsageError(f"{path} is not a plan, so it is not replaced; choose another --out") from None
+    if os.path.lexists(beside) and (tensors is None or not beside.is_file() or sha256_of(beside) != tensors):
+        raise UsageError(
+            f"{beside}, where the plan's tensors would go, is not of a plan, so it is not replaced; "
+            "choose another --out"
+        )
 
 
 def read(path: Path) -> LoadedPlan:

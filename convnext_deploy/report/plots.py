@@ -33,7 +33,7 @@ COLUMNS = 2
 
 def _drawn(name: str, panels: int, draw: Callable[["Figure", list["Axes"]], None]) -> str:
     """One figure of so many panels as SVG text; `name` keeps its ids apart from those of other figures."""
-    with needs("matplotlib", "report"):
+    with needs("matplotlib"):
         import matplotlib
     from matplotlib.figure import Figure
 
