@@ -165,6 +165,23 @@ def replace(folder: Path, target: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def check_file(path: Path) -> None:
+    """Refuse, before any work, a file that cannot be written.
+
+    Raises:
+        UsageError: it is a folder, or its folder is absent or takes no file.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{path} cannot be written: {folder} is no folder; make it, or write elsewhere")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; expected the name of a file")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {folder}: {error.strerror}; write elsewhere") from None
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write one file atomically."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

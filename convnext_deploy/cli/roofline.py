@@ -28,6 +28,8 @@ def roofline(
     from .. import api, manifest, types
 
     terminal = Terminal(json, quiet)
+    if out is not None:
+        manifest.check_file(out)
     size = image_size_of(image_size)
     assert size is not None
     result = api.roofline(
