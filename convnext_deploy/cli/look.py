@@ -77,7 +77,7 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
 
 def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """What this machine can build and run, and what to install for the rest."""
-    from .. import env, formats
+    from .. import env, formats, saturation
     from ..errors import MissingPackageError
 
     terminal = Terminal(json, quiet)
@@ -88,11 +88,16 @@ def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
         except MissingPackageError as error:
             states[name] = str(error)
     gpus = env.nvidia_gpus()
-    document = {"machine": env.machine(), "gpus": gpus, "versions": env.versions(), "formats": states}
+    document = {
+        "machine": env.machine(), "eight_bits": saturation.words(), "gpus": gpus, "versions": env.versions(),
+        "formats": states,
+    }  # fmt: skip
     if json:
         terminal.result(document, "")
         return
-    terminal.table("Machine", ["what", "value"], [[k, str(v)] for k, v in env.machine().items()])
+    terminal.table(
+        "Machine", ["what", "value"], [*([k, str(v)] for k, v in env.machine().items()), ["8 bits", saturation.words()]]
+    )
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])
     terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()])
