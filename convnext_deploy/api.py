@@ -269,12 +269,14 @@ def roofline(
     image_size: tuple[int, int] = (224, 224),
     task: Task = "classify",
     threads: int | None = None,
+    progress: "Progress | None" = None,
 ) -> RooflineResult:
     """The shortest time a device can take for a variant, and what bounds each of its operations.
 
     Args:
         device: `a100`, `h100` or `h200` by its data sheet; `this` and `this-gpu` are measured now.
         threads: of the measurement on this CPU.
+        progress: told (steps done, steps in all, what is being measured).
 
     Raises:
         UsageError: an unknown variant or device, or a precision the device has no ceiling for.
@@ -289,7 +291,9 @@ def roofline(
         known = ", ".join((*model.MEASURED, *model.DATA_SHEETS))
         raise UsageError(f"unknown device {device!r}; expected one of {known}")
     measured = device in model.MEASURED
-    ceilings = model.measure(model.MEASURED[device], threads) if measured else model.DATA_SHEETS[device]
+    ceilings = (
+        model.measure(model.MEASURED[device], threads, progress=progress) if measured else model.DATA_SHEETS[device]
+    )
     rows = model.bound(spec, precision, batch, ceilings)
     ms = sum(row.ms for row in rows)
     return RooflineResult(
@@ -372,9 +376,10 @@ def bench(
         sizes = image_sizes or ((224, 224),)
         groups = contenders.of_variants(variants, compare, runtimes, precisions, sizes, task, plan.device, say)
     ceilings = None
-    if any(contender.spec for group in groups for contender in group):
+    rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
+    if rated:
         say("measuring what this machine can do at most")
-        ceilings = contenders.measured_ceilings(plan.device, plan.threads)
+        ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
     for number, group in enumerate(groups):
         shifted = progress and _shifted(progress, number, len(groups))
         yield from run(group, plan, ceilings=ceilings, progress=shifted)

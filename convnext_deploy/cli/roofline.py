@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..printing import Terminal
+from ..printing import Terminal, progress_bar
 from .options import Debug, Json, Quiet, Threads, image_size_of, one_of
 
 
@@ -32,15 +32,17 @@ def roofline(
         manifest.check_file(out)
     size = image_size_of(image_size)
     assert size is not None
-    result = api.roofline(
-        variant,
-        device=device,
-        precision=precision,
-        batch=batch,
-        image_size=size,
-        task=one_of("--task", task, types.Task),
-        threads=threads,
-    )
+    with progress_bar(terminal, "measuring", transient=True) as progress:
+        result = api.roofline(
+            variant,
+            device=device,
+            precision=precision,
+            batch=batch,
+            image_size=size,
+            task=one_of("--task", task, types.Task),
+            threads=threads,
+            progress=progress,
+        )
     if out is not None:
         manifest.append_line(out, result)
     rows = [
