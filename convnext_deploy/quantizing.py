@@ -110,7 +110,7 @@ def quantize(
 
     out = Path(out)
     kind = _refuse_early(out, target, type, max_drop, data, alpha, batch, force, tensorrt)
-    bits = _weight_bits(weight_bits, target, kind)
+    bits = _weight_bits(weight_bits, target, kind, searching=max_drop is not None)
     rest = rest or ("fp16" if target in plans.GPU_TARGETS else "fp32")
     say("loading the checkpoint")
     loaded = checkpoints.load(
@@ -351,15 +351,21 @@ def _require(source: sources.ImageSource, least: int, why: str = "") -> None:
         raise DataError(f"{source.name} has {len(source)} images; at least {least} are needed{why}, give more")
 
 
-def _weight_bits(asked: WeightBits | None, target: Target, kind: OperationType) -> WeightBits:
+def _weight_bits(asked: WeightBits | None, target: Target, kind: OperationType, *, searching: bool) -> WeightBits:
     """The bits of the weights: as asked, or what the target multiplies exactly here.
 
     Raises:
-        UsageError: 7 bits where nothing can saturate.
+        UsageError: 7 bits where nothing can saturate, or a search with 8 bits where that does.
     """
     if asked == 7 and kind != "u8s8":
         raise UsageError(f"--weight-bits 7 is for targets that multiply u8 by s8; {target} multiplies {kind}")
-    return asked or saturation.bits_for(target, kind)
+    exact = saturation.bits_for(target, kind)
+    if searching and asked == 8 and exact == 7:
+        raise UsageError(
+            f"--weight-bits 8 saturates with {target} on this CPU (x86 without VNNI), where the search runs; "
+            "leave it out, or search with --target native"
+        )
+    return asked or exact
 
 
 def _check_identity(folder: Path, *facts: object) -> None:
