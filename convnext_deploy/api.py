@@ -361,12 +361,14 @@ def roofline(
     image_size: arguments.ImageSize = 224,
     task: Task = "classify",
     threads: int | None = None,
+    progress: "Progress | None" = None,
 ) -> RooflineResult:
     """The shortest time a device can take for a variant, and what bounds each of its operations.
 
     Args:
         device: `a100`, `h100` or `h200` by its data sheet; `this` and `this-gpu` are measured now.
         threads: of the measurement on this CPU.
+        progress: told (steps done, steps in all, what is being measured).
 
     Raises:
         UsageError: an unknown variant or device, or a precision the device has no ceiling for.
@@ -384,7 +386,9 @@ def roofline(
         raise UsageError(f"image size {size[0]}x{size[1]} pixels; expected at least {STRIDE}")
     spec = registry.spec(registry.resolve(variant)[0], image_size=size, task=task)
     measured = device in model.MEASURED
-    ceilings = model.measure(model.MEASURED[device], threads) if measured else model.DATA_SHEETS[device]
+    ceilings = (
+        model.measure(model.MEASURED[device], threads, progress=progress) if measured else model.DATA_SHEETS[device]
+    )
     rows = model.bound(spec, precision, batch, ceilings)
     ms = sum(row.ms for row in rows)
     return RooflineResult(
@@ -504,9 +508,10 @@ def _rows(
 
     groups = groups_of()
     ceilings = None
-    if any(contender.spec for group in groups for contender in group):
+    rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
+    if rated:
         say("measuring what this machine can do at most")
-        ceilings = contenders.measured_ceilings(plan.device, plan.threads)
+        ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
     for number, group in enumerate(groups):
         shifted = progress and _shifted(progress, number, len(groups))
         yield from run(group, plan, ceilings=ceilings, progress=shifted)

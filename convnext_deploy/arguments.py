@@ -29,6 +29,7 @@ from .types import (
     Target,
     Task,
     TensorRtSpec,
+    WeightBits,
 )
 
 Location = str | os.PathLike[str]
@@ -301,6 +302,13 @@ def record(name: str, value: Any, kind: type[T], expected: str) -> T:
         raise UsageError(f"{name}: {error}; expected {expected}") from None
 
 
+def _one_number(name: str, value: Any, allowed: tuple[int, ...]) -> int:
+    number = _integer(value)
+    if number not in allowed:
+        raise _refused(name, value, f"one of {', '.join(map(str, allowed))}")
+    return number
+
+
 def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
     return lambda name, value: one_of(name, value, words)
 
@@ -308,7 +316,7 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
 # What one name means in every function that has it. None is for the names that may be left open.
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
-    "threads", "split", "limit", "max_drop", "progress", "tensorrt",
+    "threads", "split", "limit", "max_drop", "progress", "tensorrt", "weight_bits",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
@@ -334,6 +342,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "limit": whole,
     "steps": whole,
     "images": whole,
+    "weight_bits": lambda name, value: _one_number(name, value, get_args(WeightBits)),
     "max_drop": lambda name, value: number(name, value, 0, 100, "percentage points above 0 and at most 100"),
     "alpha": lambda name, value: number(name, value, 0, math.nextafter(0.5, 0), "a chance above 0 and below 0.5"),
     "force": flag,

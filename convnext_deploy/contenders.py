@@ -88,8 +88,11 @@ class Wanted(Record, frozen=True, kw_only=True):
         return BENCH / f"{self.model}-{self.runtime}-{self.precision}-{self.task}-{sides}-{self.device}"
 
 
-def measured_ceilings(device: Device, threads: int | None) -> Ceilings:
+def measured_ceilings(device: Device, threads: int | None, precisions: Sequence[str] | None = None) -> Ceilings:
     """What this machine can do at most, measured now, in a process of its own.
+
+    Args:
+        precisions: that are asked for; None: all.
 
     Raises:
         WorkerError: it failed.
@@ -97,7 +100,9 @@ def measured_ceilings(device: Device, threads: int | None) -> Ceilings:
     worker = Worker("measuring ceilings", ("convnext_deploy.roofline", "torch"))
     try:
         found = worker.call(
-            "call", function="convnext_deploy.roofline:measure", arguments={"device": device, "threads": threads}
+            "call",
+            function="convnext_deploy.roofline:measure",
+            arguments={"device": device, "threads": threads, "precisions": precisions},
         )
     finally:
         worker.close()

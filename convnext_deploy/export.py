@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arguments, env, formats, manifest, preprocess, trust, verify
+from . import arguments, env, formats, manifest, preprocess, saturation, trust, verify
 from .errors import DataError, ParityError, PrecisionError, UsageError
 from .manifest import Artifact
 from .session import RunOptions, Session, run_in_batches
@@ -268,6 +268,7 @@ def _quantization(chosen: "LoadedPlan | None", model: ModelSpec | None = None) -
         target=plan.target,
         operations={name: types.count(name) for name in dict.fromkeys(types)},
         kept_share=share_of(model, _kept(plan)) if model else 0.0,
+        weight_bits=plan.weight_bits,
         calibration=plan.calibration,
     )
 
@@ -443,4 +444,6 @@ def _judge(record: Manifest, fmt: "Format", folder: Path, target: Path) -> None:
         manifest.replace(folder, rejected, manifest.REJECTED_NAME)
     # The tolerances are those of the precision that was asked for: where another ran, the outputs are its consequence.
     error = PrecisionError if imprecise else ParityError
-    raise error(f"{'; '.join((*imprecise, *wrong))}; {where}")
+    cause = saturation.cause(record)
+    likely = () if cause is None else (cause,)
+    raise error(f"{'; '.join((*likely, *imprecise, *wrong))}; {where}")

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -265,6 +266,22 @@ def remove(folder: Path, marker: str = MANIFEST_NAME) -> None:
     if reason is not None:
         raise UsageError(f"{reason}, so it was not removed")
     shutil.rmtree(folder)
+
+
+def check_file(path: Path) -> None:
+    """Refuse, before any work, a file that cannot be written.
+
+    Raises:
+        UsageError: it is a folder, or its folder is absent or takes no file.
+    """
+    _check_folder_of(path)
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; expected the name of a file")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {folder}: {error.strerror}; write elsewhere") from None
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -55,24 +55,60 @@ class Terminal:
 
 
 @contextmanager
-def progress_bar(terminal: Terminal) -> Iterator[Any]:
-    """A progress bar with the remaining time on stderr, from its first call on; None where nobody watches."""
+def progress_bar(
+    terminal: Terminal, phase: str = "evaluating", *, redraws_per_s: int = 10, transient: bool = False
+) -> Iterator[Any]:
+    """A bar on stderr, with what is being done and the time that is left; None where nobody watches.
+
+    What it gives is called with (steps done, steps in all) and, from then on, the name of another phase. While the
+    steps are not known, it shows the time since the phase began.
+
+    Args:
+        phase: what is being done first.
+        redraws_per_s: 1 while something is being timed, for drawing takes time.
+        transient: it disappears at the end.
+    """
     if terminal.quiet or terminal.json or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
 
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        started: list[TaskID] = []
+    class Steps(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
 
-        def show(done: int, total: int) -> None:
-            if not started:
-                started.append(bar.add_task("", total=total))
-            bar.update(started[0], completed=done, total=total)
+    class Clock(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(clock_words(task.total, task.time_remaining, task.elapsed))
 
-        yield show
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Steps(), Clock())
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=redraws_per_s, transient=transient) as bar:
+        task = bar.add_task(phase, total=None)
+        now = phase
+
+        def update(done: int, total: int | None, what: str | None = None) -> None:
+            nonlocal now
+            if what is not None and what != now:
+                now = what
+                if not transient:  # a phase of its own: its speed says nothing of the one before
+                    bar.reset(task, total=total)
+            bar.update(task, completed=done, total=total, description=now)
+
+        yield update
+
+
+def clock_words(total: float | None, remaining_s: float | None, elapsed_s: float | None) -> str:
+    """The time that is left, where it is known; else the time so far, called that."""
+    if total is not None and remaining_s is not None:
+        return f"{_clock(remaining_s)} left"
+    return f"{_clock(elapsed_s or 0)} so far"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def summary(path: Path, found: "Manifest", size: int) -> str:

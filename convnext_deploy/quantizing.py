@@ -1,16 +1,15 @@
 """A checkpoint and images to a plan: `quantize`, drafted at once or searched for under an accuracy budget; `half`."""
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from . import arguments, env, formats, manifest, passes, preprocess
+from . import arguments, env, formats, manifest, passes, preprocess, saturation
 from . import data as sources
-from .errors import CheckFailed, UsageError
+from .errors import CheckFailed, DataError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact, write_file
 from .quantize import plan as plans
@@ -37,9 +36,13 @@ from .types import (
     Target,
     Task,
     TensorRtSpec,
+    WeightBits,
 )
 
+IMAGES = 512  # to calibrate on, where so many are there
 HELD_OUT = 128  # images that corrections are judged on, where no labelled ones are given
+LEAST_IMAGES = 32  # of all that a calibration needs: to calibrate on and to hold out
+LEAST_HELD_OUT = 8  # with fewer the error of a mean difference says nothing
 SELECTION = 2000  # images of labelled data that a search selects on; at most a third of them
 PROBE = 4  # images that folding is checked on
 KINDS = ("expand", "project")  # what runs in 8 bits where nothing is searched for
@@ -60,7 +63,7 @@ def quantize(
     variant: str | None = None,
     type: PlanType = "int8",
     method: RangeMethod = "mse",
-    images: int = 512,
+    images: int | None = None,
     split: str | None = None,
     rest: Precision | None = None,
     input: InputKind = "float32",
@@ -69,6 +72,7 @@ def quantize(
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     rounding: bool = False,
+    weight_bits: WeightBits | None = None,
     data: arguments.Location | None = None,
     max_drop: float | None = None,
     alpha: float = 0.05,
@@ -91,9 +95,11 @@ def quantize(
         calibration: real images, labels not needed; "random" is noise, and is marked as such.
         target: the format that the plan is for.
         method: how ranges are chosen (`types.RangeMethod`).
-        images: how many are calibrated on.
+        images: how many are calibrated on; None: 512, or four fifths of a source with fewer than 640 (at least 32).
         rest: the type of everything else; None: fp32, on GPUs fp16.
         rounding: try GPTQ for the weights.
+        weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI; None: what `target` multiplies
+            exactly on this machine (see `saturation`).
         max_drop: percentage points of top-1.
         batch: the batch whose latency counts.
         tensorrt: for a search with `target` tensorrt or tensorrt_rtx.
@@ -116,6 +122,7 @@ def quantize(
         preprocessing=preprocessing,
         weights_key=weights_key,
         rounding=rounding,
+        weight_bits=weight_bits,
         max_drop=max_drop,
         alpha=alpha,
         threads=threads,
@@ -134,6 +141,7 @@ def quantize(
     from .models import weights as checkpoints
 
     kind = _refuse_early(out, target, type, max_drop, data, alpha, batch, force, tensorrt)
+    bits = _weight_bits(weight_bits, target, kind, searching=max_drop is not None)
     rest = rest or ("fp16" if target in plans.GPU_TARGETS else "fp32")
     say("loading the checkpoint")
     loaded = checkpoints.load(
@@ -147,8 +155,10 @@ def quantize(
     model, facts = loaded.model, loaded.preprocessing
     folder = out.with_suffix(".search") if max_drop is not None else None
     source, held_out, selection, final = _sets(calibration, split, images, data, model.spec.image_size)
+    images = len(source)
+    say(f"{images} images to calibrate on, {len(held_out)} held out to judge corrections on")
     if folder is not None:
-        chosen = (calibration, split, data, target, type, method, images, input, rest, rounding, batch)
+        chosen = (calibration, split, data, target, type, method, images, input, rest, rounding, batch, bits)
         _check_identity(folder, loaded.weights.tensors_sha256, *chosen)
 
     say("folding")
@@ -166,6 +176,7 @@ def quantize(
         input=input,
         rest=rest,
         weights_sha256=loaded.weights.tensors_sha256,
+        weight_bits=bits,
         images=images,
         rounding=rounding,
         resume=None if folder is None else folder / "calibration.safetensors",
@@ -229,7 +240,7 @@ def quantize(
         if drawn is not None:
             write_file(out.with_suffix(".search.svg"), drawn.encode())
     if best is None:
-        raise CheckFailed(f"{result.why}; use a float precision (see {out.with_suffix('.search.json')})")
+        raise CheckFailed(f"{result.why} (see {out.with_suffix('.search.json')})")
     return plans.write(out, best.plan, best.tensors), result
 
 
@@ -319,10 +330,7 @@ def _refuse_target(out: Path, force: bool) -> None:
         raise UsageError(f"--out {out}; expected a name that ends in .json")
     if out.exists() and not force:
         raise UsageError(f"{out} exists; choose another --out or give --force to replace it")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent} is no folder; make it, or choose another --out")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{out.parent} is not writable; choose another --out")
+    manifest.check_file(out)
     plans.refuse_foreign(out)
 
 
@@ -361,23 +369,55 @@ def _refuse_early(
 
 
 def _sets(
-    calibration: str, split: str | None, images: int, labelled: str | None, image_size: tuple[int, int]
+    calibration: str, split: str | None, images: int | None, labelled: str | None, image_size: tuple[int, int]
 ) -> tuple[sources.ImageSource, sources.ImageSource, sources.ImageSource | None, sources.ImageSource | None]:
     """Disjoint images: to calibrate on, to judge corrections on, to select on, and for the final gate."""
     if labelled is None:
-        more = images + HELD_OUT
-        source = open_images(calibration, split, images=more, image_size=image_size)
-        first, held = sources.parts(source, (images, HELD_OUT))
+        source = open_images(calibration, split, images=(images or IMAGES) + HELD_OUT, image_size=image_size)
+        there = len(source)
+        if images is None:
+            _require(source, LEAST_IMAGES)
+            held_out = min(HELD_OUT, there // 5)
+            images = min(IMAGES, there - held_out)
+        else:
+            _require(source, images + LEAST_HELD_OUT, f" (--images {images}, and {LEAST_HELD_OUT} held out)")
+            held_out = min(HELD_OUT, there - images)
+        first, held = sources.parts(source, (images, held_out))
         return first, held, None, None
     whole = sources.open_source(labelled)
     if calibration == labelled:
+        images = images or (IMAGES if len(whole) >= 2 * IMAGES else len(whole) // 2)
         selection_size = min(SELECTION, (len(whole) - images) // 3)
+        _require(whole, max(LEAST_IMAGES, images + 3), f" (--images {images}, and more to search and to judge on)")
         first, selection, final = sources.parts(whole, (images, selection_size, -1))
     else:
-        source = open_images(calibration, split, images=images, image_size=image_size)
-        first = sources.parts(source, (images,))[0]
+        source = open_images(calibration, split, images=images or IMAGES, image_size=image_size)
+        _require(source, images or LEAST_IMAGES)
+        first = sources.parts(source, (images or min(IMAGES, len(source)),))[0]
         selection, final = sources.parts(whole, (min(SELECTION, len(whole) // 3), -1))
     return first, sources.subset(selection, HELD_OUT), selection, final
+
+
+def _require(source: sources.ImageSource, least: int, why: str = "") -> None:
+    if len(source) < least:
+        raise DataError(f"{source.name} has {len(source)} images; at least {least} are needed{why}, give more")
+
+
+def _weight_bits(asked: WeightBits | None, target: Target, kind: OperationType, *, searching: bool) -> WeightBits:
+    """The bits of the weights: as asked, or what the target multiplies exactly here.
+
+    Raises:
+        UsageError: 7 bits where nothing can saturate, or a search with 8 bits where that does.
+    """
+    if asked == 7 and kind != "u8s8":
+        raise UsageError(f"--weight-bits 7 is for targets that multiply u8 by s8; {target} multiplies {kind}")
+    exact = saturation.bits_for(target, kind)
+    if searching and asked == 8 and exact == 7:
+        raise UsageError(
+            f"--weight-bits 8 saturates with {target} on this CPU (x86 without VNNI), where the search runs; "
+            "leave it out, or search with --target native"
+        )
+    return asked or exact
 
 
 def _check_identity(folder: Path, *facts: object) -> None:

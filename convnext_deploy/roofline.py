@@ -13,12 +13,12 @@ that stays in the caches, because bytes are counted at the rate of main memory.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .errors import UsageError
+from .errors import MissingPackageError, UsageError
 from .types import Ceilings, Device, Limit, ModelSpec, RooflineRow
 
 # Bytes of one element: of the residual stream, and of what the linears read and multiply with. With int8 only the
@@ -179,17 +179,35 @@ def rate(
 MEASURED: dict[str, Device] = {"this": "cpu", "this-gpu": "cuda"}
 SIDES: dict[Device, tuple[int, ...]] = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # of the square products
 COPY_BYTES: dict[Device, int] = {"cpu": 1 << 28, "cuda": 1 << 31}  # far beyond the caches
-REPEATS, SECONDS = 3, 0.3  # of one shape: at least so many times, and about so long
+SECONDS = 0.3  # of one shape, about; what takes longer than this once is left out
+TRIAL_SIDE = 128  # of the product whose time tells how long larger ones will take
 
 
-def measure(device: Device, threads: int | None = None) -> Ceilings:
-    """The ceilings of this machine, as PyTorch reaches them: the best of every shape, for what is slower was disturbed.
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
+
+
+def measure(
+    device: Device,
+    threads: int | None = None,
+    precisions: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Ceilings:
+    """The ceilings of this machine: the best of every shape, for what is slower was disturbed.
+
+    A GPU's are what PyTorch reaches; a CPU's what PyTorch or this package's engine does, whichever is faster: PyTorch's
+    product in int8 is naive on x86 without VNNI, and that in bf16 without its instructions. Each takes seconds at most:
+    a shape that would take longer than `SECONDS` once is left out.
 
     Matrix products in fp32, bf16 and int8 (on a GPU also tf32 and fp16; PyTorch's CPU product in fp16 is no ceiling of
     anything), and a copy. The vector rate is that of the fp32 product, which uses the same units.
 
     Args:
-        threads: of PyTorch while it measures; None: its own setting.
+        threads: of PyTorch and of the engine while they measure; None: PyTorch's own setting.
+        precisions: which; fp32 is always among them. None: all.
+        progress: told what is being measured.
+
+    Raises:
+        UsageError: there is no GPU.
     """
     import torch
 
@@ -199,7 +217,18 @@ def measure(device: Device, threads: int | None = None) -> Ceilings:
     torch.set_num_threads(threads or before)
     try:
         used = torch.get_num_threads()
-        rates = {name: _product_tflops(name, device) for name in _measured(device)}
+        names = [name for name in _measured(device) if precisions is None or name in ("fp32", *precisions)]
+        say = progress or (lambda done, total, what: None)
+        rates, sources = {}, ["the best square product of torch"]
+        native = names != ["fp32"] and _native(device)  # nothing is compiled where torch is enough
+        if native:
+            sources.append("the native engine's kernels")
+        for done, name in enumerate(names):
+            say(done, len(names) + 1, f"measuring {name} products")
+            rate = max(_product_tflops(name, device), _native_tflops(name, used) if native and name != "fp32" else 0.0)
+            if rate:
+                rates[name] = rate
+        say(len(names), len(names) + 1, "measuring copies")
         copied = _copy_gb_s(device)
         name = torch.cuda.get_device_name() if device == "cuda" else f"this CPU, {used} threads"
     finally:
@@ -208,7 +237,7 @@ def measure(device: Device, threads: int | None = None) -> Ceilings:
     shapes = ", ".join(map(str, SIDES[device]))
     return Ceilings(
         name=name,
-        source=f"measured with torch {torch.__version__}: best square product of side {shapes}, and copy of "
+        source=f"measured with torch {torch.__version__}: {' or '.join(sources)}, side {shapes}, and copy of "
         f"{COPY_BYTES[device] >> 20} MiB",
         matrix_tflops=rates,
         vector_tflops=rates["fp32"],
@@ -221,20 +250,48 @@ def _measured(device: Device) -> tuple[str, ...]:
 
 
 def _product_tflops(precision: str, device: Device) -> float:
+    """PyTorch's best; 0 where the smallest product would take too long for it to be a ceiling of anything."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    trial_s = _best_s(_product(precision, TRIAL_SIDE, device), device, SECONDS / 10)
     best = 0.0
     for side in SIDES[device]:
-        if precision == "int8":
-            a, b = (torch.randint(-128, 128, (side, side), dtype=torch.int8, device=device) for _ in "ab")
-            seconds = _best_s(partial(torch._int_mm, a, b.t()), device)  # cuBLAS takes no other layout
-        else:
-            dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-            x, y = (torch.randn(side, side, device=device).to(dtype) for _ in "xy")
-            seconds = _best_s(partial(torch.mm, x, y), device)
-        best = max(best, 2 * math.prod((side,) * 3) / seconds / 1e12)
+        if trial_s * (side / TRIAL_SIDE) ** 3 > SECONDS and not (precision == "fp32" and best == 0.0):
+            break
+        best = max(best, 2 * side**3 / _best_s(_product(precision, side, device), device, SECONDS) / 1e12)
     return best
+
+
+def _product(precision: str, side: int, device: Device) -> Callable[[], Any]:
+    import torch
+
+    if precision == "int8":
+        a, b = (torch.randint(-128, 128, (side, side), dtype=torch.int8, device=device) for _ in "ab")
+        return partial(torch._int_mm, a, b.t())  # cuBLAS takes no other layout
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    x, y = (torch.randn(side, side, device=device).to(dtype) for _ in "xy")
+    return partial(torch.mm, x, y)
+
+
+def _native(device: Device) -> bool:
+    """Whether this package's engine is built here, or can be."""
+    from .kernels import library
+
+    if device != "cpu":
+        return False
+    try:
+        library.state()
+    except MissingPackageError:
+        return False
+    return True
+
+
+def _native_tflops(precision: str, threads: int) -> float:
+    from .kernels import packed, peak
+
+    type: packed.ProductType = "int8" if precision == "int8" else "bf16"
+    return max(peak.tflops(type, threads, SECONDS / 3) for _ in range(3))
 
 
 def _copy_gb_s(device: Device) -> float:
@@ -242,15 +299,16 @@ def _copy_gb_s(device: Device) -> float:
 
     source = torch.ones(COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return 2 * COPY_BYTES[device] / _best_s(partial(target.copy_, source), device) / 1e9
+    return 2 * COPY_BYTES[device] / _best_s(partial(target.copy_, source), device, SECONDS) / 1e9
 
 
-def _best_s(call: Callable[[], Any], device: Device) -> float:
+def _best_s(call: Callable[[], Any], device: Device, seconds: float) -> float:
     import torch
 
+    end = time.perf_counter() + seconds
     call()
-    best, repeats, end = math.inf, 0, time.perf_counter() + SECONDS
-    while repeats < REPEATS or time.perf_counter() < end:
+    best = math.inf
+    while best == math.inf or time.perf_counter() < end:
         if device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter_ns()
@@ -258,5 +316,4 @@ def _best_s(call: Callable[[], Any], device: Device) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         best = min(best, (time.perf_counter_ns() - start) / 1e9)
-        repeats += 1
     return best

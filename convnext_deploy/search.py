@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from . import data, env, formats, gate, measure, preprocess, statistics
-from .errors import UsageError
+from .errors import CheckFailed, UsageError
 from .evaluate import evaluate, read_predictions, read_result
 from .lower.torch_session import TorchSession
 from .manifest import Artifact, encode, remove, write_file
@@ -36,6 +36,7 @@ BUDGETS = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the distance with everything in 
 EVALUATION_BATCH = 16
 BF16_TARGETS = ("openvino", "native")
 BF16_FEATURES = {"avx512_bf16", "amx_bf16"}  # with these, their bf16 is a float type to be beaten
+FLOAT = "use a float precision"  # what is left where no plan is
 FINALISTS = 3  # candidates that may be tried on the final images
 
 Progress = Callable[[str], Callable[[int, int], None]]
@@ -86,17 +87,19 @@ def search(
     limits = Limits(max_drop=budget.max_drop, alpha=budget.alpha)
     baseline = bench.build(bench.folder / "fp32", None, "fp32")
     floats = {"fp32": baseline}
+    rejected: dict[str, PlanCandidate] = {}
     if target in BF16_TARGETS and (loaded.plan.rest == "bf16" or BF16_FEATURES & env.cpu_features()):
-        floats["bf16"] = bench.build(bench.folder / "bf16", None, "bf16")
+        bf16 = _built(bench, "bf16", None, rejected)
+        floats |= {} if bf16 is None else {"bf16": bf16}
 
     gains: dict[str, float] = {}
     useful = set(known)
     if bench.simulation is None:
-        gains = _gains(bench, loaded, budget.batch)
-        useful = {name for name in known if gains[_group(name)] > 0}
+        gains = _gains(bench, loaded, budget.batch, rejected)
+        useful = {name for name in known if not gains or gains[_group(name)] > 0}
     if not useful:
-        why = "8 bits make no group of operations faster on this machine and runtime"
-        return _result(bench, loaded, budget, images, known, gains, (), None, why), None
+        why = f"8 bits make no group of operations faster on this machine and runtime; {FLOAT}"
+        return _result(bench, loaded, budget, images, known, gains, tuple(rejected.values()), None, why), None
 
     sets = _nested(known, gains, useful)
     artifacts, chosen_plans = dict(floats), {}
@@ -104,7 +107,13 @@ def search(
         name = f"plan{index}"
         chosen_plans[name] = plans.restricted(loaded, names)
         bench.say(f"{name}: {len(names)} operations in 8 bits")
-        artifacts[name] = bench.build(bench.folder / name, chosen_plans[name], None)
+        built = _built(bench, name, chosen_plans[name], rejected, sum(known[operation] for operation in names))
+        artifacts |= {} if built is None else {name: built}
+    chosen_plans = {name: plan for name, plan in chosen_plans.items() if name in artifacts}
+    if not chosen_plans:
+        row = next(row for name, row in rejected.items() if name.startswith("plan"))
+        why = f"no candidate is left of {len(sets)}, {row.name}: {row.rejected}; cure that, or {FLOAT}"
+        return _result(bench, loaded, budget, images, known, gains, tuple(rejected.values()), None, why), None
     timings = _timed(artifacts, budget.batch, bench) if bench.simulation is None else {}
 
     sides = {
@@ -130,7 +139,7 @@ def search(
 
     fastest_float = min(floats, key=lambda name: timings[name].median_ms) if timings else "fp32"
     tried = _worth_trying(candidates, timings, chosen_plans, fastest_float, budget.alpha)
-    chosen, why = None, f"no plan is faster than {fastest_float} and passes on the selection images"
+    chosen, why = None, f"no plan is faster than {fastest_float} and passes on the selection images; {FLOAT}"
     before = _side(bench, baseline, None, "final", bench.final) if tried else None
     for name in tried[:FINALISTS]:
         assert before is not None
@@ -142,9 +151,38 @@ def search(
             chosen, why = name, f"the {first} of {len(tried)} that passes on the final images"
             break
         needed = f"; about {verdict.images_needed} would decide it" if verdict.images_needed else ""
-        why = f"{name} is {verdict.decision} on {verdict.images} final images{needed}"
-    found = _result(bench, loaded, budget, images, known, gains, tuple(candidates.values()), chosen, why)
+        why = f"{name} is {verdict.decision} on {verdict.images} final images{needed}; {FLOAT}"
+    rows = (*candidates.values(), *rejected.values())
+    found = _result(bench, loaded, budget, images, known, gains, rows, chosen, why)
     return found, None if chosen is None else chosen_plans[chosen]
+
+
+def _built(
+    bench: Workbench,
+    name: str,
+    plan: LoadedPlan | None,
+    rejected: dict[str, PlanCandidate],
+    predicted: float = 0.0,
+) -> Artifact | None:
+    """The artifact; None where it fails to build or to verify, which becomes a row of `rejected`."""
+    try:
+        return bench.build(bench.folder / name, plan, "bf16" if plan is None else None)
+    except CheckFailed as error:
+        bench.say(f"{name} is rejected: {error}")
+        rejected[name] = PlanCandidate(
+            name=name,
+            operations=() if plan is None else plans.quantized(plan.plan),
+            predicted=predicted,
+            agreement=None,
+            top1=None,
+            latency=None,
+            bytes=0,
+            selection=None,
+            final=None,
+            final_drop=None,
+            rejected=str(error),
+        )
+        return None
 
 
 def _sensitivities(bench: Workbench, model: ConvNeXt, loaded: LoadedPlan, pixels: distance.Pixels) -> dict[str, float]:
@@ -165,23 +203,32 @@ def _group(operation: str) -> str:
     return operation[: len("stages.0")] if operation.startswith("stages.") else plans.kind_of(operation)
 
 
-def _gains(bench: Workbench, loaded: LoadedPlan, batch: int) -> dict[str, float]:
-    """Milliseconds a batch that 8 bits in each group save while all others have them; 0 where it is next to nothing."""
+def _gains(bench: Workbench, loaded: LoadedPlan, batch: int, rejected: dict[str, PlanCandidate]) -> dict[str, float]:
+    """Milliseconds a batch that 8 bits in each group save while all others have them; 0 where it is next to nothing.
+
+    Empty where everything in 8 bits was rejected. A group whose own artifact was rejected gets the mean of the others.
+    """
     path = bench.folder / "gains.json"
     if path.exists():
         kept: dict[str, float] = msgspec.json.decode(path.read_bytes())
         return kept
     names = plans.quantized(loaded.plan)
     groups = dict.fromkeys(map(_group, names))
-    artifacts = {"all": bench.build(bench.folder / "all", loaded, None)}
+    whole_artifact = _built(bench, "all", loaded, rejected)
+    if whole_artifact is None:
+        return {}
+    artifacts = {"all": whole_artifact}
     for group in groups:
         bench.say(f"gain of {group}")
         rest = plans.restricted(loaded, [name for name in names if _group(name) != group])
-        artifacts[group] = bench.build(bench.folder / f"without-{group}", rest, None)
+        built = _built(bench, f"without-{group}", rest, rejected)
+        artifacts |= {} if built is None else {group: built}
     timings = _timed(artifacts, batch, bench)
     whole = timings["all"].median_ms
-    saved = {group: timings[group].median_ms - whole for group in groups}
-    for group in groups:
+    measured = {group: timings[group].median_ms - whole for group in groups if group in artifacts}
+    usual = float(np.mean(list(measured.values()))) if measured else whole
+    saved = {group: measured.get(group, usual) for group in groups}
+    for group in measured:
         remove(artifacts[group].path)
     found = {group: gain if gain > LEAST_GAIN * whole else 0.0 for group, gain in saved.items()}
     write_file(path, encode(found))

@@ -275,6 +275,7 @@ Target = Literal["onnx", "openvino", "native", "tensorrt", "tensorrt_rtx", "eage
 # fp32: kept from the plan's rest type, because half precision would overflow there.
 PlanType = Literal["int8", "fp8"]
 OperationType = Literal["u8s8", "s8s8", "fp8", "fp32"]
+WeightBits = Literal[7, 8]  # of int8 weights: codes of at most 64, or 127, in magnitude (see `saturation`)
 
 
 class OperationPlan(Record, frozen=True, kw_only=True):
@@ -321,6 +322,7 @@ class Plan(Record, frozen=True, kw_only=True):
     image_size: tuple[Positive, Positive]
     rest: Precision
     weight_ranges: Literal["minmax", "mse"] = "minmax"
+    weight_bits: WeightBits = 8
     calibration: CalibrationRecord | None  # None: nothing is quantized
     operations: dict[str, OperationPlan]
     corrections: tuple[CorrectionRecord, ...] = ()
@@ -336,10 +338,11 @@ class PlanCandidate(Record, frozen=True, kw_only=True):
     agreement: Fraction | None  # with the fp32 baseline, on the selection images
     top1: Fraction | None  # on the selection images
     latency: Timing | None  # None where the runtime cannot run here
-    bytes: int
-    selection: Decision | None  # the gate on the selection images
+    bytes: int  # 0 where it was rejected
+    selection: Decision | None  # the gate on the selection images; None where it was rejected
     final: Decision | None  # and on the final ones; None: not tried
     final_drop: tuple[float, float, float] | None  # top-1 drop there and its one-sided bounds, fractions
+    rejected: str | None = None  # why it could not be built, or does not compute its plan
 
 
 class SearchResult(Record, frozen=True, kw_only=True):
@@ -368,6 +371,7 @@ class QuantizationRecord(Record, frozen=True, kw_only=True):
     target: Target
     operations: dict[str, Positive]  # type to how many
     kept_share: Fraction = 0.0  # of the multiply-accumulates, in the operations that the plan keeps in fp32
+    weight_bits: WeightBits = 8
     calibration: CalibrationRecord | None
 
 

@@ -1,15 +1,13 @@
 """`bench`."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UsageError
-from ..printing import Terminal
+from ..printing import Terminal, progress_bar
 from .options import Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
 
 if TYPE_CHECKING:
@@ -75,8 +73,8 @@ def bench(
     if against is None and (junit or markdown):
         raise UsageError("--junit and --markdown write verdicts; give --against RESULTS")
     for path in (save, junit, markdown):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"{path.absolute().parent} is no folder; make it, or write elsewhere")
+        if path is not None:
+            manifest.check_file(path)
     case = one_of("--scenario", scenario, types.Scenario)
     cores = env.usable_cores()
     default_streams = {"offline": tuple(dict.fromkeys((1, cores))), "multi-stream": (cores,)}.get(case, (1,))
@@ -96,7 +94,8 @@ def bench(
     )
     rows: list[BenchResult] = []
     interrupted: KeyboardInterrupt | None = None
-    with _live(terminal) as progress:
+    # Redrawn once a second: more often would take time from what is being measured.
+    with progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress:
         try:
             for row in api.bench(
                 artifacts or (),
@@ -151,28 +150,6 @@ def _fraction(text: str) -> float:
     if not 0 < value < 1:
         raise UsageError(f"--max-slowdown {text}; expected a share such as 5%, above 0% and below 100%")
     return value
-
-
-@contextmanager
-def _live(terminal: Terminal) -> Iterator[Callable[[int, int, str], None] | None]:
-    """What is being measured and the time that is left, on stderr; None where nobody watches."""
-    if terminal.quiet or terminal.json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    # Redrawn once a second: more often would take time from what is being measured.
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=1, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
 def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence[Comparison]") -> None:

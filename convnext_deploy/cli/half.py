@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..printing import Terminal, progress_bar
+from .hints import export_command
 from .options import Debug, Json, Quiet, given, image_size_of, numbers, one_of
 
 
@@ -41,7 +42,7 @@ def half(
     }
     from .. import api
 
-    with progress_bar(terminal) as progress:
+    with progress_bar(terminal, "looking at images") as progress:
         plan, report = api.half(
             weights,
             out=out,
@@ -61,5 +62,10 @@ def half(
         f"{report.kept_share:.1%} of the multiply-accumulates; the rest in {plan.rest}"
     ]
     lines += [f"{operation.name}: {'; '.join(operation.reasons)}" for operation in kept]
-    lines.append(f"build it with: convnext-deploy export --plan {out} --format FORMAT ...")
+    repeated = {
+        "weights": weights, "variant": variant, "input": None if input == "float32" else input,
+        "image_size": image_size, "task": None if task == "classify" else task, "weights_key": weights_key,
+        "mean": mean, "std": std,
+    }  # fmt: skip
+    lines.append(f"build it with: {export_command(out, plan.target, repeated)}")
     terminal.result({"path": str(out), "plan": plan, "report": report}, "\n".join(lines))

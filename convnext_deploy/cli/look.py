@@ -106,7 +106,7 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """What this machine can build and run, what to install for the rest, and what the caches hold."""
-    from .. import caches, env, formats
+    from .. import caches, env, formats, saturation
     from ..errors import ConvNextDeployError
 
     terminal = Terminal(json, quiet)
@@ -120,13 +120,15 @@ def doctor(
     gpus = env.nvidia_gpus()
     kept = caches.found()
     document = {
-        "machine": env.machine(), "gpus": gpus, "versions": env.versions(), "formats": states, "caches": kept,
-        "removed": removed,
+        "machine": env.machine(), "eight_bits": saturation.words(), "gpus": gpus, "versions": env.versions(),
+        "formats": states, "caches": kept, "removed": removed,
     }  # fmt: skip
     if json:
         terminal.result(document, "")
         return
-    terminal.table("Machine", ["what", "value"], [[k, str(v)] for k, v in env.machine().items()])
+    terminal.table(
+        "Machine", ["what", "value"], [*([k, str(v)] for k, v in env.machine().items()), ["8 bits", saturation.words()]]
+    )
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])
     terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()])

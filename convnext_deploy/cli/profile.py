@@ -26,6 +26,8 @@ def profile(
     from .. import api, manifest, types
     from ..report.results import by_kind
 
+    if out is not None:
+        manifest.check_file(out)
     terminal = Terminal(json, quiet)
     result = api.profile(
         artifact,

@@ -1,15 +1,16 @@
 """`quantize`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..printing import Terminal, progress_bar
+from .hints import export_command
 from .options import Debug, Json, Quiet, Threads, given, image_size_of, numbers, one_of
 
 if TYPE_CHECKING:
-    from ..types import Plan, SearchResult
+    from ..types import Plan, SearchResult, WeightBits
 
 
 def quantize(
@@ -20,7 +21,9 @@ def quantize(
     weights: Annotated[str | None, typer.Option(help="As for export.")] = None,
     type: Annotated[str, typer.Option(help="int8, or for GPUs fp8.")] = "int8",
     method: Annotated[str, typer.Option(help="Ranges: minmax, moving_average, percentile, entropy or mse.")] = "mse",
-    images: Annotated[int, typer.Option(min=2, help="How many to calibrate on.")] = 512,
+    images: Annotated[
+        int | None, typer.Option(min=2, help="How many to calibrate on. Default: 512, or what is there, at least 32.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Of the calibration images, where they have several.")] = None,
     rest: Annotated[str | None, typer.Option(help="Type of everything else. Default: fp32; GPUs: fp16.")] = None,
     input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
@@ -32,6 +35,9 @@ def quantize(
     crop_pct: Annotated[float | None, typer.Option(help="As for export.")] = None,
     interpolation: Annotated[str | None, typer.Option(help="As for export.")] = None,
     rounding: Annotated[bool, typer.Option("--rounding", help="Try GPTQ for the weights: minutes.")] = False,
+    weight_bits: Annotated[
+        str, typer.Option(help="7, 8 or auto. 7: no saturation on x86 without VNNI; auto: what the target needs here.")
+    ] = "auto",
     data: Annotated[str | None, typer.Option(help="Labelled images to search on, as for eval.")] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Search: tolerated drop of top-1, in percentage points.")
@@ -63,6 +69,7 @@ def quantize(
             mean=numbers("--mean", mean), std=numbers("--std", std), crop_pct=crop_pct, interpolation=interpolation
         ),
         "tensorrt": None,
+        "weight_bits": BITS[one_of("--weight-bits", weight_bits, Literal["auto", "7", "8"])],
     }
     if target_gpu is not None:
         from ..lower import nvinfer
@@ -70,7 +77,7 @@ def quantize(
         wanted["tensorrt"] = types.TensorRtSpec(targets=nvinfer.targets_of(target_gpu))
     from .. import api
 
-    with progress_bar(terminal) as bar:
+    with progress_bar(terminal, "preparing") as bar:
         plan, found = api.quantize(
             weights,
             out=out,
@@ -87,17 +94,29 @@ def quantize(
             threads=threads,
             force=force,
             say=terminal.say,
-            progress=lambda _: bar or (lambda done, total: None),
+            progress=lambda phase: lambda done, total: bar(done, total, phase) if bar else None,
             **wanted,
         )
-    terminal.result({"path": str(out), "plan": plan, "search": found}, words(out, plan, found))
+    kernels = ("--device", "cuda", "--kernels", "all") if plan.target in ("eager", "aotinductor") else ()
+    repeated = {
+        "weights": weights, "variant": variant, "input": None if input == "float32" else input,
+        "image_size": image_size, "task": None if task == "classify" else task, "weights_key": weights_key,
+        "mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation,
+        "batch": f"1:{batch}:{max(batch, 32)}" if found else None, "target": target_gpu,
+    }  # fmt: skip
+    hint = export_command(out, plan.target, repeated, *kernels)
+    terminal.result({"path": str(out), "plan": plan, "search": found, "build": hint}, words(out, plan, found, hint))
 
 
-def words(out: Path, plan: "Plan", found: "SearchResult | None") -> str:
-    """What was chosen, and on what grounds."""
+BITS: dict[str, "WeightBits | None"] = {"auto": None, "7": 7, "8": 8}
+
+
+def words(out: Path, plan: "Plan", found: "SearchResult | None", hint: str) -> str:
+    """What was chosen, on what grounds, and what to type next."""
     types = [operation.type for operation in plan.operations.values()]
     counted = ", ".join(f"{types.count(name)} {name}" for name in dict.fromkeys(types))
-    lines = [f"{out}: {counted} operations for {plan.target}, the rest in {plan.rest}"]
+    bits = ", weights of 7 bits" if plan.weight_bits == 7 else ""
+    lines = [f"{out}: {counted} operations for {plan.target}{bits}, the rest in {plan.rest}"]
     if plan.calibration is not None and plan.calibration.random:
         lines.append("CALIBRATED ON NOISE: for trying out, not for predictions")
     for correction in plan.corrections:
@@ -108,6 +127,9 @@ def words(out: Path, plan: "Plan", found: "SearchResult | None") -> str:
         )
     if found is not None:
         for candidate in found.candidates:
+            if candidate.rejected is not None:
+                lines.append(f"{candidate.name}: rejected, {candidate.rejected}")
+                continue
             time = "not timed" if candidate.latency is None else f"{candidate.latency.median_ms:.2f} ms"
             top1 = (
                 "" if candidate.top1 is None else f", top-1 {candidate.top1:.2%}, agreement {candidate.agreement:.2%}"
@@ -115,6 +137,5 @@ def words(out: Path, plan: "Plan", found: "SearchResult | None") -> str:
             final = "" if candidate.final is None else f", final images: {candidate.final}"
             lines.append(f"{candidate.name}: {len(candidate.operations)} in 8 bits, {time}{top1}{final}")
         lines.append(f"chosen: {found.chosen}, {found.why} (accuracy of the {found.accuracy_of})")
-    kernels = " --device cuda --kernels all" if plan.target in ("eager", "aotinductor") else ""
-    lines.append(f"build it with: convnext-deploy export --plan {out} --format {plan.target}{kernels} ...")
+    lines.append(f"build it with: {hint}")
     return "\n".join(lines)

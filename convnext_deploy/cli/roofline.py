@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..printing import Terminal
+from ..printing import Terminal, progress_bar
 from .options import Debug, Json, Quiet, Threads, image_size_of, one_of
 
 
@@ -28,17 +28,21 @@ def roofline(
     from .. import api, manifest, types
 
     terminal = Terminal(json, quiet)
+    if out is not None:
+        manifest.check_file(out)
     size = image_size_of(image_size)
     assert size is not None
-    result = api.roofline(
-        variant,
-        device=device,
-        precision=precision,
-        batch=batch,
-        image_size=size,
-        task=one_of("--task", task, types.Task),
-        threads=threads,
-    )
+    with progress_bar(terminal, "measuring", transient=True) as progress:
+        result = api.roofline(
+            variant,
+            device=device,
+            precision=precision,
+            batch=batch,
+            image_size=size,
+            task=one_of("--task", task, types.Task),
+            threads=threads,
+            progress=progress,
+        )
     if out is not None:
         manifest.append_line(out, result)
     rows = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import saturation
 from ..env import needs
 from ..errors import ArtifactError, InputError
 from ..lower.onnx_read import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile
@@ -51,6 +52,8 @@ class OnnxSession(Session):
             raise InputError(f"this onnxruntime has no {provider}; install onnxruntime-gpu, or use --device cpu")
         settings = ort.SessionOptions()
         settings.log_severity_level = 3  # errors; its warnings speak of its own optimizer
+        if saturation.in_danger(self.manifest.export.quantization):
+            settings.add_session_config_entry(saturation.ORT_OPTION, "1")
         if self.options.threads is not None:
             settings.intra_op_num_threads = self.options.threads
         if profile is not None:
@@ -104,8 +107,10 @@ class OnnxSession(Session):
         executed, quantized = precision_of_profile(events)
         provider = PROVIDERS[self.options.device]
         differs = max(graph, key=graph.__getitem__) != max(executed, key=executed.__getitem__)
-        note = f"onnxruntime's {provider} runs this graph as {next(iter(executed))} here" if differs else None
-        return PrecisionTruth(graph=graph, executed=executed, note=note, quantized=quantized)
+        notes = [f"onnxruntime's {provider} runs this graph as {next(iter(executed))} here"] if differs else []
+        if saturation.in_danger(self.manifest.export.quantization):
+            notes.append(f"exact in 8 bits on this CPU without VNNI by {saturation.ORT_OPTION}=1")
+        return PrecisionTruth(graph=graph, executed=executed, note="; ".join(notes) or None, quantized=quantized)
 
     def _profile(self, steps: int, warmup: int) -> Profile:
         """From ONNX Runtime's profile, of a session of its own: it cannot be switched on later."""

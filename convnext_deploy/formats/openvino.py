@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import saturation
 from ..env import needs
-from ..errors import ArtifactError, BuildError
+from ..errors import ArtifactError, BuildError, UsageError
 from ..lower.onnx_read import macs_of, shares
 from ..session import Images, Profile, RunOptions, Session
-from ..types import LayerKind, LayerTime, Manifest, Precision, PrecisionTruth
+from ..types import ExportSpec, LayerKind, LayerTime, Manifest, Precision, PrecisionTruth
 from .base import Format
 
 # The type is a request to the plugin, not a property of the IR: the executed graph is what counts.
@@ -50,6 +51,9 @@ def build(graph: "DeployGraph", folder: Path) -> None:
 class OpenVinoSession(Session):
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
         super().__init__(manifest, options)
+        refused = saturation.refusal("openvino", manifest.export.quantization)
+        if refused is not None:
+            raise ArtifactError(f"{path}: {refused}")
         with needs("openvino"):
             import openvino as ov
         self._ov = ov
@@ -177,6 +181,12 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> OpenVinoSessi
     return OpenVinoSession(folder / FILE, manifest, options)
 
 
+def refuse(spec: ExportSpec) -> None:
+    line = saturation.refusal("openvino", spec.quantization)
+    if line is not None:
+        raise UsageError(line)
+
+
 FILE = "model.xml"
 FORMAT = Format(
     name="openvino",
@@ -192,4 +202,5 @@ FORMAT = Format(
     typed_graph=False,
     build=build,
     load=load,
+    refuse=refuse,
 )

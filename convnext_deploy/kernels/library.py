@@ -22,7 +22,7 @@ FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
     "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 )  # fmt: skip
-COMMON = ("api", "cpu", "model", "operations", "pool", "session", "testing", "kernels_portable")
+COMMON = ("api", "cpu", "model", "operations", "peak", "pool", "session", "testing", "kernels_portable")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
 X86: dict[str, tuple[str, ...]] = {
     "kernels_avx2": ("-mavx2", "-mfma"),
@@ -279,6 +279,7 @@ def opened(path: Path) -> ctypes.CDLL:
         "cnxt_session_isa": (text, [void]),
         "cnxt_session_bytes": (size, [void]),
         "cnxt_session_run": (number, [void, void, ctypes.POINTER(void)]),
+        "cnxt_peak": (number, [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_double, ctypes.POINTER(ctypes.c_double)]),
         "cnxt_session_profile": (
             number,
             [void, void, ctypes.POINTER(void), ctypes.POINTER(TimingEntry), size, ctypes.POINTER(size)],

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..models.convnext import Block, ChannelNorm, ConvNeXt, nchw, nhwc
-from ..types import InputKind, OperationPlan, OperationType, Plan, Scheme
+from ..saturation import WEIGHT_LIMITS
+from ..types import InputKind, OperationPlan, OperationType, Plan, Scheme, WeightBits
 from . import ops
 from .observers import weight_scales
 from .plan import LoadedPlan, kind_of, operations, products, representable
@@ -114,11 +115,16 @@ def check(loaded: LoadedPlan, model: ConvNeXt, weights_sha256: str, input: Input
         )
     if plan.input != input:
         raise UsageError(
-            f"the plan was made for the input {plan.input}, not {input}; run quantize with --input {input}"
+            f"the plan was made for the input {plan.input}, not {input}; add --input {plan.input}, or run quantize "
+            f"with --input {input}"
         )
     if plan.image_size != model.spec.image_size:
-        sizes = ["x".join(map(str, size)) for size in (plan.image_size, model.spec.image_size)]
-        raise UsageError(f"the plan was calibrated at {sizes[0]} pixels, not at {sizes[1]}; run quantize for that size")
+        own, given = ("x".join(map(str, size)) for size in (plan.image_size, model.spec.image_size))
+        asked = str(plan.image_size[0]) if plan.image_size[0] == plan.image_size[1] else own
+        raise UsageError(
+            f"the plan was calibrated at {own} pixels, not at {given}; add --image-size {asked}, or run quantize "
+            f"for {given}"
+        )
 
 
 @torch.no_grad()
@@ -203,17 +209,19 @@ def rows_of(product: nn.Module) -> Tensor:
 
 def scales_of(rows: Tensor, operation: OperationPlan, plan: Plan) -> Tensor:
     """The scale of each row of a weight matrix (out, in), float32 (out,), as the target's graph holds it."""
-    scales = weight_scales(rows, WEIGHT_SCHEMES[operation.type], plan.weight_ranges)
+    limit = WEIGHT_LIMITS[plan.weight_bits]
+    scales = weight_scales(rows, WEIGHT_SCHEMES[operation.type], plan.weight_ranges, limit)
     return representable(scales, plan.target, plan.rest)
 
 
-def rounded(rows: Tensor, scales: Tensor, operation: OperationPlan) -> Tensor:
+def rounded(rows: Tensor, scales: Tensor, operation: OperationPlan, bits: WeightBits = 8) -> Tensor:
     """(out, in) to the nearest values that the weights' type has; int8 without -128, so that it is symmetric."""
     dtype = TYPES[operation.type][1]
     scaled = rows / scales[:, None]
     if dtype == torch.float8_e4m3fn:
         return scaled.clamp(-ops.E4M3_MAX, ops.E4M3_MAX).to(dtype)
-    return scaled.round().clamp(-127, 127).to(dtype)
+    limit = WEIGHT_LIMITS[bits]
+    return scaled.round().clamp(-limit, limit).to(dtype)
 
 
 def _quantized(product: nn.Module, name: str, operation: OperationPlan, loaded: LoadedPlan) -> QuantizedLinear:
@@ -223,7 +231,12 @@ def _quantized(product: nn.Module, name: str, operation: OperationPlan, loaded: 
     scales, weight = loaded.tensors.get(f"weight_scale/{name}"), loaded.tensors.get(f"weight/{name}")
     if weight is None or scales is None:
         scales = scales_of(rows, operation, loaded.plan)
-        weight = rounded(rows, scales, operation)
+        weight = rounded(rows, scales, operation, loaded.plan.weight_bits)
+    elif weight.dtype == torch.int8 and weight.short().abs().amax() > WEIGHT_LIMITS[loaded.plan.weight_bits]:
+        raise UsageError(
+            f"the plan's weight/{name} reaches {int(weight.short().abs().amax())}, above the "
+            f"{WEIGHT_LIMITS[loaded.plan.weight_bits]} of {loaded.plan.weight_bits} bits; run quantize again"
+        )
     bias = product.bias.double()
     if operation.shift:
         bias = bias + rows.double().sum(1) * operation.shift

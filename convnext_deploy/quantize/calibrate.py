@@ -95,6 +95,24 @@ def random_images(count: int, image_size: tuple[int, int], seed: int = 0) -> dat
     return data.ImageSource(name=RANDOM, names=names, labels=None, class_names=None, read_bytes=read_bytes)
 
 
+def pixel_reader(
+    source: data.ImageSource, preprocessing: Preprocessing, model: ConvNeXt
+) -> Callable[[int], NDArray[np.uint8]]:
+    """From an image's number to what the model is to see, uint8 (C, H, W). Noise has the model's channels.
+
+    Raises:
+        DataError: the model takes a number of channels that no image file has.
+    """
+    chans, size = model.spec.in_chans, model.spec.image_size
+    if source.name == RANDOM and chans not in (1, 3):
+        return lambda index: np.random.default_rng((chans, index)).integers(0, 256, (chans, *size), np.uint8)
+    try:
+        to_pixels = preprocess.transform(preprocessing, size, chans)
+    except DataError as error:
+        raise DataError(f"{error}; for trying out, --calibration {RANDOM} has as many as the model takes") from None
+    return lambda index: to_pixels(source.read(index))
+
+
 def calibrate(
     model: ConvNeXt,
     names: Sequence[str],
@@ -142,11 +160,11 @@ def calibrate(
     device = model.get_parameter("stem.convs.0.weight").device
     done, statistics = (0, {}) if resume is None else _opened(resume, identity, device)
     saved = done
-    to_pixels = preprocess.transform(preprocessing, model.spec.image_size, model.spec.in_chans)
+    read = pixel_reader(source, preprocessing, model)
 
     def pixels(index: int) -> NDArray[np.uint8]:
         try:
-            return to_pixels(source.read(index))  # (C, H, W)
+            return read(index)  # (C, H, W)
         except OSError as error:
             reason = " ".join(str(error).split())
             raise DataError(

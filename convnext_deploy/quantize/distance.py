@@ -13,6 +13,7 @@ from ..errors import DataError
 from ..models.convnext import ConvNeXt
 from ..types import InputKind, Preprocessing
 from .apply import apply
+from .calibrate import pixel_reader
 from .plan import LoadedPlan, quantized, restricted
 
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
@@ -29,11 +30,11 @@ def pixels_of(
     Raises:
         DataError: naming the image that cannot be read.
     """
-    to_pixels = preprocess.transform(preprocessing, model.spec.image_size, model.spec.in_chans)
+    read = pixel_reader(source, preprocessing, model)
     found = []
     for index in range(len(source)) if chosen is None else chosen:
         try:
-            found.append(to_pixels(source.read(index)))
+            found.append(read(index))
         except OSError as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{source.names[index]} of {source.name}: {reason}; replace or remove it") from None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.convnext import ConvNeXt, nhwc
-from ..types import OperationPlan, Plan, Preprocessing
+from ..types import OperationPlan, Plan, Preprocessing, WeightBits
 from .apply import TYPES, QuantizedLinear, QuantizedPatches, apply, rebalance, rounded, rows_of, scales_of
 from .calibrate import Calibration
 from .distance import Pixels, inputs
@@ -127,12 +127,12 @@ def rounded_weights(
         operation = loaded.plan.operations[name]
         rows = rows_of(exact.get_submodule(paths[name]))
         scales = scales_of(rows, operation, loaded.plan)
-        found[f"weight/{name}"] = gptq(rows, scales, squares.pop(name), operation)
+        found[f"weight/{name}"] = gptq(rows, scales, squares.pop(name), operation, loaded.plan.weight_bits)
         found[f"weight_scale/{name}"] = scales
     return found
 
 
-def gptq(rows: Tensor, scales: Tensor, hessian: Tensor, operation: OperationPlan) -> Tensor:
+def gptq(rows: Tensor, scales: Tensor, hessian: Tensor, operation: OperationPlan, bits: WeightBits = 8) -> Tensor:
     """Weights rounded one input at a time; what a rounding adds to the output is taken from the inputs to come.
 
     Args:
@@ -154,7 +154,7 @@ def gptq(rows: Tensor, scales: Tensor, hessian: Tensor, operation: OperationPlan
         stop = min(start + BLOCK, columns)
         errors = torch.zeros(len(weights), stop - start, dtype=torch.float64)
         for column in range(start, stop):
-            code = rounded(weights[:, column : column + 1], scale, operation)[:, 0]
+            code = rounded(weights[:, column : column + 1], scale, operation, bits)[:, 0]
             result[:, column] = code
             error = (weights[:, column] - code.double() * scale) / inverse[column, column]
             weights[:, column:stop] -= error[:, None] * inverse[column, column:stop]

@@ -158,12 +158,13 @@ def _codes(scheme: Scheme) -> Floats:
     return np.arange(256.0) if scheme == "u8_asymmetric" else np.arange(-128.0, 128.0)
 
 
-def weight_scales(weight: Tensor, scheme: Scheme, method: RangeMethod) -> Tensor:
+def weight_scales(weight: Tensor, scheme: Scheme, method: RangeMethod, limit: int = 127) -> Tensor:
     """The scale of each output channel, (out, ...) -> float32 (out,).
 
     Args:
         scheme: a symmetric one.
         method: "minmax", or "mse", the scale with the least squared error of the channel's weights.
+        limit: largest code of an integer scheme.
 
     Raises:
         UsageError: another scheme or method.
@@ -172,7 +173,8 @@ def weight_scales(weight: Tensor, scheme: Scheme, method: RangeMethod) -> Tensor
         raise UsageError(f"weights as {scheme} by {method}; expected s8_symmetric or fp8_e4m3, by minmax or mse")
     rows = weight.detach().flatten(1).float()  # (out, in)
     largest = rows.abs().amax(1)
-    best = _scale(largest, scheme)
+    top = min(limit, _LARGEST[scheme]) if scheme == "s8_symmetric" else _LARGEST[scheme]
+    best = _scale(largest, top)
     if method == "minmax":
         return best
     least = torch.full_like(largest, torch.inf, dtype=torch.float64)
@@ -180,22 +182,22 @@ def weight_scales(weight: Tensor, scheme: Scheme, method: RangeMethod) -> Tensor
     # bits. The floating grid also gains from a range wider than the weights: it shifts them within an octave.
     widest = 1 if scheme == "fp8_e4m3" else 0
     for exponent in np.arange(widest, -1 - 1 / 64, -1 / 32):
-        scale = _scale(largest * 2.0 ** float(exponent), scheme)
-        error = (_rounded(rows / scale[:, None], scheme) * scale[:, None] - rows).double().square().sum(1)
+        scale = _scale(largest * 2.0 ** float(exponent), top)
+        error = (_rounded(rows / scale[:, None], scheme, limit) * scale[:, None] - rows).double().square().sum(1)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
 
 
-def _scale(largest: Tensor, scheme: Scheme) -> Tensor:
-    scale = largest / _LARGEST[scheme]
+def _scale(largest: Tensor, top: float) -> Tensor:
+    scale = largest / top
     return torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
 
 
-def _rounded(codes: Tensor, scheme: Scheme) -> Tensor:
+def _rounded(codes: Tensor, scheme: Scheme, limit: int) -> Tensor:
     """The nearest code of a symmetric scheme, float32."""
     if scheme == "fp8_e4m3":
         return codes.clamp(-448, 448).to(torch.float8_e4m3fn).float()  # unclamped, PyTorch would give NaN
-    return codes.round().clamp(-128, 127)
+    return codes.round().clamp(-limit, limit)
 
 
 # Ranges ---------------------------------------------------------------------------------------------------------------

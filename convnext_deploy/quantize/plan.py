@@ -26,6 +26,7 @@ from ..types import (
     RangeMethod,
     Scheme,
     Target,
+    WeightBits,
 )
 from .calibrate import RANDOM, Calibration, report
 from .observers import scale_and_zero_point
@@ -113,6 +114,7 @@ def draft(
     input: InputKind,
     rest: Precision,
     weights_sha256: str,
+    weight_bits: WeightBits = 8,
 ) -> Plan:
     """A plan that runs the named operations in 8 bits, with the ranges that a method finds in a calibration.
 
@@ -140,6 +142,7 @@ def draft(
         input=input,
         image_size=model.spec.image_size,
         rest=rest,
+        weight_bits=weight_bits,
         calibration=CalibrationRecord(
             data=calibration.data,
             data_sha256=identity.data_sha256,

@@ -18,6 +18,7 @@ from ..types import (
     Preprocessing,
     RangeMethod,
     Target,
+    WeightBits,
 )
 from . import improve
 from .apply import apply, rebalance
@@ -42,6 +43,7 @@ def prepare(
     input: InputKind,
     rest: Precision,
     weights_sha256: str,
+    weight_bits: WeightBits,
     images: int,
     rounding: bool,
     resume: Path | None,
@@ -81,6 +83,7 @@ def prepare(
             input=input,
             rest=rest,
             weights_sha256=weights_sha256,
+            weight_bits=weight_bits,
         )
         return LoadedPlan(plan, {}, statistics)
 
