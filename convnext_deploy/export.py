@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import env, formats, manifest, preprocess, verify
-from .errors import DataError, ParityError, PrecisionError, UsageError
+from .errors import DataError, ParityError, PrecisionError, UsageError, WeightsError
 from .manifest import Artifact
 from .session import RunOptions, Session, run_in_batches
 from .types import (
@@ -271,8 +271,19 @@ def _probe_sets(loaded: "Loaded", verify_data: str | None) -> dict[str, Pixels]:
 
 
 def _reference(loaded: "Loaded", pixels: Pixels) -> verify.Outputs:
-    """The source's outputs in fp32, before any rewrite."""
-    return tuple(output.numpy() for output in _outputs(loaded, loaded.model, pixels))
+    """The source's outputs in fp32, before any rewrite.
+
+    Raises:
+        WeightsError: they are not finite.
+    """
+    outputs = tuple(output.numpy() for output in _outputs(loaded, loaded.model, pixels))
+    wrong = sum(int(np.count_nonzero(~np.isfinite(output))) for output in outputs)
+    if wrong:
+        raise WeightsError(
+            f"{wrong} of the outputs of {loaded.weights.source} are NaN or infinite before any rewrite; "
+            "expected finite weights that float32 can compute with"
+        )
+    return outputs
 
 
 def _outputs(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> "tuple[torch.Tensor, ...]":

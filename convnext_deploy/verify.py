@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from . import deviation
 from .types import Manifest, Parity, Precision, PrecisionTruth
 
 Outputs = tuple[NDArray[np.float32], ...]
@@ -13,7 +14,7 @@ Outputs = tuple[NDArray[np.float32], ...]
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """Limits of the worst sample: ||a - b|| / ||b|| at most, cosine at least."""
+    """Limits of the worst sample: relative error at most, cosine at least, as `deviation` defines them."""
 
     relative_error: float
     cosine: float
@@ -52,7 +53,7 @@ def simulation_tolerance(simulated: Outputs, expected: Outputs, rest: Tolerance)
     which makes its float rounding coarse), and by the tolerance of the type that the rest runs in. A wrong bias or
     weight scale moves them further (tests/test_quantize_export.py).
     """
-    errors = np.max([_relative_errors(a, b) for a, b in zip(simulated, expected, strict=True)], axis=0)
+    errors = deviation.worst(simulated, expected)
     error = 2 * float(errors.max()) + rest.relative_error
     return Tolerance(relative_error=error, cosine=1 - error**2)  # 1 - cosine is at most about half the square
 
@@ -83,8 +84,8 @@ def compare(
     if not all(np.isfinite(a).all() for a in found):
         count = sum(int(np.count_nonzero(~np.isfinite(a))) for a in found)
         return _parity(images, reference, expected, (f"{count} of the outputs' values are NaN or infinite",))
-    errors = np.max([_relative_errors(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
-    cosines = np.min([_cosines(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
+    errors = deviation.worst(found, expected)
+    cosines = np.min([deviation.cosines(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
     worst, lowest = float(errors.max()), float(cosines.min())
     if not worst <= limit.relative_error:
         failures.append(
@@ -118,7 +119,7 @@ def top1_agreement(found: NDArray[np.float32], expected: NDArray[np.float32], li
     a, b = found.argmax(1), expected.argmax(1)
     rows = np.arange(len(b))
     margin = expected[rows, b].astype(np.float64) - expected[rows, a]
-    tolerated = limit.relative_error * np.sqrt((expected.astype(np.float64) ** 2).mean(1))
+    tolerated = limit.relative_error * deviation.sizes(expected) / np.sqrt(expected.shape[1])
     near = (a != b) & (margin <= NEAR_TIE_FACTOR * tolerated)
     counted = int((~near).sum())
     return (float((a == b)[~near].mean()) if counted else 1.0), int(near.sum())
@@ -192,18 +193,3 @@ def _parity(
         near_ties=0,
         failures=failures,
     )
-
-
-def _relative_errors(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    a64, b64 = _rows(a), _rows(b)
-    return np.linalg.norm(a64 - b64, axis=1) / np.maximum(np.linalg.norm(b64, axis=1), np.finfo(np.float64).tiny)
-
-
-def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    a64, b64 = _rows(a), _rows(b)
-    norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
-    return (a64 * b64).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
-
-
-def _rows(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    return x.reshape(len(x), -1).astype(np.float64)
