@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,18 @@ class Loaded:
     weights: WeightsRecord
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
+    origin: "Origin | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a module's tensors were read, so that another library can read them too (`oracle`)."""
+
+    files: tuple[Path, ...]
+    config: Mapping[str, Any]
+    key: str | None
+    layout: str
+    overridden: bool  # the user said some of the preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,8 @@ class Checkpoint:
     prefix: str | None
     file_sha256: str | None
     licence: str | None
+    files: tuple[Path, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(
@@ -120,6 +134,7 @@ def load(
         record,
         preprocessing_of({**checkpoint.facts, **(preprocessing or {})}, spec),
         labels_of(checkpoint.facts, spec),
+        Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
 
 
@@ -210,7 +225,7 @@ def _read(weights: str | None, name: str | None, tag: str | None, key: str | Non
         return _from_folder(path, weights, key)
     if path.is_file():
         state, facts, prefix, label = read_file(path, key)
-        return Checkpoint(label, state, facts, prefix, sha256_of(path), facts.get("license"))
+        return Checkpoint(label, state, facts, prefix, sha256_of(path), facts.get("license"), (path,))
     plain = weights.removeprefix("timm:").removeprefix("timm/")
     if plain.partition(".")[0] in registry.VARIANTS:
         if name is not None and plain.partition(".")[0] != name:
@@ -340,7 +355,7 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
         facts |= found
     facts |= understood(facts_of, config, f"{source}: config.json")
     digest = sha256_of(files[0]) if len(files) == 1 else None
-    return Checkpoint(source, state, facts, prefix, digest, facts.get("license"))
+    return Checkpoint(source, state, facts, prefix, digest, facts.get("license"), tuple(files), config)
 
 
 def read_file(path: Path, key: str | None = None) -> tuple[Mapping[str, Tensor], dict[str, Any], str | None, str]:
