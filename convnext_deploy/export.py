@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arguments, env, formats, manifest, preprocess, saturation, trust, verify
-from .errors import DataError, ParityError, PrecisionError, UsageError
+from . import arguments, env, formats, manifest, preprocess, probes, readback, saturation, trust, verify
+from .errors import ParityError, PrecisionError, UsageError
 from .manifest import Artifact
-from .session import RunOptions, Session, run_in_batches
+from .session import RunOptions, Session
 from .types import (
     BatchRange,
     Device,
@@ -23,28 +23,25 @@ from .types import (
     KernelChoice,
     Manifest,
     ModelSpec,
-    Parity,
+    OracleRecord,
     Plan,
     Precision,
     PrecisionTruth,
     QuantizationRecord,
+    ReadBack,
     Task,
     TensorRtSpec,
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from .formats.base import Format
-    from .models.convnext import ConvNeXt
     from .models.weights import Loaded
     from .quantize.plan import LoadedPlan
 
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 Say = Callable[[str], None]
 
-PROBE_IMAGES = 16
-PROBE_CHUNK = 4  # images at once where the source computes its reference; bounds the memory of large variants
+PROBE_IMAGES = probes.IMAGES
 BUILD_SPACE = 3  # times the fp32 weights: the artifact, and what converters write beside it
 
 
@@ -182,16 +179,18 @@ def export(
     target = out or Path("build") / f"{model.architecture}-{format}-{spec.eight_bits or spec.precision}"
     manifest.check_target(target, force)
     _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
-    sets = _probe_sets(loaded, verify_data)
-
     say("computing the reference in fp32")
-    expected = {name: _reference(loaded, pixels) for name, pixels in sets.items()}
+    sets = probes.of_source(loaded, spec, verify_data)
+    judge = _oracle(loaded, sets[0], say)
     with manifest.staged(target, say) as folder:
-        found, opened, simulated = _build(fmt, spec, loaded, sets, folder, say, refit_from, chosen, kernels)
+        found, opened, sets = _build(fmt, spec, loaded, sets, folder, say, refit_from, chosen, kernels)
         del loaded  # the source's weights; the runtime brings its own copy
         say("verifying")
-        parity, truth = _verified(opened(found), found, sets, expected, simulated)
-        record = msgspec.structs.replace(found, parity=parity, precision=truth, files=manifest.file_records(folder))
+        session = opened(found)
+        parity, truth = probes.judged(session, found, sets), session.precision()
+        record = msgspec.structs.replace(
+            found, parity=parity, precision=truth, oracle=judge, files=manifest.file_records(folder)
+        )
         _judge(record, fmt, folder, target)
         (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
     made = manifest.read(target)
@@ -287,71 +286,44 @@ def _refuse_without_space(target: Path, weight_bytes: int) -> None:
         )
 
 
-def _probe_sets(loaded: "Loaded", verify_data: str | None) -> dict[str, Pixels]:
-    """Name of each image set to its raw pixels (N, C, H, W)."""
-    model = loaded.model.spec
-    sets = {"bundled": preprocess.probe_images(model.in_chans, model.image_size, PROBE_IMAGES)}
-    if verify_data is not None:
-        from . import data
+def _oracle(loaded: "Loaded", probe: probes.Probe, say: Say) -> OracleRecord:
+    """What the source's own library says of the loaded module, on the first images."""
+    from . import oracle
 
-        source = data.open_source(verify_data)
-        to_pixels = preprocess.transform(loaded.preprocessing, model.image_size, model.in_chans)
-        chosen = data.subset(source, PROBE_IMAGES)
-        try:
-            sets[verify_data] = np.stack([to_pixels(chosen.read(index)) for index in range(len(chosen))])
-        except OSError as error:
-            raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {error}") from None
-    return sets
-
-
-def _reference(loaded: "Loaded", pixels: Pixels) -> verify.Outputs:
-    """The source's outputs in fp32, before any rewrite."""
-    return tuple(output.numpy() for output in _outputs(loaded, loaded.model, pixels))
-
-
-def _outputs(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> "tuple[torch.Tensor, ...]":
-    import torch
-
-    chunks = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), PROBE_CHUNK):
-            outputs = model(torch.from_numpy(_as_input(loaded, model.takes_uint8, pixels[start : start + PROBE_CHUNK])))
-            chunks.append((outputs,) if isinstance(outputs, torch.Tensor) else outputs)
-    return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
-
-
-def _as_input(loaded: "Loaded", uint8: bool, pixels: Pixels) -> NDArray[np.float32] | Pixels:
-    return preprocess.as_input(pixels, loaded.preprocessing, "uint8" if uint8 else "float32")
+    images = preprocess.as_input(probe.pixels[: probes.CHUNK], loaded.preprocessing, "float32").astype(np.float32)
+    record = oracle.judge(loaded, images, tuple(output[: probes.CHUNK] for output in probe.expected))
+    say(f"compared with {record.name}" + (f": {record.why}" if record.why else ""))
+    return record
 
 
 def _build(
     fmt: "Format",
     spec: ExportSpec,
     loaded: "Loaded",
-    sets: dict[str, Pixels],
+    sets: tuple[probes.Probe, ...],
     folder: Path,
     say: Say,
     refit_from: Path | None = None,
     chosen: "LoadedPlan | None" = None,
     kernels: KernelChoice = "none",
-) -> tuple[Manifest, Callable[[Manifest], Session], dict[str, verify.Outputs]]:
+) -> tuple[Manifest, Callable[[Manifest], Session], tuple[probes.Probe, ...]]:
     """Rewrite, capture and build.
 
     Returns:
-        The manifest so far, what opens the result (or its stand-in) for verification, and the simulation's outputs
-        on each set of images, if there is a plan that quantizes.
+        The manifest so far, what opens the result (or its stand-in) for verification, and the sets of images with
+        the simulations' outputs.
     """
     import torch
 
     from . import passes
     from .lower.capture import DeployGraph, input_record, output_records
+    from .lower.module_contents import expected_of
 
     model = loaded.model
     say("folding")
-    probe = next(iter(sets.values()))[:PROBE_CHUNK]
+    probe = sets[0].pixels[: probes.CHUNK]
     uint8 = loaded.preprocessing if spec.input == "uint8" else None
-    records = passes.fold(model, uint8, lambda m: _outputs(loaded, m, probe))
-    simulated: dict[str, verify.Outputs] = {}
+    records = passes.fold(model, uint8, lambda m: probes.tensors(loaded, m, probe))
     kept: list[str] = []
     if chosen is not None:
         from .quantize.apply import apply
@@ -360,11 +332,9 @@ def _build(
         apply(model, chosen)
         kept = _kept(chosen.plan)
         if len(kept) < len(chosen.plan.operations):
-            simulated = {
-                name: tuple(output.numpy() for output in _outputs(loaded, model, pixels))
-                for name, pixels in sets.items()
-            }
+            sets = probes.with_simulation(loaded, model, sets)
     passes.cast_parameters(model, spec.precision if fmt.typed_graph else "fp32", kept)
+    sets = probes.with_type(loaded, model, sets, spec, fmt.typed_graph)
     if kernels != "none":
         from .kernels import choice
 
@@ -373,10 +343,13 @@ def _build(
     traced = spec.batch.opt if spec.kernels else spec.batch.min
     size = spec.batch.opt if spec.batch.min == spec.batch.max else max(2, traced)
     repeated = probe[np.arange(size) % len(probe)]
-    example = torch.from_numpy(_as_input(loaded, model.takes_uint8, repeated))
+    example = torch.from_numpy(probes.as_input(loaded, model, repeated))
     place = "cpu" if fmt.ahead_of_time else spec.device
     graph = DeployGraph(module=model.to(place), export=spec, example=example.to(place), say=say, refit_from=refit_from)
     say(f"building {fmt.name}")
+    held = (
+        None if fmt.read_back is None else expected_of(model, halved=not fmt.typed_graph and spec.precision == "fp16")
+    )
     stand_in = fmt.build(graph, folder)
     found = Manifest(
         schema_version=1,
@@ -395,44 +368,23 @@ def _build(
         versions=env.versions(),
         machine=env.machine(),
         files=(),
+        read_back=_read_back(fmt, held, folder),
     )
     opened = stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
-    return found, opened, simulated
+    return found, opened, sets
 
 
-def _verified(
-    session: Session,
-    found: Manifest,
-    sets: dict[str, Pixels],
-    expected: dict[str, verify.Outputs],
-    simulated: dict[str, verify.Outputs],
-) -> tuple[tuple[Parity, ...], PrecisionTruth]:
-    parity = []
-    classify = found.model.task == "classify"
-    limit = verify.TOLERANCES[found.export.precision]
-    for name, pixels in sets.items():
-        images = preprocess.as_input(pixels, found.preprocessing, found.export.input)
-        outputs = run_in_batches(session, images)
-        source_limit = limit
-        if simulated:
-            source_limit = verify.QUANTIZED
-            tiers = verify.compare(
-                outputs,
-                simulated[name],
-                verify.simulation_tolerance(simulated[name], expected[name], limit),
-                name,
-                classify,
-                reference="simulation",
-            )
-            parity.append(msgspec.structs.replace(tiers, stand_in=session.stands_in))
-        tiers = verify.compare(outputs, expected[name], source_limit, name, classify)
-        parity.append(msgspec.structs.replace(tiers, stand_in=session.stands_in))
-    return tuple(parity), session.precision()
+def _read_back(fmt: "Format", held: readback.Expected | None, folder: Path) -> ReadBack:
+    """The built files beside the module that they were built from."""
+    if fmt.read_back is None or held is None:
+        return ReadBack(tensors=0, epsilons=None, activations=None, unread=f"{fmt.name}'s files cannot be read back")
+    return readback.differences(fmt.read_back(folder), held)
 
 
 def _judge(record: Manifest, fmt: "Format", folder: Path, target: Path) -> None:
     """Keep a wrong artifact aside, with its report, and raise."""
     wrong = [f"on {parity.images}: {failure}" for parity in record.parity for failure in parity.failures]
+    wrong += record.read_back.failures if record.read_back else ()
     imprecise = verify.precision_failures(record.precision, record, fmt.typed_graph, engine=fmt.ahead_of_time)
     if not wrong and not imprecise:
         return

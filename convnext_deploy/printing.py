@@ -147,6 +147,8 @@ def _known(value: float | None, form: str) -> str:
 
 def _reference(found: "Manifest", reference: str) -> str:
     """What the outputs were compared with, where there are two references."""
+    if reference == "type":
+        return f" against {found.export.precision} in PyTorch"
     if found.export.quantization is None:
         return ""
     return " against the plan's simulation" if reference == "simulation" else " against the fp32 source"

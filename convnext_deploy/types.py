@@ -148,18 +148,20 @@ class Parity(Record, frozen=True, kw_only=True):
     """One artifact's outputs beside those of its reference on the same images.
 
     The reference is the fp32 PyTorch source. A quantized artifact is compared with its simulation too: the source
-    rewritten to the same plan.
+    rewritten to the same plan. One in half precision is compared with the module in the same type.
     """
 
     images: str
-    reference: Literal["source", "simulation"] = "source"
+    reference: Literal["source", "simulation", "type"] = "source"
     samples: int
-    relative_error: float | None  # worst sample: ||a - b|| / ||b||; None where the outputs cannot be compared
+    relative_error: float | None  # worst sample (see `deviation`); None where the outputs cannot be compared
     cosine: float | None  # worst sample
     top1_agreement: Fraction | None  # share of samples without a near-tie; None where there are no classes
     near_ties: int
     failures: tuple[str, ...]  # empty when every tier passed
     stand_in: str | None = None  # what ran in the artifact's place, where the artifact itself did not run
+    batches: tuple[int, ...] = ()  # the sizes that were run; empty in artifacts of versions that did not record them
+    image_size: tuple[int, int] | None = None  # pixels (height, width)
 
 
 class PrecisionTruth(Record, frozen=True, kw_only=True):
@@ -169,6 +171,25 @@ class PrecisionTruth(Record, frozen=True, kw_only=True):
     executed: dict[str, float] | None = None  # None where the runtime does not tell
     note: str | None = None
     quantized: int | None = None  # products that ran in 8 bits; where the runtime does not tell, those in the graph
+
+
+class ReadBack(Record, frozen=True, kw_only=True):
+    """The built file's contents beside the module's, bit for bit: how many were compared, and what differs."""
+
+    tensors: int
+    epsilons: int | None  # None where the file does not hold them
+    activations: int | None
+    failures: tuple[str, ...] = ()
+    unread: str | None = None  # what of the file was not compared, in words
+
+
+class OracleRecord(Record, frozen=True, kw_only=True):
+    """Who judged whether the checkpoint was loaded as what it is."""
+
+    name: str  # the source's own library and its version, or "self": nothing but this package's own reading
+    relative_error: float | None = None  # of the outputs in fp32, before any rewrite
+    preprocessing: str | None = None  # whose preprocessing was compared with as well
+    why: str | None = None  # for "self"
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
@@ -196,6 +217,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     versions: dict[str, str]
     machine: dict[str, str | int]
     files: tuple[FileRecord, ...]
+    oracle: OracleRecord | None = None  # None in artifacts of versions that asked none
+    read_back: ReadBack | None = None  # None in artifacts of versions that did not read them
 
 
 class ClassAccuracy(Record, frozen=True, kw_only=True):

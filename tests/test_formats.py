@@ -753,7 +753,8 @@ def test_outputs_that_are_nan_are_caught(tmp_path: Path, replaced_format: Callab
         torchscript.build(graph, folder)
 
     replaced_format("torchscript", build=build)
-    with pytest.raises(ParityError, match="16 of the outputs' values are NaN or infinite"):
+    # 16 images at once, 8 of them in the batch that it is tuned for, and one alone.
+    with pytest.raises(ParityError, match="25 of the outputs' values are NaN or infinite"):
         exported_with_defect("test_convnext", tmp_path)
     assert (tmp_path / "m.rejected").is_dir()
 

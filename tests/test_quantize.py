@@ -14,8 +14,9 @@ from torch import nn
 
 from convnext_deploy import api, cli, data, passes, search
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
+from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.weights import load
+from convnext_deploy.models.weights import load, random_model
 from convnext_deploy.quantize import apply as applying
 from convnext_deploy.quantize import distance, improve
 from convnext_deploy.quantize import plan as plans
@@ -79,6 +80,17 @@ def test_the_distance_of_features_is_their_squared_relative_error() -> None:
     maps = [torch.ones(2, 3, 4, 4), torch.ones(2, 6, 2, 2)]
     moved = [maps[0] * 1.1, maps[1] * 0.8]
     np.testing.assert_allclose(distance.distances(moved, maps, classify=False), (0.1**2 + 0.2**2) / 2, rtol=1e-5)
+
+
+def test_one_class_has_a_distance_though_its_probability_is_always_1() -> None:
+    """The divergence of one class is 0 whatever the logit does."""
+    model = random_model(msgspec.structs.replace(registry.spec("test_convnext"), num_classes=1))
+    assert not distance.classifies(model)
+    logits = torch.tensor([[1.0], [-1.0], [0.0]])
+    found = distance.distances([logits * 1.1 + 0.1], [logits], classify=distance.classifies(model))
+    np.testing.assert_allclose(found, [0.04, 0, 0.01 / (2 / 3)], rtol=1e-5, atol=1e-9)
+    zero = torch.zeros(3, 1)
+    assert distance.distances([zero], [zero], classify=False).max() == 0
 
 
 def test_a_coarser_quantizer_makes_an_operation_more_sensitive(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from convnext_deploy.deviation import cosines, relative_errors, sizes
 from convnext_deploy.types import (
     BatchRange,
     ExportSpec,
@@ -34,13 +35,13 @@ def judged(
     return compare((found,), (expected,), TOLERANCES[precision], "probe", classify)
 
 
-def off_by(expected: NDArray[np.float32], relative: float, sample: int) -> NDArray[np.float64]:
-    """One sample moved by that relative error, at a right angle to itself."""
+def off_by(expected: NDArray[np.floating], relative: float, sample: int) -> NDArray[np.float64]:
+    """One sample moved by that relative error of its size, at a right angle to itself."""
     row = expected[sample].astype(np.float64)
     aside = np.random.default_rng(1).standard_normal(row.shape)
     aside -= row * (aside @ row) / (row @ row)
     found = expected.astype(np.float64)
-    found[sample] += aside * relative * np.linalg.norm(row) / np.linalg.norm(aside)
+    found[sample] += aside * relative * sizes(expected)[sample] / np.linalg.norm(aside)
     return found
 
 
@@ -142,13 +143,52 @@ def test_the_worst_of_several_outputs_counts() -> None:
 def test_pass_or_fail_follows_the_error_whatever_its_sample_and_scale(
     size: float, precision: Precision, sample: int, scale: float
 ) -> None:
-    relative, expected = 10**size, (scale * reference()).astype(np.float32)
+    rows = reference().astype(np.float64)
+    # Of one norm, so that each sample's size is its own.
+    relative, expected = 10**size, scale * rows / np.linalg.norm(rows, axis=1, keepdims=True)
     parity = judged(off_by(expected, relative, sample), expected, precision)
     assert parity.relative_error == pytest.approx(relative, rel=1e-4, abs=1e-12)
     cosine = 1 / np.sqrt(1 + relative**2)  # a right-angled triangle
     assert parity.cosine == pytest.approx(cosine, abs=1e-12)
     limit = TOLERANCES[precision]
     assert bool(parity.failures) == (relative > limit.relative_error or cosine < limit.cosine)
+
+
+# Few outputs: each sample may lie near zero ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 10])
+def test_a_sample_near_zero_is_judged_by_the_spread_of_all(outputs: int) -> None:
+    expected = reference(16, outputs)
+    expected[3] *= 1e-5
+    found = expected.astype(np.float64)
+    found[3] += 1e-3 * np.sqrt((expected**2).sum(1).mean() / outputs)  # one rounding of an ordinary sample in fp16
+    found[3] *= -1  # and the sign is anyone's
+    assert judged(found, expected, "fp16", classify=True).failures == ()
+    found[5] += 0.05  # what is wrong on an ordinary sample is still seen
+    assert judged(found, expected, "fp16", classify=True).failures
+
+
+def test_outputs_that_are_all_zero_are_equal_to_themselves_and_to_nothing_else() -> None:
+    zero = np.zeros((4, 10), np.float32)
+    parity = judged(zero, zero, classify=True)
+    assert (parity.failures, parity.relative_error, parity.cosine) == ((), 0.0, 1.0)
+    assert judged(zero + 1e-6, zero).failures
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 10])
+def test_a_constant_output_is_judged_by_its_size(outputs: int) -> None:
+    constant = np.full((4, outputs), 3.0, np.float32)
+    assert judged(constant * (1 + 5e-6), constant).failures == ()
+    assert judged(constant * (1 + 2e-5), constant).failures
+
+
+def test_ordinary_samples_are_judged_as_their_own_norm_says() -> None:
+    expected = reference(1)
+    found = expected + np.random.default_rng(3).standard_normal(expected.shape) * 0.1
+    norms = np.linalg.norm(found), np.linalg.norm(expected)
+    assert relative_errors(found, expected) == pytest.approx(np.linalg.norm(found - expected) / norms[1])
+    assert cosines(found, expected) == pytest.approx((found * expected).sum() / norms[0] / norms[1])
 
 
 # Top-1 ---------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..readback import Contents
 from ..session import RunOptions, Session
 from ..types import Device, ExportSpec, Manifest, Precision
 
@@ -36,6 +37,7 @@ class Format:
     typed_graph: bool  # precision is a property of the built graph; if not, the runtime decides when it loads it
     build: Callable[["DeployGraph", Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]
+    read_back: Callable[[Path], Contents] | None = None  # what the built files hold; None where none can be read
     refuse: Callable[[ExportSpec], None] | None = None  # raises for what else it cannot do, before any work
     ready: Callable[[], str] = lambda: "ready"  # how, in a few words; raises MissingPackageError where it cannot build
     own_network: bool = False  # what it holds is this package's ConvNeXt, and no other model

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ..errors import ArtifactError, InputError
 from ..lower.capture import DeployGraph
+from ..lower.module_contents import stored
 from ..lower.torch_session import TorchSession, opening
 from ..models.convnext import ConvNeXt
+from ..readback import Contents
 from ..session import Images, RunOptions
 from ..types import Manifest, OperationPlan
 from .base import Format
@@ -87,6 +89,25 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     return EagerSession(runnable, manifest, options)
 
 
+def read_back(folder: Path) -> Contents:
+    """Loaded by name; epsilons and activations are not in the file, but in the manifest's spec of the model."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / FILE)
+    return Contents(
+        tensors=[stored(name, tensor) for name, tensor in tensors.items() if not _of_quantizer(name)],
+        named=True,
+        scalars=None,
+        activations=None,
+        unread="epsilons and activations stand in the manifest",
+    )
+
+
+def _of_quantizer(name: str) -> bool:
+    """What no module has as a tensor, or has only where it is not zero."""
+    return name.endswith((".shift", ".weight_zero_point", ".zero_point"))
+
+
 def _refuse_gpu(tensors: dict[str, Tensor], options: RunOptions) -> None:
     """An artifact may have been made on another GPU than this."""
     from ..kernels.launch import E4M3_SINCE
@@ -137,4 +158,5 @@ FORMAT = Format(
     cuda_graphs=True,
     build=build,
     load=load,
+    read_back=read_back,
 )

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..env import usable_cores
-from ..kernels import library
+from ..kernels import library, packed_read
 from ..kernels.engine import Engine, Network
 from ..kernels.packed import TYPES
+from ..readback import Contents
 from ..session import Images, Profile, RunOptions, Session
 from ..types import ExportSpec, LayerKind, LayerTime, Manifest, ModelSpec, PrecisionTruth
 from .base import Format
@@ -123,6 +124,10 @@ def refuse(spec: ExportSpec) -> None:
     library.build()
 
 
+def read_back(folder: Path) -> Contents:
+    return packed_read.contents(folder / FILE)
+
+
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> NativeSession:
     return NativeSession(folder / FILE, manifest, options)
 
@@ -142,6 +147,7 @@ FORMAT = Format(
     typed_graph=True,
     build=build,
     load=load,
+    read_back=read_back,
     refuse=refuse,
     ready=library.state,
     own_network=True,

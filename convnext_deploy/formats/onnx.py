@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from .. import saturation
 from ..env import needs
 from ..errors import ArtifactError, InputError
+from ..lower.onnx_contents import contents_of_onnx
 from ..lower.onnx_read import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile
+from ..readback import Contents
 from ..session import Images, Profile, RunOptions, Session
 from ..types import Device, LayerKind, LayerTime, Manifest, PrecisionTruth
 from .base import Format
@@ -180,6 +182,10 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> OnnxSession:
     return OnnxSession(folder / FILE, manifest, options)
 
 
+def read_back(folder: Path) -> Contents:
+    return contents_of_onnx(folder / FILE)
+
+
 FILE = "model.onnx"
 FORMAT = Format(
     name="onnx",
@@ -195,4 +201,5 @@ FORMAT = Format(
     typed_graph=True,
     build=build,
     load=load,
+    read_back=read_back,
 )

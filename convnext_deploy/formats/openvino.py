@@ -13,6 +13,7 @@ from .. import saturation
 from ..env import needs
 from ..errors import ArtifactError, BuildError, UsageError
 from ..lower.onnx_read import macs_of, shares
+from ..readback import Contents, Tensor
 from ..session import Images, Profile, RunOptions, Session
 from ..types import ExportSpec, LayerKind, LayerTime, Manifest, Precision, PrecisionTruth
 from .base import Format
@@ -187,6 +188,49 @@ def refuse(spec: ExportSpec) -> None:
         raise UsageError(line)
 
 
+def read_back(folder: Path) -> Contents:
+    """Constants as the operations take them, each operation's at its place.
+
+    What quantizers become (FakeQuantize with limits of its own) is not compared; their weights' codes are.
+    """
+    import openvino as ov
+
+    tensors: list[Tensor] = []
+    scalars: list[float] = []
+    activations: list[str] = []
+    quantized = False
+    constant: dict[str, list[Any]] = {}  # what is made of constants only, and of which
+    for node in ov.Core().read_model(folder / FILE).get_ordered_ops():
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        given = [node.input_value(index).get_node() for index in range(node.get_input_size())]
+        sources = [constant.get(source.get_friendly_name()) for source in given]
+        quantized |= kind == "FakeQuantize"
+        if kind == "Constant" or (sources and all(leaves is not None for leaves in sources)):
+            constant[name] = [node] if kind == "Constant" else [leaf for leaves in sources for leaf in leaves or ()]
+            continue
+        for leaf in [leaf for leaves in sources for leaf in leaves or ()]:
+            type = str(leaf.get_element_type().get_type_name())
+            if type not in STORED:
+                continue
+            tensors.append(Tensor(leaf.get_friendly_name(), STORED[type], leaf.data))
+            if leaf.data.size == 1 and type != "i8":
+                scalars.append(float(leaf.data.reshape(-1)[0]))
+        attributes = node.get_attributes()
+        if kind == "MVN":
+            scalars.append(attributes["eps"])
+        elif kind == "Gelu":
+            activations.append("gelu_tanh" if attributes["approximation_mode"].upper() == "TANH" else "gelu")
+        elif kind in ("Swish", "Sigmoid"):
+            activations.append("silu")
+    return Contents(
+        tensors=tensors,
+        scalars=None if quantized else scalars,
+        activations=activations,
+        unread="scales and limits of quantizers" if quantized else "",
+    )
+
+
+STORED = {"f32": "float32", "f16": "float16", "i8": "int8", "u8": "uint8"}
 FILE = "model.xml"
 FORMAT = Format(
     name="openvino",
@@ -203,4 +247,5 @@ FORMAT = Format(
     build=build,
     load=load,
     refuse=refuse,
+    read_back=read_back,
 )

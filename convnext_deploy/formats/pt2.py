@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 
 from ..lower.capture import DeployGraph
+from ..lower.torch_contents import contents_of_program
 from ..lower.torch_session import TorchSession, opening
+from ..readback import Contents
 from ..session import RunOptions
 from ..types import Manifest
 from .base import Format
@@ -24,6 +26,10 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     return TorchSession(module.to(options.device), manifest, options)
 
 
+def read_back(folder: Path) -> Contents:
+    return contents_of_program(torch.export.load(folder / FILE))
+
+
 FILE = "model.pt2"
 FORMAT = Format(
     name="pt2",
@@ -39,4 +45,5 @@ FORMAT = Format(
     typed_graph=True,
     build=build,
     load=load,
+    read_back=read_back,
 )

@@ -12,7 +12,8 @@ import torch
 from ..env import needs
 from ..errors import BuildError, InputError
 from ..lower.capture import DeployGraph
-from ..lower.torch_session import TorchSession
+from ..lower.onnx_read import shares
+from ..lower.torch_session import MacCounter, TorchSession
 from ..session import RunOptions
 from ..types import Manifest, PrecisionTruth
 from .base import Format
@@ -52,8 +53,15 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
 class TorchTensorRtSession(TorchSession):
     def _precision(self) -> PrecisionTruth:
-        asked = self.manifest.export.precision
-        return PrecisionTruth(graph={asked: 1.0}, note="the program's types; engines inside it were not inspected")
+        """Of the products that PyTorch dispatches; those inside engines are not seen, and nothing is said of them.
+
+        With `require_full_compilation` all of them are inside, so that the check refuses: what cannot be read back is
+        not delivered.
+        """
+        with MacCounter() as counter:
+            self._step()
+        note = "Torch-TensorRT's engines name no types, so what they compute in is not known; use --format tensorrt"
+        return PrecisionTruth(graph=shares(counter.macs) if counter.macs else {}, note=note)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchTensorRtSession:

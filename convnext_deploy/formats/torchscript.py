@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from ..lower.capture import DeployGraph
+from ..lower.torch_contents import contents_of_script
 from ..lower.torch_session import TorchSession, opening
+from ..readback import Contents
 from ..session import RunOptions
 from ..types import Manifest
 from .base import Format
@@ -27,6 +29,12 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     return TorchSession(module, manifest, options)
 
 
+def read_back(folder: Path) -> Contents:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return contents_of_script(torch.jit.load(str(folder / FILE)))  # type: ignore[no-untyped-call]
+
+
 FILE = "model.ts"
 FORMAT = Format(
     name="torchscript",
@@ -42,4 +50,5 @@ FORMAT = Format(
     typed_graph=True,
     build=build,
     load=load,
+    read_back=read_back,
 )

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,18 @@ class Loaded:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     note: str | None = None  # which of several models in the file this is, and what of it was left out
+    origin: "Origin | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a module's tensors were read, so that another library can read them too (`oracle`)."""
+
+    files: tuple[Path, ...]
+    config: Mapping[str, Any]
+    key: str | None
+    layout: str
+    overridden: bool  # the user said some of the preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,8 @@ class Checkpoint:
     licence: str | None
     note: str | None = None
     revision: str | None = None
+    files: tuple[Path, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(
@@ -137,6 +151,7 @@ def load(
         preprocessing_of({**known, **(preprocessing or {})}, spec),
         labels_of(checkpoint.facts, spec),
         "; ".join(filter(None, (checkpoint.note, converted.note))) or None,
+        Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
 
 
@@ -245,8 +260,9 @@ def _read(weights: str | None, name: str | None, tag: str | None, key: str | Non
     if path.is_file():
         read = read_file(path, key)
         return Checkpoint(
-            read.label, read.state, read.facts, read.prefix, sha256_of(path), read.facts.get("license"), read.note
-        )
+            read.label, read.state, read.facts, read.prefix, sha256_of(path), read.facts.get("license"), read.note,
+            files=(path,),
+        )  # fmt: skip
     plain = weights.removeprefix("timm:").removeprefix("timm/")
     if plain.partition(".")[0] in registry.VARIANTS:
         if name is not None and plain.partition(".")[0] != name:
@@ -408,7 +424,8 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
         prefix, note = read.prefix, read.note
     facts |= understood(facts_of, config, f"{source}: config.json")
     digest = sha256_of(files[0]) if len(files) == 1 else None
-    return Checkpoint(source, state, facts, prefix, digest, facts.get("license"), note)
+    licence = facts.get("license")
+    return Checkpoint(source, state, facts, prefix, digest, licence, note, files=tuple(files), config=config)
 
 
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:

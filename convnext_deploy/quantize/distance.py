@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import data, preprocess
+from .. import data, deviation, preprocess
 from ..errors import DataError
 from ..models.convnext import ConvNeXt
 from ..types import InputKind, Preprocessing
@@ -60,16 +60,14 @@ def outputs(model: ConvNeXt, pixels: Pixels, preprocessing: Preprocessing) -> tu
 def distances(found: Sequence[Tensor], expected: Sequence[Tensor], classify: bool) -> Distances:
     """Of each image: the Kullback-Leibler divergence of the expected class probabilities from the found ones.
 
-    Where there are no classes: the squared relative error, the mean over the outputs.
+    Where there are no classes to choose among: the squared relative error, the mean over the outputs.
     """
     if classify:
         p, q = (logits.double().log_softmax(1) for logits in (expected[0], found[0]))
         return (p.exp() * (p - q)).sum(1).clamp_min(0).numpy()  # rounding makes zeros negative
-    errors = [
-        ((a.double() - b.double()).flatten(1).norm(dim=1) / b.double().flatten(1).norm(dim=1)).square()
-        for a, b in zip(found, expected, strict=True)
-    ]
-    return torch.stack(errors).mean(0).numpy()
+    errors = [deviation.relative_errors(a.numpy(), b.numpy()) ** 2 for a, b in zip(found, expected, strict=True)]
+    mean: Distances = np.mean(errors, axis=0)
+    return mean
 
 
 def sensitivities(
@@ -99,4 +97,5 @@ def sensitivities(
 
 
 def classifies(model: ConvNeXt) -> bool:
-    return model.spec.task == "classify" and model.spec.num_classes > 0
+    """Whether the outputs are logits of classes: one class has probability 1 whatever its logit is."""
+    return model.spec.task == "classify" and model.spec.num_classes > 1
