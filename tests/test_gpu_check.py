@@ -3,11 +3,14 @@
 import importlib.machinery
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from convnext_deploy import env
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,6 +105,25 @@ def test_a_step_whose_package_is_absent_is_left_out_and_no_failure(check: Any, t
     well, ended = ran(check, tmp_path / "r.jsonl", step(check, "rtx", GOOD, needs="no_such_package"))
     assert well
     assert ended["rtx"] == {"step": "rtx", "ended": "left out", "reason": "no package no_such_package"}
+
+
+@pytest.mark.skipif(bool(env.nvidia_gpus()), reason="there is a GPU, so that it would run")
+def test_a_machine_without_a_gpu_is_refused_and_a_dry_run_is_not(tmp_path: Path) -> None:
+    def said(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "scripts" / "gpu_check"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    refused = said("--out", str(tmp_path / "out.jsonl"))
+    assert refused.returncode == 1
+    assert "there is no NVIDIA GPU here" in refused.stderr
+    assert not list(tmp_path.iterdir())
+    assert said("--dry-run", "--only", "compile", "--only", "rtx").stdout.splitlines() == [
+        "compile        at most 200 s beside the next",
+        "compiled-tiny  at most 150 s",
+        "compiled-base  at most 150 s",
+        "rtx            at most  60 s",
+    ]
+    assert "no step starts with nothing" in said("--dry-run", "--only", "nothing").stderr
 
 
 def test_the_cheap_steps_can_be_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
