@@ -6,8 +6,10 @@ than twice the L2 cache and never zeros, and the graphs take turns. A sample is 
 """
 
 import argparse
+import math
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,8 +133,10 @@ def captured(call: Callable[..., Any], inputs: list[tuple[Tensor, ...]]) -> Any:
 
 
 def times_us(subject: Subject) -> dict[str, list[float]]:
-    """Microseconds a call of every contender: samples, taken turn by turn."""
+    """Microseconds a call of every contender: samples, taken turn by turn; on the CPU one each, as a rehearsal."""
     first = subject.inputs()
+    if not first[0].is_cuda:
+        return {name: [_seconds(call, first) * 1e6] for name, call in subject.contenders.items()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in first)
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = min(COPIES, 2 + 2 * cache // size)
@@ -153,6 +157,13 @@ def times_us(subject: Subject) -> dict[str, list[float]]:
     return samples
 
 
+def _seconds(call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> float:
+    start = time.perf_counter()
+    with torch.inference_mode():
+        call(*inputs)
+    return time.perf_counter() - start
+
+
 def measured(benchmark: str, case: Case, subject: Subject, ceilings: Ceilings) -> Iterator[dict[str, Any]]:
     """One record a contender."""
     found, samples = errors(subject), times_us(subject)
@@ -165,7 +176,7 @@ def measured(benchmark: str, case: Case, subject: Subject, ceilings: Ceilings) -
             "gb_s": subject.bytes / seconds / 1e9,
             "copy_share": subject.bytes / seconds / 1e9 / ceilings.copy_gb_s,
             "tflops": (subject.matrix_flop + subject.vector_flop) / seconds / 1e12,
-            "matrix_share": subject.matrix_flop / seconds / 1e12 / ceilings.matrix_tflops[case.precision],
+            "matrix_share": subject.matrix_flop / seconds / 1e12 / ceilings.matrix_tflops.get(case.precision, math.inf),
             "vector_share": subject.vector_flop / seconds / 1e12 / ceilings.vector_tflops,
             "gpu": ceilings.name,
         }  # fmt: skip

@@ -5,8 +5,6 @@ import ctypes
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +52,6 @@ SMALL = {"depths": (1, 1, 1, 1), "dims": (16, 32, 48, 64), "image_size": (64, 64
 BOTH = ("sm80", "sm120")
 NAME: nvinfer.Name = "tensorrt_rtx"
 FLOAT8 = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
-GPU_CHECK = Path(__file__).parents[1] / "scripts" / "gpu_check"
 
 
 def graph_of(spec: ModelSpec, precision: str = "fp32", **export: Any) -> DeployGraph:
@@ -741,41 +738,3 @@ def test_an_engine_runs_and_replays(trt: str, precision: Any, tmp_path: Path) ->
         for _ in range(3):  # the first runs plainly, the second captures, the third replays
             (found,) = replayed.run(images)
             assert np.allclose(found, expected, rtol=1e-2, atol=1e-3)
-
-
-# scripts/gpu_check ----------------------------------------------------------------------------------------------------
-
-
-def gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(GPU_CHECK), *arguments], capture_output=True, text=True, check=False)
-
-
-def test_gpu_check_lists_its_plan_and_stays_under_nine_minutes() -> None:
-    done = gpu_check("--dry-run")
-    assert done.returncode == 0
-    assert "engines-tensorrt-tiny" in done.stdout
-    assert int(done.stdout.splitlines()[-1].split(" s in all")[0].split()[-1]) < 540
-    assert len(gpu_check("--dry-run", "--only", "refit", "--only", "machine").stdout.splitlines()) == 4
-    assert "no step starts with nothing" in gpu_check("--dry-run", "--only", "nothing").stderr
-
-
-@pytest.mark.skipif(bool(env.nvidia_gpus()), reason="there is a GPU, so that it would run")
-def test_gpu_check_refuses_a_machine_without_a_gpu(tmp_path: Path) -> None:
-    done = gpu_check("--out", str(tmp_path / "out.json"))
-    assert done.returncode == 1
-    assert "lists no NVIDIA GPU" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_gpu_check_records_a_step_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'Pretended GPU, 8.0, 1.0'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    out = tmp_path / "out.json"
-    assert gpu_check("--only", "machine", "--only", "eager-tiny", "--out", str(out)).returncode == 0
-    found = {step["step"]: step for step in msgspec.json.decode(out.read_bytes())["steps"]}
-    assert found["machine"]["found"][0]["gpus"][0]["name"] == "Pretended GPU"
-    assert "failed" in found["eager-tiny"]
-    assert found["eager-tiny"]["stderr"] or "stopped after" in str(found["eager-tiny"]["failed"])

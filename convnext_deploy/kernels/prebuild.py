@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -47,17 +47,16 @@ class Variant:
         return getattr(importlib.import_module(module), name)
 
 
-def variants(model: nn.Module, images: Tensor) -> tuple[Variant, ...]:
-    """What a model rewritten to kernels launches for images of this shape, type and device, each once.
+def variants(call: Callable[..., Any], *inputs: Tensor) -> tuple[Variant, ...]:
+    """What a rewritten model, or a function of this package's operations, launches for such inputs, each once.
 
-    Nothing is computed and no memory is taken. The launch records are the ones of the images' device.
+    Nothing is computed and no memory is taken. The launch records are the ones of the inputs' device.
     """
     launches: list[Launch] = []
-    # PyTorch's fakes take parameters as they are; `detach` would copy none of them either.
     with FakeTensorMode(allow_non_fake_inputs=True) as fakes, torch.no_grad():
-        like = fakes.from_tensor(images)
-        with recording(launches), _Implementations():  # type: ignore[no-untyped-call]
-            model(like)
+        likes = [fakes.from_tensor(tensor) for tensor in inputs]
+        with recording(launches), _Implementations():  # type: ignore[no-untyped-call]  # torch has no stub for it
+            call(*likes)
     return tuple(sorted({_variant(launch) for launch in launches}, key=lambda v: (-v.cost, v.kernel, str(v))))
 
 
