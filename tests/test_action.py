@@ -167,6 +167,15 @@ def test_the_action_is_what_github_takes() -> None:
                for name, said in ACTION["outputs"].items())  # fmt: skip
 
 
+def test_the_workflow_runs_what_ci_runs_and_every_template_is_yaml() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert workflow["permissions"] == {"contents": "read"}
+    for path in [*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"]:
+        assert yaml.safe_load(path.read_text()), path
+
+
 def test_the_actions_options_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["gate", "--help"]) == 0
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))

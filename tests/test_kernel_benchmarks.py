@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import torch
 
+from convnext_deploy.errors import PrecisionError
 from convnext_deploy.models.registry import spec
 from convnext_deploy.types import BatchRange
 
@@ -144,3 +145,22 @@ def test_without_a_gpu_a_benchmark_says_one_line(name: str) -> None:
     done = subprocess.run([sys.executable, FOLDER / f"bench_{name}.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "error: PyTorch finds no NVIDIA GPU here, and this benchmark measures nothing else\n"
+
+
+@pytest.mark.parametrize("machine", ["without bf16", "with it"])
+def test_what_a_machine_cannot_build_is_left_out_of_the_cpu_benchmark(
+    machine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_cpu = load("bench_cpu")
+
+    def export(*_: Any, out: Path, format: str, precision: str = "fp32", **__: Any) -> None:
+        if machine == "without bf16" and (format, precision) == ("openvino", "bf16"):
+            raise PrecisionError("OpenVINO runs fp32 here")
+
+    monkeypatch.setattr(bench_cpu.api, "export", export)
+    monkeypatch.setattr(bench_cpu, "draft", lambda *_, **__: None)
+    names = [path.name for path in bench_cpu.artifacts("atto", tmp_path, "photographs")]
+    assert ("atto-openvino-bf16" in names) == (machine == "with it")
+    assert {"atto-native-bf16", "atto-openvino-fp32", "atto-onnx-int8"} < set(names)
+    said = "atto-openvino-bf16 is left out: OpenVINO runs fp32 here" in capsys.readouterr().out
+    assert said == (machine == "without bf16")
