@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from . import env, formats, manifest
-from .errors import ArtifactError, UsageError
+from .errors import ArtifactError, MissingPackageError, UsageError
 from .export import Say, export, silent
 from .manifest import Artifact
 from .session import RunOptions, Session
@@ -62,10 +62,16 @@ def load(path: str | Path, *, device: Device = "cpu", threads: int | None = None
 
 
 def _load(artifact: Artifact, options: RunOptions) -> Session:
+    name = artifact.manifest.export.format
     try:
-        fmt = formats.get(artifact.manifest.export.format)
+        fmt = formats.get(name)
     except UsageError as error:
         raise ArtifactError(f"{artifact.path}: {error}") from None
+    except ModuleNotFoundError as error:  # of a format whose module imports its framework at once
+        package = (error.name or "").partition(".")[0]
+        if package in ("", __package__):
+            raise
+        raise MissingPackageError(f"format {name}: {env.missing_line(package, '')}") from None
     formats.require(fmt)
     formats.refuse_device(fmt, options.device)
     if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
