@@ -435,30 +435,78 @@ def _encode(chunk: _Chunk) -> bytes:
     return file.getvalue()
 
 
+# What Arrow raises for damaged files; its own exceptions are OSError, ValueError, TypeError, KeyError and so on too.
+_DAMAGED = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RecursionError, OverflowError,
+    MemoryError, msgspec.MsgspecError,
+)  # fmt: skip
+
+
 def _decode(path: Path) -> _Chunk:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with needs("pyarrow"):
+        import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(io.BytesIO(path.read_bytes())).read()
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; expected predictions of eval") from None
+    try:
+        table = pq.ParquetFile(io.BytesIO(content)).read()
         start, stop, corrupt = msgspec.json.decode(
             table.schema.metadata[_METADATA], type=tuple[int, int, tuple[str, ...]]
         )
         predictions = Predictions(
             names=tuple(table["name"].to_pylist()),
-            labels=table["label"].to_numpy(),
-            top_classes=_matrix(table["top_classes"]),
-            top_log_probs=_matrix(table["top_log_probs"]),
-            label_log_prob=table["label_log_prob"].to_numpy(),
+            labels=_column(table["label"], np.int64),
+            top_classes=_matrix(table["top_classes"], np.int32),
+            top_log_probs=_matrix(table["top_log_probs"], np.float32),
+            label_log_prob=_column(table["label_log_prob"], np.float32),
         )
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}; expected predictions of eval") from None
-    except (pa.ArrowException, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        _check_predictions(predictions)
+    except _DAMAGED as error:
         raise DataError(f"{path} does not hold predictions of eval: {' '.join(str(error).split())}") from None
     return _Chunk(start, stop, predictions, corrupt)
 
 
-def _matrix(column: Any) -> NDArray[Any]:
+def _check_predictions(found: Predictions) -> None:
+    """Raises ValueError where they are nothing that `_predictions` makes."""
+    count = len(found.names)
+    shapes = (
+        found.labels.shape,
+        found.label_log_prob.shape,
+        found.top_classes.shape[:1],
+        found.top_log_probs.shape[:1],
+    )
+    if any(shape != (count,) for shape in shapes) or found.top_classes.shape != found.top_log_probs.shape:
+        raise ValueError("its columns are of different lengths")
+    if not all(isinstance(name, str) for name in found.names):
+        raise ValueError("an image has no name")
+    if count and (found.top_classes.shape[1] < 1 or found.labels.min() < 0 or found.top_classes.min() < 0):
+        raise ValueError("a class is missing or negative")
+    if count and max(int(found.labels.max()), int(found.top_classes.max())) >= _MOST_CLASSES:
+        raise ValueError(f"a class is {_MOST_CLASSES:,} or more")
+    if not (np.isfinite(found.top_log_probs).all() and np.isfinite(found.label_log_prob).all()):
+        raise ValueError("a probability is not finite")
+    if count and max(float(found.top_log_probs.max()), float(found.label_log_prob.max())) > _ROUNDING:
+        raise ValueError("a probability is above 1")
+
+
+_MOST_CLASSES = 2**24  # what is counted by class takes memory for each
+_ROUNDING = 1e-3  # of a logarithm of 1
+
+
+def _column(column: Any, dtype: type) -> NDArray[Any]:
+    if column.null_count:
+        raise ValueError("an entry is missing")
+    values: NDArray[Any] = column.to_numpy().astype(dtype)
+    return values
+
+
+def _matrix(column: Any, dtype: type) -> NDArray[Any]:
     """A column of equally long lists as (N, k)."""
-    values: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    rows = column.combine_chunks()
+    values: NDArray[Any] = rows.flatten().to_numpy(zero_copy_only=False).astype(dtype)
+    lengths = rows.value_lengths().to_numpy(zero_copy_only=False)
+    if len(lengths) and (lengths != lengths[0]).any():
+        raise ValueError("its lists are of different lengths")
     return values.reshape(len(column), -1) if len(column) else values.reshape(0, 0)

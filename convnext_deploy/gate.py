@@ -189,7 +189,7 @@ def refuse_unmeasured(limits: Limits, *, sizes: bool, timings: bool) -> None:
 def _check_same_images(baseline: Side, candidate: Side) -> None:
     for side in (baseline, candidate):
         result, predictions = side.result, side.predictions
-        if len(predictions.names) != result.images or not math.isclose(float(_right(predictions).mean()), result.top1):
+        if not _are_of(predictions, result):
             raise DataError(f"the predictions beside the result of {result.artifact} are not its own; evaluate again")
     one, other = baseline.result, candidate.result
     if one.data_sha256 != other.data_sha256:
@@ -206,6 +206,19 @@ def _check_same_images(baseline: Side, candidate: Side) -> None:
         )
     if not np.array_equal(baseline.predictions.labels, candidate.predictions.labels):
         raise DataError(f"the labels of {one.data} differ between baseline and candidate; evaluate both again")
+
+
+def _are_of(predictions: Predictions, result: EvalResult) -> bool:
+    """Whether a summary says of every class what these predictions say."""
+    if not predictions.names or len(predictions.names) != result.images:
+        return False
+    counts = dict(zip(*(found.tolist() for found in np.unique(predictions.labels, return_counts=True)), strict=True))
+    listed = {found.label: found.images for found in result.per_class}
+    return (
+        math.isclose(float(_right(predictions).mean()), result.top1)
+        and len(listed) == len(result.per_class)
+        and listed == counts
+    )
 
 
 def _right(predictions: Predictions) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """From an image to what a model takes: timm's evaluation transform, normalization, threads for both, probe images."""
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from . import decoding
 from .env import usable_cores
 from .errors import DataError
 from .types import InputKind, Preprocessing
@@ -23,6 +25,9 @@ def transform(
     preprocessing: Preprocessing, image_size: tuple[int, int], in_chans: int
 ) -> Callable[[Image.Image], NDArray[np.uint8]]:
     """timm's evaluation transform without the normalization: a decoded image to pixels, uint8 (C, H, W).
+
+    It is written here in Pillow and numpy, so that an artifact that needs no torch can be evaluated without it, and
+    gives timm's pixels bit for bit (`tests/test_data.py`).
 
     Args:
         preprocessing: resize, crop and interpolation.
@@ -36,27 +41,55 @@ def transform(
     """
     if in_chans not in (1, 3):
         raise DataError(f"the model takes {in_chans} channels; image files can be read as 1 (grey) or 3 (RGB)")
-    from timm.data import create_transform
-
-    to_pixels = create_transform(
-        (in_chans, *image_size),
-        is_training=False,
-        use_prefetcher=True,  # uint8; `as_input` then normalizes as timm's prefetcher does
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,  # the fill of crop mode "border"
-        std=preprocessing.std,
-        crop_pct=preprocessing.crop_pct,
-        crop_mode=preprocessing.crop_mode,
-    )
     mode = "L" if in_chans == 1 else "RGB"
+    # The fill of crop mode "border".
+    fill = tuple(round(255 * value) for value in preprocessing.mean)
+    colour = (fill * in_chans)[:in_chans] if preprocessing.crop_mode == "border" else (0,) * in_chans
 
     def pixels(image: Image.Image) -> NDArray[np.uint8]:
-        try:
-            return np.asarray(to_pixels(image.convert(mode)))
-        except ValueError as error:  # so narrow that nothing is left of the shorter side
-            raise OSError(f"{image.width}x{image.height} pixels cannot be resized and cropped: {error}") from error
+        height, width = _resized(image.height, image.width, preprocessing, image_size)
+        if min(height, width) < 1:
+            raise OSError(f"{image.width}x{image.height} pixels cannot be resized to {width}x{height}")
+        decoding.refuse_many(width, height)  # a strip of few pixels can become thousands of times larger
+        converted = image.convert(mode)
+        if converted.size != (width, height):
+            converted = converted.resize((width, height), _FILTERS[preprocessing.interpolation])
+        cropped = _cropped(converted, image_size, colour)
+        return np.ascontiguousarray(np.asarray(cropped).reshape(*image_size, in_chans).transpose(2, 0, 1))
 
     return pixels
+
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}  # fmt: skip
+
+
+def _resized(height: int, width: int, preprocessing: Preprocessing, image_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) before the crop, with the roundings of timm and, for a square in the centre, of torchvision."""
+    edges = [math.floor(side / preprocessing.crop_pct) for side in image_size]
+    if preprocessing.crop_mode == "squash":
+        return edges[0], edges[1]
+    if preprocessing.crop_mode == "center" and edges[0] == edges[1]:
+        long = int(edges[0] * max(height, width) / min(height, width))
+        return (long, edges[0]) if width <= height else (edges[0], long)
+    ratios = (height / edges[0], width / edges[1])
+    ratio = max(ratios) if preprocessing.crop_mode == "border" else min(ratios)
+    return round(height / ratio), round(width / ratio)
+
+
+def _cropped(image: Image.Image, image_size: tuple[int, int], colour: tuple[int, ...]) -> Image.Image:
+    """The centre, (height, width) pixels; what the image lacks is filled on both sides, the odd pixel at the end."""
+    height, width = image_size
+    more_x, more_y = max(width - image.width, 0), max(height - image.height, 0)
+    if more_x or more_y:
+        fill = colour[0] if image.mode == "L" else colour
+        padded = Image.new(image.mode, (image.width + more_x, image.height + more_y), fill)
+        padded.paste(image, (more_x // 2, more_y // 2))
+        image = padded
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def as_input(

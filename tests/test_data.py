@@ -563,6 +563,42 @@ def test_an_image_too_narrow_to_resize_is_an_oserror() -> None:
         to_pixels(Image.new("RGB", (1, 500)))
 
 
+def test_a_strip_that_would_become_larger_than_the_limit_is_an_oserror() -> None:
+    to_pixels = preprocess.transform(Preprocessing(mean=MEAN, std=STD), (224, 224), 3)
+    with pytest.raises(OSError, match="256x7680000 pixels; at most 67,108,864 are decoded"):
+        to_pixels(Image.new("RGB", (1, 30_000)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_pixels_of_any_shape_equal_timms_transform(draw: st.DataObject) -> None:
+    from timm.data import create_transform
+
+    side = st.integers(1, 300)
+    width, height = draw.draw(side), draw.draw(side)
+    size = draw.draw(st.sampled_from([(32, 32), (64, 64), (32, 96), (96, 64)]))
+    mode = draw.draw(st.sampled_from(["center", "squash", "border"]))
+    preprocessing = Preprocessing(
+        mean=MEAN,
+        std=STD,
+        crop_mode=mode,
+        crop_pct=draw.draw(st.sampled_from([0.875, 0.9, 0.95, 1.0, 2 / 3])),
+        interpolation=draw.draw(st.sampled_from(["bicubic", "bilinear", "nearest", "lanczos"])),
+    )
+    theirs = create_transform(
+        (3, *size), use_prefetcher=True, interpolation=preprocessing.interpolation, mean=MEAN, std=STD,
+        crop_pct=preprocessing.crop_pct, crop_mode=mode,
+    )  # fmt: skip
+    image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
+    try:
+        expected = np.asarray(theirs(image))
+    except ValueError:  # nothing would be left of the shorter side
+        with pytest.raises(OSError, match="cannot be resized"):
+            preprocess.transform(preprocessing, size, 3)(image)
+        return
+    np.testing.assert_array_equal(preprocess.transform(preprocessing, size, 3)(image), expected)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_float_input_is_the_normalized_image_to_float32_rounding(draw: st.DataObject) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy import data, evaluate
+from convnext_deploy import cli, data, evaluate
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
 from convnext_deploy.manifest import MANIFEST_NAME, Artifact, encode
 from convnext_deploy.session import Images, RunOptions, Session
@@ -37,6 +39,7 @@ from convnext_deploy.types import (
     WeightsRecord,
 )
 
+ROOT = Path(__file__).parents[1]
 CLASSES = 7
 SIZE = (64, 64)
 PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.9)
@@ -640,3 +643,68 @@ def test_an_out_that_cannot_be_written_is_refused(tmp_path: Path, source: data.I
         with pytest.raises(UsageError, match=message):
             evaluate.evaluate(session, source, artifact=artifact, batch=4, out=out)
     assert session.batches == []
+
+
+WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "timm", "torchvision", "pyarrow"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+sys.meta_path.insert(0, Absent())
+from convnext_deploy import cli
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+def test_an_onnx_artifact_is_evaluated_without_torch_and_what_needs_more_says_so_in_a_line(
+    tmp_path: Path, folder: Path, artifact_of: Callable[..., Artifact]
+) -> None:
+    onnx, eager = artifact_of("onnx"), artifact_of("eager")
+    for label in (7, 8, 9):  # ten classes
+        (tmp_path / "set" / f"c{label}").mkdir(parents=True)
+    write_folder(tmp_path / "set", FILES)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT, "eval", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    done = run(onnx.path, "--data", tmp_path / "set", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 45
+    (tmp_path / "a.parquet").write_bytes(b"x")
+    for arguments, package in (
+        ((onnx.path, "--data", tmp_path / "set", "--out", tmp_path / "out"), "pyarrow"),
+        ((onnx.path, "--data", tmp_path / "a.parquet"), "pyarrow"),
+        ((eager.path, "--data", tmp_path / "set"), "torch"),
+    ):
+        done = run(*arguments, "--quiet")
+        assert done.returncode == 2
+        assert done.stderr.endswith(f"{package} is not installed; run: pip install {package}\n")
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_path_of_the_predictions_is_printed_and_going_on_is_offered_on_an_interrupt(
+    tmp_path: Path,
+    folder: Path,
+    artifact_of: Callable[..., Artifact],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for label in (7, 8, 9):
+        (tmp_path / "set" / f"c{label}").mkdir(parents=True)
+    write_folder(tmp_path / "set", FILES)
+    command = ["eval", str(artifact_of("onnx").path), "--data", str(tmp_path / "set"), "--out", str(tmp_path / "a.b")]
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "_logits", interrupted)
+        assert cli.run(command) == 130
+    assert "the same command goes on where this one stopped" in capsys.readouterr().err
+    assert cli.run(command) == 0
+    assert f"predictions in {tmp_path / 'a.b.parquet'}\n" in capsys.readouterr().out
+    assert cli.run(command) == 2
+    assert "or replace it with --force" in capsys.readouterr().err
+    assert cli.run([*command, "--force"]) == 0
+
+
+def interrupted(session: Session, pixels: object) -> None:
+    raise KeyboardInterrupt
