@@ -48,8 +48,8 @@ def test_a_file_that_is_no_plan_is_not_replaced_by_force(tmp_path: Path) -> None
 
 def test_a_plan_and_its_own_tensors_are_replaced_by_force(tmp_path: Path) -> None:
     found = Plan(
-        target="onnx", architecture="custom", input="float32", weights_sha256="0" * 64, image_size=(32, 32), rest="fp32",
-        calibration=None, operations={},
+        target="onnx", architecture="custom", input="float32", weights_sha256="0" * 64, image_size=(32, 32),
+        rest="fp32", calibration=None, operations={},
     )  # fmt: skip
     written = plans.write(tmp_path / "a.json", found, {"x": torch.ones(2)})
     content = (tmp_path / "a.safetensors").read_bytes()
