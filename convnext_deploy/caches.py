@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import manifest
+from . import manifest, private
 from .errors import ConvNextDeployError
 from .kernels import library
 from .types import Record
@@ -26,6 +26,7 @@ def found() -> list[Cache]:
     built = _built()
     return [
         _libraries(clean=False),
+        _timings(clean=False),
         Cache(what="models of bench", path=str(BENCH), entries=len(built), bytes=sum(map(_bytes, built))),
     ]
 
@@ -40,7 +41,11 @@ def clean() -> list[Cache]:
     for folder in built:
         size += _bytes(folder)
         manifest.remove(folder, _marker(folder))
-    return [_libraries(clean=True), Cache(what="models of bench", path=str(BENCH), entries=len(built), bytes=size)]
+    return [
+        _libraries(clean=True),
+        _timings(clean=True),
+        Cache(what="models of bench", path=str(BENCH), entries=len(built), bytes=size),
+    ]
 
 
 def _libraries(clean: bool) -> Cache:
@@ -50,6 +55,19 @@ def _libraries(clean: bool) -> Cache:
     except ConvNextDeployError as error:
         return Cache(what=what, path=path, entries=0, bytes=0, problem=str(error))
     return Cache(what=what, path=path, entries=len(entries), bytes=sum(size for _, size in entries))
+
+
+def _timings(clean: bool) -> Cache:
+    """TensorRT's measured kernel times; `lower.nvinfer` names the files."""
+    what, folder = "TensorRT's kernel times", private.cache_root()
+    try:
+        files = sorted(private.checked(folder).glob("tensorrt-*.timing")) if folder.is_dir() else []
+    except ConvNextDeployError as error:
+        return Cache(what=what, path=str(folder), entries=0, bytes=0, problem=str(error))
+    size = sum(file.lstat().st_size for file in files)
+    for file in files if clean else ():
+        file.unlink(missing_ok=True)
+    return Cache(what=what, path=str(folder), entries=len(files), bytes=size)
 
 
 def _built() -> list[Path]:

@@ -38,7 +38,12 @@ class Terminal:
         if not self.quiet and not self.json:
             print(text)
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    def table(self, title: str, columns: list[str], rows: list[list[str]], whole: bool = False) -> None:
+        """A table as wide as the terminal.
+
+        Args:
+            whole: words of the first column stay whole, and the others are broken rather than cut off.
+        """
         if self.quiet or self.json:
             return
         from rich.console import Console
@@ -46,8 +51,8 @@ class Terminal:
         from rich.text import Text
 
         table = Table(title=title, title_justify="left")
-        for column in columns:
-            table.add_column(column)
+        for number, column in enumerate(columns):
+            table.add_column(column, no_wrap=whole and not number, overflow="fold" if whole else "ellipsis")
         for row in rows:
             table.add_row(*map(Text, row))  # a str would be read as markup, and "[openvino]" as a style
         # In a file or a pipe nothing is cut off: rich would take such a reader to have 80 columns.

@@ -154,13 +154,13 @@ def test_doctor_lists_the_caches_and_empties_them(
     other.mkdir()
     (other / "manifest.json").write_text("{}")
     assert cli.run(["doctor", "--json"]) == 0
-    models = json.loads(capsys.readouterr().out)["caches"][1]
+    models = json.loads(capsys.readouterr().out)["caches"][-1]
     assert (models["entries"], models["path"]) == (1, "build/bench")
     assert models["bytes"] == sum(file.stat().st_size for file in kept.iterdir())
     assert cli.run(["doctor", "--clean", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [cache["entries"] for cache in document["removed"]] == [0, 1]
-    assert [cache["entries"] for cache in document["caches"]] == [0, 0]
+    assert [cache["entries"] for cache in document["removed"]] == [0, 0, 1]
+    assert [cache["entries"] for cache in document["caches"]] == [0, 0, 0]
     assert other.is_dir()
     assert not kept.exists()
 

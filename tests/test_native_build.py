@@ -184,9 +184,11 @@ def test_the_cache_is_emptied_of_what_is_ours(tmp_path: Path, monkeypatch: pytes
     counterfeit(monkeypatch)
     path = library.build()
     (path.parent / "notes.txt").write_text("mine")
-    assert [(c.entries, c.bytes) for c in caches.found()] == [(1, PHOTO.stat().st_size), (0, 0)]
-    assert [c.entries for c in caches.clean()] == [1, 0]
+    (path.parent.parent / "tensorrt-10.9-H100.timing").write_bytes(b"times")
+    assert [(c.entries, c.bytes) for c in caches.found()] == [(1, PHOTO.stat().st_size), (1, 5), (0, 0)]
+    assert [c.entries for c in caches.clean()] == [1, 1, 0]
     assert os.listdir(path.parent) == ["notes.txt"]
+    assert os.listdir(path.parent.parent) == ["native"]
 
 
 def test_other_flags_are_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
         ]
         for name, spec in described.items()
     ]
-    terminal.table("Variants", ["name", "depths", "widths", "differs by"], rows)
+    terminal.table("Variants", ["name", "depths", "widths", "differs by"], rows, whole=True)
     rows, lacking = [], []
     for name in formats.names():
         entry = _listed(name)
@@ -74,10 +74,10 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
                 "missing" if entry["missing"] else "installed",
             ]
         )
-    terminal.table("Formats", ["name", "what", "precisions", "holds", "state"], rows)
+    terminal.table("Formats", ["name", "what", "precisions", "holds", "state"], rows, whole=True)
     for line in lacking:
         terminal.line(line)
-    terminal.line("What holds code runs it when it is opened: others' artifacts of these need --trust.")
+    terminal.line("What holds code runs it when opened: others' artifacts of these need --trust.")
 
 
 def _listed(name: str) -> dict[str, Any]:
@@ -131,8 +131,8 @@ def doctor(
     )
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])
-    terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()])
+    terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()], whole=True)
     rows = [[c.what, c.path, c.problem or f"{c.entries} in {c.bytes / 1e6:.1f} MB"] for c in kept]
-    terminal.table("Caches", ["of", "where", "holds"], rows)
+    terminal.table("Caches", ["of", "where", "holds"], rows, whole=True)
     if removed is not None:
         terminal.line(f"removed {sum(c.entries for c in removed)} of {sum(c.bytes for c in removed) / 1e6:.1f} MB")

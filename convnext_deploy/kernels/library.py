@@ -152,7 +152,7 @@ def _intact(folder: Path, stem: str) -> Path | None:
     for path in sorted(folder.glob(f"{stem}-*.so")):
         if not path.is_symlink() and path.is_file() and sha256_of(path) == path.stem.rpartition("-")[2]:
             return path
-        path.unlink()
+        path.unlink(missing_ok=True)  # another process may have found it damaged too
     return None
 
 
@@ -167,7 +167,7 @@ def clean() -> list[tuple[Path, int]]:
     """
     found = cached()
     for path, _ in found:
-        path.unlink()
+        path.unlink(missing_ok=True)
     staging.clear(cache_folder() / BUILD_NAME)
     return found
 

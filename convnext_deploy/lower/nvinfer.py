@@ -8,7 +8,6 @@ What running needs is in `lower.nvinfer_run`.
 import contextlib
 import errno
 import math
-import os
 import re
 import resource
 import signal
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .. import env
+from .. import env, private
 from ..errors import BuildError, MissingPackageError, UsageError
 from ..manifest import Artifact, write_file
 from ..types import STRIDE, EngineRecord, ExportSpec, ModelSpec, TensorRtSpec
@@ -385,15 +384,13 @@ def _timing_cache(trt: Any, name: Name, config: Any) -> Iterator[list[str]]:
         yield []
         return
     gpu = re.sub(r"[^\w.-]+", "-", env.nvidia_gpus()[0].partition("(")[0].partition(":")[2].strip())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convnext-deploy"
-    path = cache / f"tensorrt-{trt.__version__}-{gpu}.timing"
+    path = private.made(private.cache_root()) / f"tensorrt-{trt.__version__}-{gpu}.timing"
     before = path.read_bytes() if path.is_file() else b""
     timing = config.create_timing_cache(before)
     config.set_timing_cache(timing, False)
     told: list[str] = []
     yield told
     after = bytes(config.get_timing_cache().serialize())
-    cache.mkdir(parents=True, exist_ok=True)
     write_file(path, after)
     told.append(f"{path.name}: {len(before)} -> {len(after)} bytes")
 
