@@ -1,0 +1,142 @@
+"""What a built file holds beside what the module held; and whole exports with one fault between build and check."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from inject import FAULTS, Fault, caught
+
+from convnext_deploy import api, readback
+from convnext_deploy.errors import CheckFailed
+from convnext_deploy.lower.module_contents import expected_of
+from convnext_deploy.manifest import Artifact
+from convnext_deploy.models import registry
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.weights import random_model
+from convnext_deploy.types import BatchRange, Precision
+
+READ: list[tuple[str, Precision]] = [
+    ("eager", "fp32"), ("native", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("pt2", "fp32"),
+    ("torchscript", "fp32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", [name for name, _ in READ])
+def test_every_tensor_of_the_module_is_found_in_the_built_file(
+    format: str, artifact_of: Callable[..., Artifact]
+) -> None:
+    found = artifact_of(format).manifest.read_back
+    assert found is not None
+    assert (found.tensors, found.failures) == (66, ())
+    assert (found.epsilons, found.activations) == ((None, None) if format == "eager" else (14, 9))
+
+
+# In half precision outputs alone let most of these pass.
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    ("format", "precision"),
+    [
+        ("native", "bf16"),
+        ("torchscript", "bf16"),
+        pytest.param("onnx", "fp16", marks=pytest.mark.slow),  # torch's exporter takes seconds
+    ],
+)
+def test_a_fault_between_build_and_check_is_caught(
+    format: str, precision: Precision, fault: Fault, tmp_path: Path, need_format: Callable[[str], None]
+) -> None:
+    need_format(format)
+    assert caught(format, precision, fault, random.Random(1), tmp_path)
+
+
+def module() -> ConvNeXt:
+    return random_model(registry.spec("test_convnext", num_classes=10))
+
+
+def held(model: ConvNeXt) -> list[readback.Tensor]:
+    return list(expected_of(model).tensors)
+
+
+def judged(tensors: list[readback.Tensor], expected: readback.Expected, **fields: Any) -> tuple[str, ...]:
+    given = {"scalars": expected.epsilons, "activations": expected.activations} | fields
+    return readback.differences(readback.Contents(tensors=tensors, **given), expected).failures
+
+
+def test_transposed_and_reshaped_tensors_are_the_same() -> None:
+    model = module()
+    moved = [
+        readback.Tensor(t.name, t.type, t.values.T if t.values.ndim == 2 else t.values.reshape(1, -1))
+        for t in held(model)
+    ]
+    assert judged(moved, expected_of(model)) == ()
+
+
+def test_tensors_in_another_order_are_refused() -> None:
+    model = module()
+    tensors = held(model)
+    tensors[4], tensors[20] = tensors[20], tensors[4]
+    assert judged(tensors, expected_of(model)) == ("the built file uses the module's tensors in another order",)
+
+
+def test_a_tensor_too_many_is_refused_unless_it_changes_nothing() -> None:
+    model = module()
+    more = [*held(model), readback.Tensor("ones", "float32", np.ones(24, np.float32))]
+    assert judged(more, expected_of(model)) == ()
+    more.append(readback.Tensor("gain", "float32", np.full(24, 1.001, np.float32)))
+    assert judged(more, expected_of(model)) == ("the built file has 1 tensors that the module had not: gain",)
+
+
+def test_another_epsilon_a_constant_too_many_and_another_gelu_are_refused() -> None:
+    model = module()
+    expected = expected_of(model)
+    (failure,) = judged(held(model), expected, scalars=[1e-6, *expected.epsilons[1:]])
+    assert "the constant 1e-06, which the module has not, expected the epsilon 1e-05" in failure
+    (failure,) = judged(held(model), expected, activations=["gelu", *expected.activations[1:]])
+    assert failure == "an activation is gelu, expected gelu_tanh"
+    (failure,) = judged(held(model), expected, activations=expected.activations[1:])
+    assert failure == "an activation is none, expected gelu_tanh"
+
+
+def test_a_module_that_the_build_changes_is_refused() -> None:
+    model = module()
+    expected = expected_of(model)
+    with torch.no_grad():
+        model.get_parameter("head.classifier.bias")[0] += 1
+    assert judged(held(model), expected) == ("the build changed 1 of the module's tensors: head.classifier.bias",)
+
+
+def test_taps_that_only_larger_images_meet_are_judged_where_the_size_is_dynamic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced_format: Callable[..., None]
+) -> None:
+    """At 32 pixels the last stage sees the middle tap only. Neither file nor module is asked: outputs tell it."""
+    from convnext_deploy.formats import torchscript
+
+    def build(graph: Any, folder: Path) -> None:
+        with torch.no_grad():
+            weight = graph.module.stages[3][0].dwconv_norm.conv.weight
+            middle = weight[:, :, 1:6, 1:6].clone()
+            weight *= -3
+            weight[:, :, 1:6, 1:6] = middle
+        torchscript.build(graph, folder)
+
+    replaced_format("torchscript", build=build, read_back=None)
+    options: dict[str, Any] = {
+        "variant": "test_convnext", "format": "torchscript", "image_size": (64, 64),
+        "batch": BatchRange(min=1, opt=4, max=4),
+    }  # fmt: skip
+    api.export("random", **options, out=tmp_path / "fixed")  # at 64 pixels nothing is wrong
+    with pytest.raises(CheckFailed, match="on bundled, 160x224: relative error"):
+        api.export("random", **options, dynamic_image_size=True, out=tmp_path / "any")
+
+
+def test_the_manifest_says_which_sizes_and_batches_were_verified(tmp_path: Path) -> None:
+    made = api.export(
+        "random", variant="test_convnext", format="eager", image_size=(64, 64), dynamic_image_size=True,
+        batch=BatchRange(min=1, opt=8, max=256), out=tmp_path / "a",
+    )  # fmt: skip
+    assert [(parity.image_size, parity.batches) for parity in made.manifest.parity] == [
+        ((64, 64), (1, 8, 16)), ((32, 32), (8,)), ((160, 224), (8,)),
+    ]  # fmt: skip
