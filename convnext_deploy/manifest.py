@@ -18,6 +18,8 @@ from .types import FileRecord, Manifest, Record
 
 MANIFEST_NAME = "manifest.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_WORDS = (os.strerror(errno.ENOSPC), "problem writing element", " requested and ")  # the last two: NumPy's
+_NOTHING = 4096  # bytes left: whatever failed, it failed for want of room
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,22 @@ def staged(target: Path) -> Iterator[Path]:
         yield folder
         folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         replace(folder, target)
-    except Exception as error:  # safetensors and protobuf have types of their own for a full disk
-        if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
+    except Exception as error:
+        if _says_full(error) or shutil.disk_usage(folder).free < _NOTHING:
             raise UsageError(f"{target.parent} is full; make room, or choose another --out") from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _says_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, tells of a full disk: libraries have types of their own for it."""
+    while error is not None:
+        said = str(error)
+        if getattr(error, "errno", None) in _FULL or any(words in said for words in _FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def replace(folder: Path, target: Path) -> None:

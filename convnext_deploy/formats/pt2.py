@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from ..lower.capture import DeployGraph
+from ..lower.torch_files import written
 from ..lower.torch_session import TorchSession, opening
 from ..session import RunOptions
 from ..types import Manifest
@@ -12,7 +13,8 @@ from .base import Format
 
 
 def build(graph: DeployGraph, folder: Path) -> None:
-    torch.export.save(graph.program, folder / FILE)
+    with written(folder / FILE) as file:
+        torch.export.save(graph.program, file)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
