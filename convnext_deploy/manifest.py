@@ -22,6 +22,8 @@ MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.json"  # in its place: a rejected folder is no artifact, and nothing loads it by mistake
 MAIN_STEM = "model"  # of the file that every format's runtime opens
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_WORDS = (os.strerror(errno.ENOSPC), "problem writing element", " requested and ")  # the last two: NumPy's
+_NOTHING = 4096  # bytes left: whatever failed, it failed for want of room
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +240,20 @@ def staged(target: Path, say: Callable[[str], None] = lambda _: None, marker: st
             yield folder
             folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
             replace(folder, target, marker)
-        except Exception as error:  # safetensors and protobuf have types of their own for a full disk
-            if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
+        except Exception as error:
+            if _says_full(error) or shutil.disk_usage(target.parent).free < _NOTHING:
                 raise UsageError(f"{target.parent} is full; make room, or choose another --out") from error
             raise
+
+
+def _says_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, tells of a full disk: libraries have types of their own for it."""
+    while error is not None:
+        said = str(error)
+        if getattr(error, "errno", None) in _FULL or any(words in said for words in _FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def replace(folder: Path, target: Path, marker: str = MANIFEST_NAME) -> None:

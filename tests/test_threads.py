@@ -244,7 +244,6 @@ def tiny(artifact_of: ArtifactOf) -> tuple[Path, list[NDArray[np.float32]], list
 
 @pytest.mark.slow
 def test_twenty_thousand_native_calls_from_eight_threads_are_right_and_keep_no_memory(tiny: Any) -> None:
-    """A million of them once: docs/native.md."""
     path, batches, expected = tiny
     session = api.load(path, threads=1)
     resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096  # noqa: E731

@@ -6,6 +6,7 @@ import torch
 
 from ..lower.capture import DeployGraph
 from ..lower.torch_contents import contents_of_program
+from ..lower.torch_files import written
 from ..lower.torch_session import TorchSession, opening
 from ..readback import Contents
 from ..session import RunOptions
@@ -14,7 +15,8 @@ from .base import Format
 
 
 def build(graph: DeployGraph, folder: Path) -> None:
-    torch.export.save(graph.program, folder / FILE)
+    with written(folder / FILE) as file:
+        torch.export.save(graph.program, file)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:

@@ -7,6 +7,7 @@ import torch
 
 from ..lower.capture import DeployGraph
 from ..lower.torch_contents import contents_of_script
+from ..lower.torch_files import written
 from ..lower.torch_session import TorchSession, opening
 from ..readback import Contents
 from ..session import RunOptions
@@ -19,7 +20,10 @@ def build(graph: DeployGraph, folder: Path) -> None:
         # Deprecated in favour of torch.export; kept because libtorch deployments still load it.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(graph.module, (graph.example,), check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.freeze(traced).save(str(folder / FILE))
+        frozen = torch.jit.freeze(traced)
+        del traced
+        with written(folder / FILE) as file:
+            torch.jit.save(frozen, file)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
