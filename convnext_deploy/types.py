@@ -23,7 +23,7 @@ CheckName = Literal["top1_drop", "class_drop", "agreement", "latency_ratio", "si
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Images = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
-Above0 = Annotated[float, msgspec.Meta(gt=0.0)]
+Above0 = Annotated[float, msgspec.Meta(ge=1e-12, le=1e12)]  # a time or a rate; ratios beyond would overflow
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 

@@ -57,7 +57,7 @@ def test_a_file_that_no_decoder_takes_is_no_result(content: bytes, tmp_path: Pat
         ({"turns": [5, 5]}, "turns of 10 samples, and 160 samples"),
         ({"yardstick_ms": [4.0]}, "8 turns, and 1 yardstick_ms"),
         ({"turns": [0] * 8}, "Expected `int` >= 1"),
-        ({"samples_ms": [-1.0]}, "Expected `float` > 0"),
+        ({"samples_ms": [-1.0]}, "Expected `float` >= 1e-12"),
     ],
 )
 def test_a_result_whose_numbers_contradict_each_other_is_refused(

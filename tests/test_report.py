@@ -230,6 +230,8 @@ def test_published_accuracy_is_never_given_to_a_users_weights(weights: bool | No
     assert plots.pareto_points(found) == []
     assert plots.pareto(found) is None
     assert plots.pareto_points(found, [evaluation(artifact_sha256="b" * 64)]) == []
+    in_8_bits = msgspec.convert(measurement(eight_bits="int8"), Measurement)
+    assert plots.pareto_points([in_8_bits]) == []
 
 
 def test_an_artifacts_evaluation_is_its_accuracy() -> None:

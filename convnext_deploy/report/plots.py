@@ -99,6 +99,13 @@ def _series(m: Measurement) -> str:
     return f"Swin, {m.series}" if m.model in COUNTERPARTS else m.series
 
 
+def _paired_styles(measurements: Iterable[Measurement]) -> dict[str, dict[str, Any]]:
+    """A runtime has one colour, and Swin's line is dotted."""
+    rows = list(measurements)
+    colours = _styles(m.series for m in rows)
+    return {_series(m): colours[m.series] | ({"linestyle": ":"} if m.model in COUNTERPARTS else {}) for m in rows}
+
+
 def _plain_numbers(panel: "Axes", *axes: str) -> None:
     """Logarithmic axes with the numbers themselves: powers would need mathematical text, which is off."""
     for name in axes:
@@ -113,7 +120,7 @@ def throughput(measurements: Sequence[Measurement], name: str = "throughput") ->
     models = _grouped((m for m in measurements if m.valid), _setting)
     if not models:
         return None
-    styles = _styles(_series(m) for found in models.values() for m in found)
+    styles = _paired_styles(m for found in models.values() for m in found)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
         for panel, (title, found) in zip(axes, models.items(), strict=True):
@@ -138,7 +145,7 @@ def latency(measurements: Sequence[Measurement], name: str = "latency") -> str |
     groups = _grouped((m for m in measurements if m.valid), lambda m: f"{_setting(m)}, batch {m.batch}")
     if not groups:
         return None
-    styles = _styles(_series(m) for found in groups.values() for m in found)
+    styles = _paired_styles(m for found in groups.values() for m in found)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
         for panel, (title, found) in zip(axes, groups.items(), strict=True):
@@ -178,7 +185,7 @@ def pareto_points(measurements: Sequence[Measurement], evaluations: Sequence[Eva
             points += [Point(m, e.top1, "measured", e.data, share_interval(e.top1, e.images)) for e in own]
         elif m.top1 is not None:
             points.append(Point(m, m.top1, "measured", "the record's own images"))
-        elif m.random_weights:
+        elif m.random_weights and m.type == m.precision:  # 8 bits have an accuracy of their own
             points += [
                 Point(m, a.top1, a.pretraining, "ImageNet-1k, published") for a in accuracies(m.model, m.image_size)
             ]

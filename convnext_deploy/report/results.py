@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -12,6 +12,7 @@ from .. import roofline, statistics
 from ..errors import DataError
 from ..models import registry
 from ..types import (
+    Above0,
     Ceilings,
     EvalResult,
     LayerKind,
@@ -25,7 +26,6 @@ from ..types import (
 )
 
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
-MORE_THAN_NONE = Annotated[float, msgspec.Meta(gt=0.0)]
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,9 +36,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     batch: Positive
     image_size: tuple[Positive, Positive]
-    samples_ms: tuple[MORE_THAN_NONE, ...]
-    median_ms: MORE_THAN_NONE | None
-    images_per_s: MORE_THAN_NONE | None
+    samples_ms: tuple[Above0, ...]
+    median_ms: Above0 | None
+    images_per_s: Above0 | None
     machine: dict[str, Any]
     versions: dict[str, str]
     created: str = ""
