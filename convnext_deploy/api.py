@@ -70,7 +70,7 @@ def load(
     return _load(manifest.verified(Path(path)), options, trust)
 
 
-def _load(artifact: Artifact, options: RunOptions, trust: bool) -> Session:
+def _load(artifact: Artifact, options: RunOptions, trust: bool = False) -> Session:
     fmt = formats.of(artifact)
     if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
         raise UsageError(
