@@ -77,7 +77,7 @@ def _opened(path: arguments.Location, **given: Any) -> Artifact:
     return manifest.verified(arguments.path("path", path, "an artifact folder"))
 
 
-def _load(artifact: Artifact, options: RunOptions, trust: bool) -> Session:
+def _load(artifact: Artifact, options: RunOptions, trust: bool = False) -> Session:
     fmt = formats.of(artifact)
     if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
         raise UsageError(

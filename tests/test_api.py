@@ -277,6 +277,24 @@ def test_an_artifact_that_is_refused_leaves_the_old_one(old: Path, replaced_form
     assert sorted(path.name for path in old.parent.iterdir()) == ["model", "model.rejected"]
 
 
+def test_a_rejected_artifact_takes_the_place_of_nobodys_files(
+    tmp_path: Path, replaced_format: Callable[..., None]
+) -> None:
+    def build(graph: Any, folder: Path) -> None:
+        with torch.no_grad():
+            graph.module.head.classifier.bias += 1
+        eager.build(graph, folder)
+
+    replaced_format("eager", build=build)
+    notes = tmp_path / "model.rejected" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(ParityError, match=r"relative error .*; not kept aside: .*model\.rejected holds files that are"):
+        random_export(tmp_path / "model")
+    assert notes.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.rejected"]
+
+
 def test_a_disk_that_is_too_full_is_refused_before_building(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced_format: Callable[..., None]
 ) -> None:

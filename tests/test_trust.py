@@ -111,7 +111,7 @@ def evil(built: Callable[[str], Path], tmp_path: Path) -> Callable[[str], tuple[
     return one
 
 
-@pytest.mark.parametrize("format", ["aotinductor", "pt2", "torchscript"])
+@pytest.mark.parametrize("format", [pytest.param("aotinductor", marks=pytest.mark.slow), "pt2", "torchscript"])
 def test_code_of_others_runs_only_when_it_is_trusted(format: str, evil: Callable[[str], tuple[Path, Path]]) -> None:
     artifact, ran = evil(format)
     with pytest.raises(ArtifactError, match=rf"format {format} runs code .*you did not build it here.*--trust"):
