@@ -342,7 +342,7 @@ def test_a_search_goes_on_where_it_stopped(
 
 
 def test_where_8_bits_are_not_faster_the_search_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_gains", lambda bench, loaded, batch: dict.fromkeys(
+    monkeypatch.setattr(search, "_gains", lambda bench, loaded, *_: dict.fromkeys(
         map(search._group, plans.quantized(loaded.plan)), 0.0
     ))  # fmt: skip
     monkeypatch.setattr(distance, "sensitivities", lambda *_: iter([("stages.0.0.expand", 1.0)]))
