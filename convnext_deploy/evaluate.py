@@ -97,14 +97,14 @@ def evaluate(
         DataError: no labels, labels that are not the model's, or not one readable image.
         CheckFailed: the model's outputs are not finite.
     """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit}; expected at least 1 image")
+    _check_batch(batch, artifact)
     source = labelled(source, artifact, classes)
     if limit is not None:
-        if limit < 1:
-            raise UsageError(f"limit {limit}; expected at least 1 image")
         source = data.subset(source, limit)
     labels = source.labels
     assert labels is not None  # `labelled` refuses them
-    _check_batch(batch, artifact)
     model, preprocessing = artifact.manifest.model, artifact.manifest.preprocessing
     to_pixels = preprocess.transform(preprocessing, model.image_size, model.in_chans)
     tell = say or (lambda line: None)

@@ -462,6 +462,8 @@ def test_an_artifact_loads_from_wherever_it_is_moved(old: Path, tmp_path: Path) 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
+    for number in range(10):
+        (tmp_path / "pictures" / f"class{number}").mkdir(parents=True)
     for index in range(3):
         folder = tmp_path / "pictures" / f"class{index % 2}"
         folder.mkdir(parents=True, exist_ok=True)

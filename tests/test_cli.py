@@ -44,8 +44,10 @@ def artifact(artifact_of: Callable[..., Artifact]) -> Artifact:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six images of two classes; one of them is damaged."""
+    """Six images of two of ten classes; one of them is damaged."""
     root = tmp_path_factory.mktemp("pictures")
+    for number in range(10):
+        (root / f"class{number}").mkdir()
     generator = np.random.default_rng(0)
     for index in range(6):
         folder = root / f"class{index % 2}"
@@ -282,7 +284,8 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
     command = ["eval", str(artifact.path), "--data", str(pictures)]
     assert cli.run([*command, "--json"] if as_json else command) == 130
     captured = capsys.readouterr()
-    assert captured.err == "error: interrupted\n"
+    assert captured.err.endswith("error: interrupted\n")
+    assert ("nothing was kept; --out OUT would keep it\n" in captured.err) != as_json
     assert captured.out == ('{"error":"interrupted","exit_code":130}\n' if as_json else "")
 
 
@@ -378,7 +381,7 @@ def test_eval_counts_and_keeps_what_it_saw(
     assert json.loads((tmp_path / "result.json").read_text())["images"] == 5
     assert (tmp_path / "result.parquet").is_file()
     code, error = refused(capsys, *command)
-    assert (code, error) == (2, f"{tmp_path / 'result.json'} exists; choose another --out or remove it")
+    assert (code, error) == (2, f"{tmp_path / 'result.json'} exists; choose another --out, or replace it with --force")
 
 
 @pytest.mark.parametrize(
