@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint schema tables clean
+.PHONY: demo test test-all test-fast test-lowest lint schema tables clean
 
 demo: .venv/.installed
 	$(BIN)/python scripts/demo.py
@@ -16,6 +16,13 @@ test: .venv/.installed-dev
 test-fast: .venv/.installed-dev
 	$(BIN)/pytest -m "not slow" --ignore tests/test_nvinfer.py
 	$(BIN)/pytest -m "not slow" tests/test_nvinfer.py
+
+# The fast tests with the lowest versions that pyproject.toml states, on the oldest Python and on a new one.
+test-lowest:
+	scripts/check_lowest 3.10
+	scripts/check_lowest 3.13
+
+test-all: lint test test-lowest
 
 lint: .venv/.installed-dev
 	scripts/check

@@ -212,6 +212,8 @@ def image_size(name: str, value: Any) -> tuple[int, int]:
         ]
     sides = [_integer(side) for side in ([value] if found is None else found)]
     if len(sides) not in (1, 2) or not all(side is not None and 0 < side < 2**20 for side in sides):
+        if isinstance(value, str) and value.isprintable() and value:
+            raise UsageError(f"{name} {value[:60]}; expected pixels such as 224, or HEIGHTxWIDTH such as 800x1280")
         raise _refused(name, value, expected)
     return cast(int, sides[0]), cast(int, sides[-1])
 

@@ -460,3 +460,93 @@ def test_an_export_in_a_process_of_its_own_prints_no_foreign_words(tmp_path: Pat
     assert [step for step in steps if not re.fullmatch("[a-z][a-z0-9 ]+", step)] == []
     assert len(steps) < 10
     assert done.stdout.startswith(f"{tmp_path / 'm'}: test_convnext as eager fp32, ")
+
+
+# Hints for words in the wrong place -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["export", "my.pth"], r"extra argument.*\(my\.pth\); did you mean --weights my\.pth\?$"),
+        (["export", "my.pth", "--format", "onnx"], r"; did you mean --weights my\.pth\?$"),
+        (["eval", "build/x", "pictures"], r"; did you mean --data pictures\?$"),
+        (["export", "--precision", "int8"], r"^--precision int8; expected one of fp32.*quantize.*--plan"),
+        (["predict", "x.png"], r"^no command 'predict'; did you mean eval\? \(answers for single images"),
+        (["serve"], r"^no command 'serve'; did you mean bench\? \(serving is not part of this tool"),
+        (["benchmark"], r"^no command 'benchmark'; did you mean bench\? \(commands: export, "),
+        (["convert"], r"^no command 'convert'; did you mean export\?"),
+        (["qantize"], r"^no command 'qantize'; did you mean quantize\?"),
+        (["xyzzy"], r"^no command 'xyzzy' \(commands: export, "),
+    ],
+)
+def test_a_word_in_the_wrong_place_names_what_does_the_job(arguments: list[str], line: str, capsys: Captured) -> None:
+    code, said = refused(capsys, *arguments)
+    assert code == 2
+    assert re.search(line, said), said
+
+
+def test_every_synonym_leads_to_something_that_is_there() -> None:
+    assert set(cli.SYNONYMS.values()) <= {*cli.COMMANDS, "--version", "--help"}
+    assert not set(cli.SYNONYMS) & set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version_is_printed(option: str, capsys: Captured) -> None:
+    assert cli.run([option]) == 0
+    assert capsys.readouterr().out == f"convnext-deploy {env.version()}\n"
+
+
+@pytest.mark.parametrize("arguments", [["-h"], *([name, "-h"] for name in cli.COMMANDS)], ids=" ".join)
+def test_help_has_a_short_form(arguments: list[str], capsys: Captured) -> None:
+    assert cli.run(arguments) == 0
+    assert "Usage: convnext-deploy" in capsys.readouterr().out
+
+
+def test_one_number_for_mean_and_std_is_for_every_channel(checkpoint: Path, tmp_path: Path, capsys: Captured) -> None:
+    arguments = ["export", "--weights", str(checkpoint), "--mean", "0.5", "--std", "0.25", "--out", str(tmp_path / "a")]
+    assert cli.run([*arguments, *QUICK]) == 0
+    facts = manifest.read(tmp_path / "a").manifest.preprocessing
+    assert (facts.mean, facts.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+# Packages that are not there ------------------------------------------------------------------------------------------
+
+BLOCKED = """
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *rest):
+        return None if name.partition(".")[0] == {package!r} else self.finder.find_spec(name, *rest)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+from convnext_deploy import cli
+for arguments in {commands!r}:
+    code = cli.run(arguments)
+    print(code, arguments[0])
+"""
+COMMANDS_OF_ALL = [
+    ["export", "--weights", "nowhere.pth", "--format", "eager"],
+    ["quantize", "--weights", "random", "--variant", "atto", "--calibration", "nowhere", "--out", "p.json"],
+    ["half", "--weights", "random", "--variant", "atto", "--data", "nowhere", "--out", "p.json"],
+    ["gate", "--baseline", "a", "--candidate", "b", "--max-drop", "1"],
+    ["inspect", "nowhere"],
+    ["list"],
+    ["profile", "nowhere"],
+    ["roofline", "--variant", "atto", "--device", "h100", "--precision", "fp16"],
+    ["report", "nowhere.jsonl", "--out", "x.html"],
+    ["refit", "nowhere", "--weights", "random", "--out", "x"],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["torch", "timm", "onnx", "pyarrow", "scipy", "matplotlib"])
+def test_a_missing_package_is_one_line_in_every_command(package: str, tmp_path: Path) -> None:
+    script = BLOCKED.format(package=package, commands=COMMANDS_OF_ALL)
+    found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr
+    failed = [line for line in found.stdout.splitlines() if re.fullmatch(r"[123] \w+", line)]
+    assert found.stderr.count("error: ") == len(failed)

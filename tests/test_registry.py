@@ -170,3 +170,18 @@ def test_a_variant_that_the_tensors_contradict_is_refused(name: str, asked: str,
 def test_norms_of_another_kind_are_refused(name: str, asked: str, words: str) -> None:
     with pytest.raises(WeightsError, match=words):
         spec_of(convert(meta_state(name), "a.pth"), asked, "a.pth")
+
+
+def test_deprecated_names_resolve_as_timm_resolves_them() -> None:
+    from timm.models import _registry as timms
+
+    old = {name: new for name, new in timms._deprecated_models.items() if name.startswith("convnext")}
+    assert len(old) == 15
+    for name, new in old.items():
+        assert ".".join(filter(None, registry.resolve(name))) == new
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_base_patch16_224", "swin_tiny", "efficientnet_b0"])
+def test_a_model_of_another_family_is_called_that(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^'{name}' is no ConvNeXt; expected one of"):
+        registry.resolve(name)

@@ -1,7 +1,10 @@
 """The command line: parse, call `api`, print, exit code. Nothing heavy is imported before a command runs."""
 
+import difflib
+import re
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -27,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, Callable[..., object]] = {
     "export": export, "quantize": quantize, "half": half, "eval": evaluate, "gate": gate, "bench": bench,
@@ -35,6 +39,48 @@ COMMANDS: dict[str, Callable[..., object]] = {
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
+
+# What people call these commands elsewhere.
+SYNONYMS = {
+    "predict": "eval", "classify": "eval", "infer": "eval", "evaluate": "eval", "test": "eval", "validate": "eval",
+    "val": "eval", "accuracy": "eval", "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
+    "convert": "export", "compile": "export", "build": "export", "optimize": "quantize", "optimise": "quantize",
+    "int8": "quantize", "ptq": "quantize", "calibrate": "quantize", "fp16": "half", "bf16": "half",
+    "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench", "serve": "bench",
+    "compare": "gate", "diff": "gate", "models": "list", "variants": "list", "formats": "list", "ls": "list",
+    "env": "doctor", "trace": "profile", "plot": "report", "update": "refit", "version": "--version", "help": "--help",
+}  # fmt: skip
+_NOT_HERE = {
+    "serve": "serving is not part of this tool; `bench --scenario server` measures an artifact under load",
+    "predict": "answers for single images are not part of it; `eval --out NAME` keeps every prediction",
+}
+
+
+@app.callback()
+def program(
+    version: Annotated[bool, typer.Option("--version", "-V", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Export any ConvNeXt checkpoint to verified deployment artifacts, and measure what they do."""
+
+
+def _no_command(word: str) -> str:
+    """The refusal of a word that is no command, with the one that does the job."""
+    near = [SYNONYMS[word.lower()]] if word.lower() in SYNONYMS else difflib.get_close_matches(word, COMMANDS, 1, 0.6)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    more = f" ({_NOT_HERE[word.lower()]})" if word.lower() in _NOT_HERE else ""
+    return f"no command {word!r}{hint}{more} (commands: {', '.join(COMMANDS)})"
+
+
+def _hinted(message: str, arguments: list[str]) -> str:
+    """A parser's message, with the option that a word without one was meant for."""
+    given = [word for word in arguments[1:] if not word.startswith("-")]
+    if arguments[0] == "eval" and "'--data'" in message and len(given) == 2:
+        return f"{message.rstrip('.')}; did you mean --data {given[1]}?"
+    if "unexpected extra argument" not in message:
+        return message
+    words = [word for word in arguments[1:] if word in re.split(r"[ ()]+", message)]
+    option = {"export": "--weights", "quantize": "--weights", "half": "--weights", "eval": "--data"}.get(arguments[0])
+    return f"{message}; did you mean {option} {words[0]}?" if option and words else message
 
 
 def main() -> None:
@@ -45,23 +91,30 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command; its exit code. 2: the request was wrong; 1: a check failed; 3: undecided; 130: interrupted."""
     debug = "--debug" in arguments
+    if arguments and arguments[0] in ("--version", "-V"):
+        from ..env import version
+
+        print(f"convnext-deploy {version()}")
+        return 0
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        return _failed(_no_command(arguments[0]), 2, arguments)
     try:
         returned = app(args=arguments or ["--help"], prog_name="convnext-deploy", standalone_mode=False)
         code = returned if isinstance(returned, int) else 0
     except typer.Exit as error:
         code = error.exit_code
     except CommandLineError as error:
-        return _failed(error.format_message(), 2, arguments)  # type: ignore[attr-defined]
+        return _failed(_hinted(error.format_message(), arguments), 2, arguments)  # type: ignore[attr-defined]
     except ConvNextDeployError as error:
         if debug:
             raise
         return _failed(str(error), error.exit_code, arguments)
-    except ModuleNotFoundError as error:
-        from ..env import PACKAGES, missing_line
-
+    except ModuleNotFoundError as error:  # of what every installation has; formats say themselves what they lack
         package = (error.name or "").partition(".")[0]
-        if debug or package not in PACKAGES:
+        if debug or package in ("", "convnext_deploy"):
             raise
+        from ..env import missing_line
+
         return _failed(missing_line(package), 2, arguments)
     except OSError as error:  # the file system's own refusals: a name too long, a folder that cannot be read
         if debug:

@@ -37,38 +37,21 @@ def resumable(terminal: Terminal, kept: bool) -> Iterator[None]:
 
 
 def one_of(option: str, value: str, words: Any) -> Any:
-    from typing import get_args
+    from .. import arguments
 
-    allowed = get_args(words)
-    if value not in allowed:
-        raise UsageError(f"{option} {value}; expected one of {', '.join(allowed)}")
-    return value
+    return arguments.one_of(option, value, words)
 
 
 def batch_range(text: str, option: str = "--batch") -> "BatchRange":
-    from ..types import BatchRange
+    from .. import arguments
 
-    try:
-        sizes = [int(part) for part in text.split(":")]
-    except ValueError:
-        sizes = []
-    if len(sizes) == 1:
-        sizes *= 3
-    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise UsageError(f"{option} {text}; expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
-    return BatchRange(min=sizes[0], opt=sizes[1], max=sizes[2])
+    return arguments.batch_range(option, text)
 
 
 def image_size_of(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        sides = [int(side) for side in text.lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2):
-        raise UsageError(f"--image-size {text}; expected pixels such as 224, or HEIGHTxWIDTH such as 800x1280")
-    return sides[0], sides[-1]
+    from .. import arguments
+
+    return None if text is None else arguments.image_size("--image-size", text)
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -58,6 +58,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"depths": (1, 1, 1, 1), "dims": (32, 64, 96, 128), "kernel_sizes": (7, 5, 5, 3), "activation": "silu"},
 }
 
+# Names before timm had tags: `convnext_tiny_384_in22ft1k` is now `convnext_tiny.fb_in22k_ft_in1k_384`.
+_DEPRECATED = re.compile(r"(convnext_(?:tiny|small|base|large|xlarge))(_384)?_(in22ft1k|in22k)")
+_OLD_TAGS = {"in22ft1k": "fb_in22k_ft_in1k", "in22k": "fb_in22k"}
+
+# How the names of other families in timm begin, whose nearest ConvNeXt is not what is meant.
+OTHERS = (
+    "resne", "wide_resnet", "vit", "swin", "deit", "beit", "eva", "efficientnet", "tf_efficient", "mobilenet", "regnet",
+    "densenet", "vgg", "inception", "maxvit", "coatnet", "convmixer", "xcit", "yolo", "dino", "clip",
+)  # fmt: skip
+
 # What the tensors of a checkpoint show. The rest (norm_eps, activation, which norm without a bias) they do not.
 VISIBLE = ("depths", "dims", "kernel_sizes", "stem", "layer_scale", "grn", "head", "head_hidden")
 
@@ -67,20 +77,31 @@ def spec(name: str, **overrides: Any) -> ModelSpec:
     return ModelSpec(architecture=name, **(VARIANTS[name] | overrides))
 
 
+def is_deprecated(name: str) -> bool:
+    """Whether timm knows it as an older name of a variant with its tag."""
+    found = _DEPRECATED.fullmatch(name)
+    return found is not None and not (found[2] and found[3] == "in22k")
+
+
 def resolve(name: str) -> tuple[str, str | None]:
     """A user's word for a variant as (timm architecture, pretrained tag or None).
 
-    Takes timm's names with or without tag, and the short forms `base`, `v2-base`, `v2_base`.
+    Takes timm's names with or without tag, those that it deprecates, and the short forms `base`, `v2-base`, `v2_base`.
 
     Raises:
         UsageError: an unknown name, with the nearest ones.
     """
     stem, _, tag = name.strip().lower().partition(".")
     plain = stem.replace("-", "_")
+    old = _DEPRECATED.fullmatch(plain) if is_deprecated(plain) and not tag else None
+    if old is not None:
+        return old[1], _OLD_TAGS[old[3]] + (old[2] or "")
     short = re.sub(r"^(convnext_?)?v2_", "", plain)
     for candidate in (plain, f"convnextv2_{short}" if short != plain else f"convnext_{plain}"):
         if candidate in VARIANTS:
             return candidate, tag or None
+    if plain.startswith(OTHERS):
+        raise UsageError(f"{shown(name)} is no ConvNeXt; expected one of the {len(VARIANTS)} of `convnext-deploy list`")
     near = difflib.get_close_matches(plain, VARIANTS, n=3, cutoff=0.5)
     near += [found for found in difflib.get_close_matches(f"convnext_{plain}", VARIANTS, n=3) if found not in near]
     hint = f"; did you mean {', '.join(near)}?" if near else ""

@@ -264,10 +264,11 @@ def _read(weights: str | None, name: str | None, tag: str | None, key: str | Non
             files=(path,),
         )  # fmt: skip
     plain = weights.removeprefix("timm:").removeprefix("timm/")
-    if plain.partition(".")[0] in registry.VARIANTS:
-        if name is not None and plain.partition(".")[0] != name:
+    if plain.partition(".")[0] in registry.VARIANTS or registry.is_deprecated(plain):
+        found, its_tag = registry.resolve(plain)
+        if name is not None and found != name:
             raise WeightsError(f"--weights {weights} is not a {name}; leave --variant out or make them agree")
-        return _published(*registry.resolve(plain))
+        return _published(found, its_tag)
     raise WeightsError(
         f"--weights {weights}: no such file or folder, and not a published timm name; {REMEDIES}, or hf-hub:owner/name"
     )
