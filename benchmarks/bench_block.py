@@ -27,13 +27,15 @@ from kernel_bench import (
 from records import append
 from torch import Tensor, nn
 
-from convnext_deploy import passes, roofline
+from convnext_deploy.artifact.manifest import encode, write_file
 from convnext_deploy.kernels import choice
 from convnext_deploy.kernels.use import MLP, alternatives, parts, use_kernels
-from convnext_deploy.manifest import encode, write_file
-from convnext_deploy.models import registry
+from convnext_deploy.models import passes, registry
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.types import KernelMeasurement, ModelSpec, Precision
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import ModelSpec
+from convnext_deploy.records.timing import KernelMeasurement
+from convnext_deploy.timing import roofline
 
 
 def model_of(

@@ -19,13 +19,19 @@ import msgspec
 import numpy as np
 from drafts import IMAGES, draft
 
-from convnext_deploy import api, contenders, data, manifest, preprocess, regress, verify
-from convnext_deploy.bench import Plan, bench
-from convnext_deploy.contenders import Contender, Wanted
+from convnext_deploy import api
+from convnext_deploy.artifact import manifest, verify
+from convnext_deploy.artifact.session import RunOptions, Session, run_in_batches
+from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, MissingPackageError
 from convnext_deploy.models import registry
-from convnext_deploy.session import RunOptions, Session, run_in_batches
-from convnext_deploy.types import BatchRange, Precision, Target
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.plan import Target
+from convnext_deploy.timing import compare
+from convnext_deploy.workflows import contenders
+from convnext_deploy.workflows.bench import Plan, bench
+from convnext_deploy.workflows.contenders import Contender, Wanted
 
 FLOATS: tuple[tuple[str, Precision], ...] = (
     ("native", "fp32"), ("openvino", "fp32"), ("onnx", "fp32"), ("native", "bf16"), ("openvino", "bf16"),
@@ -86,7 +92,7 @@ def nncf(python: str, mode: str, variant: str, folder: Path, calibration: str, b
         images = folder / f"{variant}-calibration.npz"
         model = like.manifest.model
         to_pixels = preprocess.transform(like.manifest.preprocessing, model.image_size, model.in_chans)
-        chosen = data.subset(data.open_source(calibration), IMAGES)
+        chosen = sources.subset(sources.open_source(calibration), IMAGES)
         pixels = np.stack([to_pixels(chosen.read(index)) for index in range(len(chosen))])
         normalized = preprocess.as_input(pixels, like.manifest.preprocessing, "float32")
         np.savez(images, images=normalized, labels=np.zeros(len(pixels), np.int64))
@@ -155,7 +161,7 @@ def measure(found: Sequence[Contender], plan: Plan, out: Path) -> None:
             time = "–" if row.median_ms is None else f"{row.median_ms:.2f} ms"
             error = "" if row.parity is None else f"error {row.parity:.2g}"
             print(row.subject, f"batch {row.batch}", time, error, row.status, row.reason or "", flush=True)
-            file.write(regress.encode_results([row]))
+            file.write(compare.encode_results([row]))
 
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

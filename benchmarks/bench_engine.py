@@ -21,14 +21,18 @@ from drafts import draft
 from kernel_bench import IN_TURN, SMALL_BATCH, WIDE_TILES, arguments, refuse_without_gpu, under
 from records import append
 
-from convnext_deploy import api, measure, preprocess
+from convnext_deploy import api
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.artifact.session import RunOptions, Session
+from convnext_deploy.data import preprocess
 from convnext_deploy.errors import ConvNextDeployError
-from convnext_deploy.lower.torch_session import TorchSession
-from convnext_deploy.manifest import Artifact
 from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import DTYPES
-from convnext_deploy.session import RunOptions, Session
-from convnext_deploy.types import BatchRange, Device, OperationType, Target
+from convnext_deploy.records.base import Device
+from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.plan import OperationType, Target
+from convnext_deploy.runtimes.torch_session import TorchSession
+from convnext_deploy.timing import measure
 
 SWIN = {"convnext_tiny": "swin_tiny_patch4_window7_224", "convnext_base": "swin_base_patch4_window7_224"}
 EIGHT_BITS: dict[str, OperationType] = {"int8": "s8s8", "fp8": "fp8"}

@@ -20,9 +20,9 @@ CHILD = """
 import json, resource, sys, time, warnings
 warnings.simplefilter("ignore")
 import torch, timm, onnx, onnxscript, onnxruntime, openvino, torch.onnx, torch._inductor
-from convnext_deploy import api, formats, passes
-from convnext_deploy.lower import capture, onnx_graph
-from convnext_deploy.models import weights, registry
+from convnext_deploy import api, formats; from convnext_deploy.models import passes
+from convnext_deploy.graph import capture, onnx_write as onnx_graph
+from convnext_deploy.models import checkpoint as weights, registry
 variant, fmt, precision, out = sys.argv[1:]
 formats.get(fmt)
 peak = lambda who: resource.getrusage(who).ru_maxrss * 1024

@@ -33,18 +33,24 @@ import peers
 from numpy.typing import NDArray
 from records import append, median_and_spread
 
-from convnext_deploy import api, data, manifest, measure, passes, preprocess
+from convnext_deploy import api
+from convnext_deploy.accuracy.statistics import drop_bounds
+from convnext_deploy.artifact import manifest
+from convnext_deploy.artifact.session import RunOptions, Session, run_in_batches
+from convnext_deploy.data import preprocess, sources
 from convnext_deploy.env import usable_cores
 from convnext_deploy.errors import CheckFailed
 from convnext_deploy.formats.onnx import OnnxSession
 from convnext_deploy.formats.openvino import OpenVinoSession
-from convnext_deploy.models import weights
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.quantize.calibrate import calibrate
-from convnext_deploy.quantize.distance import outputs, pixels_of
-from convnext_deploy.session import RunOptions, Session, run_in_batches
-from convnext_deploy.statistics import drop_bounds
-from convnext_deploy.types import Manifest, Precision, RangeMethod, Target
+from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.models import passes
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.quantization.calibrate import calibrate
+from convnext_deploy.quantization.distance import outputs, pixels_of
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import Manifest
+from convnext_deploy.records.plan import RangeMethod, Target
+from convnext_deploy.timing import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = ROOT / "examples" / "fashion-mnist"
@@ -120,8 +126,8 @@ class Workplace:
             peers.export_timm(self.checkpoint, self.facts().model, path)
         return path
 
-    def calibration(self) -> data.ImageSource:
-        return data.subset(data.open_source(str(self.subject.calibration)), CALIBRATION_IMAGES)
+    def calibration(self) -> sources.ImageSource:
+        return sources.subset(sources.open_source(str(self.subject.calibration)), CALIBRATION_IMAGES)
 
     def images(self) -> Path:
         """The calibration images as peers take them."""
@@ -132,7 +138,7 @@ class Workplace:
         return path
 
 
-def as_input(source: data.ImageSource, facts: Manifest) -> NDArray[np.float32]:
+def as_input(source: sources.ImageSource, facts: Manifest) -> NDArray[np.float32]:
     to_pixels = preprocess.transform(facts.preprocessing, facts.model.image_size, facts.model.in_chans)
     pixels = np.stack([to_pixels(source.read(index)) for index in range(len(source))])
     return cast(NDArray[np.float32], preprocess.as_input(pixels, facts.preprocessing, "float32"))
@@ -189,7 +195,7 @@ def drafted(method: RangeMethod, *kinds: str) -> Callable[[Row, Workplace, Path]
     def make(row: Row, place: Workplace, out: Path) -> None:
         loaded = weights.load(**place.source)
         facts = loaded.preprocessing
-        probe = pixels_of(data.subset(place.calibration(), 4), facts, loaded.model)
+        probe = pixels_of(sources.subset(place.calibration(), 4), facts, loaded.model)
         passes.fold(loaded.model, None, lambda model: outputs(model, probe, facts))
         paths = plans.products(loaded.model)
         names = [name for name in paths if plans.kind_of(name) in kinds]
@@ -312,8 +318,8 @@ def described(row: Row, place: Workplace) -> dict[str, Any]:
 
 def accuracy(rows: Sequence[Row], place: Workplace, limit: int | None) -> None:
     assert place.subject.labelled is not None
-    source = data.open_source(str(place.subject.labelled))
-    source = source if limit is None else data.subset(source, limit)
+    source = sources.open_source(str(place.subject.labelled))
+    source = source if limit is None else sources.subset(source, limit)
     images, labels = as_input(source, place.facts()), source.labels
     expected = run_in_batches(opened(REFERENCE, place), images, BATCH)[0]
     right = expected.argmax(1) == labels

@@ -15,11 +15,13 @@ import timm
 import torch
 from records import append
 
-from convnext_deploy import api, measure, preprocess
+from convnext_deploy import api
+from convnext_deploy.artifact.session import RunOptions
+from convnext_deploy.data import preprocess
 from convnext_deploy.errors import CheckFailed, MissingPackageError
-from convnext_deploy.lower.torch_session import TorchSession
 from convnext_deploy.models import registry
-from convnext_deploy.session import RunOptions
+from convnext_deploy.runtimes.torch_session import TorchSession
+from convnext_deploy.timing import measure
 
 ARTIFACTS = (
     ("eager", "fp32"), ("torchscript", "fp32"), ("pt2", "fp32"), ("aotinductor", "fp32"), ("onnx", "fp32"),

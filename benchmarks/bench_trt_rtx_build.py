@@ -28,15 +28,15 @@ def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, i
     """The folded graph of a variant, as `export` makes it, with random weights."""
     import torch
 
-    from convnext_deploy import passes
-    from convnext_deploy.lower.capture import DeployGraph
-    from convnext_deploy.lower.onnx_graph import save_onnx
-    from convnext_deploy.lower.onnx_read import node_census
-    from convnext_deploy.models import registry
+    from convnext_deploy.graph.capture import DeployGraph
+    from convnext_deploy.graph.onnx_read import node_census
+    from convnext_deploy.graph.onnx_write import save_onnx
+    from convnext_deploy.models import passes, registry
     from convnext_deploy.models.convnext import ConvNeXt
-    from convnext_deploy.quantize import plan as plans
-    from convnext_deploy.quantize.apply import apply
-    from convnext_deploy.types import BatchRange, ExportSpec, OperationPlan, Plan
+    from convnext_deploy.quantization import plan as plans
+    from convnext_deploy.quantization.apply import apply
+    from convnext_deploy.records.manifest import BatchRange, ExportSpec
+    from convnext_deploy.records.plan import OperationPlan, Plan
 
     spec = registry.spec(variant)
     torch.manual_seed(0)
@@ -67,8 +67,8 @@ def raw_census(variant: str) -> dict[str, int]:
     import timm
     import torch
 
-    from convnext_deploy.lower.onnx_graph import OPSET
-    from convnext_deploy.lower.onnx_read import node_census
+    from convnext_deploy.graph.onnx_read import node_census
+    from convnext_deploy.graph.onnx_write import OPSET
 
     model = timm.create_model(variant, pretrained=False).eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -85,8 +85,8 @@ def raw_census(variant: str) -> dict[str, int]:
 
 def build(path: Path, precision: str, targets: tuple[str, ...], batch: tuple[int, int, int]) -> dict[str, object]:
     """One build, and the memory of this process before and at its peak."""
-    from convnext_deploy.lower import nvinfer
-    from convnext_deploy.types import TensorRtSpec
+    from convnext_deploy.records.manifest import TensorRtSpec
+    from convnext_deploy.runtimes.tensorrt import build as nvinfer
 
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     shapes = tuple((size, 3, 224, 224) for size in batch)
@@ -103,7 +103,7 @@ def build(path: Path, precision: str, targets: tuple[str, ...], batch: tuple[int
 
 
 def nvinfer_types(products: dict[str, tuple[str, float]]) -> dict[str, float]:
-    from convnext_deploy.lower.onnx_read import shares
+    from convnext_deploy.graph.onnx_read import shares
 
     return shares(products.values())
 

@@ -3,12 +3,14 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from convnext_deploy import data, passes
-from convnext_deploy.models import weights
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.quantize.calibrate import calibrate, open_images
-from convnext_deploy.quantize.distance import outputs, pixels_of
-from convnext_deploy.types import OperationType, Precision, Target
+from convnext_deploy.data import sources
+from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.models import passes
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.quantization.calibrate import calibrate, open_images
+from convnext_deploy.quantization.distance import outputs, pixels_of
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.plan import OperationType, Target
 
 IMAGES = 16  # a speed does not depend on the scales; with random weights the accuracy does not either
 
@@ -34,8 +36,8 @@ def draft(
     loaded = weights.load(checkpoint, variant=variant)
     facts = loaded.preprocessing
     size = loaded.model.spec.image_size
-    source = data.subset(open_images(calibration, None, images=IMAGES, image_size=size), IMAGES)
-    probe = pixels_of(data.subset(source, 4), facts, loaded.model)
+    source = sources.subset(open_images(calibration, None, images=IMAGES, image_size=size), IMAGES)
+    probe = pixels_of(sources.subset(source, 4), facts, loaded.model)
     passes.fold(loaded.model, None, lambda model: outputs(model, probe, facts))
     paths = plans.products(loaded.model)
     names = [name for name in paths if plans.kind_of(name) in kinds]

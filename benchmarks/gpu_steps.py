@@ -21,12 +21,13 @@ from bench_block import model_of
 from kernel_bench import Case, Subject
 from torch import Tensor
 
-from convnext_deploy import env, roofline
+from convnext_deploy import env
 from convnext_deploy.kernels import mlp
 from convnext_deploy.kernels.use import MLP, alternatives, parts
 from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.types import Ceilings
+from convnext_deploy.records.timing import Ceilings
+from convnext_deploy.timing import roofline
 
 NETWORKS = ("convnext_tiny", "convnext_base")
 Found = Iterator[dict[str, Any]]

@@ -19,11 +19,12 @@ import torch
 from records import append, median_and_spread
 from torch import Tensor
 
-from convnext_deploy import roofline
 from convnext_deploy.kernels import launch
 from convnext_deploy.models.convnext import DTYPES
 from convnext_deploy.models.registry import VARIANTS
-from convnext_deploy.types import Ceilings, Precision
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.timing import Ceilings
+from convnext_deploy.timing import roofline
 
 FAMILY = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 BATCHES = (1, 32, 256)

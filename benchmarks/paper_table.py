@@ -12,25 +12,25 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from convnext_deploy import regress
-from convnext_deploy.report import markdown, published
-from convnext_deploy.types import BenchResult
+from convnext_deploy.records.timing import BenchResult
+from convnext_deploy.reports import markdown, published
+from convnext_deploy.timing import compare
 
 COLUMNS = ["size", "pixels", "runtime", "batch", "ConvNeXt, ms", "Swin, ms", "Swin / ConvNeXt", "V100", "A100"]
 
 
-def pairs(rows: Sequence[BenchResult]) -> Iterator[tuple[BenchResult, BenchResult, regress.Interval]]:
+def pairs(rows: Sequence[BenchResult]) -> Iterator[tuple[BenchResult, BenchResult, compare.Interval]]:
     """Each ConvNeXt with the Swin of its size that took turns with it, and the ratio of their times."""
     for ours in rows:
         family, _, size = ours.model.partition(".")[0].partition("_")
         if family != "convnext":
             continue
         for theirs in rows:
-            same = (theirs.run, theirs.runtime, theirs.precision, regress.setting(theirs)) == (
-                ours.run, ours.runtime, ours.precision, regress.setting(ours)
+            same = (theirs.run, theirs.runtime, theirs.precision, compare.setting(theirs)) == (
+                ours.run, ours.runtime, ours.precision, compare.setting(ours)
             )  # fmt: skip
             if same and theirs.model.startswith(f"swin_{size}_") and ours.turns and theirs.turns:
-                ratio = regress.ratio_of_turns(regress.blocks_ms(theirs), regress.blocks_ms(ours))
+                ratio = compare.ratio_of_turns(compare.blocks_ms(theirs), compare.blocks_ms(ours))
                 if ratio is not None:
                     yield ours, theirs, ratio
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, help="files that `convnext-deploy bench` wrote")
     args = parser.parse_args()
-    rows = [row for path in args.results for row in regress.read_results(path)]
+    rows = [row for path in args.results for row in compare.read_results(path)]
     print(markdown.table(COLUMNS, rows_of(rows)))
     print(f"V100: {published.PAPER_V100}. A100: {published.PAPER_A100}.")
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from convnext_deploy.types import ModelSpec
+from convnext_deploy.records.manifest import ModelSpec
 
 LINEARS = ["MatMul", "Gemm"]
 BATCH = 8  # images at once where ranges are collected

@@ -10,39 +10,30 @@ from typing import TYPE_CHECKING, Any, get_args
 import msgspec
 import numpy as np
 
-from . import arguments, env, formats, manifest
+from . import arguments, env, formats
+from .artifact import manifest
+from .artifact.manifest import Artifact
+from .artifact.session import RunOptions, Session
 from .errors import UsageError
-from .export import Say, export, silent
-from .manifest import Artifact
-from .session import RunOptions, Session
-from .types import (
-    STRIDE,
-    BenchResult,
-    Device,
-    EvalResult,
-    Limits,
-    Precision,
-    ProfileResult,
-    RooflineResult,
-    Task,
-    TensorRtSpec,
-    Timing,
-    Verdict,
-)
+from .records.accuracy import EvalResult, Limits, Verdict
+from .records.base import STRIDE, Device, Precision, Task
+from .records.manifest import TensorRtSpec
+from .records.timing import BenchResult, ProfileResult, RooflineResult, Timing
+from .workflows.export import Say, export, silent
 
 if TYPE_CHECKING:
-    from .bench import Plan, Progress
-    from .contenders import Contender
-    from .quantizing import half, quantize
+    from .workflows.bench import Plan, Progress
+    from .workflows.contenders import Contender
+    from .workflows.quantize import half, quantize
 
 __all__ = ["bench", "evaluate", "export", "gate", "half", "load", "profile", "quantize", "refit", "report", "roofline"]
 
 
 def __getattr__(name: str) -> Any:  # quantizing needs torch, and opening an artifact need not wait for it
     if name in ("half", "quantize"):
-        from . import quantizing
+        from .workflows import quantize
 
-        return getattr(quantizing, name)
+        return getattr(quantize, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -107,10 +98,10 @@ def refit(
     weights = arguments.weights("weights", weights)
     out = arguments.path("out", out)
     artifact = _opened(path, force=force, say=say)
-    from .lower import nvinfer
+    from .runtimes.tensorrt import build
 
     spec, model = artifact.manifest.export, artifact.manifest.model
-    engine = nvinfer.refittable(artifact)
+    engine = build.refittable(artifact)
     formats.refuse_untrusted(formats.get(spec.format), artifact, trust)
     return export(
         weights,
@@ -156,7 +147,7 @@ def evaluate(
         data: folder of class folders, tar, Parquet, or `hfds:NAME`.
         batch: images at once; None: the size the artifact is tuned for.
         limit: only so many images, evenly spaced over the source.
-        labels: file of the model's class names in their order: a name a line, or JSON (`numbering.class_map`).
+        labels: file of the model's class names in their order: a name a line, or JSON (`data.numbering.class_map`).
         out: path without suffix for `<out>.json` and `<out>.parquet`.
         force: replace what an earlier call wrote there.
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
@@ -170,9 +161,8 @@ def evaluate(
     batch = arguments.maybe(arguments.whole, "batch", batch)
     given = {"split": split, "limit": limit, "device": device, "threads": threads, "cuda_graph": cuda_graph}
     artifact = _opened(path, progress=progress, say=say, force=force, **given)
-    from . import data as sources
-    from . import numbering
-    from .evaluate import evaluate as run
+    from .accuracy.evaluation import evaluate as run
+    from .data import numbering, sources
 
     classes = numbering.class_map(labels) if labels is not None else None
     source = sources.open_source(data, split)
@@ -211,7 +201,7 @@ def gate(
     Args:
         baseline: `<out>.json` of an evaluation, with its predictions beside it; or an artifact folder.
         candidate: likewise.
-        limits: `types.Limits`, a dictionary of its fields, or a TOML file of them.
+        limits: `records.accuracy.Limits`, a dictionary of its fields, or a TOML file of them.
         data: what artifact folders are evaluated on, as for `evaluate`.
         labels: the model's class names, as for `evaluate`.
         out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
@@ -231,8 +221,8 @@ def gate(
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
     arguments.check(split=split, device=device, threads=threads, progress=progress, say=say)
-    from .evaluate import read_predictions, read_result
-    from .gate import Side, judge, refuse_unmeasured
+    from .accuracy.evaluation import read_predictions, read_result
+    from .accuracy.gate import Side, judge, refuse_unmeasured
 
     limits = _limits(limits)
     for name, path in paths.items():
@@ -283,7 +273,7 @@ def gate(
 
 
 def _limits(given: Any) -> Limits:
-    from .gate import limits_from, limits_from_toml
+    from .accuracy.gate import limits_from, limits_from_toml
 
     if isinstance(given, Limits):
         return limits_from(msgspec.structs.asdict(given))
@@ -298,9 +288,8 @@ def _limits(given: Any) -> Limits:
 
 def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None, labels: Path | None) -> bool:
     """Whether an earlier call has finished this evaluation."""
-    from . import data as sources
-    from . import numbering
-    from .evaluate import labelled, read_result
+    from .accuracy.evaluation import labelled, read_result
+    from .data import numbering, sources
 
     if not result.exists():
         return False
@@ -312,7 +301,8 @@ def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None
 
 def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions, trust: bool) -> dict[str, Timing]:
     """Latency of each artifact on one batch of random pixels, of the size that the baseline is tuned for."""
-    from . import measure, preprocess
+    from .data import preprocess
+    from .timing import measure
 
     batch = artifacts["baseline"].manifest.export.batch.opt
     sessions = {name: _load(artifact, options, trust) for name, artifact in artifacts.items()}
@@ -342,8 +332,8 @@ def profile(
     """
     batch = arguments.maybe(arguments.whole, "batch", batch)
     artifact = _opened(path, steps=steps, device=device, threads=threads)
-    from . import preprocess
-    from .profile import profile as run
+    from .data import preprocess
+    from .timing.profile import profile as run
 
     found = artifact.manifest
     session = _load(artifact, RunOptions(device=device, threads=threads), trust)
@@ -378,8 +368,8 @@ def roofline(
     batch = arguments.whole("batch", batch)
     size = arguments.image_size("image_size", image_size)
     arguments.check(task=task, threads=threads)
-    from . import roofline as model
     from .models import registry
+    from .timing import roofline as model
 
     arguments.one_of("device", device, (*model.MEASURED, *model.DATA_SHEETS))
     if min(size) < STRIDE:
@@ -427,8 +417,8 @@ def report(
     files = arguments.paths("results", results, "a file of JSON Lines, or several")
     out = arguments.path("out", out)
     arguments.check(title=title)
-    from .report import html, markdown
-    from .report import results as recorded
+    from .reports import html, markdown
+    from .reports import results as recorded
 
     if out.suffix not in (".html", ".md"):
         raise UsageError(f"--out {out}; expected a name that ends in .html, or in .md for Markdown tables")
@@ -481,16 +471,18 @@ def bench(
     ]
     sizes = arguments.image_sizes("image_sizes", image_sizes)
     arguments.check(task=task, cuda_graph=cuda_graph, say=say, progress=progress)
-    from .bench import Plan
+    from .workflows.bench import Plan
 
     if plan is not None and not isinstance(plan, Plan):
-        raise UsageError(f"plan {arguments.shown(plan)}; expected a convnext_deploy.bench.Plan, or to be left out")
+        raise UsageError(
+            f"plan {arguments.shown(plan)}; expected a convnext_deploy.workflows.bench.Plan, or to be left out"
+        )
     plan = (plan or Plan()).checked()
     if folders and (names or where or sizes):
         raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
 
     def groups() -> list[list["Contender"]]:
-        from . import contenders
+        from .workflows import contenders
 
         if folders:
             return [contenders.of_artifacts(list(folders), rivals, plan.device, cuda_graph, say, trust)]
@@ -503,8 +495,8 @@ def bench(
 def _rows(
     groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: "Progress | None"
 ) -> Iterator[BenchResult]:
-    from . import contenders
-    from .bench import bench as run
+    from .workflows import contenders
+    from .workflows.bench import bench as run
 
     groups = groups_of()
     ceilings = None

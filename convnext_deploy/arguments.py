@@ -17,20 +17,9 @@ from typing import Any, TypeVar, cast, get_args
 import msgspec
 
 from .errors import UsageError
-from .types import (
-    BatchRange,
-    Device,
-    InputKind,
-    KernelChoice,
-    PlanType,
-    Precision,
-    Preprocessing,
-    RangeMethod,
-    Target,
-    Task,
-    TensorRtSpec,
-    WeightBits,
-)
+from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Task
+from .records.manifest import BatchRange, Preprocessing, TensorRtSpec
+from .records.plan import RangeMethod, Target, WeightBits
 
 Location = str | os.PathLike[str]
 ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"

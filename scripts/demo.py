@@ -13,8 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from convnext_deploy import api, data, measure, preprocess
+from convnext_deploy import api
+from convnext_deploy.data import preprocess, sources
 from convnext_deploy.env import usable_cores
+from convnext_deploy.timing import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
@@ -43,7 +45,7 @@ def main() -> None:
 
     print("timing", file=sys.stderr)
     found = artifacts["eager"].manifest
-    source = data.open_source(str(EXAMPLE / "test-2000.parquet"))
+    source = sources.open_source(str(EXAMPLE / "test-2000.parquet"))
     to_pixels = preprocess.transform(found.preprocessing, found.model.image_size, found.model.in_chans)
     pixels = np.stack([to_pixels(source.read(index)) for index in range(max(BATCHES))])
     images = preprocess.as_input(pixels, found.preprocessing, found.export.input)

@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 from scipy.stats import binom
 
-from convnext_deploy import statistics
+from convnext_deploy.accuracy import statistics
 
 LIMIT, ALPHA = 0.003, 0.05
 DISCORDANCES = (0.003, 0.005, 0.01, 0.02, 0.03)

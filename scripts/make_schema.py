@@ -1,4 +1,4 @@
-"""Write the JSON schema of `manifest.json` from the record itself, or check that the written one is current.
+"""Write the JSON schema of `artifact.manifest.json` from the record itself, or check that the written one is current.
 
 python scripts/make_schema.py [--check] docs/manifest.schema.json
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from convnext_deploy.types import Manifest
+from convnext_deploy.records.manifest import Manifest
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from convnext_deploy import regress
-from convnext_deploy.report import markdown, results
+from convnext_deploy.reports import markdown, results
+from convnext_deploy.timing import compare
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -42,12 +42,12 @@ def kinds() -> str:
 
 
 def swin() -> str:
-    return markdown.table(paper_table.COLUMNS, paper_table.rows_of(regress.read_results(SWIN)))
+    return markdown.table(paper_table.COLUMNS, paper_table.rows_of(compare.read_results(SWIN)))
 
 
 def cpu() -> str:
     """Milliseconds a batch and error of each engine and type, a row each, beside the native engine in the same type."""
-    rows = regress.read_results(NATIVE)
+    rows = compare.read_results(NATIVE)
     cells = {(row.model, _engine(row), row.batch): row for row in rows}
     settings = list(dict.fromkeys((row.model, row.batch) for row in rows))
     lines = []
@@ -67,7 +67,7 @@ def cpu() -> str:
     return markdown.table(columns, lines)
 
 
-def _engine(row: regress.BenchResult) -> str:
+def _engine(row: compare.BenchResult) -> str:
     """The last word is the type of its products."""
     label = row.subject.split()[-1]
     if label.startswith("nncf"):

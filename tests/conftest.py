@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from convnext_deploy import api, formats
+from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import MissingPackageError
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.types import BatchRange
+from convnext_deploy.records.manifest import BatchRange
 
 # Where the environment variable CI is set, these have to be there: a skip would hide that they do not work.
 REQUIRED_FORMATS = {"eager", "onnx", "openvino", "torchscript", "pt2", "aotinductor", "native"}

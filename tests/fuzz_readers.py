@@ -11,22 +11,17 @@ from test_regress import noisy
 from test_regress import row as bench_row
 from test_report import evaluation, profile, search_result, verdict
 
-from convnext_deploy import gate, printing, regress
-from convnext_deploy import manifest as manifests
-from convnext_deploy.evaluate import read_result
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.report import results
-from convnext_deploy.report.markdown import page
-from convnext_deploy.types import (
-    CalibrationRecord,
-    Ceilings,
-    OperationPlan,
-    Parity,
-    Plan,
-    Preprocessing,
-    RooflineResult,
-    RooflineRow,
-)
+from convnext_deploy.accuracy import gate
+from convnext_deploy.accuracy.evaluation import read_result
+from convnext_deploy.artifact import manifest as manifests
+from convnext_deploy.cli import terminal
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.records.manifest import Parity, Preprocessing
+from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
+from convnext_deploy.records.timing import Ceilings, RooflineResult, RooflineRow
+from convnext_deploy.reports import results
+from convnext_deploy.reports.markdown import page
+from convnext_deploy.timing import compare
 
 Reader = tuple[Sequence[bytes], Callable[[Sequence[bytes], int], Iterator[bytes]], Callable[[bytes], object]]
 LIMITS = b"""max_drop = 0.3  # points
@@ -77,16 +72,16 @@ def readers(folder: Path) -> dict[str, Reader]:
 
     def compared(content: bytes) -> object:
         path.write_bytes(content)
-        rows = regress.read_results(path)
-        verdicts = regress.compare(old, rows, 0.05)
-        return regress.junit(verdicts), regress.markdown(verdicts)
+        rows = compare.read_results(path)
+        verdicts = compare.compare(old, rows, 0.05)
+        return compare.junit(verdicts), compare.markdown(verdicts)
 
     def limited(content: bytes) -> object:
         return gate.limits_from(gate.limits_from_toml(content.decode("utf-8", "replace"), "l.toml"))
 
     def inspected(content: bytes) -> object:
         found = manifests.decode(content, "m")
-        return printing.details(folder, found, 1)
+        return terminal.details(folder, found, 1)
 
     def lines(*records: Any) -> bytes:
         return b"\n".join(map(msgspec.json.encode, records))

@@ -20,9 +20,10 @@ import torch
 from convnext_deploy import api
 from convnext_deploy.errors import CheckFailed
 from convnext_deploy.formats.base import Format, StandIn
-from convnext_deploy.lower.capture import DeployGraph
+from convnext_deploy.graph.capture import DeployGraph
 from convnext_deploy.models.convnext import Block, ChannelNorm, ConvNeXt
-from convnext_deploy.types import BatchRange, Precision
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import BatchRange
 
 Fault = Callable[[ConvNeXt, random.Random], None]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.kernels import library, packed
+from convnext_deploy.native import library, packed
 
 Array = NDArray[Any]
 

@@ -7,19 +7,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from convnext_deploy.kernels import packed
-from convnext_deploy.lower import native_graph
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.quantize import apply as applying
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.quantize.observers import scale_and_zero_point
-from convnext_deploy.quantize.plan import LoadedPlan
-from convnext_deploy.types import OperationPlan, Plan
+from convnext_deploy.native import network, packed
+from convnext_deploy.quantization import apply as applying
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.quantization.observers import scale_and_zero_point
+from convnext_deploy.quantization.plan import LoadedPlan
+from convnext_deploy.records.plan import OperationPlan, Plan
 
 
 def network_of(model: ConvNeXt, precision: packed.ProductType = "fp32") -> packed.Network:
     """A folded fp32 module, its products in `precision` unless they are quantized; all else stays in fp32."""
-    return _retyped(native_graph.network_of(model), precision)
+    return _retyped(network.network_of(model), precision)
 
 
 def _retyped(part: Any, precision: packed.ProductType) -> Any:

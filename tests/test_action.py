@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from convnext_deploy import cli, evaluate, manifest
-from convnext_deploy.types import ClassAccuracy, EvalResult
+from convnext_deploy import cli
+from convnext_deploy.accuracy import evaluation
+from convnext_deploy.artifact import manifest
+from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
@@ -26,7 +28,7 @@ def write_evaluation(out: Path, right: int) -> Path:
     labels = np.arange(IMAGES) % CLASSES
     first = np.where(np.arange(IMAGES) < right, labels, (labels + 1) % CLASSES)
     top = np.column_stack([first, (first + 2) % CLASSES]).astype(np.int32)
-    predictions = evaluate.Predictions(
+    predictions = evaluation.Predictions(
         names=tuple(f"{index:04d}" for index in range(IMAGES)),
         labels=labels.astype(np.int64),
         top_classes=top,
@@ -42,7 +44,7 @@ def write_evaluation(out: Path, right: int) -> Path:
             for n in range(CLASSES)
         ),
     )  # fmt: skip
-    out.with_name(f"{out.name}.parquet").write_bytes(evaluate._encode(evaluate._Chunk(0, IMAGES, predictions, ())))
+    out.with_name(f"{out.name}.parquet").write_bytes(evaluation._encode(evaluation._Chunk(0, IMAGES, predictions, ())))
     out.with_name(f"{out.name}.json").write_bytes(manifest.encode(result))
     return out.with_name(f"{out.name}.json")
 

@@ -20,19 +20,14 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from convnext_deploy import api, export, manifest
-from convnext_deploy.errors import (
-    ArtifactError,
-    DataError,
-    InputError,
-    ParityError,
-    UsageError,
-    WeightsError,
-)
+from convnext_deploy import api
+from convnext_deploy.artifact import manifest
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.errors import ArtifactError, DataError, InputError, ParityError, UsageError, WeightsError
 from convnext_deploy.formats import eager
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.models import weights
-from convnext_deploy.types import BatchRange
+from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.workflows import export
 
 ArtifactOf = Callable[..., Artifact]
 

@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convnext_deploy
 from convnext_deploy import api, arguments
-from convnext_deploy.bench import Plan
 from convnext_deploy.errors import ConvNextDeployError, UsageError
-from convnext_deploy.models import weights
-from convnext_deploy.types import BatchRange, Limits, Precision
+from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.records.accuracy import Limits
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.workflows.bench import Plan
 
 
 class WorkBegins(Exception):
@@ -34,8 +36,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(weights, "load", work)
     monkeypatch.setattr(api, "_rows", work)
-    monkeypatch.setattr("convnext_deploy.roofline.measure", work)
-    monkeypatch.setattr("convnext_deploy.quantizing.open_images", work)
+    monkeypatch.setattr("convnext_deploy.timing.roofline.measure", work)
+    monkeypatch.setattr("convnext_deploy.workflows.quantize.open_images", work)
 
 
 # What each function is called with beside the argument that is tried: right in itself, and of files that are not there.

@@ -16,23 +16,27 @@ import pytest
 import timm
 import torch
 
-from convnext_deploy import api, cli, contenders, regress, roofline
-from convnext_deploy.bench import Plan, bench
-from convnext_deploy.contenders import Contender, Wanted
+from convnext_deploy import api, cli
+from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import UsageError, WorkerError
-from convnext_deploy.manifest import Artifact
 from convnext_deploy.models import baselines, registry
 from convnext_deploy.models.convnext import multiply_accumulates
-from convnext_deploy.types import BatchRange, BenchResult, Ceilings, Precision
-from convnext_deploy.worker import Worker
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.timing import BenchResult, Ceilings
+from convnext_deploy.timing import compare, roofline
+from convnext_deploy.timing.worker import Worker
+from convnext_deploy.workflows import contenders
+from convnext_deploy.workflows.bench import Plan, bench
+from convnext_deploy.workflows.contenders import Contender, Wanted
 
 FAKES = '''
 """Sessions on a virtual clock: a step lets time pass and takes none."""
 import os, random, signal, threading, time
 from types import SimpleNamespace
 
-from convnext_deploy import conditions, measure, session
-from convnext_deploy.session import RunOptions, Session
+from convnext_deploy.timing import conditions, measure; from convnext_deploy.artifact import session
+from convnext_deploy.artifact.session import RunOptions, Session
 
 NOW = [0.0]
 
@@ -174,15 +178,15 @@ def test_an_a_a_run_is_the_same_and_a_slower_one_is_slower(fake: Fake) -> None:
     base = measured([fake("a", 10.0, seed=1)])
     again = measured([fake("a", 10.0, seed=2)])
     slow = measured([fake("a", 11.5, seed=3)])
-    assert [c.verdict for c in regress.compare(base, again, 0.05)] == ["SAME"]
-    (found,) = regress.compare(base, slow, 0.05)
+    assert [c.verdict for c in compare.compare(base, again, 0.05)] == ["SAME"]
+    (found,) = compare.compare(base, slow, 0.05)
     assert found.verdict == "SLOWER"
     assert found.ratio == pytest.approx(1.15, rel=0.01)
 
 
 def test_the_ratio_of_two_contenders_comes_from_their_turns(fake: Fake) -> None:
     first, second = measured([fake("a", 10.0, seed=1), fake("b", 12.5, seed=2)])
-    interval = regress.ratio_of_turns(regress.blocks_ms(second), regress.blocks_ms(first))
+    interval = compare.ratio_of_turns(compare.blocks_ms(second), compare.blocks_ms(first))
     assert interval is not None
     assert interval[1] <= 1.25 <= interval[2]
     assert first.run == second.run
@@ -481,7 +485,7 @@ def test_the_command_measures_saves_compares_and_writes_for_ci(
     words = capsys.readouterr().out
     assert code == 0, words
     assert "batch 4, 64x64 pixels, classify, jpeg" in words
-    rows = regress.read_results(Path("base.json"))
+    rows = compare.read_results(Path("base.json"))
     assert [(row.batch, row.scope, row.artifact) for row in rows] == [(1, "jpeg", path), (4, "jpeg", path)]
     assert all(row.artifact_sha256 == artifact_of("eager").sha256 for row in rows)
     assert all(row.load_s is not None and row.load_s > 0 for row in rows)
@@ -490,7 +494,9 @@ def test_the_command_measures_saves_compares_and_writes_for_ci(
     for row in halved:  # as if it had been a hundred times as fast before
         row |= {"yardstick_ms": [4.0] * len(row["turns"]), "samples_ms": [ms / 100 for ms in row["samples_ms"]]}
     Path("fast.json").write_text("".join(json.dumps(row) + "\n" for row in halved))
-    monkeypatch.setattr("convnext_deploy.regress._incomparable", lambda old, new: None)  # others use this machine too
+    monkeypatch.setattr(
+        "convnext_deploy.timing.compare._incomparable", lambda old, new: None
+    )  # others use this machine too
     files = ["--junit", "junit.xml", "--markdown", "verdicts.md"]
     code = cli.run([*common, "--scope", "jpeg", "--against", "fast.json", "--json", *files])
     document = json.loads(capsys.readouterr().out)

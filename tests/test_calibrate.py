@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from convnext_deploy import data, passes, preprocess
+from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
-from convnext_deploy.models import weights
+from convnext_deploy.models import checkpoint, passes
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.quantize import calibrate as module
-from convnext_deploy.quantize.calibrate import Calibration, calibrate, open_images, random_images, report
-from convnext_deploy.quantize.observers import Histogram, histogram, merged, to_arrays
-from convnext_deploy.types import ModelSpec, Preprocessing
+from convnext_deploy.quantization import calibrate as module
+from convnext_deploy.quantization.calibrate import Calibration, calibrate, open_images, random_images, report
+from convnext_deploy.quantization.observers import Histogram, histogram, merged, to_arrays
+from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
 IMAGES = 20
@@ -38,17 +38,17 @@ TIMM_NAMES = ("stem.0", "stages.0.blocks.0.mlp.fc1", "stages.2.blocks.1.mlp.fc2"
 
 
 @pytest.fixture(scope="module")
-def loaded() -> weights.Loaded:
-    return weights.load(str(EXAMPLE / "model.safetensors"))
+def loaded() -> checkpoint.Loaded:
+    return checkpoint.load(str(EXAMPLE / "model.safetensors"))
 
 
 @pytest.fixture(scope="module")
-def source() -> data.ImageSource:
-    return data.open_source(str(EXAMPLE / "test-2000.parquet"))
+def source() -> sources.ImageSource:
+    return sources.open_source(str(EXAMPLE / "test-2000.parquet"))
 
 
 @pytest.fixture
-def run(loaded: weights.Loaded, source: data.ImageSource) -> Callable[..., Calibration]:
+def run(loaded: checkpoint.Loaded, source: sources.ImageSource) -> Callable[..., Calibration]:
     """`calibrate` of the bundled model on the bundled images, with what a test changes."""
 
     def calibrated(**changes: Any) -> Calibration:
@@ -62,7 +62,7 @@ def run(loaded: weights.Loaded, source: data.ImageSource) -> Callable[..., Calib
 
 
 @pytest.fixture(scope="module")
-def pixels(loaded: weights.Loaded, source: data.ImageSource) -> NDArray[np.uint8]:
+def pixels(loaded: checkpoint.Loaded, source: sources.ImageSource) -> NDArray[np.uint8]:
     """Of every hundredth image, which are those that are calibrated on, (N, C, H, W)."""
     spec = loaded.model.spec
     to_pixels = preprocess.transform(loaded.preprocessing, spec.image_size, spec.in_chans)
@@ -101,14 +101,14 @@ def tensors(model: nn.Module, names: tuple[str, ...], images: torch.Tensor) -> d
 
 
 def test_the_tensors_are_those_of_timms_own_module(
-    run: Callable[..., Calibration], loaded: weights.Loaded, pixels: NDArray[np.uint8]
+    run: Callable[..., Calibration], loaded: checkpoint.Loaded, pixels: NDArray[np.uint8]
 ) -> None:
     spec = loaded.model.spec
     theirs = timm.create_model(
         "convnext_atto", depths=spec.depths, dims=spec.dims, conv_mlp=False, in_chans=1, num_classes=10,
         ls_init_value=1e-6,
     ).eval()  # fmt: skip
-    theirs.load_state_dict(weights.read_file(EXAMPLE / "model.safetensors").state)
+    theirs.load_state_dict(checkpoint.read_file(EXAMPLE / "model.safetensors").state)
     images = torch.from_numpy(preprocess.as_input(pixels, loaded.preprocessing, "float32"))
     found = run()
     values = tensors(theirs, TIMM_NAMES, images)
@@ -126,7 +126,7 @@ def test_the_tensors_are_those_of_timms_own_module(
 
 
 def test_the_halves_are_the_even_and_the_odd_images_whatever_the_batch(
-    run: Callable[..., Calibration], loaded: weights.Loaded, pixels: NDArray[np.uint8]
+    run: Callable[..., Calibration], loaded: checkpoint.Loaded, pixels: NDArray[np.uint8]
 ) -> None:
     images = torch.from_numpy(preprocess.as_input(pixels, loaded.preprocessing, "float32"))  # the stem's own input
     for batch in (1, 3, IMAGES, 64):
@@ -143,9 +143,9 @@ def test_the_whole_is_both_halves(run: Callable[..., Calibration]) -> None:
 
 
 def test_a_model_that_takes_uint8_is_given_raw_pixels(
-    run: Callable[..., Calibration], loaded: weights.Loaded, pixels: NDArray[np.uint8]
+    run: Callable[..., Calibration], loaded: checkpoint.Loaded, pixels: NDArray[np.uint8]
 ) -> None:
-    raw = weights.load(str(EXAMPLE / "model.safetensors")).model
+    raw = checkpoint.load(str(EXAMPLE / "model.safetensors")).model
     passes.fold_norm_affine(raw)
     passes.fold_preprocessing(raw, loaded.preprocessing)
     whole = run(model=raw).whole("stem.convs.0")
@@ -153,7 +153,7 @@ def test_a_model_that_takes_uint8_is_given_raw_pixels(
 
 
 def test_the_channels_of_a_linear_are_its_last_axis_and_of_a_convolution_its_second(
-    run: Callable[..., Calibration], loaded: weights.Loaded
+    run: Callable[..., Calibration], loaded: checkpoint.Loaded
 ) -> None:
     found = run(names=("stages.1.0.dwconv_norm.conv", "stages.1.0.project.linear"))
     width = loaded.model.spec.dims[1]
@@ -161,7 +161,7 @@ def test_the_channels_of_a_linear_are_its_last_axis_and_of_a_convolution_its_sec
     assert len(found.whole("stages.1.0.project.linear").low) == 4 * width
 
 
-def test_the_model_is_left_without_hooks(run: Callable[..., Calibration], loaded: weights.Loaded) -> None:
+def test_the_model_is_left_without_hooks(run: Callable[..., Calibration], loaded: checkpoint.Loaded) -> None:
     run(images=2)
     assert not any(found._forward_pre_hooks for found in loaded.model.modules())
 
@@ -190,7 +190,7 @@ def test_an_interrupted_calibration_goes_on_and_ends_as_if_it_had_not_been(
 
 
 def test_an_interruption_inside_a_batch_leaves_nothing_of_it(
-    run: Callable[..., Calibration], loaded: weights.Loaded, tmp_path: Path
+    run: Callable[..., Calibration], loaded: checkpoint.Loaded, tmp_path: Path
 ) -> None:
     calls = 0
 
@@ -210,7 +210,7 @@ def test_an_interruption_inside_a_batch_leaves_nothing_of_it(
 
 
 def test_a_finished_file_is_a_calibration_without_running_the_model(
-    run: Callable[..., Calibration], loaded: weights.Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Calibration], loaded: checkpoint.Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(resume=tmp_path / "state")
     monkeypatch.setattr(ConvNeXt, "forward", None)
@@ -242,10 +242,10 @@ def test_the_file_of_another_calibration_is_refused(
 
 
 def test_the_file_of_other_weights_is_refused(
-    run: Callable[..., Calibration], loaded: weights.Loaded, tmp_path: Path
+    run: Callable[..., Calibration], loaded: checkpoint.Loaded, tmp_path: Path
 ) -> None:
     run(resume=tmp_path / "state", images=2)
-    other = weights.load(str(EXAMPLE / "model.safetensors")).model
+    other = checkpoint.load(str(EXAMPLE / "model.safetensors")).model
     with torch.no_grad():
         other.get_parameter("head.classifier.bias")[0] += 1e-6
     with pytest.raises(UsageError, match="weights_sha256"):
@@ -253,7 +253,7 @@ def test_the_file_of_other_weights_is_refused(
 
 
 def test_the_file_of_images_with_the_same_names_and_other_pixels_is_refused(
-    run: Callable[..., Calibration], source: data.ImageSource, tmp_path: Path
+    run: Callable[..., Calibration], source: sources.ImageSource, tmp_path: Path
 ) -> None:
     run(resume=tmp_path / "state")
     changed = replace(source, read_bytes=lambda index: source.read_bytes(1 if index == 0 else index))
@@ -283,7 +283,7 @@ def test_a_file_that_could_not_be_written_is_refused_before_any_work(
 
 
 def test_a_corrupt_image_is_refused_by_name_and_not_left_out(
-    run: Callable[..., Calibration], source: data.ImageSource
+    run: Callable[..., Calibration], source: sources.ImageSource
 ) -> None:
     damaged = replace(
         source, read_bytes=lambda index: source.read_bytes(index)[: 60 if index == 700 else None]
@@ -294,7 +294,9 @@ def test_a_corrupt_image_is_refused_by_name_and_not_left_out(
     assert "\n" not in str(refused.value)
 
 
-def test_an_image_that_has_gone_is_refused_by_name(run: Callable[..., Calibration], source: data.ImageSource) -> None:
+def test_an_image_that_has_gone_is_refused_by_name(
+    run: Callable[..., Calibration], source: sources.ImageSource
+) -> None:
     def read_bytes(index: int) -> bytes:
         if index == 700:
             raise FileNotFoundError(2, "No such file or directory")
@@ -327,7 +329,7 @@ def test_a_name_that_is_no_linear_and_no_convolution_is_refused(
 
 
 def test_a_tensor_that_overflows_is_refused_by_name(run: Callable[..., Calibration]) -> None:
-    model = weights.load(str(EXAMPLE / "model.safetensors")).model
+    model = checkpoint.load(str(EXAMPLE / "model.safetensors")).model
     with torch.no_grad():
         model.get_parameter("stages.2.1.expand.linear.bias")[3] = torch.inf
     with pytest.raises(CheckFailed, match=r"stages\.2\.1\.project\.linear holds NaN or infinite"):
@@ -338,7 +340,7 @@ def test_a_tensor_that_overflows_is_refused_by_name(run: Callable[..., Calibrati
 
 
 def test_noise_is_given_only_where_it_is_asked_for_and_is_marked(
-    run: Callable[..., Calibration], source: data.ImageSource, loaded: weights.Loaded
+    run: Callable[..., Calibration], source: sources.ImageSource, loaded: checkpoint.Loaded
 ) -> None:
     size = loaded.model.spec.image_size
     noise = open_images("random", None, images=4, image_size=size)
@@ -359,7 +361,7 @@ def test_noise_is_the_same_for_the_same_seed() -> None:
 # The report -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_report_says_what_the_ranges_come_from(run: Callable[..., Calibration], source: data.ImageSource) -> None:
+def test_a_report_says_what_the_ranges_come_from(run: Callable[..., Calibration], source: sources.ImageSource) -> None:
     found = run()
     record = report(found, "percentile", "s8_symmetric", percentile=99.9)
     assert (record.data, record.images, record.method, record.scheme) == (
@@ -368,7 +370,7 @@ def test_a_report_says_what_the_ranges_come_from(run: Callable[..., Calibration]
     assert record.percentile == 99.9
     assert report(found, "mse", "s8_symmetric").percentile is None
     assert tuple(tensor.name for tensor in record.tensors) == NAMES
-    assert record.data_sha256 == module.content_sha256(data.subset(source, IMAGES))
+    assert record.data_sha256 == module.content_sha256(sources.subset(source, IMAGES))
     for tensor in record.tensors:
         whole = found.whole(tensor.name)
         assert tensor.low == -tensor.high
@@ -403,13 +405,13 @@ def test_halves_that_differ_are_told(run: Callable[..., Calibration]) -> None:
     assert apart.halves_difference == pytest.approx(1 / 4)  # an end moves by 1, and the range is 4 wide
 
 
-def test_a_model_with_grn_and_overlapping_stem_is_calibrated_too(source: data.ImageSource) -> None:
+def test_a_model_with_grn_and_overlapping_stem_is_calibrated_too(source: sources.ImageSource) -> None:
     spec = ModelSpec(
         architecture="custom", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), stem="overlap", grn=True, layer_scale=False,
         num_classes=3, image_size=(64, 64),
     )  # fmt: skip
     names = ("stem.convs.1", "stages.3.0.project.linear")
     imagenet = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    found = calibrate(weights.random_model(spec), names, source, preprocessing=imagenet, images=4, batch=3)
+    found = calibrate(checkpoint.random_model(spec), names, source, preprocessing=imagenet, images=4, batch=3)
     record = report(found, "mse", "u8_asymmetric")
     assert all(tensor.low < 0 < tensor.high for tensor in record.tensors)

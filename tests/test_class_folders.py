@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from convnext_deploy import data, image_source
+from convnext_deploy.data import image_source, sources
 from convnext_deploy.errors import DataError
 
 
@@ -21,7 +21,7 @@ def imagefolder(root: Path) -> dict[str, int]:
     return {str(Path(path).relative_to(root)): label for path, label in ImageFolder(str(root)).samples}
 
 
-def found(source: data.ImageSource) -> dict[str, int]:
+def found(source: sources.ImageSource) -> dict[str, int]:
     assert source.labels is not None
     return dict(zip(source.names, source.labels.tolist(), strict=True))
 
@@ -29,7 +29,7 @@ def found(source: data.ImageSource) -> dict[str, int]:
 def test_numbers_as_names_are_sorted_as_text_as_torchvision_does_and_that_is_said(tmp_path: Path) -> None:
     for number in range(12):
         picture(tmp_path / str(number) / "a.png")
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert found(source) == imagefolder(tmp_path)
     assert source.class_names == ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")
     (note,) = source.notes
@@ -40,7 +40,7 @@ def test_numbers_as_names_are_sorted_as_text_as_torchvision_does_and_that_is_sai
 def test_every_suffix_of_torchvision_is_read(tmp_path: Path, suffix: str) -> None:
     picture(tmp_path / "ant" / f"a{suffix}")
     picture(tmp_path / "bee" / "b.png")
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert found(source) == imagefolder(tmp_path)
     assert source.read(0).size == (8, 8)
 
@@ -50,7 +50,7 @@ def test_a_class_without_an_image_that_is_read_keeps_its_number_and_is_named(tmp
         picture(tmp_path / name / "a.png")
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "a.heic").write_bytes(b"x")
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert source.class_names == ("ant", "bee", "cat")
     assert found(source) == {"bee/a.png": 1, "cat/a.png": 2}
     assert "no image in the class folders ant (.jpg" in " ".join(source.notes)
@@ -60,7 +60,7 @@ def test_a_class_without_an_image_that_is_read_keeps_its_number_and_is_named(tmp
 def test_images_in_deeper_folders_belong_to_the_class_folder_as_in_torchvision(tmp_path: Path) -> None:
     for name in ("ant", "bee"):  # Tiny ImageNet's layout
         picture(tmp_path / name / "images" / "a.png")
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert found(source) == imagefolder(tmp_path) == {"ant/images/a.png": 0, "bee/images/a.png": 1}
 
 
@@ -71,10 +71,10 @@ def test_hidden_folders_and_files_are_left_out(tmp_path: Path) -> None:
         tar.add(tmp_path / "ant", "./ant")
         tar.add(tmp_path / ".ipynb_checkpoints", "./.ipynb_checkpoints")
     (tmp_path / "folder").mkdir()
-    assert found(data.open_source(str(tmp_path / "same.tar"))) == {"ant/a.png": 0}
+    assert found(sources.open_source(str(tmp_path / "same.tar"))) == {"ant/a.png": 0}
     os.remove(tmp_path / "same.tar")
     os.rmdir(tmp_path / "folder")
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert (source.class_names, source.names) == (("ant", "bee"), ("ant/a.png",))
     assert "left out: 3 hidden files and folders" in source.notes
 
@@ -86,7 +86,7 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path, target: str) -> 
     picture(root / "bee" / "b.png")
     (root / "bee" / "up").symlink_to(target)
     (root / "cat").symlink_to(target)
-    source = data.open_source(str(root))
+    source = sources.open_source(str(root))
     assert (source.names, source.class_names) == (("ant/a.png", "bee/b.png"), ("ant", "bee"))
     assert any("links to folders that are read already" in note for note in source.notes) or target == "ant"
 
@@ -98,7 +98,7 @@ def test_a_folder_elsewhere_is_followed_once(tmp_path: Path) -> None:
     (tmp_path / "store" / "ants" / "round").symlink_to(tmp_path / "store")
     (root / "ant").symlink_to(tmp_path / "store" / "ants")
     (root / "cat").symlink_to(tmp_path / "store" / "ants")
-    source = data.open_source(str(root))
+    source = sources.open_source(str(root))
     assert found(source) == {"ant/a.png": 0, "bee/b.png": 1}
     assert "left out: 2 links to folders that are read already" in source.notes
 
@@ -108,7 +108,7 @@ def test_a_root_that_is_a_link_and_links_to_files_are_followed(tmp_path: Path) -
     (tmp_path / "set" / "ant").mkdir(parents=True)
     (tmp_path / "set" / "ant" / "a.png").symlink_to(tmp_path / "store" / "a.png")
     (tmp_path / "link").symlink_to(tmp_path / "set")
-    source = data.open_source(str(tmp_path / "link"))
+    source = sources.open_source(str(tmp_path / "link"))
     assert source.names == ("ant/a.png",)
     assert source.read(0).size == (8, 8)
 
@@ -118,7 +118,7 @@ def test_a_named_pipe_does_not_hang_and_a_looping_link_is_one_image_that_cannot_
     os.mkfifo(tmp_path / "ant" / "pipe.png")
     (tmp_path / "ant" / "pipe2.png").symlink_to("pipe.png")
     (tmp_path / "ant" / "loop.png").symlink_to("loop.png")
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert source.names == ("ant/a.png", "ant/loop.png")
     assert "left out: 2 devices, sockets and named pipes" in source.notes
     with pytest.raises(OSError, match="cannot be opened: Too many levels of symbolic links"):
@@ -137,14 +137,14 @@ def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match=r"bee in .* cannot be listed: Permission denied"):
-        data.open_source(str(tmp_path))
+        sources.open_source(str(tmp_path))
 
 
 def test_a_file_of_an_absurd_size_is_an_unreadable_image_and_is_not_read(tmp_path: Path) -> None:
     picture(tmp_path / "ant" / "a.png")
     with (tmp_path / "ant" / "b.png").open("wb") as file:
         file.truncate(2**40)  # a hole: nothing is on the disk
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     with pytest.raises(OSError, match=f"1,099,511,627,776 bytes; at most {image_source.MAX_FILE_BYTES:,} are read"):
         source.read(1)
 
@@ -154,10 +154,10 @@ def test_a_member_larger_than_its_tar_is_refused(tmp_path: Path) -> None:
     member.size = 2**40
     (tmp_path / "a.tar").write_bytes(member.tobuf() + bytes(1024))
     with pytest.raises(DataError, match="cannot be read as uncompressed tar"):
-        data.open_source(str(tmp_path / "a.tar"))
+        sources.open_source(str(tmp_path / "a.tar"))
     with (tmp_path / "a.tar").open("r+b") as file:
         file.truncate(2**40 + 4096)
-    source = data.open_source(str(tmp_path / "a.tar"))
+    source = sources.open_source(str(tmp_path / "a.tar"))
     with pytest.raises(OSError, match="1,099,511,627,776 bytes; at most"):
         source.read(0)
 
@@ -166,4 +166,4 @@ def test_a_number_of_thousands_of_digits_is_a_name(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for digit in "12":
             tar.addfile(tarfile.TarInfo(f"{digit * 5000}/a.png"))
-    assert len(data.open_source(str(tmp_path / "a.tar"))) == 2
+    assert len(sources.open_source(str(tmp_path / "a.tar"))) == 2

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext_deploy import api, cli, env, formats, manifest
+from convnext_deploy import api, cli, env, formats
+from convnext_deploy.artifact import manifest
+from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import UsageError
-from convnext_deploy.kernels import library
-from convnext_deploy.manifest import Artifact
 from convnext_deploy.models import registry
+from convnext_deploy.native import library
 
 Captured = pytest.CaptureFixture[str]
 PROGRAM = [sys.executable, "-m", "convnext_deploy"]

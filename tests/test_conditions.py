@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy import conditions
-from convnext_deploy.conditions import Watch, judged
 from convnext_deploy.errors import MissingPackageError
-from convnext_deploy.types import Conditions, GpuReading
+from convnext_deploy.records.timing import Conditions, GpuReading
+from convnext_deploy.timing import conditions
+from convnext_deploy.timing.conditions import Watch, judged
 
 TICK = os.sysconf("SC_CLK_TCK")
 

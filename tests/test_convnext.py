@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_deploy.models import registry
+from convnext_deploy.models.checkpoint import filled
 from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates, tiered_width
 from convnext_deploy.models.layouts import convert, spec_of
-from convnext_deploy.models.weights import filled
-from convnext_deploy.types import Task
+from convnext_deploy.records.base import Task
 
 TOLERANCE = 1e-5  # fp32, ||ours - theirs|| / ||theirs|| of the worst sample
 TOLERANCE_FP64 = 1e-11  # tight enough to see an epsilon of 1e-6 where the reference has 1e-5 or 1e-12

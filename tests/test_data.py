@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from convnext_deploy import data, preprocess
+from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import DataError, MissingPackageError
-from convnext_deploy.types import (
+from convnext_deploy.records.base import InputKind
+from convnext_deploy.records.manifest import (
     ExportSpec,
-    InputKind,
     Manifest,
     ModelSpec,
     PrecisionTruth,
@@ -111,7 +111,7 @@ def manifest(input: InputKind = "float32", mean: tuple[float, ...] = MEAN, std: 
     )
 
 
-def contents(source: data.ImageSource) -> dict[str, tuple[str, int]]:
+def contents(source: sources.ImageSource) -> dict[str, tuple[str, int]]:
     """Name -> (hash of the file, label)."""
     assert source.labels is not None
     return {
@@ -129,7 +129,7 @@ def test_a_folder_of_class_folders_has_torchvisions_labels_and_the_order_of_its_
 
     write_folder(tmp_path, samples())
     (tmp_path / "ant" / "notes.txt").write_text("not an image")
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert contents(source) == expected()
     assert list(source.names) == sorted(source.names)
     assert source.class_names == CLASSES
@@ -142,7 +142,7 @@ def test_a_folder_of_class_folders_has_torchvisions_labels_and_the_order_of_its_
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(encoded(number))
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert (source.names, source.labels, source.class_names) == (("0.jpg", "1.jpg", "2.jpg"), None, None)
     assert source.read(1).size == (70, 50)
 
@@ -151,29 +151,29 @@ def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, samples())
     (tmp_path / "stray.jpg").write_bytes(encoded(0))
     with pytest.raises(DataError, match=r"inside and outside class folders, such as stray\.jpg"):
-        data.open_source(str(tmp_path))
+        sources.open_source(str(tmp_path))
 
 
 def test_split_folders_ask_for_a_choice(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", samples())
     write_folder(tmp_path / "val", samples())
     with pytest.raises(DataError, match=r"split folders train, val; choose one with --split"):
-        data.open_source(str(tmp_path))
+        sources.open_source(str(tmp_path))
     with pytest.raises(DataError, match=r"no folder for the split 'test'; it has train, val"):
-        data.open_source(str(tmp_path), "test")
-    source = data.open_source(str(tmp_path), "val")
+        sources.open_source(str(tmp_path), "test")
+    source = sources.open_source(str(tmp_path), "val")
     assert contents(source) == expected()
     assert source.name == f"{tmp_path}, split val"
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     write_folder(tmp_path, {"bus/1.jpg": (encoded(0), 0), "train/1.jpg": (encoded(1), 1)})
-    assert data.open_source(str(tmp_path)).class_names == ("bus", "train")
+    assert sources.open_source(str(tmp_path)).class_names == ("bus", "train")
 
 
 def test_a_tar_with_class_folders_reads_as_the_folder_does(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "set.tar", {f"./{name}": content for name, (content, _) in samples().items()})
-    source = data.open_source(str(path))
+    source = sources.open_source(str(path))
     assert contents(source) == expected()
     assert source.class_names == CLASSES
 
@@ -182,7 +182,7 @@ def test_shards_with_class_folders_are_one_source(tmp_path: Path) -> None:
     files = list(samples().items())
     for shard in range(3):
         write_tar(tmp_path / f"shard-{shard}.tar", {name: content for name, (content, _) in files[shard::3]})
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert {name.partition("/")[2]: value for name, value in contents(source).items()} == expected()
     assert source.names[0].startswith("shard-0.tar/")
 
@@ -190,7 +190,7 @@ def test_shards_with_class_folders_are_one_source(tmp_path: Path) -> None:
 def test_shards_without_class_folders_are_one_class_each(tmp_path: Path) -> None:
     for name in CLASSES:
         write_tar(tmp_path / f"{name}.tar", {f"{n}.jpg": encoded(n) for n in range(2)})  # the same names in each
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert source.class_names == CLASSES
     assert source.names[:3] == ("ant.tar/0.jpg", "ant.tar/1.jpg", "bee.tar/0.jpg")
     assert source.labels is not None
@@ -202,7 +202,7 @@ def test_tars_inside_a_tar_are_read_at_their_place(tmp_path: Path) -> None:
     for number, name in enumerate(CLASSES):
         inner[f"{name}.tar"] = write_tar(tmp_path / "inner", {"a.jpg": encoded(number)}).read_bytes()
     path = write_tar(tmp_path / "outer.tar", inner)
-    source = data.open_source(str(path))
+    source = sources.open_source(str(path))
     assert contents(source) == {
         f"{name}.tar/a.jpg": (hashlib.sha256(encoded(number)).hexdigest(), number)
         for number, name in enumerate(CLASSES)
@@ -211,7 +211,7 @@ def test_tars_inside_a_tar_are_read_at_their_place(tmp_path: Path) -> None:
 
 
 def test_a_flat_tar_has_no_labels(tmp_path: Path) -> None:
-    source = data.open_source(str(write_tar(tmp_path / "flat.tar", {"b.jpg": encoded(1), "a.png": encoded(2)})))
+    source = sources.open_source(str(write_tar(tmp_path / "flat.tar", {"b.jpg": encoded(1), "a.png": encoded(2)})))
     assert (source.names, source.labels) == (("a.png", "b.jpg"), None)
 
 
@@ -221,27 +221,27 @@ def test_repeated_names_are_told_apart(tmp_path: Path) -> None:
             member = tarfile.TarInfo("ant/a.jpg")
             member.size = len(encoded(seed))
             tar.addfile(member, io.BytesIO(encoded(seed)))
-    assert data.open_source(str(tmp_path / "twice.tar")).names == ("ant/a.jpg", "ant/a.jpg#2", "ant/a.jpg#3")
+    assert sources.open_source(str(tmp_path / "twice.tar")).names == ("ant/a.jpg", "ant/a.jpg#2", "ant/a.jpg#3")
 
 
 def test_the_webdataset_layout_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "000.tar", {"000.jpg": encoded(0), "000.cls": b"3"})
     with pytest.raises(DataError, match=r"webdataset layout \(000\.cls beside its image\)"):
-        data.open_source(str(path))
+        sources.open_source(str(path))
     with pytest.raises(DataError, match="webdataset layout"):
-        data.open_source(str(tmp_path))
+        sources.open_source(str(tmp_path))
 
 
 def test_no_pickle_is_written_beside_shards(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.jpg": encoded(0)})
-    data.open_source(str(tmp_path))
+    sources.open_source(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
 def test_parquet_reads_as_the_folder_does(tmp_path: Path) -> None:
     rows = [(content, name, label) for name, (content, label) in samples().items()]
     path = write_parquet(tmp_path / "set.parquet", rows)
-    source = data.open_source(str(path))
+    source = sources.open_source(str(path))
     assert contents(source) == expected()
     assert source.names == tuple(samples())  # the order of the rows
     assert source.class_names == CLASSES
@@ -251,42 +251,44 @@ def test_parquet_files_of_a_folder_are_one_source_a_split(tmp_path: Path) -> Non
     rows = [(content, name, label) for name, (content, label) in samples().items()]
     write_parquet(tmp_path / "test-00000-of-00002.parquet", rows[:7])
     write_parquet(tmp_path / "test-00001-of-00002.parquet", rows[7:])
-    assert contents(data.open_source(str(tmp_path))) == expected()
+    assert contents(sources.open_source(str(tmp_path))) == expected()
     write_parquet(tmp_path / "train-00000-of-00001.parquet", rows[:2])
     with pytest.raises(DataError, match=r"has the splits test, train; choose one with --split"):
-        data.open_source(str(tmp_path))
-    assert contents(data.open_source(str(tmp_path), "test")) == expected()
+        sources.open_source(str(tmp_path))
+    assert contents(sources.open_source(str(tmp_path), "test")) == expected()
     with pytest.raises(DataError, match=r"no parquet files of the split 'val'; it has test, train"):
-        data.open_source(str(tmp_path), "val")
+        sources.open_source(str(tmp_path), "val")
 
 
 def test_parquet_files_of_two_datasets_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [(encoded(0), None, 0)])
     write_parquet(tmp_path / "b.parquet", [(encoded(0), None, 0)], names=("x", "y"))
     with pytest.raises(DataError, match="names other classes than"):
-        data.open_source(str(tmp_path))
+        sources.open_source(str(tmp_path))
 
 
 def test_parquet_rows_without_a_path_are_named_by_their_number(tmp_path: Path) -> None:
-    source = data.open_source(str(write_parquet(tmp_path / "a.parquet", [(encoded(n), None, n) for n in range(2)])))
+    source = sources.open_source(str(write_parquet(tmp_path / "a.parquet", [(encoded(n), None, n) for n in range(2)])))
     assert source.names == ("a.parquet#0", "a.parquet#1")
 
 
 @pytest.mark.parametrize("label", [None, -1])  # -1 is how Hugging Face hides the labels of a test split
 def test_parquet_with_hidden_labels_has_none(tmp_path: Path, label: int | None) -> None:
-    source = data.open_source(str(write_parquet(tmp_path / "a.parquet", [(encoded(0), None, label)] * 2, names=None)))
+    source = sources.open_source(
+        str(write_parquet(tmp_path / "a.parquet", [(encoded(0), None, label)] * 2, names=None))
+    )
     assert (source.labels, source.class_names) == (None, None)
 
 
 def test_parquet_with_some_labels_missing_is_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [(encoded(0), "x", 1), (encoded(0), "y", None)])
     with pytest.raises(DataError, match="no label for y"):
-        data.open_source(str(path))
+        sources.open_source(str(path))
 
 
 def test_parquet_row_groups_stay_in_memory_two_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", [(encoded(n), f"{n}", 0) for n in range(12)], group=3)
-    source = data.open_source(str(path))
+    source = sources.open_source(str(path))
     read, original = [], pq.ParquetFile.read_row_group
     monkeypatch.setattr(
         pq.ParquetFile, "read_row_group", lambda self, group, **kw: read.append(group) or original(self, group, **kw)
@@ -309,12 +311,12 @@ def test_parquet_row_groups_stay_in_memory_two_at_a_time(tmp_path: Path, monkeyp
 def test_parquet_of_another_layout_is_refused(tmp_path: Path, table: dict[str, object], message: str) -> None:
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=message):
-        data.open_source(str(tmp_path / "a.parquet"))
+        sources.open_source(str(tmp_path / "a.parquet"))
 
 
 def test_parquet_without_a_label_column_has_no_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [{"bytes": encoded(0), "path": "a.jpg"}]}), tmp_path / "a.parquet")
-    source = data.open_source(str(tmp_path / "a.parquet"))
+    source = sources.open_source(str(tmp_path / "a.parquet"))
     assert (source.names, source.labels) == (("a.jpg",), None)
 
 
@@ -334,13 +336,13 @@ def garbage(path: Path) -> None:
 def test_what_is_no_source_is_refused_in_one_line(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "set")
     with pytest.raises(DataError, match=message) as caught:
-        data.open_source(str(tmp_path / "set"))
+        sources.open_source(str(tmp_path / "set"))
     assert "\n" not in str(caught.value)
 
 
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(DataError, match="'' does not exist"):
-        data.open_source("")
+        sources.open_source("")
 
 
 @pytest.mark.parametrize(("name", "message"), [("a.tar", "as uncompressed tar"), ("a.parquet", "as parquet")])
@@ -348,7 +350,7 @@ def test_an_empty_name_is_refused() -> None:
 def test_a_damaged_container_is_refused(tmp_path: Path, name: str, message: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"cannot be read {message}") as caught:
-        data.open_source(str(tmp_path / name))
+        sources.open_source(str(tmp_path / name))
     assert "\n" not in str(caught.value)
 
 
@@ -356,30 +358,30 @@ def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {f"cat/{n}.jpg": encoded(n) for n in range(9)})
     path.write_bytes(path.read_bytes()[:7000])
     with pytest.raises(DataError, match="cannot be read as uncompressed tar"):
-        data.open_source(str(path))
+        sources.open_source(str(path))
 
 
 def test_a_tar_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.jpg, \.jpeg, \.png, .* images"):
-        data.open_source(str(write_tar(tmp_path / "a.tar", {"readme.md": b"x"})))
+        sources.open_source(str(write_tar(tmp_path / "a.tar", {"readme.md": b"x"})))
 
 
 def test_a_folder_of_both_tar_and_parquet_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a/a.jpg": encoded(0)})
     write_parquet(tmp_path / "a.parquet", [(encoded(0), None, 0)])
     with pytest.raises(DataError, match=r"both \.parquet and \.tar"):
-        data.open_source(str(tmp_path))
+        sources.open_source(str(tmp_path))
 
 
 def test_a_file_has_no_split(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [(encoded(0), None, 0)])
     with pytest.raises(DataError, match="has no split 'test'; leave --split out"):
-        data.open_source(str(path), "test")
+        sources.open_source(str(path), "test")
 
 
 def test_a_file_that_shrinks_after_opening_stops_the_reading(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"a/a.jpg": encoded(0)})
-    source = data.open_source(str(path))
+    source = sources.open_source(str(path))
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(DataError, match="was truncated while it was read"):
         source.read(0)
@@ -398,7 +400,7 @@ def test_a_file_that_shrinks_after_opening_stops_the_reading(tmp_path: Path) -> 
 )
 def test_a_corrupt_image_is_an_oserror_of_one_constant_line(tmp_path: Path, content: bytes, reason: str) -> None:
     write_folder(tmp_path, {"cat/a.jpg": (content, 0), "cat/b.jpg": (encoded(1), 0)})
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     errors = []
     for _ in range(2):
         with pytest.raises(OSError, match=reason) as caught:
@@ -413,12 +415,12 @@ def test_a_link_to_nothing_is_a_corrupt_image(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.jpg").symlink_to("nowhere.jpg")
     with pytest.raises(OSError, match="cannot be opened: No such file"):
-        data.open_source(str(tmp_path)).read(0)
+        sources.open_source(str(tmp_path)).read(0)
 
 
 def test_an_image_too_large_to_decode_safely_is_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, {"cat/a.jpg": (encoded(0), 0)})
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 3500 pixels are more than twice that
     with pytest.raises(OSError, match="DecompressionBombError"):
         source.read(0)
@@ -426,7 +428,7 @@ def test_an_image_too_large_to_decode_safely_is_corrupt(tmp_path: Path, monkeypa
 
 def test_a_failing_disk_is_not_a_corrupt_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, {"cat/a.jpg": (encoded(0), 0)})
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
 
     def fail(self: Path, mode: str) -> object:
         raise OSError(5, "Input/output error")
@@ -444,7 +446,7 @@ def test_many_threads_read_the_same_bytes(tmp_path: Path, kind: str) -> None:
     else:
         rows = [(content, name, 0) for name, content in files.items()]
         path = write_parquet(tmp_path / "a.parquet", rows, group=4)
-    source = data.open_source(str(path))
+    source = sources.open_source(str(path))
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(source.read_bytes, list(range(60)) * 5))
     assert read == list(files.values()) * 5
@@ -452,7 +454,7 @@ def test_many_threads_read_the_same_bytes(tmp_path: Path, kind: str) -> None:
 
 def test_the_hash_is_of_names_and_labels(tmp_path: Path) -> None:
     def made(name: str, rows: list[tuple[bytes | None, str | None, int | None]]) -> str:
-        return data.open_source(str(write_parquet(tmp_path / name, rows))).sha256
+        return sources.open_source(str(write_parquet(tmp_path / name, rows))).sha256
 
     first = made("1.parquet", [(encoded(0), "a", 0), (encoded(1), "b", 1)])
     assert first == made("2.parquet", [(encoded(5), "a", 0), (encoded(6), "b", 1)])
@@ -462,14 +464,14 @@ def test_the_hash_is_of_names_and_labels(tmp_path: Path) -> None:
 
 
 def test_a_subset_is_spread_over_the_source(tmp_path: Path) -> None:
-    source = data.open_source(str(write_folder(tmp_path, samples())))
-    part = data.subset(source, 4)
+    source = sources.open_source(str(write_folder(tmp_path, samples())))
+    part = sources.subset(source, 4)
     assert part.names == tuple(source.names[index] for index in (0, 5, 10, 15))
     assert part.labels is not None
     assert set(part.labels.tolist()) == {0, 1, 2, 3}
     assert contents(part).items() <= contents(source).items()
     assert part.sha256 != source.sha256
-    assert data.subset(source, 20) is source
+    assert sources.subset(source, 20) is source
 
 
 def test_a_missing_datasets_package_is_one_line(
@@ -478,14 +480,14 @@ def test_a_missing_datasets_package_is_one_line(
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
     with pytest.raises(MissingPackageError) as caught:
-        data.open_source("hfds:somewhere", "test")
+        sources.open_source("hfds:somewhere", "test")
     assert str(caught.value) == "datasets is not installed; run: pip install 'convnext-deploy[hf]'"
     assert capsys.readouterr().out == ""  # timm prints a line of its own
 
 
 def test_a_dataset_needs_a_split() -> None:
     with pytest.raises(DataError, match="hfds:somewhere needs a split"):
-        data.open_source("hfds:somewhere")
+        sources.open_source("hfds:somewhere")
 
 
 def test_a_dataset_reads_as_its_parquet_file_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,12 +496,12 @@ def test_a_dataset_reads_as_its_parquet_file_does(tmp_path: Path, monkeypatch: p
     rows = [(content, name, label) for name, (content, label) in samples().items()]
     (tmp_path / "set").mkdir()
     write_parquet(tmp_path / "set" / "test-00000-of-00001.parquet", rows)
-    source = data.open_source(f"hfds:{tmp_path / 'set'}", "test")
+    source = sources.open_source(f"hfds:{tmp_path / 'set'}", "test")
     assert contents(source) == expected()
     assert source.names == tuple(samples())
     assert source.class_names == CLASSES
     with pytest.raises(DataError, match=r"split val\) cannot be opened"):
-        data.open_source(f"hfds:{tmp_path / 'set'}", "val")
+        sources.open_source(f"hfds:{tmp_path / 'set'}", "val")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's ImageDataset leaves its files to the GC
@@ -536,7 +538,7 @@ def test_pixels_and_inputs_equal_timms_loader(
         crop_mode=crop_mode,
     )
     theirs = torch.cat([images for images, _ in loader]).numpy()
-    source = data.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     preprocessing = Preprocessing(
         mean=mean, std=std, crop_mode=crop_mode, crop_pct=crop_pct, interpolation=interpolation
     )  # type: ignore[arg-type]
@@ -652,7 +654,7 @@ def test_probe_images_have_any_size_and_any_number_of_channels() -> None:
 
 def test_probe_images_need_neither_torch_nor_timm() -> None:
     code = (
-        "import sys; from convnext_deploy.preprocess import probe_images; probe_images(3, (32, 32), 1); "
+        "import sys; from convnext_deploy.data.preprocess import probe_images; probe_images(3, (32, 32), 1); "
         "print({'torch', 'timm', 'pyarrow'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -660,7 +662,7 @@ def test_probe_images_need_neither_torch_nor_timm() -> None:
 
 
 def test_every_bundled_photograph_has_its_licence_and_they_are_small() -> None:
-    folder = ROOT / "convnext_deploy" / "images"
+    folder = ROOT / "convnext_deploy" / "data" / "images"
     listed = (folder / "LICENSES.md").read_text()
     photographs = sorted(folder.glob("*.jpg"))
     assert all(f"`{photograph.name}`" in listed for photograph in photographs)
@@ -670,7 +672,7 @@ def test_every_bundled_photograph_has_its_licence_and_they_are_small() -> None:
 
 def test_the_example_is_the_first_2000_test_images_of_fashion_mnist() -> None:
     path = ROOT / "examples" / "fashion-mnist" / "test-2000.parquet"
-    source = data.open_source(str(path))
+    source = sources.open_source(str(path))
     assert path.stat().st_size < 1_500_000
     assert len(source) == 2000
     assert (source.names[0], source.names[-1]) == ("test/00000.png", "test/01999.png")
@@ -700,5 +702,5 @@ def test_the_example_can_be_made_again_byte_for_byte(tmp_path: Path) -> None:
         subprocess.run([*command, "--count", "3"], check=True, cwd=ROOT, capture_output=True)
         made.append((tmp_path / attempt).read_bytes())
     assert made[0] == made[1]
-    source = data.open_source(str(tmp_path / "1.parquet"))
+    source = sources.open_source(str(tmp_path / "1.parquet"))
     np.testing.assert_array_equal(np.stack([np.asarray(source.read(index)) for index in range(3)]), images[:3])

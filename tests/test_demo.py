@@ -9,8 +9,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from convnext_deploy import api, data, preprocess
-from convnext_deploy.evaluate import read_predictions
+from convnext_deploy import api
+from convnext_deploy.accuracy.evaluation import read_predictions
+from convnext_deploy.data import preprocess, sources
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
 MODEL, IMAGES = EXAMPLE / "model.safetensors", EXAMPLE / "test-2000.parquet"
@@ -41,7 +42,7 @@ def test_the_model_says_what_it_is(artifacts: dict[str, Path]) -> None:
 def test_both_artifacts_score_what_timms_own_model_scores(artifacts: dict[str, Path], tmp_path: Path) -> None:
     """The reference is timm's ConvNeXt with the raw checkpoint, fed with float images."""
     found = api.load(artifacts["onnx"]).manifest
-    source = data.open_source(str(IMAGES))
+    source = sources.open_source(str(IMAGES))
     to_pixels = preprocess.transform(found.preprocessing, found.model.image_size, 1)
     pixels = np.stack([to_pixels(source.read(index)) for index in range(len(source))])
     model = timm.models.convnext.ConvNeXt(

@@ -15,9 +15,11 @@ try:
 except ModuleNotFoundError:
     tomllib = None  # type: ignore[assignment]  # Python 3.10; msgspec reads TOML with tomli there
 
-from convnext_deploy import cli, env, formats, manifest, printing
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.printing import summary
+from convnext_deploy import cli, env, formats
+from convnext_deploy.artifact import manifest
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.cli import terminal
+from convnext_deploy.cli.terminal import summary
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT = """
@@ -116,7 +118,7 @@ def test_list_fits_80_columns_and_cuts_nothing_off(
 ) -> None:
     missing = env.missing
     monkeypatch.setattr(env, "missing", lambda names: ("openvino",) if "openvino" in names else missing(names))
-    monkeypatch.setattr(printing, "WIDE", 80)  # as rich takes a terminal of 80 columns
+    monkeypatch.setattr(terminal, "WIDE", 80)  # as rich takes a terminal of 80 columns
     assert cli.run(["list"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80

@@ -24,13 +24,15 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy import cli, data, evaluate
+from convnext_deploy import cli
+from convnext_deploy.accuracy import evaluation
+from convnext_deploy.artifact.manifest import MANIFEST_NAME, Artifact, encode
+from convnext_deploy.artifact.session import Images, RunOptions, Session
+from convnext_deploy.data import sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
-from convnext_deploy.manifest import MANIFEST_NAME, Artifact, encode
-from convnext_deploy.session import Images, RunOptions, Session
-from convnext_deploy.types import (
+from convnext_deploy.records.accuracy import EvalResult
+from convnext_deploy.records.manifest import (
     BatchRange,
-    EvalResult,
     ExportSpec,
     Manifest,
     ModelSpec,
@@ -142,8 +144,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(folder: Path) -> data.ImageSource:
-    return data.open_source(str(folder))
+def source(folder: Path) -> sources.ImageSource:
+    return sources.open_source(str(folder))
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def by_name(path: Path) -> dict[str, tuple[object, ...]]:
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's ImageDataset leaves its files to the GC
 def test_the_numbers_are_those_of_timms_validation(
-    folder: Path, source: data.ImageSource, artifact: Artifact, network: torch.nn.Module
+    folder: Path, source: sources.ImageSource, artifact: Artifact, network: torch.nn.Module
 ) -> None:
     from timm.data import create_dataset, create_loader
     from timm.utils import accuracy
@@ -181,7 +183,7 @@ def test_the_numbers_are_those_of_timms_validation(
             one, five = accuracy(network(images), target, topk=(1, 5))
             top1, top5, count = top1 + one.item() * len(target), top5 + five.item() * len(target), count + len(target)
     session = TableSession(artifact.manifest, of_network(network))
-    result = evaluate.evaluate(session, source, artifact=artifact, batch=8)
+    result = evaluation.evaluate(session, source, artifact=artifact, batch=8)
     assert result.images == count == 45
     assert result.top1 == pytest.approx(top1 / count / 100, abs=1e-6)
     assert result.top5 == pytest.approx(top5 / count / 100, abs=1e-6)
@@ -201,21 +203,23 @@ def test_folder_tar_and_parquet_give_the_same_predictions(tmp_path: Path, folder
     for place in (folder, tmp_path / "set.tar", tmp_path / "set.parquet"):
         out = tmp_path / f"result-{len(found)}"
         session = TableSession(artifact.manifest, of_pixels)
-        evaluate.evaluate(session, data.open_source(str(place)), artifact=artifact, batch=8, out=out)
+        evaluation.evaluate(session, sources.open_source(str(place)), artifact=artifact, batch=8, out=out)
         found.append(by_name(tmp_path / f"{out.name}.parquet"))
     assert len(found[0]) == 45
     assert found[0] == found[1] == found[2]
 
 
-def test_predictions_and_result_can_be_read_back(tmp_path: Path, source: data.ImageSource, artifact: Artifact) -> None:
+def test_predictions_and_result_can_be_read_back(
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact
+) -> None:
     session = TableSession(artifact.manifest, of_pixels)
-    result = evaluate.evaluate(session, source, artifact=artifact, batch=16, out=tmp_path / "new" / "run.fp32")
+    result = evaluation.evaluate(session, source, artifact=artifact, batch=16, out=tmp_path / "new" / "run.fp32")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["run.fp32.json", "run.fp32.parquet"]
-    assert evaluate.read_result(tmp_path / "new" / "run.fp32.json") == result
+    assert evaluation.read_result(tmp_path / "new" / "run.fp32.json") == result
     assert result.predictions == "run.fp32.parquet"
     assert (result.artifact, result.artifact_sha256) == ("artifact", artifact.sha256)
     assert (result.data, result.data_sha256) == (source.name, source.sha256)
-    predictions = evaluate.read_predictions(tmp_path / "new" / result.predictions)
+    predictions = evaluation.read_predictions(tmp_path / "new" / result.predictions)
     assert predictions.names == source.names
     np.testing.assert_array_equal(predictions.labels, source.labels)
     assert predictions.top_classes.shape == predictions.top_log_probs.shape == (45, 5)
@@ -231,9 +235,9 @@ def test_predictions_and_result_can_be_read_back(tmp_path: Path, source: data.Im
         assert entry.top1 == right[predictions.labels == entry.label].mean()
 
 
-def test_classes_are_called_as_the_model_calls_them(tmp_path: Path, source: data.ImageSource) -> None:
+def test_classes_are_called_as_the_model_calls_them(tmp_path: Path, source: sources.ImageSource) -> None:
     artifact = artifact_at(tmp_path / "a", labels=tuple("ABCDEFG"))
-    result = evaluate.evaluate(TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=45)
+    result = evaluation.evaluate(TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=45)
     assert [entry.name for entry in result.per_class] == list("ABCDEFG")
 
 
@@ -245,7 +249,7 @@ def test_the_first_five_and_their_log_probabilities_equal_a_float64_reference(dr
     values = st.one_of(st.sampled_from([-1.0, 0.0, 2.0, 1e4]), st.floats(-50, 50, width=32))
     logits = draw.draw(hnp.arrays(np.float32, shape, elements=values))
     labels = draw.draw(hnp.arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1)))
-    found = evaluate._predictions(tuple(map(str, range(shape[0]))), labels, logits)
+    found = evaluation._predictions(tuple(map(str, range(shape[0]))), labels, logits)
     exact = logits.astype(np.float64)
     log_probs = exact - np.logaddexp.reduce(exact, axis=1, keepdims=True)
     order = np.argsort(-exact, axis=1, kind="stable")[:, :5]
@@ -259,7 +263,7 @@ def test_the_first_five_and_their_log_probabilities_equal_a_float64_reference(dr
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_outputs_that_are_not_finite_fail_the_evaluation(
-    source: data.ImageSource, artifact: Artifact, value: float
+    source: sources.ImageSource, artifact: Artifact, value: float
 ) -> None:
     def logits(images: Images) -> NDArray[np.float32]:
         made = of_pixels(images)
@@ -267,7 +271,7 @@ def test_outputs_that_are_not_finite_fail_the_evaluation(
         return made
 
     with pytest.raises(CheckFailed, match=f"outputs for {source.names[2]} hold NaN or infinite"):
-        evaluate.evaluate(TableSession(artifact.manifest, logits), source, artifact=artifact, batch=9)
+        evaluation.evaluate(TableSession(artifact.manifest, logits), source, artifact=artifact, batch=9)
 
 
 CORRUPT = {
@@ -278,25 +282,25 @@ CORRUPT = {
 
 
 def test_corrupt_images_are_listed_and_change_no_other_prediction(
-    tmp_path: Path, folder: Path, source: data.ImageSource, artifact: Artifact
+    tmp_path: Path, folder: Path, source: sources.ImageSource, artifact: Artifact
 ) -> None:
-    mixed = data.open_source(str(write_folder(tmp_path / "mixed", FILES | CORRUPT)))
+    mixed = sources.open_source(str(write_folder(tmp_path / "mixed", FILES | CORRUPT)))
     for name, images in (("clean", source), ("mixed", mixed)):
         session = TableSession(artifact.manifest, of_pixels)
-        result = evaluate.evaluate(session, images, artifact=artifact, batch=4, out=tmp_path / f"{name}.out")
+        result = evaluation.evaluate(session, images, artifact=artifact, batch=4, out=tmp_path / f"{name}.out")
         assert result.images == 45
     assert [line.partition(":")[0] for line in result.corrupt] == sorted(CORRUPT)
     assert result.corrupt[0] == "c0/empty.jpg: the file is empty"
     assert by_name(tmp_path / "clean.out.parquet") == by_name(tmp_path / "mixed.out.parquet")
-    assert evaluate.read_result(tmp_path / "mixed.out.json").corrupt == result.corrupt
+    assert evaluation.read_result(tmp_path / "mixed.out.json").corrupt == result.corrupt
 
 
 def test_a_set_of_nothing_but_corrupt_images_is_refused(tmp_path: Path, artifact: Artifact) -> None:
     for label in range(CLASSES):
         (tmp_path / "bad" / f"c{label}").mkdir(parents=True)
-    images = data.open_source(str(write_folder(tmp_path / "bad", CORRUPT)))
+    images = sources.open_source(str(write_folder(tmp_path / "bad", CORRUPT)))
     with pytest.raises(DataError, match=r"none of the 3 images of .* the first is c0/empty\.jpg: the file is empty"):
-        evaluate.evaluate(
+        evaluation.evaluate(
             TableSession(artifact.manifest, of_pixels), images, artifact=artifact, batch=2, out=tmp_path / "out"
         )
 
@@ -318,19 +322,23 @@ class Interrupted(TableSession):
 def test_an_interrupted_evaluation_goes_on_and_ends_as_if_it_had_not_been(
     tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(evaluate, "CHUNK", chunk)
-    images = data.open_source(str(write_folder(tmp_path / "set", FILES | CORRUPT)))
-    whole = evaluate.evaluate(
+    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    images = sources.open_source(str(write_folder(tmp_path / "set", FILES | CORRUPT)))
+    whole = evaluation.evaluate(
         TableSession(artifact.manifest, of_pixels), images, artifact=artifact, batch=4, out=tmp_path / "whole"
     )
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(Interrupted(artifact.manifest, 3), images, artifact=artifact, batch=4, out=tmp_path / "part")
+        evaluation.evaluate(
+            Interrupted(artifact.manifest, 3), images, artifact=artifact, batch=4, out=tmp_path / "part"
+        )
     assert not (tmp_path / "part.json").exists()
     assert (tmp_path / "part.partial").is_dir()
     with pytest.raises(KeyboardInterrupt):  # and once more
-        evaluate.evaluate(Interrupted(artifact.manifest, 5), images, artifact=artifact, batch=4, out=tmp_path / "part")
+        evaluation.evaluate(
+            Interrupted(artifact.manifest, 5), images, artifact=artifact, batch=4, out=tmp_path / "part"
+        )
     session, calls = TableSession(artifact.manifest, of_pixels), []
-    rest = evaluate.evaluate(
+    rest = evaluation.evaluate(
         session, images, artifact=artifact, batch=4, out=tmp_path / "part", progress=lambda *call: calls.append(call)
     )
     assert calls[0] == (32, 48)  # 3 + 5 batches are not run again
@@ -343,33 +351,35 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_if_it_had_not_been(
 
 
 def test_another_batch_may_go_on_where_one_was_interrupted(
-    tmp_path: Path, source: data.ImageSource, artifact: Artifact
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(Interrupted(artifact.manifest, 2), source, artifact=artifact, batch=10, out=tmp_path / "out")
+        evaluation.evaluate(
+            Interrupted(artifact.manifest, 2), source, artifact=artifact, batch=10, out=tmp_path / "out"
+        )
     session = TableSession(artifact.manifest, of_pixels)
-    evaluate.evaluate(session, source, artifact=artifact, batch=7, out=tmp_path / "out")
+    evaluation.evaluate(session, source, artifact=artifact, batch=7, out=tmp_path / "out")
     assert session.batches == [7, 7, 7, 4]
-    assert evaluate.read_predictions(tmp_path / "out.parquet").names == source.names
+    assert evaluation.read_predictions(tmp_path / "out.parquet").names == source.names
 
 
-def interrupt(tmp_path: Path, source: data.ImageSource, artifact: Artifact) -> Path:
+def interrupt(tmp_path: Path, source: sources.ImageSource, artifact: Artifact) -> Path:
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(Interrupted(artifact.manifest, 2), source, artifact=artifact, batch=4, out=tmp_path / "out")
+        evaluation.evaluate(Interrupted(artifact.manifest, 2), source, artifact=artifact, batch=4, out=tmp_path / "out")
     return tmp_path / "out.partial"
 
 
 def test_unfinished_predictions_of_something_else_are_refused(
-    tmp_path: Path, source: data.ImageSource, artifact: Artifact
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact
 ) -> None:
     interrupt(tmp_path, source, artifact)
     other = artifact_at(tmp_path / "other", input="uint8")
     session = TableSession(other.manifest, of_pixels)
     with pytest.raises(UsageError, match=r"out\.partial is of another artifact; remove the folder or give another"):
-        evaluate.evaluate(session, source, artifact=other, batch=4, out=tmp_path / "out")
+        evaluation.evaluate(session, source, artifact=other, batch=4, out=tmp_path / "out")
     session = TableSession(artifact.manifest, of_pixels)
     with pytest.raises(UsageError, match=r"out\.partial is of another set of images"):
-        evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", limit=5)
+        evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", limit=5)
     assert session.batches == []
 
 
@@ -385,31 +395,31 @@ def test_unfinished_predictions_of_something_else_are_refused(
 )
 def test_a_damaged_folder_of_unfinished_predictions_is_refused(
     tmp_path: Path,
-    source: data.ImageSource,
+    source: sources.ImageSource,
     artifact: Artifact,
     monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path], object],
     error: type[Exception] | None,
     message: str,
 ) -> None:
-    monkeypatch.setattr(evaluate, "CHUNK", 1 if error is UsageError else 256)
+    monkeypatch.setattr(evaluation, "CHUNK", 1 if error is UsageError else 256)
     damage(interrupt(tmp_path, source, artifact))
     session = TableSession(artifact.manifest, of_pixels)
     if error is None:
-        evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
+        evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
         assert sum(session.batches) == 45 - 8
         return
     with pytest.raises(error, match=message):
-        evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
+        evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
 def test_a_finished_result_is_not_overwritten(
-    tmp_path: Path, source: data.ImageSource, artifact: Artifact, suffix: str
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact, suffix: str
 ) -> None:
     (tmp_path / f"out{suffix}").write_text("precious")
     with pytest.raises(UsageError, match=rf"out\{suffix} exists; choose another --out, or replace it with --force"):
-        evaluate.evaluate(
+        evaluation.evaluate(
             TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=4, out=tmp_path / "out"
         )
     assert (tmp_path / f"out{suffix}").read_text() == "precious"
@@ -417,47 +427,49 @@ def test_a_finished_result_is_not_overwritten(
 
 
 def test_a_process_killed_before_the_summary_leaves_nothing_to_run_again(
-    tmp_path: Path, source: data.ImageSource, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = evaluate.write_file
+    written = evaluation.write_file
 
     def killed(path: Path, content: bytes) -> None:
         if path.name == "out.json":
             raise KeyboardInterrupt
         written(path, content)
 
-    monkeypatch.setattr(evaluate, "write_file", killed)
+    monkeypatch.setattr(evaluation, "write_file", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(
+        evaluation.evaluate(
             TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=4, out=tmp_path / "out"
         )
     monkeypatch.undo()
     session = TableSession(artifact.manifest, of_pixels)
-    result = evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
+    result = evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
     assert session.batches == []
     assert (result.images, result.images_per_s) == (45, 0.0)
 
 
-def test_a_fixed_batch_is_filled_up_and_cut_off_again(tmp_path: Path, source: data.ImageSource) -> None:
+def test_a_fixed_batch_is_filled_up_and_cut_off_again(tmp_path: Path, source: sources.ImageSource) -> None:
     fixed = artifact_at(tmp_path / "fixed", batch=BatchRange(min=8, opt=8, max=8))
     session = TableSession(fixed.manifest, of_pixels)
-    evaluate.evaluate(session, source, artifact=fixed, batch=8, out=tmp_path / "fixed.out")
+    evaluation.evaluate(session, source, artifact=fixed, batch=8, out=tmp_path / "fixed.out")
     assert session.batches == [8] * 6  # 45 images
     free = artifact_at(tmp_path / "free")
-    evaluate.evaluate(TableSession(free.manifest, of_pixels), source, artifact=free, batch=8, out=tmp_path / "free.out")
+    evaluation.evaluate(
+        TableSession(free.manifest, of_pixels), source, artifact=free, batch=8, out=tmp_path / "free.out"
+    )
     assert by_name(tmp_path / "fixed.out.parquet") == by_name(tmp_path / "free.out.parquet")
 
 
 @pytest.mark.parametrize("batch", [0, 3, 17])
 def test_a_batch_that_the_artifact_does_not_take_is_refused(
-    tmp_path: Path, source: data.ImageSource, batch: int
+    tmp_path: Path, source: sources.ImageSource, batch: int
 ) -> None:
     artifact = artifact_at(tmp_path / "a", batch=BatchRange(min=4, opt=8, max=16))
     with pytest.raises(UsageError, match=f"batch {batch}; this artifact takes 4 to 16 images at once"):
-        evaluate.evaluate(TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=batch)
+        evaluation.evaluate(TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=batch)
 
 
-def test_uint8_artifacts_get_raw_pixels(tmp_path: Path, source: data.ImageSource) -> None:
+def test_uint8_artifacts_get_raw_pixels(tmp_path: Path, source: sources.ImageSource) -> None:
     artifact = artifact_at(tmp_path / "a", input="uint8")
     seen = []
 
@@ -465,36 +477,36 @@ def test_uint8_artifacts_get_raw_pixels(tmp_path: Path, source: data.ImageSource
         seen.append((images.dtype, images.shape))
         return of_pixels(images)
 
-    evaluate.evaluate(TableSession(artifact.manifest, logits), source, artifact=artifact, batch=45)
+    evaluation.evaluate(TableSession(artifact.manifest, logits), source, artifact=artifact, batch=45)
     assert seen == [(np.uint8, (45, *SIZE, 3))]
 
 
-def test_a_label_past_the_models_classes_is_refused_by_name(source: data.ImageSource, artifact: Artifact) -> None:
+def test_a_label_past_the_models_classes_is_refused_by_name(source: sources.ImageSource, artifact: Artifact) -> None:
     assert source.labels is not None
     labels = source.labels.copy()
     labels[[30, 40]] = [7, 199]
     wrong = replace(source, labels=labels, class_names=None, labels_from="column")
     with pytest.raises(DataError) as caught:
-        evaluate.evaluate(TableSession(artifact.manifest, of_pixels), wrong, artifact=artifact, batch=4)
+        evaluation.evaluate(TableSession(artifact.manifest, of_pixels), wrong, artifact=artifact, batch=4)
     assert str(caught.value) == f"{source.names[30]} of {source.name} has the label 7; expected 0..6"
 
 
-def test_class_folders_get_the_numbers_of_the_models_labels(tmp_path: Path, source: data.ImageSource) -> None:
+def test_class_folders_get_the_numbers_of_the_models_labels(tmp_path: Path, source: sources.ImageSource) -> None:
     names = ("c1", "c0", "c2", "c6", "c4", "c5", "c3")
     artifact = artifact_at(tmp_path / "a", labels=names)
     session = TableSession(artifact.manifest, of_pixels)
-    result = evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
-    predictions = evaluate.read_predictions(tmp_path / "out.parquet")
+    result = evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
+    predictions = evaluation.read_predictions(tmp_path / "out.parquet")
     assert [names[label] for label in predictions.labels] == [name[:2] for name in predictions.names]
     assert "7 classes numbered by the model's labels" in result.notes
 
 
 def test_numbering_by_position_and_an_accuracy_at_chance_are_said_and_recorded(
-    source: data.ImageSource, artifact: Artifact
+    source: sources.ImageSource, artifact: Artifact
 ) -> None:
     said: list[str] = []
     session = TableSession(artifact.manifest, of_pixels)
-    result = evaluate.evaluate(session, source, artifact=artifact, batch=4, say=said.append)
+    result = evaluation.evaluate(session, source, artifact=artifact, batch=4, say=said.append)
     assumed, chance = result.notes
     assert assumed == (
         "the model has no labels: its outputs are assumed to be the class folders sorted by name, 'c0' first"
@@ -504,11 +516,11 @@ def test_numbering_by_position_and_an_accuracy_at_chance_are_said_and_recorded(
 
 
 def test_force_replaces_an_earlier_result_and_nothing_else(
-    tmp_path: Path, source: data.ImageSource, artifact: Artifact
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact
 ) -> None:
     def run(force: bool) -> EvalResult:
         session = TableSession(artifact.manifest, of_pixels)
-        return evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", force=force)
+        return evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", force=force)
 
     interrupt(tmp_path, source, artifact)
     first = run(force=True)
@@ -529,39 +541,41 @@ def test_force_replaces_an_earlier_result_and_nothing_else(
     assert (tmp_path / "out.partial" / "mine.txt").exists()
 
 
-def test_going_on_is_said(tmp_path: Path, source: data.ImageSource, artifact: Artifact) -> None:
+def test_going_on_is_said(tmp_path: Path, source: sources.ImageSource, artifact: Artifact) -> None:
     interrupt(tmp_path, source, artifact)
     said: list[str] = []
     session = TableSession(artifact.manifest, of_pixels)
-    evaluate.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", say=said.append)
+    evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", say=said.append)
     assert "going on at image 8 of 45" in said
 
 
-def test_images_without_labels_are_refused(source: data.ImageSource, artifact: Artifact) -> None:
+def test_images_without_labels_are_refused(source: sources.ImageSource, artifact: Artifact) -> None:
     with pytest.raises(DataError, match="has no labels; expected class folders or a column label"):
-        evaluate.evaluate(
+        evaluation.evaluate(
             TableSession(artifact.manifest, of_pixels), replace(source, labels=None), artifact=artifact, batch=4
         )
 
 
 @pytest.mark.parametrize("task", ["embed", "features"])
-def test_only_classifiers_have_an_accuracy(artifact: Artifact, source: data.ImageSource, task: str) -> None:
+def test_only_classifiers_have_an_accuracy(artifact: Artifact, source: sources.ImageSource, task: str) -> None:
     model = msgspec.structs.replace(artifact.manifest.model, task=task)
     other = replace(artifact, manifest=msgspec.structs.replace(artifact.manifest, model=model))
     with pytest.raises(UsageError, match=f"exported for the task {task}; only classify has an accuracy"):
-        evaluate.evaluate(TableSession(other.manifest, of_pixels), source, artifact=other, batch=4)
+        evaluation.evaluate(TableSession(other.manifest, of_pixels), source, artifact=other, batch=4)
 
 
-def test_a_limit_takes_evenly_spaced_images(source: data.ImageSource, artifact: Artifact) -> None:
+def test_a_limit_takes_evenly_spaced_images(source: sources.ImageSource, artifact: Artifact) -> None:
     session = TableSession(artifact.manifest, of_pixels)
-    result = evaluate.evaluate(session, source, artifact=artifact, batch=4, limit=15)
+    result = evaluation.evaluate(session, source, artifact=artifact, batch=4, limit=15)
     assert result.images == sum(session.batches) == 15
     assert len(result.per_class) == CLASSES  # the first fifteen files are of three classes
     with pytest.raises(UsageError, match="limit 0; expected at least 1 image"):
-        evaluate.evaluate(session, source, artifact=artifact, batch=4, limit=0)
+        evaluation.evaluate(session, source, artifact=artifact, batch=4, limit=0)
 
 
-def test_no_more_images_are_decoded_ahead_than_a_batch_and_a_few(source: data.ImageSource, artifact: Artifact) -> None:
+def test_no_more_images_are_decoded_ahead_than_a_batch_and_a_few(
+    source: sources.ImageSource, artifact: Artifact
+) -> None:
     lock, started, seen = threading.Lock(), [], []
 
     def read_bytes(index: int) -> bytes:
@@ -573,23 +587,23 @@ def test_no_more_images_are_decoded_ahead_than_a_batch_and_a_few(source: data.Im
         seen.append(len(started))
         return of_pixels(images)
 
-    evaluate.evaluate(
+    evaluation.evaluate(
         TableSession(artifact.manifest, logits), replace(source, read_bytes=read_bytes), artifact=artifact, batch=5
     )
-    ahead = 5 + evaluate.usable_cores()
+    ahead = 5 + evaluation.usable_cores()
     assert all(count <= 5 * (batch + 1) + ahead for batch, count in enumerate(seen))
     assert sorted(started) == list(range(45))
 
 
-def test_a_failing_session_leaves_no_thread_behind(source: data.ImageSource, artifact: Artifact) -> None:
+def test_a_failing_session_leaves_no_thread_behind(source: sources.ImageSource, artifact: Artifact) -> None:
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(Interrupted(artifact.manifest, 1), source, artifact=artifact, batch=4)
+        evaluation.evaluate(Interrupted(artifact.manifest, 1), source, artifact=artifact, batch=4)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_progress_counts_images_up_to_all(source: data.ImageSource, artifact: Artifact) -> None:
+def test_progress_counts_images_up_to_all(source: sources.ImageSource, artifact: Artifact) -> None:
     calls: list[tuple[int, int]] = []
-    evaluate.evaluate(
+    evaluation.evaluate(
         TableSession(artifact.manifest, of_pixels),
         source,
         artifact=artifact,
@@ -612,19 +626,21 @@ def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, content: bytes
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        evaluate.read_result(tmp_path / "a.json")
+        evaluation.read_result(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_field_of_a_result_is_refused(tmp_path: Path, source: data.ImageSource, artifact: Artifact) -> None:
-    evaluate.evaluate(
+def test_an_unknown_field_of_a_result_is_refused(
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact
+) -> None:
+    evaluation.evaluate(
         TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=45, out=tmp_path / "out"
     )
     fields = json.loads((tmp_path / "out.json").read_bytes())
     assert list(fields) == list(EvalResult.__struct_fields__)
     (tmp_path / "out.json").write_text(json.dumps(fields | {"top_1": 1.0}))
     with pytest.raises(DataError, match="unknown field `top_1`"):
-        evaluate.read_result(tmp_path / "out.json")
+        evaluation.read_result(tmp_path / "out.json")
 
 
 def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -632,16 +648,18 @@ def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path) -> Non
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "b.parquet")
     for name, message in (("a", "does not hold"), ("b", "does not hold"), ("c", "cannot be read: No such file")):
         with pytest.raises(DataError, match=message) as caught:
-            evaluate.read_predictions(tmp_path / f"{name}.parquet")
+            evaluation.read_predictions(tmp_path / f"{name}.parquet")
         assert "\n" not in str(caught.value)
 
 
-def test_an_out_that_cannot_be_written_is_refused(tmp_path: Path, source: data.ImageSource, artifact: Artifact) -> None:
+def test_an_out_that_cannot_be_written_is_refused(
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact
+) -> None:
     (tmp_path / "file").write_text("")
     session = TableSession(artifact.manifest, of_pixels)
     for out, message in ((tmp_path / "file" / "out", "cannot be used: "), (Path("/"), "names no file")):
         with pytest.raises(UsageError, match=message):
-            evaluate.evaluate(session, source, artifact=artifact, batch=4, out=out)
+            evaluation.evaluate(session, source, artifact=artifact, batch=4, out=out)
     assert session.batches == []
 
 
@@ -696,7 +714,7 @@ def test_the_path_of_the_predictions_is_printed_and_going_on_is_offered_on_an_in
     write_folder(tmp_path / "set", FILES)
     command = ["eval", str(artifact_of("onnx").path), "--data", str(tmp_path / "set"), "--out", str(tmp_path / "a.b")]
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate, "_logits", interrupted)
+        patched.setattr(evaluation, "_logits", interrupted)
         assert cli.run(command) == 130
     assert "the same command goes on where this one stopped" in capsys.readouterr().err
     assert cli.run(command) == 0

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convnext_deploy.errors import ConvNextDeployError, WeightsError
-from convnext_deploy.models import weights
+from convnext_deploy.models import checkpoint
 
 MUTATIONS = 100  # of each kind of file; 20,000 and more were run once
 
@@ -40,9 +40,9 @@ def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in state.items()}
 
 
-def load(content: Any, folder: Path, **options: Any) -> weights.Loaded:
+def load(content: Any, folder: Path, **options: Any) -> checkpoint.Loaded:
     torch.save(content, folder / "file.pth")
-    return weights.load(str(folder / "file.pth"), image_size=(32, 32), **options)
+    return checkpoint.load(str(folder / "file.pth"), image_size=(32, 32), **options)
 
 
 def refusal(content: Any, folder: Path, **options: Any) -> str:
@@ -127,7 +127,7 @@ def test_sharded_pickles_are_read_by_their_index(state: dict[str, Tensor], tmp_p
         torch.save({key: state[key] for key in keys}, tmp_path / file)
     index = {"weight_map": {key: file for file, keys in parts.items() for key in keys}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    found = weights.load(str(tmp_path), image_size=(32, 32))
+    found = checkpoint.load(str(tmp_path), image_size=(32, 32))
     assert torch.equal(found.model.head.classifier.bias, state["head.fc.bias"])
 
 
@@ -145,7 +145,7 @@ def test_torchscript_is_refused_without_a_warning(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "file.pt"))
     with pytest.raises(WeightsError, match="is a TorchScript archive"):
-        weights.load(str(tmp_path / "file.pt"))
+        checkpoint.load(str(tmp_path / "file.pt"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -251,7 +251,7 @@ def fuzzed(folder: Path, state: dict[str, Tensor], kind: str, count: int, seed: 
         else:
             source.write_bytes(mutated(content, generator, head))
         try:
-            weights.load(str(folder if kind == "config" else source), image_size=(32, 32))
+            checkpoint.load(str(folder if kind == "config" else source), image_size=(32, 32))
         except ConvNextDeployError as error:
             refused += 1
             if "\n" in str(error):

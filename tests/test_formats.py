@@ -17,18 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from convnext_deploy import api, cli, env, export, formats, passes, preprocess
+from convnext_deploy import api, cli, env, formats
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.artifact.session import Session
+from convnext_deploy.artifact.verify import TOLERANCES
+from convnext_deploy.data import preprocess
 from convnext_deploy.errors import CheckFailed, InputError, ParityError, PassError, PrecisionError, UsageError
 from convnext_deploy.formats import torchscript
-from convnext_deploy.lower import onnx_graph, onnx_read
-from convnext_deploy.lower.torch_session import MacCounter
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.models import registry
+from convnext_deploy.graph import onnx_read, onnx_write
+from convnext_deploy.models import passes, registry
+from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ChannelNorm, ConvNeXt, multiply_accumulates
-from convnext_deploy.models.weights import random_model
-from convnext_deploy.session import Session
-from convnext_deploy.types import BatchRange, Manifest, Preprocessing
-from convnext_deploy.verify import TOLERANCES
+from convnext_deploy.records.manifest import BatchRange, Manifest, Preprocessing
+from convnext_deploy.runtimes.torch_session import MacCounter
+from convnext_deploy.workflows import export
 
 FORMATS = ("aotinductor", "eager", "native", "onnx", "openvino", "pt2", "torchscript")
 
@@ -270,7 +272,7 @@ def test_float32_is_what_runs(format: str, session_of: Callable[..., Session]) -
 def test_any_number_of_images_runs_in_batches(
     format: str, session_of: Callable[..., Session], timm_reference: Reference
 ) -> None:
-    from convnext_deploy.session import run_in_batches
+    from convnext_deploy.artifact.session import run_in_batches
 
     x = images(7)
     (found,) = run_in_batches(session_of(format), x, size=3)
@@ -546,7 +548,7 @@ def test_onnxs_own_evaluator_computes_what_timm_computes(artifact_of: ArtifactOf
 def test_a_graph_above_the_size_limit_keeps_its_weights_in_a_second_file(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timm_reference: Reference
 ) -> None:
-    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_ABOVE", 100_000)  # bytes, instead of protobuf's 2 GiB
+    monkeypatch.setattr(onnx_write, "EXTERNAL_DATA_ABOVE", 100_000)  # bytes, instead of protobuf's 2 GiB
     artifact = api.export(str(checkpoint), format="onnx", image_size=(64, 64), out=tmp_path / "m")
     assert [file.path for file in artifact.manifest.files] == ["model.onnx", "model.onnx.data"]
     moved = artifact.path.rename(tmp_path / "moved")  # the reference between the two is relative

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convnext_deploy import api, manifest
+from convnext_deploy import api
+from convnext_deploy.artifact import manifest
 from convnext_deploy.errors import BuildError, UsageError
 from convnext_deploy.formats import pt2, torchscript
-from convnext_deploy.lower.torch_files import written
+from convnext_deploy.runtimes.torch_files import written
 
 SAVE = """
 import sys, warnings
 from pathlib import Path
 import torch
-from convnext_deploy.lower.torch_files import written
+from convnext_deploy.runtimes.torch_files import written
 warnings.simplefilter("ignore")
 model, images = torch.nn.Linear(400, 400), torch.zeros(2, 400)
 kinds = {

@@ -11,10 +11,12 @@ from test_regress import noisy
 from test_regress import row as bench_row
 from test_report import evaluation, profile, search_result
 
-from convnext_deploy import cli, printing, regress
+from convnext_deploy import cli
+from convnext_deploy.cli import terminal
 from convnext_deploy.errors import DataError
-from convnext_deploy.report import html, results
-from convnext_deploy.types import Parity
+from convnext_deploy.records.manifest import Parity
+from convnext_deploy.reports import html, results
+from convnext_deploy.timing import compare
 
 
 @pytest.mark.parametrize("name", readers(Path()))
@@ -66,7 +68,7 @@ def test_a_result_whose_numbers_contradict_each_other_is_refused(
     document = msgspec.to_builtins(bench_row(noisy(0, turns=8))) | change
     (tmp_path / "r").write_bytes(json.dumps(document).encode())
     with pytest.raises(DataError, match=message):
-        regress.read_results(tmp_path / "r")
+        compare.read_results(tmp_path / "r")
 
 
 def test_a_profile_without_time_and_a_roofline_without_bytes_are_shown(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_outputs_that_could_not_be_compared_are_unknown_and_no_traceback() -> No
     lost = Parity(
         images="i", samples=1, relative_error=None, cosine=None, top1_agreement=None, near_ties=0, failures=("x",)
     )
-    text = printing.details(Path("a"), msgspec.structs.replace(PROBE, parity=(lost,)), 1)
+    text = terminal.details(Path("a"), msgspec.structs.replace(PROBE, parity=(lost,)), 1)
     assert "relative error unknown, cosine unknown" in text
 
 

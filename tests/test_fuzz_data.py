@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, features
 
-from convnext_deploy import data, decoding, evaluate, gate
+from convnext_deploy.accuracy import evaluation as evaluate
+from convnext_deploy.accuracy import gate
+from convnext_deploy.data import decoding, sources
 from convnext_deploy.errors import ConvNextDeployError
-from convnext_deploy.types import ClassAccuracy, EvalResult, Limits
+from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits
 
 IN_THE_SUITE = 300
 SEED = 19
@@ -103,7 +105,7 @@ def tars() -> list[bytes]:
 
 def open_and_read(file: Path) -> None:
     try:
-        source = data.open_source(str(file))
+        source = sources.open_source(str(file))
         for index in range(min(len(source), 3)):
             try:
                 source.read(index)

@@ -21,11 +21,14 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from convnext_deploy import api, cli, gate, statistics, verdict
+from convnext_deploy import api, cli
+from convnext_deploy.accuracy import gate, statistics
+from convnext_deploy.accuracy.evaluation import Predictions
+from convnext_deploy.accuracy.gate import Side
+from convnext_deploy.cli import words as verdict
 from convnext_deploy.errors import DataError, UsageError
-from convnext_deploy.evaluate import Predictions
-from convnext_deploy.gate import Side
-from convnext_deploy.types import ClassAccuracy, EvalResult, Limits, Timing, Verdict
+from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits, Verdict
+from convnext_deploy.records.timing import Timing
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "gate.md").read_text()

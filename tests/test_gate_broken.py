@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from test_gate import CLASSES as COUNT
 from test_gate import answering
 
-from convnext_deploy import api, cli, gate, statistics, verdict
-from convnext_deploy.types import Limits
+from convnext_deploy import api, cli
+from convnext_deploy.accuracy import gate, statistics
+from convnext_deploy.cli import words
+from convnext_deploy.records.accuracy import Limits
 
 CLASSES = 12
 SIZE = 32
@@ -151,9 +153,9 @@ def test_candidates_that_agree_by_chance_only_are_doubted() -> None:
     assert (found.checks[0].decision, found.decision) == ("PASS", "INCONCLUSIVE")
     (doubt,) = found.doubts
     assert "on images both get wrong the two give the same first class to " in doubt
-    assert doubt in verdict.text(found)
-    assert b'name="doubt 1"' in verdict.junit(found)
-    assert f"**{doubt}**" in verdict.markdown(found)
+    assert doubt in words.text(found)
+    assert b'name="doubt 1"' in words.junit(found)
+    assert f"**{doubt}**" in words.markdown(found)
 
 
 def test_a_healthy_candidate_of_a_weak_model_is_not_doubted() -> None:

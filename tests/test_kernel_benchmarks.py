@@ -12,7 +12,7 @@ import torch
 
 from convnext_deploy.errors import PrecisionError
 from convnext_deploy.models.registry import spec
-from convnext_deploy.types import BatchRange
+from convnext_deploy.records.manifest import BatchRange
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -98,7 +98,7 @@ def test_a_stage_is_measured_in_both_ways_to_run_it() -> None:
 
 def test_the_table_is_updated_by_part_width_type_and_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from convnext_deploy.kernels import choice
-    from convnext_deploy.types import KernelMeasurement
+    from convnext_deploy.records.timing import KernelMeasurement
 
     bench = load("bench_block")
     monkeypatch.setattr(choice, "TABLE", tmp_path / "measured.json")

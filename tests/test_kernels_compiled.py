@@ -15,7 +15,7 @@ import pytest
 from sass import Code, compiled
 
 from convnext_deploy.kernels.launch import waits_are_operations
-from convnext_deploy.types import OperationPlan, Plan
+from convnext_deploy.records.plan import OperationPlan, Plan
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
@@ -377,13 +377,13 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from triton.backends.compiler import GPUTarget
 
-    from convnext_deploy import passes
     from convnext_deploy.kernels import launch
     from convnext_deploy.kernels.use import MLP, alternatives, parts, use_kernels
+    from convnext_deploy.models import passes
     from convnext_deploy.models.convnext import ConvNeXt
     from convnext_deploy.models.registry import spec
-    from convnext_deploy.quantize.apply import apply
-    from convnext_deploy.quantize.plan import LoadedPlan
+    from convnext_deploy.quantization.apply import apply
+    from convnext_deploy.quantization.plan import LoadedPlan
 
     class Driver:
         def get_current_target(self) -> GPUTarget:
@@ -441,9 +441,9 @@ def test_a_graph_for_any_batch_is_not_tied_to_the_one_that_was_traced(
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
     from triton.backends.compiler import GPUTarget
 
-    from convnext_deploy import passes
     from convnext_deploy.kernels import launch
     from convnext_deploy.kernels.use import parts, use_kernels
+    from convnext_deploy.models import passes
     from convnext_deploy.models.convnext import ConvNeXt
     from convnext_deploy.models.registry import spec
 

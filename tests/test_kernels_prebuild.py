@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_deploy import passes
+from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import BuildError
 from convnext_deploy.formats import eager
 from convnext_deploy.kernels import launch
 from convnext_deploy.kernels.use import parts, use_kernels
-from convnext_deploy.models import registry
+from convnext_deploy.models import passes, registry
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.session import RunOptions
 
 triton = pytest.importorskip("triton")
 

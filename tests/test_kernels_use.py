@@ -15,19 +15,22 @@ import torch
 from conftest import randomized
 from torch import Tensor
 
-from convnext_deploy import api, env, passes
+from convnext_deploy import api, env
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import InputError, UsageError
 from convnext_deploy.kernels import choice
 from convnext_deploy.kernels.use import FusedQuantizedBlock, alternatives, parts, use_kernels
-from convnext_deploy.lower.torch_session import MacCounter
-from convnext_deploy.manifest import Artifact
+from convnext_deploy.models import passes
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.registry import spec
-from convnext_deploy.quantize.apply import WEIGHT_SCHEMES, QuantizedLinear, apply, rebalance, rounded, rows_of
-from convnext_deploy.quantize.observers import weight_scales
-from convnext_deploy.quantize.plan import LoadedPlan, read, write
-from convnext_deploy.session import RunOptions
-from convnext_deploy.types import BatchRange, CalibrationRecord, KernelMeasurement, OperationPlan, Plan
+from convnext_deploy.quantization.apply import WEIGHT_SCHEMES, QuantizedLinear, apply, rebalance, rounded, rows_of
+from convnext_deploy.quantization.observers import weight_scales
+from convnext_deploy.quantization.plan import LoadedPlan, read, write
+from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
+from convnext_deploy.records.timing import KernelMeasurement
+from convnext_deploy.runtimes.torch_session import MacCounter
 
 ALL = (
     "stem",
@@ -101,7 +104,7 @@ def test_a_rewritten_model_in_half_precision_is_as_near_to_float64(dtype: torch.
 
 
 def test_a_rewritten_model_takes_raw_pixels() -> None:
-    from convnext_deploy.types import Preprocessing
+    from convnext_deploy.records.manifest import Preprocessing
 
     model = folded("test_convnext")
     passes.fold_preprocessing(model, Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2)))
@@ -297,7 +300,7 @@ def test_a_graph_with_kernels_is_traced_with_the_batch_that_it_is_tuned_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Its kernels get the tiles for it."""
-    from convnext_deploy.lower import capture
+    from convnext_deploy.graph import capture
 
     seen = []
     made = capture.DeployGraph
@@ -571,7 +574,7 @@ def test_a_gpu_that_nobody_measured_runs_no_kernel_and_is_told_so(monkeypatch: p
 
 
 def artifact_spec() -> Any:
-    from convnext_deploy.types import ExportSpec
+    from convnext_deploy.records.manifest import ExportSpec
 
     return ExportSpec(format="eager", device="cuda")
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models import registry
+from convnext_deploy.models.checkpoint import filled
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.layouts import LAYOUTS, convert, spec_of
-from convnext_deploy.models.weights import filled
-from convnext_deploy.types import Task
+from convnext_deploy.records.base import Task
 
 TOLERANCE = 1e-5  # fp32, ||ours - theirs|| / ||theirs|| of the worst sample
 DEPTHS, DIMS = (1, 2, 2, 1), (16, 24, 32, 40)  # of no published variant

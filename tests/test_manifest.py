@@ -12,11 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext_deploy import manifest, staging
+from convnext_deploy.artifact import manifest, staging
+from convnext_deploy.artifact.manifest import (
+    MANIFEST_NAME,
+    check_target,
+    decode,
+    encode,
+    staged,
+    verified,
+    write_file,
+)
 from convnext_deploy.errors import ArtifactError, UsageError
-from convnext_deploy.manifest import MANIFEST_NAME, check_target, decode, encode, staged, verified, write_file
 from convnext_deploy.models import registry
-from convnext_deploy.types import (
+from convnext_deploy.records.manifest import (
     BatchRange,
     ExportSpec,
     FileRecord,

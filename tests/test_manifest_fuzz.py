@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from test_manifest import PROBE
 
-from convnext_deploy import formats, manifest
+from convnext_deploy import formats
+from convnext_deploy.artifact import manifest
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.cli.terminal import details
 from convnext_deploy.errors import ConvNextDeployError
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.printing import details
 
 SEEDS = (
     PROBE,

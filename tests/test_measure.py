@@ -9,10 +9,10 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from convnext_deploy import measure
-from convnext_deploy.measure import Work
-from convnext_deploy.session import Images, RunOptions, Session
-from convnext_deploy.types import PrecisionTruth
+from convnext_deploy.artifact.session import Images, RunOptions, Session
+from convnext_deploy.records.manifest import PrecisionTruth
+from convnext_deploy.timing import measure
+from convnext_deploy.timing.measure import Work
 
 
 def spin(seconds: float) -> None:

@@ -16,14 +16,13 @@ import torch
 from conftest import randomized
 from native_networks import network_of, quantize_
 
-from convnext_deploy import passes
 from convnext_deploy.errors import ArtifactError, InputError, UsageError
-from convnext_deploy.kernels import library, packed
-from convnext_deploy.kernels.engine import Engine
-from convnext_deploy.models import registry
+from convnext_deploy.models import passes, registry
 from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates
-from convnext_deploy.quantize.plan import operations, products
-from convnext_deploy.types import ModelSpec, Preprocessing
+from convnext_deploy.native import library, packed
+from convnext_deploy.native.engine import Engine
+from convnext_deploy.quantization.plan import operations, products
+from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, library.COMPILERS)), reason="the native engine needs a C++ compiler"
@@ -329,7 +328,7 @@ def test_a_session_from_before_a_fork_is_refused_in_the_child(written: Written) 
 import os, numpy as np
 from pathlib import Path
 from convnext_deploy.errors import UsageError
-from convnext_deploy.kernels.engine import Engine
+from convnext_deploy.native.engine import Engine
 engine = Engine(Path({str(path)!r}), 1, 64, 96, 3)
 engine.bind(np.zeros((1, 64, 96, 3), np.uint8))
 engine.run()
@@ -352,7 +351,7 @@ engine.close()
 
 
 def test_the_engine_is_loaded_without_torch() -> None:
-    code = "import sys, convnext_deploy.kernels.engine as e; e.library.load(); assert 'torch' not in sys.modules"
+    code = "import sys, convnext_deploy.native.engine as e; e.library.load(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -15,16 +15,16 @@ import pytest
 from native_networks import network_of, quantize_
 from test_native import folded, images_for
 
-from convnext_deploy import caches
 from convnext_deploy.errors import BuildError, MissingPackageError, UsageError
-from convnext_deploy.kernels import library, packed
-from convnext_deploy.types import ModelSpec
+from convnext_deploy.native import library, packed
+from convnext_deploy.records.manifest import ModelSpec
+from convnext_deploy.workflows import caches
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, library.COMPILERS)), reason="the native engine needs a C++ compiler"
 )
 ROOT = Path(__file__).resolve().parent.parent
-PHOTO = ROOT / "convnext_deploy" / "images" / "coffee.jpg"
+PHOTO = ROOT / "convnext_deploy" / "data" / "images" / "coffee.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_the_c_example_classifies_a_jpeg_as_python_does(networks: tuple[Path, ..
     cells = np.add.reduceat(np.add.reduceat(photo[top : top + side, left : left + side], edges[:-1], 0), edges[:-1], 1)
     areas = np.multiply.outer(np.diff(edges), np.diff(edges))[..., None]
     pixels = ((cells + areas // 2) // areas).astype(np.uint8)
-    from convnext_deploy.kernels.engine import Engine
+    from convnext_deploy.native.engine import Engine
 
     engine = Engine(packed_file, 1, 64, 64, 2)
     engine.bind(pixels[None])
@@ -309,5 +309,5 @@ def test_the_thread_sanitizer_finds_nothing(
 
 
 def test_importing_the_engine_takes_no_framework() -> None:
-    code = "import sys, convnext_deploy.kernels.engine; print(*{'torch', 'timm', 'onnx'} & set(sys.modules))"
+    code = "import sys, convnext_deploy.native.engine; print(*{'torch', 'timm', 'onnx'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from convnext_deploy import api
+from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ArtifactError, MissingPackageError
 from convnext_deploy.formats import native
-from convnext_deploy.kernels import library, packed
-from convnext_deploy.lower.native_graph import network_of
-from convnext_deploy.manifest import Artifact
 from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates
-from convnext_deploy.passes import fold_layer_scale, fold_norm_affine
-from convnext_deploy.types import ModelSpec
+from convnext_deploy.models.passes import fold_layer_scale, fold_norm_affine
+from convnext_deploy.native import library, packed
+from convnext_deploy.native.network import network_of
+from convnext_deploy.records.manifest import ModelSpec
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, library.COMPILERS)), reason="the native engine needs a C++ compiler"

@@ -12,8 +12,8 @@ from native_kernels import bf16_values
 from scipy.ndimage import correlate
 from scipy.special import erf, expit
 
-from convnext_deploy.kernels import library, packed
 from convnext_deploy.models import registry
+from convnext_deploy.native import library, packed
 
 HAS_COMPILER = any(map(shutil.which, library.COMPILERS))
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="the native engine needs a C++ compiler")

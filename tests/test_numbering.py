@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convnext_deploy import numbering
+from convnext_deploy.data import numbering
+from convnext_deploy.data.image_source import ImageSource
 from convnext_deploy.errors import DataError, UsageError
-from convnext_deploy.image_source import ImageSource
 
 
 def source(*names: str, **fields: object) -> ImageSource:

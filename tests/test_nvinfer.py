@@ -18,7 +18,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from convnext_deploy import api, cli, env, formats, manifest, passes
+from convnext_deploy import api, cli, env, formats
+from convnext_deploy.artifact import manifest
+from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import (
     ArtifactError,
     BuildError,
@@ -27,14 +29,12 @@ from convnext_deploy.errors import (
     MissingPackageError,
     UsageError,
 )
-from convnext_deploy.lower import nvinfer, nvinfer_run
-from convnext_deploy.lower.capture import DeployGraph, input_record, output_records
-from convnext_deploy.lower.onnx_graph import save_onnx
-from convnext_deploy.lower.onnx_read import node_census
-from convnext_deploy.models import registry
+from convnext_deploy.graph.capture import DeployGraph, input_record, output_records
+from convnext_deploy.graph.onnx_read import node_census
+from convnext_deploy.graph.onnx_write import save_onnx
+from convnext_deploy.models import passes, registry
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.session import RunOptions
-from convnext_deploy.types import (
+from convnext_deploy.records.manifest import (
     BatchRange,
     EngineRecord,
     ExportSpec,
@@ -45,6 +45,8 @@ from convnext_deploy.types import (
     TensorRtSpec,
     WeightsRecord,
 )
+from convnext_deploy.runtimes.tensorrt import build as nvinfer
+from convnext_deploy.runtimes.tensorrt import session as nvinfer_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore::FutureWarning:torch.*")
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.errors import CheckFailed, UsageError
-from convnext_deploy.quantize import observers
-from convnext_deploy.quantize.observers import (
+from convnext_deploy.quantization import observers
+from convnext_deploy.quantization.observers import (
     BINS,
     Histogram,
     clip_rate,
@@ -30,7 +30,7 @@ from convnext_deploy.quantize.observers import (
     to_arrays,
     weight_scales,
 )
-from convnext_deploy.types import RangeMethod, Scheme
+from convnext_deploy.records.plan import RangeMethod, Scheme
 
 SCHEMES: tuple[Scheme, ...] = ("u8_asymmetric", "s8_symmetric", "fp8_e4m3")
 METHODS: tuple[RangeMethod, ...] = ("minmax", "moving_average", "percentile", "entropy", "mse")

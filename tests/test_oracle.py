@@ -14,10 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convnext_deploy import api, preprocess
+from convnext_deploy import api
+from convnext_deploy.data import preprocess
 from convnext_deploy.errors import ParityError
-from convnext_deploy.models import weights
-from convnext_deploy.types import ModelSpec, OracleRecord, Preprocessing
+from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.records.manifest import ModelSpec, OracleRecord, Preprocessing
 
 
 def exported(source: Path, out: Path, **options: Any) -> OracleRecord:

@@ -11,13 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convnext_deploy import passes
+from convnext_deploy.artifact.verify import TOLERANCES
 from convnext_deploy.errors import PassError
-from convnext_deploy.models import registry
+from convnext_deploy.models import passes, registry
+from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ChannelNorm, ConvNeXt, Grn, Head
-from convnext_deploy.models.weights import random_model
-from convnext_deploy.types import ModelSpec, Preprocessing
-from convnext_deploy.verify import TOLERANCES
+from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 
 EXACT = 1e-10  # relative, float64
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -8,10 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from convnext_deploy import api, quantizing
+from convnext_deploy import api
 from convnext_deploy.errors import UsageError
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.types import Plan
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.records.plan import Plan
+from convnext_deploy.workflows import quantize
 
 
 def refusal(out: Path, force: bool = False) -> str:
@@ -72,9 +73,9 @@ def test_a_folder_of_something_else_is_not_searched_in(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"plan\.search holds no search of `quantize`"):
-        quantizing._check_identity(folder, "facts")
+        quantize._check_identity(folder, "facts")
     assert os.listdir(folder) == ["notes.txt"]
-    quantizing._check_identity(tmp_path / "new.search", "facts")
-    quantizing._check_identity(tmp_path / "new.search", "facts")
+    quantize._check_identity(tmp_path / "new.search", "facts")
+    quantize._check_identity(tmp_path / "new.search", "facts")
     with pytest.raises(UsageError, match="is of another search"):
-        quantizing._check_identity(tmp_path / "new.search", "others")
+        quantize._check_identity(tmp_path / "new.search", "others")

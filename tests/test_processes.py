@@ -24,7 +24,7 @@ with Group() as group:
     for child in [group.start([sys.executable, "-c", {COMMAND!r}, sys.argv[1]]) for _ in range(2)]: child.wait()
 """
 WORKER = """import sys
-from convnext_deploy.worker import Worker
+from convnext_deploy.timing.worker import Worker
 worker = Worker("builder")
 worker.send("prepare", imports=["busy"])
 worker.wait()

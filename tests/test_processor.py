@@ -9,11 +9,11 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from convnext_deploy import preprocess
+from convnext_deploy.data import preprocess
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models.facts import preprocessing_of
 from convnext_deploy.models.processor import merged, processor_facts
-from convnext_deploy.types import ModelSpec
+from convnext_deploy.records.manifest import ModelSpec
 
 THEIRS = {
     "ConvNextImageProcessor": ConvNextImageProcessorPil,

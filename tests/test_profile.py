@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from convnext_deploy import api, cli
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.artifact.session import RunOptions, Session
 from convnext_deploy.errors import UsageError
 from convnext_deploy.formats import onnx
-from convnext_deploy.lower import nvinfer_profile
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.profile import typical
-from convnext_deploy.report import results
-from convnext_deploy.session import RunOptions, Session
-from convnext_deploy.types import LayerTime, ProfileResult
+from convnext_deploy.records.timing import LayerTime, ProfileResult
+from convnext_deploy.reports import results
+from convnext_deploy.runtimes.tensorrt import profile
+from convnext_deploy.timing.profile import typical
 
 BLOCKS = 1 + 2 + 4 + 2  # of test_convnext
 
@@ -155,7 +155,7 @@ def fake_engine(reports: list[tuple[str, float]]) -> tuple[Any, Any, Any, Any]:
 def test_an_engines_layers_get_kind_and_type_from_the_inspector() -> None:
     reports = [("conv", 0.5), ("fc", 0.25), ("__myl_Fused_7", 0.125), ("Reformatting CopyNode for Input 0", 0.1)]
     session, trt, context, engine = fake_engine(reports)
-    seen = nvinfer_profile.profiled(session, trt, context, engine, 2, 1)
+    seen = profile.profiled(session, trt, context, engine, 2, 1)
     assert len(seen.steps) == 2
     rows = [(row.name, row.kind, row.type, row.ms) for row in seen.steps[1][1]]
     assert rows == [
@@ -169,7 +169,7 @@ def test_a_replayed_graph_cannot_be_profiled() -> None:
     session, trt, context, engine = fake_engine([])
     session.options = RunOptions(device="cuda", cuda_graph=True)
     with pytest.raises(UsageError, match="profile without --cuda-graph"):
-        nvinfer_profile.profiled(session, trt, context, engine, 1, 0)
+        profile.profiled(session, trt, context, engine, 1, 0)
 
 
 # The command ---------------------------------------------------------------------------------------------------------

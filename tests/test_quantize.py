@@ -12,18 +12,21 @@ import pytest
 import torch
 from torch import nn
 
-from convnext_deploy import api, cli, data, passes, search
+from convnext_deploy import api, cli
+from convnext_deploy.data import sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
-from convnext_deploy.models import registry
+from convnext_deploy.models import passes, registry
+from convnext_deploy.models.checkpoint import load, random_model
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.weights import load, random_model
-from convnext_deploy.quantize import apply as applying
-from convnext_deploy.quantize import distance, improve
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.quantize.calibrate import Calibration, calibrate
-from convnext_deploy.quantize.distance import pixels_of
-from convnext_deploy.quantize.plan import LoadedPlan
-from convnext_deploy.types import CalibrationReport, OperationPlan, Plan, SearchResult, Timing
+from convnext_deploy.quantization import apply as applying
+from convnext_deploy.quantization import corrections, distance
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.quantization.calibrate import Calibration, calibrate
+from convnext_deploy.quantization.distance import pixels_of
+from convnext_deploy.quantization.plan import LoadedPlan
+from convnext_deploy.records.plan import CalibrationReport, OperationPlan, Plan, SearchResult
+from convnext_deploy.records.timing import Timing
+from convnext_deploy.workflows import search
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
@@ -45,14 +48,14 @@ def sha256() -> str:
 
 @pytest.fixture(scope="module")
 def pixels(model: ConvNeXt) -> distance.Pixels:
-    return pixels_of(data.subset(data.open_source(str(IMAGES)), 48), load(str(WEIGHTS)).preprocessing, model)
+    return pixels_of(sources.subset(sources.open_source(str(IMAGES)), 48), load(str(WEIGHTS)).preprocessing, model)
 
 
 @pytest.fixture(scope="module")
 def calibration(model: ConvNeXt) -> Calibration:
     facts = load(str(WEIGHTS)).preprocessing
     paths = tuple(plans.products(model).values())
-    return calibrate(model, paths, data.open_source(str(IMAGES)), preprocessing=facts, images=48, batch=16)
+    return calibrate(model, paths, sources.open_source(str(IMAGES)), preprocessing=facts, images=48, batch=16)
 
 
 def drafted(model: ConvNeXt, calibration: Calibration, sha256: str, target: Any = "onnx") -> LoadedPlan:
@@ -119,7 +122,7 @@ def test_balance_makes_channels_reach_equally_far(
     model: ConvNeXt, calibration: Calibration, sha256: str, pixels: distance.Pixels
 ) -> None:
     name = "stages.2.1.expand"
-    factors = improve.balance_factors(model, calibration, (name, "stages.2.1.project"))
+    factors = corrections.balance_factors(model, calibration, (name, "stages.2.1.project"))
     assert factors.keys() == {f"balance/{name}"}  # nothing scales across GELU
     values = factors[f"balance/{name}"].double()
     statistics = calibration.whole(plans.products(model)[name])
@@ -138,7 +141,7 @@ def test_bias_correction_takes_the_mean_error_away(
     loaded = plans.restricted(drafted(model, calibration, sha256), (name,))
     coarse = msgspec.structs.replace(loaded.plan.operations[name], scale=0.2, zero_point=1)
     loaded = LoadedPlan(msgspec.structs.replace(loaded.plan, operations={name: coarse}), {})
-    corrected = LoadedPlan(loaded.plan, improve.bias_corrections(model, loaded, pixels, facts))
+    corrected = LoadedPlan(loaded.plan, corrections.bias_corrections(model, loaded, pixels, facts))
     errors = []
     for plan in (loaded, corrected):
         changed = copy.deepcopy(model)
@@ -162,7 +165,7 @@ def test_gptq_lowers_the_error_of_the_product_and_nothing_of_its_grid() -> None:
     scales = rows.abs().amax(1) / 7  # coarse, so that rounding matters
     operation = OperationPlan(type="u8s8", scale=1.0)
     nearest = applying.rounded(rows, scales, operation)
-    found = improve.gptq(rows, scales, x.T @ x, operation)
+    found = corrections.gptq(rows, scales, x.T @ x, operation)
     assert found.dtype == torch.int8
 
     def error(codes: torch.Tensor) -> float:
@@ -176,7 +179,7 @@ def test_a_centred_tensor_uses_the_codes_that_a_symmetric_range_leaves_empty(
     model: ConvNeXt, calibration: Calibration, sha256: str
 ) -> None:
     loaded = drafted(model, calibration, sha256, "tensorrt_rtx")
-    shifted = improve.shifted(loaded.plan, calibration, model)
+    shifted = corrections.shifted(loaded.plan, calibration, model)
     for name, operation in shifted.operations.items():
         before = loaded.plan.operations[name]
         if plans.kind_of(name) != "project":
@@ -214,7 +217,7 @@ def timing(name: str, median: float) -> Timing:
 
 
 def test_only_what_is_faster_than_float_and_not_refused_is_tried() -> None:
-    from convnext_deploy.types import PlanCandidate
+    from convnext_deploy.records.plan import PlanCandidate
 
     def candidate(name: str, decision: Any) -> PlanCandidate:
         return PlanCandidate(

@@ -15,22 +15,25 @@ import pytest
 import torch
 from torch import nn
 
-from convnext_deploy import api, data, passes, preprocess, verify
+from convnext_deploy import api
+from convnext_deploy.artifact import verify
+from convnext_deploy.artifact.session import run_in_batches
+from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import ParityError, PassError, PrecisionError, UsageError
-from convnext_deploy.lower import onnx_fuse, onnx_graph, onnx_read
-from convnext_deploy.lower.capture import DeployGraph
-from convnext_deploy.lower.channels_first import ChannelsFirst
-from convnext_deploy.models import registry
+from convnext_deploy.graph import onnx_fuse, onnx_read, onnx_write
+from convnext_deploy.graph.capture import DeployGraph
+from convnext_deploy.graph.channels_first import ChannelsFirst
+from convnext_deploy.models import passes, registry
+from convnext_deploy.models.checkpoint import load, random_model
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.weights import load, random_model
-from convnext_deploy.quantize import apply as applying
-from convnext_deploy.quantize import ops
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.quantize.calibrate import Calibration, calibrate
-from convnext_deploy.quantize.distance import outputs, pixels_of
-from convnext_deploy.quantize.plan import LoadedPlan
-from convnext_deploy.session import run_in_batches
-from convnext_deploy.types import BatchRange, ExportSpec, OperationPlan, Plan
+from convnext_deploy.quantization import apply as applying
+from convnext_deploy.quantization import operators
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.quantization.calibrate import Calibration, calibrate
+from convnext_deploy.quantization.distance import outputs, pixels_of
+from convnext_deploy.quantization.plan import LoadedPlan
+from convnext_deploy.records.manifest import BatchRange, ExportSpec
+from convnext_deploy.records.plan import OperationPlan, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
@@ -51,7 +54,7 @@ def folded() -> tuple[ConvNeXt, str]:
 def calibration(folded: tuple[ConvNeXt, str]) -> Calibration:
     facts = load(str(WEIGHTS)).preprocessing
     paths = tuple(plans.products(folded[0]).values())
-    return calibrate(folded[0], paths, data.open_source(str(IMAGES)), preprocessing=facts, images=64, batch=16)
+    return calibrate(folded[0], paths, sources.open_source(str(IMAGES)), preprocessing=facts, images=64, batch=16)
 
 
 def drafted(folded: tuple[ConvNeXt, str], calibration: Calibration, target: Any = "onnx", **options: Any) -> Plan:
@@ -92,9 +95,9 @@ def test_quantizing_and_back_is_what_onnx_says(kind: torch.dtype) -> None:
     )  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
     q, y = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x.numpy(), "s": scale.numpy(), "z": zero.numpy()})
-    codes = ops.quantize(x, scale, zero)
+    codes = operators.quantize(x, scale, zero)
     np.testing.assert_array_equal(codes.numpy(), q)
-    np.testing.assert_array_equal(ops.dequantize(codes, scale, zero, 0).numpy(), y)
+    np.testing.assert_array_equal(operators.dequantize(codes, scale, zero, 0).numpy(), y)
 
 
 def test_the_operators_keep_pytorchs_contract() -> None:
@@ -106,7 +109,7 @@ def test_the_operators_keep_pytorchs_contract() -> None:
 
 def test_fp8_saturates_instead_of_becoming_nan() -> None:
     zero = torch.zeros(()).to(torch.float8_e4m3fn)
-    codes = ops.quantize(torch.tensor([1e6, -1e6, 3.3]), torch.tensor(1.0), zero)
+    codes = operators.quantize(torch.tensor([1e6, -1e6, 3.3]), torch.tensor(1.0), zero)
     np.testing.assert_array_equal(codes.float().numpy(), [448.0, -448.0, 3.25])
 
 
@@ -293,8 +296,8 @@ def fused(
     """The same plan as standard operators and as ONNX Runtime's, and how many operations it has."""
     folder, plan = tmp_path_factory.mktemp("fused"), drafted(folded, calibration)
     graph = graph_of(simulated(folded, plan))
-    onnx_graph.save_onnx(graph, folder / "standard.onnx")
-    onnx_graph.save_onnx(graph, folder / "fused.onnx", finish=onnx_fuse.fuse_products)
+    onnx_write.save_onnx(graph, folder / "standard.onnx")
+    onnx_write.save_onnx(graph, folder / "fused.onnx", finish=onnx_fuse.fuse_products)
     return folder / "standard.onnx", folder / "fused.onnx", len(plan.operations)
 
 
@@ -374,7 +377,7 @@ def test_an_artifact_runs_every_planned_product_in_8_bits(
     assert found.export.quantization is not None
     assert found.export.quantization.operations == {"u8s8": len(plan.operations)}
     assert {parity.reference for parity in found.parity} == {"source", "simulation"}
-    facts, source = artifact.manifest.preprocessing, data.subset(data.open_source(str(IMAGES)), 1000)
+    facts, source = artifact.manifest.preprocessing, sources.subset(sources.open_source(str(IMAGES)), 1000)
     pixels = pixels_of(source, facts, folded[0])
     (expected,) = outputs(simulated(folded, plan), pixels, facts)
     (logits,) = run_in_batches(api.load(artifact.path), preprocess.as_input(pixels, facts, "float32"), 4)
@@ -431,7 +434,7 @@ def test_an_artifact_that_differs_from_its_simulation_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from convnext_deploy.lower import onnx_graph as graph
+    from convnext_deploy.graph import onnx_write as graph
 
     right = graph.onnx_from_graph
 

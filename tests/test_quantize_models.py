@@ -21,12 +21,15 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from reparametrize import State, with_outlier_channels, with_residual_offsets, write_twin
 from safetensors.torch import load_file
 
-from convnext_deploy import api, data, passes, preprocess
-from convnext_deploy.models import weights
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.quantize.calibrate import calibrate
-from convnext_deploy.session import run_in_batches
-from convnext_deploy.types import BatchRange, Target
+from convnext_deploy import api
+from convnext_deploy.artifact.session import run_in_batches
+from convnext_deploy.data import preprocess, sources
+from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.models import passes
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.quantization.calibrate import calibrate
+from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.plan import Target
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
@@ -52,10 +55,10 @@ class Trained:
 
 def trained(checkpoint: Path, images: Path, calibration: Path, size: tuple[int, int]) -> Trained:
     loaded = weights.load(str(checkpoint), image_size=size)
-    return Trained(checkpoint, loaded, *read(loaded, data.open_source(str(images))), str(calibration))
+    return Trained(checkpoint, loaded, *read(loaded, sources.open_source(str(images))), str(calibration))
 
 
-def read(loaded: weights.Loaded, source: data.ImageSource) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def read(loaded: weights.Loaded, source: sources.ImageSource) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     spec = loaded.model.spec
     to_pixels = preprocess.transform(loaded.preprocessing, spec.image_size, spec.in_chans)
     pixels = np.stack([to_pixels(source.read(index)) for index in range(len(source))])
@@ -187,7 +190,7 @@ def in_8_bits(model: Trained, checkpoint: Path, target: Target, folder: Path) ->
     calibration = calibrate(
         loaded.model,
         [paths[name] for name in names],
-        data.open_source(model.calibration),
+        sources.open_source(model.calibration),
         preprocessing=loaded.preprocessing,
         images=CALIBRATION_IMAGES,
         batch=16,

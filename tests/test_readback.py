@@ -10,14 +10,16 @@ import pytest
 import torch
 from inject import FAULTS, Fault, caught
 
-from convnext_deploy import api, readback
+from convnext_deploy import api
+from convnext_deploy.artifact import readback
+from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import CheckFailed
-from convnext_deploy.lower.module_contents import expected_of
-from convnext_deploy.manifest import Artifact
+from convnext_deploy.graph.module_contents import expected_of
 from convnext_deploy.models import registry
+from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.weights import random_model
-from convnext_deploy.types import BatchRange, Precision
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import BatchRange
 
 READ: list[tuple[str, Precision]] = [
     ("eager", "fp32"), ("native", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("pt2", "fp32"),

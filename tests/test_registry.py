@@ -12,7 +12,7 @@ from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.layouts import convert, spec_of
-from convnext_deploy.types import ModelSpec
+from convnext_deploy.records.manifest import ModelSpec
 
 NAMES = sorted(registry.VARIANTS)
 

@@ -9,7 +9,7 @@ import torch
 from reparametrize import OFFSET, OUTLIER, hardened, with_outlier_channels, with_residual_offsets, write_twin
 from torch import Tensor, nn
 
-from convnext_deploy.models import weights
+from convnext_deploy.models import checkpoint as weights
 from convnext_deploy.models.convnext import ConvNeXt
 
 Rewrite = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]

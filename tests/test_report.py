@@ -25,22 +25,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_regress import row as bench_row
 
-from convnext_deploy import api, cli, roofline
+from convnext_deploy import api, cli
 from convnext_deploy.errors import DataError
 from convnext_deploy.models import registry
-from convnext_deploy.report import html, markdown, plots, published, results, tables
-from convnext_deploy.report.results import Measurement
-from convnext_deploy.types import (
-    Check,
-    EvalResult,
-    LayerTime,
-    Limits,
-    PlanCandidate,
-    ProfileResult,
-    SearchResult,
-    Timing,
-    Verdict,
-)
+from convnext_deploy.records.accuracy import Check, EvalResult, Limits, Verdict
+from convnext_deploy.records.plan import PlanCandidate, SearchResult
+from convnext_deploy.records.timing import LayerTime, ProfileResult, Timing
+from convnext_deploy.reports import html, markdown, plots, published, results, tables
+from convnext_deploy.reports.results import Measurement
+from convnext_deploy.timing import roofline
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "<script>alert('x')</script>$\\frac{1}{2}$ | & \"q\" </svg>"

@@ -10,11 +10,12 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_deploy import api, roofline
+from convnext_deploy import api
 from convnext_deploy.errors import UsageError
-from convnext_deploy.kernels import peak
-from convnext_deploy.kernels.packed import TYPES
 from convnext_deploy.models import convnext, registry
+from convnext_deploy.native import peak
+from convnext_deploy.native.packed import TYPES
+from convnext_deploy.timing import roofline
 
 NAMES = [name for name in registry.VARIANTS if not name.startswith("test")]
 OPERATIONS = {

@@ -20,26 +20,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convnext_deploy import api, data, deviation, passes, preprocess
+from convnext_deploy import api
+from convnext_deploy.artifact import deviation
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.artifact.verify import precision_failures
+from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, ParityError, UsageError
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.models import weights
+from convnext_deploy.models import checkpoint, passes
 from convnext_deploy.models.convnext import ConvNeXt, Grn, multiply_accumulates
-from convnext_deploy.quantize.calibrate import random_images
-from convnext_deploy.quantize.plan import LoadedPlan, operations
-from convnext_deploy.quantize.safety import BAR, MARGIN, analyse, bar, decide, half_plan, kept
-from convnext_deploy.types import (
+from convnext_deploy.quantization.calibrate import random_images
+from convnext_deploy.quantization.half import BAR, MARGIN, analyse, bar, decide, half_plan, kept
+from convnext_deploy.quantization.plan import LoadedPlan, operations
+from convnext_deploy.records.manifest import ModelSpec, PrecisionTruth, Preprocessing
+from convnext_deploy.records.plan import (
     HalfPrecision,
     HalfReport,
     HalfTensor,
-    ModelSpec,
     OperationPlan,
     Plan,
-    PrecisionTruth,
-    Preprocessing,
     QuantizationRecord,
 )
-from convnext_deploy.verify import precision_failures
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
 MODEL = EXAMPLE / "model.safetensors"
@@ -54,14 +54,14 @@ V2 = msgspec.structs.replace(SMALL, grn=True, layer_scale=False)
 
 
 @pytest.fixture(scope="module")
-def source() -> data.ImageSource:
-    return data.open_source(str(EXAMPLE / "test-2000.parquet"))
+def source() -> sources.ImageSource:
+    return sources.open_source(str(EXAMPLE / "test-2000.parquet"))
 
 
 @pytest.fixture(scope="module")
-def pixels(source: data.ImageSource) -> NDArray[np.uint8]:
+def pixels(source: sources.ImageSource) -> NDArray[np.uint8]:
     """The images that are analysed, (N, C, H, W)."""
-    loaded = weights.load(str(MODEL))
+    loaded = checkpoint.load(str(MODEL))
     to_pixels = preprocess.transform(loaded.preprocessing, loaded.model.spec.image_size, 1)
     return np.stack([to_pixels(source.read(index)) for index in range(0, 2000, 2000 // IMAGES)])
 
@@ -111,13 +111,13 @@ def folded(model: ConvNeXt) -> ConvNeXt:
     return model
 
 
-def report_of(path: Path, source: data.ImageSource, precision: HalfPrecision = "fp16") -> HalfReport:
-    loaded = weights.load(str(path))
+def report_of(path: Path, source: sources.ImageSource, precision: HalfPrecision = "fp16") -> HalfReport:
+    loaded = checkpoint.load(str(path))
     return analyse(folded(loaded.model), source, preprocessing=loaded.preprocessing, images=IMAGES, precision=precision)
 
 
-def plan_of(path: Path, source: data.ImageSource, rest: HalfPrecision = "fp16") -> Plan:
-    loaded = weights.load(str(path))
+def plan_of(path: Path, source: sources.ImageSource, rest: HalfPrecision = "fp16") -> Plan:
+    loaded = checkpoint.load(str(path))
     plan, _ = half_plan(
         folded(loaded.model), source, preprocessing=loaded.preprocessing, images=IMAGES, rest=rest,
         weights_sha256=loaded.weights.tensors_sha256,
@@ -146,9 +146,9 @@ def half(x: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 @pytest.fixture(scope="module")
-def seen(source: data.ImageSource, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+def seen(source: sources.ImageSource, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     """ "<module> in" and "<module> out" of the bundled model on the analysed images, by torch's hooks on one batch."""
-    loaded = weights.load(str(MODEL))
+    loaded = checkpoint.load(str(MODEL))
     model = folded(loaded.model)
     found: dict[str, NDArray[np.float64]] = {}
 
@@ -168,7 +168,7 @@ def seen(source: data.ImageSource, pixels: NDArray[np.uint8]) -> dict[str, NDArr
 
 
 @pytest.fixture(scope="module")
-def healthy(source: data.ImageSource) -> HalfReport:
+def healthy(source: sources.ImageSource) -> HalfReport:
     return report_of(MODEL, source)
 
 
@@ -222,7 +222,7 @@ def test_rounding_is_what_numpys_float16_does_to_each_product(
 
 
 def test_grns_input_factor_and_output_are_those_of_numpy() -> None:
-    model = folded(weights.random_model(V2))
+    model = folded(checkpoint.random_model(V2))
     report = noise_report(model)
     taken: list[Tensor] = []
     handle = model.get_submodule("stages.2.1.grn").register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
@@ -250,15 +250,15 @@ def test_a_healthy_models_roundings_are_those_that_the_bar_is_derived_from(healt
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_a_healthy_model_keeps_nothing(source: data.ImageSource, precision: HalfPrecision) -> None:
+def test_a_healthy_model_keeps_nothing(source: sources.ImageSource, precision: HalfPrecision) -> None:
     found = report_of(MODEL, source, precision)
     assert kept(found) == ()
     assert found.kept_share == 0
-    assert [operation.name for operation in found.operations] == list(operations(weights.load(str(MODEL)).model))
+    assert [operation.name for operation in found.operations] == list(operations(checkpoint.load(str(MODEL)).model))
 
 
-def test_the_batch_changes_nothing(source: data.ImageSource) -> None:
-    loaded = weights.load(str(MODEL))
+def test_the_batch_changes_nothing(source: sources.ImageSource) -> None:
+    loaded = checkpoint.load(str(MODEL))
     model = folded(loaded.model)
     one, other = (analyse(model, source, preprocessing=loaded.preprocessing, images=5, batch=batch) for batch in (1, 5))
     for a, b in zip(one.operations, other.operations, strict=True):
@@ -268,13 +268,13 @@ def test_the_batch_changes_nothing(source: data.ImageSource) -> None:
             assert left.rounding == (right.rounding and pytest.approx(right.rounding, rel=2e-2))
 
 
-def test_the_model_is_left_without_hooks_and_unchanged(source: data.ImageSource) -> None:
-    loaded = weights.load(str(MODEL))
+def test_the_model_is_left_without_hooks_and_unchanged(source: sources.ImageSource) -> None:
+    loaded = checkpoint.load(str(MODEL))
     model = folded(loaded.model)
-    before = weights.tensors_sha256(model.state_dict())
+    before = checkpoint.tensors_sha256(model.state_dict())
     analyse(model, source, preprocessing=loaded.preprocessing, images=1)
     assert not any(module._forward_hooks for module in model.modules())
-    assert weights.tensors_sha256(model.state_dict()) == before
+    assert checkpoint.tensors_sha256(model.state_dict()) == before
 
 
 def test_the_report_survives_its_json(healthy: HalfReport) -> None:
@@ -379,7 +379,7 @@ def broken(changed: Callable[[Callable[[dict[str, Tensor]], object]], Path]) -> 
 def test_the_checkpoints_compute_what_the_bundled_one_computes(
     broken: dict[str, Path], how: str, pixels: NDArray[np.uint8]
 ) -> None:
-    loaded, other = weights.load(str(MODEL)), weights.load(str(broken[how]))
+    loaded, other = checkpoint.load(str(MODEL)), checkpoint.load(str(broken[how]))
     images = torch.from_numpy(preprocess.as_input(pixels, loaded.preprocessing, "float32")).double()
     with torch.no_grad():
         expected, found = loaded.model.double()(images), other.model.double()(images)
@@ -387,7 +387,7 @@ def test_the_checkpoints_compute_what_the_bundled_one_computes(
     assert deviation.relative_errors(found.numpy(), expected.numpy()).max() < 3e-5
 
 
-def test_the_plan_names_exactly_what_overflows(broken: dict[str, Path], source: data.ImageSource) -> None:
+def test_the_plan_names_exactly_what_overflows(broken: dict[str, Path], source: sources.ImageSource) -> None:
     report = report_of(broken["scaled"], source)
     assert kept(report) == SCALED
     roundings = [t.rounding for operation in report.operations for t in operation.tensors if t.rounding is not None]
@@ -397,14 +397,14 @@ def test_the_plan_names_exactly_what_overflows(broken: dict[str, Path], source: 
         r"stages\.2\.3\.dwconv_norm\.conv input reaches 1\.\d+e\+05, above fp16's 6\.55e\+04, 0\.0\d+ of the values",
         reason,
     )
-    macs = multiply_accumulates(weights.load(str(MODEL)).model.spec)
+    macs = multiply_accumulates(checkpoint.load(str(MODEL)).model.spec)
     inside = sum(count for path, count in macs.items() if path.startswith(SCALED))
     assert report.kept_share == pytest.approx(inside / sum(macs.values()))
     assert kept(report_of(broken["shifted"], source)) == ("stages.2.3.project",)
     assert kept(report_of(broken["hidden"], source)) == ("stages.2.3.project",)
 
 
-def test_bf16_has_the_range_and_not_the_bits(broken: dict[str, Path], source: data.ImageSource) -> None:
+def test_bf16_has_the_range_and_not_the_bits(broken: dict[str, Path], source: sources.ImageSource) -> None:
     assert kept(report_of(broken["scaled"], source, "bf16")) == ()
     assert kept(report_of(broken["hidden"], source, "bf16")) == ("stages.2.3.project",)
 
@@ -423,11 +423,11 @@ def test_with_the_plan_the_export_is_verified_and_its_top_1_is_fp32s(
     broken: dict[str, Path],
     how: str,
     format: str,
-    source: data.ImageSource,
+    source: sources.ImageSource,
     pixels: NDArray[np.uint8],
     tmp_path: Path,
 ) -> None:
-    loaded = weights.load(str(broken[how]))
+    loaded = checkpoint.load(str(broken[how]))
     images = preprocess.as_input(pixels, loaded.preprocessing, "float32")
     expected = loaded.model(torch.from_numpy(images)).argmax(1).numpy()
     plan = LoadedPlan(plan_of(broken[how], source), {})
@@ -450,7 +450,7 @@ def half_module(model: ConvNeXt, names: tuple[str, ...]) -> ConvNeXt:
 
 def test_a_branch_that_vanishes_beside_the_stream_is_left_in_half() -> None:
     """A layer scale of 1e-8, as training starts with 1e-6: every weight of the folded project becomes zero."""
-    model = weights.random_model(SMALL)
+    model = checkpoint.random_model(SMALL)
     for block in passes.blocks(model):
         assert block.project.layer_scale is not None
         block.project.layer_scale.mul_(1e-8)
@@ -462,7 +462,7 @@ def test_a_branch_that_vanishes_beside_the_stream_is_left_in_half() -> None:
 def test_a_tiny_tensor_that_a_norm_brings_back_is_kept() -> None:
     """Depthwise weights of 1e-7 become zero in fp16; the norm behind them makes up for any factor."""
     spec = msgspec.structs.replace(SMALL, norm_eps=1e-20)
-    model = weights.random_model(spec)
+    model = checkpoint.random_model(spec)
     (_, block, *_) = passes.blocks(model)
     block.dwconv_norm.conv.weight.mul_(1e-7)
     assert block.dwconv_norm.conv.bias is not None
@@ -475,7 +475,7 @@ def test_in_v2_the_hidden_tensor_is_followed_through_grn() -> None:
     """Expand's outputs beyond 65504: so are what GRN and project read, and the norm of the head undoes it."""
 
     def model() -> ConvNeXt:
-        made = weights.random_model(V2)
+        made = checkpoint.random_model(V2)
         tuple(passes.blocks(made))[-1].expand.linear.weight.mul_(2.0**14)
         return folded(made)
 
@@ -523,11 +523,11 @@ def test_grn_of_a_large_map_in_half_precision_is_grn_in_double() -> None:
     ids=["V1", "V2", "RMSNorm", "norm before pooling, embed", "features", "overlapping stem"],
 )
 def test_any_one_operation_can_stay_in_fp32(spec: ModelSpec) -> None:
-    exact = folded(weights.random_model(spec))
+    exact = folded(checkpoint.random_model(spec))
     with torch.no_grad():
         reference = exact(noise(2))
     for name in operations(exact):
-        model = half_module(folded(weights.random_model(spec)), (name,))
+        model = half_module(folded(checkpoint.random_model(spec)), (name,))
         with torch.no_grad():
             outputs = model(noise(2))
         pairs = [(outputs, reference)] if isinstance(outputs, Tensor) else zip(outputs, reference, strict=True)
@@ -563,21 +563,21 @@ def test_the_built_graph_has_to_keep_as_much_as_the_plan(
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
-def test_more_images_than_there_are_are_refused(source: data.ImageSource) -> None:
-    loaded = weights.load(str(MODEL))
+def test_more_images_than_there_are_are_refused(source: sources.ImageSource) -> None:
+    loaded = checkpoint.load(str(MODEL))
     with pytest.raises(DataError, match="has 2000 images; 2001 were asked for"):
         analyse(loaded.model, source, preprocessing=loaded.preprocessing, images=2001)
 
 
-def test_a_precision_that_is_not_half_is_refused(source: data.ImageSource) -> None:
-    loaded = weights.load(str(MODEL))
+def test_a_precision_that_is_not_half_is_refused(source: sources.ImageSource) -> None:
+    loaded = checkpoint.load(str(MODEL))
     with pytest.raises(UsageError, match="precision fp32; expected fp16 or bf16"):
         analyse(loaded.model, source, preprocessing=loaded.preprocessing, precision="fp32")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_is_not_finite_in_fp32_is_refused(value: float) -> None:
-    model = folded(weights.random_model(SMALL))
+    model = folded(checkpoint.random_model(SMALL))
     tuple(passes.blocks(model))[1].expand.linear.weight[0, 0] = value
     with pytest.raises(CheckFailed, match=r"stages\.1\.0\.expand\.linear output holds NaN or infinite values"):
         noise_report(model)
@@ -585,11 +585,11 @@ def test_a_model_that_is_not_finite_in_fp32_is_refused(value: float) -> None:
 
 
 def test_noise_is_called_noise() -> None:
-    assert noise_report(folded(weights.random_model(SMALL)), images=1).random
+    assert noise_report(folded(checkpoint.random_model(SMALL)), images=1).random
 
 
 def plan_keeping(name: str) -> LoadedPlan:
-    loaded = weights.load(str(MODEL))
+    loaded = checkpoint.load(str(MODEL))
     plan = Plan(
         target="onnx", architecture="custom", weights_sha256=loaded.weights.tensors_sha256, input="float32",
         image_size=(64, 64), rest="fp16", calibration=None, operations={name: OperationPlan(type="fp32")},

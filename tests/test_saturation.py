@@ -11,20 +11,24 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_deploy import api, cli, env, passes, quantizing, saturation
+from convnext_deploy import api, cli, env
+from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import ArtifactError, UsageError
 from convnext_deploy.formats import openvino
-from convnext_deploy.models.weights import load
-from convnext_deploy.quantize import apply as applying
-from convnext_deploy.quantize import plan as plans
-from convnext_deploy.quantize.observers import weight_scales
-from convnext_deploy.session import RunOptions
-from convnext_deploy.types import BatchRange, ExportSpec, OperationPlan, Plan, QuantizationRecord
+from convnext_deploy.models import passes
+from convnext_deploy.models.checkpoint import load
+from convnext_deploy.quantization import apply as applying
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.quantization import saturation
+from convnext_deploy.quantization.observers import weight_scales
+from convnext_deploy.records.manifest import BatchRange, ExportSpec
+from convnext_deploy.records.plan import OperationPlan, Plan, QuantizationRecord
+from convnext_deploy.workflows import quantize
 
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizing, "HELD_OUT", 8)
+    monkeypatch.setattr(quantize, "HELD_OUT", 8)
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convnext_deploy import scenarios
 from convnext_deploy.errors import UsageError
-from convnext_deploy.scenarios import (
+from convnext_deploy.records.timing import ServerTrial
+from convnext_deploy.timing import scenarios
+from convnext_deploy.timing.scenarios import (
     RealClock,
     VirtualClock,
     highest,
@@ -20,7 +21,6 @@ from convnext_deploy.scenarios import (
     trials,
     virtual_server,
 )
-from convnext_deploy.types import ServerTrial
 
 SERVICE_S = 0.02
 

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convnext_deploy import data, gate, quantizing, search
+from convnext_deploy.accuracy import gate
+from convnext_deploy.artifact.manifest import check_file
+from convnext_deploy.cli.terminal import clock_words
+from convnext_deploy.data import sources
 from convnext_deploy.errors import DataError, ParityError, UsageError
-from convnext_deploy.manifest import check_file
-from convnext_deploy.printing import clock_words
-from convnext_deploy.quantize.calibrate import random_images
-from convnext_deploy.quantize.plan import LoadedPlan
-from convnext_deploy.types import CalibrationRecord, OperationPlan, Plan
+from convnext_deploy.quantization.calibrate import random_images
+from convnext_deploy.quantization.plan import LoadedPlan
+from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
+from convnext_deploy.workflows import quantize, search
 
 NAMES = ("stages.0.0.expand", "stages.0.0.project", "stages.1.0.expand", "stages.1.0.project")
 CALIBRATION = CalibrationRecord(data="x", data_sha256="0" * 64, images=8, random=False, method="mse")
@@ -98,11 +100,11 @@ def test_where_every_candidate_is_rejected_the_search_ends_with_the_cause_and_wh
 
 
 def source_of(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*_: Any, **__: Any) -> data.ImageSource:
+    def opened(*_: Any, **__: Any) -> sources.ImageSource:
         return random_images(count, (32, 32))
 
-    monkeypatch.setattr(quantizing, "open_images", opened)
-    monkeypatch.setattr(quantizing.sources, "open_source", opened)
+    monkeypatch.setattr(quantize, "open_images", opened)
+    monkeypatch.setattr(quantize.sources, "open_source", opened)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +120,14 @@ def test_a_calibration_uses_the_images_that_are_there(
     there: int, asked: int | None, calibrated: int, held_out: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source_of(there, monkeypatch)
-    first, held, _, _ = quantizing._sets("folder", None, asked, None, (32, 32))
+    first, held, _, _ = quantize._sets("folder", None, asked, None, (32, 32))
     assert (len(first), len(held)) == (calibrated, held_out)
     assert not set(first.names) & set(held.names)
 
 
 def test_few_labelled_images_serve_for_all_three_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     source_of(500, monkeypatch)
-    first, _, selection, final = quantizing._sets("folder", None, None, "folder", (32, 32))
+    first, _, selection, final = quantize._sets("folder", None, None, "folder", (32, 32))
     assert selection is not None
     assert final is not None
     assert len(first) + len(selection) + len(final) == 500
@@ -139,13 +141,13 @@ def test_too_few_images_are_refused_with_the_number_that_is_needed(
 ) -> None:
     source_of(there, monkeypatch)
     with pytest.raises(DataError, match=message):
-        quantizing._sets("folder", None, asked, None, (32, 32))
+        quantize._sets("folder", None, asked, None, (32, 32))
 
 
 @pytest.mark.parametrize("name", ["/proc/plan.json", "/nowhere/plan.json"])
 def test_a_plan_that_cannot_be_written_is_refused_before_the_checkpoint_is_read(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} cannot be written"):
-        quantizing.quantize("absent.safetensors", out=name, calibration="random", target="onnx")
+        quantize.quantize("absent.safetensors", out=name, calibration="random", target="onnx")
     with pytest.raises(UsageError, match="cannot be written"):
         check_file(Path(name).with_suffix(".jsonl"))
 

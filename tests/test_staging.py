@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from test_manifest import FILES, contents, fill
 
-from convnext_deploy import manifest, staging
+from convnext_deploy.artifact import manifest, staging
+from convnext_deploy.artifact.manifest import MANIFEST_NAME, check_target, not_ours, staged, verified, write_file
 from convnext_deploy.errors import UsageError
-from convnext_deploy.manifest import MANIFEST_NAME, check_target, not_ours, staged, verified, write_file
 
 LEFT = ".artifact.abcd1234.part"
 
@@ -155,7 +155,7 @@ def test_a_name_that_is_not_utf_8_is_refused_in_one_line(tmp_path: Path, force: 
 def test_what_a_killed_export_left_is_removed_by_the_next_which_says_so(tmp_path: Path) -> None:
     target = made(tmp_path / "artifact")
     code = (
-        "import os, signal, sys; from pathlib import Path; from convnext_deploy.manifest import staged\n"
+        "import os, signal, sys; from pathlib import Path; from convnext_deploy.artifact.manifest import staged\n"
         "with staged(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'model.onnx').write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"

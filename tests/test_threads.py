@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from convnext_deploy import api
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.artifact.session import Images, RunOptions, Session
 from convnext_deploy.errors import UsageError
-from convnext_deploy.kernels.engine import Engine, Network
-from convnext_deploy.lower.torch_session import threads
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.session import Images, RunOptions, Session
-from convnext_deploy.types import PrecisionTruth
+from convnext_deploy.native.engine import Engine, Network
+from convnext_deploy.records.manifest import PrecisionTruth
+from convnext_deploy.runtimes.torch_session import threads
 
 THREADS = 8
 BATCHES = (1, 3, 2, 4)
@@ -223,7 +223,7 @@ class Counted(Session):
 def test_as_many_run_at_once_as_there_are_cores_for(
     device: Any, each: int | None, cores: int, expected: int, artifact_of: ArtifactOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from convnext_deploy import session as module
+    from convnext_deploy.artifact import session as module
 
     monkeypatch.setattr(module, "usable_cores", lambda: cores)
     Counted.running = Counted.most = Counted.made = 0

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.formats import aotinductor
-from convnext_deploy.lower import torch_session
-from convnext_deploy.lower.torch_session import TorchSession, whole_float32
-from convnext_deploy.session import RunOptions
+from convnext_deploy.runtimes import torch_session
+from convnext_deploy.runtimes.torch_session import TorchSession, whole_float32
 
 
 def switches() -> tuple[bool, bool]:

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_deploy import api, cli, formats, manifest, private, trust
+from convnext_deploy import api, cli, formats
+from convnext_deploy.artifact import manifest, private, trust
+from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ArtifactError, UsageError
-from convnext_deploy.manifest import Artifact
 
 IMAGES = np.zeros((1, 3, 64, 64), np.float32)
 RAN = "ran"  # the file that an attack makes in the folder that it is told

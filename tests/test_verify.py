@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from convnext_deploy.deviation import cosines, relative_errors, sizes
-from convnext_deploy.types import (
+from convnext_deploy.artifact.deviation import cosines, relative_errors, sizes
+from convnext_deploy.artifact.verify import NEAR_TIE_FACTOR, TOLERANCES, compare, precision_failures, top1_agreement
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import (
     BatchRange,
     ExportSpec,
     Manifest,
     ModelSpec,
     Parity,
-    Precision,
     PrecisionTruth,
     Preprocessing,
     WeightsRecord,
 )
-from convnext_deploy.verify import NEAR_TIE_FACTOR, TOLERANCES, compare, precision_failures, top1_agreement
 
 PRECISIONS: list[Precision] = ["fp32", "fp16", "bf16"]
 

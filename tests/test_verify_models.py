@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convnext_deploy import api, preprocess
+from convnext_deploy import api
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.data import preprocess
 from convnext_deploy.errors import WeightsError
-from convnext_deploy.manifest import Artifact
-from convnext_deploy.models import weights
-from convnext_deploy.types import BatchRange, Precision
+from convnext_deploy.models import checkpoint
+from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import BatchRange
 
 # Trained; the head is replaced, as for fine-tuning.
 TRAINED = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist" / "model.safetensors"
@@ -47,7 +49,7 @@ def test_a_trained_backbone_with_few_outputs_passes_in_half_precision(
 
 def middle(weight: Tensor) -> Tensor:
     """The mean of the logits without a bias over the probe images."""
-    loaded = weights.load(str(TRAINED), task="embed", image_size=(64, 64))
+    loaded = checkpoint.load(str(TRAINED), task="embed", image_size=(64, 64))
     images = preprocess.as_input(preprocess.probe_images(1, (64, 64), 16), loaded.preprocessing, "float32")
     with torch.inference_mode():
         embedded = loaded.model(torch.from_numpy(images))

@@ -17,9 +17,9 @@ import transformers
 from torch import Tensor, nn
 
 from convnext_deploy.errors import UsageError, WeightsError
-from convnext_deploy.models import registry, weights
-from convnext_deploy.models.weights import Loaded, load, random_model
-from convnext_deploy.types import Preprocessing
+from convnext_deploy.models import checkpoint, registry
+from convnext_deploy.models.checkpoint import Loaded, load, random_model
+from convnext_deploy.records.manifest import Preprocessing
 
 TOLERANCE = 1e-5  # fp32, ||ours - theirs|| / ||theirs|| of the worst sample
 
@@ -1036,4 +1036,4 @@ def test_every_published_name_is_found() -> None:
         name, _, tag = full.partition(".")
         if name in registry.VARIANTS:
             with pytest.raises(WeightsError, match="cannot be fetched from the hub"):
-                weights.load(None, variant=f"{name}.{tag}")
+                checkpoint.load(None, variant=f"{name}.{tag}")

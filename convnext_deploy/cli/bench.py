@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from ..printing import Terminal, progress_bar
 from .options import Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
+from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
-    from ..types import BenchResult, Comparison
+    from ..records.timing import BenchResult, Comparison
 
 SECONDS = 2.0  # of timing, a row
 ALONE_SECONDS, ALONE_WARMUP_S = 1.0, 4.0  # without arguments: all of its twelve rows in under two minutes
@@ -63,9 +63,13 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Latency and throughput, with their spread, conditions and verdict. Alone: ConvNeXt-T beside Swin-T."""
-    from .. import api, env, manifest, regress, types
-    from ..bench import Plan
-    from ..measure import WARMUP_LIMIT_S
+    from .. import api, env
+    from ..artifact import manifest
+    from ..records.base import Device, Precision, Task
+    from ..records.timing import Scenario, Scope
+    from ..timing import compare as regress
+    from ..timing.measure import WARMUP_LIMIT_S
+    from ..workflows.bench import Plan
 
     terminal = Terminal(json, quiet)
     margin = _fraction(max_slowdown)
@@ -75,18 +79,18 @@ def bench(
     for path in (save, junit, markdown):
         if path is not None:
             manifest.check_file(path)
-    case = one_of("--scenario", scenario, types.Scenario)
+    case = one_of("--scenario", scenario, Scenario)
     cores = env.usable_cores()
     default_streams = {"offline": tuple(dict.fromkeys((1, cores))), "multi-stream": (cores,)}.get(case, (1,))
     alone = not artifacts and variant is None and compare is None
     plan = Plan(
         scenario=case,
-        scope=one_of("--scope", scope, types.Scope),
+        scope=one_of("--scope", scope, Scope),
         batches=_integers("--batch", batch),
         streams=_integers("--streams", streams) if streams else default_streams,
         seconds=seconds if seconds is not None else ALONE_SECONDS if alone else SECONDS,
         percentile=None if percentile is None else percentile / 100,
-        device=one_of("--device", device, types.Device),
+        device=one_of("--device", device, Device),
         threads=threads,
         slo_ms=slo_ms,
         seed=seed,
@@ -103,9 +107,9 @@ def bench(
                 variants=_words(variant) or (["tiny"] if alone else []),
                 compare=["swin"] if alone else [word for word in _words(compare) if word != "none"],
                 runtimes=_words(runtime),
-                precisions=[one_of("--precision", word, types.Precision) for word in _words(precision)],
+                precisions=[one_of("--precision", word, Precision) for word in _words(precision)],
                 image_sizes=[size for word in _words(image_size) if (size := image_size_of(word))],
-                task=one_of("--task", task, types.Task),
+                task=one_of("--task", task, Task),
                 cuda_graph=cuda_graph,
                 trust=trust,
                 say=terminal.say,
@@ -153,7 +157,7 @@ def _fraction(text: str) -> float:
 
 
 def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence[Comparison]") -> None:
-    from .. import regress
+    from ..timing import compare as regress
 
     for where in dict.fromkeys(regress.setting(row) for row in rows):
         chosen = [row for row in rows if regress.setting(row) == where]
@@ -205,7 +209,7 @@ def _rate(row: "BenchResult") -> str:
 
 def _beside(row: "BenchResult", rows: "Sequence[BenchResult]") -> str:
     """Its time as a multiple of the first row's on the same runtime in the same run, turn by turn."""
-    from .. import regress
+    from ..timing import compare as regress
 
     same = ("run", "runtime", "precision", "batch", "streams", "scenario")
     first = next(r for r in rows if all(getattr(r, name) == getattr(row, name) for name in same))

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..printing import Terminal, progress_bar
 from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, one_of, resumable
+from .terminal import Terminal, progress_bar
 
 
 def evaluate(
@@ -27,7 +27,8 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Top-1, top-5 and per-class accuracy over labelled images."""
-    from .. import api, types
+    from .. import api
+    from ..records.base import Device
 
     terminal = Terminal(json, quiet)
     with progress_bar(terminal) as progress, resumable(terminal, out is not None):
@@ -41,7 +42,7 @@ def evaluate(
             labels=labels,
             out=out,
             force=force,
-            device=one_of("--device", device, types.Device),
+            device=one_of("--device", device, Device),
             threads=threads,
             cuda_graph=cuda_graph,
             trust=trust,

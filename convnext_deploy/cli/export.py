@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from ..printing import Terminal, summary
 from .options import Debug, Json, Quiet, Trust, batch_range, given, image_size_of, numbers, one_of
+from .terminal import Terminal, summary
 
 if TYPE_CHECKING:
-    from ..types import TensorRtSpec
+    from ..records.manifest import TensorRtSpec
 
 
 def export(
@@ -83,14 +83,14 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Turn a checkpoint into a verified artifact."""
-    from .. import types
+    from ..records.base import Device, InputKind, KernelChoice, Precision, Task
 
     terminal = Terminal(json, quiet)
     wanted = {
-        "precision": None if precision is None else one_of("--precision", precision, types.Precision),
-        "input": one_of("--input", input, types.InputKind),
-        "task": one_of("--task", task, types.Task),
-        "device": None if device is None else one_of("--device", device, types.Device),
+        "precision": None if precision is None else one_of("--precision", precision, Precision),
+        "input": one_of("--input", input, InputKind),
+        "task": one_of("--task", task, Task),
+        "device": None if device is None else one_of("--device", device, Device),
         "tensorrt": _tensorrt(
             format,
             target,
@@ -103,7 +103,7 @@ def export(
             refit,
         ),
         "trt": trt,
-        "kernels": one_of("--kernels", kernels, types.KernelChoice),
+        "kernels": one_of("--kernels", kernels, KernelChoice),
         "batch": batch_range(batch),
         "image_size": image_size_of(image_size),
         "preprocessing": given(
@@ -166,13 +166,13 @@ def _tensorrt(
     refit: str,
 ) -> "TensorRtSpec | None":
     """The TensorRT options as one record; None where none was given and the format is another."""
-    from ..types import TensorRtSpec
+    from ..records.manifest import TensorRtSpec
 
     targets: tuple[str, ...] = ()
     if target is not None:
-        from ..lower import nvinfer
+        from ..runtimes.tensorrt import build
 
-        targets = nvinfer.targets_of(target)
+        targets = build.targets_of(target)
     if refit not in ("none", "refit", "strip"):
         raise UsageError(f"--refit {refit}; expected none, refit or strip")
     range_of_sides = None

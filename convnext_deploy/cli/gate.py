@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from ..printing import Terminal, progress_bar
 from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, given, one_of, resumable
+from .terminal import Terminal, progress_bar
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -38,16 +38,17 @@ def gate(
     debug: Debug = False,
 ) -> int:
     """Hold a candidate against its baseline. Exit code 0: PASS, 1: FAIL, 3: INCONCLUSIVE."""
-    from .. import types
+    from ..records.base import Device
 
     for option, file in (("--markdown", markdown), ("--junit", junit), ("--outputs", outputs)):
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
             raise UsageError(f"{option} {file}; expected a file in a folder that exists")
-    where = one_of("--device", device, types.Device)
+    where = one_of("--device", device, Device)
 
-    from .. import api, verdict
-    from ..gate import limits_from, limits_from_toml
-    from ..manifest import write_file
+    from .. import api
+    from ..accuracy.gate import limits_from, limits_from_toml
+    from ..artifact.manifest import write_file
+    from . import words
 
     settings = {}
     if limits is not None:
@@ -73,12 +74,12 @@ def gate(
         )
     names = (baseline, candidate)
     if markdown is not None:
-        _append(markdown, verdict.markdown(found, names))
+        _append(markdown, words.markdown(found, names))
     if junit is not None:
-        write_file(junit, verdict.junit(found, names))
+        write_file(junit, words.junit(found, names))
     if outputs is not None:
-        _append(outputs, verdict.outputs(found))
-    terminal.result(found, verdict.text(found, names))
+        _append(outputs, words.outputs(found))
+    terminal.result(found, words.text(found, names))
     return EXIT_CODES[found.decision]
 
 
@@ -87,16 +88,16 @@ def record_error(arguments: Sequence[str], message: str) -> None:
 
     The files are looked for in the arguments themselves, because these may be what is wrong.
     """
-    from .. import verdict
-    from ..manifest import write_file
+    from ..artifact.manifest import write_file
+    from . import words
 
     with contextlib.suppress(OSError, UsageError):  # a file that cannot be written is what the message is about
         for path in _values(arguments, "--markdown"):
-            _append(path, verdict.error_markdown(message))
+            _append(path, words.error_markdown(message))
         for path in _values(arguments, "--outputs"):
-            _append(path, verdict.ERROR_OUTPUTS)
+            _append(path, words.ERROR_OUTPUTS)
         for path in _values(arguments, "--junit"):
-            write_file(path, verdict.error_junit(message))
+            write_file(path, words.error_junit(message))
 
 
 def _values(arguments: Sequence[str], option: str) -> list[Path]:

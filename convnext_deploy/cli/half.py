@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ..printing import Terminal, progress_bar
 from .hints import export_command
 from .options import Debug, Json, Quiet, given, image_size_of, numbers, one_of
+from .terminal import Terminal, progress_bar
 
 
 def half(
@@ -30,13 +30,14 @@ def half(
     debug: Debug = False,
 ) -> None:
     """Which operations overflow or lose their values in fp16 or bf16, and a plan that keeps these in fp32."""
-    from .. import types
+    from ..records.base import InputKind, Task
+    from ..records.plan import HalfPrecision
 
     terminal = Terminal(json, quiet)
     wanted = {
-        "precision": one_of("--precision", precision, types.HalfPrecision),
-        "input": one_of("--input", input, types.InputKind),
-        "task": one_of("--task", task, types.Task),
+        "precision": one_of("--precision", precision, HalfPrecision),
+        "input": one_of("--input", input, InputKind),
+        "task": one_of("--task", task, Task),
         "image_size": image_size_of(image_size),
         "preprocessing": given(mean=numbers("--mean", mean), std=numbers("--std", std)),
     }

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..printing import Terminal, details, fits_words
 from .options import Debug, Json, Quiet, Trust
+from .terminal import Terminal, details, fits_words
 
 
 def inspect(
@@ -20,22 +20,22 @@ def inspect(
 
     A TensorRT engine file alone is looked at too. Code that others brought is not run without --trust.
     """
-    from .. import manifest
-    from ..trust import built_here
+    from ..artifact import manifest
+    from ..artifact.trust import built_here
 
     terminal = Terminal(json, quiet)
     if artifact.is_file():
-        from ..lower import nvinfer_run
+        from ..runtimes.tensorrt import session
 
-        fits = nvinfer_run.preflight(artifact, trust=trust)
+        fits = session.preflight(artifact, trust=trust)
         terminal.result({"facts": fits.facts, "problems": fits.problems}, fits_words(fits.facts, fits.problems))
         return
     opened = manifest.verified(artifact)
     text = details(artifact, opened.manifest, opened.bytes)
     if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
-        from ..lower import nvinfer_run
+        from ..runtimes.tensorrt import session
 
-        fits = nvinfer_run.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
+        fits = session.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
         text += "\n" + fits_words(fits.facts, fits.problems)
     terminal.result(opened.manifest, text)
 
@@ -106,8 +106,10 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """What this machine can build and run, what to install for the rest, and what the caches hold."""
-    from .. import caches, env, formats, saturation
+    from .. import env, formats
     from ..errors import ConvNextDeployError
+    from ..quantization import saturation
+    from ..workflows import caches
 
     terminal = Terminal(json, quiet)
     removed = caches.clean() if clean else None

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..printing import Terminal
 from .options import Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
+from .terminal import Terminal
 
 
 def profile(
@@ -23,8 +23,10 @@ def profile(
     debug: Debug = False,
 ) -> None:
     """Where the time goes: by layer and by kind of layer, from the runtime's own profiler."""
-    from .. import api, manifest, types
-    from ..report.results import by_kind
+    from .. import api
+    from ..artifact import manifest
+    from ..records.base import Device
+    from ..reports.results import by_kind
 
     if out is not None:
         manifest.check_file(out)
@@ -33,7 +35,7 @@ def profile(
         artifact,
         batch=batch,
         steps=steps,
-        device=one_of("--device", device, types.Device),
+        device=one_of("--device", device, Device),
         threads=threads,
         trust=trust,
     )

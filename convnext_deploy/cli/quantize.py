@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..printing import Terminal, progress_bar
 from .hints import export_command
 from .options import Debug, Json, Quiet, Threads, given, image_size_of, numbers, one_of
+from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
-    from ..types import Plan, SearchResult, WeightBits
+    from ..records.plan import Plan, SearchResult, WeightBits
 
 
 def quantize(
@@ -54,16 +54,18 @@ def quantize(
     debug: Debug = False,
 ) -> None:
     """Choose what runs in 8 bits, from real images; with --max-drop: the fastest plan that keeps the accuracy."""
-    from .. import types
+    from ..records.base import InputKind, PlanType, Precision, Task
+    from ..records.manifest import TensorRtSpec
+    from ..records.plan import RangeMethod, Target
 
     terminal = Terminal(json, quiet)
     wanted = {
-        "target": one_of("--target", target, types.Target),
-        "type": one_of("--type", type, types.PlanType),
-        "method": one_of("--method", method, types.RangeMethod),
-        "rest": None if rest is None else one_of("--rest", rest, types.Precision),
-        "input": one_of("--input", input, types.InputKind),
-        "task": one_of("--task", task, types.Task),
+        "target": one_of("--target", target, Target),
+        "type": one_of("--type", type, PlanType),
+        "method": one_of("--method", method, RangeMethod),
+        "rest": None if rest is None else one_of("--rest", rest, Precision),
+        "input": one_of("--input", input, InputKind),
+        "task": one_of("--task", task, Task),
         "image_size": image_size_of(image_size),
         "preprocessing": given(
             mean=numbers("--mean", mean), std=numbers("--std", std), crop_pct=crop_pct, interpolation=interpolation
@@ -72,9 +74,9 @@ def quantize(
         "weight_bits": BITS[one_of("--weight-bits", weight_bits, Literal["auto", "7", "8"])],
     }
     if target_gpu is not None:
-        from ..lower import nvinfer
+        from ..runtimes.tensorrt import build
 
-        wanted["tensorrt"] = types.TensorRtSpec(targets=nvinfer.targets_of(target_gpu))
+        wanted["tensorrt"] = TensorRtSpec(targets=build.targets_of(target_gpu))
     from .. import api
 
     with progress_bar(terminal, "preparing") as bar:

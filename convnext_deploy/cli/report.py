@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..printing import Terminal
 from .options import Debug, Json, Quiet
+from .terminal import Terminal
 
 
 def report(

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..printing import Terminal, progress_bar
 from .options import Debug, Json, Quiet, Threads, image_size_of, one_of
+from .terminal import Terminal, progress_bar
 
 
 def roofline(
@@ -25,7 +25,9 @@ def roofline(
     debug: Debug = False,
 ) -> None:
     """The shortest time a device can take for a model, and what bounds each operation."""
-    from .. import api, manifest, types
+    from .. import api
+    from ..artifact import manifest
+    from ..records.base import Task
 
     terminal = Terminal(json, quiet)
     if out is not None:
@@ -39,7 +41,7 @@ def roofline(
             precision=precision,
             batch=batch,
             image_size=size,
-            task=one_of("--task", task, types.Task),
+            task=one_of("--task", task, Task),
             threads=threads,
             progress=progress,
         )

@@ -5,13 +5,13 @@ import importlib
 from functools import cache
 from pathlib import Path
 
-from .. import trust as trusted
 from ..arguments import shown
+from ..artifact import trust as trusted
+from ..artifact.manifest import Artifact
+from ..artifact.session import RunOptions, Session
 from ..env import PACKAGES, missing, missing_line
 from ..errors import ArtifactError, MissingPackageError, UsageError
-from ..manifest import Artifact
-from ..session import RunOptions, Session
-from ..types import Device
+from ..records.base import Device
 from .base import Format
 
 _NOT_FORMATS = {"__init__", "base"}

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from ..artifact.session import RunOptions
 from ..errors import BuildError, MissingPackageError
-from ..lower.capture import DeployGraph
-from ..lower.onnx_read import shares
-from ..lower.torch_session import TorchSession, opening, whole_float32
+from ..graph.capture import DeployGraph
+from ..graph.onnx_read import shares
 from ..models.convnext import ConvNeXt, multiply_accumulates
-from ..session import RunOptions
-from ..types import Manifest, PrecisionTruth
+from ..records.manifest import Manifest, PrecisionTruth
+from ..runtimes.torch_session import TorchSession, opening, whole_float32
 from .base import Format
 
 TYPE_NAMES = {

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..readback import Contents
-from ..session import RunOptions, Session
-from ..types import Device, ExportSpec, Manifest, Precision
+from ..artifact.readback import Contents
+from ..artifact.session import RunOptions, Session
+from ..records.base import Device, Precision
+from ..records.manifest import ExportSpec, Manifest
 
 if TYPE_CHECKING:  # it needs torch, and a format that only loads may not
-    from ..lower.capture import DeployGraph
+    from ..graph.capture import DeployGraph
 
 StandIn = Callable[[Manifest], Session]
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..artifact.readback import Contents
+from ..artifact.session import Images, RunOptions
 from ..errors import ArtifactError, InputError
-from ..lower.capture import DeployGraph
-from ..lower.module_contents import stored
-from ..lower.torch_session import TorchSession, opening
+from ..graph.capture import DeployGraph
+from ..graph.module_contents import stored
 from ..models.convnext import ConvNeXt
-from ..readback import Contents
-from ..session import Images, RunOptions
-from ..types import Manifest, OperationPlan
+from ..records.manifest import Manifest
+from ..records.plan import OperationPlan
+from ..runtimes.torch_session import TorchSession, opening
 from .base import Format
 
 
@@ -124,7 +125,7 @@ def _refuse_gpu(tensors: dict[str, Tensor], options: RunOptions) -> None:
 
 def _quantize(module: ConvNeXt, tensors: dict[str, Tensor]) -> None:
     """Put a quantized linear in the place of each whose weight is in codes; takes their shifts out of the tensors."""
-    from ..quantize.apply import TYPES, QuantizedLinear
+    from ..quantization.apply import TYPES, QuantizedLinear
 
     for path in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
         weight, scale, zero_point = (tensors[f"{path}.{name}"] for name in ("weight", "scale", "zero_point"))

@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.readback import Contents
+from ..artifact.session import Images, Profile, RunOptions, Session
 from ..env import usable_cores
-from ..kernels import library, packed_read
-from ..kernels.engine import Engine, Network
-from ..kernels.packed import TYPES
-from ..readback import Contents
-from ..session import Images, Profile, RunOptions, Session
-from ..types import ExportSpec, LayerKind, LayerTime, Manifest, ModelSpec, PrecisionTruth
+from ..native import library, packed_read
+from ..native.engine import Engine, Network
+from ..native.packed import TYPES
+from ..records.manifest import ExportSpec, Manifest, ModelSpec, PrecisionTruth
+from ..records.timing import LayerKind, LayerTime
 from .base import Format
 
 if TYPE_CHECKING:
-    from ..lower.capture import DeployGraph
+    from ..graph.capture import DeployGraph
 
 
 PLANS = 8  # batches up to 128 in powers of two
 
 
 def build(graph: "DeployGraph", folder: Path) -> None:
-    from ..kernels import packed
-    from ..lower.native_graph import network_of
     from ..models.convnext import ConvNeXt
+    from ..native import packed
+    from ..native.network import network_of
 
     assert isinstance(graph.module, ConvNeXt)
     packed.write(network_of(graph.module), folder / FILE)

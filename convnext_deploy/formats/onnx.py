@@ -9,26 +9,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import saturation
+from ..artifact.readback import Contents
+from ..artifact.session import Images, Profile, RunOptions, Session
 from ..env import needs
 from ..errors import ArtifactError, InputError
-from ..lower.onnx_contents import contents_of_onnx
-from ..lower.onnx_read import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile
-from ..readback import Contents
-from ..session import Images, Profile, RunOptions, Session
-from ..types import Device, LayerKind, LayerTime, Manifest, PrecisionTruth
+from ..graph.onnx_contents import contents_of_onnx
+from ..graph.onnx_read import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile
+from ..quantization import saturation
+from ..records.base import Device
+from ..records.manifest import Manifest, PrecisionTruth
+from ..records.timing import LayerKind, LayerTime
 from .base import Format
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 if TYPE_CHECKING:  # it needs torch, and what only loads does not
-    from ..lower.capture import DeployGraph
+    from ..graph.capture import DeployGraph
 
 
 def build(graph: "DeployGraph", folder: Path) -> None:
-    from ..lower.onnx_fuse import fuse_products
-    from ..lower.onnx_graph import save_onnx
+    from ..graph.onnx_fuse import fuse_products
+    from ..graph.onnx_write import save_onnx
 
     save_onnx(graph, folder / FILE, finish=fuse_products if graph.export.quantization else None)
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import saturation
+from ..artifact.readback import Contents, Tensor
+from ..artifact.session import Images, Profile, RunOptions, Session
 from ..env import needs
 from ..errors import ArtifactError, BuildError, UsageError
-from ..lower.onnx_read import macs_of, shares
-from ..readback import Contents, Tensor
-from ..session import Images, Profile, RunOptions, Session
-from ..types import ExportSpec, LayerKind, LayerTime, Manifest, Precision, PrecisionTruth
+from ..graph.onnx_read import macs_of, shares
+from ..quantization import saturation
+from ..records.base import Precision
+from ..records.manifest import ExportSpec, Manifest, PrecisionTruth
+from ..records.timing import LayerKind, LayerTime
 from .base import Format
 
 # The type is a request to the plugin, not a property of the IR: the executed graph is what counts.
@@ -24,12 +26,12 @@ TYPE_NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": 
 
 
 if TYPE_CHECKING:  # it needs torch, and what only loads does not
-    from ..lower.capture import DeployGraph
+    from ..graph.capture import DeployGraph
 
 
 def build(graph: "DeployGraph", folder: Path) -> None:
-    from ..lower.channels_first import ChannelsFirst
-    from ..lower.onnx_graph import save_onnx
+    from ..graph.channels_first import ChannelsFirst
+    from ..graph.onnx_write import save_onnx
     from ..models.convnext import ConvNeXt
 
     with needs("openvino"):
@@ -169,7 +171,7 @@ def _layer(counter: Any, ms: float) -> LayerTime:
     if kind == "convolution" and "_dw_" in counter.exec_type:
         kind = "depthwise"
     if kind == "convolution" and "_1x1_" in counter.exec_type:
-        kind = "GEMM"  # a linear, see `lower.channels_first`
+        kind = "GEMM"  # a linear, see `graph.channels_first`
     if counter.node_type == "Add" and "layer_norm" in counter.node_name:
         kind = "norm"  # LayerNorm is split up, and its last part keeps its name
     ms = max(ms, 0.0)  # the difference of two counts of whole microseconds

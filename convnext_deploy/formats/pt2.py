@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
-from ..lower.capture import DeployGraph
-from ..lower.torch_contents import contents_of_program
-from ..lower.torch_files import written
-from ..lower.torch_session import TorchSession, opening
-from ..readback import Contents
-from ..session import RunOptions
-from ..types import Manifest
+from ..artifact.readback import Contents
+from ..artifact.session import RunOptions
+from ..graph.capture import DeployGraph
+from ..graph.torch_contents import contents_of_program
+from ..records.manifest import Manifest
+from ..runtimes.torch_files import written
+from ..runtimes.torch_session import TorchSession, opening
 from .base import Format
 
 
@@ -23,7 +23,7 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     with opening(folder / FILE, options):
         program = torch.export.load(folder / FILE)
     # Its guards refuse images 32 pixels high, where strides of the last maps are ambiguous and the results the same;
-    # `session.check_images` has already refused what the artifact does not take.
+    # `artifact.session.check_images` has already refused what the artifact does not take.
     module = program.module(check_guards=False)
     return TorchSession(module.to(options.device), manifest, options)
 

@@ -2,23 +2,23 @@
 
 from pathlib import Path
 
-from ..lower import nvinfer_run
-from ..lower.capture import DeployGraph
-from ..session import RunOptions
-from ..types import ExportSpec, Manifest
+from ..artifact.session import RunOptions
+from ..graph.capture import DeployGraph
+from ..records.manifest import ExportSpec, Manifest
+from ..runtimes.tensorrt import session
 from .base import Format, StandIn
 
 
 def refuse(export: ExportSpec) -> None:
-    nvinfer_run.refuse("tensorrt_rtx", export)
+    session.refuse("tensorrt_rtx", export)
 
 
 def build(graph: DeployGraph, folder: Path) -> StandIn | None:
-    return nvinfer_run.build("tensorrt_rtx", graph, folder)
+    return session.build("tensorrt_rtx", graph, folder)
 
 
-def load(folder: Path, manifest: Manifest, options: RunOptions) -> nvinfer_run.EngineSession:
-    return nvinfer_run.EngineSession("tensorrt_rtx", folder, manifest, options)
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> session.EngineSession:
+    return session.EngineSession("tensorrt_rtx", folder, manifest, options)
 
 
 FORMAT = Format(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ..artifact.session import RunOptions
 from ..env import needs
 from ..errors import BuildError, InputError
-from ..lower.capture import DeployGraph
-from ..lower.onnx_read import shares
-from ..lower.torch_session import MacCounter, TorchSession
-from ..session import RunOptions
-from ..types import Manifest, PrecisionTruth
+from ..graph.capture import DeployGraph
+from ..graph.onnx_read import shares
+from ..records.manifest import Manifest, PrecisionTruth
+from ..runtimes.torch_session import MacCounter, TorchSession
 from .base import Format
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ..lower.capture import DeployGraph
-from ..lower.torch_contents import contents_of_script
-from ..lower.torch_files import written
-from ..lower.torch_session import TorchSession, opening
-from ..readback import Contents
-from ..session import RunOptions
-from ..types import Manifest
+from ..artifact.readback import Contents
+from ..artifact.session import RunOptions
+from ..graph.capture import DeployGraph
+from ..graph.torch_contents import contents_of_script
+from ..records.manifest import Manifest
+from ..runtimes.torch_files import written
+from ..runtimes.torch_session import TorchSession, opening
 from .base import Format
 
 

@@ -12,7 +12,10 @@ import msgspec
 from .. import env
 from ..errors import MissingPackageError, UsageError
 from ..models.convnext import ConvNeXt
-from ..types import ExportSpec, KernelChoice, KernelMeasurement, ModelSpec, Plan, Precision
+from ..records.base import KernelChoice, Precision
+from ..records.manifest import ExportSpec, ModelSpec
+from ..records.plan import Plan
+from ..records.timing import KernelMeasurement
 from .launch import E4M3_SINCE
 from .use import MLP, alternatives, parts
 

@@ -65,7 +65,7 @@ class FusedMlpBlock(nn.Module):
 
 
 class CodedLinear(Protocol):
-    """What `quantize.apply` puts in a linear's place: weight (in, out) in codes, and the scales of a plan."""
+    """What `quantization.apply` puts in a linear's place: weight (in, out) in codes, and the scales of a plan."""
 
     weight: Tensor
     weight_scale: Tensor

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..types import STRIDE, ModelSpec, Precision, Preprocessing, Task
+from ..records.base import STRIDE, Precision, Task
+from ..records.manifest import ModelSpec, Preprocessing
 from . import registry
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

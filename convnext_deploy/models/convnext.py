@@ -4,7 +4,7 @@
           depthwise 7x7  linear 4C            linear C
           norm           GELU                 layer scale, residual
 
-This module is the intermediate representation: `passes` rewrite it, `lower.capture` freezes it, and every format is
+This module is the intermediate representation: `passes` rewrite it, `graph.capture` freezes it, and every format is
 produced from it. Parameters keep PyTorch's layouts: linear (out, in), convolution (out, in / groups, kH, kW).
 
 In half precision the statistics of norms, GRN and pooling are computed in fp32 (float16 overflows above 65504, and
@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..types import Activation, ModelSpec, Norm, Precision
+from ..records.base import Precision
+from ..records.manifest import Activation, ModelSpec, Norm
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ class Stem(nn.Module):
     "patch" is one 4x4 convolution of stride 4; the overlapping stems are two 3x3 convolutions of stride 2,
     "overlap_tiered" with half the width between them and "overlap_act" with the activation between them.
 
-    `input_mean` is set by `passes.fold_preprocessing` for overlapping stems only: their zero padding means
+    `input_mean` is set by `models.passes.fold_preprocessing` for overlapping stems only: their zero padding means
     "average image", so the mean has to be subtracted before it and cannot move into the bias.
     """
 
@@ -245,7 +246,9 @@ class Head(nn.Module):
 
     def vector(self, x: Tensor) -> Tensor:
         """What follows the pooling: (N, C) in fp32 -> (N, num_classes)."""
-        return self.products(x if self.norm_first else self.norm(x))  # `passes.cast_parameters` keeps this norm in fp32
+        return self.products(
+            x if self.norm_first else self.norm(x)
+        )  # `models.passes.cast_parameters` keeps this norm in fp32
 
     def products(self, x: Tensor) -> Tensor:
         """What follows the norm: (N, C) in fp32 -> (N, num_classes)."""
@@ -261,8 +264,8 @@ class Head(nn.Module):
 class ConvNeXt(nn.Module):
     """Images to logits, embeddings or feature maps.
 
-    Input: normalized float images (N, C, H, W) in any float type, or, once `passes.fold_preprocessing` has run, raw
-    uint8 images (N, H, W, C). H and W must be multiples of 32.
+    Input: normalized float images (N, C, H, W) in any float type, or, once `models.passes.fold_preprocessing` has run,
+    raw uint8 images (N, H, W, C). H and W must be multiples of 32.
 
     Output by `spec.task`, fp32 whatever the parameters' type (float64 for float64 parameters):
         classify: logits (N, num_classes)

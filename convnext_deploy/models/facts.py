@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ..errors import WeightsError
-from ..types import ModelSpec, Preprocessing
+from ..records.manifest import ModelSpec, Preprocessing
 from .convnext import ACTIVATIONS
 from .processor import processor_facts
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..types import ModelSpec
+from ..records.manifest import ModelSpec
 from . import registry
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]

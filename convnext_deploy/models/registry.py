@@ -9,7 +9,7 @@ from typing import Any
 
 from ..arguments import shown
 from ..errors import UsageError
-from ..types import ModelSpec
+from ..records.manifest import ModelSpec
 
 _ATTO: dict[str, Any] = {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)}
 _FEMTO: dict[str, Any] = {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)}

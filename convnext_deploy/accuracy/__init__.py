@@ -1,0 +1,1 @@
+"""Scores of an artifact over labelled images, and the gate that compares two of them."""

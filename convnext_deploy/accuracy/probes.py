@@ -1,0 +1,192 @@
+"""The images that an export is verified on, with the outputs of every reference, and an artifact's outputs on them."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifact import verify
+from ..artifact.session import Session, run_in_batches
+from ..data import preprocess
+from ..errors import DataError, WeightsError
+from ..models import passes
+from ..records.manifest import ExportSpec, Manifest, ModelSpec, Parity
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..models.checkpoint import Loaded
+    from ..models.convnext import ConvNeXt
+
+Pixels = NDArray[np.uint8]  # (N, C, H, W)
+
+IMAGES = 16
+CHUNK = 4  # images at once where the source computes its reference; bounds the memory of large variants
+# Beside its own size, a model of any size is verified at the smallest, and at one that is not square and so large that
+# every tap of the last stage's 7x7 kernels meets more than padding.
+SIZES = ((32, 32), (160, 224))
+LARGEST_BYTES = 1 << 30  # of a batch's widest map, which bounds the largest batch that is verified
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A set of images. `typed`: the cast module in its own type, and its weights with float32 arithmetic."""
+
+    name: str
+    pixels: Pixels
+    expected: verify.Outputs
+    simulated: verify.Outputs | None = None
+    typed: tuple[verify.Outputs, verify.Outputs] | None = None  # on the first CHUNK images
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.pixels.shape[2], self.pixels.shape[3]
+
+
+def of_source(loaded: "Loaded", spec: ExportSpec, verify_data: str | None) -> tuple[Probe, ...]:
+    """All sets with the source's outputs in fp32, before any rewrite.
+
+    Raises:
+        WeightsError: the source's outputs are not finite.
+    """
+    model = loaded.model.spec
+    sets = [("bundled", preprocess.probe_images(model.in_chans, model.image_size, IMAGES))]
+    if spec.dynamic_image_size:
+        for size in SIZES:
+            if size != model.image_size:
+                name = f"bundled, {size[0]}x{size[1]}"
+                sets.append((name, preprocess.probe_images(model.in_chans, size, CHUNK)))
+    if verify_data is not None:
+        sets.append((verify_data, _pixels_of(loaded, verify_data)))
+    return tuple(Probe(name, pixels, _finite(loaded, outputs(loaded, loaded.model, pixels))) for name, pixels in sets)
+
+
+def _pixels_of(loaded: "Loaded", verify_data: str) -> Pixels:
+    from ..data import sources
+
+    model = loaded.model.spec
+    source = sources.open_source(verify_data)
+    to_pixels = preprocess.transform(loaded.preprocessing, model.image_size, model.in_chans)
+    chosen = sources.subset(source, IMAGES)
+    try:
+        return np.stack([to_pixels(chosen.read(index)) for index in range(len(chosen))])
+    except OSError as error:
+        raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {error}") from None
+
+
+def _finite(loaded: "Loaded", found: verify.Outputs) -> verify.Outputs:
+    wrong = sum(int(np.count_nonzero(~np.isfinite(output))) for output in found)
+    if wrong:
+        raise WeightsError(
+            f"{wrong} of the outputs of {loaded.weights.source} are NaN or infinite before any rewrite; "
+            "expected finite weights that float32 can compute with"
+        )
+    return found
+
+
+def outputs(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> verify.Outputs:
+    return tuple(output.numpy() for output in tensors(loaded, model, pixels))
+
+
+def tensors(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> "tuple[torch.Tensor, ...]":
+    """What the module puts out for all images, joined."""
+    import torch
+
+    chunks = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), CHUNK):
+            found = model(torch.from_numpy(as_input(loaded, model, pixels[start : start + CHUNK])))
+            chunks.append((found,) if isinstance(found, torch.Tensor) else found)
+    return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+
+
+def as_input(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> NDArray[np.float32] | Pixels:
+    return preprocess.as_input(pixels, loaded.preprocessing, "uint8" if model.takes_uint8 else "float32")
+
+
+def with_simulation(loaded: "Loaded", model: "ConvNeXt", sets: tuple[Probe, ...]) -> tuple[Probe, ...]:
+    """With the outputs of the module as a plan has rewritten it."""
+    return tuple(replace(probe, simulated=outputs(loaded, model, probe.pixels)) for probe in sets)
+
+
+def with_type(
+    loaded: "Loaded", model: "ConvNeXt", sets: tuple[Probe, ...], spec: ExportSpec, typed_graph: bool
+) -> tuple[Probe, ...]:
+    """With the outputs of the module in the asked type, on the first images of the first set.
+
+    Args:
+        model: cast, or in fp32 where the runtime chooses the type (then a copy is cast).
+    """
+    if spec.precision not in verify.ROUNDING or spec.quantization is not None:
+        return sets
+    cast = model
+    if not typed_graph:
+        cast = copy.deepcopy(model)
+        passes.cast_parameters(cast, spec.precision)
+    pixels = sets[0].pixels[:CHUNK]
+    same = outputs(loaded, cast, pixels)
+    wide = outputs(loaded, copy.deepcopy(cast).float(), pixels)
+    return (replace(sets[0], typed=(same, wide)), *sets[1:])
+
+
+def judged(session: Session, found: Manifest, sets: tuple[Probe, ...]) -> tuple[Parity, ...]:
+    """Every comparison of the artifact's outputs that can fail."""
+    records = []
+    classify = found.model.task == "classify"
+    limit = verify.TOLERANCES[found.export.precision]
+    for index, probe in enumerate(sets):
+        images = preprocess.as_input(probe.pixels, found.preprocessing, found.export.input)
+        sizes = batches(found.model, found.export, probe) if index == 0 else (found.export.batch.opt,)
+        rows, outputs = _run(session, images, sizes)
+        expected = tuple(output[rows] for output in probe.expected)
+        if probe.simulated is not None:
+            simulated = tuple(output[rows] for output in probe.simulated)
+            tolerance = verify.simulation_tolerance(simulated, expected, limit)
+            records.append(verify.compare(outputs, simulated, tolerance, probe.name, classify, reference="simulation"))
+        source_limit = limit if probe.simulated is None else verify.QUANTIZED
+        records.append(verify.compare(outputs, expected, source_limit, probe.name, classify))
+        if probe.typed is not None:
+            first = tuple(output[rows < CHUNK] for output in outputs)
+            typed = tuple(tuple(output[rows[rows < CHUNK]] for output in kind) for kind in probe.typed)
+            records.append(verify.compare_type(first, typed[0], typed[1], found.export.precision, probe.name, classify))
+        records = [
+            record
+            if record.batches
+            else msgspec.structs.replace(
+                record,
+                samples=min(record.samples, len(images)),
+                batches=sizes,
+                image_size=probe.image_size,
+                stand_in=session.stands_in,
+            )
+            for record in records
+        ]
+    return tuple(records)
+
+
+def batches(model: ModelSpec, export: ExportSpec, probe: Probe) -> tuple[int, ...]:
+    """The smallest batch, the one that the artifact is tuned for, and the largest that all the images make up.
+
+    That one is bounded by the memory of its widest map, (H / 4, W / 4, 4 dims[0]) floats an image.
+    """
+    height, width = probe.image_size
+    fits = LARGEST_BYTES // (height // 4 * (width // 4) * 4 * model.dims[0] * 4)
+    batch = export.batch
+    largest = min(batch.max, max(batch.opt, min(len(probe.pixels), fits)))
+    return tuple(sorted({batch.min, min(batch.opt, largest), largest}))
+
+
+def _run(
+    session: Session, images: NDArray[np.generic], sizes: tuple[int, ...]
+) -> tuple[NDArray[np.int64], verify.Outputs]:
+    """(rows of the images, their outputs): all of them in the largest batches, and one batch of each smaller size."""
+    rows, parts = [], []
+    for size in sizes:
+        count = len(images) if size == sizes[-1] else min(size, len(images))
+        parts.append(run_in_batches(session, images[:count], size))  # type: ignore[arg-type]  # one of the two types
+        rows.append(np.arange(count))
+    joined = tuple(np.concatenate(kind) for kind in zip(*parts, strict=True))
+    return np.concatenate(rows), joined

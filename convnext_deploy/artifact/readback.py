@@ -1,0 +1,179 @@
+"""Does a built file hold what the module held? Its tensors bit for bit, its epsilons, its activations.
+
+Outputs cannot tell a flipped bit in fp16 from rounding; the file can. A reader (`Format.read_back`) gives what a file
+holds in the order in which it is computed with, and `differences` looks for each of the module's tensors in it. What
+a converter may do to a tensor without changing a number is known here: another shape, (out, in) as (in, out), a
+convolution's weight as (out, kH, kW, in), half floats written as float32, and nothing else.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..records.manifest import ReadBack
+
+SHOWN = 3  # differences in a message
+RELATIVE = 1e-6  # of an epsilon: files hold some in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """`values` are numpy's; types that numpy lacks are the unsigned integers of their bits, and named in `type`."""
+
+    name: str
+    type: str  # float32, float16, bfloat16, int8, ...
+    values: NDArray[Any]
+    product: NDArray[np.float32] | None = None  # of a weight's scales and the input's, which engines hold instead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a file holds, in the order in which it is computed with."""
+
+    tensors: Sequence[Tensor]
+    named: bool = False  # tensors are found by their names when the file is loaded, and not by their order
+    scalars: Sequence[float] | None = ()  # epsilons among them; None where the file does not hold them
+    activations: Sequence[str] | None = ()
+    unread: str = ""  # what of the file is not compared, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the module holds. `groups` counts the operations, so that their order can be compared."""
+
+    tensors: Sequence[Tensor]
+    groups: Sequence[int]  # of each tensor
+    epsilons: Sequence[float]
+    activations: Sequence[str]
+    constants: frozenset[float]  # other scalars that a graph may hold
+    checksums: Sequence[int]  # of each tensor, before the build
+    halved: bool = False  # the file may hold float32 tensors rounded to float16 (OpenVINO's compression)
+
+
+def differences(found: Contents, expected: Expected) -> ReadBack:
+    """Every tensor and scalar of the module looked for in the file."""
+    failures = [*_changed(expected), *_tensors(found, expected)]
+    scalars = found.scalars
+    if scalars is not None:
+        failures += _scalars(scalars, expected)
+    if found.activations is not None and tuple(found.activations) != tuple(expected.activations):
+        pairs = zip((*found.activations, "none"), (*expected.activations, "none"), strict=False)
+        got, wanted = next((a, b) for a, b in pairs if a != b)
+        failures.append(f"an activation is {got}, expected {wanted}")
+    return ReadBack(
+        tensors=len(expected.tensors),
+        epsilons=None if scalars is None else len(expected.epsilons),
+        activations=None if found.activations is None else len(expected.activations),
+        failures=tuple(failures),
+        unread=found.unread or None,
+    )
+
+
+def checksum(values: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+
+def _changed(expected: Expected) -> Iterator[str]:
+    """A builder is to leave the module as it is: a file that agrees with a changed one proves nothing."""
+    pairs = zip(expected.tensors, expected.checksums, strict=True)
+    changed = [tensor.name for tensor, before in pairs if checksum(tensor.values) != before]
+    if changed:
+        yield f"the build changed {len(changed)} of the module's tensors: {_few(changed)}"
+
+
+def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
+    waiting: dict[int, list[int]] = {}
+    for index, tensor in enumerate(expected.tensors):
+        waiting.setdefault(tensor.values.size, []).append(index)
+    strange, order = [], []
+    for stored in found.tensors:
+        candidates = waiting.get(stored.values.size, [])
+        for index in candidates:
+            wanted = expected.tensors[index]
+            if (not found.named or wanted.name == stored.name) and _same(stored, wanted, expected.halved):
+                candidates.remove(index)
+                order.append(expected.groups[index])
+                break
+        else:
+            if stored.values.size > 1 and not _neutral(stored):
+                strange.append(stored.name)
+    missing = [expected.tensors[index].name for indices in waiting.values() for index in indices]
+    if missing:
+        yield (
+            f"{len(missing)} of {len(expected.tensors)} tensors are not in the built file as the module had them: "
+            + _few(missing)
+        )
+    if strange:
+        yield f"the built file has {len(strange)} tensors that the module had not: {_few(strange)}"
+    if not found.named and order != sorted(order):
+        yield "the built file uses the module's tensors in another order"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _same(stored: Tensor, wanted: Tensor, halved: bool) -> bool:
+    for values in _types(wanted, stored.type, halved):
+        flat = np.ascontiguousarray(stored.values).reshape(-1)
+        if any(_equal(flat, layout) for layout in _layouts(values)):
+            return True
+    return False
+
+
+def _types(wanted: Tensor, stored: str, halved: bool) -> Iterator[NDArray[Any]]:
+    """The module's values in the type that the file has, if no number is lost on the way."""
+    if wanted.product is not None and stored == "float32":
+        yield wanted.product
+    if wanted.type == stored:
+        yield wanted.values
+    elif stored == "float32" and wanted.type == "float16":
+        yield wanted.values.astype(np.float32)
+    elif stored == "float32" and wanted.type == "bfloat16":
+        yield (wanted.values.astype(np.uint32) << 16).view(np.float32)
+    elif halved and (stored, wanted.type) == ("float16", "float32"):
+        yield wanted.values.astype(np.float16)
+
+
+def _layouts(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    yield values
+    if values.ndim == 2:
+        yield values.T
+    elif values.ndim == 4:
+        yield values.transpose(0, 2, 3, 1)  # (out, in, kH, kW) -> (out, kH, kW, in)
+
+
+def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Bit for bit: NaN is NaN, and 0 is not -0."""
+    flat = np.ascontiguousarray(b).reshape(-1)
+    bits = np.dtype(f"u{flat.itemsize}")
+    return bool(np.array_equal(a.view(bits), flat.view(bits)))
+
+
+def _neutral(stored: Tensor) -> bool:
+    """A norm's weight that was folded away is written as ones, a zero point that is none as zeros."""
+    if stored.type == "bfloat16":
+        return bool((stored.values == 0x3F80).all() or (stored.values == 0).all())
+    return bool((stored.values == 1).all() or (stored.values == 0).all())
+
+
+def _scalars(found: Sequence[float], expected: Expected) -> Iterator[str]:
+    """The epsilons in their order; between them, constants only that the module's operations have."""
+    left = list(expected.epsilons)
+    for value in found:
+        if left and _close(value, left[0], expected.halved):
+            left.pop(0)
+        elif not any(_close(value, constant, expected.halved) for constant in expected.constants):
+            wanted = f", expected the epsilon {left[0]:g}" if left else ""
+            yield f"the built file has the constant {value:g}, which the module has not{wanted}"
+            return
+    if left:
+        yield f"{len(left)} of {len(expected.epsilons)} epsilons are not in the built file: {left[0]:g}"
+
+
+def _close(a: float, b: float, halved: bool) -> bool:
+    return abs(a - b) <= RELATIVE * abs(b) or (halved and a == float(np.float16(b)))

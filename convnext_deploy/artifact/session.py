@@ -1,0 +1,348 @@
+"""What a loaded artifact can do, whatever runtime is behind it."""
+
+import copy
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..env import usable_cores
+from ..errors import InputError, UsageError
+from ..records.base import STRIDE, Device
+from ..records.manifest import Manifest, PrecisionTruth
+from ..records.timing import LayerTime
+
+Images = NDArray[np.float32] | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a session runs. `threads` None leaves the runtime's own default, which is every core."""
+
+    device: Device = "cpu"
+    threads: int | None = None
+    cuda_graph: bool = False  # on a GPU: replay a captured CUDA graph
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a runtime's own profiler saw: milliseconds of wall time, and the layers, of each step.
+
+    A step is one inference, or the mean of all of them where the profiler gives means only.
+    """
+
+    profiler: str
+    steps: tuple[tuple[float, tuple[LayerTime, ...]], ...]
+    note: str | None = None  # what it cannot see
+
+
+class Session(ABC):
+    """A loaded artifact. Timing calls `bind` once and `step`, `sync` in a loop; evaluation calls `run`.
+
+    Arrays at the boundary are numpy's: images in the layout and type that the manifest's input says, outputs
+    float32. A format implements `_bind`, `_step`, `_fetch`, `_precision`, `_unshare`, and `_sync` where `_step`
+    returns early.
+
+    Threads: any number of them may call `run` at any time. As many runs go on at once as `at_once` says, each in
+    buffers of its own over the one network; others wait for their turn. `bind`, `step`, `sync` and `fetch` work on the
+    one bound batch of the session, which belongs to the thread that bound it (or ran) last: another thread gets a
+    UsageError. A `run` leaves the batch that another thread has bound as it is. `precision` and `profile` wait for
+    runs that are going on, and runs wait for them.
+    """
+
+    stands_in: str | None = None  # what runs in the artifact's place, where the artifact itself cannot run here
+
+    def __init__(self, manifest: Manifest, options: RunOptions) -> None:
+        self.manifest = manifest
+        self.options = options
+        self._working = threading.RLock()  # held while the bound batch is worked on
+        self._owner: threading.Thread | None = None  # of the bound batch
+        self._owner_id = 0
+        self._running = False  # `run` is at work in the place of the bound batch
+        self._keeps = False  # the owner called `bind` and may `step` again: a `run` of others leaves the batch alone
+        self._changed = threading.Condition()  # guards what follows; told when a turn ends
+        self._waiting = 0  # threads in `run`
+        self._spares: list[Session] = []
+        self._lent = 0  # spares that run
+        self._alone = False  # `precision` or `profile` is at work
+
+    @property
+    def at_once(self) -> int:
+        """How many runs go on at once: what the cores allow where each takes `options.threads`; one on a GPU."""
+        if self.options.device != "cpu":
+            return 1
+        return max(1, usable_cores() // (self.options.threads or usable_cores()))
+
+    def bind(self, images: Images) -> None:
+        """Place a batch. It may be referenced rather than copied: leave it unchanged until the next `bind`.
+
+        The batch that another thread has bound is given up: that thread's next `step` or `fetch` is refused.
+
+        Raises:
+            InputError: the batch is not what the artifact takes.
+        """
+        check_images(images, self.manifest)
+        self._working.acquire()
+        try:
+            self._own()
+            self._keeps = not self._running
+            self._bind(np.ascontiguousarray(images))  # type: ignore[arg-type]  # numpy's stub widens the dtype
+        finally:
+            self._leave()
+
+    def step(self) -> None:
+        """Start one inference of the bound batch; may return before it is done.
+
+        Raises:
+            UsageError: the batch belongs to another thread.
+        """
+        self._enter()
+        try:
+            self._step()
+        finally:
+            self._leave()
+
+    def fetch(self) -> tuple[NDArray[np.float32], ...]:
+        """Wait for the last step; its outputs, the caller's to keep.
+
+        Raises:
+            UsageError: the batch belongs to another thread.
+        """
+        self._enter()
+        try:
+            return self._fetch()
+        finally:
+            self._leave()
+
+    def sync(self) -> None:
+        """Wait for every step so far.
+
+        Raises:
+            UsageError: the batch belongs to another thread.
+        """
+        self._enter()
+        try:
+            self._sync()
+        finally:
+            self._leave()
+
+    def run(self, images: Images) -> tuple[NDArray[np.float32], ...]:
+        """`bind`, `step`, `fetch`; from any number of threads.
+
+        Raises:
+            InputError: the batch is not what the artifact takes.
+        """
+        if self._working.acquire(blocking=False):
+            if self._is_mine():
+                return self._run_here(images)
+            self._leave()
+        check_images(images, self.manifest)
+        lane = self._turn()
+        if lane is self:
+            return self._run_here(images)
+        try:
+            lane._bind(np.ascontiguousarray(images))  # type: ignore[arg-type]  # see `bind`
+            lane._step()
+            return lane._fetch()
+        finally:
+            self._return(lane)
+
+    def precision(self) -> PrecisionTruth:
+        """Read back in which types the bound batch is computed: in the built graph, and as executed here.
+
+        Raises:
+            UsageError: the batch belongs to another thread.
+        """
+        with self._by_itself():
+            return self._precision()
+
+    def profile(self, steps: int, warmup: int) -> Profile:
+        """Run the bound batch that many times under the runtime's own profiler, after `warmup` that do not count.
+
+        Raises:
+            UsageError: this runtime has none that could be read, or the batch belongs to another thread.
+        """
+        with self._by_itself():
+            return self._profile(steps, warmup)
+
+    # What a format implements
+
+    @abstractmethod
+    def _bind(self, images: Images) -> None: ...
+
+    @abstractmethod
+    def _step(self) -> None: ...
+
+    @abstractmethod
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]: ...
+
+    def _sync(self) -> None:  # noqa: B027 - most runtimes finish inside `_step`, so nothing is left to wait for
+        """Wait for every step so far."""
+
+    @abstractmethod
+    def _precision(self) -> PrecisionTruth: ...
+
+    def _profile(self, steps: int, warmup: int) -> Profile:
+        raise UsageError(f"{type(self).__name__} has no profiler to read, so it cannot tell where its time goes")
+
+    @abstractmethod
+    def _unshare(self) -> None:
+        """Called on a shallow copy of a session: replace what two threads cannot use at once; nothing is bound then."""
+
+    # Whose turn it is
+
+    def _own(self) -> None:
+        me = threading.get_ident()
+        if self._owner_id != me:
+            self._owner, self._owner_id = threading.current_thread(), me
+
+    def _is_mine(self) -> bool:
+        """Whether the calling thread may replace the bound batch by its own without asking."""
+        owner = self._owner
+        return not self._keeps or self._owner_id == threading.get_ident() or owner is None or not owner.is_alive()
+
+    def _enter(self) -> None:
+        """Start to work on the bound batch; what a thread that has ended left behind is whoever comes first's."""
+        self._working.acquire()
+        if self._owner_id != threading.get_ident():
+            owner = self._owner
+            if owner is not None and owner.is_alive():
+                self._leave()
+                self._refuse()
+            self._own()
+
+    def _refuse(self) -> NoReturn:
+        me, owner = threading.current_thread().name, self._owner.name if self._owner else "another"
+        raise UsageError(
+            f"thread {me!r} has no batch bound in this session, thread {owner!r} bound its own last; call bind in the "
+            "same thread, or call run, which any number of threads may"
+        )
+
+    def _leave(self) -> None:
+        self._working.release()
+        if self._waiting:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _run_here(self, images: Images) -> tuple[NDArray[np.float32], ...]:
+        """In the place of the bound batch, which is entered already."""
+        self._running, self._keeps = True, False
+        try:
+            self.bind(images)
+            self.step()
+            return self.fetch()
+        finally:
+            self._running = False
+            self._leave()
+
+    def _turn(self) -> "Session":
+        """Wait for a place to run in: this session, entered, or a spare."""
+        with self._changed:
+            self._waiting += 1  # before looking, so that who leaves after the look tells us
+            try:
+                while (lane := self._lane()) is None:
+                    self._changed.wait()
+            finally:
+                self._waiting -= 1
+        return lane
+
+    def _lane(self) -> "Session | None":
+        if self._alone:
+            return None
+        if self._working.acquire(blocking=False):
+            if self._is_mine():
+                return self
+            self._working.release()
+        beside = self.at_once - 1 or int(self._keeps)  # a batch that is kept bound holds nobody up
+        if self._lent >= beside:
+            return None
+        if self._spares:
+            spare = self._spares.pop()
+        else:
+            spare = copy.copy(self)
+            spare._unshare()
+        self._lent += 1
+        return spare
+
+    def _return(self, spare: "Session") -> None:
+        with self._changed:
+            self._lent -= 1
+            self._spares.append(spare)
+            self._changed.notify_all()
+
+    @contextmanager
+    def _by_itself(self) -> Iterator[None]:
+        """With no run beside it: spares hold what `precision` and `profile` may load anew, so they are let go."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not self._lent)
+            self._alone = True
+            self._spares.clear()
+        try:
+            self._working.acquire()
+            try:
+                if not self._is_mine():
+                    self._refuse()
+                self._own()
+                yield
+            finally:
+                self._leave()
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()
+
+
+def check_images(images: Images, manifest: Manifest) -> None:
+    """Refuse a batch that the artifact does not take, saying what was expected.
+
+    Raises:
+        InputError: not an array, or wrong dtype, rank, batch size, channels, image size, or a NaN or infinity.
+    """
+    model, export = manifest.model, manifest.export
+    uint8 = export.input == "uint8"
+    layout = "(N, H, W, C)" if uint8 else "(N, C, H, W)"
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"images are {type(images).__name__}; expected a {export.input} numpy array {layout}")
+    if images.dtype != np.dtype(export.input):
+        hint = "raw pixels 0..255" if uint8 else "normalized with the manifest's mean and std"
+        raise InputError(f"images have dtype {images.dtype}; expected {export.input} ({hint})")
+    if images.ndim != 4:
+        raise InputError(f"images have shape {images.shape}; expected {layout}")
+    n, (h, w, c) = images.shape[0], (images.shape[1:] if uint8 else (*images.shape[2:], images.shape[1]))
+    if c != model.in_chans:
+        raise InputError(f"images have shape {images.shape}; expected {model.in_chans} channels in {layout}")
+    if not export.batch.min <= n <= export.batch.max:
+        raise InputError(f"batch {n}; this artifact takes {export.batch.min} to {export.batch.max} images at once")
+    if export.dynamic_image_size:
+        if h % STRIDE or w % STRIDE or not h or not w:
+            raise InputError(f"images are {h}x{w} pixels; expected multiples of {STRIDE}")
+    elif (h, w) != model.image_size:
+        expected = "x".join(map(str, model.image_size))
+        raise InputError(f"images are {h}x{w} pixels; expected {expected} (or export with --dynamic-image-size)")
+    if not uint8 and not np.isfinite(images).all():
+        bad = int(np.count_nonzero(~np.isfinite(images)))
+        raise InputError(f"images hold {bad} NaN or infinite values; expected finite pixels")
+
+
+def run_in_batches(session: Session, images: Images, size: int | None = None) -> tuple[NDArray[np.float32], ...]:
+    """Run any number of images, in batches that the artifact takes; too few are filled up with the last one.
+
+    Args:
+        size: images at once; None: what the artifact is tuned for.
+
+    Returns:
+        The outputs of exactly `images`, joined along the first axis.
+    """
+    batch = session.manifest.export.batch
+    size = batch.opt if size is None else size
+    parts = []
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size]
+        filled = chunk[np.minimum(np.arange(max(len(chunk), batch.min)), len(chunk) - 1)]
+        parts.append(tuple(output[: len(chunk)] for output in session.run(filled)))
+    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))

@@ -1,0 +1,199 @@
+"""How results reach a terminal: JSON or words on stdout, progress on stderr."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..records.manifest import Manifest
+
+WIDE = 200  # columns of a reader that is not a terminal
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where a command's words go: results to stdout, progress to stderr."""
+
+    json: bool
+    quiet: bool
+
+    def say(self, text: str) -> None:
+        if not self.quiet and not self.json:
+            print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one piece: builds speak from several threads
+
+    def result(self, document: Any, lines: str) -> None:
+        """The one result of a command: `document` with --json, else `lines`."""
+        if self.json:
+            import msgspec
+
+            print(msgspec.json.encode(document).decode())
+        elif not self.quiet:
+            print(lines)
+
+    def line(self, text: str) -> None:
+        """A line of words between tables."""
+        if not self.quiet and not self.json:
+            print(text)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]], whole: bool = False) -> None:
+        """A table as wide as the terminal.
+
+        Args:
+            whole: words of the first column stay whole, and the others are broken rather than cut off.
+        """
+        if self.quiet or self.json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(column, no_wrap=whole and not number, overflow="fold" if whole else "ellipsis")
+        for row in rows:
+            table.add_row(*map(Text, row))  # a str would be read as markup, and "[openvino]" as a style
+        # In a file or a pipe nothing is cut off: rich would take such a reader to have 80 columns.
+        Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+@contextmanager
+def progress_bar(
+    terminal: Terminal, phase: str = "evaluating", *, redraws_per_s: int = 10, transient: bool = False
+) -> Iterator[Any]:
+    """A bar on stderr, with what is being done and the time that is left; None where nobody watches.
+
+    What it gives is called with (steps done, steps in all) and, from then on, the name of another phase. While the
+    steps are not known, it shows the time since the phase began.
+
+    Args:
+        phase: what is being done first.
+        redraws_per_s: 1 while something is being timed, for drawing takes time.
+        transient: it disappears at the end.
+    """
+    if terminal.quiet or terminal.json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    class Steps(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
+
+    class Clock(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(clock_words(task.total, task.time_remaining, task.elapsed))
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Steps(), Clock())
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=redraws_per_s, transient=transient) as bar:
+        task = bar.add_task(phase, total=None)
+        now = phase
+
+        def update(done: int, total: int | None, what: str | None = None) -> None:
+            nonlocal now
+            if what is not None and what != now:
+                now = what
+                if not transient:  # a phase of its own: its speed says nothing of the one before
+                    bar.reset(task, total=total)
+            bar.update(task, completed=done, total=total, description=now)
+
+        yield update
+
+
+def clock_words(total: float | None, remaining_s: float | None, elapsed_s: float | None) -> str:
+    """The time that is left, where it is known; else the time so far, called that."""
+    if total is not None and remaining_s is not None:
+        return f"{_clock(remaining_s)} left"
+    return f"{_clock(elapsed_s or 0)} so far"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def summary(path: Path, found: "Manifest", size: int) -> str:
+    type = found.export.eight_bits or found.export.precision
+    lines = [f"{path}: {found.model.architecture} as {found.export.format} {type}, {size / 1e6:.1f} MB"]
+    for parity in found.parity:
+        agreement = "" if parity.top1_agreement is None else f", top-1 agreement {parity.top1_agreement:.1%}"
+        if parity.stand_in is not None:
+            lines.append(f"NOT RUN: {parity.stand_in}")
+        ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
+        lines.append(
+            f"verified on {parity.samples} {parity.images} images{_reference(found, parity.reference)}: "
+            f"relative error {_known(parity.relative_error, '.2g')}, "
+            f"cosine {_known(parity.cosine, '.7f')}{agreement}{ties}"
+        )
+    lines.append("multiply-accumulates: " + _truth(found))
+    assumed = found.preprocessing.assumed
+    if assumed and not found.weights.random:
+        known = {"image_size": "x".join(map(str, found.model.image_size)), "global_pool": "avg"}
+        said = ", ".join(
+            f"{name} {known.get(name) or getattr(found.preprocessing, name, 'unknown')}" for name in assumed
+        )
+        lines.append(
+            f"preprocessing assumed, nothing beside the checkpoint says it: {said} "
+            "(--image-size, --mean, --std, --crop-pct, --interpolation)"
+        )
+    if found.weights.random:
+        lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
+    return "\n".join(lines)
+
+
+def _known(value: float | None, form: str) -> str:
+    """None: the outputs could not be compared."""
+    return "unknown" if value is None else format(value, form)
+
+
+def _reference(found: "Manifest", reference: str) -> str:
+    """What the outputs were compared with, where there are two references."""
+    if reference == "type":
+        return f" against {found.export.precision} in PyTorch"
+    if found.export.quantization is None:
+        return ""
+    return " against the plan's simulation" if reference == "simulation" else " against the fp32 source"
+
+
+def _truth(found: "Manifest") -> str:
+    def words(shares: dict[str, float]) -> str:
+        return ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
+
+    parts = [f"{words(found.precision.graph)} in the graph"] if found.precision.graph else []
+    if found.precision.executed is not None:
+        parts.append(f"{words(found.precision.executed)} as executed here")
+    if found.precision.quantized:
+        parts.append(f"{found.precision.quantized} products in 8 bits")
+    text = ", ".join(parts)
+    return text + (f" ({found.precision.note})" if found.precision.note else "")
+
+
+def fits_words(facts: tuple[str, ...], problems: tuple[str, ...]) -> str:
+    ends = [f"cannot run here: {problem}" for problem in problems] or ["runs here: it was loaded in a trial process"]
+    return "\n".join((*facts, *ends))
+
+
+def details(path: Path, found: "Manifest", size: int) -> str:
+    weights, model, export = found.weights, found.model, found.export
+    origin = "random" if weights.random else f"{weights.source} ({weights.layout} layout)"
+    if weights.revision is not None:
+        origin += f" at revision {weights.revision}"
+    preprocessing = found.preprocessing
+    lines = [
+        summary(path, found, size),
+        f"weights: {origin}, licence {weights.licence or 'unknown'}, tensors sha256 {weights.tensors_sha256[:16]}",
+        f"task: {model.task}, {model.num_classes} classes, {'x'.join(map(str, model.image_size))} pixels",
+        f"preprocessing: mean {preprocessing.mean} std {preprocessing.std} {preprocessing.interpolation} "
+        f"crop {preprocessing.crop_pct} {preprocessing.crop_mode}",
+        f"batch: {export.batch.min} to {export.batch.max}, tuned for {export.batch.opt}; built for {export.device}",
+    ]
+    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
+        lines += [f"{kind}: {t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors]
+    lines += [f"pass: {record.name} moved the outputs by {record.relative_change:.1e}" for record in found.passes]
+    lines += [f"file: {file.path} {file.bytes} bytes sha256 {file.sha256[:16]} intact" for file in found.files]
+    lines.append(f"made {found.created} by {found.tool}")
+    return "\n".join(lines)

@@ -1,0 +1,213 @@
+"""A verdict in words: for a terminal, as Markdown for a pull request, as JUnit XML for a build server."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ..records.accuracy import Check, Flip, Verdict
+
+FLIPS_SHOWN = 10  # in words; the JSON document holds all
+KL_SHOWN = 1e-3  # nats; what rounding moves lies below, and is in the JSON document
+Given = tuple[Path, Path]  # baseline and candidate as the user named them
+
+_TITLES = {
+    "top1_drop": "top-1 drop, points",
+    "class_drop": "largest class drop beyond chance, points",
+    "agreement": "agreement, %",
+    "latency_ratio": "latency, candidate / baseline",
+    "size_ratio": "size, candidate / baseline",
+}
+
+
+def text(verdict: Verdict, given: Given | None = None) -> str:
+    """The lines of a terminal, the decision first."""
+    lines = [headline(verdict, given)]
+    lines += [f"  {doubt}" for doubt in verdict.doubts]
+    lines += [
+        f"  {check.decision}: {_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
+        for check in verdict.checks
+    ]
+    lines.append(counts(verdict))
+    if verdict.checks[0].decision == "INCONCLUSIVE":
+        lines.append(needed(verdict))
+    lines += warnings(verdict)
+    if verdict.flips:
+        said = ", the first:" if len(verdict.flips) > FLIPS_SHOWN else ":"
+        lines.append(f"{_images(len(verdict.flips))} changed class{said}")
+    for name, label, classes, margins in _flips(verdict):
+        lines.append(f"  {name} ({label}): {classes}, margin {margins}")
+    return "\n".join(lines)
+
+
+def markdown(verdict: Verdict, given: Given | None = None) -> str:
+    """A section of a GitHub step summary."""
+    rows = [(_TITLES[c.name], _measured(c), _number(c, c.limit), f"**{c.decision}**") for c in verdict.checks]
+    parts = [
+        f"### {_escaped(headline(verdict, given))}",
+        _table(("check", "measured", "limit", "decision"), rows),
+        *(f"**{_escaped(doubt)}**" for doubt in verdict.doubts),
+        _escaped(counts(verdict)),
+    ]
+    if verdict.checks[0].decision == "INCONCLUSIVE":
+        parts.append(needed(verdict))
+    warned = warnings(verdict)
+    if warned:
+        parts.append("\n".join(f"- {_escaped(line)}" for line in warned))
+    if verdict.flips:
+        said = f", the first {FLIPS_SHOWN} of them" if len(verdict.flips) > FLIPS_SHOWN else ""
+        parts.append(f"<details><summary>{_images(len(verdict.flips))} changed class{said}</summary>")
+        parts.append(_table(("image", "label", "classes", "margin, nats"), _flips(verdict)))
+        parts.append("</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def junit(verdict: Verdict, given: Given | None = None) -> bytes:
+    """A test suite with a case a check, and one a doubt: FAIL is a failure, INCONCLUSIVE and a doubt are errors."""
+    decisions = [check.decision for check in verdict.checks]
+    doubts = len(verdict.doubts)
+    suite = _suite(len(decisions) + doubts, decisions.count("FAIL"), decisions.count("INCONCLUSIVE") + doubts)
+    for check in verdict.checks:
+        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=check.name)
+        if check.decision != "PASS":
+            message = f"{_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
+            kind = "failure" if check.decision == "FAIL" else "error"
+            ElementTree.SubElement(case, kind, type=check.decision, message=message)
+    for number, doubt in enumerate(verdict.doubts, 1):
+        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=f"doubt {number}")
+        ElementTree.SubElement(case, "error", type="INCONCLUSIVE", message=_printable(doubt))
+    ElementTree.SubElement(suite, "system-out").text = _printable(text(verdict, given))
+    return _document(suite)
+
+
+def _suite(tests: int, failures: int, errors: int) -> ElementTree.Element:
+    return ElementTree.Element(
+        "testsuite",
+        name="convnext-deploy gate",
+        tests=str(tests),
+        failures=str(failures),
+        errors=str(errors),
+        skipped="0",
+    )
+
+
+def _document(suite: ElementTree.Element) -> bytes:
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def outputs(verdict: Verdict) -> str:
+    """A line a fact, as a GitHub step hands them on. The drop is in percentage points."""
+    drop = verdict.checks[0]
+    needed = "" if verdict.images_needed is None else str(verdict.images_needed)
+    return f"decision={verdict.decision}\ndrop={_number(drop, drop.value)}\nimages-needed={needed}\n"
+
+
+def error_markdown(message: str) -> str:
+    """Where there is no verdict: the section of a step summary that says why."""
+    return f"### ERROR: no verdict\n\n{_escaped(message)}\n"
+
+
+def error_junit(message: str) -> bytes:
+    """Likewise a test suite, of one case that is an error."""
+    suite = _suite(1, 0, 1)
+    case = ElementTree.SubElement(suite, "testcase", classname="gate", name="verdict")
+    ElementTree.SubElement(case, "error", type="ERROR", message=_printable(message))
+    return _document(suite)
+
+
+ERROR_OUTPUTS = "decision=ERROR\ndrop=\nimages-needed=\n"
+
+
+def headline(verdict: Verdict, given: Given | None = None) -> str:
+    baseline, candidate = verdict.baseline, verdict.candidate
+    if given is not None:
+        baseline, candidate = _called(given[0], baseline), _called(given[1], candidate)
+    images = f"{_images(verdict.images)} of {_last_part(verdict.data)}"
+    return f"{verdict.decision}: {candidate} against {baseline} on {images}"
+
+
+def _called(path: Path, artifact: str) -> str:
+    """The name that the user gave, and the artifact that was evaluated where that has another."""
+    return path.name if path.name in (artifact, "") else f"{path.name} ({artifact})"
+
+
+def _last_part(data: str) -> str:
+    """A file's or folder's own name; the name of a data set, which holds slashes too, is left as it is."""
+    return data if data.startswith("hfds:") else Path(data).name or data
+
+
+def counts(verdict: Verdict) -> str:
+    return (
+        f"top-1 {verdict.baseline_top1:.2%} before, {verdict.candidate_top1:.2%} after: {_images(verdict.lost)} lost "
+        f"(only the baseline is right), {verdict.gained} gained (only the candidate is); exact McNemar "
+        f"p = {verdict.p_value:.2g}"
+    )
+
+
+def needed(verdict: Verdict) -> str:
+    """How many images would decide the drop."""
+    if verdict.images_needed is None:
+        return "no number of images will decide: the drop seen is too close to the limit"
+    return f"about {verdict.images_needed:,} images would decide with 80 % chance, if flips and drop stay what they are"
+
+
+def warnings(verdict: Verdict) -> list[str]:
+    """What moves before accuracy does."""
+    lines = [
+        f"first class agrees on {verdict.agreement:.2%}; of {_images(verdict.confident)} that the baseline is sure of "
+        f"(first class twice as probable as the second), {verdict.confident_flips} changed"
+    ]
+    if verdict.kl_at_least >= KL_SHOWN:
+        lines.append(f"the probabilities moved: KL from the baseline's at least {verdict.kl_at_least:.2g} nats")
+    lines += [
+        f"class {found.name}: {found.lost} lost, {found.gained} gained of {found.images}, beyond chance "
+        f"(p = {found.p_value:.2g} over all classes)"
+        for found in verdict.per_class
+        if found.beyond_chance
+    ]
+    return lines
+
+
+def _number(check: Check, value: float) -> str:
+    return f"{value:.3f}" if check.name in ("latency_ratio", "size_ratio") else f"{value * 100:.3f}"
+
+
+def _measured(check: Check) -> str:
+    value = _number(check, check.value)
+    if check.lower is None or check.upper is None:
+        return value
+    return f"{value} ({_number(check, check.lower)} to {_number(check, check.upper)})"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" + ("" if count == 1 else "s")
+
+
+def _flips(verdict: Verdict) -> list[tuple[str, str, str, str]]:
+    """Of the first ones: image, its label, the two classes, the two margins."""
+    names = {found.label: found.name for found in verdict.per_class}
+
+    def cells(flip: Flip) -> tuple[str, str, str, str]:
+        label, before, after = (names.get(n, str(n)) for n in (flip.label, flip.baseline, flip.candidate))
+        margins = ("-" if m is None else f"{m:.2f}" for m in (flip.baseline_margin, flip.candidate_margin))
+        return flip.name, label, f"{before} -> {after}", " -> ".join(margins)
+
+    return [cells(flip) for flip in verdict.flips[:FLIPS_SHOWN]]
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, str, str, str]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *(tuple(map(_escaped, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _escaped(words: str) -> str:
+    """A name out of the data may hold what Markdown or HTML takes for its own."""
+    for sign, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "&#96;")):
+        words = words.replace(sign, instead)
+    return " ".join(words.split())
+
+
+def _printable(words: str) -> str:
+    """Without the control characters that XML 1.0 cannot hold."""
+    return "".join(sign if sign in "\n\t" or sign.isprintable() else "?" for sign in words)

@@ -1,0 +1,241 @@
+"""Images in folders and in tar files, where the folder that an image lies in says its class.
+
+Classes are numbered in the order of their names as text, as torchvision's ImageFolder does. A folder is read as
+ImageFolder reads it: the class is the folder directly below the root. What lies elsewhere or twice is left out, and
+said.
+"""
+
+import os
+import re
+import stat
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+
+from ..errors import DataError
+from .image_source import ImageSource, one_line, refuse_large, unique
+
+# Those of torchvision's ImageFolder; other files are left out.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SUFFIXES = ", ".join(IMAGE_SUFFIXES)
+
+# What `tarfile` raises for damaged archives.
+_TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, IndexError, TypeError)
+
+
+def folder_source(data: str, root: Path) -> ImageSource | None:
+    """The images below a folder; None where there are none.
+
+    Links to files are followed. A link to a folder is followed where that folder lies outside of the root and was not
+    read before: anything else would read images twice, or for ever. Hidden files and folders are left out.
+
+    Raises:
+        DataError: images both inside and outside of class folders, or a folder that cannot be listed.
+    """
+    left_out: Counter[str] = Counter()
+    try:
+        classes: list[str] = []
+        files = sorted(_walk(root, classes, left_out))
+    except OSError as error:
+        raise DataError(f"{error.filename} in {data} cannot be listed: {error.strerror}") from None
+
+    def read_bytes(index: int) -> bytes:
+        with (root / files[index]).open("rb") as file:
+            refuse_large(os.fstat(file.fileno()).st_size)
+            return file.read()
+
+    labels_of = [file.partition("/")[0] if "/" in file else "" for file in files]
+    notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
+    if any(file.count("/") > 1 for file in files):
+        notes.append("images in folders inside class folders count to the class folder, as in torchvision")
+    return _labelled(data, files, labels_of, classes, read_bytes, notes)
+
+
+def _walk(root: Path, classes: list[str], left_out: Counter[str]) -> Iterator[str]:
+    """Paths of images relative to the root, with "/" between their parts; folders directly below it are classes."""
+    top = os.path.realpath(root)
+    read = {top}  # real paths of the folders behind links, and the root
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        for entry in sorted(os.scandir(root / below), key=lambda entry: entry.name):
+            path = f"{below}/{entry.name}" if below else entry.name
+            if _is_hidden(entry.name):
+                left_out["hidden files and folders"] += 1
+            elif _is_folder(entry):
+                if entry.is_symlink():
+                    real = os.path.realpath(entry.path)
+                    if any(_is_inside(real, other) or _is_inside(other, real) for other in read):
+                        left_out["links to folders that are read already"] += 1
+                        continue
+                    read.add(real)
+                waiting.append(path)
+                if not below:
+                    classes.append(path)
+            elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                left_out["files of other kinds"] += 1
+            elif _is_image_file(entry):
+                yield path
+            else:
+                left_out["devices, sockets and named pipes"] += 1
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_image_file(entry: os.DirEntry[str]) -> bool:
+    """A regular file, or a link that leads nowhere: that one is an image which cannot be read."""
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def tar_source(data: str, shards: list[Path], folder: Path | None) -> ImageSource | None:
+    """The images in tar files, whose class is the folder directly around them; None where there are none.
+
+    A shard of a `folder` that has no class folders is itself one class, and so is a tar inside a tar.
+
+    Raises:
+        DataError: a file is damaged, compressed, sparse, in webdataset's layout, or holds images without a class.
+    """
+    found: list[tuple[str, str, tuple[Path, int, int]]] = []  # name, class, where it lies
+    left_out: Counter[str] = Counter()
+    for shard in shards:
+        prefix = "" if folder is None else shard.name
+        try:
+            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                found += _members(tar, shard, prefix, os.fstat(file.fileno()).st_size, left_out)
+        except _TAR_ERRORS as error:
+            raise DataError(f"{shard} cannot be read as uncompressed tar: {one_line(error)}") from None
+    found.sort(key=lambda entry: entry[0])
+    places = [place for _, _, place in found]
+
+    def read_bytes(index: int) -> bytes:
+        # Without `tarfile`, whose open files can serve one thread at a time.
+        shard, offset, size = places[index]
+        refuse_large(size)
+        with shard.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) != size:
+            raise DataError(f"{shard} was truncated while it was read; run again with the whole file")
+        return content
+
+    labels_of = [label for _, label, _ in found]
+    notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
+    return _labelled(data, [name for name, _, _ in found], labels_of, sorted(set(labels_of) - {""}), read_bytes, notes)
+
+
+def _members(
+    tar: tarfile.TarFile, shard: Path, prefix: str, end: int, left_out: Counter[str], start: int = 0
+) -> Iterator[tuple[str, str, tuple[Path, int, int]]]:
+    """(name, class, (shard, offset, bytes)) of the images of one archive; `start` is its own offset in the shard."""
+    texts: list[PurePosixPath] = []
+    images: set[PurePosixPath] = set()
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if not member.isfile():
+            continue
+        if member.sparse is not None:
+            raise DataError(f"{member.name} in {shard} is stored as a sparse file; make the tar again without --sparse")
+        offset = start + member.offset_data
+        if member.size < 0 or offset + member.size > end:
+            raise tarfile.ReadError(f"{member.name} has {member.size} bytes, which is more than there are")
+        suffix = path.suffix.lower()
+        if any(_is_hidden(part) for part in path.parts):
+            left_out["hidden files"] += 1
+        elif suffix == ".tar" and not start:
+            inner = tar.extractfile(member)
+            assert inner is not None  # of a regular member
+            yield from _nested(inner, shard, f"{prefix}/{member.name}".lstrip("/"), offset, member.size, left_out)
+        elif suffix in IMAGE_SUFFIXES:
+            images.add(path.with_suffix(""))
+            name = str(PurePosixPath(prefix, path))
+            yield name, path.parent.name or PurePosixPath(prefix).stem, (shard, offset, member.size)
+        else:
+            left_out["files of other kinds"] += 1
+            if suffix in {".cls", ".json", ".txt"} and len(texts) < 1000:
+                texts.append(path)
+    for text in texts:
+        if text.with_suffix("") in images:
+            # A map-style reader sees only the images of such a shard and would take its name for their class.
+            raise DataError(
+                f"{shard} is in the webdataset layout ({text.name} beside its image); expected class folders in the "
+                "tar, or convert it to parquet"
+            )
+
+
+def _nested(
+    inner: IO[bytes], shard: Path, prefix: str, offset: int, size: int, left_out: Counter[str]
+) -> Iterable[tuple[str, str, tuple[Path, int, int]]]:
+    with tarfile.open(fileobj=inner, mode="r:") as tar:
+        return list(_members(tar, shard, prefix, offset + size, left_out, offset))
+
+
+def _labelled(
+    data: str,
+    names: list[str],
+    labels_of: list[str],
+    classes: list[str],
+    read_bytes: Callable[[int], bytes],
+    notes: list[str],
+) -> ImageSource | None:
+    """The source of images whose classes have these names; "" is none."""
+    if not names:
+        return None
+    with_class = set(labels_of) - {""}
+    if with_class and "" in labels_of:
+        stray = names[labels_of.index("")]
+        raise DataError(f"{data} has images both inside and outside class folders, such as {stray}; move those outside")
+    labels = None
+    if with_class:
+        number = {name: index for index, name in enumerate(classes)}
+        labels = np.array([number[label] for label in labels_of], np.int64)
+        empty = [name for name in classes if name not in with_class]
+        if empty:
+            more = f" and {len(empty) - 4} more" if len(empty) > 4 else ""
+            notes.append(
+                f"no image in the class folders {', '.join(empty[:4])}{more} ({SUFFIXES} are read); they keep their "
+                "numbers"
+            )
+        natural = sorted(classes, key=_natural)
+        if natural != classes:
+            first = next(one for one, other in zip(classes, natural, strict=True) if one != other)
+            second = natural[classes.index(first)]
+            notes.append(
+                f"class folders are numbered in the order of their names as text, as torchvision does: {first!r} is "
+                f"{number[first]} and {second!r} is {number[second]}; timm counts by the numbers in the names "
+                "(--labels gives another order)"
+            )
+    return ImageSource(
+        name=data,
+        names=unique(names),
+        labels=labels,
+        class_names=unique(classes) if with_class else None,
+        read_bytes=read_bytes,
+        labels_from="folders",
+        notes=tuple(notes),
+    )
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """timm's order, in which 2 comes before 10."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part[:300]), "") if part.isdecimal() else (1, 0, part) for part in parts]

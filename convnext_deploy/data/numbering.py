@@ -1,0 +1,176 @@
+"""Which of a model's outputs a source's class names mean.
+
+A column of labels, or the position of a class folder, is a number only among the classes that are there. It is the
+model's number where both have the same classes in the same order, and that is checked here as far as names tell.
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..errors import DataError, UsageError
+from .image_source import ImageSource
+
+IMAGENET_CLASSES = 1000
+_WORDNET = re.compile(r"n\d{8}")
+
+
+def class_map(file: Path) -> dict[str, int]:
+    """Class names and the outputs that they mean, from a file.
+
+    Taken are text with a name a line in the model's order, and JSON: a list of names, {name: number},
+    {number: name} or {number: [name, other name]} as Keras writes it, or a `config.json` with `id2label`. A WordNet id
+    at the beginning of a name is a name too.
+
+    Raises:
+        UsageError: the file cannot be read, holds none of these, or gives a name or a number twice.
+    """
+    try:
+        text = file.read_text("utf-8")
+        document = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
+    except OSError as error:
+        raise UsageError(f"--labels {file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--labels {file} cannot be read: {error}") from None
+    if isinstance(document, dict) and isinstance(document.get("id2label"), dict):
+        document = document["id2label"]
+    try:
+        pairs = _pairs(document)
+    except (ValueError, TypeError, msgspec.ValidationError):
+        raise UsageError(
+            f"--labels {file} holds no class names; expected a name a line, or JSON: a list of names, "
+            "{name: number}, {number: name} or id2label"
+        ) from None
+    found: dict[str, int] = {}
+    for name, number in pairs:
+        for known in {name.strip(), *_WORDNET.findall(name.partition(" ")[0])}:
+            if found.setdefault(known, number) != number:
+                raise UsageError(f"--labels {file} gives {known!r} the numbers {found[known]} and {number}")
+    if not found:
+        raise UsageError(f"--labels {file} is empty; expected a class name a line")
+    return found
+
+
+def _pairs(document: Any) -> list[tuple[str, int]]:
+    if isinstance(document, list):
+        names = msgspec.convert(document, list[str])
+        while names and not names[-1].strip():
+            names.pop()
+        return [(name, number) for number, name in enumerate(names)]
+    if not isinstance(document, dict):
+        raise TypeError(type(document))
+    if all(re.fullmatch(r"\d{1,9}", key) for key in document):  # {number: name}
+        named = msgspec.convert(document, dict[str, str | list[str]])
+        return [
+            (name, int(key))
+            for key, value in named.items()
+            for name in ([value] if isinstance(value, str) else value)
+        ]  # fmt: skip
+    return list(msgspec.convert(document, dict[str, int]).items())
+
+
+def numbered(
+    source: ImageSource, outputs: int, labels: Sequence[str] | None, given: dict[str, int] | None = None
+) -> ImageSource:
+    """The source with the model's own numbers as its labels; what was assumed for that is among its notes.
+
+    Args:
+        source: without labels, or numbered so before, it is returned as it is.
+        outputs: of the model.
+        labels: the model's names of them, where it has any.
+        given: from `class_map`; goes before everything else.
+
+    Raises:
+        DataError: the source's classes are not the model's, or nothing says which ones they are.
+    """
+    if source.labels is None or source.labels_from == "map":
+        return source
+    names = source.class_names
+    if given is not None:
+        return _mapped(source, given, "--labels", outputs)
+    if names is None:  # a column of numbers without names; their range is all that can be checked
+        _refuse_outside(source, outputs)
+        return source
+    own = {name: number for number, name in enumerate(labels or ())}
+    if labels and len(own) == len(labels) and set(names) <= set(own):
+        return _mapped(source, own, "the model's labels", outputs)
+    wordnet = _imagenet(outputs, names)
+    if wordnet is not None:
+        return _mapped(source, wordnet, "the WordNet ids of ImageNet-1k", outputs)
+    remedy = "give --labels FILE with the model's classes in their order"
+    if len(names) != outputs:
+        raise DataError(
+            f"{source.name} has {len(names)} classes and the model has {outputs} outputs, so that positions say "
+            f"nothing; {remedy}"
+        )
+    for number, name in enumerate(names):
+        if own.get(name, number) != number:  # some names are the model's, and have other numbers there
+            raise DataError(
+                f"label {number} is {name!r} in {source.name}, and in the model {name!r} is {own[name]}, while other "
+                f"names are unknown to it; {remedy}"
+            )
+    _refuse_outside(source, outputs)
+    if source.labels_from == "column":
+        return source
+    why = "the model has no labels" if not labels else "the model's labels are other words"
+    assumed = f"{why}: its outputs are assumed to be the class folders sorted by name, {names[0]!r} first"
+    return replace(source, notes=(*source.notes, assumed))
+
+
+def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int) -> ImageSource:
+    names = source.class_names
+    assert source.labels is not None
+    if names is None:
+        raise DataError(f"{source.name} has numbers for classes and no names; leave --labels out")
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        raise DataError(
+            f"{by} does not name {unknown[0]!r}"
+            + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
+            + f" of the {len(names)} classes of {source.name}; expected every class folder's or class's name"
+        )
+    outside = {name: numbers[name] for name in names if not 0 <= numbers[name] < outputs}
+    if outside:
+        name, number = next(iter(outside.items()))
+        raise DataError(f"{by} gives {name!r} the number {number}; the model has {outputs} outputs (0..{outputs - 1})")
+    _refuse_outside(source, len(names))
+    table = np.array([numbers[name] for name in names], np.int64)  # a source's number -> the model's
+    by_number: dict[int, str] = {numbers[name]: name for name in names}
+    said = f"{len(names)} classes numbered by {by}"
+    same = (table == np.arange(len(names))).all()
+    return replace(
+        source,
+        labels=table[source.labels],
+        class_names=tuple(by_number.get(number, str(number)) for number in range(max(by_number) + 1)),
+        labels_from="map",
+        notes=source.notes if same and by == "the model's labels" else (*source.notes, said),
+    )
+
+
+def _refuse_outside(source: ImageSource, classes: int) -> None:
+    assert source.labels is not None
+    outside = np.flatnonzero((source.labels < 0) | (source.labels >= classes))
+    if len(outside):
+        first = int(outside[0])
+        raise DataError(
+            f"{source.names[first]} of {source.name} has the label {source.labels[first]}; expected 0..{classes - 1}"
+        )
+
+
+def _imagenet(outputs: int, names: Sequence[str]) -> dict[str, int] | None:
+    """ImageNet-1k's numbers by WordNet id, where these names are such ids; from timm's list, without importing timm."""
+    if outputs != IMAGENET_CLASSES or not all(_WORDNET.fullmatch(name) for name in names):
+        return None
+    timm = importlib.util.find_spec("timm")
+    file = Path(timm.origin).parent / "data" / "_info" / "imagenet_synsets.txt" if timm and timm.origin else None
+    if file is None or not file.is_file():
+        return None
+    known = {name: number for number, name in enumerate(file.read_text("utf-8").split())}
+    return known if set(names) <= set(known) else None

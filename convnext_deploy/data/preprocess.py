@@ -1,0 +1,182 @@
+"""From an image to what a model takes: timm's evaluation transform, normalization, threads for both, probe images."""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..env import usable_cores
+from ..errors import DataError
+from ..records.base import InputKind
+from ..records.manifest import Preprocessing
+from . import decoding
+
+T = TypeVar("T")
+
+
+def transform(
+    preprocessing: Preprocessing, image_size: tuple[int, int], in_chans: int
+) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """timm's evaluation transform without the normalization: a decoded image to pixels, uint8 (C, H, W).
+
+    It is written here in Pillow and numpy, so that an artifact that needs no torch can be evaluated without it, and
+    gives timm's pixels bit for bit (`tests/test_data.py`).
+
+    Args:
+        preprocessing: resize, crop and interpolation.
+        image_size: (height, width) in pixels; need not be square.
+        in_chans: 1 converts to grey, 3 to RGB.
+
+    The function that it returns raises OSError for an image whose shape cannot be resized.
+
+    Raises:
+        DataError: another number of channels, which no image file gives.
+    """
+    if in_chans not in (1, 3):
+        raise DataError(f"the model takes {in_chans} channels; image files can be read as 1 (grey) or 3 (RGB)")
+    mode = "L" if in_chans == 1 else "RGB"
+    # The fill of crop mode "border".
+    fill = tuple(round(255 * value) for value in preprocessing.mean)
+    colour = (fill * in_chans)[:in_chans] if preprocessing.crop_mode == "border" else (0,) * in_chans
+
+    def pixels(image: Image.Image) -> NDArray[np.uint8]:
+        height, width = _resized(image.height, image.width, preprocessing, image_size)
+        if min(height, width) < 1:
+            raise OSError(f"{image.width}x{image.height} pixels cannot be resized to {width}x{height}")
+        decoding.refuse_many(width, height)  # a strip of few pixels can become thousands of times larger
+        converted = image.convert(mode)
+        if converted.size != (width, height):
+            converted = converted.resize((width, height), _FILTERS[preprocessing.interpolation])
+        cropped = _cropped(converted, image_size, colour)
+        return np.ascontiguousarray(np.asarray(cropped).reshape(*image_size, in_chans).transpose(2, 0, 1))
+
+    return pixels
+
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}  # fmt: skip
+
+
+def _resized(height: int, width: int, preprocessing: Preprocessing, image_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) before the crop, with the roundings of timm and, for a square in the centre, of torchvision."""
+    edges = [math.floor(side / preprocessing.crop_pct) for side in image_size]
+    if preprocessing.crop_mode == "squash":
+        return edges[0], edges[1]
+    if preprocessing.crop_mode == "center" and edges[0] == edges[1]:
+        long = int(edges[0] * max(height, width) / min(height, width))
+        return (long, edges[0]) if width <= height else (edges[0], long)
+    ratios = (height / edges[0], width / edges[1])
+    ratio = max(ratios) if preprocessing.crop_mode == "border" else min(ratios)
+    return round(height / ratio), round(width / ratio)
+
+
+def _cropped(image: Image.Image, image_size: tuple[int, int], colour: tuple[int, ...]) -> Image.Image:
+    """The centre, (height, width) pixels; what the image lacks is filled on both sides, the odd pixel at the end."""
+    height, width = image_size
+    more_x, more_y = max(width - image.width, 0), max(height - image.height, 0)
+    if more_x or more_y:
+        fill = colour[0] if image.mode == "L" else colour
+        padded = Image.new(image.mode, (image.width + more_x, image.height + more_y), fill)
+        padded.paste(image, (more_x // 2, more_y // 2))
+        image = padded
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def as_input(
+    pixels: NDArray[np.uint8], preprocessing: Preprocessing, input: InputKind
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Pixels, uint8 (N, C, H, W), as the batch that a model or artifact takes.
+
+    Returns:
+        For the input "uint8" the same pixels as (N, H, W, C); for "float32" (pixels - 255 mean) / (255 std), in the
+        float32 steps of timm's PrefetchLoader, (N, C, H, W).
+
+    Raises:
+        DataError: the preprocessing has neither one mean and std nor one a channel.
+    """
+    if input == "uint8":
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))  # (N, C, H, W) -> (N, H, W, C)
+    channels = pixels.shape[1]
+    images = pixels.astype(np.float32)
+    images -= _per_channel(preprocessing.mean, channels)
+    images /= _per_channel(preprocessing.std, channels)
+    return images
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> NDArray[np.float32]:
+    """255 times the values, multiplied before they are rounded to float32, (C, 1, 1) or (1, 1, 1)."""
+    if len(values) not in (1, channels):
+        raise DataError(f"mean and std have {len(values)} values for {channels} channels; expected one a channel")
+    return np.array([value * 255 for value in values], np.float32)[:, None, None]
+
+
+@contextmanager
+def decoders() -> Iterator[ThreadPoolExecutor]:
+    """A thread a core; leaving drops the work that waits."""
+    pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)  # the executor's own exit would first decode all that waits
+
+
+def ahead(pool: ThreadPoolExecutor, work: Callable[[int], T], indices: range, count: int) -> Iterator[T]:
+    """The results in order, with never more than `count` items under way or waiting to be fetched."""
+    upcoming = iter(indices)
+    waiting: deque[Future[T]] = deque(pool.submit(work, index) for index in itertools.islice(upcoming, count))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(work, index) for index in itertools.islice(upcoming, 1))
+        yield result
+
+
+# Left, top, and side of the crops of a bundled photograph, as fractions of its largest centred crop.
+_CROPS = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.6), (0.4, 0.4, 0.6), (0.4, 0.0, 0.6), (0.0, 0.4, 0.6))
+
+
+def probe_images(in_chans: int, image_size: tuple[int, int], limit: int) -> NDArray[np.uint8]:
+    """Natural images that come with the package, to compare numbers on; they have no labels.
+
+    All eight photographs come first, each cropped to the image size's aspect ratio around its centre, then one zoomed
+    corner of each, then the next: 40 different samples, of which the first `limit` are given. Which pixels they hold
+    depends on nothing but the versions of Pillow and its JPEG decoder.
+
+    Args:
+        in_chans: 1 gives grey, 3 RGB. Other numbers repeat R, G, B cyclically, which means nothing as a picture and
+            serves to probe numerics only.
+        image_size: (height, width) in pixels.
+        limit: at least 1; past 40 there are no more samples.
+
+    Returns:
+        uint8 (N, C, H, W), N = min(limit, 40).
+    """
+    files = sorted((Path(__file__).parent / "images").glob("*.jpg"))
+    chosen = list(itertools.islice(itertools.product(_CROPS, files), limit))
+    return np.stack([_probe(file, crop, in_chans, image_size) for crop, file in chosen])
+
+
+def _probe(
+    file: Path, crop: tuple[float, float, float], in_chans: int, image_size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    height, width = image_size
+    with Image.open(file) as photograph:
+        image = photograph.convert("L" if in_chans == 1 else "RGB")
+    scale = min(image.width / width, image.height / height)
+    full_width, full_height = width * scale, height * scale
+    left = (image.width - full_width) / 2 + crop[0] * full_width
+    top = (image.height - full_height) / 2 + crop[1] * full_height
+    box = (left, top, left + crop[2] * full_width, top + crop[2] * full_height)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)).reshape(height, width, -1)
+    channels = np.arange(in_chans) % pixels.shape[2]
+    return np.ascontiguousarray(pixels[:, :, channels].transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)

@@ -1,0 +1,100 @@
+"""Labelled images from folders, tar shards, Hugging Face parquet and datasets: what lies at a path, opened.
+
+How an image becomes pixels is timm's evaluation transform (`data.preprocess.transform`), so that an accuracy measured
+here is the one that timm's `validate.py` measures. Three things differ on purpose: a corrupt image is an error of that
+image (timm takes the next one in its place and counts that twice), class folders are numbered as torchvision's
+ImageFolder numbers them (timm counts by the numbers in their names), and images are read in the order of their names.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import DataError
+from .class_folders import SUFFIXES, folder_source, tar_source
+from .image_source import ImageSource, parts, subset
+from .image_tables import dataset_source, parquet_source
+
+__all__ = ["ImageSource", "open_source", "parts", "subset"]
+
+EXPECTED = (
+    "expected a folder of class folders, a folder of images, a .tar file or a folder of them, "
+    "a .parquet file or a folder of them, or hfds:NAME"
+)
+SPLITS = {"train", "val", "valid", "validation", "test", "eval"}
+
+
+def open_source(data: str, split: str | None = None) -> ImageSource:
+    """Open an image source by what lies at a path, or a dataset by `hfds:NAME`.
+
+    Taken are a folder of class folders (numbered in the order of their names as text), a folder of images
+    without labels, .tar files with class folders inside, a folder of .tar shards (a shard without class folders is
+    itself one class), and parquet files with the columns `image` {bytes, path} and `label`.
+
+    Args:
+        data: a path, or `hfds:` and the name or path that `datasets.load_dataset` takes.
+        split: a subfolder, the first part of parquet names such as `test-00000-of-00001.parquet`, or the split of a
+            dataset. None where there is only one.
+
+    Raises:
+        DataError: the source is absent, of no known kind, without images, or leaves open what its labels are.
+        MissingPackageError: `hfds:` without the `datasets` package.
+    """
+    source = _opened(data, split)
+    return source if split is None else replace(source, name=f"{data}, split {split}")
+
+
+def _opened(data: str, split: str | None) -> ImageSource:
+    if data.startswith("hfds:"):
+        return dataset_source(data, data.removeprefix("hfds:"), split)
+    path = Path(data)
+    if not data or not path.exists():
+        raise DataError(f"{data!r} does not exist; {EXPECTED}")
+    if path.is_dir():
+        return _folder(data, path, split)
+    if split is not None:
+        raise DataError(f"{data} is one file and has no split {split!r}; leave --split out")
+    if path.suffix.lower() == ".tar":
+        return _with_images(data, tar_source(data, [path], None))
+    if path.suffix.lower() == ".parquet":
+        return parquet_source(data, [path])
+    raise DataError(f"{data} is a file of another kind; {EXPECTED}")
+
+
+def _folder(data: str, path: Path, split: str | None) -> ImageSource:
+    folders = {child.name: child for child in path.iterdir() if child.is_dir()}
+    if split in folders:
+        return _folder(data, folders[split], None)
+    parquets, tars = sorted(path.glob("*.parquet")), sorted(path.glob("*.tar"))
+    if parquets and tars:
+        raise DataError(f"{data} holds both .parquet and .tar files; give one of the two")
+    if parquets:
+        return parquet_source(data, _of_split(data, parquets, split))
+    # A class may be called "train" too, but the folder of a split holds folders.
+    splits = sorted(name for name in SPLITS & set(folders) if any(child.is_dir() for child in folders[name].iterdir()))
+    if split is not None:
+        found = f"it has {', '.join(splits)}" if splits else "it has no splits, leave --split out"
+        raise DataError(f"{data} has no folder for the split {split!r}; {found}")
+    if tars:
+        return _with_images(data, tar_source(data, tars, path))
+    if splits:
+        raise DataError(f"{data} has the split folders {', '.join(splits)}; choose one with --split")
+    return _with_images(data, folder_source(data, path))
+
+
+def _with_images(data: str, source: ImageSource | None) -> ImageSource:
+    if source is None:
+        raise DataError(f"{data} holds no {SUFFIXES} images; {EXPECTED}")
+    return source
+
+
+def _of_split(data: str, files: list[Path], split: str | None) -> list[Path]:
+    """Those parquet files that belong to a split by Hugging Face's naming, `test-00000-of-00003.parquet`."""
+    named = {file: match[1] for file in files if (match := re.fullmatch(r"(.+?)-\d+-of-\d+.*", file.stem))}
+    splits = sorted(set(named.values()))
+    if split is None and len(splits) > 1:
+        raise DataError(f"{data} has the splits {', '.join(splits)}; choose one with --split")
+    if split is not None and split not in splits:
+        found = f"it has {', '.join(splits)}" if splits else "its files name no split, leave --split out"
+        raise DataError(f"{data} has no parquet files of the split {split!r}; {found}")
+    return files if split is None else [file for file in files if named.get(file) == split]

@@ -1,0 +1,86 @@
+"""What a folded, cast module holds, in the order in which it computes: the side of `readback` that is known."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..artifact import readback
+from ..models.convnext import Block, ChannelNorm, ConvNeXt, Grn
+from ..quantization.apply import QuantizedLinear
+
+BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
+
+
+def array_of(tensor: torch.Tensor) -> NDArray[Any]:
+    """As numpy, types that it lacks as their bits."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.view(BITS[tensor.dtype]).numpy() if tensor.dtype in BITS else tensor.numpy()
+
+
+def stored(name: str, tensor: torch.Tensor) -> readback.Tensor:
+    return readback.Tensor(name, str(tensor.dtype).removeprefix("torch."), array_of(tensor))
+
+
+def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
+    """Every tensor, epsilon and activation of a module, operation after operation."""
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    tensors, groups = [], []
+    epsilons: list[float] = []
+    activations: list[str] = []
+    constants = {0.0, 0.5, -0.5, 1.0, 2.0}
+    for group, operation in enumerate(_operations(model)):
+        for name, tensor in (*operation.named_parameters(), *operation.named_buffers()):
+            if name.endswith("weight_zero_point") or (name.endswith("zero_point") and tensor.float().item() == 0):
+                continue  # of symmetric weights, which files may leave out
+            kept = stored(names[id(tensor)], tensor)
+            if name.endswith("weight_scale"):
+                scale = operation.get_buffer(f"{name.removesuffix('weight_scale')}scale")
+                product = (scale.double() * tensor.double()).float().numpy()
+                kept = readback.Tensor(kept.name, kept.type, kept.values, product)
+            tensors.append(kept)
+            groups.append(group)
+        epsilons += [module.eps for module in operation.modules() if isinstance(module, ChannelNorm | Grn)]
+        for module in operation.modules():
+            if isinstance(module, ChannelNorm):
+                channels = module.channels
+                constants |= {1 / channels, 1 / (channels - 1), channels / (channels - 1)}
+            if isinstance(module, QuantizedLinear):
+                constants |= {module.shift, -module.shift, float(module.zero_point.float())}
+    stem, head = model.stem, model.head
+    if stem.activation is not None:
+        activations.append(stem.activation)
+    activations += [module.expand.activation for module in model.stages.modules() if isinstance(module, Block)]
+    if head is not None and head.hidden is not None:
+        activations.append("gelu")
+    return readback.Expected(
+        tensors=tensors,
+        groups=groups,
+        epsilons=epsilons,
+        activations=activations,
+        constants=frozenset(constants | {float(np.float32(value)) for value in constants}),
+        checksums=[readback.checksum(tensor.values) for tensor in tensors],
+        halved=halved,
+    )
+
+
+def _operations(model: ConvNeXt) -> Iterator[torch.nn.Module]:
+    yield model.stem
+    for index, stage in enumerate(model.stages):
+        if index:
+            yield model.downsamples[index - 1]
+        for block in stage.modules():
+            if isinstance(block, Block):
+                yield block.dwconv_norm
+                yield block.expand
+                if block.grn is not None:
+                    yield block.grn
+                yield block.project
+    if model.head is not None:
+        yield model.head.norm
+        if model.head.hidden is not None:
+            yield model.head.hidden
+        if model.head.classifier is not None:
+            yield model.head.classifier

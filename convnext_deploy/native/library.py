@@ -1,0 +1,307 @@
+"""The native CPU engine's shared library: built once with the machine's own C++ compiler, then loaded with ctypes."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from ..artifact import private, staging
+from ..artifact.manifest import sha256_of
+from ..errors import BuildError, MissingPackageError, UsageError
+from ..processes import Group
+
+SOURCES = Path(__file__).parent / "csrc"
+COMPILERS = ("c++", "g++", "clang++")
+# Contracting a product and a sum into one rounding is what the kernels are written for; nothing else of fast-math is.
+FLAGS = (
+    "-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
+    "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+)  # fmt: skip
+COMMON = ("api", "cpu", "model", "operations", "peak", "pool", "session", "testing", "kernels_portable")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
+X86: dict[str, tuple[str, ...]] = {
+    "kernels_avx2": ("-mavx2", "-mfma"),
+    "kernels_avx512": _AVX512,
+    "kernels_avx512_vnni": (*_AVX512, "-mavx512vnni"),
+    "kernels_avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+}
+BUILD_NAME = "build"  # of the temporary folders in the cache
+ISA_VARIABLE = "CONVNEXT_DEPLOY_ISA"
+
+
+class Info(ctypes.Structure):
+    """`cnxt_info`."""
+
+    _fields_ = (
+        ("input", ctypes.c_uint32), ("in_chans", ctypes.c_uint32), ("outputs", ctypes.c_uint32),
+        ("channels", ctypes.c_uint32 * 4), ("is_map", ctypes.c_uint32), ("operations", ctypes.c_uint32),
+        ("products", ctypes.c_uint32 * 3), ("multiply_accumulates", ctypes.c_uint64 * 3),
+    )  # fmt: skip
+
+
+class Options(ctypes.Structure):
+    """`cnxt_options`."""
+
+    _fields_ = (
+        ("batch", ctypes.c_uint32), ("height", ctypes.c_uint32), ("width", ctypes.c_uint32),
+        ("threads", ctypes.c_uint32), ("isa", ctypes.c_char_p),
+    )  # fmt: skip
+
+
+class TimingEntry(ctypes.Structure):
+    """`cnxt_timing`."""
+
+    _fields_ = (
+        ("operation", ctypes.c_uint32), ("part", ctypes.c_uint32), ("type", ctypes.c_uint32),
+        ("executed", ctypes.c_uint32), ("ms", ctypes.c_double),
+    )  # fmt: skip
+
+
+def find_compiler() -> str:
+    """The C++ compiler to build with: `$CXX`, or the first of `COMPILERS` on PATH.
+
+    Raises:
+        MissingPackageError: there is none.
+    """
+    named = os.environ.get("CXX")
+    if named:
+        if shutil.which(shlex.split(named)[0]) is None:
+            raise MissingPackageError(
+                f"$CXX is {named!r}, which is not on PATH; the native engine needs a C++ compiler"
+            )
+        return named
+    for name in COMPILERS:
+        if shutil.which(name):
+            return name
+    raise MissingPackageError(
+        "the native engine needs a C++20 compiler and none is on PATH; install g++ 11 or clang 14 or newer, "
+        "or name one in $CXX"
+    )
+
+
+def units() -> dict[str, tuple[str, ...]]:
+    """Every source file to compile on this machine, and its own flags: the instruction set that it is written for."""
+    x86 = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
+    return dict.fromkeys(COMMON, ()) | x86
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept."""
+    return private.cache_root() / "native"
+
+
+def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path:
+    """The shared library for these sources, this compiler and these flags; compiled where it is not there yet.
+
+    Any number of processes may build at once: each works in a folder of its own and renames its result into place.
+    Where the compiler is gone, what it built from the same sources with the same flags is taken. A library's name
+    ends in its SHA-256, and one that no longer has it is removed and built again: opening a damaged one can kill the
+    process. The folder has to be this user's alone, since what lies there is run.
+
+    Args:
+        folder: None: `cache_folder()`.
+        extra_flags: for every file, such as those of a sanitizer.
+
+    Raises:
+        MissingPackageError: no compiler.
+        BuildError: the compiler refuses a file, or the folder cannot be written.
+        UsageError: the folder is not this user's alone.
+    """
+    folder = cache_folder() if folder is None else folder
+    stem = f"libconvnext_deploy-{_source_key(extra_flags)}"
+    try:
+        compiler = find_compiler()
+    except MissingPackageError:
+        found = _intact(folder, stem)
+        if found is None:
+            raise
+        return found
+    stem = f"{stem}-{_compiler_key(compiler)}"
+    try:
+        private.made(folder)
+        found = _intact(folder, stem)
+        if found is not None:
+            return found
+        with staging.folder_for(folder / BUILD_NAME) as work:
+            built = compile_library(compiler, work, extra_flags)
+            path = folder / f"{stem}-{sha256_of(built)}.so"
+            os.replace(built, path)
+        staging.clear(folder / BUILD_NAME)
+    except OSError as error:
+        raise BuildError(
+            f"the native engine cannot be built into {folder}: {error.strerror}; set XDG_CACHE_HOME to a folder of "
+            "your own that can be written"
+        ) from None
+    return path
+
+
+def _intact(folder: Path, stem: str) -> Path | None:
+    """A library of that name whose content has the hash that its name ends in; the damaged ones are removed.
+
+    Raises:
+        UsageError: others could have put it there.
+    """
+    if not folder.is_dir():
+        return None
+    private.checked(folder)
+    for path in sorted(folder.glob(f"{stem}-*.so")):
+        if not path.is_symlink() and path.is_file() and sha256_of(path) == path.stem.rpartition("-")[2]:
+            return path
+        path.unlink(missing_ok=True)  # another process may have found it damaged too
+    return None
+
+
+def clean() -> list[tuple[Path, int]]:
+    """Empty the cache of what this package put there, which is built again when it is needed.
+
+    Returns:
+        The libraries that were removed, and their bytes.
+
+    Raises:
+        UsageError: the folder is not this user's alone.
+    """
+    found = cached()
+    for path, _ in found:
+        path.unlink(missing_ok=True)
+    staging.clear(cache_folder() / BUILD_NAME)
+    return found
+
+
+def cached() -> list[tuple[Path, int]]:
+    """Every library in the cache, of any version, and its bytes.
+
+    Raises:
+        UsageError: the folder is not this user's alone.
+    """
+    folder = cache_folder()
+    if not folder.is_dir():
+        return []
+    private.checked(folder)
+    return [(path, path.lstat().st_size) for path in sorted(folder.glob("libconvnext_deploy-*.so"))]
+
+
+def state() -> str:
+    """In a few words: which path this CPU takes, or what will build the engine at its first use. Builds nothing.
+
+    Raises:
+        MissingPackageError: it is not built, and there is no compiler.
+    """
+    built = _intact(cache_folder(), f"libconvnext_deploy-{_source_key(())}")
+    return f"ready, path {isas(opened(built))[0]}" if built else f"ready, {find_compiler()} builds it at first use"
+
+
+def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...]) -> Path:
+    """Compile every unit at once, in `work`, and link them."""
+    command = [*shlex.split(compiler), *FLAGS, *extra_flags]
+    running = {}
+    with Group() as group:  # killed with this process
+        for name, flags in units().items():
+            target = work / f"{name}.o"
+            running[target] = group.start(
+                [*command, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", str(target)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        refusals = {target: child.communicate()[1] for target, child in running.items()}
+    for target, child in running.items():
+        if child.returncode:
+            raise BuildError(_refusal(compiler, f"{target.stem}.cpp", refusals[target]))
+    library = work / "libconvnext_deploy.so"
+    linked = subprocess.run(
+        [*command, "-shared", *map(str, running), "-o", str(library)], capture_output=True, text=True
+    )
+    if linked.returncode:
+        raise BuildError(_refusal(compiler, "the library", linked.stderr))
+    return library
+
+
+def _refusal(compiler: str, what: str, output: str) -> str:
+    lines = output.strip().splitlines() or ["no message"]
+    first = next((line for line in lines if "error" in line), lines[0])
+    return f"{compiler} cannot build {what} of the native engine: {first.strip()}"
+
+
+def _source_key(extra_flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr((FLAGS, extra_flags, sorted(units().items()))).encode())
+    for source in sorted(SOURCES.glob("*")):
+        if source.suffix in (".h", ".cpp"):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compiler_key(compiler: str) -> str:
+    version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True).stdout
+    return hashlib.sha256(version.encode()).hexdigest()[:8]
+
+
+def load(isa: str | None = None) -> ctypes.CDLL:
+    """The library, built first where it is not.
+
+    Args:
+        isa: a path that the caller is about to use; refused where this CPU does not have it.
+
+    Raises:
+        MissingPackageError, BuildError: see `build`.
+        UsageError: this CPU does not have that path, or see `build`.
+    """
+    library = opened(_built(cache_folder(), os.environ.get("CXX")))
+    available = isas(library)
+    if isa is not None and isa not in available:
+        raise UsageError(f"this CPU has no path {isa!r}; it has {', '.join(available)}")
+    return library
+
+
+@functools.cache
+def _built(folder: Path, _: str | None) -> Path:
+    """`build`, asked once a process for one folder and compiler."""
+    return build(folder)
+
+
+@functools.cache
+def opened(path: Path) -> ctypes.CDLL:
+    """A built library with the types of its functions."""
+    library = ctypes.CDLL(str(path))
+    void, text, size, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
+    signatures = {
+        "cnxt_isas": (text, []),
+        "cnxt_model_open": (number, [void, size, ctypes.POINTER(void), text, size]),
+        "cnxt_model_open_file": (number, [text, ctypes.POINTER(void), text, size]),
+        "cnxt_model_close": (None, [void]),
+        "cnxt_model_info": (None, [void, ctypes.POINTER(Info)]),
+        "cnxt_session_open": (number, [void, ctypes.POINTER(Options), ctypes.POINTER(void), text, size]),
+        "cnxt_session_close": (None, [void]),
+        "cnxt_session_info": (None, [void, ctypes.POINTER(Info)]),
+        "cnxt_session_isa": (text, [void]),
+        "cnxt_session_bytes": (size, [void]),
+        "cnxt_session_run": (number, [void, void, ctypes.POINTER(void)]),
+        "cnxt_peak": (number, [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_double, ctypes.POINTER(ctypes.c_double)]),
+        "cnxt_session_profile": (
+            number,
+            [void, void, ctypes.POINTER(void), ctypes.POINTER(TimingEntry), size, ctypes.POINTER(size)],
+        ),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def isas(library: ctypes.CDLL | None = None) -> tuple[str, ...]:
+    """The instruction-set paths of this CPU, best first."""
+    library = load() if library is None else library
+    return tuple(library.cnxt_isas().decode().split())
+
+
+def isa_of_this_cpu() -> str:
+    """The path that is taken here where none is named."""
+    return isas()[0]
+
+
+def chosen_isa(isa: str | None) -> str | None:
+    """The path to take: the one named, or the environment's, which serves to try slower ones; None: the best."""
+    return isa or os.environ.get(ISA_VARIABLE) or None

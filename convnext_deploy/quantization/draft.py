@@ -1,0 +1,137 @@
+"""From a folded module and images to a plan for all that can run in 8 bits, with the corrections that help."""
+
+import copy
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from torch import Tensor
+
+from ..data import sources
+from ..models.convnext import ConvNeXt
+from ..records.base import InputKind, Precision
+from ..records.manifest import Preprocessing
+from ..records.plan import CorrectionRecord, OperationType, RangeMethod, Target, WeightBits
+from . import corrections
+from .apply import apply, rebalance
+from .calibrate import calibrate
+from .distance import Distances, Pixels, classifies, distances, outputs, pixels_of
+from .plan import LoadedPlan, draft, products
+
+CORRECTION_IMAGES = 64  # of the calibration's, that biases and roundings are computed from
+HELPED = 2.0  # standard errors of the paired difference by which a correction has to lower the mean distance
+
+
+def prepare(
+    model: ConvNeXt,
+    source: sources.ImageSource,
+    held_out: Pixels,
+    names: Collection[str],
+    *,
+    preprocessing: Preprocessing,
+    target: Target,
+    type: OperationType,
+    method: RangeMethod,
+    input: InputKind,
+    rest: Precision,
+    weights_sha256: str,
+    weight_bits: WeightBits,
+    images: int,
+    rounding: bool,
+    resume: Path | None,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> LoadedPlan:
+    """Calibrate, draft, and try each correction on images that it was not computed from.
+
+    Args:
+        model: folded, fp32; left as it was.
+        source: calibration images.
+        held_out: what corrections are judged on.
+        names: the operations to run in 8 bits.
+        rounding: try GPTQ too, which takes minutes for a large model.
+        resume: keeps the calibration's statistics.
+    """
+    paths = products(model)
+    classify = classifies(model)
+
+    def calibrated(module: ConvNeXt, kept: Path | None) -> LoadedPlan:
+        statistics = calibrate(
+            module,
+            tuple(paths.values()),
+            source,
+            preprocessing=preprocessing,
+            images=images,
+            resume=kept,
+            progress=progress,
+        )
+        plan = draft(
+            module,
+            statistics,
+            names,
+            type=type,
+            target=target,
+            method=method,
+            input=input,
+            rest=rest,
+            weights_sha256=weights_sha256,
+            weight_bits=weight_bits,
+        )
+        return LoadedPlan(plan, {}, statistics)
+
+    say(f"calibrating on {images} images of {source.name}")
+    current = calibrated(model, resume)
+    pixels = pixels_of(sources.subset(source, min(images, CORRECTION_IMAGES)), preprocessing, model)
+    expected = outputs(model, held_out, preprocessing)
+
+    def measured(candidate: LoadedPlan) -> Distances:
+        changed = copy.deepcopy(model)
+        apply(changed, candidate)
+        return distances(outputs(changed, held_out, preprocessing), expected, classify)
+
+    def balanced(plan: LoadedPlan) -> LoadedPlan:
+        assert plan.calibration is not None
+        factors = corrections.balance_factors(model, plan.calibration, tuple(plan.plan.operations))
+        changed = copy.deepcopy(model)
+        for name, values in factors.items():
+            rebalance(changed, name.partition("/")[2], values)
+        again = calibrated(changed, None)
+        return LoadedPlan(again.plan, factors, again.calibration)
+
+    def shifted(plan: LoadedPlan) -> LoadedPlan:
+        assert plan.calibration is not None
+        return LoadedPlan(corrections.shifted(plan.plan, plan.calibration, model), plan.tensors, plan.calibration)
+
+    def with_tensors(make: Callable[..., dict[str, Tensor]]) -> Callable[[LoadedPlan], LoadedPlan]:
+        return lambda plan: LoadedPlan(
+            plan.plan, {**plan.tensors, **make(model, plan, pixels, preprocessing)}, plan.calibration
+        )
+
+    attempts: list[tuple[str, Callable[[LoadedPlan], LoadedPlan]]] = [("balance", balanced)]
+    if type == "s8s8":
+        attempts.append(("shift", shifted))
+    if rounding:
+        attempts.append(("rounding", with_tensors(corrections.rounded_weights)))
+    attempts.append(("bias", with_tensors(corrections.bias_corrections)))
+    records = []
+    before = measured(current)
+    for name, attempt in attempts:
+        say(f"trying the correction {name}")
+        candidate = attempt(current)
+        after = measured(candidate)
+        change = after - before
+        applied = bool(change.mean() + HELPED * change.std(ddof=1) / np.sqrt(len(change)) < 0)
+        records.append(
+            CorrectionRecord(
+                name=name,
+                applied=applied,
+                kl_without=float(before.mean()),
+                kl_with=float(after.mean()),
+                images=len(change),
+            )
+        )
+        if applied:
+            current, before = candidate, after
+    plan = msgspec.structs.replace(current.plan, corrections=tuple(records))
+    return LoadedPlan(plan, current.tensors, current.calibration)

@@ -1,0 +1,245 @@
+"""A plan: which operations run in 8 bits, with which scales. Diffable JSON; every runtime's graph follows it."""
+
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..artifact.manifest import encode, sha256_of, write_file
+from ..errors import UsageError
+from ..models.convnext import DTYPES, Block, ConvNeXt
+from ..records.base import InputKind, Precision
+from ..records.plan import (
+    CalibrationRecord,
+    OperationPlan,
+    OperationType,
+    Plan,
+    RangeMethod,
+    Scheme,
+    Target,
+    WeightBits,
+)
+from .calibrate import RANDOM, Calibration, report
+from .observers import scale_and_zero_point
+
+# What each runtime's 8-bit matrix product takes. GPUs have no zero points; u8s8 is what x86 multiplies.
+INT8: dict[Target, OperationType] = {
+    "onnx": "u8s8", "openvino": "u8s8", "native": "u8s8", "tensorrt": "s8s8", "tensorrt_rtx": "s8s8",
+    "eager": "s8s8", "aotinductor": "s8s8",
+}  # fmt: skip
+SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
+TENSORRT: frozenset[Target] = frozenset({"tensorrt", "tensorrt_rtx"})
+KERNELS: frozenset[Target] = frozenset({"eager", "aotinductor"})
+ALIKE = (TENSORRT, KERNELS)  # targets that compute the same: a plan for one is a plan for the other
+GPU_TARGETS = TENSORRT | KERNELS  # fp8 too
+
+
+@dataclass(frozen=True)
+class LoadedPlan:
+    """A plan and the tensors beside it, named `<what>/<operation>`."""
+
+    plan: Plan
+    tensors: Mapping[str, Tensor]
+    calibration: Calibration | None = None  # that it was drafted from; not kept in files
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self.plan)).hexdigest()  # which holds the tensors' hash
+
+
+def products(model: ConvNeXt) -> dict[str, str]:
+    """Every operation that can run in 8 bits: its name to the path of the linear or convolution inside it.
+
+    Not among them: depthwise convolutions (2 % of the arithmetic, and no runtime gains from them), overlapping stems
+    (3x3 convolutions with padding), and the hidden linear of an MLP head.
+    """
+    found = {}
+    if model.spec.stem == "patch":
+        found["stem"] = "stem.convs.0"
+    for stage in range(4):
+        if stage:
+            found[f"downsamples.{stage - 1}"] = f"downsamples.{stage - 1}.conv"
+        for index in range(model.spec.depths[stage]):
+            block = f"stages.{stage}.{index}"
+            found[f"{block}.expand"] = f"{block}.expand.linear"
+            found[f"{block}.project"] = f"{block}.project.linear"
+    if model.head is not None and model.head.classifier is not None:
+        found["head"] = "head.classifier"
+    return found
+
+
+def operations(model: ConvNeXt) -> tuple[str, ...]:
+    """Every operation that a plan can name, in the order in which it runs."""
+    names = ["stem"]
+    for stage in range(4):
+        if stage:
+            names.append(f"downsamples.{stage - 1}")
+        for index, block in enumerate(cast("nn.ModuleList", model.stages[stage])):
+            assert isinstance(block, Block)
+            parts = ("dwconv_norm", "expand", "project") if block.grn is None else _V2_PARTS
+            names += [f"stages.{stage}.{index}.{part}" for part in parts]
+    return (*names, "head") if model.head is not None else tuple(names)
+
+
+_V2_PARTS = ("dwconv_norm", "expand", "grn", "project")
+
+
+def kind_of(operation: str) -> str:
+    """`stages.2.0.expand` -> `expand`, `downsamples.1` -> `downsample`, `stem`, `head`."""
+    return "downsample" if operation.startswith("downsamples.") else operation.rpartition(".")[2]
+
+
+def quantized(plan: Plan) -> tuple[str, ...]:
+    """The operations that run in 8 bits."""
+    return tuple(name for name, operation in plan.operations.items() if operation.type != "fp32")
+
+
+def draft(
+    model: ConvNeXt,
+    calibration: Calibration,
+    names: Iterable[str],
+    *,
+    type: OperationType,
+    target: Target,
+    method: RangeMethod,
+    input: InputKind,
+    rest: Precision,
+    weights_sha256: str,
+    weight_bits: WeightBits = 8,
+) -> Plan:
+    """A plan that runs the named operations in 8 bits, with the ranges that a method finds in a calibration.
+
+    Args:
+        calibration: of the inputs of `products(model)`.
+        names: of operations.
+        weights_sha256: of the checkpoint.
+    """
+    scheme, paths = SCHEMES[type], products(model)
+    found = {tensor.name: tensor for tensor in report(calibration, method, scheme).tensors}
+    operations = {}
+    for name in names:
+        if name == "stem" and input == "uint8" and type == "u8s8":
+            operations[name] = OperationPlan(type=type, scale=1.0, zero_point=0)  # pixels are codes already
+            continue
+        tensor = found[paths[name]]
+        scale, zero_point = scale_and_zero_point(np.float64(tensor.low), np.float64(tensor.high), scheme)
+        held = representable(torch.tensor(float(scale)), target, rest).item()
+        operations[name] = OperationPlan(type=type, scale=held, zero_point=int(zero_point))
+    identity = calibration.identity
+    return Plan(
+        target=target,
+        architecture=model.spec.architecture,
+        weights_sha256=weights_sha256,
+        input=input,
+        image_size=model.spec.image_size,
+        rest=rest,
+        weight_bits=weight_bits,
+        calibration=CalibrationRecord(
+            data=calibration.data,
+            data_sha256=identity.data_sha256,
+            images=identity.images,
+            random=calibration.data == RANDOM,
+            method=method,
+        ),
+        operations=operations,
+    )
+
+
+def representable(scales: Tensor, target: Target, rest: Precision) -> Tensor:
+    """Scales as the target's graph holds them, float32: for GPUs they are of the rest's type.
+
+    A scale below half precision's normal range becomes the smallest normal number: it belongs to a channel that a
+    tiny layer scale was folded into. The weights are then off by at most 3e-5, and what 4C of them add to the residual
+    stream is off by less than the rounding of that stream to half precision.
+    """
+    if target not in GPU_TARGETS or rest not in ("fp16", "bf16"):
+        return scales
+    dtype = DTYPES[rest]
+    return scales.clamp_min(torch.finfo(dtype).smallest_normal).to(dtype).float()
+
+
+def restricted(loaded: LoadedPlan, names: Collection[str]) -> LoadedPlan:
+    """The same plan for these operations only."""
+    operations = {name: operation for name, operation in loaded.plan.operations.items() if name in names}
+    tensors = {key: tensor for key, tensor in loaded.tensors.items() if key.partition("/")[2] in operations}
+    return LoadedPlan(msgspec.structs.replace(loaded.plan, operations=operations), tensors, loaded.calibration)
+
+
+def write(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
+    """Write `<path>` and, where there are tensors, `<path without .json>.safetensors`; the JSON last.
+
+    Returns:
+        The plan as written: with the hash of its tensors.
+    """
+    _check_name(path)
+    beside = path.with_suffix(".safetensors")
+    if tensors:
+        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_file(beside, content)
+        plan = msgspec.structs.replace(plan, tensors_sha256=hashlib.sha256(content).hexdigest())
+    else:
+        beside.unlink(missing_ok=True)
+    write_file(path, encode(plan))
+    return plan
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a name under which `write` would replace or remove what is no plan, or not the tensors of one.
+
+    Raises:
+        UsageError: what is in the way.
+    """
+    beside = path.with_suffix(".safetensors")
+    tensors = None
+    if os.path.lexists(path):
+        try:
+            tensors = msgspec.json.decode(path.read_bytes(), type=Plan).tensors_sha256
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise UsageError(f"{path} is not a plan, so it is not replaced; choose another --out") from None
+    if os.path.lexists(beside) and (tensors is None or not beside.is_file() or sha256_of(beside) != tensors):
+        raise UsageError(
+            f"{beside}, where the plan's tensors would go, is not of a plan, so it is not replaced; "
+            "choose another --out"
+        )
+
+
+def read(path: Path) -> LoadedPlan:
+    """Read a plan and the tensors that belong to it.
+
+    Raises:
+        UsageError: a file is missing, damaged, of another plan, or has a field or value that plans do not have.
+    """
+    _check_name(path)
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; expected a plan of `quantize`") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not a plan: {error}") from None
+    for name, operation in plan.operations.items():
+        if (operation.scale is None) != (operation.type == "fp32"):
+            raise UsageError(f"{path}: {name} has type {operation.type} and scale {operation.scale}; fp32 has none")
+    if plan.calibration is None and quantized(plan):
+        raise UsageError(f"{path} quantizes {len(quantized(plan))} operations and names no calibration")
+    tensors: Mapping[str, Tensor] = {}
+    if plan.tensors_sha256 is not None:
+        beside = path.with_suffix(".safetensors")
+        if not beside.is_file():
+            raise UsageError(f"{beside} is missing; it belongs to {path.name}")
+        if sha256_of(beside) != plan.tensors_sha256:
+            raise UsageError(f"{beside} is not the file that {path.name} was written with; run quantize again")
+        tensors = safetensors.torch.load_file(beside)
+    return LoadedPlan(plan, tensors)
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix != ".json":
+        raise UsageError(f"{path} does not end in .json; a plan is <name>.json and <name>.safetensors")

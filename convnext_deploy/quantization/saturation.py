@@ -1,0 +1,66 @@
+"""Where 8-bit products are not exact: u8 by s8 on x86 without VNNI, and what each runtime does about it.
+
+Before VNNI, x86 multiplies u8 by s8 with `vpmaddubsw`, which adds two products in 16 bits and saturates: 255 * 127 * 2
+is 64,770, and 32,767 is the largest sum that it holds. With weights of 7 bits (at most 64 in magnitude) the largest is
+255 * 64 * 2 = 32,640, and nothing saturates. ONNX Runtime has an option that multiplies exactly and more slowly;
+OpenVINO has none; this package's engine widens to 16 bits before it multiplies and is exact everywhere.
+"""
+
+import platform
+
+from .. import env
+from ..records.manifest import Manifest
+from ..records.plan import OperationType, QuantizationRecord, Target, WeightBits
+
+WEIGHT_LIMITS: dict[WeightBits, int] = {8: 127, 7: 64}  # largest magnitude of a weight's code
+EXACT_FEATURES = {"avx512_vnni", "avx_vnni", "amx_int8"}  # any of these adds in 32 bits
+ORT_OPTION = "session.x64quantprecision"  # a session option of ONNX Runtime; "1" makes u8 by s8 exact
+
+
+def saturates() -> bool:
+    """Whether this machine multiplies u8 by s8 with saturation: x86-64 without VNNI, or that does not tell.
+
+    `/proc/cpuinfo` says it; where that is absent, the answer that is safe is taken.
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return x86 and not EXACT_FEATURES & env.cpu_features()
+
+
+def bits_for(target: Target, type: OperationType) -> WeightBits:
+    """The weights' bits that `target` multiplies exactly on this machine."""
+    return 7 if target == "openvino" and type == "u8s8" and saturates() else 8
+
+
+def in_danger(record: QuantizationRecord | None) -> bool:
+    """Whether an artifact's products can saturate on this machine, if its runtime does nothing about it."""
+    return record is not None and "u8s8" in record.operations and record.weight_bits == 8 and saturates()
+
+
+def refusal(format: str, record: QuantizationRecord | None) -> str | None:
+    """Why a plan cannot run as it says on this machine, and the cure; None where it can, or where nobody knows."""
+    if format != "openvino" or not in_danger(record) or not env.cpu_features():
+        return None
+    return (
+        "OpenVINO multiplies 8 bits with 16-bit saturation on this CPU (x86 without VNNI), and the plan's weights use "
+        f"all 8 bits: its outputs would be wrong; {CURE}"
+    )
+
+
+CURE = "run quantize again with --weight-bits 7, or with --target native, which is exact on every CPU"
+
+
+def cause(manifest: Manifest) -> str | None:
+    """What may explain outputs that are far from the simulation, and the cure; None where it cannot be this."""
+    if manifest.export.format == "openvino" and in_danger(manifest.export.quantization):
+        return f"8-bit products may saturate at 16 bits on this CPU; {CURE}"
+    return None
+
+
+def words() -> str:
+    """For `doctor`."""
+    if not saturates():
+        return "exact here; quantize uses weights of 8 bits"
+    return (
+        "u8 by s8 saturates at 16 bits here (no VNNI); quantize uses weights of 7 bits for openvino, onnxruntime runs "
+        f"with {ORT_OPTION}=1, native is exact"
+    )

@@ -1,0 +1,106 @@
+"""Evaluations, the limits of a gate, and its verdict."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from .base import Decision, Fraction, Images, Positive, Record, Sha256
+
+CheckName = Literal["top1_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"]
+
+
+class ClassAccuracy(Record, frozen=True, kw_only=True):
+    label: Annotated[int, msgspec.Meta(ge=0)]
+    name: str
+    images: Positive
+    top1: Fraction
+
+
+class EvalResult(Record, frozen=True, kw_only=True):
+    """Accuracy of one artifact over one labelled image source; every prediction lies in `predictions`."""
+
+    artifact: str
+    artifact_sha256: Sha256  # of manifest.json
+    data: str
+    data_sha256: Sha256  # of the sample names and labels
+    images: Images
+    corrupt: tuple[str, ...]
+    top1: Fraction
+    top5: Fraction
+    per_class: tuple[ClassAccuracy, ...]
+    images_per_s: float  # whole pipeline: reading, decoding, resizing, inference
+    predictions: str | None  # file name beside this result
+    notes: tuple[str, ...] = ()  # what was left out, what was assumed about the classes, an accuracy at chance
+
+
+class Limits(Record, frozen=True, kw_only=True):
+    """What a candidate may lose against its baseline. Written by hand, hence in percent; None is not checked."""
+
+    max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, percentage points
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.05  # chance of passing what lies at a limit
+    max_class_drop: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None  # of one class's top-1, points
+    min_agreement: Annotated[float, msgspec.Meta(gt=0, lt=100)] | None = None  # images with the same first class, %
+    max_latency_ratio: Annotated[float, msgspec.Meta(gt=0, le=1000)] | None = None  # medians, candidate / baseline
+    max_size_ratio: Annotated[float, msgspec.Meta(gt=0, le=1000)] | None = None  # bytes, candidate / baseline
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """One limit held against what was measured. Drops and agreement are fractions."""
+
+    name: CheckName
+    decision: Decision
+    limit: float
+    value: float
+    lower: float | None = None  # one-sided bounds at the limits' alpha; None where chance plays no part
+    upper: float | None = None
+
+
+class ClassDrop(Record, frozen=True, kw_only=True):
+    """One class's images. `beyond_chance`: more were lost than gained, at the limits' alpha over all classes."""
+
+    label: int
+    name: str
+    images: int
+    lost: int
+    gained: int
+    p_value: Fraction  # one-sided exact McNemar, after Holm's adjustment for the number of classes
+    beyond_chance: bool
+
+
+class Flip(Record, frozen=True, kw_only=True):
+    """An image whose first class changed. A margin is the log-probability of the first class less the second's."""
+
+    name: str
+    label: int
+    baseline: int  # class
+    candidate: int
+    baseline_margin: float | None  # nats; None where a model has one class
+    candidate_margin: float | None
+
+
+class Verdict(Record, frozen=True, kw_only=True):
+    """Whether a candidate may take its baseline's place, and everything that this rests on."""
+
+    decision: Decision
+    limits: Limits
+    baseline: str
+    baseline_sha256: Sha256  # of manifest.json
+    candidate: str
+    candidate_sha256: Sha256
+    data: str
+    data_sha256: Sha256
+    images: Images
+    baseline_top1: Fraction
+    candidate_top1: Fraction
+    lost: int  # right in the baseline only
+    gained: int  # right in the candidate only
+    p_value: Fraction  # exact McNemar, two-sided
+    images_needed: int | None  # to decide the drop, if it is what it seems; None: decided, or no number will do
+    checks: Annotated[tuple[Check, ...], msgspec.Meta(min_length=1)]  # the drop first
+    agreement: Fraction  # share of images with the same first class
+    confident: int  # images that the baseline gives twice the probability of any other class, or more
+    confident_flips: int  # of these, with another first class in the candidate
+    kl_at_least: float  # nats, mean over images: divergence of the candidate from the baseline, on the classes kept
+    per_class: tuple[ClassDrop, ...]
+    flips: tuple[Flip, ...]
+    doubts: tuple[str, ...] = ()  # why there is no PASS although every limit is kept

@@ -1,0 +1,25 @@
+"""The closed sets of words and the constraints that several records share."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Task = Literal["classify", "embed", "features"]
+InputKind = Literal["float32", "uint8"]
+Device = Literal["cpu", "cuda"]
+Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Images = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+Above0 = Annotated[float, msgspec.Meta(ge=1e-12, le=1e12)]  # a time or a rate; ratios beyond would overflow
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+STRIDE = 32  # input pixels per pixel of the last feature map, in every architecture of the family
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything on disk."""
+
+
+PlanType = Literal["int8", "fp8"]
+KernelChoice = Literal["none", "measured", "all"]

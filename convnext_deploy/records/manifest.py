@@ -1,0 +1,200 @@
+"""manifest.json: what an artifact is, how it was made, and how it was verified."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from .base import Device, Fraction, InputKind, PlanType, Positive, Precision, Record, Sha256, Task
+from .plan import QuantizationRecord
+
+Stem = Literal["patch", "overlap", "overlap_tiered", "overlap_act"]
+Norm = Literal["layernorm", "rmsnorm", "simplenorm"]
+Activation = Literal["gelu", "gelu_tanh", "silu"]
+Head = Literal["pool_norm", "norm_pool"]
+
+
+class ModelSpec(Record, frozen=True, kw_only=True):
+    """All that is needed to build the module without its weights. `image_size` is (height, width) in pixels."""
+
+    architecture: str  # timm's name, or "custom" for widths and depths that no published variant has
+    depths: tuple[Positive, Positive, Positive, Positive]
+    dims: tuple[Positive, Positive, Positive, Positive]
+    kernel_sizes: tuple[Positive, Positive, Positive, Positive] = (7, 7, 7, 7)
+    stem: Stem = "patch"
+    norm: Norm = "layernorm"
+    norm_eps: float = 1e-6
+    head_norm_eps: float = 1e-6  # transformers' checkpoints use 1e-12 here and 1e-6 everywhere else
+    activation: Activation = "gelu"
+    layer_scale: bool = True
+    grn: bool = False
+    head: Head = "pool_norm"
+    head_hidden: Positive | None = None
+    num_classes: Annotated[int, msgspec.Meta(ge=0)] = 1000  # 0: no classifier
+    in_chans: Positive = 3
+    task: Task = "classify"
+    image_size: tuple[Positive, Positive] = (224, 224)
+
+
+class Preprocessing(Record, frozen=True, kw_only=True):
+    """Resize, centre crop and normalization, as timm's evaluation transform does them."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
+    crop_pct: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    # What neither the user nor anything beside the checkpoint said: fields above, `image_size`, `global_pool`.
+    assumed: tuple[str, ...] = ()
+
+
+class WeightsRecord(Record, frozen=True, kw_only=True):
+    source: str  # a timm name, `hf-hub:` id, file name, or "random"
+    layout: str  # which of models.layouts recognised it
+    random: bool
+    tensors_sha256: Sha256  # of the converted tensors in name order, whatever file held them
+    file_sha256: Sha256 | None = None
+    revision: str | None = None  # of a hub's repository: the commit that the files are of
+    licence: str | None = None
+
+
+class BatchRange(Record, frozen=True, kw_only=True):
+    """The batch sizes an artifact takes; `opt` is the one it is tuned for."""
+
+    min: Positive = 1
+    opt: Positive = 8
+    max: Positive = 256
+
+
+class TensorRtSpec(Record, frozen=True, kw_only=True):
+    """What only TensorRT and TensorRT-RTX are told."""
+
+    chosen: str | None = None  # why this one of the two, where the user left it open
+    targets: tuple[str, ...] = ()  # "sm80" ...; none: the GPU here (TensorRT), every GPU from Ampere on (RTX)
+    profiles: tuple[BatchRange, ...] = ()  # more ranges to tune for, inside `ExportSpec.batch`
+    sides: tuple[Positive, Positive, Positive] | None = None  # pixels, smallest, tuned for, largest; dynamic size only
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None  # None: the builder's own, 3
+    workspace_mb: Positive | None = None  # None: all of the GPU's memory
+    hardware_compatible: bool = False  # TensorRT: any GPU from Ampere on
+    version_compatible: bool = False  # TensorRT: any later version of the same major
+    refit: Literal["none", "refit", "strip"] = "none"  # strip: without weights, which `refit` puts in
+
+
+class EngineRecord(Record, frozen=True, kw_only=True):
+    """`build.json` of an engine: how it was built. The manifest holds its hash."""
+
+    module: str  # import name: tensorrt or tensorrt_rtx
+    version: str
+    targets: tuple[str, ...]
+    profiles: tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], ...]  # min, opt, max
+    layers: dict[str, int]  # of the parsed network: "<kind> <type>" to how many
+    products: dict[str, tuple[str, float]]  # convolution or matrix product: its type, multiply-accumulates at `opt`
+    build_s: float
+    engine_bytes: int
+    peak_memory_mb: float  # of this process, since it started
+    timing_cache: str | None  # "<file>: <bytes before> -> <bytes after>"; None where the module has none
+
+
+class ExportSpec(Record, frozen=True, kw_only=True):
+    format: str
+    precision: Precision = "fp32"
+    input: InputKind = "float32"
+    batch: BatchRange = BatchRange()
+    dynamic_image_size: bool = False
+    device: Device = "cpu"
+    tensorrt: TensorRtSpec | None = None
+    quantization: "QuantizationRecord | None" = None
+    kernels: tuple[str, ...] = ()  # run in `convnext_deploy.kernels`: "stem", "stages.0" or "stages.0.mlp" ...
+
+    @property
+    def eight_bits(self) -> PlanType | None:
+        """What its plan's products are in, beside `precision`; None where no plan quantizes."""
+        types = self.quantization.operations if self.quantization else {}
+        return "int8" if {"u8s8", "s8s8"} & set(types) else "fp8" if "fp8" in types else None
+
+
+class PassRecord(Record, frozen=True, kw_only=True):
+    name: str
+    relative_change: float  # of the probe's outputs, worst sample, computed in float64
+
+
+class TensorRecord(Record, frozen=True, kw_only=True):
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]  # a string names a dynamic axis
+
+
+class Parity(Record, frozen=True, kw_only=True):
+    """One artifact's outputs beside those of its reference on the same images.
+
+    The reference is the fp32 PyTorch source. A quantized artifact is compared with its simulation too: the source
+    rewritten to the same plan. One in half precision is compared with the module in the same type.
+    """
+
+    images: str
+    reference: Literal["source", "simulation", "type"] = "source"
+    samples: int
+    relative_error: float | None  # worst sample (see `deviation`); None where the outputs cannot be compared
+    cosine: float | None  # worst sample
+    top1_agreement: Fraction | None  # share of samples without a near-tie; None where there are no classes
+    near_ties: int
+    failures: tuple[str, ...]  # empty when every tier passed
+    stand_in: str | None = None  # what ran in the artifact's place, where the artifact itself did not run
+    batches: tuple[int, ...] = ()  # the sizes that were run; empty in artifacts of versions that did not record them
+    image_size: tuple[int, int] | None = None  # pixels (height, width)
+
+
+class PrecisionTruth(Record, frozen=True, kw_only=True):
+    """Share of the multiply-accumulates by type: in the built graph, and as the runtime executed them here."""
+
+    graph: dict[str, float]
+    executed: dict[str, float] | None = None  # None where the runtime does not tell
+    note: str | None = None
+    quantized: int | None = None  # products that ran in 8 bits; where the runtime does not tell, those in the graph
+
+
+class ReadBack(Record, frozen=True, kw_only=True):
+    """The built file's contents beside the module's, bit for bit: how many were compared, and what differs."""
+
+    tensors: int
+    epsilons: int | None  # None where the file does not hold them
+    activations: int | None
+    failures: tuple[str, ...] = ()
+    unread: str | None = None  # what of the file was not compared, in words
+
+
+class OracleRecord(Record, frozen=True, kw_only=True):
+    """Who judged whether the checkpoint was loaded as what it is."""
+
+    name: str  # the source's own library and its version, or "self": nothing but this package's own reading
+    relative_error: float | None = None  # of the outputs in fp32, before any rewrite
+    preprocessing: str | None = None  # whose preprocessing was compared with as well
+    why: str | None = None  # for "self"
+
+
+class FileRecord(Record, frozen=True, kw_only=True):
+    path: str
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Sha256
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """`manifest.json`: everything an artifact folder says about itself."""
+
+    schema_version: Literal[1]
+    created: str  # ISO 8601, UTC
+    tool: str
+    model: ModelSpec
+    weights: WeightsRecord
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+    export: ExportSpec
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    passes: tuple[PassRecord, ...]
+    parity: tuple[Parity, ...]
+    precision: PrecisionTruth
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+    files: tuple[FileRecord, ...]
+    oracle: OracleRecord | None = None  # None in artifacts of versions that asked none
+    read_back: ReadBack | None = None  # None in artifacts of versions that did not read them

@@ -1,0 +1,184 @@
+"""Quantization: the plan, its calibration report, the search for it, and half precision's report."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from .base import Decision, Fraction, InputKind, Positive, Precision, Record, Sha256
+from .timing import Timing
+
+# Calibration
+Scheme = Literal["u8_asymmetric", "s8_symmetric", "fp8_e4m3"]
+RangeMethod = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+
+
+class TensorRange(Record, frozen=True, kw_only=True):
+    """The range one tensor is quantized over, and what to know about its values before trusting it."""
+
+    name: str  # of the module whose input it is
+    method: RangeMethod
+    low: float  # zero or less
+    high: float
+    min: float  # of the values themselves
+    max: float
+    clip_rate: Fraction  # share of the values that move by more than rounding
+    outlier_channels: tuple[tuple[int, float], ...]  # channel, its largest magnitude in those of the median channel
+    halves_difference: float  # between the ranges that the even and the odd images give, relative to the range
+
+
+class CalibrationReport(Record, frozen=True, kw_only=True):
+    """The ranges of a model's tensors, and the images they come from."""
+
+    data: str
+    data_sha256: Sha256  # of the encoded images themselves
+    images: Positive
+    random: bool  # noise, which was asked for by name
+    method: RangeMethod
+    percentile: float | None  # None with other methods
+    scheme: Scheme
+    image_size: tuple[Positive, Positive]
+    tensors: tuple[TensorRange, ...]
+
+
+# Formats that compute in 8 bits; eager and aotinductor do so in the fused kernels only.
+Target = Literal["onnx", "openvino", "native", "tensorrt", "tensorrt_rtx", "eager", "aotinductor"]
+# u8s8: unsigned activations with a zero point, signed weights; s8s8: both signed, no zero points; fp8: both E4M3.
+# fp32: kept from the plan's rest type, because half precision would overflow there.
+OperationType = Literal["u8s8", "s8s8", "fp8", "fp32"]
+WeightBits = Literal[7, 8]  # of int8 weights: codes of at most 64, or 127, in magnitude (see `saturation`)
+
+
+class OperationPlan(Record, frozen=True, kw_only=True):
+    """How one operation runs. `scale` and `zero_point` are those of its product's input; weights follow a channel."""
+
+    type: OperationType
+    scale: Annotated[float, msgspec.Meta(gt=0.0)] | None = None  # None for fp32
+    zero_point: int = 0
+    shift: float = 0.0  # subtracted from the input before it is quantized; its product is part of the bias
+
+
+class CalibrationRecord(Record, frozen=True, kw_only=True):
+    """The images that the scales were chosen from."""
+
+    data: str
+    data_sha256: Sha256  # of the encoded images
+    images: Positive
+    random: bool  # noise in place of images, because it was asked for by name
+    method: str
+
+
+class CorrectionRecord(Record, frozen=True, kw_only=True):
+    """One accuracy correction that was tried: mean KL of the quantized from the float outputs without and with it."""
+
+    name: str
+    applied: bool
+    kl_without: float
+    kl_with: float
+    images: Positive  # held out: not among those that it was computed from
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """`<plan>.json`: which operations of one checkpoint run in 8 bits, with which scales, for one target.
+
+    Operations that are not named run in `rest`. Balancing factors, corrected biases and rounded weights, where there
+    are any, lie in `<plan>.safetensors`.
+    """
+
+    schema_version: Literal[1] = 1
+    target: Target
+    architecture: str
+    weights_sha256: Sha256  # `WeightsRecord.tensors_sha256` of the checkpoint
+    input: InputKind  # a uint8 input needs no scale to be found: raw pixels are 8 bits
+    image_size: tuple[Positive, Positive]
+    rest: Precision
+    weight_ranges: Literal["minmax", "mse"] = "minmax"
+    weight_bits: WeightBits = 8
+    calibration: CalibrationRecord | None  # None: nothing is quantized
+    operations: dict[str, OperationPlan]
+    corrections: tuple[CorrectionRecord, ...] = ()
+    tensors_sha256: Sha256 | None = None  # of `<plan>.safetensors`
+
+
+class PlanCandidate(Record, frozen=True, kw_only=True):
+    """One artifact that a search measured. A float one has no operations in 8 bits."""
+
+    name: str
+    operations: tuple[str, ...]  # in 8 bits
+    predicted: float  # distance from the float outputs: the sum of its operations' sensitivities
+    agreement: Fraction | None  # with the fp32 baseline, on the selection images
+    top1: Fraction | None  # on the selection images
+    latency: Timing | None  # None where the runtime cannot run here
+    bytes: int  # 0 where it was rejected
+    selection: Decision | None  # the gate on the selection images; None where it was rejected
+    final: Decision | None  # and on the final ones; None: not tried
+    final_drop: tuple[float, float, float] | None  # top-1 drop there and its one-sided bounds, fractions
+    rejected: str | None = None  # why it could not be built, or does not compute its plan
+
+
+class SearchResult(Record, frozen=True, kw_only=True):
+    """`<plan>.search.json`: what a search under an accuracy budget measured, and what it chose."""
+
+    target: Target
+    max_drop: float  # percentage points
+    alpha: float
+    batch: Positive
+    images: dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)]]  # calibration, selection, final: disjoint
+    sensitivities: dict[str, float]  # operation to mean distance when it alone is quantized
+    gains_ms: dict[str, float]  # group of operations to what its 8 bits save of a batch's latency
+    corrections: tuple[CorrectionRecord, ...]
+    candidates: tuple[PlanCandidate, ...]
+    accuracy_of: Literal["runtime", "simulation"]
+    chosen: str | None
+    why: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+
+
+class QuantizationRecord(Record, frozen=True, kw_only=True):
+    """What a manifest says about the plan that its artifact was built from."""
+
+    plan_sha256: Sha256
+    target: Target
+    operations: dict[str, Positive]  # type to how many
+    kept_share: Fraction = 0.0  # of the multiply-accumulates, in the operations that the plan keeps in fp32
+    weight_bits: WeightBits = 8
+    calibration: CalibrationRecord | None
+
+
+HalfPrecision = Literal["fp16", "bf16"]
+
+
+class HalfTensor(Record, frozen=True, kw_only=True):
+    """What one tensor of a float model would be in half precision, over some images."""
+
+    name: str  # of a parameter, or a module and "input", "output" or "factor"
+    largest: float  # magnitude
+    headroom: float | None  # the type's largest number / `largest`; None where all values are zero
+    margin: float  # headroom below it counts as overflow: 1 for weights, more for what other images may exceed
+    overflow: Fraction  # share of the values beyond the type's largest number
+    lost: Fraction  # share of the values that are not zero and become zero
+    rounding: float | None = None  # relative to what is left of it downstream; None: judged with another tensor
+
+
+class HalfOperation(Record, frozen=True, kw_only=True):
+    """One operation in half precision, and why it stays in fp32 if it does."""
+
+    name: str
+    tensors: tuple[HalfTensor, ...]
+    reasons: tuple[str, ...]  # empty: it may run in half precision
+
+
+class HalfReport(Record, frozen=True, kw_only=True):
+    """Which operations of a model overflow or lose their values in half precision."""
+
+    data: str
+    data_sha256: Sha256  # of the encoded images
+    images: Positive
+    random: bool  # noise in place of images, because it was asked for by name
+    image_size: tuple[Positive, Positive]
+    weights_sha256: Sha256  # of the folded module
+    input: InputKind
+    precision: HalfPrecision
+    bar: float  # roundings above it count as lost
+    kept_share: Fraction  # of the multiply-accumulates, in the operations that stay in fp32
+    operations: tuple[HalfOperation, ...]  # in the order in which they run

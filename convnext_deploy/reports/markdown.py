@@ -1,0 +1,107 @@
+"""The same tables as Markdown, and the ones that stand in the README."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import DataError
+from ..records.timing import ProfileResult
+from . import tables
+from .results import KINDS, Measurement, Results, by_kind, latest, rated, type_of
+from .tables import Table
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; what would break its cells is escaped."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """HTML in a name would be rendered; backquoted names stay code."""
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def page(results: Results, title: str) -> str:
+    """Every table of the report under one title."""
+    shown = rated(results)
+    timed: list[tables.Timed] = [*shown, *results.profiles, *results.rooflines]
+    wanted = [tables.conditions(timed)] if timed else []
+    if results.evaluations:
+        wanted.append(tables.evaluated(results.evaluations))
+    wanted += [tables.judged(verdict) for verdict in results.verdicts]
+    wanted += [tables.searched(result) for result in results.searches]
+    if shown:
+        wanted.append(tables.measured(shown, results.evaluations))
+    if results.profiles:
+        wanted += [tables.kinds(results.profiles), tables.gaps(results.profiles)]
+    wanted += [tables.roofline(result) for result in results.rooflines]
+    return f"# {_escaped(title)}\n\n" + "\n".join(map(_section, wanted))
+
+
+def _section(found: Table) -> str:
+    body = table(found.columns, [[cell.text for cell in row] for row in found.rows])
+    note = f"\n{_escaped(found.note)}\n" if found.note else ""
+    footnotes = "".join(f"\n{_escaped(text)}\n" for text in found.footnotes)
+    return f"## {_escaped(found.title)}\n\n{body}{note}{footnotes}"
+
+
+# Of the README -------------------------------------------------------------------------------------------------------
+
+
+def runtimes(measurements: Sequence[Measurement]) -> str:
+    """Milliseconds a batch and speed relative to the first runtime, a row a runtime, two columns a batch size."""
+    shown = latest(measurements)
+    models = {m.model for m in shown}
+    if len(models) > 1:
+        raise DataError(f"results of {', '.join(sorted(models))}; expected those of one model, a row a runtime")
+    batches = sorted({m.batch for m in shown})
+    cells = {(_runtime_words(m), m.batch): m for m in shown}
+    names = list(dict.fromkeys(name for name, _ in cells))
+    rows = []
+    for name in names:
+        row = [name]
+        for batch in batches:
+            m, first = cells.get((name, batch)), cells[names[0], batch]
+            if m is None or not m.valid or m.median_ms is None or first.median_ms is None:
+                row += ["", ""]
+            else:
+                row += [_milliseconds(m.median_ms), f"{first.median_ms / m.median_ms:.2f}"]
+        rows.append(row)
+    columns = ["runtime"]
+    for batch in batches:
+        columns += [f"batch {batch}, ms", ""]
+    return table(columns, rows)
+
+
+def _runtime_words(m: Measurement) -> str:
+    """A format's name is code; fp32 goes without saying, and timm's own are words."""
+    if m.runtime.startswith("timm"):
+        return m.runtime.replace("timm eager ", "timm eager, ").replace("timm torch", "timm, torch")
+    words = ["" if m.type == "fp32" else m.type, m.label]
+    return " ".join(filter(None, (f"`{m.runtime}`", *words)))
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def exports(records: Sequence[Mapping[str, Any]], variant: str) -> str:
+    """Seconds and peak memory of one export, a row a format: the last record of each, in the order of the first."""
+    found = {str(r["format"]): r for r in records if r["variant"] == variant and r["precision"] == "fp32"}
+    rows = [[f"`{name}`", f"{r['seconds']:.0f}", f"{r['peak_growth_in_weights']:.1f} x"] for name, r in found.items()]
+    return table(["format", "seconds", "peak memory"], rows)
+
+
+def kinds(profiles: Sequence[ProfileResult]) -> str:
+    """Milliseconds of each kind of layer, a row a kind, a column an artifact."""
+    sums = [by_kind(profile) for profile in profiles]
+    rows = [
+        [kind, *("" if kind not in found else f"{found[kind]:.1f}" for found in sums)]
+        for kind in KINDS
+        if any(kind in found for found in sums)
+    ]
+    rows.append(["outside layers", *(f"{p.wall_ms - p.layers_ms:.1f}" for p in profiles)])
+    rows.append(["clock", *(f"{p.wall_ms:.1f}" for p in profiles)])
+    rows.append(["without profiler", *(f"{p.plain_ms:.1f}" for p in profiles)])
+    return table(["ms", *(f"`{p.format}` {type_of(p)}" for p in profiles)], rows)

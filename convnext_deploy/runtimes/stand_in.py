@@ -1,0 +1,57 @@
+"""Sessions that run what an engine was built from, where the engine itself cannot run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifact.session import Images, RunOptions, Session
+from ..graph.capture import DeployGraph
+from ..records.manifest import Manifest, PrecisionTruth
+from .torch_session import TorchSession
+
+
+class OnnxStandIn(Session):
+    """ONNX Runtime's CPU provider on the ONNX file that went into the builder."""
+
+    def __init__(self, session: Any, truth: PrecisionTruth, why: str, manifest: Manifest) -> None:
+        super().__init__(manifest, RunOptions())
+        self.stands_in = f"ONNX Runtime on the ONNX that the engine was built from; the engine was not run: {why}"
+        self._session = session
+        self._truth = truth
+
+    def _bind(self, images: Images) -> None:
+        self._images = images
+
+    def _unshare(self) -> None: ...
+
+    def _step(self) -> None:
+        self._outputs = self._session.run(None, {self.manifest.inputs[0].name: self._images})
+
+    def _fetch(self) -> tuple[NDArray[np.float32], ...]:
+        return tuple(np.array(output, dtype=np.float32) for output in self._outputs)
+
+    def _precision(self) -> PrecisionTruth:
+        return self._truth
+
+
+class TorchStandIn(TorchSession):
+    """PyTorch on the captured program: ONNX Runtime's CPU provider has no bfloat16 convolution."""
+
+    def __init__(self, graph: DeployGraph, truth: PrecisionTruth, why: str, manifest: Manifest) -> None:
+        super().__init__(graph.program.module(), manifest, RunOptions())
+        self.stands_in = f"PyTorch on the program that the engine's ONNX was made from; the engine was not run: {why}"
+        self._truth = truth
+
+    def _precision(self) -> PrecisionTruth:
+        return self._truth
+
+
+def open_onnx(path: Path) -> Any:
+    """An ONNX Runtime session that no longer needs the file."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3  # errors
+    return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])

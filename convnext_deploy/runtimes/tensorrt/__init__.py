@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: choosing, building and running an engine."""

@@ -1,0 +1,511 @@
+"""ONNX to engine, by TensorRT or TensorRT-RTX: two modules with one interface, of which one is handed in.
+
+Networks are strongly typed: precision is that of the ONNX graph, no builder flag changes it. TensorRT builds on the
+GPU it builds for. TensorRT-RTX needs none and then builds ahead of time, for the compute capabilities it is given.
+What running needs is in `runtimes.tensorrt.session`.
+"""
+
+import contextlib
+import errno
+import math
+import re
+import resource
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ... import env
+from ...artifact import private
+from ...artifact.manifest import Artifact, write_file
+from ...errors import BuildError, MissingPackageError, UsageError
+from ...graph.capture import DeployGraph
+from ...records.base import STRIDE
+from ...records.manifest import EngineRecord, ExportSpec, ModelSpec, TensorRtSpec
+
+Name = Literal["tensorrt", "tensorrt_rtx"]
+Say = Callable[[str], None]
+Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smallest, tuned for, largest
+
+ENGINE_FILE = "model.engine"
+RECORD_FILE = "build.json"
+TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+
+# Compute capability by the name people give the GPU. Written from memory of NVIDIA's list, not checked against it.
+COMPUTE_CAPABILITIES = {
+    "t4": 75, "rtx2060": 75, "rtx2070": 75, "rtx2080": 75,
+    "a100": 80, "a30": 80,
+    "a2": 86, "a10": 86, "a16": 86, "a40": 86, "rtxa6000": 86, "rtx3060": 86, "rtx3070": 86, "rtx3080": 86,
+    "rtx3090": 86,
+    "l4": 89, "l40": 89, "l40s": 89, "rtx4060": 89, "rtx4070": 89, "rtx4080": 89, "rtx4090": 89, "rtx6000ada": 89,
+    "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "gb200": 100,
+    "rtx5060": 120, "rtx5070": 120, "rtx5080": 120, "rtx5090": 120, "rtxpro6000": 120, "gb10": 121,
+}  # fmt: skip
+FP8_SINCE = 89
+
+TYPE_NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4",
+              "FP4": "fp4"}  # fmt: skip
+SIDES = (STRIDE, 1024)  # pixels, smallest and largest of a dynamic image size where nothing is said
+
+
+# Which of the two -----------------------------------------------------------------------------------------------------
+
+
+def choose(wanted: str) -> tuple[Name, str]:
+    """Which module `--format trt` means here, and why in one line.
+
+    Args:
+        wanted: "tensorrt", "rtx", or "auto": TensorRT where it is installed beside a GPU, else TensorRT-RTX.
+
+    Raises:
+        UsageError: TensorRT was asked for by name and there is no GPU to build on.
+        MissingPackageError: with the `pip install` to run.
+    """
+    if wanted not in ("auto", "tensorrt", "rtx"):
+        raise UsageError(f"--trt {wanted}; expected auto, tensorrt or rtx")
+    gpus = env.nvidia_gpus()
+    absent = env.missing(("tensorrt", "tensorrt_rtx"))
+    if wanted == "tensorrt" or (wanted == "auto" and gpus and "tensorrt" not in absent):
+        if "tensorrt" in absent:
+            raise MissingPackageError(env.missing_line("tensorrt"))
+        if not gpus:
+            raise UsageError("TensorRT builds on the GPU it builds for, and there is none here; use --trt rtx")
+        return "tensorrt", f"TensorRT: {'asked for' if wanted != 'auto' else f'installed, beside {gpus[0]}'}"
+    if "tensorrt_rtx" in absent:
+        first: Name = "tensorrt" if gpus and wanted == "auto" else "tensorrt_rtx"
+        raise MissingPackageError(env.missing_line(first))
+    if wanted == "rtx":
+        return "tensorrt_rtx", "TensorRT-RTX: asked for"
+    reason = "TensorRT is not installed" if gpus else "no NVIDIA GPU here, and TensorRT builds only on one"
+    return "tensorrt_rtx", f"TensorRT-RTX ahead of time: {reason}"
+
+
+def import_module(name: Name) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`."""
+    if name == "tensorrt":
+        with env.needs("tensorrt"):
+            import tensorrt
+
+            return tensorrt
+    with env.needs("tensorrt_rtx"):
+        import tensorrt_rtx
+
+        return tensorrt_rtx
+
+
+def targets_of(words: str) -> tuple[str, ...]:
+    """`a100,rtx4090,sm80` as compute capabilities ("sm80", "sm89"), sorted.
+
+    Raises:
+        UsageError: a word that is neither a known GPU nor `sm` and a number.
+    """
+    found = set()
+    for word in filter(None, re.split(r"[,\s]+", words.lower())):
+        plain = re.sub(r"[^a-z0-9]", "", word)
+        numbered = re.fullmatch(r"sm(\d{2,3})", plain)
+        number = int(numbered[1]) if numbered else COMPUTE_CAPABILITIES.get(plain)
+        if number is None:
+            raise UsageError(f"--target {word} is not a known GPU; give its compute capability, such as sm80 for A100")
+        found.add(number)
+    if not found:
+        raise UsageError(f"--target {words!r} names no GPU; expected for example a100,rtx4090")
+    return tuple(f"sm{number}" for number in sorted(found))
+
+
+def known_targets(trt: Any) -> tuple[str, ...]:
+    """Compute capabilities that this module can build for without their GPU; none for TensorRT."""
+    listed = getattr(trt, "ComputeCapability", None)
+    names = [] if listed is None else [name for name in listed.__members__ if name.startswith("SM")]
+    return tuple(sorted((name.lower() for name in names), key=lambda name: int(name[2:])))
+
+
+# Building -------------------------------------------------------------------------------------------------------------
+
+
+def profiles(model: ModelSpec, export: ExportSpec) -> tuple[Range, ...]:
+    """Input shapes to tune for: one profile of `workflows.export.batch`, and one for each further range.
+
+    Raises:
+        UsageError: a range that is upside down, outside the batch, or sides that are no multiples of 32.
+    """
+    spec = export.tensorrt or TensorRtSpec()
+    ranges = [export.batch, *spec.profiles]
+    for r in ranges:
+        if not r.min <= r.opt <= r.max:
+            raise UsageError(f"batch {r.min}:{r.opt}:{r.max}; expected min <= opt <= max")
+        if r.min < export.batch.min or r.max > export.batch.max:
+            raise UsageError(
+                f"profile {r.min}:{r.opt}:{r.max} leaves --batch {export.batch.min}:{export.batch.opt}:"
+                f"{export.batch.max}; widen --batch"
+            )
+    sizes: tuple[tuple[int, int], ...] = (model.image_size,) * 3
+    if export.dynamic_image_size:
+        default = (SIDES[0], max(model.image_size), max(SIDES[1], *model.image_size))
+        low, opt, high = spec.sides or default
+        if not low <= opt <= high or low % STRIDE or opt % STRIDE or high % STRIDE:
+            raise UsageError(f"sides {low}:{opt}:{high}; expected multiples of {STRIDE} with min <= opt <= max")
+        sizes = (low, low), (opt, opt) if spec.sides else model.image_size, (high, high)
+    elif spec.sides is not None:
+        raise UsageError("--sides is for --dynamic-image-size")
+
+    def shape(batch: int, size: tuple[int, int]) -> tuple[int, ...]:
+        return (batch, *size, model.in_chans) if export.input == "uint8" else (batch, model.in_chans, *size)
+
+    return tuple(
+        (shape(r.min, sizes[0]), shape(r.opt, sizes[1]), shape(r.max, sizes[2]))
+        for r in ranges
+    )  # fmt: skip
+
+
+def check_spec(trt: Any, name: Name, spec: TensorRtSpec) -> None:
+    """Refuse what this module cannot do, before anything is parsed.
+
+    Raises:
+        UsageError: naming the option and what to use instead.
+    """
+    gpu = bool(env.nvidia_gpus())
+    if name == "tensorrt":
+        if not gpu:
+            raise UsageError("TensorRT builds on the GPU it builds for, and there is none here; use --trt rtx")
+        if spec.targets:
+            raise UsageError("--target is for TensorRT-RTX (--trt rtx); TensorRT builds for the GPU it runs on")
+        return
+    for flag, option in ((spec.hardware_compatible, "--hardware-compatible"),
+                         (spec.version_compatible, "--version-compatible")):  # fmt: skip
+        if flag:
+            raise UsageError(f"TensorRT-RTX has no {option}; it builds for any GPU from Ampere on without --target")
+    known = known_targets(trt)
+    for target in spec.targets:
+        if target not in known:
+            raise UsageError(
+                f"TensorRT-RTX {trt.__version__} cannot build for {target}; it has {', '.join(known)}"
+                + "; TensorRT itself builds on that GPU (--trt tensorrt)"
+            )
+    if spec.refit != "none" and not gpu:
+        raise UsageError(f"--refit {spec.refit} needs an NVIDIA GPU to build on: TensorRT-RTX fails without one")
+
+
+def build_engine(
+    name: Name,
+    onnx: Path,
+    engine: Path,
+    ranges: tuple[Range, ...],
+    spec: TensorRtSpec,
+    *,
+    tf32: bool = False,
+    say: Say = lambda _: None,
+) -> EngineRecord:
+    """Parse, build, write: the engine at `engine`; how it was built and what the parsed network computes in.
+
+    Args:
+        onnx: typed ONNX; Q/DQ pairs make 8-bit products. Weights may lie in a file beside it.
+        ranges: one optimization profile each.
+        tf32: let products of fp32 round their inputs to 11 bits. Off is off: TensorRT's own default is on.
+
+    Raises:
+        UsageError: an option this module does not have.
+        BuildError: the parser or the builder refuses the graph, or the engine cannot be written.
+        KeyboardInterrupt: Ctrl-C; nothing was written.
+    """
+    trt = import_module(name)
+    check_spec(trt, name, spec)
+    log = make_logger(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(trt, network, onnx, log, name)
+    _refuse_fp8(trt, network, spec)
+    config = _config(trt, builder, network, ranges, spec, tf32, log)
+    products = products_of_network(trt, network, ranges[0][1], tf32)
+    layers = layer_census(network)
+    start = time.monotonic()
+    with _timing_cache(trt, name, config) as timing, _cancelled_by_ctrl_c() as cancelled:
+        config.progress_monitor = _monitor(trt, say, cancelled)
+        built = builder.build_serialized_network(network, config)
+    if cancelled.is_set():
+        raise KeyboardInterrupt
+    if built is None:
+        raise BuildError(f"{TITLES[name]} cannot build the engine: {log.reason() or 'it gave no reason'}")
+    write_engine(engine, memoryview(built))
+    return EngineRecord(
+        module=name,
+        version=trt.__version__,
+        targets=spec.targets,
+        profiles=tuple({network.get_input(0).name: r} for r in ranges),
+        layers=layers,
+        products=products,
+        build_s=round(time.monotonic() - start, 3),
+        engine_bytes=built.nbytes,
+        peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),  # KiB on Linux
+        timing_cache=timing[0] if timing else None,
+    )
+
+
+def _parse(trt: Any, network: Any, onnx: Path, log: Any, name: Name) -> None:
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(onnx)) or parser.num_errors:
+        raise BuildError(f"{TITLES[name]} cannot read {onnx.name}: {_parser_reason(parser) or log.reason()}")
+    if not network.num_inputs or not network.num_outputs:
+        raise BuildError(f"{onnx.name} holds no graph with inputs and outputs; export the ONNX again")
+
+
+def _parser_reason(parser: Any) -> str:
+    """The first error: which node, and why."""
+    if not parser.num_errors:
+        return ""
+    error = parser.get_error(0)
+    where = f"{error.node_operator()} node {error.node_name() or error.node()}: " if error.node_operator() else ""
+    return where + _one_line(error.desc())
+
+
+def _refuse_fp8(trt: Any, network: Any, spec: TensorRtSpec) -> None:
+    old = [target for target in spec.targets if int(target[2:]) < FP8_SINCE]
+    if old and any(key.endswith(" fp8") for key in layer_census(network)):
+        raise UsageError(f"fp8 needs sm{FP8_SINCE} (Ada) or newer; --target has {', '.join(old)}; use int8 or fp16")
+
+
+def _config(
+    trt: Any, builder: Any, network: Any, ranges: tuple[Range, ...], spec: TensorRtSpec, tf32: bool, log: Any
+) -> Any:
+    config = builder.create_builder_config()
+    source = network.get_input(0)
+    for low, opt, high in ranges:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(source.name, low, opt, high)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(f"profile {low} {opt} {high} does not fit the input {source.name}: {log.reason()}")
+    if tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if spec.refit != "none":
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if spec.refit == "strip":
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if spec.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if spec.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if spec.optimization_level is not None:
+        config.builder_optimization_level = spec.optimization_level
+    if spec.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mb << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells types only then
+    if spec.targets:
+        config.num_compute_capabilities = len(spec.targets)
+        for index, target in enumerate(spec.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
+    return config
+
+
+def write_engine(path: Path, content: memoryview) -> None:
+    try:
+        write_file(path, content)  # type: ignore[arg-type]  # any buffer; a copy of a 1.4 GB engine is not needed
+    except OSError as error:
+        cure = "; free some space or choose another --out" if error.errno == errno.ENOSPC else ""
+        raise BuildError(f"the engine cannot be written to {path.parent}: {error.strerror}{cure}") from None
+
+
+# What the module calls back -------------------------------------------------------------------------------------------
+
+
+def make_logger(trt: Any) -> Any:
+    """Keeps the messages of errors; `reason()` is the one to show."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the base comes from the module that was handed in
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+
+        def reason(self) -> str:
+            # Without a driver every error is followed by one about the missing driver, which is not the reason.
+            own = [message for message in self.errors if "CUDA driver version is insufficient" not in message]
+            messages = own or self.errors
+            return _one_line(messages[-1]) if messages else ""
+
+    return Log()
+
+
+def _one_line(message: str) -> str:
+    """The sentence, without the library's source positions."""
+    text = " ".join(message.split())
+    text = re.sub(r"\s*In \w+ at /\S+:\d+|\s*\[\w+\.cpp::.*$", "", text)
+    inner = re.match(r"^.*?Error Code \d+: (.*)$", text)
+    return (inner[1] if inner else text).strip().rstrip(".")[:400]
+
+
+def _monitor(trt: Any, say: Say, cancelled: threading.Event) -> Any:
+    """Says each of the builder's top phases as it starts; stops the build once `cancelled` is set."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # as above
+        def __init__(self) -> None:
+            super().__init__()
+            self.start = time.monotonic()
+            self.top: str | None = None
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.top = self.top or phase
+            if parent == self.top and not cancelled.is_set():
+                say(f"  {phase.lower()} ({time.monotonic() - self.start:.1f} s)")
+
+        def phase_finish(self, phase: str) -> None:
+            pass
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return not cancelled.is_set()
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event rather than raise, because the bindings print and swallow what a callback raises."""
+    cancelled = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield cancelled  # Python gives signals to the main thread only
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
+    try:
+        yield cancelled
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _timing_cache(trt: Any, name: Name, config: Any) -> Iterator[list[str]]:
+    """TensorRT's measured kernel times, kept per version and GPU. TensorRT-RTX has none (its calls do nothing)."""
+    if name != "tensorrt":
+        yield []
+        return
+    gpu = re.sub(r"[^\w.-]+", "-", env.nvidia_gpus()[0].partition("(")[0].partition(":")[2].strip())
+    path = private.made(private.cache_root()) / f"tensorrt-{trt.__version__}-{gpu}.timing"
+    before = path.read_bytes() if path.is_file() else b""
+    timing = config.create_timing_cache(before)
+    config.set_timing_cache(timing, False)
+    told: list[str] = []
+    yield told
+    after = bytes(config.get_timing_cache().serialize())
+    write_file(path, after)
+    told.append(f"{path.name}: {len(before)} -> {len(after)} bytes")
+
+
+# Reading back ---------------------------------------------------------------------------------------------------------
+
+
+def layer_census(network: Any) -> dict[str, int]:
+    """Number of layers by "<kind> <type of the first output>", most frequent first."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    counts = Counter(f"{layer.type.name.lower()} {_type_name(layer.get_output(0))}" for layer in layers)
+    return dict(counts.most_common())
+
+
+def products_of_network(
+    trt: Any, network: Any, input_shape: tuple[int, ...], tf32: bool
+) -> dict[str, tuple[str, float]]:
+    """Every convolution and matrix product of a parsed network: its type and its multiply-accumulates.
+
+    A product computes in 8 bits where both of its operands come straight from a DequantizeLinear; otherwise in the
+    type of its operands, which strong typing makes the type it runs in.
+
+    Args:
+        input_shape: a concrete shape of the one input, to infer all others from.
+        tf32: products of fp32 may run as TF32, and count as such.
+    """
+    source = network.get_input(0)
+    dynamic = tuple(source.shape)
+    source.shape = input_shape  # the network infers all shapes anew
+    try:
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        producers = {
+            layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs) if layer.get_output(i)
+        }
+        products = {}
+        for layer in layers:
+            if layer.type not in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY):
+                continue
+            operands = [layer.get_input(i) for i in range(layer.num_inputs) if layer.get_input(i) is not None]
+            kinds = {_operand_type(trt, operand, producers) for operand in operands[:2]}
+            plain = _type_name(operands[0])
+            kind = kinds.pop() if len(kinds) == 1 and len(operands) > 1 else plain
+            products[layer.name] = ("tf32" if tf32 and kind == "fp32" else kind, _macs(trt, layer, operands))
+        return products
+    finally:
+        source.shape = dynamic
+
+
+def _macs(trt: Any, layer: Any, operands: list[Any]) -> float:
+    output = math.prod(layer.get_output(0).shape)
+    if layer.type == trt.LayerType.MATRIX_MULTIPLY:
+        layer.__class__ = trt.IMatrixMultiplyLayer  # layers come as ILayer; this is the documented downcast
+        transposed = layer.op0 == trt.MatrixOperation.TRANSPOSE
+        return output * operands[0].shape[-2 if transposed else -1]
+    layer.__class__ = trt.IConvolutionLayer
+    return output * math.prod(layer.kernel_size_nd) * operands[0].shape[1] / layer.num_groups
+
+
+def _operand_type(trt: Any, tensor: Any, producers: dict[str, Any]) -> str:
+    """Type of the values an operand holds: 8 bits where nothing but reshapes lies between it and a dequantization."""
+    layer = producers.get(tensor.name)
+    while layer is not None and layer.type in (trt.LayerType.SHUFFLE, trt.LayerType.IDENTITY):
+        layer = producers.get(layer.get_input(0).name)
+    if layer is not None and layer.type == trt.LayerType.DEQUANTIZE:
+        return _type_name(layer.get_input(0))
+    return _type_name(tensor)
+
+
+def _type_name(tensor: Any) -> str:
+    return TYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name.lower())
+
+
+def quantized_products(record: EngineRecord) -> int:
+    """Products of the parsed network that compute in 8 bits."""
+    return sum(kind in ("int8", "fp8") for kind, _ in record.products.values())
+
+
+# For the two formats --------------------------------------------------------------------------------------------------
+
+
+def save_record(folder: Path, record: EngineRecord) -> None:
+    (folder / RECORD_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def build_artifact(name: Name, graph: DeployGraph, onnx: Path, folder: Path) -> EngineRecord:
+    """The engine and `build.json` of one captured graph, whose ONNX lies at `onnx`."""
+    spec = graph.export.tensorrt or TensorRtSpec()
+    record = build_engine(
+        name,
+        onnx,
+        folder / ENGINE_FILE,
+        profiles(graph.model, graph.export),
+        spec,
+        tf32=graph.export.precision == "tf32",
+        say=graph.say,
+    )
+    save_record(folder, record)
+    where = ", ".join(spec.targets) or ("the GPU here" if name == "tensorrt" else "every GPU from Ampere on")
+    graph.say(f"  built for {where} in {record.build_s:.1f} s, {record.engine_bytes / 1e6:.1f} MB")
+    return record
+
+
+def refittable(artifact: Artifact) -> Path:
+    """The engine of an artifact whose weights can be replaced.
+
+    Raises:
+        UsageError: it is no engine, cannot be refitted, or there is no GPU.
+    """
+    spec = artifact.manifest.export
+    if spec.tensorrt is None or spec.format not in TITLES:
+        raise UsageError(f"{artifact.path} is {spec.format}; only TensorRT engines are refitted, export it again")
+    if spec.tensorrt.refit == "none":
+        raise UsageError(f"{artifact.path} was not exported with --refit refit or --refit strip; export it again")
+    if not env.nvidia_gpus():
+        raise UsageError("refitting an engine needs an NVIDIA GPU, and there is none here")
+    return artifact.path / ENGINE_FILE

@@ -1,0 +1,1 @@
+"""How long an artifact takes: measuring, the machine's conditions and limits, comparing runs."""

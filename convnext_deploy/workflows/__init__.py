@@ -1,0 +1,1 @@
+"""One file a verb: the only modules that know the order of steps."""

@@ -1,0 +1,390 @@
+"""Contenders in processes of their own, turn by turn, and a `BenchResult` for each of them and each setting."""
+
+import contextlib
+import datetime
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .. import arguments, env
+from ..errors import UsageError, WorkerError
+from ..records.base import Device
+from ..records.timing import BenchResult, Ceilings, Conditions, Scenario, Scope, ServerLoad, ServerTrial, Status
+from ..timing import roofline, scenarios
+from ..timing.measure import DRIFT, REST_S, TURN_S, WARMUP_LIMIT_S, drifts, quantile, samples_needed
+from ..timing.worker import Closing, Opened, Ready, Turn, Worker
+from .contenders import Contender
+
+MIN_TURNS = 6  # the fewest that carry a 95 % interval of a ratio within one run (`regress`)
+FRACTIONS = (0.5, 0.9, 0.95, 0.99, 0.999)
+SERVICE_TURNS = 3  # of each batch size that a server may form
+SERVER_SECONDS = 5.0  # of a run of arrivals, at least
+
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is measured of every contender."""
+
+    scenario: Scenario = "single-stream"
+    scope: Scope = "compute"
+    batches: tuple[int, ...] = (1, 8)
+    streams: tuple[int, ...] = (1,)
+    seconds: float = 2.0  # of timing, a contender and setting, on average
+    percentile: float | None = None  # fraction; go on until its samples are enough
+    device: Device = "cpu"
+    threads: int | None = None  # of each stream; None: the cores, shared out among the streams
+    slo_ms: float | None = None  # scenario server
+    seed: int = 0
+    warmup_limit_s: float = WARMUP_LIMIT_S
+
+    def checked(self) -> "Plan":
+        """Itself, `batches` and `streams` as tuples where one number was given.
+
+        Raises:
+            UsageError: numbers that cannot be, or a server without a latency limit.
+        """
+        for name, value, words in (("scenario", self.scenario, Scenario), ("scope", self.scope, Scope)):
+            arguments.one_of(f"--{name}", value, words)
+        arguments.check(device=self.device, threads=self.threads)
+        batches, streams = arguments.wholes("batch", self.batches), arguments.wholes("streams", self.streams)
+        if not batches or not streams:
+            raise UsageError("no batch or no streams; expected numbers of at least 1")
+        arguments.whole("seed", self.seed, 0)
+        for option, duration in (("--seconds", self.seconds), ("warmup_limit_s", self.warmup_limit_s)):
+            arguments.number(option, duration, 0, math.inf, "seconds, more than 0")
+        for option, limit in (("--percentile", self.percentile), ("--slo-ms", self.slo_ms)):
+            if limit is not None:
+                arguments.number(option, limit, -math.inf, math.inf, "a number")
+        if self.percentile is not None and not 0 < self.percentile < 1:
+            raise UsageError(f"--percentile {self.percentile:.6g}; expected between 0 and 100")
+        if (self.scenario == "server") != (self.slo_ms is not None):
+            raise UsageError("the scenario server, and no other, takes a latency limit: --slo-ms MILLISECONDS")
+        if self.slo_ms is not None and not self.slo_ms > 0:
+            raise UsageError(f"--slo-ms {self.slo_ms}; expected milliseconds above 0")
+        if self.scenario in ("single-stream", "server") and streams != (1,):
+            raise UsageError(f"scenario {self.scenario} has one stream; --streams is for multi-stream and offline")
+        return replace(self, batches=batches, streams=streams)
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A contender at the table: its worker, and what it has given so far in the setting that is being measured."""
+
+    contender: Contender
+    worker: Worker
+    ceilings: Ceilings | None
+    opened: Opened | None = None
+    ready: Ready | None = None
+    turns: list[Turn] = field(default_factory=list)
+    failure: str | None = None
+
+
+def bench(
+    contenders: Sequence[Contender],
+    plan: Plan,
+    *,
+    ceilings: Ceilings | None = None,
+    progress: Progress | None = None,
+) -> Iterator[BenchResult]:
+    """Measure every contender in every setting; a row is given as soon as it is finished.
+
+    Contenders of one setting take turns in an order that rotates, each in a process of its own, and never two at a
+    time. One that crashes gives a row of status failed; the others go on. Ctrl-C ends the setting that is being
+    measured, gives what was measured of it as rows of status partial, and is raised again.
+
+    Args:
+        ceilings: of this machine, for the rows' percent of the roofline's bound.
+
+    Raises:
+        UsageError: a plan that cannot be carried out.
+    """
+    plan = plan.checked()
+    for contender in contenders:
+        for batch in plan.batches:
+            if not contender.batch.min <= batch <= contender.batch.max:
+                raise UsageError(
+                    f"batch {batch}; {contender.subject} takes {contender.batch.min} to {contender.batch.max}"
+                )
+    run = uuid.uuid4().hex[:12]
+    meter = _Meter(plan, len(contenders), progress or (lambda done, total, what: None))
+    for streams in plan.streams:
+        threads = plan.threads or (max(1, env.usable_cores() // streams) if streams > 1 else None)
+        with contextlib.ExitStack() as stack:
+            seats = []
+            for contender in contenders:
+                meter.says(f"starting {contender.subject}")
+                worker = Worker(contender.subject, contender.imports)
+                stack.callback(worker.close)
+                seats.append(_Seat(contender, worker, ceilings, failure=contender.broken))
+            for seat in seats:
+                meter.says(f"loading {seat.contender.subject}")
+                arguments = {**seat.contender.arguments, "threads": threads}
+                found = _asked(seat, "open", opener=seat.contender.opener, arguments=arguments, streams=streams)
+                seat.opened = msgspec.convert(found, Opened) if seat.failure is None else None
+            settings = [max(plan.batches)] if plan.scenario == "server" else plan.batches
+            for batch in settings:
+                measured = _server if plan.scenario == "server" else _group
+                yield from measured(seats, plan, batch, streams, run, meter)
+
+
+def _rated(row: BenchResult, seat: _Seat) -> BenchResult:
+    """With TFLOP/s where it is a ConvNeXt's, and with percent of the bound where all of it runs in one type."""
+    spec = seat.contender.spec
+    if spec is None or row.images_per_s is None:
+        return row
+    known = None if seat.contender.eight_bits else seat.ceilings
+    tflops, percent = roofline.rate(spec, row.precision, row.batch, row.images_per_s, known)
+    return msgspec.structs.replace(row, tflops=tflops, percent_of_bound=percent)
+
+
+def _asked(seat: _Seat, method: str, **arguments: Any) -> Any:
+    """The worker's answer; None where it has failed, now or before."""
+    if seat.failure is not None:
+        return None
+    try:
+        return seat.worker.call(method, **arguments)
+    except WorkerError as error:
+        seat.failure = str(error)
+        return None
+
+
+def _group(
+    seats: list[_Seat], plan: Plan, batch: int, streams: int, run: str, meter: "_Meter"
+) -> Iterator[BenchResult]:
+    """All contenders with one batch size and number of streams."""
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        for seat in seats:
+            meter.says(f"warming up {seat.contender.subject}, batch {batch}")
+            seat.turns, seat.ready = [], None
+            found = _asked(
+                seat, "warm", batch=batch, scope=plan.scope, together=plan.scenario == "multi-stream",
+                limit_s=plan.warmup_limit_s,
+            )  # fmt: skip
+            seat.ready = msgspec.convert(found, Ready) if found is not None else None
+            meter.step()
+        order = [seat for seat in seats if seat.ready]
+        rounds = _rounds(order, plan)
+        meter.expects(rounds)
+        for number in range(rounds):
+            for seat in order:
+                meter.says(f"timing {seat.contender.subject}, batch {batch}")
+                time.sleep(REST_S)
+                settle = seat.ready is not None and seat.ready.step_ms < TURN_S * 1e3
+                found = _asked(seat, "turn", number=number, seconds=TURN_S, settle=settle)
+                if found is not None:
+                    seat.turns.append(msgspec.convert(found, Turn))
+                meter.step()
+            order.append(order.pop(0)) if order else None
+    except KeyboardInterrupt as error:
+        interrupted = error
+    for seat in seats:
+        if interrupted and seat.turns and seat.failure is None:
+            with contextlib.suppress(WorkerError):
+                seat.worker.wait()  # the answer that Ctrl-C left unread
+        if interrupted and not seat.turns:
+            continue
+        found = _asked(seat, "finish")
+        closing = msgspec.convert(found, Closing) if found is not None else None
+        yield _rated(_result(seat, plan, batch, streams, run, closing, interrupted=interrupted is not None), seat)
+    if interrupted:
+        raise interrupted
+
+
+def _rounds(seats: Sequence[_Seat], plan: Plan) -> int:
+    """Turns for each contender: `plan.seconds` on average, and enough samples for the percentile that was asked."""
+    if not seats:
+        return 0
+    turn_s = [max(TURN_S, seat.ready.step_ms / 1e3) for seat in seats if seat.ready]
+    rounds = max(MIN_TURNS, math.ceil(plan.seconds / float(np.mean(turn_s))))
+    if plan.percentile is not None:
+        fewest = min(max(1, int(TURN_S * 1e3 / seat.ready.step_ms)) for seat in seats if seat.ready)
+        rounds = max(rounds, math.ceil(samples_needed(plan.percentile) / fewest))
+    return rounds
+
+
+def _server(
+    seats: list[_Seat], plan: Plan, batch: int, streams: int, run: str, meter: "_Meter"
+) -> Iterator[BenchResult]:
+    """One after the other: service times of each batch size, then the highest rate of arrivals."""
+    every = sorted({size for size in (2**power for power in range(12)) if size < batch} | {batch})
+    for seat in seats:
+        sizes = [size for size in every if seat.contender.batch.min <= size]
+        service_s: dict[int, list[float]] = {}
+        for size in sizes:
+            meter.says(f"service time of {seat.contender.subject}, batch {size}")
+            found = _asked(seat, "warm", batch=size, scope="transfer", together=False, limit_s=plan.warmup_limit_s)
+            seat.ready = msgspec.convert(found, Ready) if found is not None else seat.ready
+            turns = [
+                _asked(seat, "turn", number=number, seconds=TURN_S, settle=True) for number in range(SERVICE_TURNS)
+            ]
+            service_s[size] = [ms / 1e3 for turn in turns if turn is not None for ms in turn["samples_ms"]]
+        load, interrupted = _served(seat, plan, service_s, meter)
+        if interrupted:
+            seat.worker.kill()  # a run of arrivals may take minutes to its end
+        closing = None if interrupted else _asked(seat, "finish")
+        closed = msgspec.convert(closing, Closing) if closing is not None else None
+        row = _result(seat, plan, batch, streams, run, closed, interrupted=interrupted is not None)
+        if row.status == "partial":
+            row = msgspec.structs.replace(row, reason=f"interrupted after {len(load.trials)} runs of arrivals")
+        tried = load if load.trials or seat.failure is None else None
+        yield _rated(msgspec.structs.replace(row, server=tried, images_per_s=load.queries_per_s), seat)
+        meter.step()
+        if interrupted:
+            raise interrupted
+
+
+def _served(
+    seat: _Seat, plan: Plan, service_s: dict[int, list[float]], meter: "_Meter"
+) -> tuple[ServerLoad, KeyboardInterrupt | None]:
+    """The highest rate that a server carries, as far as it was found, and what ended the search before its end."""
+    assert plan.slo_ms is not None
+    fraction, sizes = plan.percentile or 0.99, list(service_s)
+    found: list[ServerTrial] = []
+    interrupted: KeyboardInterrupt | None = None
+
+    def attempt(rate: float, queries: int, seed: int) -> ServerTrial:
+        so_far = scenarios.highest(found)
+        known = f", {so_far:.3g} carried" if so_far else ""
+        meter.says(f"{rate:.3g} arrivals a second at {seat.contender.subject} for {queries / rate:.0f} s{known}")
+        answer = seat.worker.call(
+            "arrivals", queries_per_s=rate, queries=queries, seed=seed, sizes=sizes, slo_ms=plan.slo_ms,
+            fraction=fraction,
+        )  # fmt: skip
+        return msgspec.convert(answer, ServerTrial)
+
+    seconds = max(plan.seconds, SERVER_SECONDS)
+    try:
+        if seat.failure is None:
+            searched = scenarios.trials(
+                attempt, service_s, slo_ms=plan.slo_ms, fraction=fraction, seed=plan.seed, seconds=seconds
+            )
+            for trial in searched:
+                found.append(trial)  # noqa: PERF402 - `extend` would lose what came before an interruption
+    except WorkerError as error:
+        seat.failure = str(error)
+    except KeyboardInterrupt as error:
+        interrupted = error
+    load = ServerLoad(
+        slo_ms=plan.slo_ms,
+        fraction=fraction,
+        max_batch=max(sizes),
+        seed=plan.seed,
+        queries_per_s=scenarios.highest(found),
+        trials=tuple(found),
+    )
+    return load, interrupted
+
+
+def _result(
+    seat: _Seat, plan: Plan, batch: int, streams: int, run: str, closing: Closing | None, *, interrupted: bool
+) -> BenchResult:
+    contender, ready, turns = seat.contender, seat.ready, seat.turns
+    samples = tuple(ms for turn in turns for ms in turn.samples_ms)
+    rates = tuple(turn.images_per_s for turn in turns)
+    found = msgspec.convert(closing.conditions, Conditions) if closing else None
+    status, reason = _status(seat, found, plan, interrupted)
+    side_by_side = plan.scenario in ("offline", "multi-stream")
+    median = float(np.median(samples)) if samples else None
+    images = float(np.mean(rates)) * found.wall_s if found and rates else 0.0
+    per_s = None if median is None else float(np.median(rates)) if side_by_side else batch / median * 1e3
+    return BenchResult(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        run=run,
+        subject=contender.subject,
+        model=contender.model,
+        runtime=contender.runtime,
+        precision=contender.precision,
+        eight_bits=contender.eight_bits,
+        task=contender.task,
+        image_size=contender.image_size,
+        device=plan.device,
+        threads=seat.opened.threads if seat.opened else env.usable_cores(),
+        streams=streams,
+        batch=batch,
+        scenario=plan.scenario,
+        scope="transfer" if plan.scenario == "server" else plan.scope,
+        artifact=contender.artifact,
+        artifact_sha256=contender.artifact_sha256,
+        artifact_bytes=contender.artifact_bytes,
+        random_weights=contender.random_weights,
+        parity=contender.parity,
+        status=status,
+        reason=reason,
+        samples_ms=samples,
+        turns=tuple(len(turn.samples_ms) for turn in turns),
+        turn_images_per_s=rates,
+        yardstick_ms=tuple(turn.yardstick_ms for turn in turns),
+        device_ms=closing.device_ms if closing else None,
+        median_ms=median,
+        images_per_s=per_s,
+        quantiles=tuple(quantile(samples, fraction) for fraction in FRACTIONS) if samples else (),
+        warmup_s=ready.warmup_s if ready else None,
+        steady=ready.steady if ready else None,
+        load_s=seat.opened.load_s if seat.opened and contender.artifact else None,
+        first_inference_ms=ready.first_ms if ready else None,
+        peak_memory_bytes=closing.peak_memory_bytes if closing else None,
+        device_memory_bytes=closing.device_memory_bytes if closing else None,
+        energy_j_per_image=found.energy_j / images if found and found.energy_j is not None and images else None,
+        conditions=found,
+        machine=_machine(found),
+        versions=env.versions(),
+    )
+
+
+def _status(seat: _Seat, found: Conditions | None, plan: Plan, interrupted: bool) -> tuple[Status, str | None]:
+    """The worst first: a row has one status, and all the reasons that belong to it."""
+    if seat.failure is not None:
+        return "failed", seat.failure
+    if interrupted:
+        return "partial", f"interrupted after {len(seat.turns)} turns"
+    if found is not None and found.problems:
+        return "invalid", "; ".join(found.problems)
+    if seat.ready is not None and not seat.ready.steady:
+        return "not steady", f"its medians did not agree within {plan.warmup_limit_s:.0f} s of warm-up"
+    medians = [float(np.median(turn.samples_ms)) for turn in seat.turns]
+    if drifts(medians):
+        return (
+            "not steady",
+            f"the turns' medians drifted by more than {DRIFT:.0%}: {medians[0]:.3g} to {medians[-1]:.3g} ms",
+        )
+    return "valid", None
+
+
+def _machine(found: Conditions | None) -> dict[str, str | int]:
+    gpu = {"gpu": found.gpu.name, "driver": found.gpu.driver} if found is not None and found.gpu is not None else {}
+    return {**env.machine(), **gpu}
+
+
+class _Meter:
+    """Counts steps, a warm-up or a turn each; how many there are becomes exact as settings are warmed up."""
+
+    def __init__(self, plan: Plan, contenders: int, progress: Progress) -> None:
+        self._progress, self._contenders = progress, contenders
+        self._groups = len(plan.streams) * (1 if plan.scenario == "server" else len(plan.batches))
+        self._rounds = 0 if plan.scenario == "server" else max(MIN_TURNS, math.ceil(plan.seconds / TURN_S))
+        self._done = self._surplus = 0
+        self._what = ""
+
+    def says(self, what: str) -> None:
+        self._what = what
+        self._tell()
+
+    def expects(self, rounds: int) -> None:
+        self._surplus += (rounds - self._rounds) * self._contenders
+
+    def step(self) -> None:
+        self._done += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        total = self._groups * self._contenders * (1 + self._rounds) + self._surplus
+        self._progress(self._done, max(total, self._done), self._what)

@@ -1,0 +1,447 @@
+"""Who takes part in a benchmark: artifacts, ConvNeXts with random weights, and timm's models in the same formats."""
+
+import datetime
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from .. import env, formats
+from ..artifact import manifest, verify
+from ..artifact.session import RunOptions, Session, run_in_batches
+from ..artifact.trust import built_here, remember
+from ..data import preprocess
+from ..errors import MissingPackageError, ParityError, UsageError, WorkerError
+from ..records.base import Device, PlanType, Precision, Record, Sha256, Task
+from ..records.manifest import BatchRange, ExportSpec, Manifest, ModelSpec, PrecisionTruth, WeightsRecord
+from ..records.timing import Ceilings
+from ..timing.worker import Worker
+from .caches import BASELINE_NAME, BENCH
+
+if TYPE_CHECKING:
+    from ..models.baselines import Baseline
+
+PROBES = 4
+BUILDS_AT_ONCE = 2  # a build of a large model takes several times its weights
+TORCH = ("torch", "torch.compile")  # timm's own module, as it comes
+
+
+class Contender(Record, frozen=True, kw_only=True):
+    """One model on one runtime, and how a worker opens it."""
+
+    model: str
+    runtime: str
+    precision: Precision
+    task: Task
+    image_size: tuple[int, int]
+    batch: BatchRange
+    opener: str  # "module:function", called in the worker
+    arguments: dict[str, Any]
+    imports: tuple[str, ...]  # first, outside of the time that opening takes
+    artifact: str | None = None
+    artifact_sha256: Sha256 | None = None
+    artifact_bytes: int | None = None
+    random_weights: bool = True
+    parity: float | None = None
+    spec: ModelSpec | None = None  # of a ConvNeXt: what its operations are
+    eight_bits: PlanType | None = None  # products in it, the rest in `precision`
+    label: str | None = None  # beside the model, where two artifacts would be called the same
+    broken: str | None = None  # why it could not be built
+
+    @property
+    def subject(self) -> str:
+        return " ".join(filter(None, (self.model, self.runtime, self.eight_bits or self.precision, self.label)))
+
+
+class Wanted(Record, frozen=True, kw_only=True):
+    """A model with random weights that is to be built."""
+
+    model: str
+    runtime: str
+    precision: Precision
+    task: Task
+    image_size: tuple[int, int]
+    device: Device
+
+    @property
+    def batch(self) -> BatchRange:
+        """Tuned for eight images of 224 pixels, or as many as have no more pixels: builds run such a batch."""
+        height, width = self.image_size
+        return BatchRange(min=1, opt=min(8, max(1, 8 * 224 * 224 // (height * width))), max=256)
+
+    @property
+    def folder(self) -> Path:
+        sides = "x".join(map(str, self.image_size))
+        return BENCH / f"{self.model}-{self.runtime}-{self.precision}-{self.task}-{sides}-{self.device}"
+
+
+def measured_ceilings(device: Device, threads: int | None, precisions: Sequence[str] | None = None) -> Ceilings:
+    """What this machine can do at most, measured now, in a process of its own.
+
+    Args:
+        precisions: that are asked for; None: all.
+
+    Raises:
+        WorkerError: it failed.
+    """
+    worker = Worker("measuring ceilings", ("convnext_deploy.timing.roofline", "torch"))
+    try:
+        found = worker.call(
+            "call",
+            function="convnext_deploy.timing.roofline:measure",
+            arguments={"device": device, "threads": threads, "precisions": precisions},
+        )
+    finally:
+        worker.close()
+    return msgspec.convert(found, Ceilings)
+
+
+def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
+    """(runtimes that `bench` takes by default, a line for each that is left out)."""
+    found, left_out = ["torch"], ["torch.compile is left out: it compiles half a minute a row; ask with --runtime"]
+    for name in ("onnx", "openvino", "native") if device == "cpu" else ("onnx", "tensorrt", "tensorrt_rtx"):
+        fmt = formats.get(name)
+        try:
+            formats.state(fmt)
+        except MissingPackageError as error:
+            left_out.append(f"{name} is left out: {error}")
+        else:
+            found.append(name)
+    return found, left_out
+
+
+def of_variants(
+    variants: Sequence[str],
+    compare: Sequence[str],
+    runtimes: Sequence[str],
+    precisions: Sequence[Precision],
+    image_sizes: Sequence[tuple[int, int]],
+    task: Task,
+    device: Device,
+    say: Callable[[str], None],
+) -> list[list[Contender]]:
+    """ConvNeXts with random weights beside their counterparts, one group a ConvNeXt and image size.
+
+    Raises:
+        UsageError: an unknown variant, counterpart or runtime, or a runtime without the precision or device.
+    """
+    from ..models import baselines, registry
+
+    if not runtimes:
+        runtimes, left_out = installed_runtimes(device)
+        for line in left_out:
+            say(line)
+    for runtime in set(runtimes) - set(TORCH):
+        fmt = formats.get(runtime)
+        formats.require(fmt)
+        formats.refuse_device(fmt, device)
+    if not variants:
+        families = [baselines.FAMILIES[word] for word in compare if word in baselines.FAMILIES]
+        variants = [size for size in ("tiny", "small", "base", "large") if any(size in f for f in families)] or ["tiny"]
+    groups = []
+    for variant in variants:
+        architecture, _ = registry.resolve(variant)
+        for size in image_sizes:
+            models = [architecture, *(baselines.counterpart(word, architecture, size) for word in compare)]
+            group = [
+                Wanted(model=m, runtime=r, precision=p, task=task, image_size=size, device=device)
+                for p in precisions
+                for m in dict.fromkeys(models)
+                for r in runtimes
+                if r in TORCH or p in formats.get(r).precisions
+                if r in TORCH or m == architecture or not formats.get(r).own_network
+            ]
+            for runtime in runtimes:
+                lacking = [p for p in precisions if runtime not in TORCH and p not in formats.get(runtime).precisions]
+                for precision in lacking:
+                    say(f"{runtime} is left out in {precision}, which it does not have")
+            groups.append(group)
+    made = dict(zip(every := list(dict.fromkeys(w for group in groups for w in group)), built(every, say), strict=True))
+    return [[made[want] for want in group] for group in groups]
+
+
+def of_artifacts(
+    paths: Sequence[Path],
+    compare: Sequence[str],
+    device: Device,
+    cuda_graph: bool,
+    say: Callable[[str], None],
+    trust: bool = False,
+) -> list[Contender]:
+    """Artifacts that exist, and the counterparts of each in its own format, precision, task and image size.
+
+    Args:
+        trust: run the code that an artifact brings although somebody else built it.
+
+    Raises:
+        ArtifactError: a folder that is not an artifact, or was changed.
+        UsageError: a format that is not installed or does not run on the device, an unknown counterpart.
+    """
+    from ..models import baselines
+
+    found = [of_artifact(path, device, cuda_graph, trust) for path in paths]
+    names = [contender.subject for contender in found]
+    found = [
+        contender
+        if names.count(contender.subject) == 1
+        else msgspec.structs.replace(contender, label=str(contender.artifact))
+        for contender in found
+    ]
+    wanted = [
+        Wanted(
+            model=baselines.counterpart(word, contender.model, contender.image_size),
+            runtime="torch" if formats.get(contender.runtime).own_network else contender.runtime,
+            precision=contender.precision,
+            task=contender.task,
+            image_size=contender.image_size,
+            device=device,
+        )
+        for contender in found
+        for word in compare
+    ]
+    return found + built(list(dict.fromkeys(wanted)), say)
+
+
+def of_artifact(path: Path, device: Device, cuda_graph: bool = False, trust: bool = False) -> Contender:
+    """An artifact that exists; every file of it is checked."""
+    artifact = manifest.verified(path)
+    found = artifact.manifest
+    fmt = formats.of(artifact)
+    formats.require(fmt)
+    formats.refuse_device(fmt, device)
+    formats.refuse_untrusted(fmt, artifact, trust)
+    return Contender(
+        model=found.model.architecture,
+        runtime=fmt.name,
+        precision=found.export.precision,
+        task=found.model.task,
+        image_size=found.model.image_size,
+        batch=found.export.batch,
+        opener="convnext_deploy.api:load",
+        arguments={"path": str(path), "device": device, "cuda_graph": cuda_graph, "trust": trust},
+        imports=("convnext_deploy.api", f"convnext_deploy.formats.{fmt.name}", *fmt.requires),
+        artifact=str(path),
+        artifact_sha256=artifact.sha256,
+        artifact_bytes=artifact.bytes,
+        random_weights=found.weights.random,
+        parity=next((p.relative_error for p in found.parity if p.reference == "source"), None),
+        spec=found.model,
+        eight_bits=found.export.eight_bits,
+    )
+
+
+def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contender]:
+    """Each model, built in a process of its own or taken from `build/bench`; one that cannot be built says why.
+
+    What lies there is taken if the same versions of all packages made it and every file is unchanged.
+    """
+    from ..models import baselines
+
+    def one(want: Wanted) -> Contender:
+        if want.runtime in TORCH:
+            return _of_timm(want)
+        convnext = baselines.is_convnext(want.model)
+        if not _reusable(want, convnext):
+            say(f"building {want.model} {want.runtime} {want.precision}")
+            worker = Worker(f"building {want.model} {want.runtime}")
+            running.append(worker)
+            try:
+                builder = "build_convnext" if convnext else "build_baseline"
+                worker.call("call", function=f"{__name__}:{builder}", arguments={"want": msgspec.to_builtins(want)})
+            except WorkerError as error:
+                return _contender(want, opener="", arguments={}, imports=(), broken=str(error))
+            finally:
+                worker.close()
+        # Built just now, or `_reusable` found it in the record of what this user built.
+        return of_artifact(want.folder, want.device, trust=True) if convnext else _of_baseline(want)
+
+    running: list[Worker] = []
+    with ThreadPoolExecutor(min(BUILDS_AT_ONCE, env.usable_cores())) as pool:
+        try:
+            return list(pool.map(one, wanted))
+        except BaseException:  # Ctrl-C: else the pool would wait for builds that nobody wants any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in running:
+                worker.kill()
+            raise
+
+
+def _reusable(want: Wanted, convnext: bool) -> bool:
+    path = want.folder / (manifest.MANIFEST_NAME if convnext else BASELINE_NAME)
+    if not path.is_file():
+        return False
+    found = manifest.decode(path.read_bytes(), str(path))
+    if formats.get(want.runtime).runs_code and not built_here(manifest.sha256_of(path)):
+        return False
+    there = {
+        record.path: record.sha256 for record in manifest.file_records(want.folder) if record.path != BASELINE_NAME
+    }
+    intact = there == {record.path: record.sha256 for record in found.files}
+    return intact and found.versions == env.versions() and found.machine == env.machine()
+
+
+def _contender(want: Wanted, **how: Any) -> Contender:
+    return Contender(
+        model=want.model,
+        runtime=want.runtime,
+        precision=want.precision,
+        task=want.task,
+        image_size=want.image_size,
+        batch=want.batch,
+        **how,
+    )
+
+
+def build_convnext(want: dict[str, Any]) -> None:
+    """Export a ConvNeXt with random weights; runs in a worker."""
+    from .export import export
+
+    wanted = msgspec.convert(want, Wanted)
+    export(
+        "random", variant=wanted.model, format=wanted.runtime, precision=wanted.precision, task=wanted.task,
+        image_size=wanted.image_size, batch=wanted.batch, device=wanted.device, out=wanted.folder, force=True,
+    )  # fmt: skip
+
+
+def build_baseline(want: dict[str, Any]) -> None:
+    """Build one of timm's models in a format, and compare it with timm's own outputs; runs in a worker.
+
+    Raises:
+        UsageError: the format cannot hold it.
+        ParityError: what was built computes something else.
+    """
+    import torch
+
+    from ..graph.capture import DeployGraph, input_record, output_records
+    from ..models.baselines import Baseline, preprocessing_of
+    from ..models.checkpoint import tensors_sha256
+
+    wanted = msgspec.convert(want, Wanted)
+    fmt = formats.get(wanted.runtime)
+    formats.require(fmt)
+    if fmt.own_network:
+        raise UsageError(f"format {fmt.name} holds ConvNeXt only; {wanted.model} runs as torch, onnx or openvino")
+    if wanted.precision not in fmt.precisions:
+        raise UsageError(f"format {fmt.name} has no {wanted.precision}; it has {', '.join(sorted(fmt.precisions))}")
+    spec = ExportSpec(format=fmt.name, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
+    source = Baseline(wanted.model, wanted.image_size, wanted.task)
+    pixels = preprocess.probe_images(3, wanted.image_size, PROBES)
+    images = preprocess.as_input(pixels, preprocessing_of(wanted.model), "float32")
+    with torch.inference_mode():
+        outputs = source(torch.from_numpy(images))
+    expected = tuple(x.numpy() for x in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs))
+    module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision if fmt.typed_graph else "fp32")
+    with manifest.staged(wanted.folder, marker=BASELINE_NAME) as folder:
+        example = torch.from_numpy(images[np.arange(max(2, wanted.batch.opt)) % PROBES])
+        place = "cpu" if fmt.ahead_of_time else wanted.device
+        # Formats ask of the module what Baseline has: `spec`, `takes_uint8`, and to be called.
+        graph = DeployGraph(module=module.to(place), export=spec, example=example.to(place))  # type: ignore[arg-type]
+        stand_in = fmt.build(graph, folder)
+        record = _record_of(module, spec, tensors_sha256(module.state_dict()))
+        record = msgspec.structs.replace(
+            record, inputs=(input_record(module.spec, spec),), outputs=output_records(module.spec, spec)
+        )
+        session = stand_in(record) if stand_in else fmt.load(folder, record, RunOptions(device=wanted.device))
+        parity = verify.compare(
+            run_in_batches(session, images, PROBES),
+            expected,
+            verify.TOLERANCES[spec.precision],
+            "bundled",
+            wanted.task == "classify",
+        )
+        if parity.failures:
+            raise ParityError(f"{wanted.model} as {fmt.name} {wanted.precision}: {'; '.join(parity.failures)}")
+        record = msgspec.structs.replace(record, parity=(parity,), files=manifest.file_records(folder))
+        (folder / BASELINE_NAME).write_bytes(manifest.encode(record))
+    if fmt.runs_code:
+        remember(manifest.sha256_of(wanted.folder / BASELINE_NAME))  # where it cannot, the next run builds again
+
+
+def _record_of(module: "Baseline", spec: ExportSpec, tensors: str) -> Manifest:
+    """What a session has to know, in the record that artifacts have it in."""
+    from ..models.baselines import preprocessing_of
+
+    return Manifest(
+        schema_version=1,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        tool="convnext-deploy bench",
+        model=module.spec,
+        weights=WeightsRecord(source="random", layout="timm", random=True, tensors_sha256=tensors),
+        preprocessing=preprocessing_of(module.spec.architecture),
+        labels=None,
+        export=spec,
+        inputs=(),
+        outputs=(),
+        passes=(),
+        parity=(),
+        precision=PrecisionTruth(graph={}),
+        versions=env.versions(),
+        machine=env.machine(),
+        files=(),
+    )
+
+
+def _of_baseline(want: Wanted) -> Contender:
+    record = manifest.decode((want.folder / BASELINE_NAME).read_bytes(), str(want.folder / BASELINE_NAME))
+    return _contender(
+        want,
+        opener=f"{__name__}:open_baseline",
+        arguments={"path": str(want.folder), "device": want.device},
+        imports=(__name__, f"convnext_deploy.formats.{want.runtime}", *formats.get(want.runtime).requires),
+        artifact=str(want.folder),
+        artifact_bytes=sum(file.bytes for file in record.files),
+        parity=record.parity[0].relative_error,
+    )
+
+
+def _of_timm(want: Wanted) -> Contender:
+    from ..models import baselines, registry
+
+    spec = None
+    if baselines.is_convnext(want.model):
+        spec = registry.spec(want.model, image_size=want.image_size, task=want.task)
+    return _contender(
+        want,
+        opener=f"{__name__}:open_timm",
+        arguments={"want": msgspec.to_builtins(want)},
+        imports=(__name__, "torch", "timm", "convnext_deploy.runtimes.torch_session"),
+        spec=spec,
+    )
+
+
+def open_baseline(path: str, device: Device, threads: int | None) -> Session:
+    """A session of what `build_baseline` wrote."""
+    folder = Path(path)
+    record = manifest.decode((folder / BASELINE_NAME).read_bytes(), str(folder / BASELINE_NAME))
+    return formats.get(record.export.format).load(folder, record, RunOptions(device=device, threads=threads))
+
+
+def open_timm(want: dict[str, Any], threads: int | None) -> Session:
+    """A session of timm's own module: as it comes, or through torch.compile, which compiles at the first inference.
+
+    On a GPU images and weights are channels_last, and torch.compile looks for the fastest kernels.
+    """
+    import torch
+
+    from ..graph.capture import input_record, output_records
+    from ..models.baselines import Baseline
+    from ..models.checkpoint import tensors_sha256
+    from ..runtimes.torch_session import TorchSession
+
+    wanted = msgspec.convert(want, Wanted)
+    module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision)
+    spec = ExportSpec(format="eager", precision=wanted.precision, batch=wanted.batch, device=wanted.device)
+    record = msgspec.structs.replace(
+        _record_of(module, spec, tensors_sha256(module.state_dict())),
+        inputs=(input_record(module.spec, spec),),
+        outputs=output_records(module.spec, spec),
+    )
+    call: Any = module.to(wanted.device)
+    if wanted.device == "cuda":
+        call = module.to(memory_format=torch.channels_last)
+    if wanted.runtime == "torch.compile":
+        call = torch.compile(call, dynamic=False, mode="max-autotune" if wanted.device == "cuda" else None)
+    return TorchSession(call, record, RunOptions(device=wanted.device, threads=threads))
