@@ -307,7 +307,7 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
 # What one name means in every function that has it. None is for the names that may be left open.
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
-    "threads", "split", "limit", "max_drop", "progress", "tensorrt", "weight_bits",
+    "threads", "split", "limit", "max_drop", "progress", "tensorrt", "weight_bits", "images",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
@@ -337,6 +337,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "max_drop": lambda name, value: number(name, value, 0, 100, "percentage points above 0 and at most 100"),
     "alpha": lambda name, value: number(name, value, 0, math.nextafter(0.5, 0), "a chance above 0 and below 0.5"),
     "force": flag,
+    "trust": flag,
     "rounding": flag,
     "cuda_graph": flag,
     "dynamic_image_size": flag,
