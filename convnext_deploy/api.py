@@ -97,7 +97,7 @@ def refit(
     """
     weights = arguments.weights("weights", weights)
     out = arguments.path("out", out)
-    artifact = _opened(path, force=force, say=say)
+    artifact = _opened(path, force=force, say=say, trust=trust)
     from .runtimes.tensorrt import build
 
     spec, model = artifact.manifest.export, artifact.manifest.model
@@ -159,7 +159,14 @@ def evaluate(
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
     batch = arguments.maybe(arguments.whole, "batch", batch)
-    given = {"split": split, "limit": limit, "device": device, "threads": threads, "cuda_graph": cuda_graph}
+    given = {
+        "split": split,
+        "limit": limit,
+        "device": device,
+        "threads": threads,
+        "cuda_graph": cuda_graph,
+        "trust": trust,
+    }
     artifact = _opened(path, progress=progress, say=say, force=force, **given)
     from .accuracy.evaluation import evaluate as run
     from .data import numbering, sources
@@ -220,7 +227,7 @@ def gate(
     data = arguments.maybe(arguments.images, "data", data)
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
-    arguments.check(split=split, device=device, threads=threads, progress=progress, say=say)
+    arguments.check(split=split, device=device, threads=threads, progress=progress, say=say, trust=trust)
     from .accuracy.evaluation import read_predictions, read_result
     from .accuracy.gate import Side, judge, refuse_unmeasured
 
@@ -331,7 +338,7 @@ def profile(
         trust: as for `load`.
     """
     batch = arguments.maybe(arguments.whole, "batch", batch)
-    artifact = _opened(path, steps=steps, device=device, threads=threads)
+    artifact = _opened(path, steps=steps, device=device, threads=threads, trust=trust)
     from .data import preprocess
     from .timing.profile import profile as run
 
@@ -367,7 +374,7 @@ def roofline(
     precision = arguments.one_of("precision", precision, (*get_args(Precision), "int8"))
     batch = arguments.whole("batch", batch)
     size = arguments.image_size("image_size", image_size)
-    arguments.check(task=task, threads=threads)
+    arguments.check(task=task, threads=threads, progress=progress)
     from .models import registry
     from .timing import roofline as model
 
@@ -470,7 +477,7 @@ def bench(
         for word in arguments.texts("precisions", precisions, "fp32 ...")
     ]
     sizes = arguments.image_sizes("image_sizes", image_sizes)
-    arguments.check(task=task, cuda_graph=cuda_graph, say=say, progress=progress)
+    arguments.check(task=task, cuda_graph=cuda_graph, say=say, progress=progress, trust=trust)
     from .workflows.bench import Plan
 
     if plan is not None and not isinstance(plan, Plan):

@@ -230,7 +230,7 @@ def batch_range(name: str, value: Any) -> BatchRange:
         low, opt, high = (cast(int, size) for size in sizes)
         if 1 <= low <= opt <= high < 2**31:
             return BatchRange(min=low, opt=opt, max=high)
-        value = ":".join(shown(size) for size in sizes)
+        value = ":".join(shown(size) for size in (sizes[:1] if found is None or len(found) == 1 else sizes))
     raise UsageError(f"{name} {value[:60] if isinstance(value, str) else shown(value)}; expected {expected}")
 
 

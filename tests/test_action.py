@@ -210,7 +210,7 @@ def test_inconclusive_stops_the_job_unless_it_is_only_to_warn(warn: str, code: i
 def test_no_input_becomes_a_command_and_every_error_is_in_the_summary(job: Runner) -> None:
     hostile = "$(touch forged); `touch forged` \"; touch forged; ' --quiet"
     for inputs, message in (
-        ({"candidate": hostile}, "cannot be read: No such file"),
+        ({"candidate": hostile}, "does not exist; expected an artifact folder"),
         ({"candidate": "worse.json", "alpha": "x; touch forged"}, "Invalid value for '--alpha'"),
         ({"candidate": "worse.json", "device": "tpu"}, "--device tpu; expected one of cpu, cuda"),
     ):
@@ -249,8 +249,8 @@ def test_a_request_that_cannot_be_carried_out_is_in_the_files_of_the_verdict(
     written = ["--markdown", str(files["s.md"]), f"--junit={files['j.xml']}", "--outputs", str(files["o"])]
     assert cli.run([*arguments, *written]) == 2
     line = capsys.readouterr().err
-    assert "cannot be read" in line
-    assert files["s.md"].read_text().startswith("### ERROR: no verdict\n\nno&#124;ne.json cannot be read")
+    assert "does not exist" in line
+    assert files["s.md"].read_text().startswith("### ERROR: no verdict\n\n--baseline no&#124;ne.json does not exist")
     assert files["o"].read_text() == "decision=ERROR\ndrop=\nimages-needed=\n"
     suite = ElementTree.parse(files["j.xml"]).find("testsuite")
     assert suite is not None

@@ -1,5 +1,6 @@
 """`export` and `load` when something is wrong: what is refused, when, in which words, and what is left behind."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -253,7 +254,7 @@ def test_an_interrupted_verification_leaves_nothing(tmp_path: Path, monkeypatch:
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "_verified", interrupted)
+    monkeypatch.setattr(export.probes, "judged", interrupted)
     with pytest.raises(KeyboardInterrupt):
         random_export(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -491,13 +492,18 @@ def test_parity_on_verify_data_can_fail_on_its_own(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An artifact that is right on the bundled images only."""
-    right = export._verified
+    right = export.probes.judged
 
-    def verified(session: Any, found: Any, sets: Any, expected: Any, simulated: Any) -> Any:
-        expected = expected | {str(pictures): tuple(1.01 * output for output in expected[str(pictures)])}
-        return right(session, found, sets, expected, simulated)
+    def judged(session: Any, found: Any, sets: Any) -> Any:
+        moved = [
+            dataclasses.replace(probe, expected=tuple(1.01 * output for output in probe.expected))
+            if probe.name == str(pictures)
+            else probe
+            for probe in sets
+        ]
+        return right(session, found, moved)
 
-    monkeypatch.setattr(export, "_verified", verified)
+    monkeypatch.setattr(export.probes, "judged", judged)
     with pytest.raises(ParityError) as caught:
         random_export(tmp_path / "model", verify_data=str(pictures))
     assert str(caught.value).startswith(f"on {pictures}: relative error 0.0099")

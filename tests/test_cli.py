@@ -211,12 +211,12 @@ RANDOM = ["export", "--weights", "random", "--variant", "test_convnext"]
         ([*RANDOM, "--image-size", "abc"], "--image-size abc; expected pixels such as 224"),
         ([*RANDOM, "--image-size", "64x64x3"], "--image-size 64x64x3; expected pixels such as 224"),
         ([*RANDOM, "--image-size", "100"], "image size 100x100 pixels; expected multiples of 32"),
-        ([*RANDOM, "--image-size", "0"], "image size 0x0 pixels; expected multiples of 32"),
+        ([*RANDOM, "--image-size", "0"], "--image-size 0; expected pixels such as 224, or HEIGHTxWIDTH"),
         ([*RANDOM, "--num-classes", "many"], "Invalid value for '--num-classes'"),
         ([*RANDOM, "--num-classes", "0"], "0 classes; expected at least 1"),
         ([*RANDOM, "--nosuch"], "No such option: --nosuch"),
         ([*RANDOM, "--out"], "Option '--out' requires an argument"),
-        (["nosuch"], "No such command 'nosuch'"),
+        (["nosuch"], "no command 'nosuch' (commands: export, "),
         (["eval", "/nowhere"], "Missing option '--data'"),
         (["eval", "/nowhere", "--data", "/nowhere"], "/nowhere is not a folder; expected an artifact"),
         (["inspect"], "Missing argument 'ARTIFACT'"),
@@ -388,9 +388,9 @@ def test_eval_counts_and_keeps_what_it_saw(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "0"], "batch 0; this artifact takes 1 to 4 images at once"),
+        (["--batch", "0"], "batch 0; expected at least 1"),
         (["--batch", "5"], "batch 5; this artifact takes 1 to 4 images at once"),
-        (["--limit", "0"], "limit 0; expected at least 1 image"),
+        (["--limit", "0"], "limit 0; expected at least 1"),
         (["--threads", "0"], "threads 0; expected at least 1"),
         (["--split", "test"], ""),
     ],
@@ -458,7 +458,7 @@ def test_an_export_in_a_process_of_its_own_prints_no_foreign_words(tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     steps = done.stderr.splitlines()
     assert (steps[0], steps[-1]) == ("loading the checkpoint", "verifying")
-    assert [step for step in steps if not re.fullmatch("[a-z][a-z0-9 ]+", step)] == []
+    assert [step for step in steps if not re.fullmatch(r"[a-z][a-z0-9 ]+|compared with timm [\d.]+", step)] == []
     assert len(steps) < 10
     assert done.stdout.startswith(f"{tmp_path / 'm'}: test_convnext as eager fp32, ")
 

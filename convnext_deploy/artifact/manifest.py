@@ -314,7 +314,7 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError as error:
         if error.errno in _FULL:
             raise
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def append_line(path: Path, record: Record) -> None:

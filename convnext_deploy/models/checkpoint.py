@@ -157,9 +157,15 @@ def load(
 
 
 def _refuse_not_finite(model: ConvNeXt, converted: Converted, checkpoint: Checkpoint) -> None:
-    """Refuse weights that are NaN or infinite, by the names that they have in the file."""
+    """Refuse weights that are NaN, infinite or without values, by the names that they have in the file."""
     keys = {id(value): key for key, value in checkpoint.state.items()}
     state = model.state_dict()
+    empty = [name for name, value in state.items() if value.is_meta]
+    if empty:
+        raise WeightsError(
+            f"{checkpoint.source}: {keys.get(id(converted.tensors.get(empty[0])), empty[0])} is on the meta device and "
+            "has no values; save it once it has them"
+        )
     broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
         shown = ", ".join(keys.get(id(converted.tensors.get(name)), name) for name in broken[:4])
@@ -197,8 +203,6 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
         shape = wanted[name].shape
         if [size for size in value.shape if size != 1] != [size for size in shape if size != 1]:
             raise WeightsError(f"{where}: {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
-        if value.is_meta:
-            raise WeightsError(f"{where}: {name} is on the meta device and has no values; save it once it has them")
         if not value.is_floating_point() or value.layout is not torch.strided:
             raise WeightsError(
                 f"{where}: {name} is {value.dtype}, {value.layout}; expected a dense floating-point type"
