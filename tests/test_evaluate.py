@@ -698,7 +698,7 @@ def test_an_onnx_artifact_is_evaluated_without_torch_and_what_needs_more_says_so
     ):
         done = run(*arguments, "--quiet")
         assert done.returncode == 2
-        assert done.stderr.endswith(f"{package} is not installed; run: pip install {package}\n")
+        assert done.stderr.endswith(f"{package} is not installed; run: pip install convnext-deploy\n")
         assert done.stderr.count("\n") == 1
 
 

@@ -12,7 +12,6 @@ from ..artifact import verify
 from ..artifact.session import Session, run_in_batches
 from ..data import preprocess
 from ..errors import DataError, WeightsError
-from ..models import passes
 from ..records.manifest import ExportSpec, Manifest, ModelSpec, Parity
 
 if TYPE_CHECKING:
@@ -120,6 +119,8 @@ def with_type(
     Args:
         model: cast, or in fp32 where the runtime chooses the type (then a copy is cast).
     """
+    from ..models import passes  # which needs torch; opening an artifact does not
+
     if spec.precision not in verify.ROUNDING or spec.quantization is not None:
         return sets
     cast = model
