@@ -34,7 +34,8 @@ TORCH_TYPES = {
 @pytest.fixture(autouse=True)
 def _converted_as_a_gpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton 3.9's interpreter truncates to bf16 and carries wrongly into fp8's exponent, where GPUs round to nearest;
-    it multiplies the bits of bf16 as integers; and it does not round the operands of a tf32 product, as GPUs do."""
+    it multiplies the bits of bf16 as integers; it does not round the operands of a tf32 product, as GPUs do; and the
+    order in which NumPy's BLAS adds up a product depends on the product's shape and on the CPU."""
     from triton._C.libtriton import ir
     from triton.runtime import interpreter
 
@@ -52,7 +53,11 @@ def _converted_as_a_gpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
         return (bits & 0xFFFFE000 if precision == ir.INPUT_PRECISION.TF32 else bits).view(np.float32)
 
     def dot(builder: Any, a: Any, b: Any, total: Any, precision: Any, imprecise: Any) -> Any:
-        product = np.matmul(operand(a, precision), operand(b, precision), dtype=total.data.dtype)
+        # (M, K) by (K, N), added in the order of K: a BLAS takes another order for another shape, a GPU does not.
+        rows, columns = operand(a, precision), operand(b, precision)
+        product = np.zeros(total.data.shape, total.data.dtype)
+        for k in range(rows.shape[1]):
+            product += np.multiply(rows[:, k, None], columns[k], dtype=product.dtype)
         return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
 
     monkeypatch.setattr(interpreter, "_convert_float", convert)
