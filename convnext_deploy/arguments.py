@@ -91,7 +91,9 @@ def one_of(name: str, value: Any, words: Any) -> Any:
     word = value.strip().lower()
     option = name.strip("-").replace("-", "_")
     near = [SYNONYMS[word]] if SYNONYMS.get(word) in allowed else difflib.get_close_matches(word, allowed, 1, 0.5)
-    hint = HINTS.get((option, word)) or (f"did you mean {near[0]}?" if near else "")
+    hint = f"did you mean {near[0]}?" if near else ""
+    if "int8" not in allowed:
+        hint = HINTS.get((option, word), hint)
     text = value if value.isprintable() and value else repr(value)
     raise UsageError(f"{name} {text[:60]}; expected one of {', '.join(allowed)}" + (f"; {hint}" if hint else ""))
 

@@ -1,8 +1,11 @@
 """What `quantize` and `half` would write over: plans of this package, and nothing else."""
 
+import errno
 import hashlib
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -64,8 +67,12 @@ def test_a_plan_and_its_own_tensors_are_replaced_by_force(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # which is always true for root
-    assert refusal(tmp_path / "plan.json") == f"{tmp_path} is not writable; choose another --out"
+    def refused(**options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)  # root may write anywhere
+    wanted = tmp_path / "plan.json"
+    assert refusal(wanted) == f"{wanted} cannot be written: {tmp_path}: Permission denied; write elsewhere"
 
 
 def test_a_folder_of_something_else_is_not_searched_in(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_only_what_is_faster_than_float_and_not_refused_is_tried() -> None:
         ({"out": "plan.yaml"}, "ends in .json"),
         ({"type": "fp8"}, "--type fp8 is for NVIDIA GPUs"),
         ({"max_drop": 0.3}, "belong together"),
-        ({"max_drop": -1.0, "data": str(IMAGES)}, "--max-drop -1.0"),
+        ({"max_drop": -1.0, "data": str(IMAGES)}, "max_drop -1.0; expected percentage points"),
         ({"calibration": "nowhere"}, "nowhere"),
         ({"images": 5000}, "2000"),
     ],
