@@ -1,6 +1,8 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two workers with a thread each: many of the tests build small things, which more threads do not speed up.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: demo test test-all test-fast test-lowest lint schema tables clean
 
@@ -10,12 +12,12 @@ demo: .venv/.installed
 # TensorRT-RTX builds in a process of its own, as a user's does: beside every other runtime and dozens of compiled
 # packages in one process it crashed once, which could not be repeated.
 test: .venv/.installed-dev
-	$(BIN)/pytest --ignore tests/test_nvinfer.py
-	$(BIN)/pytest tests/test_nvinfer.py
+	$(PYTEST) -n 2 --ignore tests/test_nvinfer.py
+	$(PYTEST) tests/test_nvinfer.py
 
 test-fast: .venv/.installed-dev
-	$(BIN)/pytest -m "not slow" --ignore tests/test_nvinfer.py
-	$(BIN)/pytest -m "not slow" tests/test_nvinfer.py
+	$(PYTEST) -n 2 -m "not slow" --ignore tests/test_nvinfer.py
+	$(PYTEST) -m "not slow" tests/test_nvinfer.py
 
 # The fast tests with the lowest versions that pyproject.toml states, on the oldest Python and on a new one.
 test-lowest:
