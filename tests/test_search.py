@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convnext_deploy.accuracy import gate
 from convnext_deploy.artifact.manifest import check_file
@@ -17,6 +18,7 @@ from convnext_deploy.quantization.plan import LoadedPlan
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
 from convnext_deploy.workflows import quantize, search
 
+MODEL = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist" / "model.safetensors"
 NAMES = ("stages.0.0.expand", "stages.0.0.project", "stages.1.0.expand", "stages.1.0.project")
 CALIBRATION = CalibrationRecord(data="x", data_sha256="0" * 64, images=8, random=False, method="mse")
 
@@ -120,17 +122,43 @@ def test_a_calibration_uses_the_images_that_are_there(
     there: int, asked: int | None, calibrated: int, held_out: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source_of(there, monkeypatch)
-    first, held, _, _ = quantize._sets("folder", None, asked, None, (32, 32))
+    first, held, _, _ = quantize._sets("folder", None, asked, None, None, (32, 32))
     assert (len(first), len(held)) == (calibrated, held_out)
     assert not set(first.names) & set(held.names)
 
 
 def test_few_labelled_images_serve_for_all_three_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     source_of(500, monkeypatch)
-    first, _, selection, final = quantize._sets("folder", None, None, "folder", (32, 32))
+    first, _, selection, final = quantize._sets("folder", None, None, "folder", sources.open_source("folder"), (32, 32))
     assert selection is not None
     assert final is not None
     assert len(first) + len(selection) + len(final) == 500
+
+
+def test_a_search_judges_by_the_models_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are numbered by name; the model has its classes in another order, which `labels` says."""
+    names = [f"class {number}" for number in reversed(range(10))]
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("L", (32, 32), number).save(tmp_path / "data" / name / f"{number}.png")
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+
+    def seen(*arguments: Any, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    sets: list[Any] = []
+    right = quantize._sets
+    monkeypatch.setattr(quantize, "_sets", lambda *given: sets.append(right(*given)) or sets[-1])
+    monkeypatch.setattr(quantize, "prepare", seen)
+    with pytest.raises(KeyboardInterrupt):
+        quantize.quantize(
+            MODEL, out=tmp_path / "plan.json", calibration=tmp_path / "data", data=tmp_path / "data", target="onnx",
+            max_drop=1.0, images=32, labels=tmp_path / "labels.txt",
+        )  # fmt: skip
+    _, _, selection, final = sets[0]
+    for source in (selection, final):
+        assert [names[label] for label in source.labels] == [name.split("/")[-2] for name in source.names]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +169,7 @@ def test_too_few_images_are_refused_with_the_number_that_is_needed(
 ) -> None:
     source_of(there, monkeypatch)
     with pytest.raises(DataError, match=message):
-        quantize._sets("folder", None, asked, None, (32, 32))
+        quantize._sets("folder", None, asked, None, None, (32, 32))
 
 
 @pytest.mark.parametrize("name", ["/proc/plan.json", "/nowhere/plan.json"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .hints import export_command
-from .options import Debug, Json, Quiet, Threads, given, image_size_of, numbers, one_of
+from .options import Debug, Json, LabelsOption, Quiet, Threads, given, image_size_of, numbers, one_of
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def quantize(
         str, typer.Option(help="7, 8 or auto. 7: no saturation on x86 without VNNI; auto: what the target needs here.")
     ] = "auto",
     data: Annotated[str | None, typer.Option(help="Labelled images to search on, as for eval.")] = None,
+    labels: LabelsOption = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Search: tolerated drop of top-1, in percentage points.")
     ] = None,
@@ -90,6 +91,7 @@ def quantize(
             weights_key=weights_key,
             rounding=rounding,
             data=data,
+            labels=labels,
             max_drop=max_drop,
             alpha=alpha,
             batch=batch,

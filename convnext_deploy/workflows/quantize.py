@@ -11,7 +11,7 @@ from .. import arguments, env, formats
 from ..artifact import manifest
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.trust import built_here
-from ..data import preprocess, sources
+from ..data import numbering, preprocess, sources
 from ..errors import CheckFailed, DataError, UsageError
 from ..models import passes
 from ..quantization import plan as plans
@@ -73,6 +73,7 @@ def quantize(
     rounding: bool = False,
     weight_bits: WeightBits | None = None,
     data: arguments.Location | None = None,
+    labels: arguments.Location | None = None,
     max_drop: float | None = None,
     alpha: float = 0.05,
     batch: int = 1,
@@ -99,6 +100,8 @@ def quantize(
         rounding: try GPTQ for the weights.
         weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI; None: what `target` multiplies
             exactly on this machine (see `saturation`).
+        data: labelled images that a search judges on, as for `evaluate`.
+        labels: the model's class names, as for `evaluate`.
         max_drop: percentage points of top-1.
         batch: the batch whose latency counts.
         tensorrt: for a search with `target` tensorrt or tensorrt_rtx.
@@ -134,11 +137,15 @@ def quantize(
     out = arguments.path("out", out)
     calibration = arguments.images("calibration", calibration)
     data = arguments.maybe(arguments.images, "data", data)
+    labels = arguments.maybe(arguments.path, "labels", labels)
     size = arguments.maybe(arguments.image_size, "image_size", image_size)
     batch = arguments.whole("batch", batch)
     preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
     from ..models import checkpoint as checkpoints
 
+    if labels is not None and data is None:
+        raise UsageError(f"labels {labels} are those of labelled images; give data too, or leave labels out")
+    classes = numbering.class_map(labels) if labels is not None else None
     kind = _refuse_early(out, target, type, max_drop, data, alpha, batch, force, tensorrt)
     bits = _weight_bits(weight_bits, target, kind, searching=max_drop is not None)
     rest = rest or ("fp16" if target in plans.GPU_TARGETS else "fp32")
@@ -151,9 +158,14 @@ def quantize(
         weights_key=weights_key,
         preprocessing=preprocessing,
     )
+    if loaded.note:
+        say(loaded.note)
     model, facts = loaded.model, loaded.preprocessing
     folder = out.with_suffix(".search") if max_drop is not None else None
-    source, held_out, selection, final = _sets(calibration, split, images, data, model.spec.image_size)
+    whole = None
+    if data is not None:
+        whole = numbering.numbered(sources.open_source(data), model.spec.num_classes, loaded.labels, classes)
+    source, held_out, selection, final = _sets(calibration, split, images, data, whole, model.spec.image_size)
     images = len(source)
     say(f"{images} images to calibrate on, {len(held_out)} held out to judge corrections on")
     if folder is not None:
@@ -368,10 +380,19 @@ def _refuse_early(
 
 
 def _sets(
-    calibration: str, split: str | None, images: int | None, labelled: str | None, image_size: tuple[int, int]
+    calibration: str,
+    split: str | None,
+    images: int | None,
+    labelled: str | None,
+    whole: sources.ImageSource | None,
+    image_size: tuple[int, int],
 ) -> tuple[sources.ImageSource, sources.ImageSource, sources.ImageSource | None, sources.ImageSource | None]:
-    """Disjoint images: to calibrate on, to judge corrections on, to select on, and for the final gate."""
-    if labelled is None:
+    """Disjoint images: to calibrate on, to judge corrections on, to select on, and for the final gate.
+
+    Args:
+        labelled, whole: the labelled images' name, and these with the model's own numbers.
+    """
+    if whole is None:
         source = open_images(calibration, split, images=(images or IMAGES) + HELD_OUT, image_size=image_size)
         there = len(source)
         if images is None:
@@ -383,7 +404,6 @@ def _sets(
             held_out = min(HELD_OUT, there - images)
         first, held = sources.parts(source, (images, held_out))
         return first, held, None, None
-    whole = sources.open_source(labelled)
     if calibration == labelled:
         images = images or (IMAGES if len(whole) >= 2 * IMAGES else len(whole) // 2)
         selection_size = min(SELECTION, (len(whole) - images) // 3)
