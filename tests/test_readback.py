@@ -18,8 +18,10 @@ from convnext_deploy.graph.module_contents import expected_of
 from convnext_deploy.models import registry
 from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.quantization.apply import QuantizedLinear
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.plan import OperationPlan
 
 READ: list[tuple[str, Precision]] = [
     ("eager", "fp32"), ("native", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("pt2", "fp32"),
@@ -142,3 +144,50 @@ def test_the_manifest_says_which_sizes_and_batches_were_verified(tmp_path: Path)
     assert [(parity.image_size, parity.batches) for parity in made.manifest.parity] == [
         ((64, 64), (1, 8, 16)), ((32, 32), (8,)), ((160, 224), (8,)),
     ]  # fmt: skip
+
+
+def quantized() -> ConvNeXt:
+    """One product in 8 bits, in the module that an exporter gets."""
+    model = module()
+    linear = model.get_submodule("stages.0.0.expand.linear")
+    assert isinstance(linear, torch.nn.Linear)
+    operation = OperationPlan(type="u8s8", scale=0.03, zero_point=117)
+    weight = torch.randint(-127, 128, linear.weight.shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    scales = torch.full((len(weight),), 0.004)
+    model.get_submodule("stages.0.0.expand").linear = QuantizedLinear(operation, weight, scales, linear.bias.detach())
+    return model
+
+
+def test_a_quantizer_is_read_by_its_limits_where_the_file_has_no_scale() -> None:
+    expected = expected_of(quantized())
+    own = {"stages.0.0.expand.linear.scale", "stages.0.0.expand.linear.zero_point"}
+    rest = [tensor for tensor in expected.tensors if tensor.name not in own]
+    assert len(rest) == len(expected.tensors) - 2
+    low, high = float(np.float32(-117 * 0.03)), float(np.float32(138 * 0.03))
+    grid = readback.Quantizer("a node", low, high, 256)
+    assert judged(rest, expected, quantizers=[grid]) == ()
+    assert judged(rest, expected, quantizers=[]) == ("the built file has 0 quantizers, expected 1",)
+    for wrong in (
+        readback.Quantizer("a node", low, high * 1.001, 256),
+        readback.Quantizer("a node", low + 0.03, high + 0.03, 256),  # another zero point
+        readback.Quantizer("a node", low, high, 255),
+    ):
+        (failure,) = judged(rest, expected, quantizers=[wrong])
+        assert "the built file quantizes stages.0.0.expand.linear's input to" in failure
+    (failure,) = judged(rest, expected)
+    assert failure.startswith("2 of ")
+    assert "stages.0.0.expand.linear.scale, stages.0.0.expand.linear.zero_point" in failure
+
+
+def test_a_changed_code_or_scale_of_a_weight_is_seen() -> None:
+    for ending in ("weight", "weight_scale"):
+        model = quantized()
+        changed = model.get_buffer(f"stages.0.0.expand.linear.{ending}").reshape(-1)
+        expected = expected_of(model)
+        tensors = [readback.Tensor(t.name, t.type, t.values.copy()) for t in expected.tensors]
+        assert judged(tensors, expected) == ()
+        stored = next(t for t in tensors if t.name == f"stages.0.0.expand.linear.{ending}").values.reshape(-1)
+        stored[3] = np.nextafter(stored[3], np.float32(1)) if changed.is_floating_point() else stored[3] ^ 1
+        (*_, missing, strange) = judged(tensors, expected)
+        assert f"stages.0.0.expand.linear.{ending}" in missing
+        assert "the built file has 1 tensors that the module had not" in strange

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..records.manifest import ReadBack
 
 SHOWN = 3  # differences in a message
-RELATIVE = 1e-6  # of an epsilon: files hold some in float32
+RELATIVE = 1e-6  # of an epsilon, or of a quantizer's range: files hold them in float32
+HALF = 2.0**-10  # of a quantizer's range in float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,19 @@ class Tensor:
     product: NDArray[np.float32] | None = None  # of a weight's scales and the input's, which engines hold instead
 
 
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """A tensor's 8-bit grid. `name` is its operation's; files that hold limits instead of a scale are read into both.
+
+    The lowest and the highest value are `(code - zero point) * scale` of the type's lowest and highest code.
+    """
+
+    name: str
+    low: float
+    high: float
+    levels: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
     """What a file holds, in the order in which it is computed with."""
@@ -39,6 +53,7 @@ class Contents:
     scalars: Sequence[float] | None = ()  # epsilons among them; None where the file does not hold them
     activations: Sequence[str] | None = ()
     unread: str = ""  # what of the file is not compared, in words
+    quantizers: Sequence[Quantizer] | None = None  # by their limits; None where their scales are among the tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +66,13 @@ class Expected:
     activations: Sequence[str]
     constants: frozenset[float]  # other scalars that a graph may hold
     checksums: Sequence[int]  # of each tensor, before the build
+    quantizers: Sequence[tuple[Quantizer, frozenset[str]]] = ()  # with the names of their scales among the tensors
     halved: bool = False  # the file may hold float32 tensors rounded to float16 (OpenVINO's compression)
 
 
 def differences(found: Contents, expected: Expected) -> ReadBack:
     """Every tensor and scalar of the module looked for in the file."""
-    failures = [*_changed(expected), *_tensors(found, expected)]
+    failures = [*_changed(expected), *_tensors(found, expected), *_quantizers(found, expected)]
     scalars = found.scalars
     if scalars is not None:
         failures += _scalars(scalars, expected)
@@ -87,7 +103,12 @@ def _changed(expected: Expected) -> Iterator[str]:
 
 def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
     waiting: dict[int, list[int]] = {}
+    elsewhere = (
+        frozenset[str]() if found.quantizers is None else frozenset().union(*(n for _, n in expected.quantizers))
+    )
     for index, tensor in enumerate(expected.tensors):
+        if tensor.name in elsewhere:
+            continue
         waiting.setdefault(tensor.values.size, []).append(index)
     strange, order = [], []
     for stored in found.tensors:
@@ -111,6 +132,24 @@ def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
         yield f"the built file has {len(strange)} tensors that the module had not: {_few(strange)}"
     if not found.named and order != sorted(order):
         yield "the built file uses the module's tensors in another order"
+
+
+def _quantizers(found: Contents, expected: Expected) -> Iterator[str]:
+    """Limits in the order of use. Files hold them in float32, made from a scale in one rounding."""
+    if found.quantizers is None:
+        return
+    wanted = [quantizer for quantizer, _ in expected.quantizers]
+    if len(found.quantizers) != len(wanted):
+        yield f"the built file has {len(found.quantizers)} quantizers, expected {len(wanted)}"
+        return
+    for a, b in zip(found.quantizers, wanted, strict=True):
+        room = (HALF if expected.halved else RELATIVE) * (b.high - b.low)
+        if a.levels != b.levels or not (abs(a.low - b.low) <= room and abs(a.high - b.high) <= room):
+            yield (
+                f"the built file quantizes {b.name}'s input to {a.levels} levels from {a.low:g} to {a.high:g}, "
+                f"expected {b.levels} from {b.low:g} to {b.high:g}"
+            )
+            return
 
 
 def _few(names: Sequence[str]) -> str:

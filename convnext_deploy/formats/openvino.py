@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.readback import Contents, Tensor
+from ..artifact.readback import Contents, Quantizer, Tensor
 from ..artifact.session import Images, Profile, RunOptions, Session
 from ..env import needs
 from ..errors import ArtifactError, BuildError, UsageError
@@ -193,22 +193,28 @@ def refuse(spec: ExportSpec) -> None:
 def read_back(folder: Path) -> Contents:
     """Constants as the operations take them, each operation's at its place.
 
-    What quantizers become (FakeQuantize with limits of its own) is not compared; their weights' codes are.
+    A quantizer and what reads its codes back are one FakeQuantize, with limits for a scale and a zero point.
     """
     import openvino as ov
 
     tensors: list[Tensor] = []
     scalars: list[float] = []
     activations: list[str] = []
-    quantized = False
+    quantizers: list[Quantizer] = []
     constant: dict[str, list[Any]] = {}  # what is made of constants only, and of which
     for node in ov.Core().read_model(folder / FILE).get_ordered_ops():
         kind, name = node.get_type_name(), node.get_friendly_name()
         given = [node.input_value(index).get_node() for index in range(node.get_input_size())]
         sources = [constant.get(source.get_friendly_name()) for source in given]
-        quantized |= kind == "FakeQuantize"
         if kind == "Constant" or (sources and all(leaves is not None for leaves in sources)):
             constant[name] = [node] if kind == "Constant" else [leaf for leaves in sources for leaf in leaves or ()]
+            continue
+        attributes = node.get_attributes()
+        if kind == "FakeQuantize" and None not in sources[1:]:
+            limits = [float(leaves[0].data.reshape(-1)[0]) for leaves in sources[1:] if leaves]
+            # Codes that are read back with other limits than they were made with are two grids: one too many.
+            for low, high in dict.fromkeys((tuple(limits[:2]), tuple(limits[2:]))):
+                quantizers.append(Quantizer(name, low, high, attributes["levels"]))
             continue
         for leaf in [leaf for leaves in sources for leaf in leaves or ()]:
             type = str(leaf.get_element_type().get_type_name())
@@ -217,7 +223,6 @@ def read_back(folder: Path) -> Contents:
             tensors.append(Tensor(leaf.get_friendly_name(), STORED[type], leaf.data))
             if leaf.data.size == 1 and type != "i8":
                 scalars.append(float(leaf.data.reshape(-1)[0]))
-        attributes = node.get_attributes()
         if kind == "MVN":
             scalars.append(attributes["eps"])
         elif kind == "Gelu":
@@ -226,9 +231,9 @@ def read_back(folder: Path) -> Contents:
             activations.append("silu")
     return Contents(
         tensors=tensors,
-        scalars=None if quantized else scalars,
+        scalars=scalars,
         activations=activations,
-        unread="scales and limits of quantizers" if quantized else "",
+        quantizers=quantizers,
     )
 
 

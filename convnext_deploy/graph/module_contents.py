@@ -30,6 +30,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
     tensors, groups = [], []
     epsilons: list[float] = []
     activations: list[str] = []
+    quantizers: list[tuple[readback.Quantizer, frozenset[str]]] = []
     constants = {0.0, 0.5, -0.5, 1.0, 2.0}
     for group, operation in enumerate(_operations(model)):
         for name, tensor in (*operation.named_parameters(), *operation.named_buffers()):
@@ -49,6 +50,9 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
                 constants |= {1 / channels, 1 / (channels - 1), channels / (channels - 1)}
             if isinstance(module, QuantizedLinear):
                 constants |= {module.shift, -module.shift, float(module.zero_point.float())}
+                if module.zero_point.dtype in (torch.uint8, torch.int8):
+                    scales = frozenset(names[id(tensor)] for tensor in (module.scale, module.zero_point))
+                    quantizers.append((_quantizer(names[id(module.weight)], module), scales))
     stem, head = model.stem, model.head
     if stem.activation is not None:
         activations.append(stem.activation)
@@ -62,8 +66,16 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
         activations=activations,
         constants=frozenset(constants | {float(np.float32(value)) for value in constants}),
         checksums=[readback.checksum(tensor.values) for tensor in tensors],
+        quantizers=quantizers,
         halved=halved,
     )
+
+
+def _quantizer(weight: str, module: QuantizedLinear) -> readback.Quantizer:
+    codes = torch.iinfo(module.zero_point.dtype)
+    scale, zero_point = module.scale.double().item(), int(module.zero_point)
+    low, high = ((code - zero_point) * scale for code in (codes.min, codes.max))
+    return readback.Quantizer(weight.removesuffix(".weight"), low, high, codes.max - codes.min + 1)
 
 
 def _operations(model: ConvNeXt) -> Iterator[torch.nn.Module]:

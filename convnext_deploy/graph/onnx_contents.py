@@ -22,6 +22,7 @@ def contents_of_onnx(path: Path) -> readback.Contents:
     model = onnx.load(str(path))
     held = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
     dequantized: dict[str, list[str]] = {}  # what a node of constants only makes, and from which
+    grids: dict[str, frozenset[str]] = {}  # of 8-bit codes: the scale and zero point that they were made with
     tensors: list[readback.Tensor] = []
     scalars: list[float] = []
     activations: list[str] = []
@@ -31,12 +32,18 @@ def contents_of_onnx(path: Path) -> readback.Contents:
             for name in node.output:
                 dequantized[name] = [leaf for source in given for leaf in dequantized.get(source, [source])]
             continue
+        quantizes = node.op_type == "QuantizeLinear"
+        grid = frozenset(given[1:]) if quantizes else grids.get(node.input[0] if given else "", frozenset())
+        if quantizes or node.op_type in ("Reshape", "Transpose"):
+            grids |= dict.fromkeys(node.output, grid)
         for name in given:
+            if name in grid and not quantizes:
+                continue  # codes are read with the grid that they were made with; any other one is a constant too many
             for leaf in dequantized.get(name, [name]):
                 if leaf not in held or held[leaf].type.startswith(("int64", "int32")):
                     continue
                 tensors.append(held[leaf])
-                if held[leaf].values.size == 1 and held[leaf].type in ("float32", "float16"):
+                if held[leaf].values.size == 1 and held[leaf].type in ("float32", "float16") and not quantizes:
                     scalars.append(float(held[leaf].values.reshape(-1)[0]))
         attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         if node.op_type == "LayerNormalization":
