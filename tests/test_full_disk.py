@@ -24,13 +24,20 @@ import torch
 from convnext_deploy.runtimes.torch_files import written
 warnings.simplefilter("ignore")
 model, images = torch.nn.Linear(400, 400), torch.zeros(2, 400)
-kinds = {
-    "torchscript": lambda file: torch.jit.save(torch.jit.trace(model, images), file),
-    "pt2": lambda file: torch.export.save(torch.export.export(model, (images,)), file),
-}
 try:
     with written(Path("/dev/full")) as file:
-        kinds[sys.argv[1]](file)
+        torch.export.save(torch.export.export(model, (images,)), file)
+except OSError as error:
+    print(error.errno)
+"""
+# A limit on the size of files stands in for a disk that has less room than a file needs.
+SCRIPT = """
+import resource, sys, warnings
+from convnext_deploy import api
+warnings.simplefilter("ignore")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    api.export("random", variant="test_convnext", format="torchscript", image_size=(64, 64), out=sys.argv[1])
 except OSError as error:
     print(error.errno)
 """
@@ -40,22 +47,49 @@ full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system ha
 
 @full
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["torchscript", "pt2"])
-def test_pytorch_s_writer_does_not_abort_the_process_on_a_full_disk(kind: str) -> None:
-    done = subprocess.run([sys.executable, "-c", SAVE, kind], capture_output=True, text=True)
+def test_pytorch_s_writer_does_not_abort_the_process_on_a_full_disk() -> None:
+    done = subprocess.run([sys.executable, "-c", SAVE], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{errno.ENOSPC}\n"), done.stderr[-500:]
 
 
+@pytest.mark.slow
+def test_torchscript_s_writer_does_not_abort_the_process_where_a_file_cannot_be_as_long(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "artifact")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{errno.EFBIG}\n"), done.stderr[-500:]
+    assert list(tmp_path.iterdir()) == []
+
+
+def fills_up(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @full
-@pytest.mark.parametrize(("format", "module"), [("torchscript", torchscript), ("pt2", pt2)])
+@pytest.mark.parametrize(
+    ("format", "module", "name", "stand_in"),
+    [
+        ("torchscript", torchscript, "reserve", fills_up),
+        ("pt2", pt2, "written", lambda path: written(Path("/dev/full"))),
+    ],
+)
 def test_an_export_to_a_full_disk_is_one_line_and_leaves_nothing(
-    format: str, module: Any, checkpoint_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "written", lambda path: written(Path("/dev/full")))
+    format: str, module: Any, name: str, stand_in: Callable[..., Any], checkpoint_of: Callable[..., Path],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(module, name, stand_in)
     target = tmp_path / "artifact"
     with pytest.raises(UsageError, match=f"^{tmp_path} is full; make room, or choose another --out$"):
         api.export(str(checkpoint_of()), format=format, image_size=(64, 64), out=target)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torchscript_file_fits_in_what_was_reserved_for_it(
+    checkpoint_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(torchscript, "reserve", lambda path, size: sizes.append(size))
+    target = tmp_path / "artifact"
+    api.export(str(checkpoint_of()), format="torchscript", image_size=(64, 64), out=target)
+    assert sizes[0] - torchscript.BESIDE_TENSORS < (target / "model.ts").stat().st_size < sizes[0]
 
 
 @full
@@ -78,6 +112,14 @@ def test_a_full_disk_behind_another_error_is_found(tmp_path: Path, number: int) 
         raise error
 
 
-def test_another_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="converter"), manifest.staged(tmp_path / "artifact"):
-        raise BuildError("the converter failed")
+@pytest.mark.parametrize(
+    "said",
+    [
+        "the converter failed",
+        "2 outputs were requested and 3 given",  # what only resembles NumPy's words
+        "12 requested and 7 were written",
+    ],
+)
+def test_another_error_is_not_called_a_full_disk(tmp_path: Path, said: str) -> None:
+    with pytest.raises(BuildError, match=said), manifest.staged(tmp_path / "artifact"):
+        raise BuildError(said)

@@ -10,7 +10,7 @@ from ..artifact.session import RunOptions
 from ..graph.capture import DeployGraph
 from ..graph.torch_contents import contents_of_script
 from ..records.manifest import Manifest
-from ..runtimes.torch_files import written
+from ..runtimes.torch_files import reserve
 from ..runtimes.torch_session import TorchSession, opening
 from .base import Format
 
@@ -22,8 +22,9 @@ def build(graph: DeployGraph, folder: Path) -> None:
         traced = torch.jit.trace(graph.module, (graph.example,), check_trace=False)  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced)
         del traced
-        with written(folder / FILE) as file:
-            torch.jit.save(frozen, file)
+        tensors = [*graph.module.parameters(), *graph.module.buffers()]
+        reserve(folder / FILE, sum(tensor.nbytes for tensor in tensors) + BESIDE_TENSORS)
+        torch.jit.save(frozen, str(folder / FILE))
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
@@ -40,6 +41,7 @@ def read_back(folder: Path) -> Contents:
 
 
 FILE = "model.ts"
+BESIDE_TENSORS = 4 << 20  # bytes: code and its debugging information, 0.2 MB for tiny
 FORMAT = Format(
     name="torchscript",
     summary="traced and frozen TorchScript for libtorch",

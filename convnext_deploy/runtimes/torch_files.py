@@ -1,5 +1,8 @@
 """Writing PyTorch's zip files: its writer in C++ ends the whole process where a write fails."""
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import RawIOBase
@@ -44,3 +47,19 @@ def written(path: Path) -> Iterator[BinaryIO]:
         yield patient  # type: ignore[misc]  # PyTorch calls its `write` alone
         if patient.error is not None:
             raise patient.error
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make sure that a file of so many bytes can be written there, before a writer that would abort for want of room.
+
+    For `torch.jit.save` to a name: given a file object, it holds the file twice in memory (PyTorch 2.15), and a pipe it
+    cannot write. What another process writes in the meantime is not seen.
+
+    Raises:
+        OSError: the disk has no such room, or a quota or a limit on the size of files forbids it.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif shutil.disk_usage(path.parent).free < size:  # macOS
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
