@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -23,7 +24,10 @@ MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.json"  # in its place: a rejected folder is no artifact, and nothing loads it by mistake
 MAIN_STEM = "model"  # of the file that every format's runtime opens
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_FULL_WORDS = (os.strerror(errno.ENOSPC), "problem writing element", " requested and ")  # the last two: NumPy's
+# The system's words, and NumPy's of what its `tofile` could not write whole.
+_FULL_WORDS = re.compile(
+    rf"{re.escape(os.strerror(errno.ENOSPC))}|problem writing element|\d+ requested and \d+ written"
+)
 _NOTHING = 4096  # bytes left: whatever failed, it failed for want of room
 
 
@@ -250,8 +254,7 @@ def staged(target: Path, say: Callable[[str], None] = lambda _: None, marker: st
 def _says_full(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, tells of a full disk: libraries have types of their own for it."""
     while error is not None:
-        said = str(error)
-        if getattr(error, "errno", None) in _FULL or any(words in said for words in _FULL_WORDS):
+        if getattr(error, "errno", None) in _FULL or _FULL_WORDS.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
