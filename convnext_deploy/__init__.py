@@ -1,24 +1,32 @@
-"""Deployment toolchain for ConvNeXt: see `convnext_deploy.api` for the functions and `docs/` for the pages."""
+"""Deployment toolchain for ConvNeXt: a function a verb, as in `convnext_deploy.export(...)`; see `docs/` for the pages.
+
+The same functions are in `convnext_deploy.api`. Nothing is imported before it is asked for.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import api
+    from .api import bench, evaluate, export, gate, half, load, profile, quantize, refit, report, roofline
 
     __version__: str
 
-__all__ = ["__version__", "api"]
+__all__ = [
+    "__version__", "api", "bench", "evaluate", "export", "gate", "half", "load", "profile", "quantize", "refit",
+    "report", "roofline",
+]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:  # nothing is imported before it is asked for
+def __getattr__(name: str) -> Any:
     if name == "__version__":
         from .env import version
 
         return version()
-    if name == "api":
+    if name in __all__:
         import importlib
 
-        return importlib.import_module(".api", __name__)
+        api = importlib.import_module(".api", __name__)
+        return api if name == "api" else getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

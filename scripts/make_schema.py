@@ -1,4 +1,4 @@
-"""Write the JSON schema of `artifact.manifest.json` from the record itself, or check that the written one is current.
+"""Write the JSON schema of `manifest.json` from the record itself, or check that the written one is current.
 
 python scripts/make_schema.py [--check] docs/manifest.schema.json
 """

@@ -213,6 +213,12 @@ def test_the_package_has_a_version_and_its_api_as_an_attribute() -> None:
         convnext_deploy.exprot  # noqa: B018
 
 
+def test_every_verb_is_a_function_of_the_package() -> None:
+    for name in api.__all__:
+        assert getattr(convnext_deploy, name) is getattr(api, name)
+        assert name in convnext_deploy.__all__
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     script = "import sys; before = set(sys.modules); import convnext_deploy; print(*sorted(set(sys.modules) - before))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -40,7 +40,7 @@ class Artifact:
 
     @property
     def sha256(self) -> str:
-        """Of `artifact.manifest.json`, which itself holds the hash of every other file."""
+        """Of `manifest.json`, which itself holds the hash of every other file."""
         return sha256_of(self.path / MANIFEST_NAME)
 
     @property
@@ -58,7 +58,7 @@ def sha256_of(path: Path) -> str:
 
 
 def decode(text: bytes, where: str) -> Manifest:
-    """Parse `artifact.manifest.json`'s bytes.
+    """Parse `manifest.json`'s bytes.
 
     Raises:
         ArtifactError: not JSON, of another schema, a field missing, unknown or of the wrong type, or a file path

@@ -128,7 +128,7 @@ def known_targets(trt: Any) -> tuple[str, ...]:
 
 
 def profiles(model: ModelSpec, export: ExportSpec) -> tuple[Range, ...]:
-    """Input shapes to tune for: one profile of `workflows.export.batch`, and one for each further range.
+    """Input shapes to tune for: one profile of `export.batch`, and one for each further range.
 
     Raises:
         UsageError: a range that is upside down, outside the batch, or sides that are no multiples of 32.
