@@ -29,6 +29,9 @@ worker = Worker("builder")
 worker.send("prepare", imports=["busy"])
 worker.wait()
 """
+KERNELS = """from convnext_deploy.kernels.prebuild import Variant, compiled
+list(compiled([Variant("busy:kernel", (), ())], (9, 0)))
+"""
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
@@ -46,8 +49,17 @@ def runs(process: int) -> bool:
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("code", "count"), [(COMPILERS, 4), (WORKER, 2)], ids=["compilers", "worker"])
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        pytest.param(COMPILERS, 4, id="compilers"),
+        pytest.param(WORKER, 2, id="worker"),
+        pytest.param(KERNELS, 2, id="kernels", marks=pytest.mark.slow),  # imports torch twice
+    ],
+)
 def test_a_killed_process_leaves_nothing_running(tmp_path: Path, code: str, count: int, end: signal.Signals) -> None:
+    if code == KERNELS:
+        pytest.importorskip("triton")
     (tmp_path / "busy.py").write_text(f"import sys; sys.argv[1:] = [{str(tmp_path / 'pids')!r}]\n{COMMAND}")
     (tmp_path / "pids").write_text("")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}

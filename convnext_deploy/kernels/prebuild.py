@@ -4,10 +4,12 @@ A kernel takes from one to 23 seconds, so that in series a network takes minutes
 cache on disk, where the first launch finds it. The machines that compile need no GPU and take none of its memory.
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import env
 from ..errors import BuildError
+from ..processes import end_with
 from .operation import IMPLEMENTATIONS, Launch, recording
 
 Target = tuple[int, int]  # compute capability
@@ -132,7 +135,9 @@ def compiled(
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, **pipes) as child:
+        with subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": paths}, **pipes, start_new_session=True
+        ) as child:
             children.append(child)
             assert child.stdin is not None
             assert child.stdout is not None
@@ -155,9 +160,16 @@ def compiled(
             while _taken(left) is not None:
                 pass
             for child in children:
-                child.kill()
+                _kill(child)
     for worker in workers:
         worker.result()
+
+
+def _kill(child: "subprocess.Popen[str]") -> None:
+    """End it, and the assembler that it may have started."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _taken(left: "SimpleQueue[Variant]") -> Variant | None:
@@ -204,6 +216,7 @@ def main() -> None:
 
     major, minor = map(int, sys.argv[1:])
     driver.set_active(_AbsentGpu((major, minor)))
+    end_with(sys.stdin.fileno())  # the parent's pipe: also in the middle of a compilation
     for line in sys.stdin:
         kernel, arguments, options = json.loads(line)
         error = None
