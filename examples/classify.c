@@ -1,5 +1,5 @@
 /* Classifies a JPEG with a packed ConvNeXt (format `native`, --input uint8), without Python. The image's largest centred
-   square is averaged down to SIDE pixels. LIBRARY is what `convnext_deploy.kernels.library.build()` names.
+   square is averaged down to SIDE pixels. LIBRARY is what `convnext_deploy.native.library.build()` names.
      cc examples/classify.c -I convnext_deploy/native/csrc LIBRARY -ljpeg -o classify
      ./classify NETWORK 224 photo.jpg */
 #include <stdio.h>
