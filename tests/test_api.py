@@ -494,7 +494,7 @@ def test_parity_on_verify_data_can_fail_on_its_own(
     """An artifact that is right on the bundled images only."""
     right = export.probes.judged
 
-    def judged(session: Any, found: Any, sets: Any) -> Any:
+    def judged(session: Any, found: Any, sets: Any, reload: Any) -> Any:
         moved = [
             dataclasses.replace(probe, expected=tuple(1.01 * output for output in probe.expected))
             if probe.name == str(pictures)

@@ -616,7 +616,7 @@ def test_every_reader_of_built_graphs_counts_the_same_multiply_accumulates(
         totals.append(sum(count for _, count in listed))
         return right(listed)
 
-    for module in ("graph.onnx_read", "lower.torch_session", "formats.openvino"):
+    for module in ("graph.onnx_read", "runtimes.torch_session", "formats.openvino"):
         monkeypatch.setattr(f"convnext_deploy.{module}.shares", shares)
     session.precision()
     spec = msgspec.structs.replace(session.manifest.model, image_size=size)

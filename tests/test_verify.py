@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from convnext_deploy.artifact import verify
 from convnext_deploy.artifact.deviation import cosines, relative_errors, sizes
 from convnext_deploy.artifact.verify import NEAR_TIE_FACTOR, TOLERANCES, compare, precision_failures, top1_agreement
 from convnext_deploy.records.base import Precision
@@ -315,3 +316,19 @@ def test_an_engine_that_executes_another_type_than_its_graph_is_a_failure() -> N
     assert precision_failures(unnamed, manifest("fp16"), True, engine=True) == ()
     not_run = PrecisionTruth(graph=half, executed=None)
     assert precision_failures(not_run, manifest("fp16"), True, engine=True) == ()
+
+
+# The source's own rounding -------------------------------------------------------------------------------------------
+
+
+def test_the_limit_in_fp32_is_three_times_the_sources_own_rounding_where_that_is_more() -> None:
+    exact = np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32)
+    table = verify.TOLERANCES["fp32"]
+    for rounding, limit in ((1e-6, 1e-5), (6e-6, 1.8e-5), (1e-3, verify.LOOSEST_FP32)):
+        source = exact * np.float32(1 + rounding)
+        found, measured = verify.rounding_tolerance((source,), (exact,))
+        assert measured == pytest.approx(rounding, rel=0.1)
+        assert found.relative_error == pytest.approx(limit, rel=0.1)
+        assert found.cosine == table.cosine
+    # Below what the least of the planted mistakes that readers of files do not see moves outputs by.
+    assert verify.LOOSEST_FP32 < 1.6e-4

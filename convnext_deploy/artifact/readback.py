@@ -29,6 +29,7 @@ class Tensor:
     type: str  # float32, float16, bfloat16, int8, ...
     values: NDArray[Any]
     product: NDArray[np.float32] | None = None  # of a weight's scales and the input's, which engines hold instead
+    subtracted: bool = False  # files may hold its negative, to be added
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,8 @@ def _few(names: Sequence[str]) -> str:
 
 def _same(stored: Tensor, wanted: Tensor, halved: bool) -> bool:
     for values in _types(wanted, stored.type, halved):
+        if wanted.subtracted and values.dtype.kind == "f" and _equal(np.ravel(stored.values), -values):
+            return True
         flat = np.ascontiguousarray(stored.values).reshape(-1)
         if any(_equal(flat, layout) for layout in _layouts(values)):
             return True

@@ -1,5 +1,6 @@
 """What a folded, cast module holds, in the order in which it computes: the side of `readback` that is known."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,10 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
                 scale = operation.get_buffer(f"{name.removesuffix('weight_scale')}scale")
                 product = (scale.double() * tensor.double()).float().numpy()
                 kept = readback.Tensor(kept.name, kept.type, kept.values, product)
+            if name == "input_mean":
+                kept = dataclasses.replace(kept, subtracted=True)
+                if tensor.numel() == 1:
+                    constants |= {tensor.item(), -tensor.item()}
             tensors.append(kept)
             groups.append(group)
         epsilons += [module.eps for module in operation.modules() if isinstance(module, ChannelNorm | Grn)]

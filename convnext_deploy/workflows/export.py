@@ -1,6 +1,7 @@
 """`export`: the only place that knows the order of its steps."""
 
 import datetime
+import functools
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -157,7 +158,8 @@ def export(
     _refuse_early(fmt, spec, out, force)
     _refuse_kernels(fmt, spec, kernels, chosen)
     say("loading the checkpoint")
-    loaded = checkpoints.load(
+    reload = functools.partial(
+        checkpoints.load,
         weights,
         variant=variant,
         task=task,
@@ -167,6 +169,7 @@ def export(
         weights_key=weights_key,
         preprocessing=preprocessing,
     )
+    loaded = reload()
     if loaded.note:
         say(loaded.note)
     model = loaded.model.spec
@@ -186,7 +189,7 @@ def export(
         del loaded  # the source's weights; the runtime brings its own copy
         say("verifying")
         session = opened(found)
-        parity, truth = probes.judged(session, found, sets), session.precision()
+        parity, truth = probes.judged(session, found, sets, reload), session.precision()
         record = msgspec.structs.replace(
             found, parity=parity, precision=truth, oracle=judge, files=manifest.file_records(folder)
         )
