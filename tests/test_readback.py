@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.apply import QuantizedLinear
 from convnext_deploy.records.base import Precision
-from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.manifest import BatchRange, OracleRecord, ReadBack
 from convnext_deploy.records.plan import OperationPlan
 
 READ: list[tuple[str, Precision]] = [
@@ -191,3 +192,24 @@ def test_a_changed_code_or_scale_of_a_weight_is_seen() -> None:
         (*_, missing, strange) = judged(tensors, expected)
         assert f"stages.0.0.expand.linear.{ending}" in missing
         assert "the built file has 1 tensors that the module had not" in strange
+
+
+def test_inspect_says_who_judged_and_what_was_read_back(artifact_of: Callable[..., Artifact]) -> None:
+    from convnext_deploy.cli.terminal import details
+
+    found = artifact_of("torchscript")
+    lines = details(found.path, found.manifest, found.bytes).splitlines()
+    assert [line for line in lines if line.startswith("read back: ")] == [
+        "read back: 66 tensors, 14 epsilons, 9 activations as the module had them"
+    ]
+    (oracle,) = [line for line in lines if line.startswith("oracle: ")]
+    assert oracle.startswith("oracle: timm ")
+    assert ", outputs within " in oracle
+    without = msgspec.structs.replace(
+        found.manifest,
+        oracle=OracleRecord(name="self", why="random weights have no other source"),
+        read_back=ReadBack(tensors=0, epsilons=None, activations=None, unread="its files cannot be read back"),
+    )
+    lines = details(found.path, without, found.bytes).splitlines()
+    assert "oracle: nobody but this package (random weights have no other source)" in lines
+    assert "read back: nothing; not compared: its files cannot be read back" in lines

@@ -194,6 +194,29 @@ def details(path: Path, found: "Manifest", size: int) -> str:
     for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
         lines += [f"{kind}: {t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors]
     lines += [f"pass: {record.name} moved the outputs by {record.relative_change:.1e}" for record in found.passes]
+    lines += [_oracle(found)] if found.oracle else []
+    lines += [_read_back(found)] if found.read_back else []
     lines += [f"file: {file.path} {file.bytes} bytes sha256 {file.sha256[:16]} intact" for file in found.files]
     lines.append(f"made {found.created} by {found.tool}")
     return "\n".join(lines)
+
+
+def _oracle(found: "Manifest") -> str:
+    """Who else said that the checkpoint was read as what it is."""
+    oracle = found.oracle
+    assert oracle is not None
+    if oracle.name == "self":
+        return "oracle: nobody but this package" + (f" ({oracle.why})" if oracle.why else "")
+    error = "" if oracle.relative_error is None else f", outputs within {oracle.relative_error:.1e}"
+    pixels = f", preprocessing as {oracle.preprocessing}'s" if oracle.preprocessing else ""
+    return f"oracle: {oracle.name}{error}{pixels}"
+
+
+def _read_back(found: "Manifest") -> str:
+    """What of the files was compared with the module that they were built from."""
+    held = found.read_back
+    assert held is not None
+    counted = [(held.tensors, "tensors"), (held.epsilons, "epsilons"), (held.activations, "activations")]
+    parts = [f"{count} {what}" for count, what in counted if count]
+    read = f"{', '.join(parts)} as the module had them" if parts else "nothing"
+    return f"read back: {read}" + (f"; not compared: {held.unread}" if held.unread else "")
