@@ -396,7 +396,7 @@ def test_an_engine_is_not_loaded_without_a_gpu(artifact: manifest.Artifact) -> N
         (["--refit", "maybe"], "expected none, refit or strip"),
         (["--version-compatible"], "TensorRT-RTX has no --version-compatible"),
         (["--hardware-compatible"], "TensorRT-RTX has no --hardware-compatible"),
-        (["--trt", "both"], "expected auto, tensorrt or rtx"),
+        (["--trt", "both"], "expected one of auto, tensorrt, rtx"),
         (["--trt", "tensorrt"], "tensorrt"),  # not installed, or no GPU
         (["--precision", "int4"], "--precision int4"),
         (["--device", "cpu"], "runs on cuda, not on cpu"),
@@ -528,6 +528,8 @@ def test_a_crash_while_loading_ends_the_trial_process_only(tmp_path: Path) -> No
     assert "SIGSEGV" in problem
     (problem,) = nvinfer_run.probe(NAME, tmp_path / "e", "raise SystemExit('broken')")
     assert "broken" in problem
+    (problem,) = nvinfer_run.probe(NAME, tmp_path / "e", "import time; time.sleep(60)", limit_s=0.3)
+    assert "no answer in 0.3 s" in problem
 
 
 def test_preflight_names_the_cure_for_another_gpu_or_version(

@@ -26,6 +26,7 @@ from ...errors import ArtifactError, BuildError, InputError
 from ...graph.capture import DeployGraph
 from ...graph.onnx_read import shares
 from ...graph.onnx_write import save_onnx
+from ...processes import Group
 from ...records.manifest import EngineRecord, ExportSpec, Manifest, PrecisionTruth, TensorRtSpec
 from ..stand_in import OnnxStandIn, TorchStandIn, open_onnx
 from .build import (
@@ -203,18 +204,23 @@ print(json.dumps({"loaded": engine is not None, "errors": errors}))
 """
 
 
-def probe(name: Name, engine: Path, code: str = PROBE) -> list[str]:
+def probe(name: Name, engine: Path, code: str = PROBE, limit_s: float = 300) -> list[str]:
     """Deserialize in a process of its own, so that a wrong engine can crash nothing; why it failed, or nothing."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, name, str(engine)], capture_output=True, text=True, check=False, timeout=300
-    )
-    if done.returncode < 0:
-        killed = signal.Signals(-done.returncode).name
+    command = [sys.executable, "-c", code, name, str(engine)]
+    with Group() as group:  # killed with this process
+        child = group.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            said, complaint = child.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            said, complaint = "", f"no answer in {limit_s:g} s"
+    child.communicate()
+    if child.returncode > 128:  # a shell's word for a signal
+        killed = signal.Signals(child.returncode - 128).name
         return [f"{TITLES[name]} crashed on this engine ({killed}); it is damaged or of another version, export again"]
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(said.splitlines()[-1])
     except (ValueError, IndexError):
-        return [f"{TITLES[name]} could not be asked about this engine: {' '.join(done.stderr.split())[-300:]}"]
+        return [f"{TITLES[name]} could not be asked about this engine: {' '.join(complaint.split())[-300:]}"]
     if answer["loaded"]:
         return []
     reason = " ".join(answer["errors"][0].split())[:300] if answer["errors"] else "no reason given"
