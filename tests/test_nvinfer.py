@@ -357,8 +357,8 @@ def test_bf16_is_verified_by_pytorch(tmp_path: Path) -> None:
     made = api.export(
         "random", variant="test_convnext", format="trt", trt="rtx", precision="bf16", out=tmp_path / "bf16"
     )
-    (parity,) = made.manifest.parity
-    assert "PyTorch" in (parity.stand_in or "")
+    assert {parity.reference for parity in made.manifest.parity} == {"source", "type"}
+    assert all("PyTorch" in (parity.stand_in or "") for parity in made.manifest.parity)
     assert made.manifest.precision.graph == {"bf16": 1.0}
 
 
