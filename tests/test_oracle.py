@@ -100,6 +100,23 @@ def test_transformers_judges_its_own(second: bool, tmp_path: Path) -> None:
     assert exported(tmp_path / "hub", tmp_path).name.startswith("transformers")
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("BitImageProcessor", {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 64}}),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 64}, "crop_pct": 0.875}),
+    ],
+)
+def test_the_processor_that_the_folder_names_judges_the_preprocessing(
+    kind: str, sizes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = transformers.ConvNextConfig(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32], num_labels=5)
+    transformers.ConvNextForImageClassification(config).save_pretrained(tmp_path / "hub")
+    own = {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_processor_type": kind, **sizes}
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps(own))
+    assert exported(tmp_path / "hub", tmp_path).preprocessing == "transformers"
+
+
 def test_random_weights_are_judged_by_nobody_else(tmp_path: Path) -> None:
     made = api.export("random", variant="test_convnext", format="eager", image_size=(64, 64), out=tmp_path / "a")
     assert made.manifest.oracle == OracleRecord(name="self", why="random weights have no other source")

@@ -276,10 +276,14 @@ def _pixels(loaded: "Loaded", library: str) -> str | None:
         transform = create_transform(**resolve_data_config(pretrained_cfg=dict(own), use_test_size=at_test))
         theirs = lambda image: np.asarray(transform(image))  # noqa: E731 - a name of its own says no more
     elif isinstance(origin.config.get("preprocessor"), Mapping):
-        from transformers import ConvNextImageProcessor
+        import transformers
 
-        arguments = {k: v for k, v in origin.config["preprocessor"].items() if not k.endswith("_type")}
-        processor: Any = ConvNextImageProcessor(**arguments)
+        given = origin.config["preprocessor"]
+        named = given.get("image_processor_type") or given.get("feature_extractor_type") or "ConvNextImageProcessor"
+        kind = getattr(transformers, str(named).replace("FeatureExtractor", "ImageProcessor"), None)
+        if kind is None:
+            return None
+        processor: Any = kind(**{k: v for k, v in given.items() if not k.endswith("_type")})
         theirs = lambda image: np.asarray(processor(image, return_tensors="np")["pixel_values"][0])  # noqa: E731
     else:
         return None
