@@ -8,7 +8,7 @@ from typing import Any
 from ...artifact.session import Profile, Session
 from ...errors import UsageError
 from ...records.timing import LayerKind, LayerTime
-from .session import INSPECTOR_TYPES
+from .inspector import INSPECTOR_TYPES
 
 WORDS: tuple[tuple[str, LayerKind], ...] = (
     ("reformat", "layout"), ("transpose", "layout"), ("shuffle", "layout"), ("copy", "layout"), ("noop", "layout"),
