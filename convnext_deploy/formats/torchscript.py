@@ -41,7 +41,7 @@ def read_back(folder: Path) -> Contents:
 
 
 FILE = "model.ts"
-BESIDE_TENSORS = 4 << 20  # bytes: code and its debugging information, 0.2 MB for tiny
+BESIDE_TENSORS = 4 << 20  # bytes: code and its debugging information, 0.07 MB for small
 FORMAT = Format(
     name="torchscript",
     summary="traced and frozen TorchScript for libtorch",
