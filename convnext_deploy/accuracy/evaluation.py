@@ -23,6 +23,7 @@ from PIL import Image
 from ..artifact.manifest import Artifact, encode, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import numbering, preprocess, sources
+from ..data.image_tables import PARQUET_ERRORS
 from ..env import needs, usable_cores
 from ..errors import CheckFailed, DataError, UsageError
 from ..records.accuracy import ClassAccuracy, EvalResult
@@ -439,11 +440,7 @@ def _encode(chunk: _Chunk) -> bytes:
     return file.getvalue()
 
 
-# What Arrow raises for damaged files; its own exceptions are OSError, ValueError, TypeError, KeyError and so on too.
-_DAMAGED = (
-    OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RecursionError, OverflowError,
-    MemoryError, msgspec.MsgspecError,
-)  # fmt: skip
+_DAMAGED = (*PARQUET_ERRORS, msgspec.MsgspecError)
 
 
 def _decode(path: Path) -> _Chunk:

@@ -21,7 +21,7 @@ ROW_GROUPS_KEPT = 2  # of a parquet source in memory at once; neighbouring image
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
 
 # What Arrow raises for damaged files; its own exceptions are OSError, ValueError, TypeError, KeyError and so on too.
-_PARQUET_ERRORS = (
+PARQUET_ERRORS = (
     OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RecursionError, OverflowError,
     MemoryError,
 )  # fmt: skip
@@ -56,7 +56,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
                         for number, row in enumerate(rows, len(names))
                     ]
                     labels += [row.get("label") for row in rows]
-        except _PARQUET_ERRORS as error:
+        except PARQUET_ERRORS as error:
             raise DataError(f"{path} cannot be read as parquet: {one_line(error)}") from None
         if path != files[0] and found != class_names:
             raise DataError(f"{path} names other classes than {files[0]}; give files of one dataset")
@@ -75,7 +75,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
             with lock:  # threads wait for one another's row group instead of each reading it
                 image = images(*groups[group])[index - starts[group]].as_py()
                 content: bytes = (image and image["bytes"]) or b""
-        except _PARQUET_ERRORS as error:
+        except PARQUET_ERRORS as error:
             raise DataError(f"{groups[group][0]} cannot be read: {one_line(error)}; run again to go on") from None
         refuse_large(len(content))
         return content
