@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import hopper
 from .launch import ConvLaunch, conv_launch, dependent, overlaps, spread_strips
 from .operation import operation, shaped, sum_type, wrap_triton
 
@@ -113,7 +114,10 @@ def _dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float)
 
 
 def _dwconv_moments(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return launch_moments(x, weight, bias, launch_of(x, weight))
+    launch = launch_of(x, weight)
+    if hopper.takes_dwconv(x, weight, launch.channels):
+        return hopper.dwconv(x, taps(weight), bias, launch.channels)
+    return launch_moments(x, weight, bias, launch)
 
 
 def _empty_moments(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import hopper
 from .dwconv_norm import norm_reference, wide
 from .launch import ProductLaunch, dependent, fitted_launch
 from .operation import operation, shaped, sum_type, wrap_triton
@@ -97,6 +98,8 @@ def _expand(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, activation: str, moments: Tensor, row_sums: Tensor,
     chunk: int, tf32: bool = False,
 ) -> Tensor:  # fmt: skip
+    if hopper.takes_product(x, x.numel() // x.shape[-1], *weight.shape):
+        return hopper.expand(x, weight, bias, norm, eps, activation, moments, row_sums, chunk)
     launch = expand_launch(x, weight)
     return launch_expand(
         x, weight, bias, moments, row_sums, norm, eps, activation, launch, tf32=tf32, chunk=chunk

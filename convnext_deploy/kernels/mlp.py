@@ -8,6 +8,7 @@ the rows, in all types: a quarter of the arithmetic, no row sums, and rounded as
 import torch
 from torch import Tensor
 
+from . import hopper
 from .expand import expand_reference
 from .launch import MlpLaunch, dependent, mlp_launch
 from .operation import operation, shaped, wrap_triton
@@ -74,6 +75,8 @@ def _mlp(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, activation: str, moments: Tensor, chunk: int,
     back_weight: Tensor, back_bias: Tensor, residual: Tensor, tf32: bool = False,
 ) -> Tensor:  # fmt: skip
+    if hopper.takes_mlp(x, weight):
+        return hopper.mlp_of(x, weight, bias, norm, eps, activation, moments, chunk, back_weight, back_bias, residual)
     return launch_mlp(
         x, weight, bias, norm, eps, activation, moments, chunk, back_weight, back_bias, residual,
         mlp_launch(x, x.numel() // x.shape[-1], len(weight)), tf32=tf32,

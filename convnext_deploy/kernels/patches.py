@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import hopper
 from .dwconv_norm import norm_reference, wide
 from .launch import ProductLaunch, dependent, fitted_launch, overlaps
 from .operation import operation, shaped, sum_type, wrap_triton
@@ -77,6 +78,23 @@ def launch_downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: f
     return out
 
 
+def launch_patches(x: Tensor, norm: str, eps: float) -> Tensor:
+    """(N, H, W, C) -> (N * H / 2 * W / 2, 4 * C): normalized, the pixels of each patch in the order of the weight."""
+    from .patches_triton import normalized_patches_kernel
+
+    x = x.contiguous()
+    images, height, width, channels = x.shape
+    rows = images * (height // 2) * (width // 2)
+    out = torch.empty((rows, 4 * channels), dtype=x.dtype, device=x.device)
+    wide_row = 1 << (channels - 1).bit_length()
+    pixels = max(1, 4096 // wide_row)
+    wrap_triton(normalized_patches_kernel)[(-(-rows * 4 // pixels),)](
+        x, out, rows, H=height // 2, W=width // 2, C=channels, WIDE=wide_row, BP=pixels, EPS=eps, NORM=norm,
+        num_warps=4, **dependent(overlaps(x)),
+    )  # fmt: skip
+    return out
+
+
 def launch_pool_norm(x: Tensor, norm: str, eps: float) -> Tensor:
     from .patches_triton import pool_norm_kernel
 
@@ -104,6 +122,8 @@ def _empty_map(images: Tensor, weight: Tensor, *rest: object) -> Tensor:
 
 
 def _downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
+    if hopper.takes_product(x, x.numel() // x.shape[-1] // 4, len(weight), 4 * x.shape[-1]):
+        return hopper.downsample(launch_patches(x, norm, eps), x, weight, bias)
     launch = fitted_launch(weight, x.numel() // x.shape[-1] // 4, parts=(1, 2, 4))
     return launch_downsample(x, weight, bias, norm, eps, launch)
 

@@ -99,6 +99,28 @@ def downsample_kernel(x, weight, bias, out, M, H: tl.constexpr, W: tl.constexpr,
 
 
 @triton.jit
+def normalized_patches_kernel(x, out, M, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr,
+                              BP: tl.constexpr, EPS: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Norm of each pixel, and the four of a patch one after the other: a convolution of stride 2 is a product then.
+
+    Args:
+        x: (images, 2 H, 2 W, C); out: (M, 2, 2, C), for M pixels of maps of H x W.
+    """
+    place = tl.program_id(0) * BP + tl.arange(0, BP)
+    pixel, tap = place // 4, place % 4
+    corner = (pixel // W).to(tl.int64) * (4 * W) + pixel % W * 2 + tap // 2 * 2 * W + tap % 2
+    channels = tl.arange(0, WIDE)
+    real = (channels < C)[None, :]
+    mask = (place < 4 * M)[:, None] & real
+    wait_for_earlier(PDL)
+    values = tl.load(x + corner[:, None] * C + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+    mean, power = row_moments(values, real, C)
+    scale, shift = scale_and_shift(mean, power, C, EPS, NORM)
+    y = (values - shift[:, None]) * scale[:, None]
+    tl.store(out + place.to(tl.int64)[:, None] * C + channels[None, :], y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def pool_norm_kernel(x, out, PIXELS, C: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, EPS: tl.constexpr,
                      NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """One program an image: mean over its PIXELS, norm. x: (images, PIXELS, C); out: (images, C) fp32."""

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import hopper
 from .launch import ProductLaunch, dependent, fitted_launch, overlaps
 from .operation import operation, shaped, wrap_triton
 
@@ -111,6 +112,8 @@ def project_launch(weight: Tensor, residual: Tensor, factor: Tensor | None) -> P
 def _project(
     hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, factor: Tensor | None = None, tf32: bool = False
 ) -> Tensor:
+    if factor is None and hopper.takes_product(hidden, residual.numel() // residual.shape[-1], *weight.shape):
+        return hopper.project(hidden, weight, bias, residual)
     launch = project_launch(weight, residual, factor)
     return launch_project(hidden, weight, bias, residual, factor, launch, tf32=tf32)
 

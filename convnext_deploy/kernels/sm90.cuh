@@ -1,0 +1,142 @@
+// What the kernels for Hopper share: barriers and copies, 16-bit pairs, activations and norms.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+struct alignas(64) TensorMap { u64 words[16]; };
+
+__device__ __forceinline__ u32 shared(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void wait(u32 barrier, u32 parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nAGAIN:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra ENDED;\nbra AGAIN;\nENDED:\n}" ::"r"(barrier), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void fetch(u32 to, const TensorMap* map, int column, int row, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+          "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+__device__ __forceinline__ void fetch(u32 to, const TensorMap* map, int channel, int column, int row, int image, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::
+          "r"(to), "l"(map), "r"(channel), "r"(column), "r"(row), "r"(image), "r"(barrier) : "memory");
+}
+__device__ __forceinline__ void put(const TensorMap* map, int column, int row, u32 from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::
+                   "l"(map), "r"(column), "r"(row), "r"(from) : "memory");
+}
+// Until the copy engine has read what this thread told it to write out.
+__device__ __forceinline__ void puts_have_been_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+// An operand in shared memory, for the matrix units: rows of 64 or 128 bytes, swizzled, eight of them a group.
+template <int ROW_BYTES>
+__device__ __forceinline__ u64 descriptor(u32 address) {
+  static_assert(ROW_BYTES == 64 || ROW_BYTES == 128);
+  return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(ROW_BYTES / 2) << 32 | (u64)(ROW_BYTES == 128 ? 1 : 2) << 62;
+}
+constexpr int STEP = 32 >> 4;  // 16 elements of K, in a descriptor's units
+
+// The matrix units: what they read and write in registers is left alone from `begin` until `ended`.
+__device__ __forceinline__ void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int UNDER_WAY>
+__device__ __forceinline__ void ended() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(UNDER_WAY) : "memory"); }
+
+// Of the warp group: 128 threads.
+__device__ __forceinline__ void meet(int barrier) { asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory"); }
+// What threads wrote to shared memory is seen by the copy engine.
+__device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void initialize(u32 barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+}
+__device__ __forceinline__ void initialized() {
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
+}
+
+#ifndef BF16
+#define BF16 0
+#endif
+__device__ __forceinline__ u32 packed(float low, float high) {
+  u32 both;
+#if BF16
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#else
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#endif
+  return both;
+}
+__device__ __forceinline__ float2 unpacked(u32 both) {
+  float2 value;
+#if BF16
+  value.x = __uint_as_float(both << 16);
+  value.y = __uint_as_float(both & 0xFFFF0000u);
+#else
+  asm("{\n.reg .f16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+      : "=f"(value.x), "=f"(value.y) : "r"(both));
+#endif
+  return value;
+}
+
+#ifdef ACTIVATION
+__device__ __forceinline__ float exp2_approx(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+__device__ __forceinline__ float rsqrt_approx(float x) { float y; asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+
+// As `triton_blocks.activated`: x times the sigmoid of a polynomial.
+__device__ __forceinline__ float activated(float x) {
+#if ACTIVATION == 0
+  return x;
+#else
+#if ACTIVATION == 3
+  float q = x * -1.4426950408889634f;
+#elif ACTIVATION == 2
+  float q = x * fmaf(x * x, -0.1029432346f, -2.302208198f);
+#else
+  float u = fminf(x * x, 27.0f);
+  float q = x * fmaf(u, fmaf(u, 0.0010145001f, -0.1067768461f), -2.301120344f);
+#endif
+#ifdef TANH_UNIT
+  float t;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(q * -0.34657359f));
+  float half = 0.5f * x;
+  return fmaf(half, t, half);
+#else
+  float root = rsqrt_approx(1.0f + exp2_approx(q));
+  return x * (root * root);
+#endif
+#endif
+}
+
+// What the norm does to a row, (y - shift) * scale, from moments that the convolution wrote a chunk at a time. The
+// four lanes that hold a row's results each take every fourth chunk.
+__device__ __forceinline__ float2 normalizer(const float2* moments, int row, int channels, int chunk, int chunks, float eps) {
+  int lane = threadIdx.x & 3;
+  const float2* mine = moments + (long long)row * chunks;
+  float mean = 0;
+  for (int c = lane; c < chunks; c += 4) mean += mine[c].x * (float)min(channels - c * chunk, chunk);
+  mean += __shfl_xor_sync(~0u, mean, 1);
+  mean += __shfl_xor_sync(~0u, mean, 2);
+  mean /= (float)channels;
+  float power = 0;
+  for (int c = lane; c < chunks; c += 4) {
+    float2 part = mine[c];
+    float step = part.x - mean;
+    power += part.y + step * step * (float)min(channels - c * chunk, chunk);
+  }
+  power += __shfl_xor_sync(~0u, power, 1);
+  power += __shfl_xor_sync(~0u, power, 2);
+#if NORM == 0
+  return make_float2(rsqrtf(power / (float)channels + eps), mean);
+#elif NORM == 1
+  return make_float2(rsqrtf(power / (float)channels + mean * mean + eps), 0.0f);
+#else
+  return make_float2(rsqrtf(power / (float)(channels - 1) + eps), 0.0f);
+#endif
+}
+#endif
