@@ -21,7 +21,8 @@ constexpr int TILE_ROWS = STRIPS * ROWS, TILE_COLUMNS = ACROSS * COLUMNS;
 constexpr int WIDTH = TILE_COLUMNS + 2 * PAD + (CHUNK == 32 && TILE_COLUMNS % 2 == 0), HEIGHT = TILE_ROWS + 2 * PAD;
 constexpr int BUFFER_BYTES = IMAGES * HEIGHT * WIDTH * CHUNK * 2;
 constexpr bool EVEN = H % TILE_ROWS == 0 && W % TILE_COLUMNS == 0;
-constexpr int THREADS = ACROSS * STRIPS * IMAGES * LANES;
+constexpr int WORKERS = ACROSS * STRIPS * IMAGES * LANES, WARPS = WORKERS / 32;  // and one warp that only asks for tiles
+static_assert(WORKERS % 32 == 0);
 
 __device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) { u32 d; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c)); return d; }
 __device__ __forceinline__ u32 mul2(u32 a, u32 b) { u32 d; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
@@ -49,12 +50,12 @@ __device__ __forceinline__ void reduced(float (&values)[SLOTS], int lane) {
 }
 
 // x, described to the copy engine, y: (N, H, W, C); weight: (49, C); bias: (C,); moments: (N, H, W, chunks, 2).
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(WORKERS + 32, 1)
 dwconv_moments(const __grid_constant__ TensorMap x, const u32* __restrict__ weight, const u32* __restrict__ bias,
                u32* __restrict__ y, float2* __restrict__ moments, int N) {
   extern __shared__ unsigned char memory[];
-  __shared__ alignas(8) u64 barriers[2];
-  u32 base = (shared(memory) + 127) & ~127u, full = shared(barriers);
+  __shared__ alignas(8) u64 barriers[4];
+  u32 base = (shared(memory) + 127) & ~127u, full = shared(barriers), empty = full + 16;
   constexpr int chunks = (C + CHUNK - 1) / CHUNK, across = (W + TILE_COLUMNS - 1) / TILE_COLUMNS;
   constexpr int down = (H + TILE_ROWS - 1) / TILE_ROWS;
   int each = (N + IMAGES - 1) / IMAGES * down * across, tiles = each * chunks;
@@ -70,12 +71,21 @@ dwconv_moments(const __grid_constant__ TensorMap x, const u32* __restrict__ weig
           rest / across % down * TILE_ROWS - PAD, rest / (across * down) * IMAGES, full + 8 * buffer);
   };
   if (threadIdx.x == 0) {
-    for (int b = 0; b < 2; ++b) initialize(full + 8 * b, 1);
+    for (int b = 0; b < 2; ++b) {
+      initialize(full + 8 * b, 1);
+      initialize(empty + 8 * b, WARPS);
+    }
     initialized();
-    for (int b = 0; b < 2; ++b)
-      if (blockIdx.x + b * gridDim.x < tiles) ask(blockIdx.x + b * gridDim.x, b);
   }
   __syncthreads();
+  if (threadIdx.x >= WORKERS) {
+    if (threadIdx.x == WORKERS)
+      for (int index = 0, tile = blockIdx.x; tile < tiles; ++index, tile += gridDim.x) {
+        if (index > 1) wait(empty + 8 * (index & 1), (index / 2 - 1) & 1);
+        ask(tile, index & 1);
+      }
+    return;
+  }
 
   u32 taps[TAPS * TAPS];
   float2 start;
@@ -124,8 +134,8 @@ dwconv_moments(const __grid_constant__ TensorMap x, const u32* __restrict__ weig
         }
       }
     }
-    __syncthreads();  // nobody reads this buffer any more
-    if (threadIdx.x == 0 && tile + 2 * (int)gridDim.x < tiles) ask(tile + 2 * gridDim.x, buffer);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(empty + 8 * buffer);
 
     int image = rest / (across * down) * IMAGES + inside;
     int top = rest / across % down * TILE_ROWS + strip * ROWS, left = rest % across * TILE_COLUMNS + group * COLUMNS;

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from ..errors import BuildError
+from .operation import Launch, recorded
 
 FOLDER = Path(__file__).parent
 ARCHITECTURE = "sm_90a"
@@ -112,38 +113,46 @@ def _function(kernel: Kernel, device: int) -> Any:
     return function
 
 
-def described(tensor: Tensor, box: Sequence[int], swizzle: int = 128) -> Any:
-    """A contiguous tensor, of which boxes are copied, with zeros beyond its ends.
+@dataclass(frozen=True)
+class Boxes:
+    """A contiguous tensor, of which the copy engine brings or takes boxes, with zeros beyond its ends.
 
-    Args:
-        box: of each axis, as the tensor's are ordered.
-        swizzle: bytes of a row of the box, over which its 16-byte pieces change places; 0: they stay.
+    size: of each axis, as the tensor's are ordered.
+    swizzle: bytes of a row of the box, over which its 16-byte pieces change places; 0: they stay.
     """
-    from cuda.bindings import driver as cu
 
-    names = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
-    sizes, strides = tensor.shape[::-1], tensor.stride()[::-1]
-    return checked(
-        cu.cuTensorMapEncodeTiled(
-            getattr(cu.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{names[tensor.dtype]}"), tensor.dim(), tensor.data_ptr(),
-            [cu.cuuint64_t(size) for size in sizes],
+    tensor: Tensor
+    size: tuple[int, ...]
+    swizzle: int = 128
+
+    def described(self) -> Any:
+        from cuda.bindings import driver as cu
+
+        tensor, kinds = self.tensor, {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
+        sizes, strides = tensor.shape[::-1], tensor.stride()[::-1]
+        swizzle = f"{self.swizzle}B" if self.swizzle else "NONE"
+        answer = cu.cuTensorMapEncodeTiled(
+            getattr(cu.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{kinds[tensor.dtype]}"), tensor.dim(),
+            tensor.data_ptr(), [cu.cuuint64_t(size) for size in sizes],
             [cu.cuuint64_t(stride * tensor.element_size()) for stride in strides[1:]],
-            [cu.cuuint32_t(size) for size in reversed(box)], [cu.cuuint32_t(1)] * tensor.dim(),
+            [cu.cuuint32_t(size) for size in reversed(self.size)], [cu.cuuint32_t(1)] * tensor.dim(),
             cu.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            getattr(cu.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{f'{swizzle}B' if swizzle else 'NONE'}"),
+            getattr(cu.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{swizzle}"),
             cu.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             cu.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        ),
-        "describing a tensor to the copy engine",
-    )  # fmt: skip
+        )  # fmt: skip
+        return checked(answer, "describing a tensor to the copy engine")
 
 
-def start(kernel: Kernel, device: torch.device, tiles: int, arguments: Sequence[Any]) -> None:
-    """Launch programs that share `tiles` tiles, one on each multiprocessor, on the current stream.
+Argument = Boxes | Tensor | int | float | None
 
-    Args:
-        arguments: tensors, None, descriptions, int and float.
-    """
+
+def start(kernel: Kernel, device: torch.device, tiles: int, *arguments: Argument) -> None:
+    """Launch programs that share `tiles` tiles, one on each multiprocessor, on the current stream."""
+    launches = recorded()
+    if launches is not None:
+        launches.append(Launch(kernel, (), {}))
+        return
     from cuda.bindings import driver
 
     values, kinds = [], []
@@ -151,9 +160,12 @@ def start(kernel: Kernel, device: torch.device, tiles: int, arguments: Sequence[
         if argument is None or isinstance(argument, Tensor):
             values.append(0 if argument is None else argument.data_ptr())
             kinds.append(ctypes.c_void_p)
+        elif isinstance(argument, Boxes):
+            values.append(argument.described())
+            kinds.append(None)
         else:
             values.append(argument)
-            kinds.append({int: ctypes.c_int, float: ctypes.c_float}.get(type(argument)))
+            kinds.append(ctypes.c_int if isinstance(argument, int) else ctypes.c_float)
     programs = min(tiles, torch.cuda.get_device_properties(device).multi_processor_count)
     stream = torch.cuda.current_stream(device).cuda_stream
     answer = driver.cuLaunchKernel(
@@ -164,11 +176,12 @@ def start(kernel: Kernel, device: torch.device, tiles: int, arguments: Sequence[
 
 
 USED = {"product", "mlp", "dwconv"}  # what experiments turn off
+EXTRA: list[tuple[str, int]] = []
 
 
 def _here(x: Tensor) -> bool:
     return (
-        x.is_cuda and not is_fake(x) and x.dtype in (torch.float16, torch.bfloat16)
+        x.is_cuda and (recorded() is not None or not is_fake(x)) and x.dtype in (torch.float16, torch.bfloat16)
         and torch.cuda.get_device_capability(x.device) == GENERATION
     )  # fmt: skip
 
@@ -189,7 +202,8 @@ def product_kernel(
     width: columns of a tile, a multiple of 64 up to 192.
     kind: "expand" (norm, bias, activation) or "project" (bias, residual).
     """
-    fixed, stage = 2048 + 2 * ROWS * width * 2, (ROWS + width) * STEP * 2
+    fixed = 1024 + 128 + (0 if norm == "none" else 2 * ROWS * 8) + 2 * ROWS * width * 2
+    stage = (ROWS + width) * STEP * 2
     stages = min(6, (SHARED_BYTES - fixed) // stage)
     constants = (
         ("BN", width), ("STAGES", stages), ("PROJECT", int(kind == "project")), ("BF16", int(dtype == torch.bfloat16)),
@@ -207,10 +221,9 @@ def product(
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     tile = (ROWS, STEP)
     start(
-        kernel, x.device, -(-rows // ROWS) * -(-outputs // width),
-        (described(x, tile), described(weight, (width, STEP)), described(out, tile),
-         described(out if residual is None else residual, tile), bias, row_sums, moments, rows, outputs, inputs, chunk,
-         1 if moments is None else moments.shape[-2], eps),
+        kernel, x.device, -(-rows // ROWS) * -(-outputs // width), Boxes(x, tile), Boxes(weight, (width, STEP)),
+        Boxes(out, tile), Boxes(out if residual is None else residual, tile), bias, row_sums, moments, rows, outputs,
+        inputs, chunk, 1 if moments is None else moments.shape[-2], eps,
     )  # fmt: skip
     return out
 
@@ -236,7 +249,7 @@ def expand(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, activation: str, moments: Tensor,
     row_sums: Tensor, chunk: int,
 ) -> Tensor:  # fmt: skip
-    kernel = product_kernel(tile_width(len(weight)), "expand", x.dtype, norm, activation)
+    kernel = product_kernel(tile_width(len(weight)), "expand", x.dtype, norm, activation, *EXTRA)
     out = product(
         kernel, x.reshape(-1, x.shape[-1]).contiguous(), weight.contiguous(), bias, row_sums=row_sums, moments=moments,
         chunk=chunk, eps=eps,
@@ -268,8 +281,8 @@ def dwconv_kernel(height: int, width: int, channels: int, chunk: int, chain: int
     groups = -(-width // columns)
     across = -(-groups // -(-groups // most))
     strips = 2 if chunk == 32 or height > 7 else 1
-    images = max(1, min(4, 16 * 64 // chunk // (across * strips))) if height <= 7 else 1
-    threads = across * strips * images * chunk // 2
+    images = max(1, min(4, 15 * 64 // chunk // (across * strips))) if height <= 7 else 1
+    threads = across * strips * images * chunk // 2 + 32
     wide = across * columns + 6
     wide += chunk == 32 and wide % 2 == 0
     constants = (
@@ -294,9 +307,7 @@ def dwconv_moments(kernel: Kernel, x: Tensor, taps: Tensor, bias: Tensor) -> tup
     wide = across + 6
     wide += chunk == 32 and wide % 2 == 0
     tiles = chunks * -(-images // many) * -(-height // rows) * -(-width // across)
-    start(
-        kernel, x.device, tiles, (described(x, (many, rows + 6, wide, chunk), 0), taps, bias, y, moments, images)
-    )  # fmt: skip
+    start(kernel, x.device, tiles, Boxes(x, (many, rows + 6, wide, chunk), 0), taps, bias, y, moments, images)
     return y, moments
 
 
@@ -339,10 +350,9 @@ def mlp(
     out = torch.empty_like(x)
     box, piece = (MLP_ROWS, 32), hidden if hidden <= 256 else hidden // 2
     start(
-        kernel, x.device, -(-rows // (MLP_ROWS * MLP_GROUPS)),
-        (described(x, box, 64), described(weight, (piece, 32), 64), described(back_weight, (channels, 64)),
-         described(residual, box, 64), described(out, box, 64), bias, back_bias, moments, rows, chunk,
-         moments.shape[-2], eps),
+        kernel, x.device, -(-rows // (MLP_ROWS * MLP_GROUPS)), Boxes(x, box, 64), Boxes(weight, (piece, 32), 64),
+        Boxes(back_weight, (channels, 64)), Boxes(residual, box, 64), Boxes(out, box, 64), bias, back_bias, moments,
+        rows, chunk, moments.shape[-2], eps,
     )  # fmt: skip
     return out
 
@@ -360,7 +370,7 @@ def mlp_of(
     back_weight: Tensor, back_bias: Tensor, residual: Tensor,
 ) -> Tensor:  # fmt: skip
     channels = x.shape[-1]
-    kernel = mlp_kernel(channels, len(weight), x.dtype, norm, activation, 96 if channels == 96 else 64)
+    kernel = mlp_kernel(channels, len(weight), x.dtype, norm, activation, 96 if channels == 96 else 64, *EXTRA)
     out = mlp(
         kernel, x.reshape(-1, channels).contiguous(), weight.contiguous(), bias, eps, moments, chunk,
         back_weight.contiguous(), back_bias, residual.reshape(-1, channels).contiguous(),

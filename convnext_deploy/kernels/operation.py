@@ -35,9 +35,14 @@ def recording(launches: list[Launch]) -> Iterator[None]:
         _recorded.reset(token)
 
 
+def recorded() -> list[Launch] | None:
+    """Where a launch is to be added instead of being made."""
+    return _recorded.get()
+
+
 def wrap_triton(kernel: Any) -> Any:
     """PyTorch's `wrap_triton`, or what records. PyTorch looks for this name in the source of an operation."""
-    launches = _recorded.get()
+    launches = recorded()
     return torch.library.wrap_triton(kernel) if launches is None else _Recorder(kernel, launches)
 
 

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .. import env
 from ..errors import BuildError
 from ..processes import end_with
+from . import hopper
 from .operation import IMPLEMENTATIONS, Launch, recording
 
 Target = tuple[int, int]  # compute capability
@@ -60,7 +61,8 @@ def variants(call: Callable[..., Any], *inputs: Tensor) -> tuple[Variant, ...]:
         likes = [fakes.from_tensor(tensor) for tensor in inputs]
         with recording(launches), _Implementations():  # type: ignore[no-untyped-call]  # torch has no stub for it
             call(*likes)
-    return tuple(sorted({_variant(launch) for launch in launches}, key=lambda v: (-v.cost, v.kernel, str(v))))
+    of_triton = {_variant(launch) for launch in launches if not isinstance(launch.kernel, hopper.Kernel)}
+    return tuple(sorted(of_triton, key=lambda v: (-v.cost, v.kernel, str(v))))
 
 
 class _Implementations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no stub for it

@@ -2,8 +2,8 @@
 //
 // One program stays on each multiprocessor and takes tiles of 128 x BN results in turn. Its first warp group only asks
 // the copy engine for operands. The other two take every other tile: while one multiplies, the other ends its tile
-// (norm, activation, residual), so that the matrix units do not wait for arithmetic. No order between the two is
-// needed beyond that in which operands arrive.
+// (norm, activation, residual), so that the matrix units do not wait for arithmetic. They take turns in multiplying:
+// a barrier tells only even rounds of the operands from odd ones, so that nobody may wait for what is two rounds ahead.
 //
 // Compiled at run time, hence without headers. Constants given on the command line:
 //   BN       results a tile is wide, a multiple of 64 (of 32 with one chunk of columns) up to 192
@@ -32,7 +32,7 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
   extern __shared__ unsigned char memory[];
   u32 base = (shared(memory) + 1023) & ~1023u;
   u32 staged = base + STAGES * STAGE_BYTES;  // results of each warp group, before that its residual
-  u32 full = staged + 2 * OUT_BYTES, empty = full + 8 * STAGES, loaded = empty + 8 * STAGES;
+  u32 full = staged + 2 * OUT_BYTES, empty = full + 8 * STAGES, loaded = empty + 8 * STAGES, norms = loaded + 16;
   int tiles_n = (N + BN - 1) / BN, tiles = (M + BM - 1) / BM * tiles_n, trips = (K + BK - 1) / BK;
   int group = threadIdx.x / 128;
 
@@ -68,7 +68,9 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
     u32 results = staged + mine * OUT_BYTES;
     int first_row = warp * 16 + lane / 4;  // of the four that this thread has: + 8, + 64, + 72
     u32 place = results + first_row * 128 + (lane & 3) * 4;
+#if PROJECT
     u32 turn = 0;  // parity of `loaded`
+#endif
     for (int index = mine;; index += 2) {
       int tile = blockIdx.x + index * gridDim.x;
       if (tile >= tiles) break;
@@ -82,14 +84,16 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
           fetch(results + c * CHUNK_BYTES, &residual, column + c * CHUNK, row, loaded + 8 * mine);
 #endif
       }
-#if !PROJECT && NORM < 3
-      float2 norms[2 * HALVES];
-      for (int r = 0; r < 2 * HALVES; ++r)
-        norms[r] = normalizer(moments, min(row + first_row + (r & 1) * 8 + (r >> 1) * 64, M - 1), K, chunk, chunks, eps);
+#if NORM < 3
+      {
+        float2 norm = normalizer(moments, min(row + thread, M - 1), K, chunk, chunks, eps);
+        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(norms + (mine * BM + thread) * 8), "f"(norm.x), "f"(norm.y) : "memory");
+      }
 #endif
       float totals[HALVES][TOTALS];
       int at = index * trips, stage = at % STAGES, before = 0;
       u32 parity = (at / STAGES) & 1;
+      if (index) asm volatile("bar.sync %0, 256;" ::"r"(3 + mine) : "memory");  // the other group has its operands
       for (int k = 0; k < trips; ++k) {
         wait(full + 8 * stage, parity);
         u64 left = descriptor<128>(base + stage * STAGE_BYTES), right = descriptor<128>(base + stage * STAGE_BYTES + X_BYTES);
@@ -107,6 +111,7 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
         before = stage;
         if (++stage == STAGES) { stage = 0; parity ^= 1; }
       }
+      if (tile + (int)gridDim.x < tiles) asm volatile("bar.arrive %0, 256;" ::"r"(4 - mine) : "memory");
       ended<0>();
       if (lane == 0) arrive(empty + 8 * before);
 
@@ -116,12 +121,19 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
 #else
       meet(1 + mine);  // the earlier results have been read
 #endif
+#if NORM < 3
+      float2 norm[2 * HALVES];
+#pragma unroll
+      for (int r = 0; r < 2 * HALVES; ++r)
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(norm[r].x), "=f"(norm[r].y)
+                     : "r"(norms + (mine * BM + first_row + (r & 1) * 8 + (r >> 1) * 64) * 8));
+#endif
 #pragma unroll
       for (int j = 0; j < BN / 8; ++j) {
         int pair = (column + j * 8) / 2 + (lane & 3);  // of columns
         pair = min(pair, N / 2 - 1);
         float2 offset = unpacked(bias[pair]);
-#if !PROJECT && NORM < 3
+#if NORM < 3
         float2 sums = row_sums[pair];
 #endif
         u32 chunk_place = place + j / 8 * CHUNK_BYTES + (((j % 8) ^ (lane / 4)) << 4);
@@ -139,8 +151,8 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
           low = activated(low + offset.x);
           high = activated(high + offset.y);
 #else
-          low = activated(fmaf(norms[r].x, fmaf(-norms[r].y, sums.x, low), offset.x));
-          high = activated(fmaf(norms[r].x, fmaf(-norms[r].y, sums.y, high), offset.y));
+          low = activated(fmaf(norm[r].x, fmaf(-norm[r].y, sums.x, low), offset.x));
+          high = activated(fmaf(norm[r].x, fmaf(-norm[r].y, sums.y, high), offset.y));
 #endif
           asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(packed(low, high)) : "memory");
         }

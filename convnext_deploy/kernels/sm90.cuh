@@ -88,22 +88,27 @@ __device__ __forceinline__ float2 unpacked(u32 both) {
 __device__ __forceinline__ float exp2_approx(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 __device__ __forceinline__ float rsqrt_approx(float x) { float y; asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 
+#ifdef TANH_UNIT
+constexpr float SCALE = -0.34657359f;  // the sigmoid of x is (1 + tanh(x / 2)) / 2
+#else
+constexpr float SCALE = 1;
+#endif
 // As `triton_blocks.activated`: x times the sigmoid of a polynomial.
 __device__ __forceinline__ float activated(float x) {
 #if ACTIVATION == 0
   return x;
 #else
 #if ACTIVATION == 3
-  float q = x * -1.4426950408889634f;
+  float q = x * (-1.4426950408889634f * SCALE);
 #elif ACTIVATION == 2
-  float q = x * fmaf(x * x, -0.1029432346f, -2.302208198f);
+  float q = x * fmaf(x * x, -0.1029432346f * SCALE, -2.302208198f * SCALE);
 #else
   float u = fminf(x * x, 27.0f);
-  float q = x * fmaf(u, fmaf(u, 0.0010145001f, -0.1067768461f), -2.301120344f);
+  float q = x * fmaf(u, fmaf(u, 0.0010145001f * SCALE, -0.1067768461f * SCALE), -2.301120344f * SCALE);
 #endif
 #ifdef TANH_UNIT
   float t;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(q * -0.34657359f));
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(q));
   float half = 0.5f * x;
   return fmaf(half, t, half);
 #else
@@ -113,24 +118,17 @@ __device__ __forceinline__ float activated(float x) {
 #endif
 }
 
-// What the norm does to a row, (y - shift) * scale, from moments that the convolution wrote a chunk at a time. The
-// four lanes that hold a row's results each take every fourth chunk.
+#if NORM < 3
+// What the norm does to a row, (y - shift) * scale, from moments that the convolution wrote a chunk at a time.
 __device__ __forceinline__ float2 normalizer(const float2* moments, int row, int channels, int chunk, int chunks, float eps) {
-  int lane = threadIdx.x & 3;
   const float2* mine = moments + (long long)row * chunks;
-  float mean = 0;
-  for (int c = lane; c < chunks; c += 4) mean += mine[c].x * (float)min(channels - c * chunk, chunk);
-  mean += __shfl_xor_sync(~0u, mean, 1);
-  mean += __shfl_xor_sync(~0u, mean, 2);
+  float mean = 0, power = 0;
+  for (int c = 0; c < chunks; ++c) mean += mine[c].x * (float)min(channels - c * chunk, chunk);
   mean /= (float)channels;
-  float power = 0;
-  for (int c = lane; c < chunks; c += 4) {
-    float2 part = mine[c];
-    float step = part.x - mean;
-    power += part.y + step * step * (float)min(channels - c * chunk, chunk);
+  for (int c = 0; c < chunks; ++c) {
+    float step = mine[c].x - mean;
+    power += mine[c].y + step * step * (float)min(channels - c * chunk, chunk);
   }
-  power += __shfl_xor_sync(~0u, power, 1);
-  power += __shfl_xor_sync(~0u, power, 2);
 #if NORM == 0
   return make_float2(rsqrtf(power / (float)channels + eps), mean);
 #elif NORM == 1
@@ -139,4 +137,5 @@ __device__ __forceinline__ float2 normalizer(const float2* moments, int row, int
   return make_float2(rsqrtf(power / (float)(channels - 1) + eps), 0.0f);
 #endif
 }
+#endif
 #endif
