@@ -7,7 +7,7 @@
 """
 
 import torch.nn.functional as F
-from kernel_bench import Case, Subject, compiled, main, normal
+from kernel_bench import OF_TRITON, Case, Subject, compiled, main, normal, under
 from torch import Tensor
 
 from convnext_deploy.kernels.dwconv_norm import dwconv_moments, dwconv_norm, dwconv_norm_reference, norm_reference
@@ -20,6 +20,11 @@ def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def cudnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), weight, None, padding=3, groups=len(weight))
+
+
+def ended(made: tuple[Tensor, Tensor]) -> Tensor:
+    """The convolution with the norm that `expand` would have made."""
+    return norm_reference(made[0].float(), "layernorm", 1e-6)
 
 
 def subject(case: Case, device: str) -> Subject:
@@ -39,12 +44,13 @@ def subject(case: Case, device: str) -> Subject:
         inputs=inputs,
         exact=lambda x, weight, bias: dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6),
         contenders={
-            "kernel, deferred": dwconv_moments, "kernel, whole": norm, "eager": eager, "compiled": compiled(eager),
+            "kernel, deferred": dwconv_moments,
+            "kernel, deferred, Triton": under(dwconv_moments, OF_TRITON), "kernel, whole": norm, "eager": eager, "compiled": compiled(eager),
             "cudnn": cudnn,
         },
         bytes=2 * case.pixels * channels * case.dtype.itemsize,
         vector_flop=2 * 49 * case.pixels * channels,
-        finish={"kernel, deferred": lambda made: norm_reference(made[0].float(), "layernorm", 1e-6), "cudnn": None},
+        finish={"kernel, deferred": ended, "kernel, deferred, Triton": ended, "cudnn": None},
     )  # fmt: skip
 
 

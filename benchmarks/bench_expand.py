@@ -7,7 +7,7 @@
 """
 
 import torch.nn.functional as F
-from kernel_bench import Case, Subject, compiled, main, moments_of, normal
+from kernel_bench import OF_TRITON, Case, Subject, compiled, main, moments_of, normal, under
 from torch import Tensor
 
 from convnext_deploy.kernels.expand import expand, expand_reference
@@ -43,7 +43,8 @@ def subject(case: Case, device: str) -> Subject:
         inputs=inputs,
         exact=lambda x, weight, bias, *deferred: expand_reference(x, weight, bias, "layernorm", 1e-6, "gelu"),
         contenders={
-            "kernel": kernel, "eager": eager, "compiled": compiled(eager), "compiled, tanh": compiled(tanh),
+            "kernel": kernel, "kernel, Triton": under(kernel, OF_TRITON), "eager": eager,
+            "compiled": compiled(eager), "compiled, tanh": compiled(tanh),
             "linear": linear,
         },
         bytes=(5 * case.pixels * channels + 4 * channels * channels) * case.dtype.itemsize,

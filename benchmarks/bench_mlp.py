@@ -6,7 +6,7 @@ For up to 128 channels. The GB/s count what one kernel moves, 3 maps, of every c
 """
 
 import torch.nn.functional as F
-from kernel_bench import Case, Subject, compiled, main, moments_of, normal
+from kernel_bench import OF_TRITON, Case, Subject, compiled, main, moments_of, normal, under
 from torch import Tensor
 
 from convnext_deploy.kernels.expand import expand
@@ -55,7 +55,10 @@ def subject(case: Case, device: str) -> Subject:
     return Subject(
         inputs=inputs,
         exact=exact,
-        contenders={"kernel": one, "expand, project": two, "eager": eager, "compiled": compiled(eager)},
+        contenders={
+            "kernel": one, "kernel, Triton": under(one, OF_TRITON), "expand, project": two, "eager": eager,
+            "compiled": compiled(eager),
+        },
         bytes=(3 * case.pixels * channels + 8 * channels * channels) * case.dtype.itemsize,
         matrix_flop=16 * case.pixels * channels * channels,
     )  # fmt: skip

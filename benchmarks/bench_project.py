@@ -7,7 +7,19 @@ has ended.
 """
 
 import torch.nn.functional as F
-from kernel_bench import IN_TURN, SMALL_BATCH, WHOLE_K, WIDE_TILES, Case, Subject, compiled, main, normal, under
+from kernel_bench import (
+    IN_TURN,
+    OF_TRITON,
+    SMALL_BATCH,
+    WHOLE_K,
+    WIDE_TILES,
+    Case,
+    Subject,
+    compiled,
+    main,
+    normal,
+    under,
+)  # fmt: skip
 from torch import Tensor
 
 from convnext_deploy.kernels.project import project, project_reference
@@ -42,7 +54,7 @@ def subject(case: Case, device: str) -> Subject:
         inputs=inputs,
         exact=lambda hidden, weight, bias, residual, factor: project_reference(hidden, weight, bias, residual),
         contenders={
-            "kernel": kernel, "eager": eager, "compiled": compiled(eager),
+            "kernel": kernel, "kernel, Triton": under(kernel, OF_TRITON), "eager": eager, "compiled": compiled(eager),
             "kernel, GRN": project, "eager, GRN": eager_grn, "compiled, GRN": compiled(eager_grn),
             **{f"kernel, {name}": under(kernel, settings) for name, settings in small.items()},
         },

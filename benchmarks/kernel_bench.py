@@ -34,6 +34,7 @@ COPIES = 24  # at most, of a contender's inputs
 SMALL_BATCH = 8  # up to which products are spread and early launches matter
 WHOLE_K: dict[str, Any] = {"PART_TRIPS": 1 << 30}  # what `under` changes: no product is split,
 WIDE_TILES: dict[str, Any] = {"ENOUGH": 0.0}  # nor narrowed,
+OF_TRITON: dict[str, Any] = {"CUDA_CPP": (0, 0)}  # no kernel in CUDA C++ is launched,
 IN_TURN: dict[str, Any] = {"PDL_FROM": (99, 0)}  # and every kernel begins when the one before has ended
 
 

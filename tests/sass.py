@@ -53,9 +53,16 @@ def compiled(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
         built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    return of_cubin(built.asm["cubin"], shared_bytes=built.metadata.shared, threads=32 * num_warps)
+
+
+def of_cubin(code: bytes, *, shared_bytes: int, threads: int) -> Code:
+    """What a compiler gave, taken apart by the disassembler that Triton brings along."""
+    import triton
+
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(built.asm["cubin"])
+        cubin.write_bytes(code)
         tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
         text, usage = (
             subprocess.run([tool, option, str(cubin)], capture_output=True, text=True, check=True).stdout
@@ -66,4 +73,4 @@ def compiled(
     order = tuple(match.group(1) for match in OPCODE.finditer(text))
     jumps = tuple((int(start, 16) // 16, int(end, 16) // 16) for start, end in JUMP.findall(text))  # 16 bytes each
     counts = collections.Counter(order)
-    return Code(int(found[1]), int(found[2]), built.metadata.shared, 32 * num_warps, counts, order, jumps)
+    return Code(int(found[1]), int(found[2]), shared_bytes, threads, counts, order, jumps)

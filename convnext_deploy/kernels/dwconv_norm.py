@@ -115,8 +115,8 @@ def _dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float)
 
 def _dwconv_moments(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     launch = launch_of(x, weight)
-    if hopper.takes_dwconv(x, weight, launch.channels):
-        return hopper.dwconv(x, taps(weight), bias, launch.channels)
+    if hopper.takes_dwconv(x, weight):
+        return hopper.dwconv_moments(x, taps(weight), bias, launch.channels)
     return launch_moments(x, weight, bias, launch)
 
 

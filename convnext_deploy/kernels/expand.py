@@ -98,7 +98,7 @@ def _expand(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, activation: str, moments: Tensor, row_sums: Tensor,
     chunk: int, tf32: bool = False,
 ) -> Tensor:  # fmt: skip
-    if hopper.takes_product(x, x.numel() // x.shape[-1], *weight.shape):
+    if hopper.takes_product(x, x.numel() // x.shape[-1], weight):
         return hopper.expand(x, weight, bias, norm, eps, activation, moments, row_sums, chunk)
     launch = expand_launch(x, weight)
     return launch_expand(

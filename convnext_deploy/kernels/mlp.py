@@ -76,7 +76,7 @@ def _mlp(
     back_weight: Tensor, back_bias: Tensor, residual: Tensor, tf32: bool = False,
 ) -> Tensor:  # fmt: skip
     if hopper.takes_mlp(x, weight):
-        return hopper.mlp_of(x, weight, bias, norm, eps, activation, moments, chunk, back_weight, back_bias, residual)
+        return hopper.mlp(x, weight, bias, norm, eps, activation, moments, chunk, back_weight, back_bias, residual)
     return launch_mlp(
         x, weight, bias, norm, eps, activation, moments, chunk, back_weight, back_bias, residual,
         mlp_launch(x, x.numel() // x.shape[-1], len(weight)), tf32=tf32,

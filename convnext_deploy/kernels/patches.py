@@ -79,13 +79,13 @@ def launch_downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: f
 
 
 def launch_patches(x: Tensor, norm: str, eps: float) -> Tensor:
-    """(N, H, W, C) -> (N * H / 2 * W / 2, 4 * C): normalized, the pixels of each patch in the order of the weight."""
+    """(N, H, W, C) -> (N, H / 2, W / 2, 4 * C): normalized, the pixels of each patch as they are in a weight."""
     from .patches_triton import normalized_patches_kernel
 
     x = x.contiguous()
     images, height, width, channels = x.shape
     rows = images * (height // 2) * (width // 2)
-    out = torch.empty((rows, 4 * channels), dtype=x.dtype, device=x.device)
+    out = torch.empty((images, height // 2, width // 2, 4 * channels), dtype=x.dtype, device=x.device)
     wide_row = 1 << (channels - 1).bit_length()
     pixels = max(1, 4096 // wide_row)
     wrap_triton(normalized_patches_kernel)[(-(-rows * 4 // pixels),)](
@@ -122,9 +122,10 @@ def _empty_map(images: Tensor, weight: Tensor, *rest: object) -> Tensor:
 
 
 def _downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
-    if hopper.takes_product(x, x.numel() // x.shape[-1] // 4, len(weight), 4 * x.shape[-1]):
-        return hopper.downsample(launch_patches(x, norm, eps), x, weight, bias)
-    launch = fitted_launch(weight, x.numel() // x.shape[-1] // 4, parts=(1, 2, 4))
+    rows = x.numel() // x.shape[-1] // 4
+    if hopper.takes_product(x, rows, weight):
+        return hopper.downsample(launch_patches(x, norm, eps), weight, bias)
+    launch = fitted_launch(weight, rows, parts=(1, 2, 4))
     return launch_downsample(x, weight, bias, norm, eps, launch)
 
 

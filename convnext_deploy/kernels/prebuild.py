@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .. import env
 from ..errors import BuildError
 from ..processes import end_with
-from . import hopper
+from .nvrtc import Kernel, cubin
 from .operation import IMPLEMENTATIONS, Launch, recording
 
 Target = tuple[int, int]  # compute capability
@@ -51,7 +51,7 @@ class Variant:
         return getattr(importlib.import_module(module), name)
 
 
-def variants(call: Callable[..., Any], *inputs: Tensor) -> tuple[Variant, ...]:
+def variants(call: Callable[..., Any], *inputs: Tensor) -> tuple[Variant | Kernel, ...]:
     """What a rewritten model, or a function of this package's operations, launches for such inputs, each once.
 
     Nothing is computed and no memory is taken. The launch records are the ones of the inputs' device.
@@ -61,8 +61,8 @@ def variants(call: Callable[..., Any], *inputs: Tensor) -> tuple[Variant, ...]:
         likes = [fakes.from_tensor(tensor) for tensor in inputs]
         with recording(launches), _Implementations():  # type: ignore[no-untyped-call]  # torch has no stub for it
             call(*likes)
-    of_triton = {_variant(launch) for launch in launches if not isinstance(launch.kernel, hopper.Kernel)}
-    return tuple(sorted(of_triton, key=lambda v: (-v.cost, v.kernel, str(v))))
+    found = {launch.kernel if isinstance(launch.kernel, Kernel) else _variant(launch) for launch in launches}
+    return tuple(sorted(found, key=lambda one: (-one.cost, str(one))))
 
 
 class _Implementations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no stub for it
@@ -80,8 +80,12 @@ def _variant(launch: Launch) -> Variant:
     return Variant(f"{kernel.__module__}:{kernel.__name__}", tuple(arguments), tuple(sorted(launch.options.items())))
 
 
-def prebuild(wanted: Iterable[Variant], target: Target, say: Callable[[str], None] = lambda _: None) -> dict[str, int]:
+def prebuild(
+    wanted: Iterable[Variant | Kernel], target: Target, say: Callable[[str], None] = lambda _: None
+) -> dict[str, int]:
     """Compile those that are not in Triton's cache, in as many processes as there are cores.
+
+    Kernels in CUDA C++ take a second or two each; they are compiled in threads, and stay in this process.
 
     Returns:
         How many were there ("cached") and how many were not ("compiled").
@@ -89,9 +93,15 @@ def prebuild(wanted: Iterable[Variant], target: Target, say: Callable[[str], Non
     Raises:
         BuildError: a kernel does not compile; the others have been.
     """
-    marks = {variant: _mark(variant, target) for variant in wanted}
+    wanted = tuple(wanted)
+    own = [kernel for kernel in wanted if isinstance(kernel, Kernel)]
+    marks = {variant: _mark(variant, target) for variant in wanted if isinstance(variant, Variant)}
     missing = [variant for variant, mark in marks.items() if not mark.exists()]
     failed = {}
+    if own:
+        say(f"compiling {len(own)} kernels in CUDA C++")
+        with ThreadPoolExecutor(min(len(own), env.usable_cores())) as pool:
+            list(pool.map(cubin, own))
     if missing:
         count = min(len(missing), env.usable_cores())
         say(f"compiling {len(missing)} kernels in {count} processes; they stay in Triton's cache")
@@ -105,7 +115,7 @@ def prebuild(wanted: Iterable[Variant], target: Target, say: Callable[[str], Non
     if failed:
         variant, error = next(iter(failed.items()))
         raise BuildError(f"{len(failed)} of {len(missing)} kernels do not compile; first {variant.kernel}: {error}")
-    return {"cached": len(marks) - len(missing), "compiled": len(missing)}
+    return {"cached": len(marks) - len(missing), "compiled": len(missing) + len(own)}
 
 
 def _mark(variant: Variant, target: Target) -> Path:

@@ -112,7 +112,7 @@ def project_launch(weight: Tensor, residual: Tensor, factor: Tensor | None) -> P
 def _project(
     hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, factor: Tensor | None = None, tf32: bool = False
 ) -> Tensor:
-    if factor is None and hopper.takes_product(hidden, residual.numel() // residual.shape[-1], *weight.shape):
+    if factor is None and hopper.takes_product(hidden, residual.numel() // residual.shape[-1], weight):
         return hopper.project(hidden, weight, bias, residual)
     launch = project_launch(weight, residual, factor)
     return launch_project(hidden, weight, bias, residual, factor, launch, tf32=tf32)

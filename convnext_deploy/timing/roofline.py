@@ -252,11 +252,14 @@ def _measured(device: Device) -> tuple[str, ...]:
 
 
 def _product_tflops(precision: str, device: Device) -> float:
-    """PyTorch's best; 0 where the smallest product would take too long for it to be a ceiling of anything."""
+    """PyTorch's best; on a CPU 0 where the smallest product would take too long for it to be a ceiling of anything.
+
+    A GPU takes as long for a small product as it takes to be asked, which tells nothing of a large one.
+    """
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    trial_s = _best_s(_product(precision, TRIAL_SIDE, device), device, SECONDS / 10)
+    trial_s = 0.0 if device == "cuda" else _best_s(_product(precision, TRIAL_SIDE, device), device, SECONDS / 10)
     best = 0.0
     for side in SIDES[device]:
         if trial_s * (side / TRIAL_SIDE) ** 3 > SECONDS and not (precision == "fp32" and best == 0.0):

@@ -12,7 +12,6 @@
 //   ACROSS   groups of COLUMNS in a tile
 //   STRIPS   groups of 7 rows in a tile; 2 with a CHUNK of 32
 //   IMAGES   in a tile
-//   CHAIN    rows of taps that are added in halves before they are added in fp32
 //   H, W, C  of a map: so that addresses are immediates, and masks are left out where tiles fill the map
 
 constexpr int TAPS = 7, PAD = 3, ROWS = 7, LANES = CHUNK / 2, PIXELS = ROWS * COLUMNS;
@@ -103,7 +102,6 @@ dwconv_moments(const __grid_constant__ TensorMap x, const u32* __restrict__ weig
       current = chunk;
     }
     float2 sums[ROWS][COLUMNS];
-    u32 chained[ROWS][COLUMNS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
 #pragma unroll
@@ -123,11 +121,9 @@ dwconv_moments(const __grid_constant__ TensorMap x, const u32* __restrict__ weig
         if (tap < 0 || tap >= TAPS) continue;
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {
-          u32 row = tap % CHAIN ? fma2(values[c], taps[tap * TAPS], chained[r][c]) : mul2(values[c], taps[tap * TAPS]);
+          u32 row = mul2(values[c], taps[tap * TAPS]);
 #pragma unroll
           for (int k = 1; k < TAPS; ++k) row = fma2(values[c + k], taps[tap * TAPS + k], row);
-          chained[r][c] = row;
-          if ((tap + 1) % CHAIN && tap + 1 < TAPS) continue;
           float2 wide = unpacked(row);
           sums[r][c].x += wide.x;
           sums[r][c].y += wide.y;
