@@ -20,7 +20,7 @@ def paragraphs(text: str) -> list[str]:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"^\s*(\||#|!\[|:::|!!!|<).*$", "\n", text, flags=re.MULTILINE)
     text = re.sub(r"^\s*([-*]|\d+\.) +", "\n", text, flags=re.MULTILINE)
-    text = re.sub(r"`[^`\n]*`", "code", text)  # a command or a path is one word
+    text = re.sub(r"`[^`\n]*`", "Code", text)  # a command or a path is one word, and may begin a sentence
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
