@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two workers with a thread each: many of the tests build small things, which more threads do not speed up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test test-all test-fast test-lowest lint schema tables clean
+.PHONY: demo test test-all test-fast test-lowest lint schema reference tables docs clean
 
 demo: .venv/.installed
 	$(BIN)/python scripts/demo.py
@@ -33,9 +33,18 @@ lint: .venv/.installed-dev
 schema: .venv/.installed-dev
 	$(BIN)/python scripts/make_schema.py docs/manifest.schema.json
 
-# The README's tables, from the committed results; `make lint` refuses stale ones.
+# The reference pages that follow from the code; `make lint` refuses stale ones.
+reference: .venv/.installed-dev
+	$(BIN)/python scripts/make_reference.py
+
+# The pages' tables and pictures, from the committed results; `make lint` refuses stale ones.
 tables: .venv/.installed-dev
 	$(BIN)/python scripts/make_tables.py
+	$(BIN)/python scripts/make_pictures.py
+
+# The site, in build/site. A link that leads nowhere is an error.
+docs: .venv/.installed-dev
+	$(BIN)/zensical build --clean --strict
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -47,4 +56,4 @@ tables: .venv/.installed-dev
 	touch $@
 
 clean:
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

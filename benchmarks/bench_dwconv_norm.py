@@ -3,7 +3,7 @@
     python benchmarks/bench_dwconv_norm.py [--precision fp16] [--batches 1 32 256] [--without-compile]
 
 `kernel, deferred` writes the moments and leaves the norm to `expand`; `kernel, whole` writes the norm itself.
-`cudnn` is the convolution alone: the rate that every prediction of docs/kernels.md hangs on.
+`cudnn` is the convolution alone: the rate that every prediction of docs/design/kernels.md hangs on.
 """
 
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""The tables of docs/gate.md: how many images a decision needs, and how often the gate decides what.
+"""The tables of docs/design/gate.md: how many images a decision needs, and how often the gate decides what.
 
     python scripts/gate_tables.py
 

@@ -1,4 +1,4 @@
-"""Write the READMEs' tables of measurements from the committed results, or check that the written ones are current.
+"""Write the pages' tables of measurements from the committed results, or check that the written ones are current.
 
 python scripts/make_tables.py [--check]
 
@@ -24,7 +24,7 @@ RUNTIMES = ROOT / "benchmarks" / "results" / "2026-11-23-cpu.jsonl"
 WHERE = ROOT / "benchmarks" / "results" / "2026-11-22-where-time-goes.jsonl"
 SWIN = ROOT / "benchmarks" / "results" / "2026-11-23-swin.jsonl"
 NATIVE = ROOT / "benchmarks" / "results" / "2026-11-23-native.jsonl"
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "native.md"]
+PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "docs" / "design" / "native.md"]
 BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
 
 

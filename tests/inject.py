@@ -2,7 +2,7 @@
 
 `python tests/inject.py [--faults 300]` makes that many faults a format and type with a fixed seed and prints how many
 were caught, and the smallest relative error of those that were and the largest of those that were not
-(docs/verification.md).
+(docs/design/verification.md).
 """
 
 import argparse

@@ -41,7 +41,7 @@ def before_and_after(weight: Tensor, rows: int, parts: Sequence[int] = (1,)) -> 
 
 @pytest.mark.parametrize(
     ("widths", "batch", "expand", "project"),
-    [  # by stage; the table of docs/kernels.md
+    [  # by stage; the table of docs/design/kernels.md
         (TINY, 1, [(294, 294), (156, 156), (96, 96), (48, 96)], [(98, 98), (39, 156), (24, 96), (12, 120)]),
         (TINY, 8, [(588, 588), (294, 294), (600, 600), (336, 336)], [(196, 196), (98, 98), (150, 150), (84, 168)]),
         (BASE, 1, [(392, 392), (208, 208), (128, 128), (64, 128)], [(98, 98), (52, 104), (32, 128), (16, 128)]),

@@ -505,7 +505,7 @@ def script(path: str) -> ModuleType:
     return module
 
 
-def test_the_readmes_tables_are_those_of_the_committed_results() -> None:
+def test_the_pages_tables_are_those_of_the_committed_results() -> None:
     command = [sys.executable, ROOT / "scripts" / "make_tables.py", "--check"]
     assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
 

@@ -24,9 +24,10 @@ class Tolerance:
 
 # The reference is the fp32 module before any rewrite. One rounding is 2^-24, 2^-11, 2^-8 relative; it happens a few
 # times in each of 12 to 40 residual blocks, whose errors add up like a random walk in a sum that itself grows. The
-# worst measured with random weights, every format, was 1.5e-6 / 1.2e-3 / 1.2e-2 (docs/verification.md); the limits lie
-# a factor of 6 to 8 above. In fp32 that catches GELU's other form (1.6e-4) and an epsilon of 1e-5 for 1e-6 (V1 1.7e-5,
-# V2 4e-5); a missing residual, swapped sides or channels (above 0.8) fail in every precision (tests/test_formats.py).
+# worst measured with random weights, every format, was 1.5e-6 / 1.2e-3 / 1.2e-2 (docs/design/verification.md); the
+# limits lie a factor of 6 to 8 above. In fp32 that catches GELU's other form (1.6e-4) and an epsilon of 1e-5 for 1e-6
+# (V1 1.7e-5, V2 4e-5); a missing residual, swapped sides or channels (above 0.8) fail in every precision
+# (tests/test_formats.py).
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(relative_error=1e-5, cosine=1 - 1e-8),
     # Products of inputs rounded to 11 bits, as fp16's, but sums and storage in fp32: fp16's limits hold with room.
@@ -45,7 +46,7 @@ LOOSEST_FP32 = 1e-4
 # A cast module in PyTorch differs from its own weights with float32 arithmetic by the rounding of activations in that
 # type, on this model and these images. A runtime rounds at other places, or in fewer: it is to be as near to one of the
 # two as SAME_TYPE times their distance. Measured: at most 1.14 (OpenVINO in bf16), 0 for PyTorch's own formats
-# (docs/verification.md). The distance is at least one rounding, so that a model without any is not held to zero.
+# (docs/design/verification.md). The distance is at least one rounding, so that a model without any is not held to zero.
 SAME_TYPE = 2.0
 ROUNDING: dict[Precision, float] = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 

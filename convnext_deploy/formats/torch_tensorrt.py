@@ -1,6 +1,6 @@
 """Torch-TensorRT: the captured program with TensorRT engines inside, saved as a torch.export program.
 
-Never run: importing torch_tensorrt needs an NVIDIA driver (docs/tensorrt.md keeps the list of what is unproven).
+Never run: importing torch_tensorrt needs an NVIDIA driver (docs/reference/tensorrt.md lists what is unproven).
 """
 
 import contextlib

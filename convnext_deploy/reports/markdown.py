@@ -1,4 +1,4 @@
-"""The same tables as Markdown, and the ones that stand in the README."""
+"""The same tables as Markdown, and the ones that stand in the pages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def _section(found: Table) -> str:
     return f"## {_escaped(found.title)}\n\n{body}{note}{footnotes}"
 
 
-# Of the README -------------------------------------------------------------------------------------------------------
+# Of the pages --------------------------------------------------------------------------------------------------------
 
 
 def runtimes(measurements: Sequence[Measurement]) -> str:

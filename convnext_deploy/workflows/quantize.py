@@ -88,8 +88,9 @@ def quantize(
     Without `max_drop`: the linears of all blocks in 8 bits. With it: the fastest plan whose top-1 drop on labelled
     `data` is below it, as measured on this machine and runtime (see `search`).
 
+    The checkpoint is given as for `export`: weights, variant, image_size, task, preprocessing, weights_key, input.
+
     Args:
-        weights, variant, image_size, task, preprocessing, weights_key, input: as for `export`.
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
             `<name>.calibration.json`, what a search measured to `<name>.search.json` and, drawn, `<name>.search.svg`.
         calibration: real images, labels not needed; "random" is noise, and is marked as such.
@@ -275,8 +276,9 @@ def half(
 ) -> tuple[Plan, HalfReport]:
     """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
 
+    The checkpoint is given as for `export`: weights, variant, image_size, task, preprocessing, weights_key, input.
+
     Args:
-        weights, variant, image_size, task, preprocessing, weights_key, input: as for `export`.
         out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
         data: real images, labels not needed.
         images: how many are looked at.

@@ -1,4 +1,4 @@
-"""Layers and their times from TensorRT's IProfiler. Never run: it needs the GPU (docs/tensorrt.md keeps the list)."""
+"""Layers and their times from TensorRT's IProfiler. Never run: it needs the GPU (see docs/reference/tensorrt.md)."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """Running an engine of TensorRT or TensorRT-RTX, replacing its weights, and asking first whether it can run here.
 
 Written from the interface of tensorrt_rtx 1.7.1, which builds without a GPU but runs on none: `EngineSession` and
-`refit` have never run (docs/tensorrt.md keeps the list).
+`refit` have never run (docs/reference/tensorrt.md keeps the list).
 """
 
 import json
