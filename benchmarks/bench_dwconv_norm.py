@@ -45,7 +45,8 @@ def subject(case: Case, device: str) -> Subject:
         exact=lambda x, weight, bias: dwconv_norm_reference(x, weight, bias, "layernorm", 1e-6),
         contenders={
             "kernel, deferred": dwconv_moments,
-            "kernel, deferred, Triton": under(dwconv_moments, OF_TRITON), "kernel, whole": norm, "eager": eager, "compiled": compiled(eager),
+            "kernel, deferred, Triton": under(dwconv_moments, OF_TRITON), "kernel, whole": norm, "eager": eager,
+            "compiled": compiled(eager),
             "cudnn": cudnn,
         },
         bytes=2 * case.pixels * channels * case.dtype.itemsize,
