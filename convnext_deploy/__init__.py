@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import api
-    from .api import bench, evaluate, export, gate, half, load, profile, quantize, refit, report, roofline
+    from .api import bench, evaluate, export, gate, half, load, predict, profile, quantize, refit, report, roofline
 
     __version__: str
 
 __all__ = [
-    "__version__", "api", "bench", "evaluate", "export", "gate", "half", "load", "profile", "quantize", "refit",
-    "report", "roofline",
+    "__version__", "api", "bench", "evaluate", "export", "gate", "half", "load", "predict", "profile", "quantize",
+    "refit", "report", "roofline",
 ]  # fmt: skip
 
 

@@ -18,15 +18,30 @@ from .errors import UsageError
 from .records.accuracy import EvalResult, Limits, Verdict
 from .records.base import STRIDE, Device, Precision, Task
 from .records.manifest import TensorRtSpec
+from .records.prediction import PredictResult
 from .records.timing import BenchResult, ProfileResult, RooflineResult, Timing
 from .workflows.export import Say, export, silent
 
 if TYPE_CHECKING:
     from .workflows.bench import Plan, Progress
     from .workflows.contenders import Contender
+    from .workflows.predict import Given
     from .workflows.quantize import half, quantize
 
-__all__ = ["bench", "evaluate", "export", "gate", "half", "load", "profile", "quantize", "refit", "report", "roofline"]
+__all__ = [
+    "bench",
+    "evaluate",
+    "export",
+    "gate",
+    "half",
+    "load",
+    "predict",
+    "profile",
+    "quantize",
+    "refit",
+    "report",
+    "roofline",
+]
 
 
 def __getattr__(name: str) -> Any:  # quantizing needs torch, and opening an artifact need not wait for it
@@ -183,6 +198,65 @@ def evaluate(
         limit=limit,
         classes=classes,
         force=force,
+        progress=progress,
+        say=say,
+    )
+
+
+def predict(
+    model: arguments.Location | Session,
+    images: "Given | Sequence[Given]",
+    *,
+    top: int = 5,
+    labels: arguments.Location | None = None,
+    batch: int | None = None,
+    out: arguments.Location | None = None,
+    device: Device = "cpu",
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    trust: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Say = silent,
+) -> PredictResult:
+    """The most probable classes of images that nobody has labelled.
+
+    Args:
+        model: an artifact, or the session that `load` gave: that opens nothing again, and the options of a session
+            (`device` to `trust`) are its own.
+        images: an image file, a folder of images, a tar or Parquet file, an http(s) address, an open file, a Pillow
+            image, or a list of files, addresses and Pillow images.
+        top: so many classes an image.
+        labels: file of class names (`data.numbering.class_map`); None: the artifact's, or ImageNet-1k's for 1000
+            outputs.
+        batch: images at once; None: what the artifact is tuned for.
+        out: .csv, .json, or .npz with every output, which is the way for a model without classes.
+        trust: as for `load`.
+
+    Raises:
+        UsageError, DataError, ArtifactError: one line each.
+        CheckFailed: outputs that are not finite.
+    """
+    labels = arguments.maybe(arguments.path, "labels", labels)
+    out = arguments.maybe(arguments.path, "out", out)
+    batch = arguments.maybe(arguments.whole, "batch", batch)
+    top = arguments.whole("top", top)
+    arguments.check(device=device, threads=threads, cuda_graph=cuda_graph, trust=trust, progress=progress, say=say)
+    artifact = None
+    if isinstance(model, Session):
+        session = model
+    else:
+        artifact = _opened(model)
+        session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
+    from .workflows import predict as work
+
+    return work.predict(
+        session,
+        work.listed(images),
+        artifact=artifact,
+        batch=session.manifest.export.batch.opt if batch is None else batch,
+        top=top,
+        labels=labels,
+        out=out,
         progress=progress,
         say=say,
     )

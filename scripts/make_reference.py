@@ -25,7 +25,7 @@ import msgspec
 import typer
 
 from convnext_deploy import cli
-from convnext_deploy.records import accuracy, manifest, plan, timing
+from convnext_deploy.records import accuracy, manifest, plan, prediction, timing
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 MADE = "<!-- Made by scripts/make_reference.py from {}; run `make reference`, do not edit. -->"
@@ -35,6 +35,7 @@ Record = type[msgspec.Struct]
 FILES: list[tuple[str, str, Record]] = [
     ("manifest.json", "`export` and `refit`, in every artifact folder", manifest.Manifest),
     ("OUT.json of eval", "`eval --out OUT`", accuracy.EvalResult),
+    ("OUT.json of predict", "`predict --out OUT.json`, or `--json`", prediction.PredictResult),
     ("limits.toml", "you, for `gate --limits`", accuracy.Limits),
     ("verdict", "`gate --json`, on stdout", accuracy.Verdict),
     ("PLAN.json", "`quantize` and `half`", plan.Plan),

@@ -15,6 +15,7 @@ from .export import export, refit
 from .gate import gate, record_error
 from .half import half
 from .look import doctor, inspect, list_
+from .predict import predict
 from .profile import profile
 from .quantize import quantize
 from .report import report
@@ -33,17 +34,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, Callable[..., object]] = {
-    "export": export, "quantize": quantize, "half": half, "eval": evaluate, "gate": gate, "bench": bench,
-    "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor, "profile": profile, "roofline": roofline,
-    "report": report,
+    "export": export, "quantize": quantize, "half": half, "predict": predict, "eval": evaluate, "gate": gate,
+    "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor, "profile": profile,
+    "roofline": roofline, "report": report,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
 
 # What people call these commands elsewhere.
 SYNONYMS = {
-    "predict": "eval", "classify": "eval", "infer": "eval", "evaluate": "eval", "test": "eval", "validate": "eval",
-    "val": "eval", "accuracy": "eval", "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
+    "classify": "predict", "infer": "predict", "inference": "predict", "run": "predict", "evaluate": "eval",
+    "test": "eval", "validate": "eval", "val": "eval", "accuracy": "eval",
+    "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
     "convert": "export", "compile": "export", "build": "export", "optimize": "quantize", "optimise": "quantize",
     "int8": "quantize", "ptq": "quantize", "calibrate": "quantize", "fp16": "half", "bf16": "half",
     "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench", "serve": "bench",
@@ -52,7 +54,6 @@ SYNONYMS = {
 }  # fmt: skip
 _NOT_HERE = {
     "serve": "serving is not part of this tool; `bench --scenario server` measures an artifact under load",
-    "predict": "answers for single images are not part of it; `eval --out NAME` keeps every prediction",
 }
 
 

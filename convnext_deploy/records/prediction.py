@@ -1,0 +1,35 @@
+"""What a model says of single images."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from .base import Record, Sha256
+
+NamesFrom = Literal["artifact", "file", "imagenet", "none"]
+
+
+class ClassProbability(Record, frozen=True, kw_only=True):
+    """One of a model's outputs for one image. `name` is None where nothing says what the output means."""
+
+    number: Annotated[int, msgspec.Meta(ge=0)]
+    name: str | None
+    probability: float
+
+
+class Prediction(Record, frozen=True, kw_only=True):
+    """The most probable classes of one image, the first first; none of a model that gives no classes."""
+
+    image: str
+    classes: tuple[ClassProbability, ...]
+
+
+class PredictResult(Record, frozen=True, kw_only=True):
+    """What one call of `predict` found, in the order of the images."""
+
+    artifact: str  # its folder, or the architecture of a session that was given
+    artifact_sha256: Sha256 | None  # of manifest.json
+    names_from: NamesFrom
+    predictions: tuple[Prediction, ...]
+    unreadable: tuple[str, ...]  # each with its reason
+    notes: tuple[str, ...] = ()  # what was assumed
