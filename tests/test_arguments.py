@@ -49,6 +49,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "refit": {"path": "nowhere", "weights": "random", "out": "out"},
     "evaluate": {"path": "nowhere", "data": "nowhere"},
     "gate": {"baseline": "nowhere", "candidate": "nowhere", "limits": {"max_drop": 1}},
+    "predict": {"model": "nowhere", "images": "nowhere.png"},
     "profile": {"path": "nowhere"},
     "roofline": {"variant": "atto", "device": "h100", "precision": "fp16"},
     "report": {"results": ["nowhere.jsonl"], "out": "out.html"},
