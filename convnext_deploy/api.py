@@ -241,14 +241,15 @@ def predict(
     batch = arguments.maybe(arguments.whole, "batch", batch)
     top = arguments.whole("top", top)
     arguments.check(device=device, threads=threads, cuda_graph=cuda_graph, trust=trust, progress=progress, say=say)
+    from .workflows import predict as work
+
+    work.check(images)
     artifact = None
     if isinstance(model, Session):
         session = model
     else:
-        artifact = _opened(model)
+        artifact = _opened(arguments.path("model", model, "an artifact folder, or a session of `load`"))
         session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
-    from .workflows import predict as work
-
     return work.predict(
         session,
         work.listed(images),

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import msgspec
 import numpy as np
@@ -211,11 +211,24 @@ def _encoded(result: PredictResult, suffix: str, outputs: list[tuple[NDArray[np.
     return text.getvalue().encode()
 
 
+def check(given: object) -> None:
+    """Refuse what `listed` could not read, before anything is opened.
+
+    Raises:
+        UsageError: naming the type.
+    """
+    for one in given if isinstance(given, (list, tuple)) else (given,):
+        if not (isinstance(one, (str, os.PathLike, Image.Image)) or hasattr(one, "read")):
+            raise UsageError(
+                f"images of type {type(one).__name__}; expected a path, an address, an open file, an image of "
+                "Pillow's, or a list of them"
+            )
+
+
 def listed(given: Given | Sequence[Given]) -> list[Named]:
     """Name and reader of each image of a file, folder, tar or Parquet file, address, open file, or list of such.
 
     Raises:
-        UsageError: of another type.
         DataError: nothing is there, or no images are.
     """
     if isinstance(given, (list, tuple)):
@@ -227,13 +240,9 @@ def listed(given: Given | Sequence[Given]) -> list[Named]:
         return [(getattr(given, "filename", "") or "an image of Pillow's", lambda: given)]
     if isinstance(given, (str, os.PathLike)):
         return _at(os.fspath(given))
-    if hasattr(given, "read"):
-        content = given.read(MAX_FILE_BYTES + 1)
-        return [(str(getattr(given, "name", "an open file")), lambda: decoding.decoded(_within(content)))]
-    raise UsageError(
-        f"images of type {type(given).__name__}; expected a path, an address, an open file, an image of Pillow's, or a "
-        "list of them"
-    )
+    file = cast("IO[bytes]", given)
+    content = file.read(MAX_FILE_BYTES + 1)
+    return [(str(getattr(file, "name", "an open file")), lambda: decoding.decoded(_within(content)))]
 
 
 def _at(place: str) -> list[Named]:
