@@ -37,7 +37,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "load", work)
     monkeypatch.setattr(api, "_rows", work)
     monkeypatch.setattr("convnext_deploy.timing.roofline.measure", work)
-    monkeypatch.setattr("convnext_deploy.workflows.quantize.open_images", work)
+    for workflow in ("quantize", "half"):
+        monkeypatch.setattr(f"convnext_deploy.workflows.{workflow}.open_images", work)
 
 
 # What each function is called with beside the argument that is tried: right in itself, and of files that are not there.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ..artifact.readback import Contents
 from ..artifact.session import RunOptions, Session
 from ..records.base import Device, Precision
-from ..records.manifest import ExportSpec, Manifest
+from ..records.manifest import ExportRequest, Manifest
+from ..records.plan import Plan
 
 if TYPE_CHECKING:  # it needs torch, and a format that only loads may not
     from ..graph.capture import DeployGraph
@@ -39,7 +40,9 @@ class Format:
     build: Callable[["DeployGraph", Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]
     read_back: Callable[[Path], Contents] | None = None  # what the built files hold; None where none can be read
-    refuse: Callable[[ExportSpec], None] | None = None  # raises for what else it cannot do, before any work
+    refuse: Callable[[ExportRequest, Plan | None], None] | None = (
+        None  # raises for what else it cannot do, before any work
+    )
     ready: Callable[[], str] = lambda: "ready"  # how, in a few words; raises MissingPackageError where it cannot build
     own_network: bool = False  # what it holds is this package's ConvNeXt, and no other model
     kernels: bool = False  # can run `convnext_deploy.kernels`

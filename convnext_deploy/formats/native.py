@@ -14,7 +14,8 @@ from ..env import usable_cores
 from ..native import library, packed_read
 from ..native.engine import Engine, Network
 from ..native.packed import TYPES
-from ..records.manifest import ExportSpec, Manifest, ModelSpec, PrecisionTruth
+from ..records.manifest import ExportRequest, Manifest, ModelSpec, PrecisionTruth
+from ..records.plan import Plan
 from ..records.timing import LayerKind, LayerTime
 from .base import Format
 
@@ -120,7 +121,7 @@ def depthwise_macs(model: ModelSpec, shape: tuple[int, ...], uint8: bool) -> int
     )
 
 
-def refuse(spec: ExportSpec) -> None:
+def refuse(request: ExportRequest, plan: Plan | None) -> None:
     """Build the engine's library now: without a compiler nothing else is worth doing."""
     library.build()
 

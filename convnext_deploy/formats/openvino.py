@@ -16,7 +16,8 @@ from ..errors import ArtifactError, BuildError, UsageError
 from ..graph.onnx_read import macs_of, shares
 from ..quantization import saturation
 from ..records.base import Precision
-from ..records.manifest import ExportSpec, Manifest, PrecisionTruth
+from ..records.manifest import ExportRequest, Manifest, PrecisionTruth
+from ..records.plan import Plan
 from ..records.timing import LayerKind, LayerTime
 from .base import Format
 
@@ -184,8 +185,8 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> OpenVinoSessi
     return OpenVinoSession(folder / FILE, manifest, options)
 
 
-def refuse(spec: ExportSpec) -> None:
-    line = saturation.refusal("openvino", spec.quantization)
+def refuse(request: ExportRequest, plan: Plan | None) -> None:
+    line = saturation.refusal("openvino", plan)
     if line is not None:
         raise UsageError(line)
 

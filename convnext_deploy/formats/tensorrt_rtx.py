@@ -4,13 +4,14 @@ from pathlib import Path
 
 from ..artifact.session import RunOptions
 from ..graph.capture import DeployGraph
-from ..records.manifest import ExportSpec, Manifest
+from ..records.manifest import ExportRequest, Manifest
+from ..records.plan import Plan
 from ..runtimes.tensorrt import session
 from .base import Format, StandIn
 
 
-def refuse(export: ExportSpec) -> None:
-    session.refuse("tensorrt_rtx", export)
+def refuse(request: ExportRequest, plan: Plan | None) -> None:
+    session.refuse("tensorrt_rtx", request)
 
 
 def build(graph: DeployGraph, folder: Path) -> StandIn | None:

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..artifact.manifest import encode, sha256_of, write_file
+from ..artifact.manifest import check_file, encode, refuse_name, sha256_of, write_file
 from ..errors import UsageError
 from ..models.convnext import DTYPES, Block, ConvNeXt
 from ..records.base import InputKind, Precision
@@ -189,6 +189,21 @@ def write(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
         beside.unlink(missing_ok=True)
     write_file(path, encode(plan))
     return plan
+
+
+def check_target(out: Path, force: bool) -> None:
+    """Refuse a plan's name that is taken, cannot be written, or would replace something else than a plan.
+
+    Raises:
+        UsageError: what is in the way.
+    """
+    refuse_name(out)
+    if out.suffix != ".json":
+        raise UsageError(f"--out {out}; expected a name that ends in .json")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists; choose another --out or give --force to replace it")
+    check_file(out)
+    refuse_foreign(out)
 
 
 def refuse_foreign(path: Path) -> None:

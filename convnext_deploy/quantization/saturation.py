@@ -10,7 +10,7 @@ import platform
 
 from .. import env
 from ..records.manifest import Manifest
-from ..records.plan import OperationType, QuantizationRecord, Target, WeightBits
+from ..records.plan import OperationType, Plan, QuantizationRecord, Target, WeightBits
 
 WEIGHT_LIMITS: dict[WeightBits, int] = {8: 127, 7: 64}  # largest magnitude of a weight's code
 EXACT_FEATURES = {"avx512_vnni", "avx_vnni", "amx_int8"}  # any of these adds in 32 bits
@@ -31,12 +31,12 @@ def bits_for(target: Target, type: OperationType) -> WeightBits:
     return 7 if target == "openvino" and type == "u8s8" and saturates() else 8
 
 
-def in_danger(record: QuantizationRecord | None) -> bool:
+def in_danger(record: Plan | QuantizationRecord | None) -> bool:
     """Whether an artifact's products can saturate on this machine, if its runtime does nothing about it."""
-    return record is not None and "u8s8" in record.operations and record.weight_bits == 8 and saturates()
+    return record is not None and "u8s8" in record.types and record.weight_bits == 8 and saturates()
 
 
-def refusal(format: str, record: QuantizationRecord | None) -> str | None:
+def refusal(format: str, record: Plan | QuantizationRecord | None) -> str | None:
     """Why a plan cannot run as it says on this machine, and the cure; None where it can, or where nobody knows."""
     if format != "openvino" or not in_danger(record) or not env.cpu_features():
         return None

@@ -1,10 +1,11 @@
 """Quantization: the plan, its calibration report, the search for it, and half precision's report."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Decision, Fraction, InputKind, Positive, Precision, Record, Sha256
+from .base import Decision, Fraction, InputKind, PlanType, Positive, Precision, Record, Sha256
 from .timing import Timing
 
 # Calibration
@@ -46,6 +47,11 @@ Target = Literal["onnx", "openvino", "native", "tensorrt", "tensorrt_rtx", "eage
 # fp32: kept from the plan's rest type, because half precision would overflow there.
 OperationType = Literal["u8s8", "s8s8", "fp8", "fp32"]
 WeightBits = Literal[7, 8]  # of int8 weights: codes of at most 64, or 127, in magnitude (see `saturation`)
+
+
+def eight_bits(types: Collection[str]) -> PlanType | None:
+    """What operations of these types compute in, in the word that asks for it; None where none is in 8 bits."""
+    return "int8" if {"u8s8", "s8s8"} & set(types) else "fp8" if "fp8" in types else None
 
 
 class OperationPlan(Record, frozen=True, kw_only=True):
@@ -98,6 +104,16 @@ class Plan(Record, frozen=True, kw_only=True):
     corrections: tuple[CorrectionRecord, ...] = ()
     tensors_sha256: Sha256 | None = None  # of `<plan>.safetensors`
 
+    @property
+    def types(self) -> tuple[OperationType, ...]:
+        """Of its operations, each once."""
+        return tuple(dict.fromkeys(operation.type for operation in self.operations.values()))
+
+    @property
+    def eight_bits(self) -> PlanType | None:
+        """What its products are in; None where it quantizes nothing."""
+        return eight_bits(self.types)
+
 
 class PlanCandidate(Record, frozen=True, kw_only=True):
     """One artifact that a search measured. A float one has no operations in 8 bits."""
@@ -143,6 +159,14 @@ class QuantizationRecord(Record, frozen=True, kw_only=True):
     kept_share: Fraction = 0.0  # of the multiply-accumulates, in the operations that the plan keeps in fp32
     weight_bits: WeightBits = 8
     calibration: CalibrationRecord | None
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return tuple(self.operations)
+
+    @property
+    def eight_bits(self) -> PlanType | None:
+        return eight_bits(self.types)
 
 
 HalfPrecision = Literal["fp16", "bf16"]

@@ -15,8 +15,9 @@ from ..artifact.session import RunOptions, Session, run_in_batches
 from ..artifact.trust import built_here, remember
 from ..data import preprocess
 from ..errors import MissingPackageError, ParityError, UsageError, WorkerError
+from ..models.source import Source
 from ..records.base import Device, PlanType, Precision, Record, Sha256, Task
-from ..records.manifest import BatchRange, ExportSpec, Manifest, ModelSpec, PrecisionTruth, WeightsRecord
+from ..records.manifest import BatchRange, ExportRequest, ExportSpec, Manifest, ModelSpec, PrecisionTruth, WeightsRecord
 from ..records.timing import Ceilings
 from ..timing.worker import Worker
 from .caches import BASELINE_NAME, BENCH
@@ -300,10 +301,9 @@ def build_convnext(want: dict[str, Any]) -> None:
     from .export import export
 
     wanted = msgspec.convert(want, Wanted)
-    export(
-        "random", variant=wanted.model, format=wanted.runtime, precision=wanted.precision, task=wanted.task,
-        image_size=wanted.image_size, batch=wanted.batch, device=wanted.device, out=wanted.folder, force=True,
-    )  # fmt: skip
+    source = Source(weights="random", variant=wanted.model, task=wanted.task, image_size=wanted.image_size)
+    request = ExportRequest(format=wanted.runtime, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
+    export(source, request, out=wanted.folder, force=True)
 
 
 def build_baseline(want: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from ...graph.capture import DeployGraph
 from ...graph.onnx_read import shares
 from ...graph.onnx_write import save_onnx
 from ...processes import Group
-from ...records.manifest import EngineRecord, ExportSpec, Manifest, PrecisionTruth, TensorRtSpec
+from ...records.manifest import EngineRecord, ExportRequest, Manifest, PrecisionTruth, TensorRtSpec
 from ..stand_in import OnnxStandIn, TorchStandIn, open_onnx
 from .build import (
     ENGINE_FILE,
@@ -52,9 +52,9 @@ BITS = {0x01: "sm75", 0x02: "sm80", 0x04: "sm86", 0x08: "sm89", 0x10: "sm120", 0
 AMPERE_ON = 0x40  # set where no target was named: every GPU from Ampere on, later ones included
 
 
-def refuse(name: Name, export: ExportSpec) -> None:
+def refuse(name: Name, request: ExportRequest) -> None:
     """Refuse what the module cannot do here (see `Format.refuse`)."""
-    check_spec(import_module(name), name, export.tensorrt or TensorRtSpec())
+    check_spec(import_module(name), name, request.tensorrt or TensorRtSpec())
 
 
 def build(name: Name, graph: DeployGraph, folder: Path) -> Any:

@@ -10,115 +10,26 @@ from typing import TYPE_CHECKING, Any, get_args
 import msgspec
 import numpy as np
 
-from . import arguments, env, formats
-from .artifact import manifest
-from .artifact.manifest import Artifact
-from .artifact.session import RunOptions, Session
-from .errors import UsageError
-from .records.accuracy import EvalResult, Limits, Verdict
-from .records.base import STRIDE, Device, Precision, Task
-from .records.manifest import TensorRtSpec
-from .records.timing import BenchResult, ProfileResult, RooflineResult, Timing
-from .workflows.export import Say, export, silent
+from .. import arguments, env
+from ..artifact import manifest
+from ..artifact.manifest import Artifact
+from ..artifact.session import RunOptions
+from ..errors import UsageError
+from ..records.accuracy import EvalResult, Limits, Verdict
+from ..records.base import STRIDE, Device, Precision, Task
+from ..records.timing import BenchResult, ProfileResult, RooflineResult, Timing
+from ..workflows.export import Say, silent
+from .artifacts import export, load, opened, refit, session_of
+from .plans import half, quantize
 
 if TYPE_CHECKING:
-    from .workflows.bench import Plan, Progress
-    from .workflows.contenders import Contender
-    from .workflows.quantize import half, quantize
+    from ..workflows.bench import Plan, Progress
+    from ..workflows.contenders import Contender
 
 __all__ = ["bench", "evaluate", "export", "gate", "half", "load", "profile", "quantize", "refit", "report", "roofline"]
 
 
-def __getattr__(name: str) -> Any:  # quantizing needs torch, and opening an artifact need not wait for it
-    if name in ("half", "quantize"):
-        from .workflows import quantize
-
-        return getattr(quantize, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 LATENCY_S = 5.0  # of timing for each side of a gate
-
-
-def load(
-    path: arguments.Location,
-    *,
-    device: Device = "cpu",
-    threads: int | None = None,
-    cuda_graph: bool = False,
-    trust: bool = False,
-) -> Session:
-    """Open an artifact, check every file of it, and make it ready to run.
-
-    Args:
-        cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
-        trust: run the code that an artifact brings although somebody else built it (see SECURITY.md).
-
-    Raises:
-        ArtifactError: naming the file that is missing, changed or unreadable, or code that is not trusted.
-        MissingPackageError: the runtime is not installed.
-    """
-    artifact = _opened(path, device=device, threads=threads, cuda_graph=cuda_graph, trust=trust)
-    return _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
-
-
-def _opened(path: arguments.Location, **given: Any) -> Artifact:
-    """The artifact, every file of it checked, after the arguments of a function that runs it."""
-    arguments.check(**given)
-    return manifest.verified(arguments.path("path", path, "an artifact folder"))
-
-
-def _load(artifact: Artifact, options: RunOptions, trust: bool = False) -> Session:
-    fmt = formats.of(artifact)
-    if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
-        raise UsageError(
-            f"format {fmt.name} replays no CUDA graph on {options.device}; TensorRT's, eager and aotinductor do on cuda"
-        )
-    return formats.opened(artifact, options, trust)
-
-
-def refit(
-    path: arguments.Location,
-    weights: arguments.Location,
-    *,
-    out: arguments.Location,
-    force: bool = False,
-    say: Say = silent,
-    trust: bool = False,
-) -> Artifact:
-    """A TensorRT engine with other weights of the same architecture, without building it again. Needs the GPU.
-
-    Args:
-        trust: as for `load`.
-
-    Raises:
-        UsageError: the artifact is no engine, or was not exported with `--refit refit` or `--refit strip`.
-        CheckFailed: as `export`.
-    """
-    weights = arguments.weights("weights", weights)
-    out = arguments.path("out", out)
-    artifact = _opened(path, force=force, say=say, trust=trust)
-    from .runtimes.tensorrt import build
-
-    spec, model = artifact.manifest.export, artifact.manifest.model
-    engine = build.refittable(artifact)
-    formats.refuse_untrusted(formats.get(spec.format), artifact, trust)
-    return export(
-        weights,
-        variant=model.architecture,
-        format=spec.format,
-        out=out,
-        precision=spec.precision,
-        input=spec.input,
-        batch=spec.batch,
-        image_size=model.image_size,
-        dynamic_image_size=spec.dynamic_image_size,
-        task=model.task,
-        force=force,
-        say=say,
-        tensorrt=msgspec.structs.replace(spec.tensorrt or TensorRtSpec(), refit="refit"),  # it has weights now
-        refit_from=engine,
-    )
 
 
 def evaluate(
@@ -167,13 +78,13 @@ def evaluate(
         "cuda_graph": cuda_graph,
         "trust": trust,
     }
-    artifact = _opened(path, progress=progress, say=say, force=force, **given)
-    from .accuracy.evaluation import evaluate as run
-    from .data import numbering, sources
+    artifact = opened(path, progress=progress, say=say, force=force, **given)
+    from ..accuracy.evaluation import evaluate as run
+    from ..data import numbering, sources
 
     classes = numbering.class_map(labels) if labels is not None else None
     source = sources.open_source(data, split)
-    session = _load(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
+    session = session_of(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
     return run(
         session,
         source,
@@ -228,8 +139,8 @@ def gate(
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
     arguments.check(split=split, device=device, threads=threads, progress=progress, say=say, trust=trust)
-    from .accuracy.evaluation import read_predictions, read_result
-    from .accuracy.gate import Side, judge, refuse_unmeasured
+    from ..accuracy.evaluation import read_predictions, read_result
+    from ..accuracy.gate import Side, judge, refuse_unmeasured
 
     limits = _limits(limits)
     for name, path in paths.items():
@@ -280,7 +191,7 @@ def gate(
 
 
 def _limits(given: Any) -> Limits:
-    from .accuracy.gate import limits_from, limits_from_toml
+    from ..accuracy.gate import limits_from, limits_from_toml
 
     if isinstance(given, Limits):
         return limits_from(msgspec.structs.asdict(given))
@@ -295,8 +206,8 @@ def _limits(given: Any) -> Limits:
 
 def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None, labels: Path | None) -> bool:
     """Whether an earlier call has finished this evaluation."""
-    from .accuracy.evaluation import labelled, read_result
-    from .data import numbering, sources
+    from ..accuracy.evaluation import labelled, read_result
+    from ..data import numbering, sources
 
     if not result.exists():
         return False
@@ -308,11 +219,11 @@ def _is_evaluated(result: Path, artifact: Artifact, data: str, split: str | None
 
 def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions, trust: bool) -> dict[str, Timing]:
     """Latency of each artifact on one batch of random pixels, of the size that the baseline is tuned for."""
-    from .data import preprocess
-    from .timing import measure
+    from ..data import preprocess
+    from ..timing import measure
 
     batch = artifacts["baseline"].manifest.export.batch.opt
-    sessions = {name: _load(artifact, options, trust) for name, artifact in artifacts.items()}
+    sessions = {name: session_of(artifact, options, trust) for name, artifact in artifacts.items()}
     images = {}
     for name, artifact in artifacts.items():
         model = artifact.manifest.model
@@ -338,12 +249,12 @@ def profile(
         trust: as for `load`.
     """
     batch = arguments.maybe(arguments.whole, "batch", batch)
-    artifact = _opened(path, steps=steps, device=device, threads=threads, trust=trust)
-    from .data import preprocess
-    from .timing.profile import profile as run
+    artifact = opened(path, steps=steps, device=device, threads=threads, trust=trust)
+    from ..data import preprocess
+    from ..timing.profile import profile as run
 
     found = artifact.manifest
-    session = _load(artifact, RunOptions(device=device, threads=threads), trust)
+    session = session_of(artifact, RunOptions(device=device, threads=threads), trust)
     size = found.export.batch.opt if batch is None else batch
     pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
     return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
@@ -375,8 +286,8 @@ def roofline(
     batch = arguments.whole("batch", batch)
     size = arguments.image_size("image_size", image_size)
     arguments.check(task=task, threads=threads, progress=progress)
-    from .models import registry
-    from .timing import roofline as model
+    from ..models import registry
+    from ..timing import roofline as model
 
     arguments.one_of("device", device, (*model.MEASURED, *model.DATA_SHEETS))
     if min(size) < STRIDE:
@@ -424,8 +335,8 @@ def report(
     files = arguments.paths("results", results, "a file of JSON Lines, or several")
     out = arguments.path("out", out)
     arguments.check(title=title)
-    from .reports import html, markdown
-    from .reports import results as recorded
+    from ..reports import html, markdown
+    from ..reports import results as recorded
 
     if out.suffix not in (".html", ".md"):
         raise UsageError(f"--out {out}; expected a name that ends in .html, or in .md for Markdown tables")
@@ -478,7 +389,7 @@ def bench(
     ]
     sizes = arguments.image_sizes("image_sizes", image_sizes)
     arguments.check(task=task, cuda_graph=cuda_graph, say=say, progress=progress, trust=trust)
-    from .workflows.bench import Plan
+    from ..workflows.bench import Plan
 
     if plan is not None and not isinstance(plan, Plan):
         raise UsageError(
@@ -489,7 +400,7 @@ def bench(
         raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
 
     def groups() -> list[list["Contender"]]:
-        from .workflows import contenders
+        from ..workflows import contenders
 
         if folders:
             return [contenders.of_artifacts(list(folders), rivals, plan.device, cuda_graph, say, trust)]
@@ -502,8 +413,8 @@ def bench(
 def _rows(
     groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: "Progress | None"
 ) -> Iterator[BenchResult]:
-    from .workflows import contenders
-    from .workflows.bench import bench as run
+    from ..workflows import contenders
+    from ..workflows.bench import bench as run
 
     groups = groups_of()
     ceilings = None
