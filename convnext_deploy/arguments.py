@@ -19,7 +19,7 @@ import msgspec
 from .errors import UsageError
 from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Task
 from .records.manifest import BatchRange, Preprocessing, TensorRtSpec
-from .records.plan import RangeMethod, Target, WeightBits
+from .records.plan import RangeMethod, WeightBits
 
 Location = str | os.PathLike[str]
 ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"
@@ -321,7 +321,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "device": _is_one_of(Device),
     "kernels": _is_one_of(KernelChoice),
     "trt": _is_one_of(("auto", "tensorrt", "rtx")),
-    "target": _is_one_of(Target),
+    "target": text,
     "type": _is_one_of(PlanType),
     "method": _is_one_of(RangeMethod),
     "image_size": image_size,

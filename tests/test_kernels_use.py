@@ -15,7 +15,7 @@ import torch
 from conftest import randomized
 from torch import Tensor
 
-from convnext_deploy import api, env
+from convnext_deploy import api, env, formats
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import InputError, UsageError
@@ -369,7 +369,7 @@ def test_stages_that_a_plan_quantizes_are_named_beside_the_measured_ones(monkeyp
         target="eager", architecture="test_convnext", weights_sha256="0" * 64, input="float32", image_size=(64, 64),
         rest="fp16", operations=operations, calibration=None,
     )  # fmt: skip
-    apply(model, LoadedPlan(plan, {}))
+    apply(model, LoadedPlan(plan, {}, eight_bits=formats.eight_bits_of("eager")))
     passes.cast_parameters(model, "fp16")
     said: list[str] = []
     export = msgspec.structs.replace(artifact_spec(), precision="fp16")

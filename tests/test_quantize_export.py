@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext_deploy import api
+from convnext_deploy import api, formats
 from convnext_deploy.artifact import verify
 from convnext_deploy.artifact.session import run_in_batches
 from convnext_deploy.data import preprocess, sources
@@ -59,16 +59,17 @@ def calibration(folded: tuple[ConvNeXt, str]) -> Calibration:
 
 def drafted(folded: tuple[ConvNeXt, str], calibration: Calibration, target: Any = "onnx", **options: Any) -> Plan:
     model, sha256 = folded
-    settings: dict[str, Any] = {"method": "mse", "input": "float32", "rest": "fp32", "type": plans.INT8[target]}
+    how = formats.eight_bits_of(target)
+    settings: dict[str, Any] = {"method": "mse", "input": "float32", "rest": "fp32", "type": how.int8}
     names = options.pop("names", tuple(plans.products(model)))
     return plans.draft(
-        model, calibration, names, target=target, weights_sha256=sha256, **(settings | options)
+        model, calibration, names, target=target, eight_bits=how, weights_sha256=sha256, **(settings | options)
     )  # fmt: skip
 
 
 def simulated(folded: tuple[ConvNeXt, str], plan: Plan, **tensors: torch.Tensor) -> ConvNeXt:
     model = copy.deepcopy(folded[0])
-    applying.apply(model, LoadedPlan(plan, tensors))
+    applying.apply(model, LoadedPlan(plan, tensors, eight_bits=formats.eight_bits_of(plan.target)))
     return model
 
 
@@ -271,10 +272,12 @@ def test_scales_too_small_for_half_precision_are_held_where_it_can(
 ) -> None:
     """A channel with a tiny layer scale has weights below fp16's normal range."""
     scales = torch.tensor([1e-9, 1e-3, 0.3])
-    held = plans.representable(scales, "tensorrt_rtx", "fp16")
+    held = plans.representable(scales, formats.eight_bits_of("tensorrt"), "fp16")
     assert held[0] == torch.finfo(torch.float16).smallest_normal
     assert torch.equal(held.half().float(), held)
-    assert torch.equal(plans.representable(scales, "openvino", "bf16"), scales)  # its graph is fp32
+    assert torch.equal(
+        plans.representable(scales, formats.eight_bits_of("openvino"), "bf16"), scales
+    )  # its graph is fp32
     model = simulated(folded, drafted(folded, calibration, names=("head",)))
     model.get_submodule("head.classifier").weight_scale[0] = 1e-9
     with pytest.raises(PassError, match=r"head\.classifier\.weight_scale reaches down to 1e-09"):

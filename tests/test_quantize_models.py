@@ -21,7 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from reparametrize import State, with_outlier_channels, with_residual_offsets, write_twin
 from safetensors.torch import load_file
 
-from convnext_deploy import api
+from convnext_deploy import api, formats
 from convnext_deploy.artifact.session import run_in_batches
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.models import checkpoint as weights
@@ -199,8 +199,9 @@ def in_8_bits(model: Trained, checkpoint: Path, target: Target, folder: Path) ->
         loaded.model,
         calibration,
         names,
-        type=plans.INT8[target],
+        type=formats.eight_bits_of(target).int8,
         target=target,
+        eight_bits=formats.eight_bits_of(target),
         method="mse",
         input="float32",
         rest="fp32",

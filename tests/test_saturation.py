@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_deploy import api, cli, env
+from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import ArtifactError, UsageError
 from convnext_deploy.formats import openvino
@@ -54,9 +55,10 @@ def test_x86_without_vnni_saturates(
     monkeypatch.setattr(saturation.platform, "machine", lambda: machine)
     monkeypatch.setattr(env, "cpu_features", lambda: flags)
     assert saturation.saturates() is expected
-    assert saturation.bits_for("openvino", "u8s8") == (7 if expected else 8)
-    assert saturation.bits_for("native", "u8s8") == saturation.bits_for("onnx", "u8s8") == 8
-    assert ("saturates" in saturation.words()) is expected
+    assert saturation.bits_for(formats.eight_bits_of("openvino"), "u8s8") == (7 if expected else 8)
+    for exact in ("native", "onnx"):
+        assert saturation.bits_for(formats.eight_bits_of(exact), "u8s8") == 8
+    assert ("saturates" in saturation.words(("openvino",))) is expected
 
 
 def vpmaddubsw(a: Any, w: Any) -> Any:
@@ -136,9 +138,8 @@ def test_a_failed_verification_names_saturation_where_the_cpu_does_not_tell(monk
     monkeypatch.setattr(env, "cpu_features", set)
     monkeypatch.setattr(saturation.platform, "machine", lambda: "x86_64")
     openvino.refuse(REQUEST, plan_of())  # it may be exact
-    manifest: Any = SimpleNamespace(export=spec_of("openvino", record()))
-    assert "--weight-bits 7" in str(saturation.cause(manifest))
-    assert saturation.cause(SimpleNamespace(export=spec_of("onnx", record()))) is None  # type: ignore[arg-type]
+    assert "--weight-bits 7" in str(saturation.cause(formats.eight_bits_of("openvino"), record()))
+    assert saturation.cause(formats.eight_bits_of("onnx"), record()) is None
 
 
 FIVE = "0.5,0.5,0.5,0.5,0.5"
@@ -201,7 +202,7 @@ def test_a_models_weights_keep_the_range_that_its_plan_says(checkpoint: Path, tm
     loaded = load(str(checkpoint), image_size=(32, 32))
     example = torch.zeros(2, loaded.model.spec.in_chans, 32, 32)
     passes.fold(loaded.model, None, lambda m: (m(example),))
-    plan = plans.read(tmp_path / "native.json")
+    plan = replace(plans.read(tmp_path / "native.json"), eight_bits=formats.eight_bits_of("native"))
     applying.apply(loaded.model, plan)
     found = [
         m.weight.short().abs().max().item() for m in loaded.model.modules() if isinstance(m, applying.QuantizedLinear)

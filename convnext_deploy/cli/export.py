@@ -166,6 +166,7 @@ def _tensorrt(
     refit: str,
 ) -> "TensorRtSpec | None":
     """The TensorRT options as one record; None where none was given and the format is another."""
+    from .. import formats
     from ..records.manifest import TensorRtSpec
 
     targets: tuple[str, ...] = ()
@@ -189,4 +190,4 @@ def _tensorrt(
         version_compatible=version_compatible,
         refit=refit,  # type: ignore[arg-type]  # checked above
     )
-    return spec if spec != TensorRtSpec() or format in ("trt", "tensorrt", "tensorrt_rtx") else None
+    return spec if spec != TensorRtSpec() or format == "trt" or formats.get(format).ahead_of_time else None

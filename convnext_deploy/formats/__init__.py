@@ -11,6 +11,7 @@ from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
 from ..env import PACKAGES, missing, missing_line
 from ..errors import ArtifactError, MissingPackageError, UsageError
+from ..quantization.eight_bits import EightBits
 from ..records.base import Device
 from .base import Format
 
@@ -20,7 +21,8 @@ _NOT_FORMATS = {"__init__", "base"}
 @cache
 def names() -> tuple[str, ...]:
     """All format names, found by looking into this folder; nothing is imported."""
-    return tuple(sorted(f.stem for f in Path(__file__).parent.glob("*.py") if f.stem not in _NOT_FORMATS))
+    files = (file for folder in __path__ for file in Path(folder).glob("*.py"))
+    return tuple(sorted(file.stem for file in files if file.stem not in _NOT_FORMATS))
 
 
 def get(name: str) -> Format:
@@ -47,6 +49,19 @@ def get(name: str) -> Format:
     assert isinstance(found, Format)
     assert found.name == name
     return found
+
+
+def eight_bits_of(name: str) -> EightBits:
+    """How the format of that name computes in 8 bits.
+
+    Raises:
+        UsageError: it does not, or there is none of that name.
+    """
+    how = get(name).eight_bits
+    if how is None:
+        able = [other for other in names() if get(other).eight_bits is not None]
+        raise UsageError(f"format {name} takes no plan in 8 bits; expected one of {', '.join(able)}")
+    return how
 
 
 def require(fmt: Format, build: bool = False) -> None:

@@ -13,6 +13,7 @@ from ..errors import BuildError, MissingPackageError
 from ..graph.capture import DeployGraph
 from ..graph.onnx_read import shares
 from ..models.convnext import ConvNeXt, multiply_accumulates
+from ..quantization.eight_bits import EightBits
 from ..records.manifest import Manifest, PrecisionTruth
 from ..runtimes.torch_session import TorchSession, opening, whole_float32
 from .base import Format
@@ -98,4 +99,6 @@ FORMAT = Format(
     cuda_graphs=True,
     build=build,
     load=load,
+    # In the fused kernels only.
+    eight_bits=EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, family="kernels"),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..artifact.readback import Contents
 from ..artifact.session import RunOptions, Session
+from ..quantization.eight_bits import EightBits
 from ..records.base import Device, Precision
 from ..records.manifest import ExportRequest, Manifest
 from ..records.plan import Plan
@@ -48,3 +49,6 @@ class Format:
     kernels: bool = False  # can run `convnext_deploy.kernels`
     cuda_graphs: bool = False  # its session replays a captured CUDA graph where it is told to
     ahead_of_time: bool = False  # built from a graph on the CPU, whatever device it is for
+    eight_bits: EightBits | None = None  # how it computes what a plan quantizes; None: it takes no such plan
+    bf16_features: frozenset[str] = frozenset()  # CPU features, any of which makes its bf16 faster than its fp32
+    benched: frozenset[Device] = frozenset()  # where `bench` takes it without being told to

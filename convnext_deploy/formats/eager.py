@@ -13,6 +13,7 @@ from ..errors import ArtifactError, InputError
 from ..graph.capture import DeployGraph
 from ..graph.module_contents import stored
 from ..models.convnext import ConvNeXt
+from ..quantization.eight_bits import EightBits
 from ..records.manifest import Manifest
 from ..records.plan import OperationPlan
 from ..runtimes.torch_session import TorchSession, opening
@@ -160,4 +161,6 @@ FORMAT = Format(
     build=build,
     load=load,
     read_back=read_back,
+    # In the fused kernels only.
+    eight_bits=EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, family="kernels"),
 )

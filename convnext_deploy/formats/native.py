@@ -14,6 +14,7 @@ from ..env import usable_cores
 from ..native import library, packed_read
 from ..native.engine import Engine, Network
 from ..native.packed import TYPES
+from ..quantization.eight_bits import EightBits
 from ..records.manifest import ExportRequest, Manifest, ModelSpec, PrecisionTruth
 from ..records.plan import Plan
 from ..records.timing import LayerKind, LayerTime
@@ -153,4 +154,7 @@ FORMAT = Format(
     refuse=refuse,
     ready=library.state,
     own_network=True,
+    eight_bits=EightBits(int8="u8s8"),
+    benched=frozenset({"cpu"}),
+    bf16_features=frozenset({"avx512_bf16", "amx_bf16"}),
 )

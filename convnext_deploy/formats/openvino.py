@@ -15,6 +15,7 @@ from ..env import needs
 from ..errors import ArtifactError, BuildError, UsageError
 from ..graph.onnx_read import macs_of, shares
 from ..quantization import saturation
+from ..quantization.eight_bits import EightBits
 from ..records.base import Precision
 from ..records.manifest import ExportRequest, Manifest, PrecisionTruth
 from ..records.plan import Plan
@@ -55,7 +56,7 @@ def build(graph: "DeployGraph", folder: Path) -> None:
 class OpenVinoSession(Session):
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
         super().__init__(manifest, options)
-        refused = saturation.refusal("openvino", manifest.export.quantization)
+        refused = saturation.refusal("OpenVINO", manifest.export.quantization)
         if refused is not None:
             raise ArtifactError(f"{path}: {refused}")
         with needs("openvino"):
@@ -186,7 +187,7 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> OpenVinoSessi
 
 
 def refuse(request: ExportRequest, plan: Plan | None) -> None:
-    line = saturation.refusal("openvino", plan)
+    line = saturation.refusal("OpenVINO", plan)
     if line is not None:
         raise UsageError(line)
 
@@ -256,4 +257,8 @@ FORMAT = Format(
     load=load,
     refuse=refuse,
     read_back=read_back,
+    # Its GELU is part of a convolution, and its tanh form gains nothing.
+    eight_bits=EightBits(int8="u8s8", convolutions=True, saturates=True),
+    benched=frozenset({"cpu"}),
+    bf16_features=frozenset({"avx512_bf16", "amx_bf16"}),
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..artifact.session import RunOptions
 from ..graph.capture import DeployGraph
+from ..quantization.eight_bits import EightBits
 from ..records.manifest import ExportRequest, Manifest
 from ..records.plan import Plan
 from ..runtimes.tensorrt import session
@@ -39,4 +40,6 @@ FORMAT = Format(
     refuse=refuse,
     ahead_of_time=True,
     cuda_graphs=True,
+    eight_bits=EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, convolutions=True, family="tensorrt"),
+    benched=frozenset({"cuda"}),
 )

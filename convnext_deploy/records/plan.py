@@ -41,8 +41,7 @@ class CalibrationReport(Record, frozen=True, kw_only=True):
     tensors: tuple[TensorRange, ...]
 
 
-# Formats that compute in 8 bits; eager and aotinductor do so in the fused kernels only.
-Target = Literal["onnx", "openvino", "native", "tensorrt", "tensorrt_rtx", "eager", "aotinductor"]
+Target = str  # a format's name, of those that compute in 8 bits (`Format.eight_bits`)
 # u8s8: unsigned activations with a zero point, signed weights; s8s8: both signed, no zero points; fp8: both E4M3.
 # fp32: kept from the plan's rest type, because half precision would overflow there.
 OperationType = Literal["u8s8", "s8s8", "fp8", "fp32"]

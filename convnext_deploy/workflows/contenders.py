@@ -103,8 +103,10 @@ def measured_ceilings(device: Device, threads: int | None, precisions: Sequence[
 def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
     """(runtimes that `bench` takes by default, a line for each that is left out)."""
     found, left_out = ["torch"], ["torch.compile is left out: it compiles half a minute a row; ask with --runtime"]
-    for name in ("onnx", "openvino", "native") if device == "cpu" else ("onnx", "tensorrt", "tensorrt_rtx"):
+    for name in formats.names():
         fmt = formats.get(name)
+        if device not in fmt.benched:
+            continue
         try:
             formats.state(fmt)
         except MissingPackageError as error:

@@ -4,6 +4,7 @@ import datetime
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,12 +148,13 @@ def plan_for(
     """
     if plan is None:
         return None
-    from ..quantization.plan import ALIKE, LoadedPlan, read
+    from ..quantization.plan import LoadedPlan, read
 
     loaded = plan if isinstance(plan, LoadedPlan) else read(arguments.path("plan", plan, "a plan of `quantize`"))
     target, rest, format = loaded.plan.target, loaded.plan.rest, fmt.name
-    same = format == target or any({format, target} <= alike for alike in ALIKE)
-    if loaded.plan.eight_bits is not None and not same:
+    how = None if loaded.plan.eight_bits is None else formats.eight_bits_of(target)
+    same = format == target or (fmt.eight_bits is not None and fmt.eight_bits.computes_as(how))
+    if how is not None and not same:
         raise UsageError(f"the plan is for {target}, not for {format}; run quantize with --target {format}")
     if rest != "fp32" and _kept(loaded.plan) and not fmt.typed_graph:
         raise UsageError(
@@ -161,7 +163,7 @@ def plan_for(
         )
     if precision not in (None, rest):
         raise UsageError(f"--precision {precision}, but the plan leaves the rest in {rest}; leave --precision out")
-    return loaded
+    return replace(loaded, eight_bits=how)
 
 
 def _quantization(loaded: "LoadedPlan | None", model: ModelSpec) -> QuantizationRecord | None:
@@ -308,6 +310,6 @@ def _judge(record: Manifest, fmt: "Format", folder: Path, target: Path) -> None:
         manifest.replace(folder, rejected, manifest.REJECTED_NAME)
     # The tolerances are those of the precision that was asked for: where another ran, the outputs are its consequence.
     error = PrecisionError if imprecise else ParityError
-    cause = saturation.cause(record)
+    cause = saturation.cause(fmt.eight_bits, record.export.quantization)
     likely = () if cause is None else (cause,)
     raise error(f"{'; '.join((*likely, *imprecise, *wrong))}; {where}")

@@ -14,6 +14,7 @@ from ..artifact.manifest import Artifact, write_file
 from ..artifact.trust import built_here
 from ..data import numbering, sources
 from ..errors import CheckFailed, DataError, UsageError
+from ..formats.base import Format
 from ..models import passes
 from ..models.source import Source
 from ..quantization import plan as plans
@@ -22,6 +23,7 @@ from ..quantization.apply import apply
 from ..quantization.calibrate import open_images, report
 from ..quantization.distance import outputs, pixels_of
 from ..quantization.draft import prepare
+from ..quantization.eight_bits import EightBits
 from ..quantization.plan import LoadedPlan
 from ..records.base import InputKind, PlanType, Precision
 from ..records.manifest import BatchRange, ExportRequest, TensorRtSpec
@@ -97,9 +99,10 @@ def quantize(
         CheckFailed: a search found no plan that is faster and passes; its `<name>.search.json` says why.
     """
     target, input = recipe.target, recipe.input
-    kind = _refuse_early(out, recipe, goal, force)
-    bits = _weight_bits(recipe.weight_bits, target, kind, searching=goal is not None)
-    rest = recipe.rest or ("fp16" if target in plans.GPU_TARGETS else "fp32")
+    fmt, how = formats.get(target), formats.eight_bits_of(target)
+    kind = _refuse_early(fmt, how, out, recipe, goal, force)
+    bits = _weight_bits(recipe.weight_bits, target, how, kind, searching=goal is not None)
+    rest = recipe.rest or how.rest
     classes = numbering.class_map(goal.labels) if goal is not None and goal.labels is not None else None
     say("loading the checkpoint")
     loaded = source.load()
@@ -132,6 +135,7 @@ def quantize(
         [name for name in plans.products(model) if folder is not None or plans.kind_of(name) in KINDS],
         preprocessing=facts,
         target=target,
+        eight_bits=how,
         type=kind,
         method=recipe.method,
         input=input,
@@ -149,8 +153,6 @@ def quantize(
     write_file(out.with_suffix(".calibration.json"), manifest.encode(ranges))
     if goal is None or folder is None or selection is None or final is None:
         return plans.write(out, drafted.plan, drafted.tensors), None
-
-    fmt = formats.get(target)
 
     def build(path: Path, plan: LoadedPlan | None, precision: Precision | None) -> Artifact:
         if (path / manifest.MANIFEST_NAME).exists():
@@ -200,21 +202,23 @@ def quantize(
     return plans.write(out, best.plan, best.tensors), result
 
 
-def _refuse_early(out: Path, recipe: Recipe, goal: Goal | None, force: bool) -> OperationType:
+def _refuse_early(
+    fmt: Format, how: EightBits, out: Path, recipe: Recipe, goal: Goal | None, force: bool
+) -> OperationType:
     """The operations' type; everything that can be refused before any work."""
     target = recipe.target
     plans.check_target(out, force)
-    if recipe.type == "fp8" and target not in plans.GPU_TARGETS:
+    if recipe.type == "fp8" and not how.fp8:
         raise UsageError(f"--type fp8 is for NVIDIA GPUs; {target} computes int8 in 8 bits")
-    if goal is not None and target in plans.KERNELS:
+    if goal is not None and fmt.kernels:
         raise UsageError(
             f"--max-drop chooses single operations, and {target} runs both linears of a block in 8 bits or none; "
             "leave --max-drop out, and hold the artifact against fp32 with gate"
         )
-    if recipe.tensorrt is not None and target not in plans.TENSORRT:
+    if recipe.tensorrt is not None and not fmt.ahead_of_time:
         raise UsageError(f"--target-gpu is for TensorRT, not for {target}")
-    formats.require(formats.get(target), build=True)
-    return "fp8" if recipe.type == "fp8" else plans.INT8[target]
+    formats.require(fmt, build=True)
+    return "fp8" if recipe.type == "fp8" else how.int8
 
 
 def _sets(
@@ -260,7 +264,9 @@ def _require(source: sources.ImageSource, least: int, why: str = "") -> None:
         raise DataError(f"{source.name} has {len(source)} images; at least {least} are needed{why}, give more")
 
 
-def _weight_bits(asked: WeightBits | None, target: Target, kind: OperationType, *, searching: bool) -> WeightBits:
+def _weight_bits(
+    asked: WeightBits | None, target: Target, how: EightBits, kind: OperationType, *, searching: bool
+) -> WeightBits:
     """The bits of the weights: as asked, or what the target multiplies exactly here.
 
     Raises:
@@ -268,7 +274,7 @@ def _weight_bits(asked: WeightBits | None, target: Target, kind: OperationType, 
     """
     if asked == 7 and kind != "u8s8":
         raise UsageError(f"--weight-bits 7 is for targets that multiply u8 by s8; {target} multiplies {kind}")
-    exact = saturation.bits_for(target, kind)
+    exact = saturation.bits_for(how, kind)
     if searching and asked == 8 and exact == 7:
         raise UsageError(
             f"--weight-bits 8 saturates with {target} on this CPU (x86 without VNNI), where the search runs; "
