@@ -26,7 +26,7 @@ from convnext_deploy.records.manifest import BatchRange
 from convnext_deploy.records.timing import BenchResult, Ceilings
 from convnext_deploy.timing import compare, roofline
 from convnext_deploy.timing.worker import Worker
-from convnext_deploy.workflows import contenders
+from convnext_deploy.workflows import contenders, counterparts
 from convnext_deploy.workflows.bench import Plan, bench
 from convnext_deploy.workflows.contenders import Contender, Wanted
 
@@ -424,7 +424,7 @@ def test_timms_own_module_opens_and_runs_in_every_precision(precision: Precision
     want = Wanted(
         model="test_resnet", runtime="torch", precision=precision, task="classify", image_size=(64, 64), device="cpu"
     )
-    session = contenders.open_timm(msgspec.to_builtins(want), threads=1)
+    session = counterparts.open_timm(msgspec.to_builtins(want), threads=1)
     (logits,) = session.run(np.zeros((2, 3, 64, 64), np.float32))
     assert logits.shape == (2, 1000)
     assert set(session.precision().executed or ()) == {precision}
@@ -459,7 +459,7 @@ def test_a_baseline_is_built_verified_and_reused(
     assert made.parity < 1e-5
     assert contenders.built([want], said.append) == [made]
     assert said == [f"building test_resnet {runtime} fp32"]
-    session = contenders.open_baseline(str(want.folder), "cpu", 1)
+    session = counterparts.open_baseline(str(want.folder), "cpu", 1)
     source = baselines.Baseline("test_resnet", (64, 64), "classify")
     images = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
     with torch.inference_mode():

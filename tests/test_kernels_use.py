@@ -19,8 +19,9 @@ from convnext_deploy import api, env, formats
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import InputError, UsageError
+from convnext_deploy.graph.capture import DeployGraph
 from convnext_deploy.kernels import choice
-from convnext_deploy.kernels.use import FusedQuantizedBlock, alternatives, parts, use_kernels
+from convnext_deploy.kernels.use import FusedBlock, FusedQuantizedBlock, alternatives, parts, use_kernels
 from convnext_deploy.models import passes
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.registry import spec
@@ -247,6 +248,29 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         choice, "refuse", lambda spec, *rest: refuse(msgspec.structs.replace(spec, device="cuda"), *rest)
     )
+
+
+@pytest.mark.parametrize("format", ["eager", "aotinductor"])
+def test_a_format_captures_and_builds_the_module_with_the_kernels_in_it(
+    format: str, checkpoint: Path, tmp_path: Path, without_a_gpu: None, replaced_format: Callable[..., None]
+) -> None:
+    """They are put in before the graph is frozen: no format rewrites what it was given."""
+    seen: list[DeployGraph] = []
+
+    def build(graph: DeployGraph, folder: Path) -> None:
+        seen.append(graph)
+        raise KeyboardInterrupt
+
+    replaced_format(format, build=build)
+    with pytest.raises(KeyboardInterrupt):
+        api.export(
+            str(checkpoint), format=format, kernels="all", image_size=64, batch=2, out=tmp_path / "o", device="cpu"
+        )
+    (graph,) = seen
+    assert graph.export.kernels == ALL
+    called = {str(node.target) for node in graph.program.graph.nodes if node.op == "call_function"}
+    assert {name for name in called if name.startswith("convnext_deploy.")}
+    assert any(isinstance(module, FusedBlock) for module in graph.module.modules())
 
 
 @pytest.mark.parametrize("type", ["int8", "fp8"])
@@ -491,7 +515,7 @@ def test_a_replayed_session_reads_each_new_batch(
 
 def test_a_graph_is_replayed_on_a_gpu_only(artifact_of: Callable[..., Artifact]) -> None:
     with pytest.raises(
-        UsageError, match="format eager replays no CUDA graph on cpu; TensorRT's, eager and aotinductor do"
+        UsageError, match="format eager replays no CUDA graph on cpu; aotinductor, eager, tensorrt, tensorrt_rtx do"
     ):
         api.load(artifact_of("eager").path, cuda_graph=True)
 

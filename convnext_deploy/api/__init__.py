@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import msgspec
 import numpy as np
 
-from .. import arguments, env
+from .. import arguments, env, formats
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
@@ -19,7 +19,7 @@ from ..records.accuracy import EvalResult, Limits, Verdict
 from ..records.base import STRIDE, Device, Precision, Task
 from ..records.timing import BenchResult, ProfileResult, RooflineResult, Timing
 from ..workflows.export import Say, silent
-from .artifacts import export, load, opened, refit, session_of
+from .artifacts import export, load, opened, refit
 from .plans import half, quantize
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def evaluate(
 
     classes = numbering.class_map(labels) if labels is not None else None
     source = sources.open_source(data, split)
-    session = session_of(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
+    session = formats.opened(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
     return run(
         session,
         source,
@@ -223,7 +223,7 @@ def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions
     from ..timing import measure
 
     batch = artifacts["baseline"].manifest.export.batch.opt
-    sessions = {name: session_of(artifact, options, trust) for name, artifact in artifacts.items()}
+    sessions = {name: formats.opened(artifact, options, trust) for name, artifact in artifacts.items()}
     images = {}
     for name, artifact in artifacts.items():
         model = artifact.manifest.model
@@ -254,7 +254,7 @@ def profile(
     from ..timing.profile import profile as run
 
     found = artifact.manifest
-    session = session_of(artifact, RunOptions(device=device, threads=threads), trust)
+    session = formats.opened(artifact, RunOptions(device=device, threads=threads), trust)
     size = found.export.batch.opt if batch is None else batch
     pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
     return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)

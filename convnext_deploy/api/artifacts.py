@@ -38,23 +38,13 @@ def load(
         MissingPackageError: the runtime is not installed.
     """
     artifact = opened(path, device=device, threads=threads, cuda_graph=cuda_graph, trust=trust)
-    return session_of(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
+    return formats.opened(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
 
 
 def opened(path: arguments.Location, **given: Any) -> Artifact:
     """The artifact, every file of it checked, after the arguments of a function that runs it."""
     arguments.check(**given)
     return manifest.verified(arguments.path("path", path, "an artifact folder"))
-
-
-def session_of(artifact: Artifact, options: RunOptions, trust: bool = False) -> Session:
-    """A session of a verified artifact, with a CUDA graph only where the format replays one."""
-    fmt = formats.of(artifact)
-    if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
-        raise UsageError(
-            f"format {fmt.name} replays no CUDA graph on {options.device}; TensorRT's, eager and aotinductor do on cuda"
-        )
-    return formats.opened(artifact, options, trust)
 
 
 def export(

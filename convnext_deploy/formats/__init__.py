@@ -117,8 +117,11 @@ def opened(artifact: Artifact, options: RunOptions, trust: bool = False) -> Sess
     Raises:
         ArtifactError: it is of a format that is not known, lacks the format's file, or brings code that is not trusted.
         MissingPackageError: the runtime is not installed.
+        UsageError: it does not run on the device, or replays no CUDA graph there.
     """
     fmt = of(artifact)
+    if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
+        raise UsageError(f"format {fmt.name} replays no CUDA graph on {options.device}; {_replaying()} do on cuda")
     require(fmt)
     refuse_device(fmt, options.device)
     main = f"model{fmt.suffix}"
@@ -126,6 +129,17 @@ def opened(artifact: Artifact, options: RunOptions, trust: bool = False) -> Sess
         raise ArtifactError(f"{artifact.path} lists no {main}, which format {fmt.name} opens; export the model again")
     refuse_untrusted(fmt, artifact, trust)
     return fmt.load(artifact.path, artifact.manifest, options)
+
+
+def _replaying() -> str:
+    """The formats that replay CUDA graphs, of those whose packages are here."""
+    able = []
+    for name in names():
+        try:
+            able += [name] if get(name).cuda_graphs else []
+        except MissingPackageError:
+            continue
+    return ", ".join(able)
 
 
 def refuse_untrusted(fmt: Format, artifact: Artifact, trust: bool = False) -> None:

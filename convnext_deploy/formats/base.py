@@ -13,7 +13,10 @@ from ..records.manifest import ExportRequest, Manifest
 from ..records.plan import Plan
 
 if TYPE_CHECKING:  # it needs torch, and a format that only loads may not
+    from torch import nn
+
     from ..graph.capture import DeployGraph
+    from ..models.convnext import ConvNeXt
 
 StandIn = Callable[[Manifest], Session]
 
@@ -45,6 +48,8 @@ class Format:
         None  # raises for what else it cannot do, before any work
     )
     ready: Callable[[], str] = lambda: "ready"  # how, in a few words; raises MissingPackageError where it cannot build
+    # The network in the form that it captures: the last rewrite before the graph is frozen.
+    rewrite: "Callable[[ConvNeXt], nn.Module] | None" = None
     own_network: bool = False  # what it holds is this package's ConvNeXt, and no other model
     kernels: bool = False  # can run `convnext_deploy.kernels`
     cuda_graphs: bool = False  # its session replays a captured CUDA graph where it is told to

@@ -1,6 +1,5 @@
 """The folded module's weights as safetensors, run by PyTorch from this package's own code."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,12 +28,7 @@ def build(graph: DeployGraph, folder: Path) -> None:
             tensors[f"{name}.shift"] = torch.tensor(module.shift, dtype=torch.float64)
     save_file(tensors, folder / FILE)
     if graph.export.kernels:
-        from ..kernels.use import use_kernels
-
-        module = copy.deepcopy(graph.module)
-        assert isinstance(module, ConvNeXt)
-        use_kernels(module, graph.export.kernels)
-        _prebuild(module, graph.example, graph.say)
+        _prebuild(graph.module, graph.example, graph.say)
 
 
 def _prebuild(module: nn.Module, images: Tensor, say: Callable[[str], None] = lambda _: None) -> None:

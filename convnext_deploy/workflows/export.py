@@ -1,7 +1,5 @@
 """`export`: the only place that knows the order of its steps."""
 
-import datetime
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,24 +10,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import arguments, env, formats
+from .. import arguments, formats
 from ..accuracy import probes
-from ..artifact import manifest, readback, trust, verify
+from ..artifact import manifest
 from ..artifact.manifest import Artifact
-from ..artifact.session import RunOptions, Session
+from ..artifact.session import RunOptions
 from ..data import preprocess
-from ..errors import ParityError, PrecisionError, UsageError
+from ..errors import UsageError
 from ..models.source import Source
-from ..quantization import saturation
 from ..records.base import KernelChoice, Precision
 from ..records.manifest import (
     ExportRequest,
     ExportSpec,
-    Manifest,
     ModelSpec,
     OracleRecord,
-    PrecisionTruth,
-    ReadBack,
 )
 from ..records.plan import Plan, QuantizationRecord
 
@@ -37,6 +31,7 @@ if TYPE_CHECKING:
     from ..formats.base import Format
     from ..models.checkpoint import Loaded
     from ..quantization.plan import LoadedPlan
+    from . import build
 
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 Say = Callable[[str], None]
@@ -87,25 +82,19 @@ def export(
     target = out or Path("build") / f"{model.architecture}-{fmt.name}-{name}"
     manifest.check_target(target, force)
     _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
+    from . import build
+
     say("computing the reference in fp32")
     sets = probes.of_source(loaded, request.dynamic_image_size, verify_data)
     judge = _oracle(loaded, sets[0], say)
     with manifest.staged(target, say) as folder:
-        found, opened, sets = _build(fmt, request, loaded, sets, folder, say, refit_from, plan, kernels)
+        made = build.built(fmt, _prepared(fmt, request, loaded, sets, judge, plan, kernels, refit_from, say), folder)
         del loaded  # the source's weights; the runtime brings its own copy
         say("verifying")
-        session = opened(found)
-        parity, truth = probes.judged(session, found, sets, source.load), session.precision()
-        record = msgspec.structs.replace(
-            found, parity=parity, precision=truth, oracle=judge, files=manifest.file_records(folder)
-        )
-        _judge(record, fmt, folder, target)
+        record = build.verified(fmt, made, folder, target, reload=source.load)
         (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
-    made = manifest.read(target)
-    unrecorded = trust.remember(made.sha256) if fmt.runs_code else None
-    if unrecorded is not None:
-        say(f"not recorded as built by you, so that opening it needs --trust: {unrecorded}")
-    return made
+    build.remember(fmt, target, manifest.MANIFEST_NAME, say)
+    return manifest.read(target)
 
 
 def _refuse_early(fmt: "Format", request: ExportRequest, plan: "LoadedPlan | None", kernels: KernelChoice) -> None:
@@ -208,28 +197,24 @@ def _oracle(loaded: "Loaded", probe: probes.Probe, say: Say) -> OracleRecord:
     return record
 
 
-def _build(
+def _prepared(
     fmt: "Format",
     request: ExportRequest,
     loaded: "Loaded",
     sets: tuple[probes.Probe, ...],
-    folder: Path,
-    say: Say,
-    refit_from: Path | None,
+    judge: OracleRecord,
     plan: "LoadedPlan | None",
     kernels: KernelChoice,
-) -> tuple[Manifest, Callable[[Manifest], Session], tuple[probes.Probe, ...]]:
-    """Rewrite, capture and build.
-
-    Returns:
-        The manifest so far, what opens the result (or its stand-in) for verification, and the sets of images with
-        the simulations' outputs.
-    """
+    refit_from: Path | None,
+    say: Say,
+) -> "build.Prepared":
+    """The module rewritten to its final form, in the order that every later step relies on."""
     import torch
 
-    from ..graph.capture import DeployGraph, input_record, output_records
+    from ..graph.capture import DeployGraph
     from ..graph.module_contents import expected_of
     from ..models import passes
+    from . import build
 
     model = loaded.model
     say("folding")
@@ -259,57 +244,22 @@ def _build(
     repeated = probe[np.arange(size) % len(probe)]
     example = torch.from_numpy(probes.as_input(loaded, model, repeated))
     place = "cpu" if fmt.ahead_of_time else spec.device
-    graph = DeployGraph(module=model.to(place), export=spec, example=example.to(place), say=say, refit_from=refit_from)
-    say(f"building {fmt.name}")
-    held = (
-        None if fmt.read_back is None else expected_of(model, halved=not fmt.typed_graph and spec.precision == "fp16")
-    )
-    stand_in = fmt.build(graph, folder)
-    found = Manifest(
-        schema_version=1,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        tool=f"convnext-deploy {env.version()}",
-        model=model.spec,
+    model.to(place)
+    held = None
+    if fmt.read_back is not None:
+        held = expected_of(model, halved=not fmt.typed_graph and spec.precision == "fp16")
+    if spec.kernels:
+        from ..kernels.use import use_kernels  # which looks for triton
+
+        use_kernels(model, spec.kernels)
+    module = model if fmt.rewrite is None else fmt.rewrite(model)
+    return build.Prepared(
+        graph=DeployGraph(module=module, export=spec, example=example.to(place), say=say, refit_from=refit_from),
+        sets=sets,
         weights=loaded.weights,
         preprocessing=loaded.preprocessing,
         labels=loaded.labels,
-        export=spec,
-        inputs=(input_record(model.spec, spec),),
-        outputs=output_records(model.spec, spec),
         passes=records,
-        parity=(),
-        precision=PrecisionTruth(graph={}),
-        versions=env.versions(),
-        machine=env.machine(),
-        files=(),
-        read_back=_read_back(fmt, held, folder),
+        oracle=judge,
+        held=held,
     )
-    opened = stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
-    return found, opened, sets
-
-
-def _read_back(fmt: "Format", held: readback.Expected | None, folder: Path) -> ReadBack:
-    """The built files beside the module that they were built from."""
-    if fmt.read_back is None or held is None:
-        return ReadBack(tensors=0, epsilons=None, activations=None, unread=f"{fmt.name}'s files cannot be read back")
-    return readback.differences(fmt.read_back(folder), held)
-
-
-def _judge(record: Manifest, fmt: "Format", folder: Path, target: Path) -> None:
-    """Keep a wrong artifact aside, with its report, and raise."""
-    wrong = [f"on {parity.images}: {failure}" for parity in record.parity for failure in parity.failures]
-    wrong += record.read_back.failures if record.read_back else ()
-    imprecise = verify.precision_failures(record.precision, record, fmt.typed_graph, engine=fmt.ahead_of_time)
-    if not wrong and not imprecise:
-        return
-    rejected = target.absolute().with_name(target.name + ".rejected")
-    (folder / manifest.REJECTED_NAME).write_bytes(manifest.encode(record))
-    in_the_way = manifest.not_ours(rejected, manifest.REJECTED_NAME) if os.path.lexists(rejected) else None
-    where = f"kept aside in {rejected}" if in_the_way is None else f"not kept aside: {in_the_way}"
-    if in_the_way is None:
-        manifest.replace(folder, rejected, manifest.REJECTED_NAME)
-    # The tolerances are those of the precision that was asked for: where another ran, the outputs are its consequence.
-    error = PrecisionError if imprecise else ParityError
-    cause = saturation.cause(fmt.eight_bits, record.export.quantization)
-    likely = () if cause is None else (cause,)
-    raise error(f"{'; '.join((*likely, *imprecise, *wrong))}; {where}")
