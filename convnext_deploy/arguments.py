@@ -289,6 +289,10 @@ def record(name: str, value: Any, kind: type[T], expected: str) -> T:
         value = {field: getattr(value, field) for field in kind.__struct_fields__}  # type: ignore[attr-defined]
     elif not isinstance(value, Mapping):
         raise _refused(name, value, expected)
+    known = kind.__struct_fields__  # type: ignore[attr-defined]
+    for field in value:
+        if field not in known:
+            raise UsageError(f"{name} has {shown(field)}; expected any of {', '.join(known)}")
     try:
         return msgspec.convert(dict(value), kind)
     except msgspec.ValidationError as error:

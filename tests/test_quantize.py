@@ -181,7 +181,7 @@ def test_a_centred_tensor_uses_the_codes_that_a_symmetric_range_leaves_empty(
     model: ConvNeXt, calibration: Calibration, sha256: str
 ) -> None:
     loaded = drafted(model, calibration, sha256, "tensorrt_rtx")
-    shifted = corrections.shifted(loaded.plan, calibration, model)
+    shifted = corrections.shifted(loaded, calibration, model)
     for name, operation in shifted.operations.items():
         before = loaded.plan.operations[name]
         if plans.kind_of(name) != "project":

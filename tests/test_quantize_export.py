@@ -150,7 +150,6 @@ def test_a_plan_survives_its_file(folded: tuple[ConvNeXt, str], calibration: Cal
         (lambda d: d["operations"]["head"].update(scal=1.0), "scal"),
         (lambda d: d["operations"]["head"].update(scale=-1.0), "scale"),
         (lambda d: d["operations"]["head"].update(scale=None), "head has type u8s8 and scale None"),
-        (lambda d: d.update(target="coreml"), "coreml"),
         (lambda d: d.update(calibration=None), "names no calibration"),
         (lambda d: d.update(tensors_sha256="0" * 64), "plan.safetensors is missing"),
     ],
@@ -166,6 +165,14 @@ def test_a_plan_with_a_mistake_is_refused_in_one_line(
     with pytest.raises(UsageError, match=message) as caught:
         plans.read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_for_a_format_that_does_not_exist_is_refused_before_any_work(
+    folded: tuple[ConvNeXt, str], calibration: Calibration, tmp_path: Path
+) -> None:
+    plans.write(tmp_path / "plan.json", msgspec.structs.replace(drafted(folded, calibration), target="coreml"), {})
+    with pytest.raises(UsageError, match="unknown format coreml"):
+        api.export("absent.safetensors", plan=tmp_path / "plan.json", out=tmp_path / "out")
 
 
 def test_tensors_of_another_plan_are_refused(

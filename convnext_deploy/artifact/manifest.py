@@ -61,8 +61,8 @@ def decode(text: bytes, where: str) -> Manifest:
     """Parse `manifest.json`'s bytes.
 
     Raises:
-        ArtifactError: not JSON, of another schema, a field missing, unknown or of the wrong type, or a file path
-            that would leave the folder.
+        ArtifactError: not JSON, of another schema, a field missing or of the wrong type, or a file path that would
+            leave the folder.
     """
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
@@ -73,6 +73,24 @@ def decode(text: bytes, where: str) -> Manifest:
         if path.is_absolute() or ".." in path.parts or "\\" in file.path or "\0" in file.path or not path.parts:
             raise ArtifactError(f"{where} lists the file {file.path!r}, which is not inside the artifact folder")
     return manifest
+
+
+def unread(text: bytes, record: Manifest) -> tuple[str, ...]:
+    """The fields of `manifest.json`'s bytes that this version does not know, such as `export.speed`."""
+    return tuple(_unread(msgspec.json.decode(text), msgspec.to_builtins(record), ""))
+
+
+def _unread(given: Any, known: Any, where: str) -> Iterator[str]:
+    if isinstance(given, dict) and isinstance(known, dict):
+        for name, value in given.items():
+            path = f"{where}.{name}" if where else name
+            if name not in known:
+                yield path
+            else:
+                yield from _unread(value, known[name], path)
+    elif isinstance(given, list) and isinstance(known, list | tuple):
+        for one, other in zip(given, known, strict=True):
+            yield from _unread(one, other, where)
 
 
 def encode(record: Any) -> bytes:

@@ -32,6 +32,9 @@ def inspect(
         return
     opened = manifest.verified(artifact)
     text = details(artifact, opened.manifest, opened.bytes)
+    later = manifest.unread((artifact / manifest.MANIFEST_NAME).read_bytes(), opened.manifest)
+    if later:
+        text += f"\nof a later version, and not read: {', '.join(dict.fromkeys(later))}"
     if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
         from ..runtimes.tensorrt import session
 

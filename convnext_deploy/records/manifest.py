@@ -4,7 +4,19 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Device, Fraction, InputKind, PlanType, Positive, Precision, Record, Sha256, Task
+from .base import (
+    SCHEMA,
+    Device,
+    Fraction,
+    InputKind,
+    PlanType,
+    Positive,
+    Precision,
+    Record,
+    SchemaVersion,
+    Sha256,
+    Task,
+)
 from .plan import QuantizationRecord
 
 Stem = Literal["patch", "overlap", "overlap_tiered", "overlap_act"]
@@ -82,6 +94,7 @@ class TensorRtSpec(Record, frozen=True, kw_only=True):
 class EngineRecord(Record, frozen=True, kw_only=True):
     """`build.json` of an engine: how it was built. The manifest holds its hash."""
 
+    schema_version: SchemaVersion = SCHEMA
     module: str  # import name: tensorrt or tensorrt_rtx
     version: str
     targets: tuple[str, ...]
@@ -187,7 +200,7 @@ class FileRecord(Record, frozen=True, kw_only=True):
 class Manifest(Record, frozen=True, kw_only=True):
     """`manifest.json`: everything an artifact folder says about itself."""
 
-    schema_version: Literal[1]
+    schema_version: SchemaVersion
     created: str  # ISO 8601, UTC
     tool: str
     model: ModelSpec

@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Decision, Fraction, InputKind, PlanType, Positive, Precision, Record, Sha256
+from .base import (
+    SCHEMA,
+    Decision,
+    Fraction,
+    HandWritten,
+    InputKind,
+    PlanType,
+    Positive,
+    Precision,
+    Record,
+    SchemaVersion,
+    Sha256,
+)
 from .timing import Timing
 
 # Calibration
@@ -30,6 +42,7 @@ class TensorRange(Record, frozen=True, kw_only=True):
 class CalibrationReport(Record, frozen=True, kw_only=True):
     """The ranges of a model's tensors, and the images they come from."""
 
+    schema_version: SchemaVersion = SCHEMA
     data: str
     data_sha256: Sha256  # of the encoded images themselves
     images: Positive
@@ -53,7 +66,7 @@ def eight_bits(types: Collection[str]) -> PlanType | None:
     return "int8" if {"u8s8", "s8s8"} & set(types) else "fp8" if "fp8" in types else None
 
 
-class OperationPlan(Record, frozen=True, kw_only=True):
+class OperationPlan(HandWritten, frozen=True, kw_only=True):
     """How one operation runs. `scale` and `zero_point` are those of its product's input; weights follow a channel."""
 
     type: OperationType
@@ -82,14 +95,14 @@ class CorrectionRecord(Record, frozen=True, kw_only=True):
     images: Positive  # held out: not among those that it was computed from
 
 
-class Plan(Record, frozen=True, kw_only=True):
+class Plan(HandWritten, frozen=True, kw_only=True):
     """`<plan>.json`: which operations of one checkpoint run in 8 bits, with which scales, for one target.
 
     Operations that are not named run in `rest`. Balancing factors, corrected biases and rounded weights, where there
     are any, lie in `<plan>.safetensors`.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA
     target: Target
     architecture: str
     weights_sha256: Sha256  # `WeightsRecord.tensors_sha256` of the checkpoint
@@ -133,6 +146,7 @@ class PlanCandidate(Record, frozen=True, kw_only=True):
 class SearchResult(Record, frozen=True, kw_only=True):
     """`<plan>.search.json`: what a search under an accuracy budget measured, and what it chose."""
 
+    schema_version: SchemaVersion = SCHEMA
     target: Target
     max_drop: float  # percentage points
     alpha: float
@@ -194,6 +208,7 @@ class HalfOperation(Record, frozen=True, kw_only=True):
 class HalfReport(Record, frozen=True, kw_only=True):
     """Which operations of a model overflow or lose their values in half precision."""
 
+    schema_version: SchemaVersion = SCHEMA
     data: str
     data_sha256: Sha256  # of the encoded images
     images: Positive

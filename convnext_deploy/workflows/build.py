@@ -17,6 +17,7 @@ from ..errors import ParityError, PrecisionError
 from ..formats.base import Format
 from ..graph.capture import DeployGraph, input_record, output_records
 from ..quantization import saturation
+from ..records.base import SCHEMA
 from ..records.manifest import (
     ExportSpec,
     Manifest,
@@ -85,7 +86,7 @@ def described(
         made: further fields of `Manifest`.
     """
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         tool=f"convnext-deploy {env.version()}",
         model=model,
