@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 Say = Callable[[str], None]
 
-PROBE_IMAGES = probes.IMAGES
 BUILD_SPACE = 3  # times the fp32 weights: the artifact, and what converters write beside it
 
 

@@ -375,11 +375,6 @@ class EngineSession(Session):
         self._stream.synchronize()
         return tuple(np.array(host.numpy()) for host in bound.fetched)
 
-    def device_outputs(self) -> tuple[Any, ...]:
-        """The outputs as torch tensors on the GPU, overwritten by the next `step`; call `sync` before reading."""
-        assert self._bound is not None, "bind and step come before the outputs"
-        return tuple(self._bound.outputs)
-
     def _precision(self) -> PrecisionTruth:
         graph = shares(self._record.products.values())
         inspector = self._engine.create_engine_inspector()
