@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -322,6 +322,17 @@ def write_file(path: Path, content: bytes) -> None:
     """Write one file atomically.
 
     Raises:
+        UsageError: as `writing`.
+    """
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that is open for writing, and has its name once everything was written.
+
+    Raises:
         UsageError: its folder does not exist or cannot be written; the temporary file's name would tell nobody that.
     """
     _check_folder_of(path)
@@ -329,7 +340,7 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         with staging.file_for(path) as (descriptor, name):
             with os.fdopen(os.dup(descriptor), "wb") as file:
-                file.write(content)
+                yield file
             os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
             os.replace(name, path)
     except OSError as error:
