@@ -628,7 +628,7 @@ def test_a_damaged_model_fails_in_every_form_of_output(
 def test_latency_and_size_of_artifacts_are_measured(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "LATENCY_S", 0.4)
+    monkeypatch.setattr("convnext_deploy.workflows.gate.LATENCY_S", 0.4)
     (tmp_path / "limits.toml").write_text("max_drop = 0.3\nmax_latency_ratio = 50\nmax_size_ratio = 1")
     same = ["--baseline", folder / "good", "--candidate", folder / "good", "--data", IMAGES]
     assert run(*same, "--limits", tmp_path / "limits.toml", "--json") == 0
