@@ -23,8 +23,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from convnext_deploy import api, cli
 from convnext_deploy.accuracy import gate, statistics
-from convnext_deploy.accuracy.evaluation import Predictions
 from convnext_deploy.accuracy.gate import Side
+from convnext_deploy.accuracy.predictions import Predictions
 from convnext_deploy.cli import words as verdict
 from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits, Verdict

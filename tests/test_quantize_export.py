@@ -171,7 +171,7 @@ def test_a_plan_for_a_format_that_does_not_exist_is_refused_before_any_work(
     folded: tuple[ConvNeXt, str], calibration: Calibration, tmp_path: Path
 ) -> None:
     plans.write(tmp_path / "plan.json", msgspec.structs.replace(drafted(folded, calibration), target="coreml"), {})
-    with pytest.raises(UsageError, match="unknown format coreml"):
+    with pytest.raises(UsageError, match="unknown format 'coreml'"):
         api.export("absent.safetensors", plan=tmp_path / "plan.json", out=tmp_path / "out")
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import formats
-from ..accuracy.evaluation import labelled, read_predictions, read_result
+from ..accuracy.evaluation import labelled, read_result
 from ..accuracy.gate import Side, judge, refuse_unmeasured
+from ..accuracy.predictions import read_predictions
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions

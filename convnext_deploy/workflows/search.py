@@ -19,7 +19,8 @@ import numpy as np
 
 from .. import env, formats
 from ..accuracy import gate, statistics
-from ..accuracy.evaluation import evaluate, read_predictions, read_result
+from ..accuracy.evaluation import evaluate, read_result
+from ..accuracy.predictions import read_predictions
 from ..artifact.manifest import Artifact, encode, remove, write_file
 from ..artifact.session import RunOptions, Session
 from ..data import preprocess, sources
