@@ -132,9 +132,9 @@ def export(
     from ..workflows import export as workflow
 
     if format == "trt":
-        from ..runtimes.tensorrt import build
+        from ..runtimes.tensorrt import choose
 
-        format, why = build.choose(trt)
+        format, why = choose.choose(trt)
         say(why)
         tensorrt = msgspec.structs.replace(tensorrt or TensorRtSpec(), chosen=why)
     elif trt != "auto":

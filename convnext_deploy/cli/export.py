@@ -171,9 +171,9 @@ def _tensorrt(
 
     targets: tuple[str, ...] = ()
     if target is not None:
-        from ..runtimes.tensorrt import build
+        from ..runtimes.tensorrt import choose
 
-        targets = build.targets_of(target)
+        targets = choose.targets_of(target)
     if refit not in ("none", "refit", "strip"):
         raise UsageError(f"--refit {refit}; expected none, refit or strip")
     range_of_sides = None

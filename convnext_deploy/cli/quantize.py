@@ -75,9 +75,9 @@ def quantize(
         "weight_bits": BITS[one_of("--weight-bits", weight_bits, Literal["auto", "7", "8"])],
     }
     if target_gpu is not None:
-        from ..runtimes.tensorrt import build
+        from ..runtimes.tensorrt import choose
 
-        wanted["tensorrt"] = TensorRtSpec(targets=build.targets_of(target_gpu))
+        wanted["tensorrt"] = TensorRtSpec(targets=choose.targets_of(target_gpu))
     from .. import formats
 
     formats.eight_bits_of(target)  # before the checkpoint's libraries are imported, so that a typo costs nothing

@@ -31,18 +31,16 @@ from ..stand_in import OnnxStandIn, TorchStandIn, open_onnx
 from .build import (
     ENGINE_FILE,
     RECORD_FILE,
-    TITLES,
-    Name,
     build_artifact,
     check_spec,
-    import_module,
     make_logger,
     profiles,
-    quantized_products,
     save_record,
     write_engine,
 )
+from .choose import TITLES, Name, import_module
 from .inspector import precision_of_layers
+from .network import quantized_products
 
 # Where the serialized form says what it is. Not documented: read off the engines of TensorRT-RTX 1.7.1, built for one
 # compute capability after another. The size is that of the whole file; a set bit of the mask is one of BITS.
