@@ -142,7 +142,7 @@ def read_parquet(content: bytes, folder: Path) -> None:
 
 def evaluation() -> tuple[EvalResult, predicted.Predictions]:
     labels = np.arange(12) % 3
-    predictions = evaluate._predictions(
+    predictions = predicted.of_logits(
         tuple(f"{number}.png" for number in range(12)), labels, np.eye(3, dtype=np.float32)[labels]
     )
     result = EvalResult(

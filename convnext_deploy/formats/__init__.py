@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def get(name: str) -> Format:
     return found
 
 
+def having(fact: Callable[[Format], bool]) -> str:
+    """The names of the formats of which a fact holds, in words, of those that can be imported here."""
+    able = []
+    for name in names():
+        try:
+            able += [name] if fact(get(name)) else []
+        except MissingPackageError:
+            continue
+    return ", ".join(able)
+
+
 def eight_bits_of(name: str) -> EightBits:
     """How the format of that name computes in 8 bits.
 
@@ -59,8 +71,8 @@ def eight_bits_of(name: str) -> EightBits:
     """
     how = get(name).eight_bits
     if how is None:
-        able = [other for other in names() if get(other).eight_bits is not None]
-        raise UsageError(f"format {name} takes no plan in 8 bits; expected one of {', '.join(able)}")
+        able = having(lambda fmt: fmt.eight_bits is not None)
+        raise UsageError(f"format {name} takes no plan in 8 bits; expected one of {able}")
     return how
 
 
@@ -121,7 +133,8 @@ def opened(artifact: Artifact, options: RunOptions, trust: bool = False) -> Sess
     """
     fmt = of(artifact)
     if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
-        raise UsageError(f"format {fmt.name} replays no CUDA graph on {options.device}; {_replaying()} do on cuda")
+        able = having(lambda other: other.cuda_graphs)
+        raise UsageError(f"format {fmt.name} replays no CUDA graph on {options.device}; {able} do on cuda")
     require(fmt)
     refuse_device(fmt, options.device)
     main = f"model{fmt.suffix}"
@@ -129,17 +142,6 @@ def opened(artifact: Artifact, options: RunOptions, trust: bool = False) -> Sess
         raise ArtifactError(f"{artifact.path} lists no {main}, which format {fmt.name} opens; export the model again")
     refuse_untrusted(fmt, artifact, trust)
     return fmt.load(artifact.path, artifact.manifest, options)
-
-
-def _replaying() -> str:
-    """The formats that replay CUDA graphs, of those whose packages are here."""
-    able = []
-    for name in names():
-        try:
-            able += [name] if get(name).cuda_graphs else []
-        except MissingPackageError:
-            continue
-    return ", ".join(able)
 
 
 def refuse_untrusted(fmt: Format, artifact: Artifact, trust: bool = False) -> None:

@@ -44,9 +44,8 @@ class Format:
     build: Callable[["DeployGraph", Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]
     read_back: Callable[[Path], Contents] | None = None  # what the built files hold; None where none can be read
-    refuse: Callable[[ExportRequest, Plan | None], None] | None = (
-        None  # raises for what else it cannot do, before any work
-    )
+    # Raises for what else it cannot do, before any work.
+    refuse: Callable[[ExportRequest, Plan | None], None] | None = None
     ready: Callable[[], str] = lambda: "ready"  # how, in a few words; raises MissingPackageError where it cannot build
     # The network in the form that it captures: the last rewrite before the graph is frozen.
     rewrite: "Callable[[ConvNeXt], nn.Module] | None" = None

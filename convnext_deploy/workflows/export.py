@@ -119,7 +119,7 @@ def _refuse_kernels(fmt: "Format", request: ExportRequest, kernels: KernelChoice
             raise UsageError(f"format {fmt.name} computes in 8 bits in the fused kernels only; add --kernels all")
         return
     if not fmt.kernels:
-        able = ", ".join(name for name in formats.names() if formats.get(name).kernels)
+        able = formats.having(lambda other: other.kernels)
         raise UsageError(f"format {fmt.name} cannot run the fused kernels; these can: {able}")
     from ..kernels import choice
 
