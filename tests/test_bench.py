@@ -18,12 +18,14 @@ import torch
 
 from convnext_deploy import api, cli
 from convnext_deploy.artifact.manifest import Artifact
-from convnext_deploy.errors import UsageError, WorkerError
+from convnext_deploy.artifact.session import RunOptions
+from convnext_deploy.errors import PrecisionError, UsageError, WorkerError
 from convnext_deploy.models import baselines, registry
 from convnext_deploy.models.convnext import multiply_accumulates
 from convnext_deploy.records.base import Precision
-from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.manifest import BatchRange, Manifest, PrecisionTruth
 from convnext_deploy.records.timing import BenchResult, Ceilings
+from convnext_deploy.runtimes.torch_session import TorchSession
 from convnext_deploy.timing import compare, roofline
 from convnext_deploy.timing.worker import Worker
 from convnext_deploy.workflows import contenders, counterparts
@@ -440,6 +442,29 @@ def test_maps_of_a_baseline_come_as_convnexts_do() -> None:
 def test_a_model_without_maps_is_refused() -> None:
     with pytest.raises(UsageError, match="gives no maps at the strides"):
         baselines.Baseline("deit_tiny_patch16_224", (224, 224), "features")
+
+
+def test_a_counterpart_that_runs_in_another_type_than_asked_for_is_refused_and_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced_format: Callable[..., None]
+) -> None:
+    """As an export is: else a table calls fp16 what ran in bf16."""
+
+    class Other(TorchSession):
+        def _precision(self) -> PrecisionTruth:
+            return PrecisionTruth(graph={"bf16": 1.0}, executed={"bf16": 1.0})
+
+    def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
+        return Other(torch.export.load(folder / "model.pt2").module(check_guards=False), manifest, options)
+
+    monkeypatch.chdir(tmp_path)
+    replaced_format("pt2", load=load)
+    want = Wanted(
+        model="test_resnet", runtime="pt2", precision="fp32", task="classify", image_size=(64, 64), device="cpu"
+    )
+    with pytest.raises(PrecisionError, match="fp32 was asked for, but the built graph has 100% bf16"):
+        counterparts.build_baseline(msgspec.to_builtins(want))
+    assert not want.folder.exists()
+    assert (want.folder.with_name(f"{want.folder.name}.rejected") / "rejected.json").is_file()
 
 
 @pytest.mark.slow

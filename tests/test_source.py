@@ -2,10 +2,12 @@
 
 import inspect
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import convnext_deploy
 from convnext_deploy import api
 from convnext_deploy.errors import UsageError
 from convnext_deploy.models.source import Source
@@ -42,3 +44,16 @@ def test_a_source_reads_its_arguments_in_every_plain_form_and_loads_what_they_sa
     assert loaded.preprocessing.mean == (0.5,)
     with pytest.raises(UsageError, match="task nothing"):
         Source.of("random", variant="test_convnext", task="nothing")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("record", "places"), [("Manifest", 1), ("ExportSpec", 3)])
+def test_what_an_artifact_is_is_recorded_whole_and_in_one_place(record: str, places: int) -> None:
+    """An ExportSpec also for timm's models: as they are built, and as they come."""
+    package = Path(convnext_deploy.__file__).parent
+    made = [
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        for line in file.read_text().splitlines()
+        if f"{record}(" in line and not line.startswith("class ")
+    ]
+    assert len(made) == places, made
