@@ -28,7 +28,7 @@ from convnext_deploy.records.timing import BenchResult, Ceilings
 from convnext_deploy.runtimes.torch_session import TorchSession
 from convnext_deploy.timing import compare, roofline
 from convnext_deploy.timing.worker import Worker
-from convnext_deploy.workflows import contenders, counterparts
+from convnext_deploy.workflows import caches, contenders, counterparts
 from convnext_deploy.workflows.bench import Plan, bench
 from convnext_deploy.workflows.contenders import Contender, Wanted
 
@@ -464,7 +464,13 @@ def test_a_counterpart_that_runs_in_another_type_than_asked_for_is_refused_and_k
     with pytest.raises(PrecisionError, match="fp32 was asked for, but the built graph has 100% bf16"):
         counterparts.build_baseline(msgspec.to_builtins(want))
     assert not want.folder.exists()
-    assert (want.folder.with_name(f"{want.folder.name}.rejected") / "rejected.json").is_file()
+    rejected = want.folder.with_name(f"{want.folder.name}.rejected")
+    assert (rejected / "rejected.json").is_file()
+    assert [cache.entries for cache in caches.found()][-1] == 1
+    monkeypatch.setattr(caches, "_libraries", lambda clean: None)  # of the user who runs the tests
+    monkeypatch.setattr(caches, "_timings", lambda clean: None)
+    caches.clean()
+    assert not rejected.exists()
 
 
 @pytest.mark.slow
