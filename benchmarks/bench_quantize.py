@@ -33,7 +33,7 @@ import peers
 from numpy.typing import NDArray
 from records import append, median_and_spread
 
-from convnext_deploy import api
+from convnext_deploy import api, formats
 from convnext_deploy.accuracy.statistics import drop_bounds
 from convnext_deploy.artifact import manifest
 from convnext_deploy.artifact.session import RunOptions, Session, run_in_batches
@@ -203,8 +203,9 @@ def drafted(method: RangeMethod, *kinds: str) -> Callable[[Row, Workplace, Path]
             loaded.model, tuple(paths.values()), place.calibration(), preprocessing=facts, images=CALIBRATION_IMAGES,
             resume=place.folder / "calibration.safetensors",
         )  # fmt: skip
+        how = formats.eight_bits_of(row.runtime)
         plan = plans.draft(
-            loaded.model, statistics, names, type=plans.INT8[row.runtime], target=row.runtime, method=method,
+            loaded.model, statistics, names, type=how.int8, target=row.runtime, eight_bits=how, method=method,
             input="float32", rest=row.rest, weights_sha256=loaded.weights.tensors_sha256,
         )  # fmt: skip
         plans.write(out.with_suffix(".json"), plan, {})

@@ -28,6 +28,7 @@ def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, i
     """The folded graph of a variant, as `export` makes it, with random weights."""
     import torch
 
+    from convnext_deploy import formats
     from convnext_deploy.graph.capture import DeployGraph
     from convnext_deploy.graph.onnx_read import node_census
     from convnext_deploy.graph.onnx_write import save_onnx
@@ -52,7 +53,7 @@ def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, i
             image_size=spec.image_size, rest=rest, calibration=None,
             operations={name: OperationPlan(type="s8s8", scale=0.05) for name in names},
         )  # fmt: skip
-        apply(model, plans.LoadedPlan(plan, {}))
+        apply(model, plans.LoadedPlan(plan, {}, eight_bits=formats.eight_bits_of("tensorrt_rtx")))
     passes.cast_parameters(model, rest)
     export = ExportSpec(
         format="tensorrt_rtx", precision=rest, batch=BatchRange(min=batch[0], opt=batch[1], max=batch[2])

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from convnext_deploy import formats
 from convnext_deploy.data import sources
 from convnext_deploy.models import checkpoint as weights
 from convnext_deploy.models import passes
@@ -42,8 +43,9 @@ def draft(
     paths = plans.products(loaded.model)
     names = [name for name in paths if plans.kind_of(name) in kinds]
     found = calibrate(loaded.model, tuple(paths.values()), source, preprocessing=facts, images=IMAGES)
+    how = formats.eight_bits_of(target)
     plan = plans.draft(
-        loaded.model, found, names, type=type or plans.INT8[target], target=target, method="mse", input="float32",
-        rest=rest, weights_sha256=loaded.weights.tensors_sha256,
+        loaded.model, found, names, type=type or how.int8, target=target, eight_bits=how, method="mse",
+        input="float32", rest=rest, weights_sha256=loaded.weights.tensors_sha256,
     )  # fmt: skip
     plans.write(path, plan, {})

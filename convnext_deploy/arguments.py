@@ -19,7 +19,7 @@ import msgspec
 from .errors import UsageError
 from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Task
 from .records.manifest import BatchRange, Preprocessing, TensorRtSpec
-from .records.plan import RangeMethod, Target, WeightBits
+from .records.plan import RangeMethod, WeightBits
 
 Location = str | os.PathLike[str]
 ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"
@@ -289,6 +289,10 @@ def record(name: str, value: Any, kind: type[T], expected: str) -> T:
         value = {field: getattr(value, field) for field in kind.__struct_fields__}  # type: ignore[attr-defined]
     elif not isinstance(value, Mapping):
         raise _refused(name, value, expected)
+    known = kind.__struct_fields__  # type: ignore[attr-defined]
+    for field in value:
+        if field not in known:
+            raise UsageError(f"{name} has {shown(field)}; expected any of {', '.join(known)}")
     try:
         return msgspec.convert(dict(value), kind)
     except msgspec.ValidationError as error:
@@ -321,7 +325,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "device": _is_one_of(Device),
     "kernels": _is_one_of(KernelChoice),
     "trt": _is_one_of(("auto", "tensorrt", "rtx")),
-    "target": _is_one_of(Target),
+    "target": text,
     "type": _is_one_of(PlanType),
     "method": _is_one_of(RangeMethod),
     "image_size": image_size,

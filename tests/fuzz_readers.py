@@ -19,7 +19,7 @@ from convnext_deploy.quantization import plan as plans
 from convnext_deploy.records.manifest import Parity, Preprocessing
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
 from convnext_deploy.records.timing import Ceilings, RooflineResult, RooflineRow
-from convnext_deploy.reports import results
+from convnext_deploy.reports import comparisons, results
 from convnext_deploy.reports.markdown import page
 from convnext_deploy.timing import compare
 
@@ -74,7 +74,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         path.write_bytes(content)
         rows = compare.read_results(path)
         verdicts = compare.compare(old, rows, 0.05)
-        return compare.junit(verdicts), compare.markdown(verdicts)
+        return comparisons.junit(verdicts), comparisons.markdown(verdicts)
 
     def limited(content: bytes) -> object:
         return gate.limits_from(gate.limits_from_toml(content.decode("utf-8", "replace"), "l.toml"))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from convnext_deploy import formats
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.native import network, packed
 from convnext_deploy.quantization import apply as applying
@@ -61,4 +62,4 @@ def quantize_(
         input="uint8" if model.takes_uint8 else "float32", image_size=model.spec.image_size, rest="fp32",
         calibration=None, operations=operations,
     )  # fmt: skip
-    applying.apply(model, LoadedPlan(plan, {}))
+    applying.apply(model, LoadedPlan(plan, {}, eight_bits=formats.eight_bits_of(target)))

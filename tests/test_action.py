@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from convnext_deploy import cli
-from convnext_deploy.accuracy import evaluation
+from convnext_deploy.accuracy import predictions as files
 from convnext_deploy.artifact import manifest
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult
 
@@ -28,7 +28,7 @@ def write_evaluation(out: Path, right: int) -> Path:
     labels = np.arange(IMAGES) % CLASSES
     first = np.where(np.arange(IMAGES) < right, labels, (labels + 1) % CLASSES)
     top = np.column_stack([first, (first + 2) % CLASSES]).astype(np.int32)
-    predictions = evaluation.Predictions(
+    predictions = files.Predictions(
         names=tuple(f"{index:04d}" for index in range(IMAGES)),
         labels=labels.astype(np.int64),
         top_classes=top,
@@ -44,7 +44,7 @@ def write_evaluation(out: Path, right: int) -> Path:
             for n in range(CLASSES)
         ),
     )  # fmt: skip
-    out.with_name(f"{out.name}.parquet").write_bytes(evaluation._encode(evaluation._Chunk(0, IMAGES, predictions, ())))
+    out.with_name(f"{out.name}.parquet").write_bytes(files.encode(files.Chunk(0, IMAGES, predictions, ())))
     out.with_name(f"{out.name}.json").write_bytes(manifest.encode(result))
     return out.with_name(f"{out.name}.json")
 

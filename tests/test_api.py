@@ -363,7 +363,7 @@ def test_the_manifest_says_what_was_done(old: Path) -> None:
         found.versions["torch"] == torch.__version__.partition("+")[0] or found.versions["torch"] == torch.__version__
     )
     assert found.parity[0].images == "bundled"
-    assert found.parity[0].samples == export.PROBE_IMAGES
+    assert found.parity[0].samples == export.probes.IMAGES
     assert found.precision.graph == {"fp32": 1.0}
     assert {file.path for file in found.files} == {"model.safetensors"}
 

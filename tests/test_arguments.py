@@ -35,9 +35,10 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise WorkBegins
 
     monkeypatch.setattr(weights, "load", work)
-    monkeypatch.setattr(api, "_rows", work)
+    monkeypatch.setattr("convnext_deploy.api.timings._rows", work)
     monkeypatch.setattr("convnext_deploy.timing.roofline.measure", work)
-    monkeypatch.setattr("convnext_deploy.workflows.quantize.open_images", work)
+    for workflow in ("quantize", "half"):
+        monkeypatch.setattr(f"convnext_deploy.workflows.{workflow}.open_images", work)
 
 
 # What each function is called with beside the argument that is tried: right in itself, and of files that are not there.
@@ -157,7 +158,7 @@ def test_limits_are_taken_as_a_dictionary_a_record_or_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "limits.toml").write_text("max_drop = 0.5\n")
-    assert api._limits(given) == Limits(max_drop=0.5)
+    assert api.accuracy._limits(given) == Limits(max_drop=0.5)
 
 
 def test_one_artifact_of_bench_is_no_sequence_of_letters(tmp_path: Path) -> None:

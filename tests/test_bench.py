@@ -18,15 +18,17 @@ import torch
 
 from convnext_deploy import api, cli
 from convnext_deploy.artifact.manifest import Artifact
-from convnext_deploy.errors import UsageError, WorkerError
+from convnext_deploy.artifact.session import RunOptions
+from convnext_deploy.errors import PrecisionError, UsageError, WorkerError
 from convnext_deploy.models import baselines, registry
 from convnext_deploy.models.convnext import multiply_accumulates
 from convnext_deploy.records.base import Precision
-from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.records.manifest import BatchRange, Manifest, PrecisionTruth
 from convnext_deploy.records.timing import BenchResult, Ceilings
+from convnext_deploy.runtimes.torch_session import TorchSession
 from convnext_deploy.timing import compare, roofline
 from convnext_deploy.timing.worker import Worker
-from convnext_deploy.workflows import contenders
+from convnext_deploy.workflows import caches, contenders, counterparts
 from convnext_deploy.workflows.bench import Plan, bench
 from convnext_deploy.workflows.contenders import Contender, Wanted
 
@@ -424,7 +426,7 @@ def test_timms_own_module_opens_and_runs_in_every_precision(precision: Precision
     want = Wanted(
         model="test_resnet", runtime="torch", precision=precision, task="classify", image_size=(64, 64), device="cpu"
     )
-    session = contenders.open_timm(msgspec.to_builtins(want), threads=1)
+    session = counterparts.open_timm(msgspec.to_builtins(want), threads=1)
     (logits,) = session.run(np.zeros((2, 3, 64, 64), np.float32))
     assert logits.shape == (2, 1000)
     assert set(session.precision().executed or ()) == {precision}
@@ -440,6 +442,35 @@ def test_maps_of_a_baseline_come_as_convnexts_do() -> None:
 def test_a_model_without_maps_is_refused() -> None:
     with pytest.raises(UsageError, match="gives no maps at the strides"):
         baselines.Baseline("deit_tiny_patch16_224", (224, 224), "features")
+
+
+def test_a_counterpart_that_runs_in_another_type_than_asked_for_is_refused_and_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced_format: Callable[..., None]
+) -> None:
+    """As an export is: else a table calls fp16 what ran in bf16."""
+
+    class Other(TorchSession):
+        def _precision(self) -> PrecisionTruth:
+            return PrecisionTruth(graph={"bf16": 1.0}, executed={"bf16": 1.0})
+
+    def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
+        return Other(torch.export.load(folder / "model.pt2").module(check_guards=False), manifest, options)
+
+    monkeypatch.chdir(tmp_path)
+    replaced_format("pt2", load=load)
+    want = Wanted(
+        model="test_resnet", runtime="pt2", precision="fp32", task="classify", image_size=(64, 64), device="cpu"
+    )
+    with pytest.raises(PrecisionError, match="fp32 was asked for, but the built graph has 100% bf16"):
+        counterparts.build_baseline(msgspec.to_builtins(want))
+    assert not want.folder.exists()
+    rejected = want.folder.with_name(f"{want.folder.name}.rejected")
+    assert (rejected / "rejected.json").is_file()
+    assert [cache.entries for cache in caches.found()][-1] == 1
+    monkeypatch.setattr(caches, "_libraries", lambda clean: None)  # of the user who runs the tests
+    monkeypatch.setattr(caches, "_timings", lambda clean: None)
+    caches.clean()
+    assert not rejected.exists()
 
 
 @pytest.mark.slow
@@ -459,7 +490,7 @@ def test_a_baseline_is_built_verified_and_reused(
     assert made.parity < 1e-5
     assert contenders.built([want], said.append) == [made]
     assert said == [f"building test_resnet {runtime} fp32"]
-    session = contenders.open_baseline(str(want.folder), "cpu", 1)
+    session = counterparts.open_baseline(str(want.folder), "cpu", 1)
     source = baselines.Baseline("test_resnet", (64, 64), "classify")
     images = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
     with torch.inference_mode():

@@ -26,6 +26,7 @@ from PIL import Image
 
 from convnext_deploy import cli
 from convnext_deploy.accuracy import evaluation
+from convnext_deploy.accuracy import predictions as predictions_of
 from convnext_deploy.artifact.manifest import MANIFEST_NAME, Artifact, encode
 from convnext_deploy.artifact.session import Images, RunOptions, Session
 from convnext_deploy.data import sources
@@ -219,7 +220,7 @@ def test_predictions_and_result_can_be_read_back(
     assert result.predictions == "run.fp32.parquet"
     assert (result.artifact, result.artifact_sha256) == ("artifact", artifact.sha256)
     assert (result.data, result.data_sha256) == (source.name, source.sha256)
-    predictions = evaluation.read_predictions(tmp_path / "new" / result.predictions)
+    predictions = predictions_of.read_predictions(tmp_path / "new" / result.predictions)
     assert predictions.names == source.names
     np.testing.assert_array_equal(predictions.labels, source.labels)
     assert predictions.top_classes.shape == predictions.top_log_probs.shape == (45, 5)
@@ -249,7 +250,7 @@ def test_the_first_five_and_their_log_probabilities_equal_a_float64_reference(dr
     values = st.one_of(st.sampled_from([-1.0, 0.0, 2.0, 1e4]), st.floats(-50, 50, width=32))
     logits = draw.draw(hnp.arrays(np.float32, shape, elements=values))
     labels = draw.draw(hnp.arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1)))
-    found = evaluation._predictions(tuple(map(str, range(shape[0]))), labels, logits)
+    found = predictions_of.of_logits(tuple(map(str, range(shape[0]))), labels, logits)
     exact = logits.astype(np.float64)
     log_probs = exact - np.logaddexp.reduce(exact, axis=1, keepdims=True)
     order = np.argsort(-exact, axis=1, kind="stable")[:, :5]
@@ -360,7 +361,7 @@ def test_another_batch_may_go_on_where_one_was_interrupted(
     session = TableSession(artifact.manifest, of_pixels)
     evaluation.evaluate(session, source, artifact=artifact, batch=7, out=tmp_path / "out")
     assert session.batches == [7, 7, 7, 4]
-    assert evaluation.read_predictions(tmp_path / "out.parquet").names == source.names
+    assert predictions_of.read_predictions(tmp_path / "out.parquet").names == source.names
 
 
 def interrupt(tmp_path: Path, source: sources.ImageSource, artifact: Artifact) -> Path:
@@ -496,7 +497,7 @@ def test_class_folders_get_the_numbers_of_the_models_labels(tmp_path: Path, sour
     artifact = artifact_at(tmp_path / "a", labels=names)
     session = TableSession(artifact.manifest, of_pixels)
     result = evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
-    predictions = evaluation.read_predictions(tmp_path / "out.parquet")
+    predictions = predictions_of.read_predictions(tmp_path / "out.parquet")
     assert [names[label] for label in predictions.labels] == [name[:2] for name in predictions.names]
     assert "7 classes numbered by the model's labels" in result.notes
 
@@ -630,16 +631,19 @@ def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, content: bytes
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_field_of_a_result_is_refused(
+def test_a_field_of_a_result_that_a_later_version_wrote_is_not_read_and_one_that_is_lacking_is_refused(
     tmp_path: Path, source: sources.ImageSource, artifact: Artifact
 ) -> None:
-    evaluation.evaluate(
+    result = evaluation.evaluate(
         TableSession(artifact.manifest, of_pixels), source, artifact=artifact, batch=45, out=tmp_path / "out"
     )
     fields = json.loads((tmp_path / "out.json").read_bytes())
     assert list(fields) == list(EvalResult.__struct_fields__)
-    (tmp_path / "out.json").write_text(json.dumps(fields | {"top_1": 1.0}))
-    with pytest.raises(DataError, match="unknown field `top_1`"):
+    (tmp_path / "out.json").write_text(json.dumps(fields | {"top_10": 1.0}))
+    assert evaluation.read_result(tmp_path / "out.json") == result
+    del fields["top1"]
+    (tmp_path / "out.json").write_text(json.dumps(fields))
+    with pytest.raises(DataError, match="missing required field `top1`"):
         evaluation.read_result(tmp_path / "out.json")
 
 
@@ -648,7 +652,7 @@ def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path) -> Non
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "b.parquet")
     for name, message in (("a", "does not hold"), ("b", "does not hold"), ("c", "cannot be read: No such file")):
         with pytest.raises(DataError, match=message) as caught:
-            evaluation.read_predictions(tmp_path / f"{name}.parquet")
+            predictions_of.read_predictions(tmp_path / f"{name}.parquet")
         assert "\n" not in str(caught.value)
 
 

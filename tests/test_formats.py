@@ -805,7 +805,7 @@ def test_defects_of_a_runtime_are_caught_too(
 
 def test_the_probe_images_are_not_all_alike() -> None:
     """A constant output would pass every comparison of outputs if the images were."""
-    probe = preprocess.probe_images(3, (64, 64), export.PROBE_IMAGES).astype(np.float64)
+    probe = preprocess.probe_images(3, (64, 64), export.probes.IMAGES).astype(np.float64)
     flat = probe.reshape(len(probe), -1)
     distances = np.linalg.norm(flat[:, None] - flat[None], axis=2)[np.triu_indices(len(flat), 1)]
     assert len(probe) == 16

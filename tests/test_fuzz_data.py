@@ -19,6 +19,7 @@ from PIL import Image, features
 
 from convnext_deploy.accuracy import evaluation as evaluate
 from convnext_deploy.accuracy import gate
+from convnext_deploy.accuracy import predictions as predicted
 from convnext_deploy.data import decoding, sources
 from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits
@@ -139,9 +140,9 @@ def read_parquet(content: bytes, folder: Path) -> None:
     open_and_read(folder / "a.parquet")
 
 
-def evaluation() -> tuple[EvalResult, evaluate.Predictions]:
+def evaluation() -> tuple[EvalResult, predicted.Predictions]:
     labels = np.arange(12) % 3
-    predictions = evaluate._predictions(
+    predictions = predicted.of_logits(
         tuple(f"{number}.png" for number in range(12)), labels, np.eye(3, dtype=np.float32)[labels]
     )
     result = EvalResult(
@@ -157,10 +158,10 @@ def results() -> list[bytes]:
 
 
 def predictions() -> list[bytes]:
-    return [evaluate._encode(evaluate._Chunk(0, 12, evaluation()[1], ("x: y",)))]
+    return [predicted.encode(predicted.Chunk(0, 12, evaluation()[1], ("x: y",)))]
 
 
-def judge(result: EvalResult, found: evaluate.Predictions) -> None:
+def judge(result: EvalResult, found: predicted.Predictions) -> None:
     side = gate.Side(result=result, predictions=found)
     other = gate.Side(result=evaluation()[0], predictions=evaluation()[1])
     for pair in ((side, other), (other, side)):
@@ -178,7 +179,7 @@ def read_result(content: bytes, folder: Path) -> None:
 def read_predictions(content: bytes, folder: Path) -> None:
     (folder / "a.parquet").write_bytes(content)
     try:
-        judge(evaluation()[0], evaluate.read_predictions(folder / "a.parquet"))
+        judge(evaluation()[0], predicted.read_predictions(folder / "a.parquet"))
     except ConvNextDeployError as error:
         check_is_a_line(error)
 

@@ -23,8 +23,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from convnext_deploy import api, cli
 from convnext_deploy.accuracy import gate, statistics
-from convnext_deploy.accuracy.evaluation import Predictions
 from convnext_deploy.accuracy.gate import Side
+from convnext_deploy.accuracy.predictions import Predictions
 from convnext_deploy.cli import words as verdict
 from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits, Verdict
@@ -628,7 +628,7 @@ def test_a_damaged_model_fails_in_every_form_of_output(
 def test_latency_and_size_of_artifacts_are_measured(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "LATENCY_S", 0.4)
+    monkeypatch.setattr("convnext_deploy.workflows.gate.LATENCY_S", 0.4)
     (tmp_path / "limits.toml").write_text("max_drop = 0.3\nmax_latency_ratio = 50\nmax_size_ratio = 1")
     same = ["--baseline", folder / "good", "--candidate", folder / "good", "--data", IMAGES]
     assert run(*same, "--limits", tmp_path / "limits.toml", "--json") == 0

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 from sass import Code, compiled
 
+from convnext_deploy import formats
 from convnext_deploy.kernels.launch import waits_are_operations
 from convnext_deploy.records.plan import OperationPlan, Plan
 
@@ -397,7 +398,7 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
     passes.fold_layer_scale(model)
     passes.fold_grn_bias(model)
     if eight_bits:
-        apply(model, LoadedPlan(plan_of_blocks(model), {}))
+        apply(model, LoadedPlan(plan_of_blocks(model), {}, eight_bits=formats.eight_bits_of("eager")))
     passes.cast_parameters(model, "fp16")
     others = alternatives(model)
     use_kernels(model, [*others, *(part for part in parts(model) if part + MLP not in others)])

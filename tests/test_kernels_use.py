@@ -15,12 +15,13 @@ import torch
 from conftest import randomized
 from torch import Tensor
 
-from convnext_deploy import api, env
+from convnext_deploy import api, env, formats
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import InputError, UsageError
+from convnext_deploy.graph.capture import DeployGraph
 from convnext_deploy.kernels import choice
-from convnext_deploy.kernels.use import FusedQuantizedBlock, alternatives, parts, use_kernels
+from convnext_deploy.kernels.use import FusedBlock, FusedQuantizedBlock, alternatives, parts, use_kernels
 from convnext_deploy.models import passes
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.registry import spec
@@ -249,6 +250,29 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize("format", ["eager", "aotinductor"])
+def test_a_format_captures_and_builds_the_module_with_the_kernels_in_it(
+    format: str, checkpoint: Path, tmp_path: Path, without_a_gpu: None, replaced_format: Callable[..., None]
+) -> None:
+    """They are put in before the graph is frozen: no format rewrites what it was given."""
+    seen: list[DeployGraph] = []
+
+    def build(graph: DeployGraph, folder: Path) -> None:
+        seen.append(graph)
+        raise KeyboardInterrupt
+
+    replaced_format(format, build=build)
+    with pytest.raises(KeyboardInterrupt):
+        api.export(
+            str(checkpoint), format=format, kernels="all", image_size=64, batch=2, out=tmp_path / "o", device="cpu"
+        )
+    (graph,) = seen
+    assert graph.export.kernels == ALL
+    called = {str(node.target) for node in graph.program.graph.nodes if node.op == "call_function"}
+    assert {name for name in called if name.startswith("convnext_deploy.")}
+    assert any(isinstance(module, FusedBlock) for module in graph.module.modules())
+
+
 @pytest.mark.parametrize("type", ["int8", "fp8"])
 def test_a_plan_is_exported_verified_and_loaded_in_kernels(type: Any, tmp_path: Path, without_a_gpu: None) -> None:
     """The whole way: quantize, export, read back. The bundled model and images, so that agreement means something."""
@@ -369,7 +393,7 @@ def test_stages_that_a_plan_quantizes_are_named_beside_the_measured_ones(monkeyp
         target="eager", architecture="test_convnext", weights_sha256="0" * 64, input="float32", image_size=(64, 64),
         rest="fp16", operations=operations, calibration=None,
     )  # fmt: skip
-    apply(model, LoadedPlan(plan, {}))
+    apply(model, LoadedPlan(plan, {}, eight_bits=formats.eight_bits_of("eager")))
     passes.cast_parameters(model, "fp16")
     said: list[str] = []
     export = msgspec.structs.replace(artifact_spec(), precision="fp16")
@@ -491,7 +515,7 @@ def test_a_replayed_session_reads_each_new_batch(
 
 def test_a_graph_is_replayed_on_a_gpu_only(artifact_of: Callable[..., Artifact]) -> None:
     with pytest.raises(
-        UsageError, match="format eager replays no CUDA graph on cpu; TensorRT's, eager and aotinductor do"
+        UsageError, match="format eager replays no CUDA graph on cpu; aotinductor, eager, tensorrt, tensorrt_rtx do"
     ):
         api.load(artifact_of("eager").path, cuda_graph=True)
 

@@ -46,13 +46,14 @@ from convnext_deploy.records.manifest import (
     WeightsRecord,
 )
 from convnext_deploy.runtimes.tensorrt import build as nvinfer
+from convnext_deploy.runtimes.tensorrt import choose
 from convnext_deploy.runtimes.tensorrt import session as nvinfer_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore::FutureWarning:torch.*")
 
 SMALL = {"depths": (1, 1, 1, 1), "dims": (16, 32, 48, 64), "image_size": (64, 64), "num_classes": 10}
 BOTH = ("sm80", "sm120")
-NAME: nvinfer.Name = "tensorrt_rtx"
+NAME: choose.Name = "tensorrt_rtx"
 FLOAT8 = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
 
 
@@ -572,17 +573,17 @@ def test_trt_takes_tensorrt_beside_a_gpu_and_rtx_elsewhere(
     monkeypatch.setattr(env, "nvidia_gpus", lambda: gpus)
     monkeypatch.setattr(env, "missing", lambda modules: tuple(m for m in modules if m in absent))
     if expected.startswith("tensorrt"):
-        name, why = nvinfer.choose(wanted)
+        name, why = choose.choose(wanted)
         assert name == expected
         assert "\n" not in why
     else:
         with pytest.raises((UsageError, MissingPackageError), match=expected):
-            nvinfer.choose(wanted)
+            choose.choose(wanted)
 
 
 def test_targets_are_names_or_compute_capabilities() -> None:
-    assert nvinfer.targets_of("RTX 4090".replace(" ", "") + ",a100, sm_86") == ("sm80", "sm86", "sm89")
-    assert nvinfer.targets_of("rtx-5090,sm80,A100") == ("sm80", "sm120")
+    assert choose.targets_of("RTX 4090".replace(" ", "") + ",a100, sm_86") == ("sm80", "sm86", "sm89")
+    assert choose.targets_of("rtx-5090,sm80,A100") == ("sm80", "sm120")
 
 
 def test_torch_tensorrt_is_guarded(tmp_path: Path) -> None:
@@ -654,7 +655,7 @@ def fake_session(
         create_execution_context=lambda *_: context,
         create_engine_inspector=lambda: SimpleNamespace(get_engine_information=lambda _: '{"Layers": ["names only"]}'),
     )
-    real = nvinfer.import_module(NAME)
+    real = choose.import_module(NAME)
     fake = SimpleNamespace(
         __version__=real.__version__, ILogger=real.ILogger, LayerInformationFormat=real.LayerInformationFormat,
         Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda content: engine),

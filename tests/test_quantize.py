@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext_deploy import api, cli
+from convnext_deploy import api, cli, formats
 from convnext_deploy.data import sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
 from convnext_deploy.models import passes, registry
@@ -59,11 +60,12 @@ def calibration(model: ConvNeXt) -> Calibration:
 
 
 def drafted(model: ConvNeXt, calibration: Calibration, sha256: str, target: Any = "onnx") -> LoadedPlan:
+    how = formats.eight_bits_of(target)
     plan = plans.draft(
-        model, calibration, tuple(plans.products(model)), type=plans.INT8[target], target=target, method="mse",
-        input="float32", rest="fp32", weights_sha256=sha256,
+        model, calibration, tuple(plans.products(model)), type=how.int8, target=target, eight_bits=how,
+        method="mse", input="float32", rest="fp32", weights_sha256=sha256,
     )  # fmt: skip
-    return LoadedPlan(plan, {}, calibration)
+    return LoadedPlan(plan, {}, calibration, how)
 
 
 # Distances -----------------------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def test_a_coarser_quantizer_makes_an_operation_more_sensitive(
         for name, operation in fine.plan.operations.items()
         if operation.scale is not None
     }
-    rough = LoadedPlan(msgspec.structs.replace(fine.plan, operations=coarse), {})
+    rough = replace(fine, plan=msgspec.structs.replace(fine.plan, operations=coarse))
     found = [dict(distance.sensitivities(model, plan, pixels, facts, {})) for plan in (fine, rough)]
     for name in names:
         assert found[1][name] > 20 * found[0][name] > 0
@@ -140,8 +142,8 @@ def test_bias_correction_takes_the_mean_error_away(
     name = "stages.0.1.project"
     loaded = plans.restricted(drafted(model, calibration, sha256), (name,))
     coarse = msgspec.structs.replace(loaded.plan.operations[name], scale=0.2, zero_point=1)
-    loaded = LoadedPlan(msgspec.structs.replace(loaded.plan, operations={name: coarse}), {})
-    corrected = LoadedPlan(loaded.plan, corrections.bias_corrections(model, loaded, pixels, facts))
+    loaded = replace(loaded, plan=msgspec.structs.replace(loaded.plan, operations={name: coarse}))
+    corrected = replace(loaded, tensors=corrections.bias_corrections(model, loaded, pixels, facts))
     errors = []
     for plan in (loaded, corrected):
         changed = copy.deepcopy(model)
@@ -179,7 +181,7 @@ def test_a_centred_tensor_uses_the_codes_that_a_symmetric_range_leaves_empty(
     model: ConvNeXt, calibration: Calibration, sha256: str
 ) -> None:
     loaded = drafted(model, calibration, sha256, "tensorrt_rtx")
-    shifted = corrections.shifted(loaded.plan, calibration, model)
+    shifted = corrections.shifted(loaded, calibration, model)
     for name, operation in shifted.operations.items():
         before = loaded.plan.operations[name]
         if plans.kind_of(name) != "project":

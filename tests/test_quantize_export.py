@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext_deploy import api
+from convnext_deploy import api, formats
 from convnext_deploy.artifact import verify
 from convnext_deploy.artifact.session import run_in_batches
 from convnext_deploy.data import preprocess, sources
@@ -59,16 +59,17 @@ def calibration(folded: tuple[ConvNeXt, str]) -> Calibration:
 
 def drafted(folded: tuple[ConvNeXt, str], calibration: Calibration, target: Any = "onnx", **options: Any) -> Plan:
     model, sha256 = folded
-    settings: dict[str, Any] = {"method": "mse", "input": "float32", "rest": "fp32", "type": plans.INT8[target]}
+    how = formats.eight_bits_of(target)
+    settings: dict[str, Any] = {"method": "mse", "input": "float32", "rest": "fp32", "type": how.int8}
     names = options.pop("names", tuple(plans.products(model)))
     return plans.draft(
-        model, calibration, names, target=target, weights_sha256=sha256, **(settings | options)
+        model, calibration, names, target=target, eight_bits=how, weights_sha256=sha256, **(settings | options)
     )  # fmt: skip
 
 
 def simulated(folded: tuple[ConvNeXt, str], plan: Plan, **tensors: torch.Tensor) -> ConvNeXt:
     model = copy.deepcopy(folded[0])
-    applying.apply(model, LoadedPlan(plan, tensors))
+    applying.apply(model, LoadedPlan(plan, tensors, eight_bits=formats.eight_bits_of(plan.target)))
     return model
 
 
@@ -149,7 +150,6 @@ def test_a_plan_survives_its_file(folded: tuple[ConvNeXt, str], calibration: Cal
         (lambda d: d["operations"]["head"].update(scal=1.0), "scal"),
         (lambda d: d["operations"]["head"].update(scale=-1.0), "scale"),
         (lambda d: d["operations"]["head"].update(scale=None), "head has type u8s8 and scale None"),
-        (lambda d: d.update(target="coreml"), "coreml"),
         (lambda d: d.update(calibration=None), "names no calibration"),
         (lambda d: d.update(tensors_sha256="0" * 64), "plan.safetensors is missing"),
     ],
@@ -165,6 +165,14 @@ def test_a_plan_with_a_mistake_is_refused_in_one_line(
     with pytest.raises(UsageError, match=message) as caught:
         plans.read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_for_a_format_that_does_not_exist_is_refused_before_any_work(
+    folded: tuple[ConvNeXt, str], calibration: Calibration, tmp_path: Path
+) -> None:
+    plans.write(tmp_path / "plan.json", msgspec.structs.replace(drafted(folded, calibration), target="coreml"), {})
+    with pytest.raises(UsageError, match="unknown format 'coreml'"):
+        api.export("absent.safetensors", plan=tmp_path / "plan.json", out=tmp_path / "out")
 
 
 def test_tensors_of_another_plan_are_refused(
@@ -271,10 +279,12 @@ def test_scales_too_small_for_half_precision_are_held_where_it_can(
 ) -> None:
     """A channel with a tiny layer scale has weights below fp16's normal range."""
     scales = torch.tensor([1e-9, 1e-3, 0.3])
-    held = plans.representable(scales, "tensorrt_rtx", "fp16")
+    held = plans.representable(scales, formats.eight_bits_of("tensorrt"), "fp16")
     assert held[0] == torch.finfo(torch.float16).smallest_normal
     assert torch.equal(held.half().float(), held)
-    assert torch.equal(plans.representable(scales, "openvino", "bf16"), scales)  # its graph is fp32
+    assert torch.equal(
+        plans.representable(scales, formats.eight_bits_of("openvino"), "bf16"), scales
+    )  # its graph is fp32
     model = simulated(folded, drafted(folded, calibration, names=("head",)))
     model.get_submodule("head.classifier").weight_scale[0] = 1e-9
     with pytest.raises(PassError, match=r"head\.classifier\.weight_scale reaches down to 1e-09"):

@@ -21,7 +21,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from reparametrize import State, with_outlier_channels, with_residual_offsets, write_twin
 from safetensors.torch import load_file
 
-from convnext_deploy import api
+from convnext_deploy import api, formats
+from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import run_in_batches
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.models import checkpoint as weights
@@ -181,7 +182,7 @@ def test_the_naive_quantizer_loses_points_on_the_same_function_rewritten(
 # A plan ---------------------------------------------------------------------------------------------------------------
 
 
-def in_8_bits(model: Trained, checkpoint: Path, target: Target, folder: Path) -> api.Artifact:
+def in_8_bits(model: Trained, checkpoint: Path, target: Target, folder: Path) -> Artifact:
     """Every expand, project and downsample in 8 bits, ranges by least squared error on the folded module."""
     loaded = weights.load(str(checkpoint), image_size=model.loaded.model.spec.image_size)
     passes.fold(loaded.model, None, lambda module: (module(torch.from_numpy(model.images[:4])),))
@@ -199,8 +200,9 @@ def in_8_bits(model: Trained, checkpoint: Path, target: Target, folder: Path) ->
         loaded.model,
         calibration,
         names,
-        type=plans.INT8[target],
+        type=formats.eight_bits_of(target).int8,
         target=target,
+        eight_bits=formats.eight_bits_of(target),
         method="mse",
         input="float32",
         rest="fp32",
@@ -215,7 +217,7 @@ def in_8_bits(model: Trained, checkpoint: Path, target: Target, folder: Path) ->
     return artifact
 
 
-def top1_of(model: Trained, artifact: api.Artifact) -> float:
+def top1_of(model: Trained, artifact: Artifact) -> float:
     return model.top1(run_in_batches(api.load(artifact.path), model.images, size=50)[0])
 
 

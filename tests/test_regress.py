@@ -11,6 +11,7 @@ import scipy.stats
 
 from convnext_deploy.errors import DataError
 from convnext_deploy.records.timing import BenchResult, Comparison
+from convnext_deploy.reports import comparisons
 from convnext_deploy.timing import compare
 
 
@@ -169,11 +170,21 @@ def test_junit_and_markdown_tell_each_verdict_apart() -> None:
         Comparison(subject="c", setting="s", verdict="SLOWER", ratio=1.2, low=1.1, high=1.3),
         Comparison(subject="d", setting="s", verdict="INCONCLUSIVE", ratio=None, low=None, high=None, reason="shared"),
     ]
-    suite = ElementTree.fromstring(compare.junit(made))
+    (suite,) = ElementTree.fromstring(comparisons.junit(made))
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
     assert [[child.tag for child in case] for case in suite] == [
         ["system-out"], ["failure", "system-out"], ["skipped", "system-out"],
     ]  # fmt: skip
-    lines = compare.markdown(made).splitlines()
+    lines = comparisons.markdown(made).splitlines()
     assert lines[2] == "| SLOWER | c | s | 1.200 (1.100 to 1.300) |  |"
     assert lines[3].startswith("| INCONCLUSIVE | d | s | – | shared |")
+
+
+def test_no_name_breaks_the_table_or_the_xml_of_a_comparison() -> None:
+    name = "build/a|b\x1b[31m<i>"
+    made = [Comparison(subject=name, setting="s", verdict="SLOWER", ratio=1.2, low=1.1, high=1.3)]
+    (suite,) = ElementTree.fromstring(comparisons.junit(made))
+    assert suite[0].get("name") == "build/a|b?[31m<i>"
+    row = comparisons.markdown(made).splitlines()[2]
+    assert row.count("|") == 6
+    assert "&lt;i>" in row

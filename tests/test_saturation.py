@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_deploy import api, cli, env
+from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import ArtifactError, UsageError
 from convnext_deploy.formats import openvino
@@ -21,7 +22,7 @@ from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization import saturation
 from convnext_deploy.quantization.observers import weight_scales
-from convnext_deploy.records.manifest import BatchRange, ExportSpec
+from convnext_deploy.records.manifest import BatchRange, ExportRequest, ExportSpec
 from convnext_deploy.records.plan import OperationPlan, Plan, QuantizationRecord
 from convnext_deploy.workflows import quantize
 
@@ -54,9 +55,10 @@ def test_x86_without_vnni_saturates(
     monkeypatch.setattr(saturation.platform, "machine", lambda: machine)
     monkeypatch.setattr(env, "cpu_features", lambda: flags)
     assert saturation.saturates() is expected
-    assert saturation.bits_for("openvino", "u8s8") == (7 if expected else 8)
-    assert saturation.bits_for("native", "u8s8") == saturation.bits_for("onnx", "u8s8") == 8
-    assert ("saturates" in saturation.words()) is expected
+    assert saturation.bits_for(formats.eight_bits_of("openvino"), "u8s8") == (7 if expected else 8)
+    for exact in ("native", "onnx"):
+        assert saturation.bits_for(formats.eight_bits_of(exact), "u8s8") == 8
+    assert ("saturates" in saturation.words(("openvino",))) is expected
 
 
 def vpmaddubsw(a: Any, w: Any) -> Any:
@@ -96,15 +98,26 @@ def record(bits: Any = 8, type: str = "u8s8") -> QuantizationRecord:
     )
 
 
+def plan_of(bits: Any = 8, type: Any = "u8s8") -> Plan:
+    return Plan(
+        target="openvino", architecture="test_convnext", weights_sha256="0" * 64, input="float32",
+        image_size=(32, 32), rest="fp32", weight_bits=bits, calibration=None,
+        operations={"stem": OperationPlan(type=type, scale=None if type == "fp32" else 1.0)},
+    )  # fmt: skip
+
+
+REQUEST = ExportRequest(format="openvino")
+
+
 def spec_of(format: str, quantization: QuantizationRecord | None) -> ExportSpec:
     return ExportSpec(format=format, precision="fp32", input="float32", batch=BatchRange(), quantization=quantization)
 
 
 def test_openvino_refuses_a_plan_that_would_saturate_here_before_any_work(without_vnni: None) -> None:
     with pytest.raises(UsageError, match=r"saturation.*--weight-bits 7.*--target native"):
-        openvino.refuse(spec_of("openvino", record()))
-    for harmless in (None, record(7), record(type="fp32")):
-        openvino.refuse(spec_of("openvino", harmless))
+        openvino.refuse(REQUEST, plan_of())
+    for harmless in (None, plan_of(7), plan_of(type="fp32")):
+        openvino.refuse(REQUEST, harmless)
 
 
 def test_a_search_with_weights_that_saturate_here_is_refused_before_any_work(
@@ -124,10 +137,9 @@ def test_openvino_does_not_load_what_was_built_where_nothing_saturates(without_v
 def test_a_failed_verification_names_saturation_where_the_cpu_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(env, "cpu_features", set)
     monkeypatch.setattr(saturation.platform, "machine", lambda: "x86_64")
-    openvino.refuse(spec_of("openvino", record()))  # it may be exact
-    manifest: Any = SimpleNamespace(export=spec_of("openvino", record()))
-    assert "--weight-bits 7" in str(saturation.cause(manifest))
-    assert saturation.cause(SimpleNamespace(export=spec_of("onnx", record()))) is None  # type: ignore[arg-type]
+    openvino.refuse(REQUEST, plan_of())  # it may be exact
+    assert "--weight-bits 7" in str(saturation.cause(formats.eight_bits_of("openvino"), record()))
+    assert saturation.cause(formats.eight_bits_of("onnx"), record()) is None
 
 
 FIVE = "0.5,0.5,0.5,0.5,0.5"
@@ -190,7 +202,7 @@ def test_a_models_weights_keep_the_range_that_its_plan_says(checkpoint: Path, tm
     loaded = load(str(checkpoint), image_size=(32, 32))
     example = torch.zeros(2, loaded.model.spec.in_chans, 32, 32)
     passes.fold(loaded.model, None, lambda m: (m(example),))
-    plan = plans.read(tmp_path / "native.json")
+    plan = replace(plans.read(tmp_path / "native.json"), eight_bits=formats.eight_bits_of("native"))
     applying.apply(loaded.model, plan)
     found = [
         m.weight.short().abs().max().item() for m in loaded.model.modules() if isinstance(m, applying.QuantizedLinear)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext_deploy import api
 from convnext_deploy.accuracy import gate
 from convnext_deploy.artifact.manifest import check_file
 from convnext_deploy.cli.terminal import clock_words
@@ -152,7 +153,7 @@ def test_a_search_judges_by_the_models_own_numbers(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(quantize, "_sets", lambda *given: sets.append(right(*given)) or sets[-1])
     monkeypatch.setattr(quantize, "prepare", seen)
     with pytest.raises(KeyboardInterrupt):
-        quantize.quantize(
+        api.quantize(
             MODEL, out=tmp_path / "plan.json", calibration=tmp_path / "data", data=tmp_path / "data", target="onnx",
             max_drop=1.0, images=32, labels=tmp_path / "labels.txt",
         )  # fmt: skip
@@ -175,7 +176,7 @@ def test_too_few_images_are_refused_with_the_number_that_is_needed(
 @pytest.mark.parametrize("name", ["/proc/plan.json", "/nowhere/plan.json"])
 def test_a_plan_that_cannot_be_written_is_refused_before_the_checkpoint_is_read(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} cannot be written"):
-        quantize.quantize("absent.safetensors", out=name, calibration="random", target="onnx")
+        api.quantize("absent.safetensors", out=name, calibration="random", target="onnx")
     with pytest.raises(UsageError, match="cannot be written"):
         check_file(Path(name).with_suffix(".jsonl"))
 

@@ -6,33 +6,40 @@ become `<out>.parquet`, and the summary `<out>.json`.
 """
 
 import contextlib
-import io
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..artifact.manifest import Artifact, encode, write_file
+from ..artifact import manifest
+from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import numbering, preprocess, sources
-from ..data.image_tables import PARQUET_ERRORS
-from ..env import needs, usable_cores
-from ..errors import CheckFailed, DataError, UsageError
-from ..records.accuracy import ClassAccuracy, EvalResult
+from ..env import usable_cores
+from ..errors import DataError, UsageError
+from ..records.accuracy import EvalResult
 from ..records.base import Record, Sha256
 from . import statistics
+from .predictions import (
+    NONE,
+    Chunk,
+    decode,
+    encode,
+    hits,
+    joined,
+    needs_pyarrow,
+    of_logits,
+    per_class,
+    read_predictions,
+)
 
 CHUNK = 256  # images between two saves, in whole batches; what a process that is killed loses at most
 IDENTITY_NAME = "identity.json"
-_METADATA = b"convnext-deploy"  # key in a predictions file's schema
 
 
 class Identity(Record, frozen=True, kw_only=True):
@@ -40,27 +47,6 @@ class Identity(Record, frozen=True, kw_only=True):
 
     artifact_sha256: Sha256
     data_sha256: Sha256
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """What a model said about each readable image of a source, in the source's order. k = min(5, classes)."""
-
-    names: tuple[str, ...]
-    labels: NDArray[np.int64]  # (N,)
-    top_classes: NDArray[np.int32]  # (N, k), the likeliest first; of equal ones the lower class
-    top_log_probs: NDArray[np.float32]  # (N, k), natural logarithm
-    label_log_prob: NDArray[np.float32]  # (N,)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """The outcome of the source's images start..stop-1: of one batch, or of several that follow one another."""
-
-    start: int
-    stop: int
-    predictions: Predictions
-    corrupt: tuple[str, ...]  # "name: reason"
 
 
 def evaluate(
@@ -118,14 +104,14 @@ def evaluate(
     partial = None if out is None else _opened_partial(out, artifact, source, force)
     finished = [] if partial is None else _read_chunks(partial)
     done = finished[-1].stop if finished else 0
-    pending: list[_Chunk] = []
+    pending: list[Chunk] = []
 
     def save() -> None:
         if not pending:
             return
-        chunk = _joined(pending)
+        chunk = joined(pending)
         if partial is not None:
-            write_file(partial / f"{chunk.start:09d}.parquet", _encode(chunk))
+            write_file(partial / f"{chunk.start:09d}.parquet", encode(chunk))
         finished.append(chunk)
         pending.clear()
 
@@ -146,15 +132,15 @@ def evaluate(
             save()
     elapsed = time.perf_counter() - begin
 
-    outcome = _joined(finished)
+    outcome = joined(finished)
     predictions, corrupt = outcome.predictions, outcome.corrupt
     if not predictions.names:
         raise DataError(f"none of the {len(corrupt)} images of {source.name} can be read; the first is {corrupt[0]}")
-    hits = _hits(predictions, 1)
+    first = hits(predictions, 1)
     chance = statistics.expected_agreement(predictions.top_classes[:, 0], predictions.labels)
     notes = source.notes
-    if not statistics.is_above_chance(int(hits.sum()), len(hits), chance):
-        notes = (*notes, at_chance(float(hits.mean()), chance))
+    if not statistics.is_above_chance(int(first.sum()), len(first), chance):
+        notes = (*notes, at_chance(float(first.mean()), chance))
         tell(notes[-1])
     result = EvalResult(
         artifact=artifact.path.resolve().name,
@@ -163,17 +149,17 @@ def evaluate(
         data_sha256=source.sha256,
         images=len(predictions.names),
         corrupt=corrupt,
-        top1=float(hits.mean()),
-        top5=float(np.mean(_hits(predictions, 5))),
-        per_class=_per_class(predictions, artifact.manifest.labels or source.class_names),
+        top1=float(first.mean()),
+        top5=float(np.mean(hits(predictions, 5))),
+        per_class=per_class(predictions, artifact.manifest.labels or source.class_names),
         images_per_s=ran / elapsed if ran else 0.0,
         predictions=None if out is None else f"{out.name}.parquet",
         notes=notes,
     )
     if out is not None and partial is not None:
         # The summary last: where it exists, the predictions do too.
-        write_file(_beside(out, ".parquet"), _encode(outcome))
-        write_file(_beside(out, ".json"), encode(result))
+        write_file(_beside(out, ".parquet"), encode(outcome))
+        write_file(_beside(out, ".json"), manifest.encode(result))
         _remove_partial(partial)
     return result
 
@@ -190,15 +176,6 @@ def read_result(path: Path) -> EvalResult:
         raise DataError(f"{path} cannot be read: {error.strerror}; expected a result of eval") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not a result of eval: {error}") from None
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Read the predictions of an evaluation, `<out>.parquet`.
-
-    Raises:
-        DataError: the file cannot be read, or does not hold predictions.
-    """
-    return _decode(path).predictions
 
 
 def labelled(
@@ -223,11 +200,6 @@ def at_chance(top1: float, chance: float) -> str:
         f"top-1 {top1:.2%} is not clearly above what the same answers in any order would give ({chance:.2%}): are the "
         "classes numbered as the model's are (--labels), and is this its preprocessing?"
     )
-
-
-def needs_pyarrow() -> None:
-    with needs("pyarrow"):
-        import pyarrow  # noqa: F401
 
 
 def _check_batch(batch: int, artifact: Artifact) -> None:
@@ -293,11 +265,11 @@ def _remove_partial(folder: Path) -> None:
         folder.rmdir()
 
 
-def _read_chunks(folder: Path) -> list[_Chunk]:
+def _read_chunks(folder: Path) -> list[Chunk]:
     """What an interrupted evaluation has finished: chunks that follow one another from the first image on."""
-    chunks: list[_Chunk] = []
+    chunks: list[Chunk] = []
     for path in sorted(folder.glob("*.parquet")):
-        chunk = _decode(path)
+        chunk = decode(path)
         if chunk.start != (chunks[-1].stop if chunks else 0):
             raise UsageError(f"{folder} lacks predictions before {path.name}; remove it or give another --out")
         chunks.append(chunk)
@@ -312,7 +284,7 @@ def _batches(
     to_pixels: Callable[[Image.Image], NDArray[np.uint8]],
     batch: int,
     start: int,
-) -> Iterator[_Chunk]:
+) -> Iterator[Chunk]:
     """The outcome of `batch` images after another. A corrupt one leaves its batch smaller and moves no other image."""
 
     def decode(index: int) -> NDArray[np.uint8] | str:
@@ -331,11 +303,11 @@ def _batches(
             else:
                 good.append(index)
                 pixels.append(outcome)
-        predictions = _NONE
+        predictions = NONE
         if good:
             logits = _logits(session, np.stack(pixels))
-            predictions = _predictions(tuple(source.names[index] for index in good), labels[good], logits)
-        yield _Chunk(first, indices.stop, predictions, tuple(corrupt))
+            predictions = of_logits(tuple(source.names[index] for index in good), labels[good], logits)
+        yield Chunk(first, indices.stop, predictions, tuple(corrupt))
 
 
 def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -343,171 +315,3 @@ def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     manifest = session.manifest
     images = preprocess.as_input(pixels, manifest.preprocessing, manifest.export.input)
     return run_in_batches(session, images, size=len(images))[0]
-
-
-def _predictions(names: tuple[str, ...], labels: NDArray[np.int64], logits: NDArray[np.float32]) -> Predictions:
-    """Of one batch; logits (N, classes). Log-probabilities are computed in float64."""
-    finite = np.isfinite(logits).all(axis=1)
-    if not finite.all():
-        raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values")
-    log_probs = logits.astype(np.float64)
-    log_probs -= log_probs.max(axis=1, keepdims=True)
-    log_probs -= np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
-    rows = np.arange(len(logits))
-    rest = logits.copy()
-    top = np.empty((len(logits), min(5, logits.shape[1])), np.int32)
-    for rank in range(top.shape[1]):
-        top[:, rank] = rest.argmax(axis=1)  # of equal logits the first; a sort would be slower and leave that open
-        rest[rows, top[:, rank]] = -np.inf
-    return Predictions(
-        names=names,
-        labels=labels,
-        top_classes=top,
-        top_log_probs=log_probs[rows[:, None], top].astype(np.float32),
-        label_log_prob=log_probs[rows, labels].astype(np.float32),
-    )
-
-
-_NONE = Predictions(
-    names=(),
-    labels=np.empty(0, np.int64),
-    top_classes=np.empty((0, 0), np.int32),
-    top_log_probs=np.empty((0, 0), np.float32),
-    label_log_prob=np.empty(0, np.float32),
-)
-
-
-def _joined(chunks: list[_Chunk]) -> _Chunk:
-    """One outcome of several that follow one another."""
-    parts = [chunk.predictions for chunk in chunks if chunk.predictions.names] or [_NONE]
-    predictions = Predictions(
-        names=tuple(itertools.chain.from_iterable(part.names for part in parts)),
-        labels=np.concatenate([part.labels for part in parts]),
-        top_classes=np.concatenate([part.top_classes for part in parts]),
-        top_log_probs=np.concatenate([part.top_log_probs for part in parts]),
-        label_log_prob=np.concatenate([part.label_log_prob for part in parts]),
-    )
-    corrupt = tuple(itertools.chain.from_iterable(chunk.corrupt for chunk in chunks))
-    return _Chunk(chunks[0].start, chunks[-1].stop, predictions, corrupt)
-
-
-def _hits(predictions: Predictions, count: int) -> NDArray[np.bool_]:
-    """(N,): the label is among the first `count` classes."""
-    return (predictions.top_classes[:, :count] == predictions.labels[:, None]).any(axis=1)
-
-
-def _per_class(predictions: Predictions, names: tuple[str, ...] | None) -> tuple[ClassAccuracy, ...]:
-    """Of every class that has images, in label order."""
-    hits = _hits(predictions, 1)
-    images, right = np.bincount(predictions.labels), np.bincount(predictions.labels, weights=hits)
-    return tuple(
-        ClassAccuracy(
-            label=label,
-            name=names[label] if names and label < len(names) else str(label),
-            images=int(images[label]),
-            top1=float(right[label] / images[label]),
-        )
-        for label in np.flatnonzero(images).tolist()
-    )
-
-
-def _encode(chunk: _Chunk) -> bytes:
-    """As a parquet file: a row an image, and what concerns the whole chunk in the schema."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    predictions = chunk.predictions
-    schema = pa.schema(
-        [
-            ("name", pa.string()),
-            ("label", pa.int64()),
-            ("top_classes", pa.list_(pa.int32())),
-            ("top_log_probs", pa.list_(pa.float32())),
-            ("label_log_prob", pa.float32()),
-        ],
-        metadata={_METADATA: msgspec.json.encode((chunk.start, chunk.stop, chunk.corrupt))},
-    )
-    columns = (
-        predictions.names,
-        predictions.labels,
-        list(predictions.top_classes),
-        list(predictions.top_log_probs),
-        predictions.label_log_prob,
-    )
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file, compression="zstd")
-    return file.getvalue()
-
-
-_DAMAGED = (*PARQUET_ERRORS, msgspec.MsgspecError)
-
-
-def _decode(path: Path) -> _Chunk:
-    with needs("pyarrow"):
-        import pyarrow.parquet as pq
-
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}; expected predictions of eval") from None
-    try:
-        table = pq.ParquetFile(io.BytesIO(content)).read()
-        start, stop, corrupt = msgspec.json.decode(
-            table.schema.metadata[_METADATA], type=tuple[int, int, tuple[str, ...]]
-        )
-        predictions = Predictions(
-            names=tuple(table["name"].to_pylist()),
-            labels=_column(table["label"], np.int64),
-            top_classes=_matrix(table["top_classes"], np.int32),
-            top_log_probs=_matrix(table["top_log_probs"], np.float32),
-            label_log_prob=_column(table["label_log_prob"], np.float32),
-        )
-        _check_predictions(predictions)
-    except _DAMAGED as error:
-        raise DataError(f"{path} does not hold predictions of eval: {' '.join(str(error).split())}") from None
-    return _Chunk(start, stop, predictions, corrupt)
-
-
-def _check_predictions(found: Predictions) -> None:
-    """Raises ValueError where they are nothing that `_predictions` makes."""
-    count = len(found.names)
-    shapes = (
-        found.labels.shape,
-        found.label_log_prob.shape,
-        found.top_classes.shape[:1],
-        found.top_log_probs.shape[:1],
-    )
-    if any(shape != (count,) for shape in shapes) or found.top_classes.shape != found.top_log_probs.shape:
-        raise ValueError("its columns are of different lengths")
-    if not all(isinstance(name, str) for name in found.names):
-        raise ValueError("an image has no name")
-    if count and (found.top_classes.shape[1] < 1 or found.labels.min() < 0 or found.top_classes.min() < 0):
-        raise ValueError("a class is missing or negative")
-    if count and max(int(found.labels.max()), int(found.top_classes.max())) >= _MOST_CLASSES:
-        raise ValueError(f"a class is {_MOST_CLASSES:,} or more")
-    if not (np.isfinite(found.top_log_probs).all() and np.isfinite(found.label_log_prob).all()):
-        raise ValueError("a probability is not finite")
-    if count and max(float(found.top_log_probs.max()), float(found.label_log_prob.max())) > _ROUNDING:
-        raise ValueError("a probability is above 1")
-
-
-_MOST_CLASSES = 2**24  # what is counted by class takes memory for each
-_ROUNDING = 1e-3  # of a logarithm of 1
-
-
-def _column(column: Any, dtype: type) -> NDArray[Any]:
-    if column.null_count:
-        raise ValueError("an entry is missing")
-    values: NDArray[Any] = column.to_numpy().astype(dtype)
-    return values
-
-
-def _matrix(column: Any, dtype: type) -> NDArray[Any]:
-    """A column of equally long lists as (N, k)."""
-    rows = column.combine_chunks()
-    values: NDArray[Any] = rows.flatten().to_numpy(zero_copy_only=False).astype(dtype)
-    lengths = rows.value_lengths().to_numpy(zero_copy_only=False)
-    if len(lengths) and (lengths != lengths[0]).any():
-        raise ValueError("its lists are of different lengths")
-    return values.reshape(len(column), -1) if len(column) else values.reshape(0, 0)

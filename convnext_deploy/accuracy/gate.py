@@ -19,7 +19,7 @@ from ..records.accuracy import Check, CheckName, ClassAccuracy, ClassDrop, EvalR
 from ..records.base import Decision
 from ..records.timing import Timing
 from . import statistics
-from .evaluation import Predictions
+from .predictions import Predictions
 
 CONFIDENT_NATS = math.log(2)  # between the first two classes: the first at least twice as probable
 _SMALLEST_REST = 1e-6  # probability; below it, what float32 leaves of 1 less five probabilities is rounding

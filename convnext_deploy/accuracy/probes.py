@@ -46,7 +46,7 @@ class Probe:
         return self.pixels.shape[2], self.pixels.shape[3]
 
 
-def of_source(loaded: "Loaded", spec: ExportSpec, verify_data: str | None) -> tuple[Probe, ...]:
+def of_source(loaded: "Loaded", dynamic_image_size: bool, verify_data: str | None) -> tuple[Probe, ...]:
     """All sets with the source's outputs in fp32, before any rewrite.
 
     Raises:
@@ -54,7 +54,7 @@ def of_source(loaded: "Loaded", spec: ExportSpec, verify_data: str | None) -> tu
     """
     model = loaded.model.spec
     sets = [("bundled", preprocess.probe_images(model.in_chans, model.image_size, IMAGES))]
-    if spec.dynamic_image_size:
+    if dynamic_image_size:
         for size in SIZES:
             if size != model.image_size:
                 name = f"bundled, {size[0]}x{size[1]}"

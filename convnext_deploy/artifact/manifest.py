@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -61,8 +61,8 @@ def decode(text: bytes, where: str) -> Manifest:
     """Parse `manifest.json`'s bytes.
 
     Raises:
-        ArtifactError: not JSON, of another schema, a field missing, unknown or of the wrong type, or a file path
-            that would leave the folder.
+        ArtifactError: not JSON, of another schema, a field missing or of the wrong type, or a file path that would
+            leave the folder.
     """
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
@@ -73,6 +73,24 @@ def decode(text: bytes, where: str) -> Manifest:
         if path.is_absolute() or ".." in path.parts or "\\" in file.path or "\0" in file.path or not path.parts:
             raise ArtifactError(f"{where} lists the file {file.path!r}, which is not inside the artifact folder")
     return manifest
+
+
+def unread(text: bytes, record: Manifest) -> tuple[str, ...]:
+    """The fields of `manifest.json`'s bytes that this version does not know, such as `export.speed`."""
+    return tuple(_unread(msgspec.json.decode(text), msgspec.to_builtins(record), ""))
+
+
+def _unread(given: Any, known: Any, where: str) -> Iterator[str]:
+    if isinstance(given, dict) and isinstance(known, dict):
+        for name, value in given.items():
+            path = f"{where}.{name}" if where else name
+            if name not in known:
+                yield path
+            else:
+                yield from _unread(value, known[name], path)
+    elif isinstance(given, list) and isinstance(known, list | tuple):
+        for one, other in zip(given, known, strict=True):
+            yield from _unread(one, other, where)
 
 
 def encode(record: Any) -> bytes:
@@ -304,6 +322,17 @@ def write_file(path: Path, content: bytes) -> None:
     """Write one file atomically.
 
     Raises:
+        UsageError: as `writing`.
+    """
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that is open for writing, and has its name once everything was written.
+
+    Raises:
         UsageError: its folder does not exist or cannot be written; the temporary file's name would tell nobody that.
     """
     _check_folder_of(path)
@@ -311,7 +340,7 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         with staging.file_for(path) as (descriptor, name):
             with os.fdopen(os.dup(descriptor), "wb") as file:
-                file.write(content)
+                yield file
             os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
             os.replace(name, path)
     except OSError as error:

@@ -67,6 +67,7 @@ def bench(
     from ..artifact import manifest
     from ..records.base import Device, Precision, Task
     from ..records.timing import Scenario, Scope
+    from ..reports import comparisons
     from ..timing import compare as regress
     from ..timing.measure import WARMUP_LIMIT_S
     from ..workflows.bench import Plan
@@ -122,9 +123,9 @@ def bench(
             interrupted = error  # what was measured is kept and shown first
     verdicts = regress.compare(before, rows, margin) if against else ()
     if junit:
-        manifest.write_file(junit, regress.junit(verdicts))
+        manifest.write_file(junit, comparisons.junit(verdicts))
     if markdown:
-        manifest.write_file(markdown, regress.markdown(verdicts).encode())
+        manifest.write_file(markdown, comparisons.markdown(verdicts).encode())
     _show(terminal, rows, verdicts)
     if json:
         terminal.result({"results": rows, "comparisons": verdicts}, "")

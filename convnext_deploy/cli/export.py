@@ -166,13 +166,14 @@ def _tensorrt(
     refit: str,
 ) -> "TensorRtSpec | None":
     """The TensorRT options as one record; None where none was given and the format is another."""
+    from .. import formats
     from ..records.manifest import TensorRtSpec
 
     targets: tuple[str, ...] = ()
     if target is not None:
-        from ..runtimes.tensorrt import build
+        from ..runtimes.tensorrt import choose
 
-        targets = build.targets_of(target)
+        targets = choose.targets_of(target)
     if refit not in ("none", "refit", "strip"):
         raise UsageError(f"--refit {refit}; expected none, refit or strip")
     range_of_sides = None
@@ -189,4 +190,4 @@ def _tensorrt(
         version_compatible=version_compatible,
         refit=refit,  # type: ignore[arg-type]  # checked above
     )
-    return spec if spec != TensorRtSpec() or format in ("trt", "tensorrt", "tensorrt_rtx") else None
+    return spec if spec != TensorRtSpec() or format == "trt" or formats.get(format).ahead_of_time else None

@@ -32,6 +32,9 @@ def inspect(
         return
     opened = manifest.verified(artifact)
     text = details(artifact, opened.manifest, opened.bytes)
+    later = manifest.unread((artifact / manifest.MANIFEST_NAME).read_bytes(), opened.manifest)
+    if later:
+        text += f"\nof a later version, and not read: {', '.join(dict.fromkeys(later))}"
     if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
         from ..runtimes.tensorrt import session
 
@@ -113,24 +116,25 @@ def doctor(
 
     terminal = Terminal(json, quiet)
     removed = caches.clean() if clean else None
-    states = {}
+    states, saturating = {}, []
     for name in formats.names():
         try:
-            states[name] = formats.state(formats.get(name))
+            fmt = formats.get(name)
+            if fmt.eight_bits is not None and fmt.eight_bits.saturates:
+                saturating.append(name)
+            states[name] = formats.state(fmt)
         except ConvNextDeployError as error:
             states[name] = str(error).removeprefix(f"format {name}: ")
-    gpus = env.nvidia_gpus()
+    gpus, words = env.nvidia_gpus(), saturation.words(saturating)
     kept = caches.found()
     document = {
-        "machine": env.machine(), "eight_bits": saturation.words(), "gpus": gpus, "versions": env.versions(),
+        "machine": env.machine(), "eight_bits": words, "gpus": gpus, "versions": env.versions(),
         "formats": states, "caches": kept, "removed": removed,
     }  # fmt: skip
     if json:
         terminal.result(document, "")
         return
-    terminal.table(
-        "Machine", ["what", "value"], [*([k, str(v)] for k, v in env.machine().items()), ["8 bits", saturation.words()]]
-    )
+    terminal.table("Machine", ["what", "value"], [*([k, str(v)] for k, v in env.machine().items()), ["8 bits", words]])
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])
     terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()], whole=True)

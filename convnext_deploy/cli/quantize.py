@@ -57,11 +57,11 @@ def quantize(
     """Choose what runs in 8 bits, from real images; with --max-drop: the fastest plan that keeps the accuracy."""
     from ..records.base import InputKind, PlanType, Precision, Task
     from ..records.manifest import TensorRtSpec
-    from ..records.plan import RangeMethod, Target
+    from ..records.plan import RangeMethod
 
     terminal = Terminal(json, quiet)
     wanted = {
-        "target": one_of("--target", target, Target),
+        "target": target,
         "type": one_of("--type", type, PlanType),
         "method": one_of("--method", method, RangeMethod),
         "rest": None if rest is None else one_of("--rest", rest, Precision),
@@ -75,9 +75,12 @@ def quantize(
         "weight_bits": BITS[one_of("--weight-bits", weight_bits, Literal["auto", "7", "8"])],
     }
     if target_gpu is not None:
-        from ..runtimes.tensorrt import build
+        from ..runtimes.tensorrt import choose
 
-        wanted["tensorrt"] = TensorRtSpec(targets=build.targets_of(target_gpu))
+        wanted["tensorrt"] = TensorRtSpec(targets=choose.targets_of(target_gpu))
+    from .. import formats
+
+    formats.eight_bits_of(target)  # before the checkpoint's libraries are imported, so that a typo costs nothing
     from .. import api
 
     with progress_bar(terminal, "preparing") as bar:
@@ -101,7 +104,7 @@ def quantize(
             progress=lambda phase: lambda done, total: bar(done, total, phase) if bar else None,
             **wanted,
         )
-    kernels = ("--device", "cuda", "--kernels", "all") if plan.target in ("eager", "aotinductor") else ()
+    kernels = ("--device", "cuda", "--kernels", "all") if formats.get(plan.target).kernels else ()
     repeated = {
         "weights": weights, "variant": variant, "input": None if input == "float32" else input,
         "image_size": image_size, "task": None if task == "classify" else task, "weights_key": weights_key,

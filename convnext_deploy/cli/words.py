@@ -1,10 +1,12 @@
 """A verdict in words: for a terminal, as Markdown for a pull request, as JUnit XML for a build server."""
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 from ..records.accuracy import Check, Flip, Verdict
+from ..reports.junit import Case, document
+from ..reports.markdown import escaped, table
 
+SUITE = "convnext-deploy gate"
 FLIPS_SHOWN = 10  # in words; the JSON document holds all
 KL_SHOWN = 1e-3  # nats; what rounding moves lies below, and is in the JSON document
 Given = tuple[Path, Path]  # baseline and candidate as the user named them
@@ -42,58 +44,44 @@ def markdown(verdict: Verdict, given: Given | None = None) -> str:
     """A section of a GitHub step summary."""
     rows = [(_TITLES[c.name], _measured(c), _number(c, c.limit), f"**{c.decision}**") for c in verdict.checks]
     parts = [
-        f"### {_escaped(headline(verdict, given))}",
-        _table(("check", "measured", "limit", "decision"), rows),
-        *(f"**{_escaped(doubt)}**" for doubt in verdict.doubts),
-        _escaped(counts(verdict)),
+        f"### {escaped(headline(verdict, given))}",
+        table(("check", "measured", "limit", "decision"), rows, code=False).rstrip(),
+        *(f"**{escaped(doubt)}**" for doubt in verdict.doubts),
+        escaped(counts(verdict)),
     ]
     if verdict.checks[0].decision == "INCONCLUSIVE":
         parts.append(needed(verdict))
     warned = warnings(verdict)
     if warned:
-        parts.append("\n".join(f"- {_escaped(line)}" for line in warned))
+        parts.append("\n".join(f"- {escaped(line)}" for line in warned))
     if verdict.flips:
         said = f", the first {FLIPS_SHOWN} of them" if len(verdict.flips) > FLIPS_SHOWN else ""
         parts.append(f"<details><summary>{_images(len(verdict.flips))} changed class{said}</summary>")
-        parts.append(_table(("image", "label", "classes", "margin, nats"), _flips(verdict)))
+        parts.append(table(("image", "label", "classes", "margin, nats"), _flips(verdict), code=False).rstrip())
         parts.append("</details>")
     return "\n\n".join(parts) + "\n"
 
 
 def junit(verdict: Verdict, given: Given | None = None) -> bytes:
     """A test suite with a case a check, and one a doubt: FAIL is a failure, INCONCLUSIVE and a doubt are errors."""
-    decisions = [check.decision for check in verdict.checks]
-    doubts = len(verdict.doubts)
-    suite = _suite(len(decisions) + doubts, decisions.count("FAIL"), decisions.count("INCONCLUSIVE") + doubts)
-    for check in verdict.checks:
-        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=check.name)
-        if check.decision != "PASS":
-            message = f"{_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
-            kind = "failure" if check.decision == "FAIL" else "error"
-            ElementTree.SubElement(case, kind, type=check.decision, message=message)
-    for number, doubt in enumerate(verdict.doubts, 1):
-        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=f"doubt {number}")
-        ElementTree.SubElement(case, "error", type="INCONCLUSIVE", message=_printable(doubt))
-    ElementTree.SubElement(suite, "system-out").text = _printable(text(verdict, given))
-    return _document(suite)
+    cases = [_case(check) for check in verdict.checks]
+    cases += [
+        Case(group="gate", name=f"doubt {number}", outcome="error", type="INCONCLUSIVE", message=doubt)
+        for number, doubt in enumerate(verdict.doubts, 1)
+    ]
+    return document(SUITE, cases, text(verdict, given))
 
 
-def _suite(tests: int, failures: int, errors: int) -> ElementTree.Element:
-    return ElementTree.Element(
-        "testsuite",
-        name="convnext-deploy gate",
-        tests=str(tests),
-        failures=str(failures),
-        errors=str(errors),
-        skipped="0",
+def _case(check: Check) -> Case:
+    if check.decision == "PASS":
+        return Case(group="gate", name=check.name)
+    return Case(
+        group="gate",
+        name=check.name,
+        outcome="failure" if check.decision == "FAIL" else "error",
+        type=check.decision,
+        message=f"{_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}",
     )
-
-
-def _document(suite: ElementTree.Element) -> bytes:
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
 def outputs(verdict: Verdict) -> str:
@@ -105,15 +93,12 @@ def outputs(verdict: Verdict) -> str:
 
 def error_markdown(message: str) -> str:
     """Where there is no verdict: the section of a step summary that says why."""
-    return f"### ERROR: no verdict\n\n{_escaped(message)}\n"
+    return f"### ERROR: no verdict\n\n{escaped(message)}\n"
 
 
 def error_junit(message: str) -> bytes:
     """Likewise a test suite, of one case that is an error."""
-    suite = _suite(1, 0, 1)
-    case = ElementTree.SubElement(suite, "testcase", classname="gate", name="verdict")
-    ElementTree.SubElement(case, "error", type="ERROR", message=_printable(message))
-    return _document(suite)
+    return document(SUITE, [Case(group="gate", name="verdict", outcome="error", type="ERROR", message=message)])
 
 
 ERROR_OUTPUTS = "decision=ERROR\ndrop=\nimages-needed=\n"
@@ -194,20 +179,3 @@ def _flips(verdict: Verdict) -> list[tuple[str, str, str, str]]:
         return flip.name, label, f"{before} -> {after}", " -> ".join(margins)
 
     return [cells(flip) for flip in verdict.flips[:FLIPS_SHOWN]]
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, str, str, str]]) -> str:
-    lines = [columns, tuple("---" for _ in columns), *(tuple(map(_escaped, row)) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _escaped(words: str) -> str:
-    """A name out of the data may hold what Markdown or HTML takes for its own."""
-    for sign, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "&#96;")):
-        words = words.replace(sign, instead)
-    return " ".join(words.split())
-
-
-def _printable(words: str) -> str:
-    """Without the control characters that XML 1.0 cannot hold."""
-    return "".join(sign if sign in "\n\t" or sign.isprintable() else "?" for sign in words)

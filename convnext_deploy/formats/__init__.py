@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
 from ..env import PACKAGES, missing, missing_line
 from ..errors import ArtifactError, MissingPackageError, UsageError
+from ..quantization.eight_bits import EightBits
 from ..records.base import Device
 from .base import Format
 
@@ -20,7 +22,8 @@ _NOT_FORMATS = {"__init__", "base"}
 @cache
 def names() -> tuple[str, ...]:
     """All format names, found by looking into this folder; nothing is imported."""
-    return tuple(sorted(f.stem for f in Path(__file__).parent.glob("*.py") if f.stem not in _NOT_FORMATS))
+    files = (file for folder in __path__ for file in Path(folder).glob("*.py"))
+    return tuple(sorted(file.stem for file in files if file.stem not in _NOT_FORMATS))
 
 
 def get(name: str) -> Format:
@@ -47,6 +50,30 @@ def get(name: str) -> Format:
     assert isinstance(found, Format)
     assert found.name == name
     return found
+
+
+def having(fact: Callable[[Format], bool]) -> str:
+    """The names of the formats of which a fact holds, in words, of those that can be imported here."""
+    able = []
+    for name in names():
+        try:
+            able += [name] if fact(get(name)) else []
+        except MissingPackageError:
+            continue
+    return ", ".join(able)
+
+
+def eight_bits_of(name: str) -> EightBits:
+    """How the format of that name computes in 8 bits.
+
+    Raises:
+        UsageError: it does not, or there is none of that name.
+    """
+    how = get(name).eight_bits
+    if how is None:
+        able = having(lambda fmt: fmt.eight_bits is not None)
+        raise UsageError(f"format {name} takes no plan in 8 bits; expected one of {able}")
+    return how
 
 
 def require(fmt: Format, build: bool = False) -> None:
@@ -102,8 +129,12 @@ def opened(artifact: Artifact, options: RunOptions, trust: bool = False) -> Sess
     Raises:
         ArtifactError: it is of a format that is not known, lacks the format's file, or brings code that is not trusted.
         MissingPackageError: the runtime is not installed.
+        UsageError: it does not run on the device, or replays no CUDA graph there.
     """
     fmt = of(artifact)
+    if options.cuda_graph and not (fmt.cuda_graphs and options.device == "cuda"):
+        able = having(lambda other: other.cuda_graphs)
+        raise UsageError(f"format {fmt.name} replays no CUDA graph on {options.device}; {able} do on cuda")
     require(fmt)
     refuse_device(fmt, options.device)
     main = f"model{fmt.suffix}"

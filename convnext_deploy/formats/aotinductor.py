@@ -12,7 +12,8 @@ from ..artifact.session import RunOptions
 from ..errors import BuildError, MissingPackageError
 from ..graph.capture import DeployGraph
 from ..graph.onnx_read import shares
-from ..models.convnext import ConvNeXt, multiply_accumulates
+from ..models.convnext import multiply_accumulates
+from ..quantization.eight_bits import EightBits
 from ..records.manifest import Manifest, PrecisionTruth
 from ..runtimes.torch_session import TorchSession, opening, whole_float32
 from .base import Format
@@ -25,11 +26,6 @@ TYPE_NAMES = {
 def build(graph: DeployGraph, folder: Path) -> None:
     from torch._inductor.exc import InductorError
 
-    if graph.export.kernels:
-        from ..kernels.use import use_kernels  # which looks for triton
-
-        assert isinstance(graph.module, ConvNeXt)
-        use_kernels(graph.module, graph.export.kernels)
     with whole_float32(graph.export.precision, graph.export.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor warns about its own internals
         try:
@@ -98,4 +94,6 @@ FORMAT = Format(
     cuda_graphs=True,
     build=build,
     load=load,
+    # In the fused kernels only.
+    eight_bits=EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, family="kernels"),
 )

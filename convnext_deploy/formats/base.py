@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 from ..artifact.readback import Contents
 from ..artifact.session import RunOptions, Session
+from ..quantization.eight_bits import EightBits
 from ..records.base import Device, Precision
-from ..records.manifest import ExportSpec, Manifest
+from ..records.manifest import ExportRequest, Manifest
+from ..records.plan import Plan
 
 if TYPE_CHECKING:  # it needs torch, and a format that only loads may not
+    from torch import nn
+
     from ..graph.capture import DeployGraph
+    from ..models.convnext import ConvNeXt
 
 StandIn = Callable[[Manifest], Session]
 
@@ -39,9 +44,15 @@ class Format:
     build: Callable[["DeployGraph", Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]
     read_back: Callable[[Path], Contents] | None = None  # what the built files hold; None where none can be read
-    refuse: Callable[[ExportSpec], None] | None = None  # raises for what else it cannot do, before any work
+    # Raises for what else it cannot do, before any work.
+    refuse: Callable[[ExportRequest, Plan | None], None] | None = None
     ready: Callable[[], str] = lambda: "ready"  # how, in a few words; raises MissingPackageError where it cannot build
+    # The network in the form that it captures: the last rewrite before the graph is frozen.
+    rewrite: "Callable[[ConvNeXt], nn.Module] | None" = None
     own_network: bool = False  # what it holds is this package's ConvNeXt, and no other model
     kernels: bool = False  # can run `convnext_deploy.kernels`
     cuda_graphs: bool = False  # its session replays a captured CUDA graph where it is told to
     ahead_of_time: bool = False  # built from a graph on the CPU, whatever device it is for
+    eight_bits: EightBits | None = None  # how it computes what a plan quantizes; None: it takes no such plan
+    bf16_features: frozenset[str] = frozenset()  # CPU features, any of which makes its bf16 faster than its fp32
+    benched: frozenset[Device] = frozenset()  # where `bench` takes it without being told to

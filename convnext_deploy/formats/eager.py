@@ -1,6 +1,5 @@
 """The folded module's weights as safetensors, run by PyTorch from this package's own code."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ..errors import ArtifactError, InputError
 from ..graph.capture import DeployGraph
 from ..graph.module_contents import stored
 from ..models.convnext import ConvNeXt
+from ..quantization.eight_bits import EightBits
 from ..records.manifest import Manifest
 from ..records.plan import OperationPlan
 from ..runtimes.torch_session import TorchSession, opening
@@ -28,12 +28,7 @@ def build(graph: DeployGraph, folder: Path) -> None:
             tensors[f"{name}.shift"] = torch.tensor(module.shift, dtype=torch.float64)
     save_file(tensors, folder / FILE)
     if graph.export.kernels:
-        from ..kernels.use import use_kernels
-
-        module = copy.deepcopy(graph.module)
-        assert isinstance(module, ConvNeXt)
-        use_kernels(module, graph.export.kernels)
-        _prebuild(module, graph.example, graph.say)
+        _prebuild(graph.module, graph.example, graph.say)
 
 
 def _prebuild(module: nn.Module, images: Tensor, say: Callable[[str], None] = lambda _: None) -> None:
@@ -160,4 +155,6 @@ FORMAT = Format(
     build=build,
     load=load,
     read_back=read_back,
+    # In the fused kernels only.
+    eight_bits=EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, family="kernels"),
 )

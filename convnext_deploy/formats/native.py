@@ -14,7 +14,9 @@ from ..env import usable_cores
 from ..native import library, packed_read
 from ..native.engine import Engine, Network
 from ..native.packed import TYPES
-from ..records.manifest import ExportSpec, Manifest, ModelSpec, PrecisionTruth
+from ..quantization.eight_bits import EightBits
+from ..records.manifest import ExportRequest, Manifest, ModelSpec, PrecisionTruth
+from ..records.plan import Plan
 from ..records.timing import LayerKind, LayerTime
 from .base import Format
 
@@ -120,7 +122,7 @@ def depthwise_macs(model: ModelSpec, shape: tuple[int, ...], uint8: bool) -> int
     )
 
 
-def refuse(spec: ExportSpec) -> None:
+def refuse(request: ExportRequest, plan: Plan | None) -> None:
     """Build the engine's library now: without a compiler nothing else is worth doing."""
     library.build()
 
@@ -152,4 +154,7 @@ FORMAT = Format(
     refuse=refuse,
     ready=library.state,
     own_network=True,
+    eight_bits=EightBits(int8="u8s8"),
+    benched=frozenset({"cpu"}),
+    bf16_features=frozenset({"avx512_bf16", "amx_bf16"}),
 )

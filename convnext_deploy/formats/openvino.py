@@ -1,6 +1,5 @@
 """OpenVINO IR, for Intel CPUs and GPUs (its CPU plugin also runs on other x86-64 and on Arm)."""
 
-import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -15,8 +14,10 @@ from ..env import needs
 from ..errors import ArtifactError, BuildError, UsageError
 from ..graph.onnx_read import macs_of, shares
 from ..quantization import saturation
+from ..quantization.eight_bits import EightBits
 from ..records.base import Precision
-from ..records.manifest import ExportSpec, Manifest, PrecisionTruth
+from ..records.manifest import ExportRequest, Manifest, PrecisionTruth
+from ..records.plan import Plan
 from ..records.timing import LayerKind, LayerTime
 from .base import Format
 
@@ -27,20 +28,25 @@ TYPE_NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": 
 
 if TYPE_CHECKING:  # it needs torch, and what only loads does not
     from ..graph.capture import DeployGraph
+    from ..graph.channels_first import ChannelsFirst
+    from ..models.convnext import ConvNeXt
+
+
+def rewrite(model: "ConvNeXt") -> "ChannelsFirst":
+    """One NCHW stream, which the plugin fuses."""
+    from ..graph.channels_first import ChannelsFirst
+
+    return ChannelsFirst(model)
 
 
 def build(graph: "DeployGraph", folder: Path) -> None:
-    from ..graph.channels_first import ChannelsFirst
     from ..graph.onnx_write import save_onnx
-    from ..models.convnext import ConvNeXt
 
     with needs("openvino"):
         import openvino as ov
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".openvino.") as scratch:
         path = Path(scratch) / "model.onnx"
-        if isinstance(graph.module, ConvNeXt):  # benchmarks bring other architectures
-            graph = dataclasses.replace(graph, module=ChannelsFirst(graph.module))
         save_onnx(graph, path, one_file=False)  # which OpenVINO maps instead of reading
         try:
             model = ov.convert_model(path)
@@ -54,7 +60,7 @@ def build(graph: "DeployGraph", folder: Path) -> None:
 class OpenVinoSession(Session):
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
         super().__init__(manifest, options)
-        refused = saturation.refusal("openvino", manifest.export.quantization)
+        refused = saturation.refusal("OpenVINO", manifest.export.quantization)
         if refused is not None:
             raise ArtifactError(f"{path}: {refused}")
         with needs("openvino"):
@@ -184,8 +190,8 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> OpenVinoSessi
     return OpenVinoSession(folder / FILE, manifest, options)
 
 
-def refuse(spec: ExportSpec) -> None:
-    line = saturation.refusal("openvino", spec.quantization)
+def refuse(request: ExportRequest, plan: Plan | None) -> None:
+    line = saturation.refusal("OpenVINO", plan)
     if line is not None:
         raise UsageError(line)
 
@@ -254,5 +260,10 @@ FORMAT = Format(
     build=build,
     load=load,
     refuse=refuse,
+    rewrite=rewrite,
     read_back=read_back,
+    # Its GELU is part of a convolution, and its tanh form gains nothing.
+    eight_bits=EightBits(int8="u8s8", convolutions=True, saturates=True),
+    benched=frozenset({"cpu"}),
+    bf16_features=frozenset({"avx512_bf16", "amx_bf16"}),
 )

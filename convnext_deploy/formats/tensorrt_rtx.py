@@ -4,13 +4,15 @@ from pathlib import Path
 
 from ..artifact.session import RunOptions
 from ..graph.capture import DeployGraph
-from ..records.manifest import ExportSpec, Manifest
+from ..quantization.eight_bits import EightBits
+from ..records.manifest import ExportRequest, Manifest
+from ..records.plan import Plan
 from ..runtimes.tensorrt import session
 from .base import Format, StandIn
 
 
-def refuse(export: ExportSpec) -> None:
-    session.refuse("tensorrt_rtx", export)
+def refuse(request: ExportRequest, plan: Plan | None) -> None:
+    session.refuse("tensorrt_rtx", request)
 
 
 def build(graph: DeployGraph, folder: Path) -> StandIn | None:
@@ -38,4 +40,6 @@ FORMAT = Format(
     refuse=refuse,
     ahead_of_time=True,
     cuda_graphs=True,
+    eight_bits=EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, convolutions=True, family="tensorrt"),
+    benched=frozenset({"cuda"}),
 )

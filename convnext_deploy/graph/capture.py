@@ -4,15 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..models.convnext import ConvNeXt
 from ..records.base import STRIDE
 from ..records.manifest import ExportSpec, ModelSpec, TensorRecord
-from .channels_first import ChannelsFirst
 
 # Larger sides would only widen torch.export's range; no ConvNeXt is trained or run beyond this.
 MAX_SIDE = 8192  # pixels
@@ -20,9 +19,12 @@ MAX_SIDE = 8192  # pixels
 
 @dataclass(frozen=True)
 class DeployGraph:
-    """What a format builds from. `module` is in eval mode and in its final precision; nothing changes it any more."""
+    """What a format builds from: nothing changes it any more, so that what is captured is what is built.
 
-    module: ConvNeXt | ChannelsFirst
+    The module is in eval mode, in its final precision and form, with kernels in it where the spec names them.
+    """
+
+    module: nn.Module  # a ConvNeXt, or what stands for one; `spec` is its ModelSpec
     export: ExportSpec
     example: Tensor  # (opt, C, H, W) float32, or (opt, H, W, C) uint8
     say: Callable[[str], None] = lambda _: None  # told what a long build is doing
@@ -30,7 +32,7 @@ class DeployGraph:
 
     @property
     def model(self) -> ModelSpec:
-        return self.module.spec
+        return cast(ModelSpec, self.module.spec)
 
     @property
     def input(self) -> TensorRecord:

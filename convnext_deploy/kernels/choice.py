@@ -13,7 +13,7 @@ from .. import env
 from ..errors import MissingPackageError, UsageError
 from ..models.convnext import ConvNeXt
 from ..records.base import KernelChoice, Precision
-from ..records.manifest import ExportSpec, ModelSpec
+from ..records.manifest import ExportRequest, ModelSpec
 from ..records.plan import Plan
 from ..records.timing import KernelMeasurement
 from .launch import E4M3_SINCE
@@ -23,16 +23,16 @@ TABLE = Path(__file__).with_name("measured.json")
 ONE_KERNEL = 96  # channels up to which both linears of a block are faster in one kernel
 
 
-def refuse(spec: ExportSpec, choice: KernelChoice, plan: Plan | None) -> None:
+def refuse(request: ExportRequest, choice: KernelChoice, plan: Plan | None) -> None:
     """What can be refused before any work.
 
     Raises:
         UsageError: another device than a GPU, a dynamic image size, or a plan of more than blocks.
         MissingPackageError: PyTorch's builds for the CPU come without Triton.
     """
-    if spec.device != "cuda":
-        raise UsageError(f"--kernels {choice} is for NVIDIA GPUs, not for {spec.device}; use --device cuda")
-    if spec.dynamic_image_size:
+    if request.device != "cuda":
+        raise UsageError(f"--kernels {choice} is for NVIDIA GPUs, not for {request.device}; use --device cuda")
+    if request.dynamic_image_size:
         raise UsageError("the fused kernels are compiled for one image size; leave --dynamic-image-size out")
     if plan is not None:
         _refuse_plan(plan)
@@ -70,7 +70,9 @@ def _refuse_plan(plan: Plan) -> None:
             )
 
 
-def chosen(model: ConvNeXt, spec: ExportSpec, choice: KernelChoice, say: Callable[[str], None]) -> tuple[str, ...]:
+def chosen(
+    model: ConvNeXt, request: ExportRequest, choice: KernelChoice, say: Callable[[str], None]
+) -> tuple[str, ...]:
     """The parts of a folded and cast model that run in kernels; says which they are, where not all were asked for.
 
     Stages that a plan quantizes are among them in any case: PyTorch's own operations would only simulate it.
@@ -84,28 +86,28 @@ def chosen(model: ConvNeXt, spec: ExportSpec, choice: KernelChoice, say: Callabl
         if stage not in possible:
             raise UsageError(f"the plan quantizes {stage} of {model.spec.architecture}, which no fused kernel runs")
     if choice == "all":
-        return all_of(model, spec)
+        return all_of(model, request)
     gpus = env.nvidia_gpu_facts()
     gpu = gpus[0]["name"] if gpus else "this GPU, which nvidia-smi does not name"
     rows = table().get(gpu)
     if rows is None:
         say(f"kernels: none was measured on {gpu}, so {_none_but(planned)} used; --kernels all uses every one")
         return tuple(planned)
-    found = faster(model.spec, spec.precision, spec.batch.opt, (*possible, *alternatives(model)), rows)
+    found = faster(model.spec, request.precision, request.batch.opt, (*possible, *alternatives(model)), rows)
     more = [stage for stage in planned if stage not in found]
     because = f"; because the plan quantizes them: {', '.join(more)}" if more else ""
-    say(f"kernels: measured faster on {gpu} at batch {spec.batch.opt}: {', '.join(found) or 'none'}{because}")
+    say(f"kernels: measured faster on {gpu} at batch {request.batch.opt}: {', '.join(found) or 'none'}{because}")
     return (*found, *more)
 
 
-def all_of(model: ConvNeXt, spec: ExportSpec) -> tuple[str, ...]:
+def all_of(model: ConvNeXt, request: ExportRequest) -> tuple[str, ...]:
     """Every part that kernels run; of the two ways to run a narrow stage, the one that was faster on an H200.
 
     fp16, ConvNeXt-T, 96 channels: both linears in one kernel take 0.45 of the time of two at batch 256, and make the
     network 12 % faster at batch 32 and 2 % slower at batch 1. With 128 channels there is no difference.
     """
     narrow = [name for name in alternatives(model) if model.spec.dims[int(name.split(".")[1])] <= ONE_KERNEL]
-    if spec.batch.opt == 1 or spec.precision not in ("fp16", "bf16"):
+    if request.batch.opt == 1 or request.precision not in ("fp16", "bf16"):
         narrow = []
     return tuple(name + MLP if name + MLP in narrow else name for name in parts(model))
 

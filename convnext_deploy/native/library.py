@@ -297,11 +297,6 @@ def isas(library: ctypes.CDLL | None = None) -> tuple[str, ...]:
     return tuple(library.cnxt_isas().decode().split())
 
 
-def isa_of_this_cpu() -> str:
-    """The path that is taken here where none is named."""
-    return isas()[0]
-
-
 def chosen_isa(isa: str | None) -> str | None:
     """The path to take: the one named, or the environment's, which serves to try slower ones; None: the best."""
     return isa or os.environ.get(ISA_VARIABLE) or None

@@ -3,9 +3,7 @@
 The layout, and what each field means, is in `csrc/format.h`; the reader in `csrc/model.cpp` checks all of it.
 """
 
-import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.manifest import writing
 from ..records.base import InputKind
 from ..records.manifest import Activation, Norm
 
@@ -141,22 +140,13 @@ def kinds_in(path_or_bytes: Path | bytes) -> tuple[str, ...]:
 def write(network: Network, path: Path) -> None:
     """Write the packed file, atomically."""
     operations = list(_operations(network))
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            writer = _Writer(file, network.in_chans, HEADER.size + RECORD_BYTES * len(operations))
-            records = b"".join(writer.operation(part) for part in operations)
-            end = writer.finish()
-            file.seek(0)
-            file.write(HEADER.pack(MAGIC, VERSION, len(operations), end, INPUTS.index(network.input), network.in_chans))
-            file.write(records)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with writing(path) as file:
+        writer = _Writer(file, network.in_chans, HEADER.size + RECORD_BYTES * len(operations))
+        records = b"".join(writer.operation(part) for part in operations)
+        end = writer.finish()
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, VERSION, len(operations), end, INPUTS.index(network.input), network.in_chans))
+        file.write(records)
 
 
 def _operations(network: Network) -> Iterator[Any]:

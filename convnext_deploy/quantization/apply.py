@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..models.convnext import Block, ChannelNorm, ConvNeXt, nchw, nhwc
 from ..records.base import InputKind
-from ..records.plan import OperationPlan, OperationType, Plan, Scheme, WeightBits
+from ..records.plan import OperationPlan, OperationType, Scheme, WeightBits
 from . import operators
+from .eight_bits import EightBits
 from .observers import weight_scales
 from .plan import LoadedPlan, kind_of, operations, products, representable
 from .saturation import WEIGHT_LIMITS
@@ -19,7 +20,6 @@ TYPES: dict[OperationType, tuple[torch.dtype, torch.dtype]] = {  # of the input'
     "u8s8": (torch.uint8, torch.int8), "s8s8": (torch.int8, torch.int8), "fp8": (torch.float8_e4m3fn,) * 2,
 }  # fmt: skip
 WEIGHT_SCHEMES: dict[OperationType, Scheme] = {"u8s8": "s8_symmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
-CONVOLUTION_TARGETS = ("openvino", "tensorrt", "tensorrt_rtx")
 
 
 class QuantizedLinear(nn.Module):
@@ -149,7 +149,7 @@ def apply(model: ConvNeXt, loaded: LoadedPlan) -> None:
         balance = tensors.get(f"balance/{name}")
         if balance is not None:
             rebalance(model, name, balance)
-        if plan.target == "onnx" and kind_of(name) == "project":
+        if how_of(loaded).gelu_tanh and kind_of(name) == "project":
             _approximate_gelu(model, name, operation)
         _replace(model, paths[name], _quantized(model.get_submodule(paths[name]), name, operation, loaded))
 
@@ -161,7 +161,7 @@ GELU_TANH_ERROR = 4.8e-4
 def _approximate_gelu(model: ConvNeXt, project: str, operation: OperationPlan) -> None:
     """GELU's tanh form, where what becomes of it is less than a sixteenth of a step of the quantizer behind it.
 
-    ONNX Runtime computes it in three quarters of the time. OpenVINO's is part of a convolution and gains nothing.
+    For formats in which it is faster (`EightBits.gelu_tanh`).
     """
     block = model.get_submodule(project.rpartition(".")[0])
     assert isinstance(block, Block)
@@ -210,11 +210,18 @@ def rows_of(product: nn.Module) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
 
 
-def scales_of(rows: Tensor, operation: OperationPlan, plan: Plan) -> Tensor:
+def how_of(loaded: LoadedPlan) -> EightBits:
+    """How the target of a plan that quantizes something computes."""
+    assert loaded.eight_bits is not None, f"a plan for {loaded.plan.target} without what this format says of 8 bits"
+    return loaded.eight_bits
+
+
+def scales_of(rows: Tensor, operation: OperationPlan, loaded: LoadedPlan) -> Tensor:
     """The scale of each row of a weight matrix (out, in), float32 (out,), as the target's graph holds it."""
+    plan = loaded.plan
     limit = WEIGHT_LIMITS[plan.weight_bits]
     scales = weight_scales(rows, WEIGHT_SCHEMES[operation.type], plan.weight_ranges, limit)
-    return representable(scales, plan.target, plan.rest)
+    return representable(scales, how_of(loaded), plan.rest)
 
 
 def rounded(rows: Tensor, scales: Tensor, operation: OperationPlan, bits: WeightBits = 8) -> Tensor:
@@ -233,7 +240,7 @@ def _quantized(product: nn.Module, name: str, operation: OperationPlan, loaded: 
     rows = rows_of(product)
     scales, weight = loaded.tensors.get(f"weight_scale/{name}"), loaded.tensors.get(f"weight/{name}")
     if weight is None or scales is None:
-        scales = scales_of(rows, operation, loaded.plan)
+        scales = scales_of(rows, operation, loaded)
         weight = rounded(rows, scales, operation, loaded.plan.weight_bits)
     elif weight.dtype == torch.int8 and weight.short().abs().amax() > WEIGHT_LIMITS[loaded.plan.weight_bits]:
         raise UsageError(
@@ -250,7 +257,7 @@ def _quantized(product: nn.Module, name: str, operation: OperationPlan, loaded: 
     if isinstance(product, nn.Linear):
         return QuantizedLinear(operation, weight, scales, bias)
     size = math.isqrt(product.weight[0, 0].numel())
-    if loaded.plan.target in CONVOLUTION_TARGETS:
+    if how_of(loaded).convolutions:
         return QuantizedConvolution(operation, weight, scales, bias, size)
     return QuantizedPatches(operation, weight, scales, bias, size)
 

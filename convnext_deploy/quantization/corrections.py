@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..models.convnext import ConvNeXt, nhwc
 from ..records.manifest import Preprocessing
 from ..records.plan import OperationPlan, Plan, WeightBits
-from .apply import TYPES, QuantizedLinear, QuantizedPatches, apply, rebalance, rounded, rows_of, scales_of
+from .apply import TYPES, QuantizedLinear, QuantizedPatches, apply, how_of, rebalance, rounded, rows_of, scales_of
 from .calibrate import Calibration
 from .distance import Pixels, inputs
 from .operators import dequantize
@@ -52,12 +52,12 @@ def balance_factors(model: ConvNeXt, calibration: Calibration, names: tuple[str,
     return found
 
 
-def shifted(plan: Plan, calibration: Calibration, model: ConvNeXt) -> Plan:
+def shifted(loaded: LoadedPlan, calibration: Calibration, model: ConvNeXt) -> Plan:
     """The plan with every s8s8 project's input centred, so that all 256 codes are used.
 
     GELU's outputs lie above -0.17: a symmetric range leaves almost half of its codes unused.
     """
-    paths = products(model)
+    paths, plan, how = products(model), loaded.plan, how_of(loaded)
     operations = dict(plan.operations)
     for name, operation in plan.operations.items():
         if operation.type != "s8s8" or kind_of(name) != "project" or operation.scale is None:
@@ -65,7 +65,7 @@ def shifted(plan: Plan, calibration: Calibration, model: ConvNeXt) -> Plan:
         statistics = calibration.whole(paths[name])
         low = float(statistics.low.min())
         high = min(float(statistics.high.max()), 127 * operation.scale)  # where the method clips
-        scale = representable(torch.tensor((high - low) / 255), plan.target, plan.rest).item()
+        scale = representable(torch.tensor((high - low) / 255), how, plan.rest).item()
         operations[name] = msgspec.structs.replace(operation, scale=scale, shift=low + 128 * scale)
     return msgspec.structs.replace(plan, operations=operations)
 
@@ -127,7 +127,7 @@ def rounded_weights(
     for name in names:
         operation = loaded.plan.operations[name]
         rows = rows_of(exact.get_submodule(paths[name]))
-        scales = scales_of(rows, operation, loaded.plan)
+        scales = scales_of(rows, operation, loaded)
         found[f"weight/{name}"] = gptq(rows, scales, squares.pop(name), operation, loaded.plan.weight_bits)
         found[f"weight_scale/{name}"] = scales
     return found

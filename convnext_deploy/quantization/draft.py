@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from . import corrections
 from .apply import apply, rebalance
 from .calibrate import calibrate
 from .distance import Distances, Pixels, classifies, distances, outputs, pixels_of
+from .eight_bits import EightBits
 from .plan import LoadedPlan, draft, products
 
 CORRECTION_IMAGES = 64  # of the calibration's, that biases and roundings are computed from
@@ -31,6 +33,7 @@ def prepare(
     *,
     preprocessing: Preprocessing,
     target: Target,
+    eight_bits: EightBits,
     type: OperationType,
     method: RangeMethod,
     input: InputKind,
@@ -50,6 +53,7 @@ def prepare(
         source: calibration images.
         held_out: what corrections are judged on.
         names: the operations to run in 8 bits.
+        eight_bits: how the target computes.
         rounding: try GPTQ too, which takes minutes for a large model.
         resume: keeps the calibration's statistics.
     """
@@ -72,13 +76,14 @@ def prepare(
             names,
             type=type,
             target=target,
+            eight_bits=eight_bits,
             method=method,
             input=input,
             rest=rest,
             weights_sha256=weights_sha256,
             weight_bits=weight_bits,
         )
-        return LoadedPlan(plan, {}, statistics)
+        return LoadedPlan(plan, {}, statistics, eight_bits)
 
     say(f"calibrating on {images} images of {source.name}")
     current = calibrated(model, resume)
@@ -97,16 +102,14 @@ def prepare(
         for name, values in factors.items():
             rebalance(changed, name.partition("/")[2], values)
         again = calibrated(changed, None)
-        return LoadedPlan(again.plan, factors, again.calibration)
+        return replace(again, tensors=factors)
 
     def shifted(plan: LoadedPlan) -> LoadedPlan:
         assert plan.calibration is not None
-        return LoadedPlan(corrections.shifted(plan.plan, plan.calibration, model), plan.tensors, plan.calibration)
+        return replace(plan, plan=corrections.shifted(plan, plan.calibration, model))
 
     def with_tensors(make: Callable[..., dict[str, Tensor]]) -> Callable[[LoadedPlan], LoadedPlan]:
-        return lambda plan: LoadedPlan(
-            plan.plan, {**plan.tensors, **make(model, plan, pixels, preprocessing)}, plan.calibration
-        )
+        return lambda plan: replace(plan, tensors={**plan.tensors, **make(model, plan, pixels, preprocessing)})
 
     attempts: list[tuple[str, Callable[[LoadedPlan], LoadedPlan]]] = [("balance", balanced)]
     if type == "s8s8":
@@ -133,5 +136,4 @@ def prepare(
         )
         if applied:
             current, before = candidate, after
-    plan = msgspec.structs.replace(current.plan, corrections=tuple(records))
-    return LoadedPlan(plan, current.tensors, current.calibration)
+    return replace(current, plan=msgspec.structs.replace(current.plan, corrections=tuple(records)))

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..artifact.manifest import encode, sha256_of, write_file
+from ..artifact.manifest import check_file, encode, refuse_name, sha256_of, write_file
 from ..errors import UsageError
 from ..models.convnext import DTYPES, Block, ConvNeXt
 from ..records.base import InputKind, Precision
@@ -28,18 +28,10 @@ from ..records.plan import (
     WeightBits,
 )
 from .calibrate import RANDOM, Calibration, report
+from .eight_bits import EightBits
 from .observers import scale_and_zero_point
 
-# What each runtime's 8-bit matrix product takes. GPUs have no zero points; u8s8 is what x86 multiplies.
-INT8: dict[Target, OperationType] = {
-    "onnx": "u8s8", "openvino": "u8s8", "native": "u8s8", "tensorrt": "s8s8", "tensorrt_rtx": "s8s8",
-    "eager": "s8s8", "aotinductor": "s8s8",
-}  # fmt: skip
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
-TENSORRT: frozenset[Target] = frozenset({"tensorrt", "tensorrt_rtx"})
-KERNELS: frozenset[Target] = frozenset({"eager", "aotinductor"})
-ALIKE = (TENSORRT, KERNELS)  # targets that compute the same: a plan for one is a plan for the other
-GPU_TARGETS = TENSORRT | KERNELS  # fp8 too
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,7 @@ class LoadedPlan:
     plan: Plan
     tensors: Mapping[str, Tensor]
     calibration: Calibration | None = None  # that it was drafted from; not kept in files
+    eight_bits: EightBits | None = None  # how its target computes; needed where it quantizes anything
 
     @property
     def sha256(self) -> str:
@@ -109,6 +102,7 @@ def draft(
     *,
     type: OperationType,
     target: Target,
+    eight_bits: EightBits,
     method: RangeMethod,
     input: InputKind,
     rest: Precision,
@@ -120,6 +114,7 @@ def draft(
     Args:
         calibration: of the inputs of `products(model)`.
         names: of operations.
+        eight_bits: how the target computes.
         weights_sha256: of the checkpoint.
     """
     scheme, paths = SCHEMES[type], products(model)
@@ -131,7 +126,7 @@ def draft(
             continue
         tensor = found[paths[name]]
         scale, zero_point = scale_and_zero_point(np.float64(tensor.low), np.float64(tensor.high), scheme)
-        held = representable(torch.tensor(float(scale)), target, rest).item()
+        held = representable(torch.tensor(float(scale)), eight_bits, rest).item()
         operations[name] = OperationPlan(type=type, scale=held, zero_point=int(zero_point))
     identity = calibration.identity
     return Plan(
@@ -153,14 +148,14 @@ def draft(
     )
 
 
-def representable(scales: Tensor, target: Target, rest: Precision) -> Tensor:
-    """Scales as the target's graph holds them, float32: for GPUs they are of the rest's type.
+def representable(scales: Tensor, eight_bits: EightBits, rest: Precision) -> Tensor:
+    """Scales as the graph of a format holds them, float32.
 
     A scale below half precision's normal range becomes the smallest normal number: it belongs to a channel that a
     tiny layer scale was folded into. The weights are then off by at most 3e-5, and what 4C of them add to the residual
     stream is off by less than the rounding of that stream to half precision.
     """
-    if target not in GPU_TARGETS or rest not in ("fp16", "bf16"):
+    if not eight_bits.scales_in_rest or rest not in ("fp16", "bf16"):
         return scales
     dtype = DTYPES[rest]
     return scales.clamp_min(torch.finfo(dtype).smallest_normal).to(dtype).float()
@@ -170,7 +165,7 @@ def restricted(loaded: LoadedPlan, names: Collection[str]) -> LoadedPlan:
     """The same plan for these operations only."""
     operations = {name: operation for name, operation in loaded.plan.operations.items() if name in names}
     tensors = {key: tensor for key, tensor in loaded.tensors.items() if key.partition("/")[2] in operations}
-    return LoadedPlan(msgspec.structs.replace(loaded.plan, operations=operations), tensors, loaded.calibration)
+    return replace(loaded, plan=msgspec.structs.replace(loaded.plan, operations=operations), tensors=tensors)
 
 
 def write(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
@@ -189,6 +184,21 @@ def write(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
         beside.unlink(missing_ok=True)
     write_file(path, encode(plan))
     return plan
+
+
+def check_target(out: Path, force: bool) -> None:
+    """Refuse a plan's name that is taken, cannot be written, or would replace something else than a plan.
+
+    Raises:
+        UsageError: what is in the way.
+    """
+    refuse_name(out)
+    if out.suffix != ".json":
+        raise UsageError(f"--out {out}; expected a name that ends in .json")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists; choose another --out or give --force to replace it")
+    check_file(out)
+    refuse_foreign(out)
 
 
 def refuse_foreign(path: Path) -> None:

@@ -7,10 +7,11 @@ OpenVINO has none; this package's engine widens to 16 bits before it multiplies 
 """
 
 import platform
+from collections.abc import Collection
 
 from .. import env
-from ..records.manifest import Manifest
-from ..records.plan import OperationType, QuantizationRecord, Target, WeightBits
+from ..records.plan import OperationType, Plan, QuantizationRecord, WeightBits
+from .eight_bits import EightBits
 
 WEIGHT_LIMITS: dict[WeightBits, int] = {8: 127, 7: 64}  # largest magnitude of a weight's code
 EXACT_FEATURES = {"avx512_vnni", "avx_vnni", "amx_int8"}  # any of these adds in 32 bits
@@ -26,22 +27,26 @@ def saturates() -> bool:
     return x86 and not EXACT_FEATURES & env.cpu_features()
 
 
-def bits_for(target: Target, type: OperationType) -> WeightBits:
-    """The weights' bits that `target` multiplies exactly on this machine."""
-    return 7 if target == "openvino" and type == "u8s8" and saturates() else 8
+def bits_for(eight_bits: EightBits, type: OperationType) -> WeightBits:
+    """The weights' bits that a format multiplies exactly on this machine."""
+    return 7 if eight_bits.saturates and type == "u8s8" and saturates() else 8
 
 
-def in_danger(record: QuantizationRecord | None) -> bool:
+def in_danger(record: Plan | QuantizationRecord | None) -> bool:
     """Whether an artifact's products can saturate on this machine, if its runtime does nothing about it."""
-    return record is not None and "u8s8" in record.operations and record.weight_bits == 8 and saturates()
+    return record is not None and "u8s8" in record.types and record.weight_bits == 8 and saturates()
 
 
-def refusal(format: str, record: QuantizationRecord | None) -> str | None:
-    """Why a plan cannot run as it says on this machine, and the cure; None where it can, or where nobody knows."""
-    if format != "openvino" or not in_danger(record) or not env.cpu_features():
+def refusal(title: str, record: Plan | QuantizationRecord | None) -> str | None:
+    """Why a plan cannot run as it says on this machine, and the cure; None where it can, or where nobody knows.
+
+    Args:
+        title: of the runtime, one that saturates.
+    """
+    if not in_danger(record) or not env.cpu_features():
         return None
     return (
-        "OpenVINO multiplies 8 bits with 16-bit saturation on this CPU (x86 without VNNI), and the plan's weights use "
+        f"{title} multiplies 8 bits with 16-bit saturation on this CPU (x86 without VNNI), and the plan's weights use "
         f"all 8 bits: its outputs would be wrong; {CURE}"
     )
 
@@ -49,18 +54,22 @@ def refusal(format: str, record: QuantizationRecord | None) -> str | None:
 CURE = "run quantize again with --weight-bits 7, or with --target native, which is exact on every CPU"
 
 
-def cause(manifest: Manifest) -> str | None:
+def cause(eight_bits: EightBits | None, record: QuantizationRecord | None) -> str | None:
     """What may explain outputs that are far from the simulation, and the cure; None where it cannot be this."""
-    if manifest.export.format == "openvino" and in_danger(manifest.export.quantization):
+    if eight_bits is not None and eight_bits.saturates and in_danger(record):
         return f"8-bit products may saturate at 16 bits on this CPU; {CURE}"
     return None
 
 
-def words() -> str:
-    """For `doctor`."""
+def words(formats: Collection[str]) -> str:
+    """For `doctor`.
+
+    Args:
+        formats: that saturate.
+    """
     if not saturates():
         return "exact here; quantize uses weights of 8 bits"
     return (
-        "u8 by s8 saturates at 16 bits here (no VNNI); quantize uses weights of 7 bits for openvino, onnxruntime runs "
-        f"with {ORT_OPTION}=1, native is exact"
+        f"u8 by s8 saturates at 16 bits here (no VNNI); quantize uses weights of 7 bits for {', '.join(formats)}, "
+        f"onnxruntime runs with {ORT_OPTION}=1, native is exact"
     )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Decision, Fraction, Images, Positive, Record, Sha256
+from .base import SCHEMA, Decision, Fraction, HandWritten, Images, Positive, Record, SchemaVersion, Sha256
 
 CheckName = Literal["top1_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"]
 
@@ -19,6 +19,7 @@ class ClassAccuracy(Record, frozen=True, kw_only=True):
 class EvalResult(Record, frozen=True, kw_only=True):
     """Accuracy of one artifact over one labelled image source; every prediction lies in `predictions`."""
 
+    schema_version: SchemaVersion = SCHEMA
     artifact: str
     artifact_sha256: Sha256  # of manifest.json
     data: str
@@ -33,7 +34,7 @@ class EvalResult(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()  # what was left out, what was assumed about the classes, an accuracy at chance
 
 
-class Limits(Record, frozen=True, kw_only=True):
+class Limits(HandWritten, frozen=True, kw_only=True):
     """What a candidate may lose against its baseline. Written by hand, hence in percent; None is not checked."""
 
     max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, percentage points
@@ -81,6 +82,7 @@ class Flip(Record, frozen=True, kw_only=True):
 class Verdict(Record, frozen=True, kw_only=True):
     """Whether a candidate may take its baseline's place, and everything that this rests on."""
 
+    schema_version: SchemaVersion = SCHEMA
     decision: Decision
     limits: Limits
     baseline: str

@@ -17,8 +17,18 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 STRIDE = 32  # input pixels per pixel of the last feature map, in every architecture of the family
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of everything on disk."""
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything on disk. A field that a later version has added is not read."""
+
+
+class HandWritten(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what people write or edit: a misspelled field is an error, and not a setting that does nothing."""
+
+
+# Of every file that is read again. Optional fields are added within a version; whatever else changes raises it, and the
+# version before is then still read.
+SCHEMA = 1
+SchemaVersion = Annotated[int, msgspec.Meta(ge=max(1, SCHEMA - 1), le=SCHEMA)]
 
 
 PlanType = Literal["int8", "fp8"]

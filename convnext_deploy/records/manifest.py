@@ -4,7 +4,19 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Device, Fraction, InputKind, PlanType, Positive, Precision, Record, Sha256, Task
+from .base import (
+    SCHEMA,
+    Device,
+    Fraction,
+    InputKind,
+    PlanType,
+    Positive,
+    Precision,
+    Record,
+    SchemaVersion,
+    Sha256,
+    Task,
+)
 from .plan import QuantizationRecord
 
 Stem = Literal["patch", "overlap", "overlap_tiered", "overlap_act"]
@@ -82,6 +94,7 @@ class TensorRtSpec(Record, frozen=True, kw_only=True):
 class EngineRecord(Record, frozen=True, kw_only=True):
     """`build.json` of an engine: how it was built. The manifest holds its hash."""
 
+    schema_version: SchemaVersion = SCHEMA
     module: str  # import name: tensorrt or tensorrt_rtx
     version: str
     targets: tuple[str, ...]
@@ -94,7 +107,9 @@ class EngineRecord(Record, frozen=True, kw_only=True):
     timing_cache: str | None  # "<file>: <bytes before> -> <bytes after>"; None where the module has none
 
 
-class ExportSpec(Record, frozen=True, kw_only=True):
+class ExportRequest(Record, frozen=True, kw_only=True):
+    """What an artifact is to be, as far as it is known before the checkpoint is read."""
+
     format: str
     precision: Precision = "fp32"
     input: InputKind = "float32"
@@ -102,14 +117,18 @@ class ExportSpec(Record, frozen=True, kw_only=True):
     dynamic_image_size: bool = False
     device: Device = "cpu"
     tensorrt: TensorRtSpec | None = None
-    quantization: "QuantizationRecord | None" = None
+
+
+class ExportSpec(ExportRequest, frozen=True, kw_only=True):
+    """What an artifact is: the request, and what came of it for this model."""
+
+    quantization: QuantizationRecord | None = None
     kernels: tuple[str, ...] = ()  # run in `convnext_deploy.kernels`: "stem", "stages.0" or "stages.0.mlp" ...
 
     @property
     def eight_bits(self) -> PlanType | None:
         """What its plan's products are in, beside `precision`; None where no plan quantizes."""
-        types = self.quantization.operations if self.quantization else {}
-        return "int8" if {"u8s8", "s8s8"} & set(types) else "fp8" if "fp8" in types else None
+        return self.quantization.eight_bits if self.quantization else None
 
 
 class PassRecord(Record, frozen=True, kw_only=True):
@@ -181,7 +200,7 @@ class FileRecord(Record, frozen=True, kw_only=True):
 class Manifest(Record, frozen=True, kw_only=True):
     """`manifest.json`: everything an artifact folder says about itself."""
 
-    schema_version: Literal[1]
+    schema_version: SchemaVersion
     created: str  # ISO 8601, UTC
     tool: str
     model: ModelSpec

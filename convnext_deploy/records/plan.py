@@ -1,10 +1,23 @@
 """Quantization: the plan, its calibration report, the search for it, and half precision's report."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Decision, Fraction, InputKind, Positive, Precision, Record, Sha256
+from .base import (
+    SCHEMA,
+    Decision,
+    Fraction,
+    HandWritten,
+    InputKind,
+    PlanType,
+    Positive,
+    Precision,
+    Record,
+    SchemaVersion,
+    Sha256,
+)
 from .timing import Timing
 
 # Calibration
@@ -29,6 +42,7 @@ class TensorRange(Record, frozen=True, kw_only=True):
 class CalibrationReport(Record, frozen=True, kw_only=True):
     """The ranges of a model's tensors, and the images they come from."""
 
+    schema_version: SchemaVersion = SCHEMA
     data: str
     data_sha256: Sha256  # of the encoded images themselves
     images: Positive
@@ -40,15 +54,19 @@ class CalibrationReport(Record, frozen=True, kw_only=True):
     tensors: tuple[TensorRange, ...]
 
 
-# Formats that compute in 8 bits; eager and aotinductor do so in the fused kernels only.
-Target = Literal["onnx", "openvino", "native", "tensorrt", "tensorrt_rtx", "eager", "aotinductor"]
+Target = str  # a format's name, of those that compute in 8 bits (`Format.eight_bits`)
 # u8s8: unsigned activations with a zero point, signed weights; s8s8: both signed, no zero points; fp8: both E4M3.
 # fp32: kept from the plan's rest type, because half precision would overflow there.
 OperationType = Literal["u8s8", "s8s8", "fp8", "fp32"]
 WeightBits = Literal[7, 8]  # of int8 weights: codes of at most 64, or 127, in magnitude (see `saturation`)
 
 
-class OperationPlan(Record, frozen=True, kw_only=True):
+def eight_bits(types: Collection[str]) -> PlanType | None:
+    """What operations of these types compute in, in the word that asks for it; None where none is in 8 bits."""
+    return "int8" if {"u8s8", "s8s8"} & set(types) else "fp8" if "fp8" in types else None
+
+
+class OperationPlan(HandWritten, frozen=True, kw_only=True):
     """How one operation runs. `scale` and `zero_point` are those of its product's input; weights follow a channel."""
 
     type: OperationType
@@ -77,14 +95,14 @@ class CorrectionRecord(Record, frozen=True, kw_only=True):
     images: Positive  # held out: not among those that it was computed from
 
 
-class Plan(Record, frozen=True, kw_only=True):
+class Plan(HandWritten, frozen=True, kw_only=True):
     """`<plan>.json`: which operations of one checkpoint run in 8 bits, with which scales, for one target.
 
     Operations that are not named run in `rest`. Balancing factors, corrected biases and rounded weights, where there
     are any, lie in `<plan>.safetensors`.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA
     target: Target
     architecture: str
     weights_sha256: Sha256  # `WeightsRecord.tensors_sha256` of the checkpoint
@@ -97,6 +115,16 @@ class Plan(Record, frozen=True, kw_only=True):
     operations: dict[str, OperationPlan]
     corrections: tuple[CorrectionRecord, ...] = ()
     tensors_sha256: Sha256 | None = None  # of `<plan>.safetensors`
+
+    @property
+    def types(self) -> tuple[OperationType, ...]:
+        """Of its operations, each once."""
+        return tuple(dict.fromkeys(operation.type for operation in self.operations.values()))
+
+    @property
+    def eight_bits(self) -> PlanType | None:
+        """What its products are in; None where it quantizes nothing."""
+        return eight_bits(self.types)
 
 
 class PlanCandidate(Record, frozen=True, kw_only=True):
@@ -118,6 +146,7 @@ class PlanCandidate(Record, frozen=True, kw_only=True):
 class SearchResult(Record, frozen=True, kw_only=True):
     """`<plan>.search.json`: what a search under an accuracy budget measured, and what it chose."""
 
+    schema_version: SchemaVersion = SCHEMA
     target: Target
     max_drop: float  # percentage points
     alpha: float
@@ -143,6 +172,14 @@ class QuantizationRecord(Record, frozen=True, kw_only=True):
     kept_share: Fraction = 0.0  # of the multiply-accumulates, in the operations that the plan keeps in fp32
     weight_bits: WeightBits = 8
     calibration: CalibrationRecord | None
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return tuple(self.operations)
+
+    @property
+    def eight_bits(self) -> PlanType | None:
+        return eight_bits(self.types)
 
 
 HalfPrecision = Literal["fp16", "bf16"]
@@ -171,6 +208,7 @@ class HalfOperation(Record, frozen=True, kw_only=True):
 class HalfReport(Record, frozen=True, kw_only=True):
     """Which operations of a model overflow or lose their values in half precision."""
 
+    schema_version: SchemaVersion = SCHEMA
     data: str
     data_sha256: Sha256  # of the encoded images
     images: Positive

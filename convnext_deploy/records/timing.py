@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Above0, Device, Fraction, PlanType, Positive, Precision, Record, Sha256, Task
+from .base import SCHEMA, Above0, Device, Fraction, PlanType, Positive, Precision, Record, SchemaVersion, Sha256, Task
 
 
 class Timing(Record, frozen=True, kw_only=True):
@@ -38,6 +38,7 @@ class LayerTime(Record, frozen=True, kw_only=True):
 class ProfileResult(Record, frozen=True, kw_only=True, tag_field="record", tag="profile"):
     """Where one artifact spends its time: `layers` add up to `layers_ms`, which is part of `wall_ms`."""
 
+    schema_version: SchemaVersion = SCHEMA
     time: str  # ISO 8601, UTC
     artifact: str  # its folder's name
     artifact_sha256: Sha256  # of manifest.json
@@ -133,7 +134,7 @@ class ServerLoad(Record, frozen=True, kw_only=True):
 class BenchResult(Record, frozen=True, kw_only=True):
     """One model on one runtime in one setting, timed in a process of its own; every sample is kept."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA
     created: str  # ISO 8601, UTC
     run: str  # rows with the same value and batch were measured turn by turn with each other
     subject: str  # what the tables call it: "convnext_tiny onnx fp32"
@@ -229,6 +230,7 @@ class RooflineRow(Record, frozen=True, kw_only=True):
 class RooflineResult(Record, frozen=True, kw_only=True, tag_field="record", tag="roofline"):
     """The shortest time a device can take for one batch, by the architecture and the device's ceilings alone."""
 
+    schema_version: SchemaVersion = SCHEMA
     time: str  # ISO 8601, UTC
     model: str
     task: Task

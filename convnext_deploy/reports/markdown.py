@@ -10,16 +10,22 @@ from .results import KINDS, Measurement, Results, by_kind, latest, rated, type_o
 from .tables import Table
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; what would break its cells is escaped."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], code: bool = True) -> str:
+    """A Markdown table; what would break its cells is escaped.
+
+    Args:
+        code: what stands in backquotes is code.
+    """
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(escaped(cell, code) for cell in line) + " |" for line in lines) + "\n"
 
 
-def _escaped(text: str) -> str:
-    """HTML in a name would be rendered; backquoted names stay code."""
-    text = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+def escaped(text: str, code: bool = False) -> str:
+    """A name out of the data may hold what Markdown or HTML takes for its own."""
+    signs = [("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;")]
+    for sign, instead in signs if code else (*signs, ("`", "&#96;")):
+        text = text.replace(sign, instead)
+    return " ".join(text.split())
 
 
 def page(results: Results, title: str) -> str:
@@ -36,14 +42,14 @@ def page(results: Results, title: str) -> str:
     if results.profiles:
         wanted += [tables.kinds(results.profiles), tables.gaps(results.profiles)]
     wanted += [tables.roofline(result) for result in results.rooflines]
-    return f"# {_escaped(title)}\n\n" + "\n".join(map(_section, wanted))
+    return f"# {escaped(title)}\n\n" + "\n".join(map(_section, wanted))
 
 
 def _section(found: Table) -> str:
     body = table(found.columns, [[cell.text for cell in row] for row in found.rows])
-    note = f"\n{_escaped(found.note)}\n" if found.note else ""
-    footnotes = "".join(f"\n{_escaped(text)}\n" for text in found.footnotes)
-    return f"## {_escaped(found.title)}\n\n{body}{note}{footnotes}"
+    note = f"\n{escaped(found.note)}\n" if found.note else ""
+    footnotes = "".join(f"\n{escaped(text)}\n" for text in found.footnotes)
+    return f"## {escaped(found.title)}\n\n{body}{note}{footnotes}"
 
 
 # Of the pages --------------------------------------------------------------------------------------------------------

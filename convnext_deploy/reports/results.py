@@ -16,6 +16,7 @@ from ..records.base import Above0, PlanType, Positive, Task
 from ..records.plan import SearchResult
 from ..records.timing import Ceilings, LayerKind, ProfileResult, RooflineResult
 from ..timing import roofline
+from ..timing.measure import quantile
 
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
@@ -69,21 +70,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
     def interval_ms(self) -> tuple[float, float] | None:
         """95 % interval of the median, from order statistics; None for fewer than 6 samples, which carry none."""
-        count = len(self.samples_ms)
-        if count < 6:
-            return None
-        below = _binomial_half_width(count)
-        ordered = sorted(self.samples_ms)
-        return ordered[below - 1], ordered[count - below]
-
-
-def _binomial_half_width(count: int) -> int:
-    """The largest rank r for which at most r - 1 of `count` fair coins fall heads with probability 0.025 or less."""
-    import numpy as np
-
-    steps = np.arange(1, count + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(count - steps + 1) - np.log(steps))]) - count * np.log(2)
-    return max(1, int(np.searchsorted(np.cumsum(np.exp(logs)), 0.025, side="right")))
+        median = quantile(self.samples_ms, 0.5)
+        return None if median.low_ms is None or median.high_ms is None else (median.low_ms, median.high_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ same answer in units of the yardstick that was timed before each turn: between t
 
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
@@ -201,38 +200,6 @@ def read_results(path: Path) -> tuple[BenchResult, ...]:
 def encode_results(rows: Sequence[BenchResult]) -> bytes:
     """JSON Lines."""
     return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
-
-
-def junit(comparisons: Sequence[Comparison]) -> bytes:
-    """JUnit XML: SLOWER is a failure, INCONCLUSIVE is skipped."""
-    counts = {name: sum(c.verdict == name for c in comparisons) for name in ("SLOWER", "INCONCLUSIVE")}
-    suite = ElementTree.Element(
-        "testsuite",
-        name="convnext-deploy bench",
-        tests=str(len(comparisons)),
-        failures=str(counts["SLOWER"]),
-        errors="0",
-        skipped=str(counts["INCONCLUSIVE"]),
-    )
-    for comparison in comparisons:
-        case = ElementTree.SubElement(suite, "testcase", classname=comparison.setting, name=comparison.subject)
-        if comparison.verdict == "SLOWER":
-            ElementTree.SubElement(case, "failure", message=f"SLOWER: {interval_words(comparison)}")
-        elif comparison.verdict == "INCONCLUSIVE":
-            ElementTree.SubElement(case, "skipped", message=comparison.reason or "")
-        ElementTree.SubElement(case, "system-out").text = f"{comparison.verdict} {interval_words(comparison)}"
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
-
-
-def markdown(comparisons: Sequence[Comparison]) -> str:
-    """A table for a pull request or a GitHub step summary; SLOWER rows come first."""
-    order = ("SLOWER", "INCONCLUSIVE", "FASTER", "SAME")
-    lines = ["| verdict | what | setting | time, new / old (95 %) | |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| {c.verdict} | {c.subject} | {c.setting} | {interval_words(c)} | {c.reason or ''} |".replace("\n", " ")
-        for c in sorted(comparisons, key=lambda c: order.index(c.verdict))
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def interval_words(comparison: Comparison) -> str:

@@ -76,7 +76,8 @@ def _built() -> list[Path]:
 
 
 def _marker(folder: Path) -> str:
-    return BASELINE_NAME if (folder / BASELINE_NAME).is_file() else manifest.MANIFEST_NAME
+    names = (BASELINE_NAME, manifest.REJECTED_NAME)
+    return next((name for name in names if (folder / name).is_file()), manifest.MANIFEST_NAME)
 
 
 def _bytes(folder: Path) -> int:

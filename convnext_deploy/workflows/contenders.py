@@ -1,30 +1,27 @@
 """Who takes part in a benchmark: artifacts, ConvNeXts with random weights, and timm's models in the same formats."""
 
-import datetime
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from .. import env, formats
-from ..artifact import manifest, verify
-from ..artifact.session import RunOptions, Session, run_in_batches
-from ..artifact.trust import built_here, remember
-from ..data import preprocess
-from ..errors import MissingPackageError, ParityError, UsageError, WorkerError
+from ..artifact import manifest
+from ..artifact.trust import built_here
+from ..errors import MissingPackageError, WorkerError
+from ..models.source import Source
 from ..records.base import Device, PlanType, Precision, Record, Sha256, Task
-from ..records.manifest import BatchRange, ExportSpec, Manifest, ModelSpec, PrecisionTruth, WeightsRecord
+from ..records.manifest import BatchRange, ExportRequest, ModelSpec
 from ..records.timing import Ceilings
 from ..timing.worker import Worker
 from .caches import BASELINE_NAME, BENCH
 
 if TYPE_CHECKING:
-    from ..models.baselines import Baseline
+    pass
 
-PROBES = 4
+COUNTERPARTS = "convnext_deploy.workflows.counterparts"  # imported by workers
 BUILDS_AT_ONCE = 2  # a build of a large model takes several times its weights
 TORCH = ("torch", "torch.compile")  # timm's own module, as it comes
 
@@ -102,8 +99,10 @@ def measured_ceilings(device: Device, threads: int | None, precisions: Sequence[
 def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
     """(runtimes that `bench` takes by default, a line for each that is left out)."""
     found, left_out = ["torch"], ["torch.compile is left out: it compiles half a minute a row; ask with --runtime"]
-    for name in ("onnx", "openvino", "native") if device == "cpu" else ("onnx", "tensorrt", "tensorrt_rtx"):
+    for name in formats.names():
         fmt = formats.get(name)
+        if device not in fmt.benched:
+            continue
         try:
             formats.state(fmt)
         except MissingPackageError as error:
@@ -249,8 +248,8 @@ def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contende
             worker = Worker(f"building {want.model} {want.runtime}")
             running.append(worker)
             try:
-                builder = "build_convnext" if convnext else "build_baseline"
-                worker.call("call", function=f"{__name__}:{builder}", arguments={"want": msgspec.to_builtins(want)})
+                builder = f"{__name__}:build_convnext" if convnext else f"{COUNTERPARTS}:build_baseline"
+                worker.call("call", function=builder, arguments={"want": msgspec.to_builtins(want)})
             except WorkerError as error:
                 return _contender(want, opener="", arguments={}, imports=(), broken=str(error))
             finally:
@@ -300,97 +299,18 @@ def build_convnext(want: dict[str, Any]) -> None:
     from .export import export
 
     wanted = msgspec.convert(want, Wanted)
-    export(
-        "random", variant=wanted.model, format=wanted.runtime, precision=wanted.precision, task=wanted.task,
-        image_size=wanted.image_size, batch=wanted.batch, device=wanted.device, out=wanted.folder, force=True,
-    )  # fmt: skip
-
-
-def build_baseline(want: dict[str, Any]) -> None:
-    """Build one of timm's models in a format, and compare it with timm's own outputs; runs in a worker.
-
-    Raises:
-        UsageError: the format cannot hold it.
-        ParityError: what was built computes something else.
-    """
-    import torch
-
-    from ..graph.capture import DeployGraph, input_record, output_records
-    from ..models.baselines import Baseline, preprocessing_of
-    from ..models.checkpoint import tensors_sha256
-
-    wanted = msgspec.convert(want, Wanted)
-    fmt = formats.get(wanted.runtime)
-    formats.require(fmt)
-    if fmt.own_network:
-        raise UsageError(f"format {fmt.name} holds ConvNeXt only; {wanted.model} runs as torch, onnx or openvino")
-    if wanted.precision not in fmt.precisions:
-        raise UsageError(f"format {fmt.name} has no {wanted.precision}; it has {', '.join(sorted(fmt.precisions))}")
-    spec = ExportSpec(format=fmt.name, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
-    source = Baseline(wanted.model, wanted.image_size, wanted.task)
-    pixels = preprocess.probe_images(3, wanted.image_size, PROBES)
-    images = preprocess.as_input(pixels, preprocessing_of(wanted.model), "float32")
-    with torch.inference_mode():
-        outputs = source(torch.from_numpy(images))
-    expected = tuple(x.numpy() for x in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs))
-    module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision if fmt.typed_graph else "fp32")
-    with manifest.staged(wanted.folder, marker=BASELINE_NAME) as folder:
-        example = torch.from_numpy(images[np.arange(max(2, wanted.batch.opt)) % PROBES])
-        place = "cpu" if fmt.ahead_of_time else wanted.device
-        # Formats ask of the module what Baseline has: `spec`, `takes_uint8`, and to be called.
-        graph = DeployGraph(module=module.to(place), export=spec, example=example.to(place))  # type: ignore[arg-type]
-        stand_in = fmt.build(graph, folder)
-        record = _record_of(module, spec, tensors_sha256(module.state_dict()))
-        record = msgspec.structs.replace(
-            record, inputs=(input_record(module.spec, spec),), outputs=output_records(module.spec, spec)
-        )
-        session = stand_in(record) if stand_in else fmt.load(folder, record, RunOptions(device=wanted.device))
-        parity = verify.compare(
-            run_in_batches(session, images, PROBES),
-            expected,
-            verify.TOLERANCES[spec.precision],
-            "bundled",
-            wanted.task == "classify",
-        )
-        if parity.failures:
-            raise ParityError(f"{wanted.model} as {fmt.name} {wanted.precision}: {'; '.join(parity.failures)}")
-        record = msgspec.structs.replace(record, parity=(parity,), files=manifest.file_records(folder))
-        (folder / BASELINE_NAME).write_bytes(manifest.encode(record))
-    if fmt.runs_code:
-        remember(manifest.sha256_of(wanted.folder / BASELINE_NAME))  # where it cannot, the next run builds again
-
-
-def _record_of(module: "Baseline", spec: ExportSpec, tensors: str) -> Manifest:
-    """What a session has to know, in the record that artifacts have it in."""
-    from ..models.baselines import preprocessing_of
-
-    return Manifest(
-        schema_version=1,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        tool="convnext-deploy bench",
-        model=module.spec,
-        weights=WeightsRecord(source="random", layout="timm", random=True, tensors_sha256=tensors),
-        preprocessing=preprocessing_of(module.spec.architecture),
-        labels=None,
-        export=spec,
-        inputs=(),
-        outputs=(),
-        passes=(),
-        parity=(),
-        precision=PrecisionTruth(graph={}),
-        versions=env.versions(),
-        machine=env.machine(),
-        files=(),
-    )
+    source = Source(weights="random", variant=wanted.model, task=wanted.task, image_size=wanted.image_size)
+    request = ExportRequest(format=wanted.runtime, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
+    export(source, request, out=wanted.folder, force=True)
 
 
 def _of_baseline(want: Wanted) -> Contender:
     record = manifest.decode((want.folder / BASELINE_NAME).read_bytes(), str(want.folder / BASELINE_NAME))
     return _contender(
         want,
-        opener=f"{__name__}:open_baseline",
+        opener=f"{COUNTERPARTS}:open_baseline",
         arguments={"path": str(want.folder), "device": want.device},
-        imports=(__name__, f"convnext_deploy.formats.{want.runtime}", *formats.get(want.runtime).requires),
+        imports=(COUNTERPARTS, f"convnext_deploy.formats.{want.runtime}", *formats.get(want.runtime).requires),
         artifact=str(want.folder),
         artifact_bytes=sum(file.bytes for file in record.files),
         parity=record.parity[0].relative_error,
@@ -405,43 +325,8 @@ def _of_timm(want: Wanted) -> Contender:
         spec = registry.spec(want.model, image_size=want.image_size, task=want.task)
     return _contender(
         want,
-        opener=f"{__name__}:open_timm",
+        opener=f"{COUNTERPARTS}:open_timm",
         arguments={"want": msgspec.to_builtins(want)},
-        imports=(__name__, "torch", "timm", "convnext_deploy.runtimes.torch_session"),
+        imports=(COUNTERPARTS, "torch", "timm", "convnext_deploy.runtimes.torch_session"),
         spec=spec,
     )
-
-
-def open_baseline(path: str, device: Device, threads: int | None) -> Session:
-    """A session of what `build_baseline` wrote."""
-    folder = Path(path)
-    record = manifest.decode((folder / BASELINE_NAME).read_bytes(), str(folder / BASELINE_NAME))
-    return formats.get(record.export.format).load(folder, record, RunOptions(device=device, threads=threads))
-
-
-def open_timm(want: dict[str, Any], threads: int | None) -> Session:
-    """A session of timm's own module: as it comes, or through torch.compile, which compiles at the first inference.
-
-    On a GPU images and weights are channels_last, and torch.compile looks for the fastest kernels.
-    """
-    import torch
-
-    from ..graph.capture import input_record, output_records
-    from ..models.baselines import Baseline
-    from ..models.checkpoint import tensors_sha256
-    from ..runtimes.torch_session import TorchSession
-
-    wanted = msgspec.convert(want, Wanted)
-    module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision)
-    spec = ExportSpec(format="eager", precision=wanted.precision, batch=wanted.batch, device=wanted.device)
-    record = msgspec.structs.replace(
-        _record_of(module, spec, tensors_sha256(module.state_dict())),
-        inputs=(input_record(module.spec, spec),),
-        outputs=output_records(module.spec, spec),
-    )
-    call: Any = module.to(wanted.device)
-    if wanted.device == "cuda":
-        call = module.to(memory_format=torch.channels_last)
-    if wanted.runtime == "torch.compile":
-        call = torch.compile(call, dynamic=False, mode="max-autotune" if wanted.device == "cuda" else None)
-    return TorchSession(call, record, RunOptions(device=wanted.device, threads=threads))

@@ -1,32 +1,33 @@
-"""A checkpoint and images to a plan: `quantize`, drafted at once or searched for under an accuracy budget; `half`."""
+"""A checkpoint and images to a plan: `quantize`, drafted at once or searched for under an accuracy budget."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from .. import arguments, env, formats
+from .. import env, formats
 from ..artifact import manifest
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.trust import built_here
-from ..data import numbering, preprocess, sources
+from ..data import numbering, sources
 from ..errors import CheckFailed, DataError, UsageError
+from ..formats.base import Format
 from ..models import passes
+from ..models.source import Source
 from ..quantization import plan as plans
 from ..quantization import saturation
 from ..quantization.apply import apply
 from ..quantization.calibrate import open_images, report
 from ..quantization.distance import outputs, pixels_of
 from ..quantization.draft import prepare
-from ..quantization.half import half_plan
+from ..quantization.eight_bits import EightBits
 from ..quantization.plan import LoadedPlan
-from ..records.base import InputKind, PlanType, Precision, Task
-from ..records.manifest import BatchRange, TensorRtSpec
+from ..records.base import InputKind, PlanType, Precision
+from ..records.manifest import BatchRange, ExportRequest, TensorRtSpec
 from ..records.plan import (
-    HalfPrecision,
-    HalfReport,
     OperationType,
     Plan,
     RangeMethod,
@@ -35,7 +36,7 @@ from ..records.plan import (
     WeightBits,
 )
 from ..reports import plots
-from .export import Say, export, silent
+from .export import Say, export
 from .search import Budget, Workbench, search
 
 IMAGES = 512  # to calibrate on, where so many are there
@@ -49,181 +50,126 @@ KINDS = ("expand", "project")  # what runs in 8 bits where nothing is searched f
 Progress = Callable[[str], Callable[[int, int], None]]
 
 
-def no_progress(_: str) -> Callable[[int, int], None]:
-    return lambda done, total: None
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a plan is drafted for, from which images and how; each as in `api.quantize`."""
+
+    calibration: str
+    split: str | None
+    images: int | None
+    target: Target
+    type: PlanType
+    method: RangeMethod
+    rest: Precision | None
+    input: InputKind
+    rounding: bool
+    weight_bits: WeightBits | None
+    tensorrt: TensorRtSpec | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a search is to reach, and what it is measured on; each as in `api.quantize`."""
+
+    data: str
+    labels: Path | None
+    max_drop: float  # percentage points of top-1
+    alpha: float
+    batch: int
+    threads: int | None
 
 
 def quantize(
-    weights: arguments.Location | None = None,
+    source: Source,
+    recipe: Recipe,
+    goal: Goal | None,
     *,
-    out: arguments.Location,
-    calibration: arguments.Location,
-    target: Target,
-    variant: str | None = None,
-    type: PlanType = "int8",
-    method: RangeMethod = "mse",
-    images: int | None = None,
-    split: str | None = None,
-    rest: Precision | None = None,
-    input: InputKind = "float32",
-    image_size: arguments.ImageSize | None = None,
-    task: Task = "classify",
-    preprocessing: Mapping[str, Any] | None = None,
-    weights_key: str | None = None,
-    rounding: bool = False,
-    weight_bits: WeightBits | None = None,
-    data: arguments.Location | None = None,
-    labels: arguments.Location | None = None,
-    max_drop: float | None = None,
-    alpha: float = 0.05,
-    batch: int = 1,
-    threads: int | None = None,
-    tensorrt: TensorRtSpec | None = None,
-    force: bool = False,
-    say: Say = silent,
-    progress: Progress = no_progress,
+    out: Path,
+    force: bool,
+    say: Say,
+    progress: Progress,
 ) -> tuple[Plan, SearchResult | None]:
-    """Write the plan that `export(plan=...)` builds 8-bit artifacts from.
-
-    Without `max_drop`: the linears of all blocks in 8 bits. With it: the fastest plan whose top-1 drop on labelled
-    `data` is below it, as measured on this machine and runtime (see `search`).
-
-    The checkpoint is given as for `export`: weights, variant, image_size, task, preprocessing, weights_key, input.
+    """The steps of `api.quantize`, on arguments that are checked.
 
     Args:
-        out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
-            `<name>.calibration.json`, what a search measured to `<name>.search.json` and, drawn, `<name>.search.svg`.
-        calibration: real images, labels not needed; "random" is noise, and is marked as such.
-        target: the format that the plan is for.
-        method: how ranges are chosen (`records.plan.RangeMethod`).
-        images: how many are calibrated on; None: 512, or four fifths of a source with fewer than 640 (at least 32).
-        rest: the type of everything else; None: fp32, on GPUs fp16.
-        rounding: try GPTQ for the weights.
-        weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI; None: what `target` multiplies
-            exactly on this machine (see `saturation`).
-        data: labelled images that a search judges on, as for `evaluate`.
-        labels: the model's class names, as for `evaluate`.
-        max_drop: percentage points of top-1.
-        batch: the batch whose latency counts.
-        tensorrt: for a search with `target` tensorrt or tensorrt_rtx.
+        goal: None: the linears of all blocks in 8 bits, without a search.
 
     Raises:
         UsageError: what can be refused before the work.
         CheckFailed: a search found no plan that is faster and passes; its `<name>.search.json` says why.
     """
-    arguments.check(
-        target=target,
-        variant=variant,
-        type=type,
-        method=method,
-        images=images,
-        split=split,
-        rest=rest,
-        input=input,
-        image_size=image_size,
-        task=task,
-        preprocessing=preprocessing,
-        weights_key=weights_key,
-        rounding=rounding,
-        weight_bits=weight_bits,
-        max_drop=max_drop,
-        alpha=alpha,
-        threads=threads,
-        tensorrt=tensorrt,
-        force=force,
-        say=say,
-        progress=progress,
-    )
-    weights = arguments.maybe(arguments.weights, "weights", weights)
-    out = arguments.path("out", out)
-    calibration = arguments.images("calibration", calibration)
-    data = arguments.maybe(arguments.images, "data", data)
-    labels = arguments.maybe(arguments.path, "labels", labels)
-    size = arguments.maybe(arguments.image_size, "image_size", image_size)
-    batch = arguments.whole("batch", batch)
-    preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
-    from ..models import checkpoint as checkpoints
-
-    if labels is not None and data is None:
-        raise UsageError(f"labels {labels} are those of labelled images; give data too, or leave labels out")
-    classes = numbering.class_map(labels) if labels is not None else None
-    kind = _refuse_early(out, target, type, max_drop, data, alpha, batch, force, tensorrt)
-    bits = _weight_bits(weight_bits, target, kind, searching=max_drop is not None)
-    rest = rest or ("fp16" if target in plans.GPU_TARGETS else "fp32")
+    target, input = recipe.target, recipe.input
+    fmt, how = formats.get(target), formats.eight_bits_of(target)
+    kind = _refuse_early(fmt, how, out, recipe, goal, force)
+    bits = _weight_bits(recipe.weight_bits, target, how, kind, searching=goal is not None)
+    rest = recipe.rest or how.rest
+    classes = numbering.class_map(goal.labels) if goal is not None and goal.labels is not None else None
     say("loading the checkpoint")
-    loaded = checkpoints.load(
-        weights,
-        variant=variant,
-        task=task,
-        image_size=size,
-        weights_key=weights_key,
-        preprocessing=preprocessing,
-    )
+    loaded = source.load()
     if loaded.note:
         say(loaded.note)
     model, facts = loaded.model, loaded.preprocessing
-    folder = out.with_suffix(".search") if max_drop is not None else None
+    folder = None if goal is None else out.with_suffix(".search")
     whole = None
-    if data is not None:
-        whole = numbering.numbered(sources.open_source(data), model.spec.num_classes, loaded.labels, classes)
-    source, held_out, selection, final = _sets(calibration, split, images, data, whole, model.spec.image_size)
-    images = len(source)
+    if goal is not None:
+        labelled = sources.open_source(goal.data)
+        whole = numbering.numbered(labelled, model.spec.num_classes, loaded.labels, classes)
+    calibrated, held_out, selection, final = _sets(
+        recipe.calibration, recipe.split, recipe.images, goal.data if goal else None, whole, model.spec.image_size
+    )
+    images = len(calibrated)
     say(f"{images} images to calibrate on, {len(held_out)} held out to judge corrections on")
-    if folder is not None:
-        chosen = (calibration, split, data, target, type, method, images, input, rest, rounding, batch, bits)
-        _check_identity(folder, loaded.weights.tensors_sha256, *chosen)
+    if goal is not None and folder is not None:
+        _check_identity(
+            folder, loaded.weights.tensors_sha256, recipe.calibration, recipe.split, goal.data, target, recipe.type,
+            recipe.method, images, input, rest, recipe.rounding, goal.batch, bits,
+        )  # fmt: skip
 
     say("folding")
     pixels = pixels_of(held_out, facts, model)
     passes.fold(model, facts if input == "uint8" else None, lambda m: outputs(m, pixels[:PROBE], facts))
     drafted = prepare(
         model,
-        source,
+        calibrated,
         pixels,
         [name for name in plans.products(model) if folder is not None or plans.kind_of(name) in KINDS],
         preprocessing=facts,
         target=target,
+        eight_bits=how,
         type=kind,
-        method=method,
+        method=recipe.method,
         input=input,
         rest=rest,
         weights_sha256=loaded.weights.tensors_sha256,
         weight_bits=bits,
         images=images,
-        rounding=rounding,
+        rounding=recipe.rounding,
         resume=None if folder is None else folder / "calibration.safetensors",
         say=say,
         progress=progress("calibrating"),
     )
     assert drafted.calibration is not None
-    ranges = report(drafted.calibration, method, plans.SCHEMES[kind])
+    ranges = report(drafted.calibration, recipe.method, plans.SCHEMES[kind])
     write_file(out.with_suffix(".calibration.json"), manifest.encode(ranges))
-    if folder is None or max_drop is None or selection is None or final is None:
+    if goal is None or folder is None or selection is None or final is None:
         return plans.write(out, drafted.plan, drafted.tensors), None
 
     def build(path: Path, plan: LoadedPlan | None, precision: Precision | None) -> Artifact:
         if (path / manifest.MANIFEST_NAME).exists():
             found = manifest.verified(path)
             recorded = found.manifest.export.quantization
-            ours = not formats.get(target).runs_code or built_here(found.sha256)
+            ours = not fmt.runs_code or built_here(found.sha256)
             if ours and (recorded.plan_sha256 if recorded else None) == (plan.sha256 if plan else None):
                 return found
-        return export(
-            weights,
-            variant=variant,
+        request = ExportRequest(
             format=target,
-            out=path,
-            precision=precision,
-            plan=plan,
+            precision=plan.plan.rest if plan else precision or "fp32",
             input=input,
-            batch=BatchRange(min=1, opt=batch, max=max(batch, 32)),
-            image_size=size,
-            task=task,
-            preprocessing=preprocessing,
-            weights_key=weights_key,
-            tensorrt=tensorrt,
-            force=True,
+            batch=BatchRange(min=1, opt=goal.batch, max=max(goal.batch, 32)),
+            device="cpu" if "cpu" in fmt.devices else "cuda",
+            tensorrt=recipe.tensorrt,
         )
+        return export(source, request, plan=plan, out=path, force=True)
 
     def simulated(plan: LoadedPlan | None) -> Any:
         changed = copy.deepcopy(model)
@@ -231,7 +177,7 @@ def quantize(
             apply(changed, plan)
         return changed
 
-    runs_here = not formats.get(target).ahead_of_time or bool(env.nvidia_gpus())
+    runs_here = not fmt.ahead_of_time or bool(env.nvidia_gpus())
     bench = Workbench(
         folder=folder,
         build=build,
@@ -239,12 +185,12 @@ def quantize(
         preprocessing=facts,
         selection=selection,
         final=final,
-        threads=threads,
+        threads=goal.threads,
         say=say,
         progress=progress,
     )
     sizes = {"calibration": images, "selection": len(selection), "final": len(final)}
-    budget = Budget(max_drop=max_drop, alpha=alpha, batch=batch)
+    budget = Budget(max_drop=goal.max_drop, alpha=goal.alpha, batch=goal.batch)
     result, best = search(bench, model, drafted, pixels, budget, sizes)
     write_file(out.with_suffix(".search.json"), manifest.encode(result))
     if not env.missing(("matplotlib",)):  # of the extra `report`; the numbers are in the JSON
@@ -256,129 +202,23 @@ def quantize(
     return plans.write(out, best.plan, best.tensors), result
 
 
-def half(
-    weights: arguments.Location | None = None,
-    *,
-    out: arguments.Location,
-    data: arguments.Location,
-    variant: str | None = None,
-    precision: Literal["fp16", "bf16"] = "fp16",
-    images: int = 64,
-    split: str | None = None,
-    input: InputKind = "float32",
-    image_size: arguments.ImageSize | None = None,
-    task: Task = "classify",
-    preprocessing: Mapping[str, Any] | None = None,
-    weights_key: str | None = None,
-    force: bool = False,
-    say: Say = silent,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Plan, HalfReport]:
-    """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
-
-    The checkpoint is given as for `export`: weights, variant, image_size, task, preprocessing, weights_key, input.
-
-    Args:
-        out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
-        data: real images, labels not needed.
-        images: how many are looked at.
-
-    Raises:
-        UsageError: what can be refused before the work.
-    """
-    arguments.one_of("precision", precision, HalfPrecision)
-    arguments.check(
-        variant=variant,
-        images=images,
-        split=split,
-        input=input,
-        image_size=image_size,
-        task=task,
-        preprocessing=preprocessing,
-        weights_key=weights_key,
-        force=force,
-        say=say,
-        progress=progress,
-    )
-    weights = arguments.maybe(arguments.weights, "weights", weights)
-    out = arguments.path("out", out)
-    data = arguments.images("data", data)
-    image_size = arguments.maybe(arguments.image_size, "image_size", image_size)
-    preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
-    from ..models import checkpoint as checkpoints
-
-    _refuse_target(out, force)
-    source = open_images(data, split, images=images, image_size=image_size or (224, 224))
-    say("loading the checkpoint")
-    loaded = checkpoints.load(
-        weights,
-        variant=variant,
-        task=task,
-        image_size=image_size,
-        weights_key=weights_key,
-        preprocessing=preprocessing,
-    )
-    model, facts = loaded.model, loaded.preprocessing
-    say("folding")
-    pixels = preprocess.probe_images(model.spec.in_chans, model.spec.image_size, PROBE)
-    passes.fold(model, facts if input == "uint8" else None, lambda m: outputs(m, pixels, facts))
-    say(f"looking at {images} images of {source.name}")
-    plan, found = half_plan(
-        model,
-        source,
-        preprocessing=facts,
-        weights_sha256=loaded.weights.tensors_sha256,
-        rest=precision,
-        images=images,
-        progress=progress,
-    )
-    write_file(out.with_suffix(".half.json"), manifest.encode(found))
-    return plans.write(out, plan, {}), found
-
-
-def _refuse_target(out: Path, force: bool) -> None:
-    """Refuse a plan's name that is taken, cannot be written, or would replace something else than a plan."""
-    manifest.refuse_name(out)
-    if out.suffix != ".json":
-        raise UsageError(f"--out {out}; expected a name that ends in .json")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; choose another --out or give --force to replace it")
-    manifest.check_file(out)
-    plans.refuse_foreign(out)
-
-
 def _refuse_early(
-    out: Path,
-    target: Target,
-    type: PlanType,
-    max_drop: float | None,
-    data: str | None,
-    alpha: float,
-    batch: int,
-    force: bool,
-    tensorrt: TensorRtSpec | None,
+    fmt: Format, how: EightBits, out: Path, recipe: Recipe, goal: Goal | None, force: bool
 ) -> OperationType:
     """The operations' type; everything that can be refused before any work."""
-    _refuse_target(out, force)
-    if type == "fp8" and target not in plans.GPU_TARGETS:
+    target = recipe.target
+    plans.check_target(out, force)
+    if recipe.type == "fp8" and not how.fp8:
         raise UsageError(f"--type fp8 is for NVIDIA GPUs; {target} computes int8 in 8 bits")
-    if (max_drop is None) != (data is None):
-        raise UsageError("--max-drop and --data belong together: the drop is measured on labelled images")
-    if max_drop is not None and not 0 < max_drop <= 100:
-        raise UsageError(f"--max-drop {max_drop}; expected percentage points above 0")
-    if not 0 < alpha < 0.5 or batch < 1:
-        raise UsageError(
-            f"--alpha {alpha}, --batch {batch}; expected alpha between 0 and 0.5, and a batch of at least 1"
-        )
-    if max_drop is not None and target in plans.KERNELS:
+    if goal is not None and fmt.kernels:
         raise UsageError(
             f"--max-drop chooses single operations, and {target} runs both linears of a block in 8 bits or none; "
             "leave --max-drop out, and hold the artifact against fp32 with gate"
         )
-    if tensorrt is not None and target not in plans.TENSORRT:
+    if recipe.tensorrt is not None and not fmt.ahead_of_time:
         raise UsageError(f"--target-gpu is for TensorRT, not for {target}")
-    formats.require(formats.get(target), build=True)
-    return "fp8" if type == "fp8" else plans.INT8[target]
+    formats.require(fmt, build=True)
+    return "fp8" if recipe.type == "fp8" else how.int8
 
 
 def _sets(
@@ -424,7 +264,9 @@ def _require(source: sources.ImageSource, least: int, why: str = "") -> None:
         raise DataError(f"{source.name} has {len(source)} images; at least {least} are needed{why}, give more")
 
 
-def _weight_bits(asked: WeightBits | None, target: Target, kind: OperationType, *, searching: bool) -> WeightBits:
+def _weight_bits(
+    asked: WeightBits | None, target: Target, how: EightBits, kind: OperationType, *, searching: bool
+) -> WeightBits:
     """The bits of the weights: as asked, or what the target multiplies exactly here.
 
     Raises:
@@ -432,7 +274,7 @@ def _weight_bits(asked: WeightBits | None, target: Target, kind: OperationType, 
     """
     if asked == 7 and kind != "u8s8":
         raise UsageError(f"--weight-bits 7 is for targets that multiply u8 by s8; {target} multiplies {kind}")
-    exact = saturation.bits_for(target, kind)
+    exact = saturation.bits_for(how, kind)
     if searching and asked == 8 and exact == 7:
         raise UsageError(
             f"--weight-bits 8 saturates with {target} on this CPU (x86 without VNNI), where the search runs; "

@@ -19,7 +19,8 @@ import numpy as np
 
 from .. import env, formats
 from ..accuracy import gate, statistics
-from ..accuracy.evaluation import evaluate, read_predictions, read_result
+from ..accuracy.evaluation import evaluate, read_result
+from ..accuracy.predictions import read_predictions
 from ..artifact.manifest import Artifact, encode, remove, write_file
 from ..artifact.session import RunOptions, Session
 from ..data import preprocess, sources
@@ -41,8 +42,6 @@ TIMING_S = 3.0  # of each artifact
 LEAST_GAIN = 0.01  # of the latency with everything in 8 bits: what 8 bits in a group must save to be worth anything
 BUDGETS = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the distance with everything in 8 bits, one candidate each
 EVALUATION_BATCH = 16
-BF16_TARGETS = ("openvino", "native")
-BF16_FEATURES = {"avx512_bf16", "amx_bf16"}  # with these, their bf16 is a float type to be beaten
 FLOAT = "use a float precision"  # what is left where no plan is
 FINALISTS = 3  # candidates that may be tried on the final images
 
@@ -90,12 +89,12 @@ def search(
         images: sizes of the three sets, for the record.
     """
     known = _sensitivities(bench, model, loaded, pixels)
-    target = loaded.plan.target
     limits = Limits(max_drop=budget.max_drop, alpha=budget.alpha)
     baseline = bench.build(bench.folder / "fp32", None, "fp32")
     floats = {"fp32": baseline}
     rejected: dict[str, PlanCandidate] = {}
-    if target in BF16_TARGETS and (loaded.plan.rest == "bf16" or BF16_FEATURES & env.cpu_features()):
+    features = formats.get(loaded.plan.target).bf16_features  # with these, its bf16 is a float type to be beaten
+    if features and (loaded.plan.rest == "bf16" or features & env.cpu_features()):
         bf16 = _built(bench, "bf16", None, rejected)
         floats |= {} if bf16 is None else {"bf16": bf16}
 

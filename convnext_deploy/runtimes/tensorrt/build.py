@@ -7,121 +7,37 @@ What running needs is in `runtimes.tensorrt.session`.
 
 import contextlib
 import errno
-import math
 import re
 import resource
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from ... import env
 from ...artifact import private
 from ...artifact.manifest import Artifact, write_file
-from ...errors import BuildError, MissingPackageError, UsageError
+from ...errors import BuildError, UsageError
 from ...graph.capture import DeployGraph
 from ...records.base import STRIDE
 from ...records.manifest import EngineRecord, ExportSpec, ModelSpec, TensorRtSpec
+from .choose import TITLES, Name, import_module, known_targets
+from .network import layer_census, products_of_network
 
-Name = Literal["tensorrt", "tensorrt_rtx"]
 Say = Callable[[str], None]
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smallest, tuned for, largest
 
 ENGINE_FILE = "model.engine"
 RECORD_FILE = "build.json"
-TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
-# Compute capability by the name people give the GPU. Written from memory of NVIDIA's list, not checked against it.
-COMPUTE_CAPABILITIES = {
-    "t4": 75, "rtx2060": 75, "rtx2070": 75, "rtx2080": 75,
-    "a100": 80, "a30": 80,
-    "a2": 86, "a10": 86, "a16": 86, "a40": 86, "rtxa6000": 86, "rtx3060": 86, "rtx3070": 86, "rtx3080": 86,
-    "rtx3090": 86,
-    "l4": 89, "l40": 89, "l40s": 89, "rtx4060": 89, "rtx4070": 89, "rtx4080": 89, "rtx4090": 89, "rtx6000ada": 89,
-    "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "gb200": 100,
-    "rtx5060": 120, "rtx5070": 120, "rtx5080": 120, "rtx5090": 120, "rtxpro6000": 120, "gb10": 121,
-}  # fmt: skip
+
 FP8_SINCE = 89
 
-TYPE_NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4",
-              "FP4": "fp4"}  # fmt: skip
 SIDES = (STRIDE, 1024)  # pixels, smallest and largest of a dynamic image size where nothing is said
-
-
-# Which of the two -----------------------------------------------------------------------------------------------------
-
-
-def choose(wanted: str) -> tuple[Name, str]:
-    """Which module `--format trt` means here, and why in one line.
-
-    Args:
-        wanted: "tensorrt", "rtx", or "auto": TensorRT where it is installed beside a GPU, else TensorRT-RTX.
-
-    Raises:
-        UsageError: TensorRT was asked for by name and there is no GPU to build on.
-        MissingPackageError: with the `pip install` to run.
-    """
-    if wanted not in ("auto", "tensorrt", "rtx"):
-        raise UsageError(f"--trt {wanted}; expected auto, tensorrt or rtx")
-    gpus = env.nvidia_gpus()
-    absent = env.missing(("tensorrt", "tensorrt_rtx"))
-    if wanted == "tensorrt" or (wanted == "auto" and gpus and "tensorrt" not in absent):
-        if "tensorrt" in absent:
-            raise MissingPackageError(env.missing_line("tensorrt"))
-        if not gpus:
-            raise UsageError("TensorRT builds on the GPU it builds for, and there is none here; use --trt rtx")
-        return "tensorrt", f"TensorRT: {'asked for' if wanted != 'auto' else f'installed, beside {gpus[0]}'}"
-    if "tensorrt_rtx" in absent:
-        first: Name = "tensorrt" if gpus and wanted == "auto" else "tensorrt_rtx"
-        raise MissingPackageError(env.missing_line(first))
-    if wanted == "rtx":
-        return "tensorrt_rtx", "TensorRT-RTX: asked for"
-    reason = "TensorRT is not installed" if gpus else "no NVIDIA GPU here, and TensorRT builds only on one"
-    return "tensorrt_rtx", f"TensorRT-RTX ahead of time: {reason}"
-
-
-def import_module(name: Name) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`."""
-    if name == "tensorrt":
-        with env.needs("tensorrt"):
-            import tensorrt
-
-            return tensorrt
-    with env.needs("tensorrt_rtx"):
-        import tensorrt_rtx
-
-        return tensorrt_rtx
-
-
-def targets_of(words: str) -> tuple[str, ...]:
-    """`a100,rtx4090,sm80` as compute capabilities ("sm80", "sm89"), sorted.
-
-    Raises:
-        UsageError: a word that is neither a known GPU nor `sm` and a number.
-    """
-    found = set()
-    for word in filter(None, re.split(r"[,\s]+", words.lower())):
-        plain = re.sub(r"[^a-z0-9]", "", word)
-        numbered = re.fullmatch(r"sm(\d{2,3})", plain)
-        number = int(numbered[1]) if numbered else COMPUTE_CAPABILITIES.get(plain)
-        if number is None:
-            raise UsageError(f"--target {word} is not a known GPU; give its compute capability, such as sm80 for A100")
-        found.add(number)
-    if not found:
-        raise UsageError(f"--target {words!r} names no GPU; expected for example a100,rtx4090")
-    return tuple(f"sm{number}" for number in sorted(found))
-
-
-def known_targets(trt: Any) -> tuple[str, ...]:
-    """Compute capabilities that this module can build for without their GPU; none for TensorRT."""
-    listed = getattr(trt, "ComputeCapability", None)
-    names = [] if listed is None else [name for name in listed.__members__ if name.startswith("SM")]
-    return tuple(sorted((name.lower() for name in names), key=lambda name: int(name[2:])))
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -395,79 +311,6 @@ def _timing_cache(trt: Any, name: Name, config: Any) -> Iterator[list[str]]:
     after = bytes(config.get_timing_cache().serialize())
     write_file(path, after)
     told.append(f"{path.name}: {len(before)} -> {len(after)} bytes")
-
-
-# Reading back ---------------------------------------------------------------------------------------------------------
-
-
-def layer_census(network: Any) -> dict[str, int]:
-    """Number of layers by "<kind> <type of the first output>", most frequent first."""
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    counts = Counter(f"{layer.type.name.lower()} {_type_name(layer.get_output(0))}" for layer in layers)
-    return dict(counts.most_common())
-
-
-def products_of_network(
-    trt: Any, network: Any, input_shape: tuple[int, ...], tf32: bool
-) -> dict[str, tuple[str, float]]:
-    """Every convolution and matrix product of a parsed network: its type and its multiply-accumulates.
-
-    A product computes in 8 bits where both of its operands come straight from a DequantizeLinear; otherwise in the
-    type of its operands, which strong typing makes the type it runs in.
-
-    Args:
-        input_shape: a concrete shape of the one input, to infer all others from.
-        tf32: products of fp32 may run as TF32, and count as such.
-    """
-    source = network.get_input(0)
-    dynamic = tuple(source.shape)
-    source.shape = input_shape  # the network infers all shapes anew
-    try:
-        layers = [network.get_layer(index) for index in range(network.num_layers)]
-        producers = {
-            layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs) if layer.get_output(i)
-        }
-        products = {}
-        for layer in layers:
-            if layer.type not in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY):
-                continue
-            operands = [layer.get_input(i) for i in range(layer.num_inputs) if layer.get_input(i) is not None]
-            kinds = {_operand_type(trt, operand, producers) for operand in operands[:2]}
-            plain = _type_name(operands[0])
-            kind = kinds.pop() if len(kinds) == 1 and len(operands) > 1 else plain
-            products[layer.name] = ("tf32" if tf32 and kind == "fp32" else kind, _macs(trt, layer, operands))
-        return products
-    finally:
-        source.shape = dynamic
-
-
-def _macs(trt: Any, layer: Any, operands: list[Any]) -> float:
-    output = math.prod(layer.get_output(0).shape)
-    if layer.type == trt.LayerType.MATRIX_MULTIPLY:
-        layer.__class__ = trt.IMatrixMultiplyLayer  # layers come as ILayer; this is the documented downcast
-        transposed = layer.op0 == trt.MatrixOperation.TRANSPOSE
-        return output * operands[0].shape[-2 if transposed else -1]
-    layer.__class__ = trt.IConvolutionLayer
-    return output * math.prod(layer.kernel_size_nd) * operands[0].shape[1] / layer.num_groups
-
-
-def _operand_type(trt: Any, tensor: Any, producers: dict[str, Any]) -> str:
-    """Type of the values an operand holds: 8 bits where nothing but reshapes lies between it and a dequantization."""
-    layer = producers.get(tensor.name)
-    while layer is not None and layer.type in (trt.LayerType.SHUFFLE, trt.LayerType.IDENTITY):
-        layer = producers.get(layer.get_input(0).name)
-    if layer is not None and layer.type == trt.LayerType.DEQUANTIZE:
-        return _type_name(layer.get_input(0))
-    return _type_name(tensor)
-
-
-def _type_name(tensor: Any) -> str:
-    return TYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name.lower())
-
-
-def quantized_products(record: EngineRecord) -> int:
-    """Products of the parsed network that compute in 8 bits."""
-    return sum(kind in ("int8", "fp8") for kind, _ in record.products.values())
 
 
 # For the two formats --------------------------------------------------------------------------------------------------

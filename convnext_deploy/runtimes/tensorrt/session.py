@@ -26,23 +26,21 @@ from ...graph.capture import DeployGraph
 from ...graph.onnx_read import shares
 from ...graph.onnx_write import save_onnx
 from ...processes import Group
-from ...records.manifest import EngineRecord, ExportSpec, Manifest, PrecisionTruth, TensorRtSpec
+from ...records.manifest import EngineRecord, ExportRequest, Manifest, PrecisionTruth, TensorRtSpec
 from ..stand_in import OnnxStandIn, TorchStandIn, open_onnx
 from .build import (
     ENGINE_FILE,
     RECORD_FILE,
-    TITLES,
-    Name,
     build_artifact,
     check_spec,
-    import_module,
     make_logger,
     profiles,
-    quantized_products,
     save_record,
     write_engine,
 )
+from .choose import TITLES, Name, import_module
 from .inspector import precision_of_layers
+from .network import quantized_products
 
 # Where the serialized form says what it is. Not documented: read off the engines of TensorRT-RTX 1.7.1, built for one
 # compute capability after another. The size is that of the whole file; a set bit of the mask is one of BITS.
@@ -52,9 +50,9 @@ BITS = {0x01: "sm75", 0x02: "sm80", 0x04: "sm86", 0x08: "sm89", 0x10: "sm120", 0
 AMPERE_ON = 0x40  # set where no target was named: every GPU from Ampere on, later ones included
 
 
-def refuse(name: Name, export: ExportSpec) -> None:
+def refuse(name: Name, request: ExportRequest) -> None:
     """Refuse what the module cannot do here (see `Format.refuse`)."""
-    check_spec(import_module(name), name, export.tensorrt or TensorRtSpec())
+    check_spec(import_module(name), name, request.tensorrt or TensorRtSpec())
 
 
 def build(name: Name, graph: DeployGraph, folder: Path) -> Any:
@@ -374,11 +372,6 @@ class EngineSession(Session):
                 host.copy_(device, non_blocking=True)
         self._stream.synchronize()
         return tuple(np.array(host.numpy()) for host in bound.fetched)
-
-    def device_outputs(self) -> tuple[Any, ...]:
-        """The outputs as torch tensors on the GPU, overwritten by the next `step`; call `sync` before reading."""
-        assert self._bound is not None, "bind and step come before the outputs"
-        return tuple(self._bound.outputs)
 
     def _precision(self) -> PrecisionTruth:
         graph = shares(self._record.products.values())

@@ -1,0 +1,222 @@
+"""What a model said about each image, and the Parquet file that keeps it: its columns, its checks, its counts."""
+
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.image_tables import PARQUET_ERRORS
+from ..env import needs
+from ..errors import CheckFailed, DataError
+from ..records.accuracy import ClassAccuracy
+
+_METADATA = b"convnext-deploy"  # key in a predictions file's schema
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model said about each readable image of a source, in the source's order. k = min(5, classes)."""
+
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]  # (N,)
+    top_classes: NDArray[np.int32]  # (N, k), the likeliest first; of equal ones the lower class
+    top_log_probs: NDArray[np.float32]  # (N, k), natural logarithm
+    label_log_prob: NDArray[np.float32]  # (N,)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The outcome of the source's images start..stop-1: of one batch, or of several that follow one another."""
+
+    start: int
+    stop: int
+    predictions: Predictions
+    corrupt: tuple[str, ...]  # "name: reason"
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read the predictions of an evaluation, `<out>.parquet`.
+
+    Raises:
+        DataError: the file cannot be read, or does not hold predictions.
+    """
+    return decode(path).predictions
+
+
+def needs_pyarrow() -> None:
+    with needs("pyarrow"):
+        import pyarrow  # noqa: F401
+
+
+def of_logits(names: tuple[str, ...], labels: NDArray[np.int64], logits: NDArray[np.float32]) -> Predictions:
+    """Of one batch; logits (N, classes). Log-probabilities are computed in float64."""
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values")
+    log_probs = logits.astype(np.float64)
+    log_probs -= log_probs.max(axis=1, keepdims=True)
+    log_probs -= np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
+    rows = np.arange(len(logits))
+    rest = logits.copy()
+    top = np.empty((len(logits), min(5, logits.shape[1])), np.int32)
+    for rank in range(top.shape[1]):
+        top[:, rank] = rest.argmax(axis=1)  # of equal logits the first; a sort would be slower and leave that open
+        rest[rows, top[:, rank]] = -np.inf
+    return Predictions(
+        names=names,
+        labels=labels,
+        top_classes=top,
+        top_log_probs=log_probs[rows[:, None], top].astype(np.float32),
+        label_log_prob=log_probs[rows, labels].astype(np.float32),
+    )
+
+
+NONE = Predictions(
+    names=(),
+    labels=np.empty(0, np.int64),
+    top_classes=np.empty((0, 0), np.int32),
+    top_log_probs=np.empty((0, 0), np.float32),
+    label_log_prob=np.empty(0, np.float32),
+)
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """One outcome of several that follow one another."""
+    parts = [chunk.predictions for chunk in chunks if chunk.predictions.names] or [NONE]
+    predictions = Predictions(
+        names=tuple(itertools.chain.from_iterable(part.names for part in parts)),
+        labels=np.concatenate([part.labels for part in parts]),
+        top_classes=np.concatenate([part.top_classes for part in parts]),
+        top_log_probs=np.concatenate([part.top_log_probs for part in parts]),
+        label_log_prob=np.concatenate([part.label_log_prob for part in parts]),
+    )
+    corrupt = tuple(itertools.chain.from_iterable(chunk.corrupt for chunk in chunks))
+    return Chunk(chunks[0].start, chunks[-1].stop, predictions, corrupt)
+
+
+def hits(predictions: Predictions, count: int) -> NDArray[np.bool_]:
+    """(N,): the label is among the first `count` classes."""
+    return (predictions.top_classes[:, :count] == predictions.labels[:, None]).any(axis=1)
+
+
+def per_class(predictions: Predictions, names: tuple[str, ...] | None) -> tuple[ClassAccuracy, ...]:
+    """Of every class that has images, in label order."""
+    first = hits(predictions, 1)
+    images, right = np.bincount(predictions.labels), np.bincount(predictions.labels, weights=first)
+    return tuple(
+        ClassAccuracy(
+            label=label,
+            name=names[label] if names and label < len(names) else str(label),
+            images=int(images[label]),
+            top1=float(right[label] / images[label]),
+        )
+        for label in np.flatnonzero(images).tolist()
+    )
+
+
+def encode(chunk: Chunk) -> bytes:
+    """As a parquet file: a row an image, and what concerns the whole chunk in the schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    predictions = chunk.predictions
+    schema = pa.schema(
+        [
+            ("name", pa.string()),
+            ("label", pa.int64()),
+            ("top_classes", pa.list_(pa.int32())),
+            ("top_log_probs", pa.list_(pa.float32())),
+            ("label_log_prob", pa.float32()),
+        ],
+        metadata={_METADATA: msgspec.json.encode((chunk.start, chunk.stop, chunk.corrupt))},
+    )
+    columns = (
+        predictions.names,
+        predictions.labels,
+        list(predictions.top_classes),
+        list(predictions.top_log_probs),
+        predictions.label_log_prob,
+    )
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file, compression="zstd")
+    return file.getvalue()
+
+
+_DAMAGED = (*PARQUET_ERRORS, msgspec.MsgspecError)
+
+
+def decode(path: Path) -> Chunk:
+    with needs("pyarrow"):
+        import pyarrow.parquet as pq
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; expected predictions of eval") from None
+    try:
+        table = pq.ParquetFile(io.BytesIO(content)).read()
+        start, stop, corrupt = msgspec.json.decode(
+            table.schema.metadata[_METADATA], type=tuple[int, int, tuple[str, ...]]
+        )
+        predictions = Predictions(
+            names=tuple(table["name"].to_pylist()),
+            labels=_column(table["label"], np.int64),
+            top_classes=_matrix(table["top_classes"], np.int32),
+            top_log_probs=_matrix(table["top_log_probs"], np.float32),
+            label_log_prob=_column(table["label_log_prob"], np.float32),
+        )
+        _check_predictions(predictions)
+    except _DAMAGED as error:
+        raise DataError(f"{path} does not hold predictions of eval: {' '.join(str(error).split())}") from None
+    return Chunk(start, stop, predictions, corrupt)
+
+
+def _check_predictions(found: Predictions) -> None:
+    """Raises ValueError where they are nothing that `of_logits` makes."""
+    count = len(found.names)
+    shapes = (
+        found.labels.shape,
+        found.label_log_prob.shape,
+        found.top_classes.shape[:1],
+        found.top_log_probs.shape[:1],
+    )
+    if any(shape != (count,) for shape in shapes) or found.top_classes.shape != found.top_log_probs.shape:
+        raise ValueError("its columns are of different lengths")
+    if not all(isinstance(name, str) for name in found.names):
+        raise ValueError("an image has no name")
+    if count and (found.top_classes.shape[1] < 1 or found.labels.min() < 0 or found.top_classes.min() < 0):
+        raise ValueError("a class is missing or negative")
+    if count and max(int(found.labels.max()), int(found.top_classes.max())) >= _MOST_CLASSES:
+        raise ValueError(f"a class is {_MOST_CLASSES:,} or more")
+    if not (np.isfinite(found.top_log_probs).all() and np.isfinite(found.label_log_prob).all()):
+        raise ValueError("a probability is not finite")
+    if count and max(float(found.top_log_probs.max()), float(found.label_log_prob.max())) > _ROUNDING:
+        raise ValueError("a probability is above 1")
+
+
+_MOST_CLASSES = 2**24  # what is counted by class takes memory for each
+_ROUNDING = 1e-3  # of a logarithm of 1
+
+
+def _column(column: Any, dtype: type) -> NDArray[Any]:
+    if column.null_count:
+        raise ValueError("an entry is missing")
+    values: NDArray[Any] = column.to_numpy().astype(dtype)
+    return values
+
+
+def _matrix(column: Any, dtype: type) -> NDArray[Any]:
+    """A column of equally long lists as (N, k)."""
+    rows = column.combine_chunks()
+    values: NDArray[Any] = rows.flatten().to_numpy(zero_copy_only=False).astype(dtype)
+    lengths = rows.value_lengths().to_numpy(zero_copy_only=False)
+    if len(lengths) and (lengths != lengths[0]).any():
+        raise ValueError("its lists are of different lengths")
+    return values.reshape(len(column), -1) if len(column) else values.reshape(0, 0)

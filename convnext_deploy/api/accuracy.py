@@ -1,0 +1,152 @@
+"""Accuracy: measured by `evaluate`, and held against a baseline by `gate`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from .. import arguments
+from ..artifact.session import RunOptions
+from ..errors import UsageError
+from ..records.accuracy import EvalResult, Limits, Verdict
+from ..records.base import Device
+from ..workflows.export import Say, silent
+from .artifacts import opened
+
+
+def evaluate(
+    path: arguments.Location,
+    data: arguments.Location,
+    *,
+    split: str | None = None,
+    batch: int | None = None,
+    limit: int | None = None,
+    labels: arguments.Location | None = None,
+    out: arguments.Location | None = None,
+    force: bool = False,
+    device: Device = "cpu",
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    trust: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Say = silent,
+) -> EvalResult:
+    """Accuracy of an artifact over labelled images; every prediction is kept when `out` is given.
+
+    The labels must be the model's. Class names are looked up among the artifact's labels, in `labels`, or as WordNet
+    ids; without any of these there must be as many classes as the model has outputs, and their order is assumed.
+
+    Args:
+        data: folder of class folders, tar, Parquet, or `hfds:NAME`.
+        batch: images at once; None: the size the artifact is tuned for.
+        limit: only so many images, evenly spaced over the source.
+        labels: file of the model's class names in their order: a name a line, or JSON (`data.numbering.class_map`).
+        out: path without suffix for `<out>.json` and `<out>.parquet`.
+        force: replace what an earlier call wrote there.
+        cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
+        trust: as for `load`.
+        progress: told (images done, images in all).
+        say: told what is assumed about the images, and where an interrupted call goes on.
+    """
+    data = arguments.images("data", data)
+    labels = arguments.maybe(arguments.path, "labels", labels)
+    out = arguments.maybe(arguments.path, "out", out)
+    batch = arguments.maybe(arguments.whole, "batch", batch)
+    artifact = opened(
+        path,
+        split=split,
+        limit=limit,
+        force=force,
+        device=device,
+        threads=threads,
+        cuda_graph=cuda_graph,
+        trust=trust,
+        progress=progress,
+        say=say,
+    )
+    from ..workflows import evaluate as workflow
+
+    return workflow.evaluate(
+        artifact,
+        workflow.Images(data=data, split=split, labels=labels),
+        RunOptions(device=device, threads=threads, cuda_graph=cuda_graph),
+        batch=batch,
+        limit=limit,
+        out=out,
+        force=force,
+        trust=trust,
+        progress=progress,
+        say=say,
+    )
+
+
+def gate(
+    baseline: arguments.Location,
+    candidate: arguments.Location,
+    *,
+    limits: Limits | Mapping[str, Any] | arguments.Location,
+    data: arguments.Location | None = None,
+    split: str | None = None,
+    labels: arguments.Location | None = None,
+    out: arguments.Location | None = None,
+    device: Device = "cpu",
+    threads: int | None = None,
+    trust: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Say = silent,
+) -> Verdict:
+    """Hold a candidate against its baseline: on accuracy, and where the limits ask for it on latency and size.
+
+    Args:
+        baseline: `<out>.json` of an evaluation, with its predictions beside it; or an artifact folder.
+        candidate: likewise.
+        limits: `records.accuracy.Limits`, a dictionary of its fields, or a TOML file of them.
+        data: what artifact folders are evaluated on, as for `evaluate`.
+        labels: the model's class names, as for `evaluate`.
+        out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
+        trust: as for `load`, of both.
+        progress: told (images done, images in all) of one evaluation after the other.
+
+    Raises:
+        DataError: the two were not evaluated on the same images.
+        UsageError: a side that does not exist, an artifact without `data`, `data` without an artifact, or a limit that
+            needs artifacts.
+    """
+    paths = {
+        name: arguments.path(name, given, "an artifact folder, or OUT.json of an evaluation")
+        for name, given in (("baseline", baseline), ("candidate", candidate))
+    }
+    data = arguments.maybe(arguments.images, "data", data)
+    labels = arguments.maybe(arguments.path, "labels", labels)
+    out = arguments.maybe(arguments.path, "out", out)
+    arguments.check(split=split, device=device, threads=threads, progress=progress, say=say, trust=trust)
+    from ..workflows import gate as workflow
+    from ..workflows.evaluate import Images
+
+    judged = _limits(limits)
+    if labels is not None and all(path.is_file() for path in paths.values()):
+        raise UsageError(f"--labels {labels} is for artifacts, and both sides are results of eval; leave it out")
+    return workflow.gate(
+        paths,
+        judged,
+        None if data is None else Images(data=data, split=split, labels=labels),
+        RunOptions(device=device, threads=threads),
+        out=out,
+        trust=trust,
+        progress=progress,
+        say=say,
+    )
+
+
+def _limits(given: Any) -> Limits:
+    from ..accuracy.gate import limits_from, limits_from_toml
+
+    if isinstance(given, Limits):
+        return limits_from(msgspec.structs.asdict(given))
+    if isinstance(given, Mapping):
+        return limits_from(given)
+    file = arguments.path("limits", given, "a dictionary of limits, types.Limits, or a TOML file of them")
+    try:
+        return limits_from(limits_from_toml(file.read_text("utf-8"), str(file)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"limits {file} cannot be read: {error}") from None

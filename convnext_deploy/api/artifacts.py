@@ -1,0 +1,207 @@
+"""Artifacts: made by `export` and `refit`, opened by `load`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .. import arguments, formats
+from ..artifact import manifest
+from ..artifact.manifest import Artifact
+from ..artifact.session import RunOptions, Session
+from ..errors import UsageError
+from ..models.source import Source
+from ..records.base import Device, InputKind, KernelChoice, Precision, Task
+from ..records.manifest import BatchRange, ExportRequest, TensorRtSpec
+from ..workflows.export import Say, silent
+
+if TYPE_CHECKING:
+    from ..quantization.plan import LoadedPlan
+
+
+def load(
+    path: arguments.Location,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    trust: bool = False,
+) -> Session:
+    """Open an artifact, check every file of it, and make it ready to run.
+
+    Args:
+        cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
+        trust: run the code that an artifact brings although somebody else built it (see SECURITY.md).
+
+    Raises:
+        ArtifactError: naming the file that is missing, changed or unreadable, or code that is not trusted.
+        MissingPackageError: the runtime is not installed.
+    """
+    artifact = opened(path, device=device, threads=threads, cuda_graph=cuda_graph, trust=trust)
+    return formats.opened(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
+
+
+def opened(path: arguments.Location, **given: Any) -> Artifact:
+    """The artifact, every file of it checked, after the arguments of a function that runs it."""
+    arguments.check(**given)
+    return manifest.verified(arguments.path("path", path, "an artifact folder"))
+
+
+def export(
+    weights: arguments.Location | None = None,
+    *,
+    variant: str | None = None,
+    format: str = "onnx",
+    out: arguments.Location | None = None,
+    precision: Precision | None = None,
+    input: InputKind = "float32",
+    batch: arguments.Batch | None = None,
+    image_size: arguments.ImageSize | None = None,
+    dynamic_image_size: bool = False,
+    task: Task = "classify",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    weights_key: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    verify_data: arguments.Location | None = None,
+    device: Device | None = None,
+    force: bool = False,
+    say: Say = silent,
+    tensorrt: TensorRtSpec | None = None,
+    trt: str = "auto",
+    refit_from: arguments.Location | None = None,
+    plan: "arguments.Location | LoadedPlan | None" = None,
+    kernels: KernelChoice = "none",
+) -> Artifact:
+    """Turn a checkpoint into a verified artifact.
+
+    Args:
+        weights: file, folder, timm name, `hf-hub:owner/name`, or "random"; None takes `variant`'s published ones.
+        variant: which ConvNeXt; None infers it from the tensors.
+        format: one of `formats.names()`, or "trt": TensorRT or TensorRT-RTX, as `trt` says.
+        out: the artifact's folder; None: `build/<architecture>-<format>-<precision>`.
+        precision: None: fp32, or with a plan what it says of the operations that it does not name.
+        input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
+        batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
+        image_size: one number or (height, width), in pixels, multiples of 32; None: what the checkpoint says, else 224.
+        dynamic_image_size: take any multiple of 32.
+        preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that
+            override what stands beside the checkpoint; a plain state dict says nothing about them. One number for
+            `mean` or `std` is for every channel.
+        verify_data: more images to verify on (anything `data.sources.open_source` reads), beside the bundled ones.
+        device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
+        force: replace an artifact that exists.
+        say: told what is being done, a line a step.
+        tensorrt: what only TensorRT and TensorRT-RTX are told.
+        trt: with format "trt": "tensorrt", "rtx", or "auto".
+        refit_from: an engine that gets these weights, instead of building one (see `refit`).
+        plan: a plan of `quantize` for this checkpoint and format.
+        kernels: this package's fused CUDA kernels: "measured" takes them where `kernels/measured.json` says that they
+            are faster on the GPU here, "all" wherever they can run.
+
+    Raises:
+        UsageError: anything that can be refused before the work.
+        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+    """
+    source = Source.of(
+        weights,
+        variant=variant,
+        task=task,
+        image_size=image_size,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        weights_key=weights_key,
+        preprocessing=preprocessing,
+    )
+    arguments.check(
+        format=format,
+        precision=precision,
+        input=input,
+        dynamic_image_size=dynamic_image_size,
+        device=device,
+        force=force,
+        say=say,
+        tensorrt=tensorrt,
+        trt=trt,
+        kernels=kernels,
+    )
+    out = arguments.maybe(arguments.path, "out", out)
+    sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
+    verify_data = arguments.maybe(arguments.images, "verify_data", verify_data)
+    refit_from = arguments.maybe(arguments.path, "refit_from", refit_from)
+    from ..workflows import export as workflow
+
+    if format == "trt":
+        from ..runtimes.tensorrt import choose
+
+        format, why = choose.choose(trt)
+        say(why)
+        tensorrt = msgspec.structs.replace(tensorrt or TensorRtSpec(), chosen=why)
+    elif trt != "auto":
+        raise UsageError(f"--trt {trt} is for --format trt, not for --format {format}")
+    fmt = formats.get(format)
+    loaded = workflow.plan_for(fmt, plan, precision)
+    request = ExportRequest(
+        format=format,
+        precision=loaded.plan.rest if loaded else precision or "fp32",
+        input=input,
+        batch=sizes,
+        dynamic_image_size=dynamic_image_size,
+        device=device or ("cpu" if "cpu" in fmt.devices else "cuda"),
+        tensorrt=tensorrt,
+    )
+    return workflow.export(
+        source,
+        request,
+        plan=loaded,
+        kernels=kernels,
+        out=out,
+        force=force,
+        verify_data=verify_data,
+        refit_from=refit_from,
+        say=say,
+    )
+
+
+def refit(
+    path: arguments.Location,
+    weights: arguments.Location,
+    *,
+    out: arguments.Location,
+    force: bool = False,
+    say: Say = silent,
+    trust: bool = False,
+) -> Artifact:
+    """A TensorRT engine with other weights of the same architecture, without building it again. Needs the GPU.
+
+    Args:
+        trust: as for `load`.
+
+    Raises:
+        UsageError: the artifact is no engine, or was not exported with `--refit refit` or `--refit strip`.
+        CheckFailed: as `export`.
+    """
+    weights = arguments.weights("weights", weights)
+    out = arguments.path("out", out)
+    artifact = opened(path, force=force, say=say, trust=trust)
+    from ..runtimes.tensorrt import build
+
+    spec, model = artifact.manifest.export, artifact.manifest.model
+    engine = build.refittable(artifact)
+    formats.refuse_untrusted(formats.get(spec.format), artifact, trust)
+    return export(
+        weights,
+        variant=model.architecture,
+        format=spec.format,
+        out=out,
+        precision=spec.precision,
+        input=spec.input,
+        batch=spec.batch,
+        image_size=model.image_size,
+        dynamic_image_size=spec.dynamic_image_size,
+        task=model.task,
+        force=force,
+        say=say,
+        tensorrt=msgspec.structs.replace(spec.tensorrt or TensorRtSpec(), refit="refit"),  # it has weights now
+        refit_from=engine,
+    )

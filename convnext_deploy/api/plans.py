@@ -1,0 +1,191 @@
+"""Plans: what runs in 8 bits, by `quantize`, and what stays in fp32 beside half precision, by `half`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from .. import arguments
+from ..errors import UsageError
+from ..models.source import Source
+from ..records.base import InputKind, PlanType, Precision, Task
+from ..records.manifest import TensorRtSpec
+from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, SearchResult, Target, WeightBits
+from ..workflows.export import Say, silent
+
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+def no_progress(_: str) -> Callable[[int, int], None]:
+    """Default for `progress`."""
+    return lambda done, total: None
+
+
+def quantize(
+    weights: arguments.Location | None = None,
+    *,
+    out: arguments.Location,
+    calibration: arguments.Location,
+    target: Target,
+    variant: str | None = None,
+    type: PlanType = "int8",
+    method: RangeMethod = "mse",
+    images: int | None = None,
+    split: str | None = None,
+    rest: Precision | None = None,
+    input: InputKind = "float32",
+    image_size: arguments.ImageSize | None = None,
+    task: Task = "classify",
+    preprocessing: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
+    rounding: bool = False,
+    weight_bits: WeightBits | None = None,
+    data: arguments.Location | None = None,
+    labels: arguments.Location | None = None,
+    max_drop: float | None = None,
+    alpha: float = 0.05,
+    batch: int = 1,
+    threads: int | None = None,
+    tensorrt: TensorRtSpec | None = None,
+    force: bool = False,
+    say: Say = silent,
+    progress: Progress = no_progress,
+) -> tuple[Plan, SearchResult | None]:
+    """Write the plan that `export(plan=...)` builds 8-bit artifacts from.
+
+    Without `max_drop`: the linears of all blocks in 8 bits. With it: the fastest plan whose top-1 drop on labelled
+    `data` is below it, as measured on this machine and runtime (see `search`).
+
+    The checkpoint is given as for `export`: weights, variant, image_size, task, preprocessing, weights_key, input.
+
+    Args:
+        out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
+            `<name>.calibration.json`, what a search measured to `<name>.search.json` and, drawn, `<name>.search.svg`.
+        calibration: real images, labels not needed; "random" is noise, and is marked as such.
+        target: the format that the plan is for.
+        method: how ranges are chosen (`records.plan.RangeMethod`).
+        images: how many are calibrated on; None: 512, or four fifths of a source with fewer than 640 (at least 32).
+        rest: the type of everything else; None: fp32, on GPUs fp16.
+        rounding: try GPTQ for the weights.
+        weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI; None: what `target` multiplies
+            exactly on this machine (see `saturation`).
+        data: labelled images that a search judges on, as for `evaluate`.
+        labels: the model's class names, as for `evaluate`.
+        max_drop: percentage points of top-1.
+        batch: the batch whose latency counts.
+        tensorrt: for a search with `target` tensorrt or tensorrt_rtx.
+
+    Raises:
+        UsageError: what can be refused before the work.
+        CheckFailed: a search found no plan that is faster and passes; its `<name>.search.json` says why.
+    """
+    source = Source.of(
+        weights,
+        variant=variant,
+        task=task,
+        image_size=image_size,
+        weights_key=weights_key,
+        preprocessing=preprocessing,
+    )
+    arguments.check(
+        target=target,
+        type=type,
+        method=method,
+        images=images,
+        split=split,
+        rest=rest,
+        input=input,
+        rounding=rounding,
+        weight_bits=weight_bits,
+        max_drop=max_drop,
+        alpha=alpha,
+        threads=threads,
+        tensorrt=tensorrt,
+        force=force,
+        say=say,
+        progress=progress,
+    )
+    out = arguments.path("out", out)
+    calibration = arguments.images("calibration", calibration)
+    data = arguments.maybe(arguments.images, "data", data)
+    labels = arguments.maybe(arguments.path, "labels", labels)
+    batch = arguments.whole("batch", batch)
+    if labels is not None and data is None:
+        raise UsageError(f"labels {labels} are those of labelled images; give data too, or leave labels out")
+    if (max_drop is None) != (data is None):
+        raise UsageError("--max-drop and --data belong together: the drop is measured on labelled images")
+    from ..workflows import quantize as workflow
+
+    recipe = workflow.Recipe(
+        calibration=calibration,
+        split=split,
+        images=images,
+        target=target,
+        type=type,
+        method=method,
+        rest=rest,
+        input=input,
+        rounding=rounding,
+        weight_bits=weight_bits,
+        tensorrt=tensorrt,
+    )
+    goal = None
+    if data is not None and max_drop is not None:
+        goal = workflow.Goal(data=data, labels=labels, max_drop=max_drop, alpha=alpha, batch=batch, threads=threads)
+    return workflow.quantize(source, recipe, goal, out=out, force=force, say=say, progress=progress)
+
+
+def half(
+    weights: arguments.Location | None = None,
+    *,
+    out: arguments.Location,
+    data: arguments.Location,
+    variant: str | None = None,
+    precision: Literal["fp16", "bf16"] = "fp16",
+    images: int = 64,
+    split: str | None = None,
+    input: InputKind = "float32",
+    image_size: arguments.ImageSize | None = None,
+    task: Task = "classify",
+    preprocessing: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
+    force: bool = False,
+    say: Say = silent,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Plan, HalfReport]:
+    """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
+
+    The checkpoint is given as for `export`: weights, variant, image_size, task, preprocessing, weights_key, input.
+
+    Args:
+        out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
+        data: real images, labels not needed.
+        images: how many are looked at.
+
+    Raises:
+        UsageError: what can be refused before the work.
+    """
+    source = Source.of(
+        weights,
+        variant=variant,
+        task=task,
+        image_size=image_size,
+        weights_key=weights_key,
+        preprocessing=preprocessing,
+    )
+    arguments.one_of("precision", precision, HalfPrecision)
+    arguments.check(images=images, split=split, input=input, force=force, say=say, progress=progress)
+    out = arguments.path("out", out)
+    data = arguments.images("data", data)
+    from ..workflows import half as workflow
+
+    return workflow.half(
+        source,
+        data,
+        out=out,
+        precision=precision,
+        images=images,
+        split=split,
+        input=input,
+        force=force,
+        say=say,
+        progress=progress,
+    )

@@ -1,0 +1,219 @@
+"""Time: of artifacts by `bench` and `profile`, at least by `roofline`, on a page by `report`."""
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from .. import arguments, env, formats
+from ..artifact import manifest
+from ..artifact.session import RunOptions
+from ..errors import UsageError
+from ..records.base import STRIDE, Device, Precision, Task
+from ..records.timing import BenchResult, ProfileResult, RooflineResult
+from ..workflows.export import Say, silent
+from .artifacts import opened
+
+if TYPE_CHECKING:
+    from ..workflows.bench import Plan, Progress
+    from ..workflows.contenders import Contender
+
+
+def profile(
+    path: arguments.Location,
+    *,
+    batch: int | None = None,
+    steps: int = 20,
+    device: Device = "cpu",
+    threads: int | None = None,
+    trust: bool = False,
+) -> ProfileResult:
+    """Where an artifact's time goes, by layer, from its runtime's own profiler; on bundled photographs.
+
+    Args:
+        batch: images at once; None: the size the artifact is tuned for.
+        steps: inferences without and inferences with the profiler.
+        trust: as for `load`.
+    """
+    batch = arguments.maybe(arguments.whole, "batch", batch)
+    artifact = opened(path, steps=steps, device=device, threads=threads, trust=trust)
+    from ..data import preprocess
+    from ..timing.profile import profile as run
+
+    found = artifact.manifest
+    session = formats.opened(artifact, RunOptions(device=device, threads=threads), trust)
+    size = found.export.batch.opt if batch is None else batch
+    pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
+    return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
+
+
+def roofline(
+    variant: str,
+    *,
+    device: str = "this",
+    precision: str = "fp32",
+    batch: int = 1,
+    image_size: arguments.ImageSize = 224,
+    task: Task = "classify",
+    threads: int | None = None,
+    progress: "Progress | None" = None,
+) -> RooflineResult:
+    """The shortest time a device can take for a variant, and what bounds each of its operations.
+
+    Args:
+        device: `a100`, `h100` or `h200` by its data sheet; `this` and `this-gpu` are measured now.
+        threads: of the measurement on this CPU.
+        progress: told (steps done, steps in all, what is being measured).
+
+    Raises:
+        UsageError: an unknown variant or device, or a precision the device has no ceiling for.
+    """
+    variant = arguments.text("variant", variant, "a variant such as base or v2-tiny")
+    precision = arguments.one_of("precision", precision, (*get_args(Precision), "int8"))
+    batch = arguments.whole("batch", batch)
+    size = arguments.image_size("image_size", image_size)
+    arguments.check(task=task, threads=threads, progress=progress)
+    from ..models import registry
+    from ..timing import roofline as model
+
+    arguments.one_of("device", device, (*model.MEASURED, *model.DATA_SHEETS))
+    if min(size) < STRIDE:
+        raise UsageError(f"image size {size[0]}x{size[1]} pixels; expected at least {STRIDE}")
+    spec = registry.spec(registry.resolve(variant)[0], image_size=size, task=task)
+    measured = device in model.MEASURED
+    ceilings = (
+        model.measure(model.MEASURED[device], threads, progress=progress) if measured else model.DATA_SHEETS[device]
+    )
+    rows = model.bound(spec, precision, batch, ceilings)
+    ms = sum(row.ms for row in rows)
+    return RooflineResult(
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        model=spec.architecture,
+        task=task,
+        image_size=size,
+        precision=precision,
+        batch=batch,
+        ceilings=ceilings,
+        rows=rows,
+        gflop=sum(row.gflop for row in rows),
+        mb=sum(row.mb for row in rows),
+        ms=ms,
+        images_per_s=batch / ms * 1e3,
+        machine=env.machine() if measured else None,
+        versions=env.versions(),
+    )
+
+
+def report(
+    results: arguments.Location | Sequence[arguments.Location],
+    *,
+    out: arguments.Location,
+    title: str = "ConvNeXt benchmarks",
+) -> Path:
+    """One self-contained HTML page (`out` ends in `.html`), or Markdown tables (`.md`), from recorded results.
+
+    Args:
+        results: a file of JSON Lines, or several.
+
+    Raises:
+        UsageError: `out` ends otherwise, or lies in no folder.
+        DataError: a file cannot be read, or holds no result that a report shows.
+    """
+    files = arguments.paths("results", results, "a file of JSON Lines, or several")
+    out = arguments.path("out", out)
+    arguments.check(title=title)
+    from ..reports import html, markdown
+    from ..reports import results as recorded
+
+    if out.suffix not in (".html", ".md"):
+        raise UsageError(f"--out {out}; expected a name that ends in .html, or in .md for Markdown tables")
+    found = recorded.read(list(files))
+    page = markdown.page(found, title) if out.suffix == ".md" else html.page(found, title)
+    manifest.write_file(out, page.encode())
+    return out
+
+
+def bench(
+    artifacts: arguments.Location | Sequence[arguments.Location] = (),
+    plan: "Plan | None" = None,
+    *,
+    variants: str | Sequence[str] = (),
+    compare: str | Sequence[str] = (),
+    runtimes: str | Sequence[str] = (),
+    precisions: Precision | Sequence[Precision] = ("fp32",),
+    image_sizes: int | Sequence[arguments.ImageSize] = (),
+    task: Task = "classify",
+    cuda_graph: bool = False,
+    trust: bool = False,
+    say: Say = silent,
+    progress: "Progress | None" = None,
+) -> Iterator[BenchResult]:
+    """Measure artifacts, or ConvNeXts with random weights, beside other models; a row as soon as it is finished.
+
+    Without artifacts, each of `variants` is built in each of `runtimes` and takes turns with what it is compared with.
+
+    Args:
+        artifacts: folders, or one of them.
+        plan: what is measured of each; None: batches 1 and 8, two seconds each.
+        variants: ConvNeXts; none: tiny, or with a family to compare with, its every size.
+        compare: families ("swin", "deit", "resnet") or timm's names, in the same formats, precisions and sizes.
+        runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx, openvino and native.
+        image_sizes: in pixels, each one number or (height, width); none: 224, or what the artifacts have.
+        trust: as for `load`, of `artifacts`.
+        say: told what is being prepared, a line a step.
+        progress: told (steps done, steps in all, what is being done).
+
+    Raises:
+        UsageError: anything that can be refused before the work.
+    """
+    folders = arguments.paths("artifacts", artifacts, "an artifact folder, or several")
+    names = arguments.texts("variants", variants, "a variant such as base, or several")
+    rivals = arguments.texts("compare", compare, "swin, deit, resnet or timm's names")
+    where = arguments.texts("runtimes", runtimes, "a format, torch or torch.compile, or several")
+    types = [
+        arguments.one_of("precisions", word, Precision)
+        for word in arguments.texts("precisions", precisions, "fp32 ...")
+    ]
+    sizes = arguments.image_sizes("image_sizes", image_sizes)
+    arguments.check(task=task, cuda_graph=cuda_graph, say=say, progress=progress, trust=trust)
+    from ..workflows.bench import Plan
+
+    if plan is not None and not isinstance(plan, Plan):
+        raise UsageError(
+            f"plan {arguments.shown(plan)}; expected a convnext_deploy.workflows.bench.Plan, or to be left out"
+        )
+    plan = (plan or Plan()).checked()
+    if folders and (names or where or sizes):
+        raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
+
+    def groups() -> list[list["Contender"]]:
+        from ..workflows import contenders
+
+        if folders:
+            return [contenders.of_artifacts(list(folders), rivals, plan.device, cuda_graph, say, trust)]
+        chosen = sizes or ((224, 224),)
+        return contenders.of_variants(names, rivals, where, types, chosen, task, plan.device, say)
+
+    return _rows(groups, plan, say, progress)
+
+
+def _rows(
+    groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: "Progress | None"
+) -> Iterator[BenchResult]:
+    from ..workflows import contenders
+    from ..workflows.bench import bench as run
+
+    groups = groups_of()
+    ceilings = None
+    rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
+    if rated:
+        say("measuring what this machine can do at most")
+        ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
+    for number, group in enumerate(groups):
+        shifted = progress and _shifted(progress, number, len(groups))
+        yield from run(group, plan, ceilings=ceilings, progress=shifted)
+
+
+def _shifted(progress: "Progress", number: int, parts: int) -> "Progress":
+    """Progress of one of several parts that are about as long as each other."""
+    return lambda done, total, what: progress(number * total + done, parts * total, what)

@@ -1,0 +1,70 @@
+"""Which model is meant: where its checkpoint is, and what is said about it beside what it says itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import arguments
+from ..records.base import Task
+
+if TYPE_CHECKING:  # it needs torch, and refusing an argument does not
+    from .checkpoint import Loaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Made once, where arguments are checked, and taken by everything that reads a checkpoint."""
+
+    weights: str | None = None  # file, folder, timm name, `hf-hub:owner/name` or "random"; None: `variant`'s published
+    variant: str | None = None  # None: inferred from the tensors
+    task: Task = "classify"
+    image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: what the checkpoint says, else 224
+    num_classes: int | None = None  # must agree with the checkpoint; shapes a model with random weights
+    in_chans: int | None = None  # likewise
+    weights_key: str | None = None  # wrapper or key prefix, where a file has several models
+    preprocessing: Mapping[str, Any] | None = None  # fields of `Preprocessing` that override the checkpoint's
+
+    @classmethod
+    def of(
+        cls,
+        weights: arguments.Location | None,
+        *,
+        variant: str | None = None,
+        task: Task = "classify",
+        image_size: arguments.ImageSize | None = None,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        weights_key: str | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> "Source":
+        """The arguments of a public function, each in any form that it may be written in.
+
+        Raises:
+            UsageError: the first that is not what its name means.
+        """
+        arguments.check(variant=variant, task=task, num_classes=num_classes, in_chans=in_chans, weights_key=weights_key)
+        return cls(
+            weights=arguments.maybe(arguments.weights, "weights", weights),
+            variant=variant,
+            task=task,
+            image_size=arguments.maybe(arguments.image_size, "image_size", image_size),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            weights_key=weights_key,
+            preprocessing=arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing),
+        )
+
+    def load(self) -> "Loaded":
+        """The model, filled from the checkpoint (see `checkpoint.load`, also for what it raises)."""
+        from . import checkpoint
+
+        return checkpoint.load(
+            self.weights,
+            variant=self.variant,
+            task=self.task,
+            image_size=self.image_size,
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+            weights_key=self.weights_key,
+            preprocessing=self.preprocessing,
+        )

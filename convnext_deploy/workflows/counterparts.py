@@ -1,0 +1,98 @@
+"""timm's models beside ConvNeXt: built and verified as any export is, or as timm has them; runs in workers."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from .. import formats
+from ..accuracy.probes import Probe
+from ..artifact import manifest
+from ..artifact.session import RunOptions, Session
+from ..data import preprocess
+from ..errors import UsageError
+from ..graph.capture import DeployGraph
+from ..models.baselines import Baseline, preprocessing_of
+from ..models.checkpoint import tensors_sha256
+from ..records.base import Device
+from ..records.manifest import ExportSpec, WeightsRecord
+from ..runtimes.torch_session import TorchSession
+from . import build
+from .caches import BASELINE_NAME
+from .contenders import Wanted
+
+PROBES = 4
+
+
+def build_baseline(want: dict[str, Any]) -> None:
+    """Build one of timm's models in a format, and compare it with timm's own outputs.
+
+    Raises:
+        UsageError: the format cannot hold it.
+        CheckFailed: what was built computes something else, or in another type.
+    """
+    wanted = msgspec.convert(want, Wanted)
+    fmt = formats.get(wanted.runtime)
+    formats.require(fmt)
+    if fmt.own_network:
+        raise UsageError(f"format {fmt.name} holds ConvNeXt only; {wanted.model} runs as torch, onnx or openvino")
+    if wanted.precision not in fmt.precisions:
+        raise UsageError(f"format {fmt.name} has no {wanted.precision}; it has {', '.join(sorted(fmt.precisions))}")
+    with manifest.staged(wanted.folder, marker=BASELINE_NAME) as folder:
+        made = build.built(fmt, _prepared(wanted, typed_graph=fmt.typed_graph, on_cpu=fmt.ahead_of_time), folder)
+        record = build.verified(fmt, made, folder, wanted.folder, own=False)
+        (folder / BASELINE_NAME).write_bytes(manifest.encode(record))
+    build.remember(fmt, wanted.folder, BASELINE_NAME, lambda _: None)  # where it cannot, the next run builds again
+
+
+def _prepared(wanted: Wanted, *, typed_graph: bool, on_cpu: bool) -> build.Prepared:
+    """timm's module in the asked type, with its outputs in fp32."""
+    spec = ExportSpec(format=wanted.runtime, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
+    source = Baseline(wanted.model, wanted.image_size, wanted.task)
+    pixels = preprocess.probe_images(3, wanted.image_size, PROBES)
+    images = preprocess.as_input(pixels, preprocessing_of(wanted.model), spec.input)
+    with torch.inference_mode():
+        outputs = source(torch.from_numpy(images))
+    expected = tuple(x.numpy() for x in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs))
+    module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision if typed_graph else "fp32")
+    example = torch.from_numpy(images[np.arange(max(2, wanted.batch.opt)) % PROBES])
+    place = "cpu" if on_cpu else wanted.device
+    return build.Prepared(
+        graph=DeployGraph(module=module.to(place), export=spec, example=example.to(place)),
+        sets=(Probe("bundled", pixels, expected),),
+        weights=_weights_of(module),
+        preprocessing=preprocessing_of(wanted.model),
+    )
+
+
+def _weights_of(module: Baseline) -> WeightsRecord:
+    return WeightsRecord(
+        source="random", layout="timm", random=True, tensors_sha256=tensors_sha256(module.state_dict())
+    )
+
+
+def open_baseline(path: str, device: Device, threads: int | None) -> Session:
+    """A session of what `build_baseline` wrote."""
+    folder = Path(path)
+    record = manifest.decode((folder / BASELINE_NAME).read_bytes(), str(folder / BASELINE_NAME))
+    # Built in this run, or found in the record of what this user built (see `contenders.built`).
+    return formats.opened(manifest.Artifact(folder, record), RunOptions(device=device, threads=threads), trust=True)
+
+
+def open_timm(want: dict[str, Any], threads: int | None) -> Session:
+    """A session of timm's own module: as it comes, or through torch.compile, which compiles at the first inference.
+
+    On a GPU images and weights are channels_last, and torch.compile looks for the fastest kernels.
+    """
+    wanted = msgspec.convert(want, Wanted)
+    module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision)
+    spec = ExportSpec(format="eager", precision=wanted.precision, batch=wanted.batch, device=wanted.device)
+    record = build.described(module.spec, spec, _weights_of(module), preprocessing_of(wanted.model))
+    call: Any = module.to(wanted.device)
+    if wanted.device == "cuda":
+        call = module.to(memory_format=torch.channels_last)
+    if wanted.runtime == "torch.compile":
+        call = torch.compile(call, dynamic=False, mode="max-autotune" if wanted.device == "cuda" else None)
+    return TorchSession(call, record, RunOptions(device=wanted.device, threads=threads))
