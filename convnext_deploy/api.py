@@ -114,6 +114,7 @@ def refit(
         image_size=model.image_size,
         dynamic_image_size=spec.dynamic_image_size,
         task=model.task,
+        levels=model.levels if model.task == "features" else None,
         force=force,
         say=say,
         tensorrt=msgspec.structs.replace(spec.tensorrt or TensorRtSpec(), refit="refit"),  # it has weights now

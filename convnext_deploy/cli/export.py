@@ -38,6 +38,12 @@ def export(
     ] = None,
     dynamic_image_size: Annotated[bool, typer.Option("--dynamic-image-size", help="Take any multiple of 32.")] = False,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            help="features: which maps, such as 2,3,4 (strides 8,16,32). Default: those with a norm, else all."
+        ),
+    ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")
     ] = None,
@@ -124,6 +130,7 @@ def export(
         dynamic_image_size=dynamic_image_size,
         num_classes=num_classes,
         in_chans=in_chans,
+        levels=levels,
         weights_key=weights_key,
         verify_data=verify_data,
         plan=plan,

@@ -21,6 +21,7 @@ def half(
     input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
     image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    levels: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
     std: Annotated[str | None, typer.Option(help="As for export.")] = None,
@@ -51,6 +52,7 @@ def half(
             variant=variant,
             images=images,
             split=split,
+            levels=levels,
             weights_key=weights_key,
             force=force,
             say=terminal.say,
@@ -65,7 +67,8 @@ def half(
     lines += [f"{operation.name}: {'; '.join(operation.reasons)}" for operation in kept]
     repeated = {
         "weights": weights, "variant": variant, "input": None if input == "float32" else input,
-        "image_size": image_size, "task": None if task == "classify" else task, "weights_key": weights_key,
+        "image_size": image_size, "task": None if task == "classify" else task, "levels": levels,
+        "weights_key": weights_key,
         "mean": mean, "std": std,
     }  # fmt: skip
     lines.append(f"build it with: {export_command(out, plan.target, repeated)}")

@@ -29,6 +29,7 @@ def quantize(
     input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
     image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    levels: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
     std: Annotated[str | None, typer.Option(help="As for export.")] = None,
@@ -88,6 +89,7 @@ def quantize(
             variant=variant,
             images=images,
             split=split,
+            levels=levels,
             weights_key=weights_key,
             rounding=rounding,
             data=data,
@@ -104,7 +106,8 @@ def quantize(
     kernels = ("--device", "cuda", "--kernels", "all") if plan.target in ("eager", "aotinductor") else ()
     repeated = {
         "weights": weights, "variant": variant, "input": None if input == "float32" else input,
-        "image_size": image_size, "task": None if task == "classify" else task, "weights_key": weights_key,
+        "image_size": image_size, "task": None if task == "classify" else task, "levels": levels,
+        "weights_key": weights_key,
         "mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation,
         "batch": f"1:{batch}:{max(batch, 32)}" if found else None, "target": target_gpu,
     }  # fmt: skip

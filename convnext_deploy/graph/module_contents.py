@@ -95,6 +95,8 @@ def _operations(model: ConvNeXt) -> Iterator[torch.nn.Module]:
                 if block.grn is not None:
                     yield block.grn
                 yield block.project
+        if str(index + 1) in model.level_norms:
+            yield model.level_norms[str(index + 1)]
     if model.head is not None:
         yield model.head.norm
         if model.head.hidden is not None:

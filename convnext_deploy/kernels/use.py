@@ -195,7 +195,7 @@ def _is_narrow(block: nn.Module) -> bool:
 
 def _parts(model: ConvNeXt) -> Iterator[str]:
     yield "stem"
-    for stage in range(4):
+    for stage in range(len(model.stages)):
         if stage:
             yield f"downsamples.{stage - 1}"
         yield f"stages.{stage}"

@@ -86,6 +86,7 @@ def load(
     in_chans: int | None = None,
     weights_key: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    levels: tuple[int, ...] | None = None,
 ) -> Loaded:
     """Find, read and convert a checkpoint.
 
@@ -97,6 +98,7 @@ def load(
         weights_key: the wrapper or key prefix to load from a file that holds several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
+        levels: of the task features: which maps, of 1 to 4; None: those that have a norm in the checkpoint, else all.
 
     Raises:
         WeightsError: nothing found, nothing reachable, not a ConvNeXt, or in contradiction to the arguments.
@@ -111,7 +113,7 @@ def load(
                 raise WeightsError(f"{asked} {field}; expected at least {least}")
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
-        spec = _placed(spec, task, image_size, None)
+        spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
         model = random_model(spec)
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
@@ -120,7 +122,7 @@ def load(
         return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
-    converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix, classifier=task == "classify")
+    converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix, task=task)
     spec = spec_of(converted, name, checkpoint.source)
     for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
         if asked is not None and asked != found:
@@ -128,6 +130,7 @@ def load(
     spec = _placed(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
     )
+    spec = _with_levels(spec, levels, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
     model = filled(spec, converted, checkpoint.source)
@@ -138,7 +141,7 @@ def load(
         random=False,
         tensors_sha256=tensors_sha256(model.state_dict()),
         file_sha256=checkpoint.file_sha256,
-        licence=checkpoint.licence,
+        licence=checkpoint.licence or _licence_of(converted.layout, checkpoint.source),
         revision=checkpoint.revision,
     )
     known = dict(checkpoint.facts)
@@ -154,6 +157,11 @@ def load(
         "; ".join(filter(None, (checkpoint.note, converted.note))) or None,
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
+
+
+def _licence_of(layout: str, source: str) -> str | None:
+    """The licence of weights that are published under it alone: DINOv3's layouts, and its name in that of a file."""
+    return "dinov3-license" if layout.startswith("dinov3") or "dinov3" in source.lower() else None
 
 
 def _refuse_not_finite(model: ConvNeXt, converted: Converted, checkpoint: Checkpoint) -> None:
@@ -185,11 +193,8 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
     with torch.device("meta"):
         model = ConvNeXt(spec)
     wanted = model.state_dict()
-    tensors = dict(converted.tensors)
-    if spec.task == "features":
-        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.")}
-    elif spec.task == "embed":
-        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.classifier.")}
+    unused = _unused(spec)
+    tensors = {name: value for name, value in converted.tensors.items() if not name.startswith(unused)}
     missing, extra = sorted(wanted.keys() - tensors), sorted(tensors.keys() - wanted)
     if missing or extra:
         what, names = ("lacks", missing) if missing else ("has more than the architecture:", extra)
@@ -213,6 +218,14 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
     return model.eval().requires_grad_(False)
 
 
+def _unused(spec: ModelSpec) -> tuple[str, ...]:
+    """How the names of tensors begin that a task leaves out."""
+    if spec.task != "features":
+        return ("level_norms.",) if spec.task == "classify" else ("level_norms.", "head.classifier.")
+    after = [name for i in range(spec.stages, 4) for name in (f"stages.{i}.", f"downsamples.{i - 1}.")]
+    return ("head.", *after, *(f"level_norms.{level}." for level in range(1, 5) if level not in spec.levels))
+
+
 def random_model(spec: ModelSpec, seed: int = 0) -> ConvNeXt:
     """A module whose every parameter matters: for tests, timing and trying things out, never for predictions.
 
@@ -229,7 +242,7 @@ def random_model(spec: ModelSpec, seed: int = 0) -> ConvNeXt:
             value /= math.sqrt(parameter[0].numel())
         elif name.endswith("layer_scale"):
             value.mul_(0.1).add_(0.3)
-        elif "norm" in name.split(".")[-2] and name.endswith("weight"):
+        elif "norm" in name and name.endswith("weight"):
             value.mul_(0.2).add_(1.0)
         else:
             value *= 0.2
@@ -432,6 +445,29 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
     digest = sha256_of(files[0]) if len(files) == 1 else None
     licence = facts.get("license")
     return Checkpoint(source, state, facts, prefix, digest, licence, note, files=tuple(files), config=config)
+
+
+def _with_levels(spec: ModelSpec, asked: tuple[int, ...] | None, where: str) -> ModelSpec:
+    """With the maps that are asked for, or else those that the source's own code gives.
+
+    Raises:
+        WeightsError: a level without a norm, of a source that has one for others; or levels for another task.
+    """
+    if spec.task != "features":
+        if asked is not None:
+            raise WeightsError(f"levels {_joined(asked)} are for --task features, not for {spec.task}; leave them out")
+        return spec
+    lacking = [level for level in asked or () if spec.level_norms and level not in spec.level_norms]
+    if lacking:
+        raise WeightsError(
+            f"{where} has a norm for the maps of levels {_joined(spec.level_norms)} and none for level {lacking[0]}, "
+            f"which its own code does not give; expected some of {_joined(spec.level_norms)}"
+        )
+    return msgspec.structs.replace(spec, levels=asked or spec.level_norms or spec.levels)
+
+
+def _joined(levels: tuple[int, ...]) -> str:
+    return ",".join(map(str, levels))
 
 
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:

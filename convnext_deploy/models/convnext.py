@@ -270,7 +270,8 @@ class ConvNeXt(nn.Module):
     Output by `spec.task`, fp32 whatever the parameters' type (float64 for float64 parameters):
         classify: logits (N, num_classes)
         embed: pooled and normalized features (N, dims[3]), or (N, head_hidden)
-        features: four maps (N, dims[i], H / s, W / s) for strides s = 4, 8, 16, 32
+        features: maps (N, dims[i], H / s, W / s) of `spec.levels`, for strides s = 4, 8, 16, 32, each with its norm
+            where `spec.level_norms` has it; stages after the last of them are not built
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -278,12 +279,21 @@ class ConvNeXt(nn.Module):
         self.spec = spec
         self.takes_uint8 = False
         self.stem = Stem(spec)
-        self.downsamples = nn.ModuleList(Downsample(spec, spec.dims[i], spec.dims[i + 1]) for i in range(3))
+        self.downsamples = nn.ModuleList(
+            Downsample(spec, spec.dims[i], spec.dims[i + 1]) for i in range(spec.stages - 1)
+        )
         self.stages = nn.ModuleList(
             nn.ModuleList(Block(spec, spec.dims[i], spec.kernel_sizes[i]) for _ in range(spec.depths[i]))
-            for i in range(4)
+            for i in range(spec.stages)
         )
         self.head = Head(spec) if spec.task != "features" else None
+        self.level_norms = nn.ModuleDict(
+            {
+                str(level): ChannelNorm(spec.norm, spec.dims[level - 1], spec.norm_eps)
+                for level in spec.level_norms
+                if spec.task == "features" and level in spec.levels
+            }
+        )
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         # First of all: TensorRT takes uint8 into a cast, and into nothing else.
@@ -295,10 +305,16 @@ class ConvNeXt(nn.Module):
                 x = self.downsamples[index - 1](x)
             for block in cast(nn.ModuleList, blocks):
                 x = block(x)
-            maps.append(x)
+            if self.head is None and index + 1 in self.spec.levels:
+                maps.append(nchw(self.level(index + 1, x)))
         if self.head is not None:
             return self.head(x)
-        return tuple(nchw(m).to(torch.promote_types(m.dtype, torch.float32)) for m in maps)
+        return tuple(maps)
+
+    def level(self, level: int, x: Tensor) -> Tensor:
+        """A stage's map as it is put out: in fp32, and normalized where the level has a norm. (N, H, W, C)"""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return cast(Tensor, self.level_norms[str(level)](x)) if str(level) in self.level_norms else x
 
 
 def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:

@@ -16,6 +16,9 @@ from ..records.manifest import ModelSpec, Preprocessing
 from .convnext import ACTIVATIONS
 from .processor import processor_facts
 
+# Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
+# norm's.
+EPSILONS = {"convnext": 1e-12, "convnextv2": 1e-12, "dinov3_convnext": 1e-6}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -88,8 +91,17 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
             facts["global_pool"] = "avg"
         return facts | _timm_arguments(config.get("model_args") or {})
     facts = {}
-    if config.get("model_type") in ("convnext", "convnextv2"):
-        facts["head_norm_eps"] = float(config.get("layer_norm_eps", 1e-12))
+    kind, preprocessor = config.get("model_type"), config.get("preprocessor")
+    if kind not in EPSILONS and isinstance(config.get("backbone_config"), Mapping):
+        config = config["backbone_config"]  # of a detector or segmenter, whose labels and sizes are not its backbone's
+        config = {name: config[name] for name in ("model_type", "layer_norm_eps", "hidden_act") if name in config}
+        kind = f"{kind} with a backbone {config.get('model_type')}"
+    if config.get("model_type") in EPSILONS:
+        kind = config["model_type"]
+        epsilon = float(config.get("layer_norm_eps", EPSILONS[kind]))
+        facts["head_norm_eps"] = epsilon
+        if kind == "dinov3_convnext":
+            facts |= {"norm_eps": epsilon, "license": "dinov3-license"}
         if config.get("hidden_act", "gelu") != "gelu":
             raise WeightsError(f"config.json asks for hidden_act {config['hidden_act']!r}; expected 'gelu'")
         if config.get("id2label"):
@@ -98,9 +110,8 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if "image_size" in config:
             size = config["image_size"]
             facts["input_size"] = list(size) if isinstance(size, list) else [size] * 2
-    elif "model_type" in config:
-        raise WeightsError(f"config.json describes a {config['model_type']!r}; expected convnext or convnextv2")
-    preprocessor = config.get("preprocessor")
+    elif kind is not None:
+        raise WeightsError(f"config.json describes a {kind!r}; expected {', '.join(EPSILONS)}, or a backbone of these")
     return facts | processor_facts(preprocessor) if isinstance(preprocessor, Mapping) else facts
 
 

@@ -11,6 +11,7 @@ Stem = Literal["patch", "overlap", "overlap_tiered", "overlap_act"]
 Norm = Literal["layernorm", "rmsnorm", "simplenorm"]
 Activation = Literal["gelu", "gelu_tanh", "silu"]
 Head = Literal["pool_norm", "norm_pool"]
+Level = Annotated[int, msgspec.Meta(ge=1, le=4)]
 
 
 class ModelSpec(Record, frozen=True, kw_only=True):
@@ -33,6 +34,13 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     in_chans: Positive = 3
     task: Task = "classify"
     image_size: tuple[Positive, Positive] = (224, 224)
+    levels: tuple[Level, ...] = (1, 2, 3, 4)  # of the maps of the task features, ascending: strides 4, 8, 16 and 32
+    level_norms: tuple[Level, ...] = ()  # the levels whose maps have a norm of their own (backbones of detectors)
+
+    @property
+    def stages(self) -> int:
+        """How many stages are computed: those up to the last map that is asked for."""
+        return max(self.levels) if self.task == "features" else 4
 
 
 class Preprocessing(Record, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ import datetime
 import functools
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import arguments, env, formats
 from ..accuracy import probes
-from ..artifact import manifest, readback, trust, verify
+from ..artifact import licences, manifest, readback, trust, verify
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
 from ..data import preprocess
@@ -61,6 +61,7 @@ def export(
     image_size: arguments.ImageSize | None = None,
     dynamic_image_size: bool = False,
     task: Task = "classify",
+    levels: Sequence[int] | str | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     weights_key: str | None = None,
@@ -87,6 +88,8 @@ def export(
         batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
         image_size: one number or (height, width), in pixels, multiples of 32; None: what the checkpoint says, else 224.
         dynamic_image_size: take any multiple of 32.
+        levels: of the task features: which maps, of 1 to 4 (strides 4 to 32); None: those that have a norm in the
+            checkpoint, as a detector's backbone has, else all.
         preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that
             override what stands beside the checkpoint; a plain state dict says nothing about them. One number for
             `mean` or `std` is for every channel.
@@ -113,6 +116,7 @@ def export(
         image_size=image_size,
         dynamic_image_size=dynamic_image_size,
         task=task,
+        levels=levels,
         num_classes=num_classes,
         in_chans=in_chans,
         weights_key=weights_key,
@@ -129,6 +133,7 @@ def export(
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
     image_size = arguments.maybe(arguments.image_size, "image_size", image_size)
     preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
+    levels = arguments.maybe(arguments.levels, "levels", levels)
     verify_data = arguments.maybe(arguments.images, "verify_data", verify_data)
     refit_from = arguments.maybe(arguments.path, "refit_from", refit_from)
     from ..models import checkpoint as checkpoints
@@ -168,8 +173,11 @@ def export(
         in_chans=in_chans,
         weights_key=weights_key,
         preprocessing=preprocessing,
+        levels=levels,
     )
     loaded = reload()
+    if loaded.weights.licence:
+        say(f"licence of the weights: {licences.words(loaded.weights.licence)}")
     if loaded.note:
         say(loaded.note)
     model = loaded.model.spec
@@ -353,6 +361,7 @@ def _build(
         None if fmt.read_back is None else expected_of(model, halved=not fmt.typed_graph and spec.precision == "fp16")
     )
     stand_in = fmt.build(graph, folder)
+    licences.write(loaded.weights.licence, folder)
     found = Manifest(
         schema_version=1,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
 """A checkpoint and images to a plan: `quantize`, drafted at once or searched for under an accuracy budget; `half`."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,7 @@ def quantize(
     input: InputKind = "float32",
     image_size: arguments.ImageSize | None = None,
     task: Task = "classify",
+    levels: Sequence[int] | str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     rounding: bool = False,
@@ -89,7 +90,7 @@ def quantize(
     `data` is below it, as measured on this machine and runtime (see `search`).
 
     Args:
-        weights, variant, image_size, task, preprocessing, weights_key, input: as for `export`.
+        weights, variant, image_size, task, levels, preprocessing, weights_key, input: as for `export`.
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
             `<name>.calibration.json`, what a search measured to `<name>.search.json` and, drawn, `<name>.search.svg`.
         calibration: real images, labels not needed; "random" is noise, and is marked as such.
@@ -121,6 +122,7 @@ def quantize(
         input=input,
         image_size=image_size,
         task=task,
+        levels=levels,
         preprocessing=preprocessing,
         weights_key=weights_key,
         rounding=rounding,
@@ -141,6 +143,7 @@ def quantize(
     size = arguments.maybe(arguments.image_size, "image_size", image_size)
     batch = arguments.whole("batch", batch)
     preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
+    levels = arguments.maybe(arguments.levels, "levels", levels)
     from ..models import checkpoint as checkpoints
 
     if labels is not None and data is None:
@@ -157,6 +160,7 @@ def quantize(
         image_size=size,
         weights_key=weights_key,
         preprocessing=preprocessing,
+        levels=levels,
     )
     if loaded.note:
         say(loaded.note)
@@ -218,6 +222,7 @@ def quantize(
             batch=BatchRange(min=1, opt=batch, max=max(batch, 32)),
             image_size=size,
             task=task,
+            levels=levels,
             preprocessing=preprocessing,
             weights_key=weights_key,
             tensorrt=tensorrt,
@@ -267,6 +272,7 @@ def half(
     input: InputKind = "float32",
     image_size: arguments.ImageSize | None = None,
     task: Task = "classify",
+    levels: Sequence[int] | str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     force: bool = False,
@@ -276,7 +282,7 @@ def half(
     """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
 
     Args:
-        weights, variant, image_size, task, preprocessing, weights_key, input: as for `export`.
+        weights, variant, image_size, task, levels, preprocessing, weights_key, input: as for `export`.
         out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
         data: real images, labels not needed.
         images: how many are looked at.
@@ -292,6 +298,7 @@ def half(
         input=input,
         image_size=image_size,
         task=task,
+        levels=levels,
         preprocessing=preprocessing,
         weights_key=weights_key,
         force=force,
@@ -303,6 +310,7 @@ def half(
     data = arguments.images("data", data)
     image_size = arguments.maybe(arguments.image_size, "image_size", image_size)
     preprocessing = arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing)
+    levels = arguments.maybe(arguments.levels, "levels", levels)
     from ..models import checkpoint as checkpoints
 
     _refuse_target(out, force)
@@ -315,6 +323,7 @@ def half(
         image_size=image_size,
         weights_key=weights_key,
         preprocessing=preprocessing,
+        levels=levels,
     )
     model, facts = loaded.model, loaded.preprocessing
     say("folding")
