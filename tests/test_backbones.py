@@ -1,6 +1,6 @@
 """Backbones of detectors and segmenters, and DINOv3's: which norms their maps have, and what stands beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import transformers
 from references import DEPTHS, DIMS, TOLERANCE, FirstNorm, Official, State, images, randomize_, relative_error
 from torch import Tensor, nn
 
+from convnext_deploy import api
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models.checkpoint import Loaded, load
 
@@ -330,3 +331,88 @@ def test_a_licence_that_has_to_be_passed_on_is_in_the_artifact(
     assert second.startswith("LICENCE of the weights: dinov3-license; it binds this artifact too")
     assert cli.run(["inspect", str(out)]) == 0
     assert "file: dinov3-license.md" in capsys.readouterr().out
+
+
+# Formats -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[OfficialBackbone, Path]:
+    reference = randomize_(OfficialBackbone())
+    assert isinstance(reference, OfficialBackbone)
+    path = tmp_path_factory.mktemp("detector") / "detector.pth"
+    torch.save({"state_dict": {f"backbone.{key}": value for key, value in reference.state_dict().items()} | NECK}, path)
+    return reference, path
+
+
+SLOW = pytest.mark.slow
+FORMATS = [
+    "eager", "onnx", "torchscript", "native", pytest.param("openvino", marks=SLOW), pytest.param("pt2", marks=SLOW),
+    pytest.param("aotinductor", marks=SLOW),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_gives_the_normalized_maps_that_are_asked_for(
+    format: str, detector: tuple[OfficialBackbone, Path], need_format: Callable[[str], None], tmp_path: Path
+) -> None:
+    need_format(format)
+    reference, path = detector
+    made = api.export(
+        str(path),
+        format=format,
+        task="features",
+        levels=(2, 3),
+        image_size=(64, 64),
+        batch=(1, 2, 4),
+        out=tmp_path / "a",
+    )
+    assert [output.name for output in made.manifest.outputs] == ["stride8", "stride16"]
+    assert made.manifest.oracle is not None
+    assert made.manifest.oracle.name.startswith("timm ")
+    found = api.load(made.path).run(images().numpy())
+    with torch.inference_mode():
+        expected = reference(images())[1:3]
+    errors = [relative_error(torch.from_numpy(a), b) for a, b in zip(found, expected, strict=True)]
+    assert max(errors) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("format", "precision"),
+    [pytest.param("onnx", "fp16", marks=SLOW), pytest.param("openvino", "bf16", marks=SLOW), ("native", "bf16")],
+)
+def test_norms_of_maps_stay_in_fp32(
+    format: str,
+    precision: Any,
+    detector: tuple[OfficialBackbone, Path],
+    need_format: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    """The export holds the file to it: it is read back, tensor by tensor."""
+    need_format(format)
+    made = api.export(
+        str(detector[1]), format=format, precision=precision, task="features", levels="2,4", image_size=64,
+        batch=2, out=tmp_path / "a",
+    )  # fmt: skip
+    assert {output.dtype for output in made.manifest.outputs} == {"float32"}
+
+
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=SLOW), pytest.param("openvino", marks=SLOW), "native"])
+def test_a_plan_in_8_bits_has_the_same_levels_and_norms(
+    format: Any, detector: tuple[OfficialBackbone, Path], need_format: Callable[[str], None], tmp_path: Path
+) -> None:
+    need_format(format)
+    wanted: dict[str, Any] = {"task": "features", "levels": [1, 3], "image_size": 64}
+    plan, _ = api.quantize(
+        str(detector[1]), out=tmp_path / "plan.json", calibration="random", target=format, images=32, **wanted
+    )
+    assert not any(name.startswith(("stages.3", "downsamples.2", "head")) for name in plan.operations)
+    made = api.export(
+        str(detector[1]), format=format, plan=tmp_path / "plan.json", out=tmp_path / "a", batch=2, **wanted
+    )
+    assert made.manifest.export.eight_bits == "int8"
+    found = api.load(made.path).run(images().numpy())
+    with torch.inference_mode():
+        expected = detector[0](images())
+    errors = [relative_error(torch.from_numpy(a), expected[level - 1]) for a, level in zip(found, (1, 3), strict=True)]
+    assert max(errors) < 0.1

@@ -88,6 +88,14 @@ class Downsample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Features:
+    """A stage's map as an output, through a norm where there is one."""
+
+    channels: int
+    norm: ChannelNorm | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Head:
     norm: ChannelNorm
     norm_first: bool  # normalize, then pool
@@ -97,14 +105,15 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A ConvNeXt with everything folded that can be. Without a head its outputs are the four stages' maps."""
+    """A ConvNeXt with everything folded that can be. Its outputs are the head's vector, or the maps of some stages."""
 
     input: InputKind
     in_chans: int
     stem: Stem
-    stages: tuple[tuple[Block, ...], ...]  # four
-    downsamples: tuple[Downsample, ...]  # three
+    stages: tuple[tuple[Block, ...], ...]  # four; fewer where the last map is that of an earlier one
+    downsamples: tuple[Downsample, ...]  # one fewer
     head: Head | None
+    features: tuple[Features | None, ...] = ()  # of each stage; None: its map is no output
 
 
 def names(kinds: Iterable[str]) -> tuple[str, ...]:
@@ -160,16 +169,15 @@ def write(network: Network, path: Path) -> None:
 
 
 def _operations(network: Network) -> Iterator[Any]:
-    """What `_Writer.operation` takes: a part of the network; a stem and its convolution's index; a map's channels."""
+    """What `_Writer.operation` takes: a part of the network, or a stem and its convolution's index."""
     for index in range(len(network.stem.convs)):
         yield network.stem, index
     for stage, blocks in enumerate(network.stages):
         if stage:
             yield network.downsamples[stage - 1]
         yield from blocks
-        if network.head is None:
-            before = network.downsamples[stage - 1].conv if stage else network.stem.convs[-1]
-            yield len(before.weight)
+        if network.head is None and network.features[stage] is not None:
+            yield network.features[stage]
     if network.head is not None:
         yield network.head
 
@@ -220,8 +228,8 @@ class _Writer:
                 a=self._product(part.hidden, (1, width)),
                 b=self._product(part.classifier, (1, part.classifier.weight.shape[1] if part.classifier else 0)),
             )
-        if isinstance(part, int):
-            return self._record("features", part)
+        if isinstance(part, Features):
+            return self._record("features", part.channels, norm=part.norm)
         stem, index = part
         last = index == len(stem.convs) - 1
         patch = len(stem.convs) == 1

@@ -56,7 +56,7 @@ struct Operation {
   float grn_eps;
   uint64_t dw_weight;     // BLOCK_OP: float [padded(C) / 16][kernel * kernel][16]
   uint64_t dw_bias;       // float [padded(C)]
-  uint64_t norm_weight;   // float [padded(C)] or 0
+  uint64_t norm_weight;   // float [padded(C)] or 0; of FEATURES with a norm: what the map goes through
   uint64_t norm_bias;     // float [padded(C)] or 0
   uint64_t grn_weight;    // BLOCK_OP: float [padded(4C)] or 0
   uint64_t grn_bias;      // float [padded(4C)] or 0
