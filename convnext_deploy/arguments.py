@@ -18,7 +18,7 @@ import msgspec
 
 from .errors import UsageError
 from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Task
-from .records.manifest import BatchRange, Preprocessing, TensorRtSpec
+from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorRtSpec
 from .records.plan import RangeMethod, Target, WeightBits
 
 Location = str | os.PathLike[str]
@@ -318,13 +318,15 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
 # What one name means in every function that has it. None is for the names that may be left open.
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
-    "levels", "threads", "split", "limit", "max_drop", "progress", "tensorrt", "weight_bits", "images",
+    "levels", "head_activation", "threads",
+    "split", "limit", "max_drop", "progress", "tensorrt", "weight_bits", "images",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
     "format": text,
     "task": _is_one_of(Task),
     "levels": levels,
+    "head_activation": _is_one_of(HeadActivation),
     "input": _is_one_of(InputKind),
     "precision": _is_one_of(Precision),
     "rest": _is_one_of(Precision),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .hints import export_command
-from .options import Debug, Json, Quiet, given, image_size_of, numbers, one_of
+from .options import Debug, Json, Quiet, given, head_activation_of, image_size_of, numbers, one_of
 from .terminal import Terminal, progress_bar
 
 
@@ -22,6 +22,7 @@ def half(
     image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
     levels: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    head_activation: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
     std: Annotated[str | None, typer.Option(help="As for export.")] = None,
@@ -53,6 +54,7 @@ def half(
             images=images,
             split=split,
             levels=levels,
+            head_activation=head_activation_of(head_activation),
             weights_key=weights_key,
             force=force,
             say=terminal.say,
@@ -68,6 +70,7 @@ def half(
     repeated = {
         "weights": weights, "variant": variant, "input": None if input == "float32" else input,
         "image_size": image_size, "task": None if task == "classify" else task, "levels": levels,
+        "head_activation": head_activation,
         "weights_key": weights_key,
         "mean": mean, "std": std,
     }  # fmt: skip

@@ -73,7 +73,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
         activations.append(stem.activation)
     activations += [module.expand.activation for module in model.stages.modules() if isinstance(module, Block)]
     if head is not None and head.hidden is not None:
-        activations.append("gelu")
+        activations.append(head.activation)
     return readback.Expected(
         tensors=tensors,
         groups=groups,

@@ -163,6 +163,7 @@ class FusedHead(Head):
     def __init__(self, part: Head) -> None:
         nn.Module.__init__(self)
         self.norm_first, self.norm, self.hidden, self.classifier = False, part.norm, part.hidden, part.classifier
+        self.activation = part.activation
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..artifact.manifest import sha256_of
 from ..errors import WeightsError
 from ..records.base import STRIDE, Task
-from ..records.manifest import ModelSpec, Preprocessing, WeightsRecord
+from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, WeightsRecord
 from . import registry
 from .convnext import ConvNeXt
 from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts
@@ -87,6 +87,7 @@ def load(
     weights_key: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     levels: tuple[int, ...] | None = None,
+    head_activation: HeadActivation | None = None,
 ) -> Loaded:
     """Find, read and convert a checkpoint.
 
@@ -98,6 +99,7 @@ def load(
         weights_key: the wrapper or key prefix to load from a file that holds several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
+        head_activation: between the two linears of an MLP head, which tensors do not tell.
         levels: of the task features: which maps, of 1 to 4; None: those that have a norm in the checkpoint, else all.
 
     Raises:
@@ -105,6 +107,9 @@ def load(
         UsageError: an unknown variant.
     """
     name, tag = registry.resolve(variant) if variant else (None, None)
+    if head_activation is not None and (task != "classify" or weights == "random"):
+        where = "random weights" if weights == "random" else f"--task {task}"
+        raise WeightsError(f"--head-activation {head_activation} is for a checkpoint's classifier, not for {where}")
     if weights == "random":
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
@@ -122,7 +127,9 @@ def load(
         return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
-    converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix, task=task)
+    converted = convert(
+        checkpoint.state, checkpoint.source, checkpoint.prefix, task=task, head_activation=head_activation
+    )
     spec = spec_of(converted, name, checkpoint.source)
     for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
         if asked is not None and asked != found:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..records.base import Precision
-from ..records.manifest import Activation, ModelSpec, Norm
+from ..records.manifest import Activation, HeadActivation, ModelSpec, Norm
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -32,6 +32,10 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "silu": F.silu}
+HEAD_ACTIVATIONS: dict[HeadActivation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "silu": F.silu, "relu": F.relu, "tanh": torch.tanh,
+    "none": lambda x: x,
+}  # fmt: skip
 
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -225,7 +229,8 @@ class Head(nn.Module):
     """Map to vector: (N, H, W, C) -> (N, num_classes), or the pooled features where there is no classifier.
 
     "pool_norm" pools first (the papers); "norm_pool" normalizes first (timm's `_hnf`). `hidden` is the extra linear
-    and GELU of `convnext_large_mlp`. Pooling and what follows it up to the first linear are in fp32.
+    of `convnext_large_mlp` and of fine-tunes, with its activation. Pooling and what follows it up to the first linear
+    are in fp32.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -235,6 +240,7 @@ class Head(nn.Module):
         self.norm_first = spec.head == "norm_pool"
         self.norm = ChannelNorm(spec.norm, width, eps)
         self.hidden = nn.Linear(width, spec.head_hidden) if spec.head_hidden else None
+        self.activation = spec.head_activation
         classify = spec.task == "classify" and spec.num_classes > 0
         self.classifier = nn.Linear(spec.head_hidden or width, spec.num_classes) if classify else None
 
@@ -257,7 +263,7 @@ class Head(nn.Module):
             if linear is not None:
                 x = linear(x.to(type_of(linear)))
                 if linear is self.hidden:
-                    x = F.gelu(x)
+                    x = HEAD_ACTIVATIONS[self.activation](x)
         return x.to(wide)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..records.base import Task
-from ..records.manifest import ModelSpec
+from ..records.manifest import HeadActivation, ModelSpec
 from . import registry
+from .heads import Classifier, classifier_of
 from .names import LAYOUTS, Layout
 
 
@@ -31,6 +32,7 @@ class Converted:
     num_classes: int
     in_chans: int
     note: str | None = None  # what was left out, or taken for granted
+    mlp: tuple[int, HeadActivation] | None = None  # hidden width and activation of a head that a fine-tune put there
     level_norms: tuple[int, ...] = ()  # the levels, 1 to 4, whose maps have a norm of their own
 
 
@@ -47,7 +49,12 @@ def has_anchor(state: Mapping[str, Tensor]) -> bool:
 
 
 def convert(
-    state: Mapping[str, Tensor], where: str, prefix: str | None = None, *, task: Task = "classify"
+    state: Mapping[str, Tensor],
+    where: str,
+    prefix: str | None = None,
+    *,
+    task: Task = "classify",
+    head_activation: HeadActivation | None = None,
 ) -> Converted:
     """Translate a state dict of any known layout.
 
@@ -56,6 +63,7 @@ def convert(
         where: how to call the checkpoint in an error.
         prefix: take only the keys below it. None: found by the layout's anchor.
         task: without a classifier, that may have any form; with maps, a backbone may stand beside anything.
+        head_activation: between the two linears of an MLP head, which its tensors do not tell.
 
     Raises:
         WeightsError: no layout fits, several prefixes fit, or a key is left over.
@@ -69,6 +77,7 @@ def convert(
     tensors: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     inside, outside, counters = [], [], []
+    head: dict[str, Tensor] = {}
     for key, value in state.items():
         if not key.startswith((found, *siblings)):
             if value.ndim == 0:
@@ -77,10 +86,10 @@ def convert(
                 outside.append(key)
             continue
         bare = key[len(found if key.startswith(found) else parent) :]
-        name = layout.named(bare)
-        unused = task != "classify" and re.fullmatch(layout.classifier, bare, re.DOTALL) is not None
-        if name in tensors and unused:
+        if bare.startswith(layout.classifier):
+            head[bare.removeprefix(layout.classifier)] = value
             continue
+        name = layout.named(bare)
         if name in tensors:
             raise WeightsError(
                 f"{where} ({layout.name} layout) has {sources[name]} and {key}, which mean the same; "
@@ -88,7 +97,7 @@ def convert(
             )
         if name is not None:
             tensors[name], sources[name] = value, key
-        elif not unused and layout.copied(bare) is None and not re.fullmatch(layout.ignored, bare, re.DOTALL):
+        elif layout.copied(bare) is None and not re.fullmatch(layout.ignored, bare, re.DOTALL):
             inside.append(key)
     _refuse_differing_copies(state, layout, found, tensors, where)
     beside = [key for key in whole if not key.startswith(((prefix or "") + found, *siblings)) and whole[key].ndim]
@@ -112,12 +121,22 @@ def convert(
             )
         )
     notes = [f"left out {_named(left, 3)}, beside the model"] if left else []
-    head = sources.get("head.classifier.weight", "")
-    if task == "classify" and re.search(r"\.[1-9]\d*\.weight$", head) and not head.endswith("classifier.2.weight"):
-        notes.append(f"{head} is taken as the classifier: what stands before it has no weights, as dropout has none")
+    classifier = Classifier({f"head.classifier.{name}": v for name, v in head.items() if name in ("weight", "bias")})
+    if task == "classify" and head:
+        classifier = classifier_of(head, found + layout.classifier, where, head_activation)
+        notes += classifier.notes
+    if classifier.tensors.keys() & tensors.keys():
+        raise WeightsError(f"{where} ({layout.name} layout) has two heads; name the part to load with --weights-key")
+    tensors |= {name: v for name, v in classifier.tensors.items() if name.startswith("head.classifier.")}
     norm_first = any(key.startswith(found + "norm_pre.") for key in state)
     described = _described(layout.name, tensors, norm_first, where)
-    return replace(described, note="; ".join(notes) or None, level_norms=levels)
+    described.tensors.update({n: v for n, v in classifier.tensors.items() if not n.startswith("head.classifier.")})
+    return replace(
+        described,
+        note="; ".join(notes) or None,
+        level_norms=levels,
+        mlp=(classifier.hidden, classifier.activation) if classifier.hidden and classifier.activation else None,
+    )
 
 
 def _refuse_differing_copies(
@@ -262,6 +281,8 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
     names = registry.recognise(converted.visible, norm_bias)
     found = converted.visible | {"norm": f"with{'' if norm_bias else 'out'} bias"}
     counts: dict[str, Any] = {"num_classes": converted.num_classes, "in_chans": converted.in_chans}
+    if converted.mlp is not None:
+        counts["head_hidden"], counts["head_activation"] = converted.mlp
     if converted.level_norms:
         counts["level_norms"] = converted.level_norms
     if converted.layout == "transformers":
@@ -287,4 +308,4 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
             f"{where} has norms without bias and widths {converted.visible['dims']} of no published variant, so "
             "whether they are RMSNorm or SimpleNorm cannot be told; only published variants of these can be loaded"
         )
-    return ModelSpec(architecture="custom", **converted.visible, **counts)
+    return ModelSpec(architecture="custom", **(converted.visible | counts))

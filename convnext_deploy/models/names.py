@@ -19,7 +19,7 @@ class Layout:
     rules: tuple[Rule, ...]
     mark: str = ""  # of a key below the same prefix that has to be there too
     ignored: str = r"(?!)"  # keys that belong to the layout and hold nothing the network computes with
-    classifier: str = r"(?!)"  # keys of a classifier of any form, which only --task classify needs
+    classifier: str = "\0"  # what stands before the names of a classifier's parts, which only --task classify needs
     copies: tuple[Rule, ...] = ()  # keys that hold a parameter a second time
     siblings: tuple[str, ...] = ()  # keys that stand beside the prefix, not below it
     backbone: bool = False  # it is what gives maps to another network, and has no head
@@ -54,7 +54,6 @@ def _first(rules: tuple[Rule, ...], key: str) -> str | None:
 
 
 _WB = r"(weight|bias)"
-_SEQUENCE = r"(?:[1-9]\d*\.)?"  # of a linear behind modules without weights, such as dropout, in an nn.Sequential
 
 _BLOCK_TIMM: dict[str, str] = {
     "conv_dw": "dwconv_norm.conv", "norm": "dwconv_norm.norm",
@@ -93,7 +92,7 @@ def _level(m: re.Match[str]) -> str:
     return f"level_norms.{int(m[1]) + 1}.{m[2]}"
 
 
-def _official(block: Mapping[str, str], head: str) -> tuple[Rule, ...]:
+def _official(block: Mapping[str, str]) -> tuple[Rule, ...]:
     return (
         (rf"downsample_layers\.0\.([01])\.{_WB}", r"stem.\1.\2"),
         (rf"downsample_layers\.(\d)\.([01])\.{_WB}", _downsample),
@@ -102,7 +101,6 @@ def _official(block: Mapping[str, str], head: str) -> tuple[Rule, ...]:
         (r"stages\.(\d)\.(\d+)\.gamma", r"stages.\1.\2.project.layer_scale"),
         (rf"norm([0-3])\.{_WB}", _level),
         (rf"norm\.{_WB}", r"head.norm.\1"),
-        (rf"{head}\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
     )
 
 
@@ -138,7 +136,6 @@ _TIMM_RULES: tuple[Rule, ...] = (
     *_timm(r"\."),
     (rf"(?:head\.norm|norm_pre)\.{_WB}", r"head.norm.\1"),
     (rf"head\.pre_logits\.fc\.{_WB}", r"head.hidden.\1"),
-    (rf"head\.fc\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
 )
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -153,29 +150,29 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         ignored=r"(?!visual\.).*",  # the text tower and the temperature
     ),
-    Layout("timm", "stem.0.weight", _TIMM_RULES, classifier=r"head\.fc\..*"),
+    Layout("timm", "stem.0.weight", _TIMM_RULES, classifier="head.fc."),
     # `create_model(..., features_only=True)`, and what is built on it, such as segmentation_models_pytorch.
     Layout("timm_features", "stem_0.weight", _timm("_"), backbone=True),
     # mmpretrain, and mmdetection and mmsegmentation, which take their ConvNeXt from it.
     Layout(
         "mmpretrain",
         "downsample_layers.0.0.weight",
-        _official(_BLOCK_MMPRETRAIN, r"head\.fc"),
+        _official(_BLOCK_MMPRETRAIN),
         mark=r"stages\.\d\.\d+\.(depthwise_conv|pointwise_conv\d)\..*",
-        classifier=r"head\..*",
+        classifier="head.fc.",
         siblings=("head.",),
     ),
     # facebookresearch/dinov3, dinov3/models/convnext.py, 2026-11: `norms` is three identities and `norm` once more.
     Layout(
         "dinov3",
         "downsample_layers.0.0.weight",
-        _official(_BLOCK_OFFICIAL, "head"),
+        _official(_BLOCK_OFFICIAL),
         mark=rf"norms\.3\.{_WB}",
-        classifier=r"head\..*",
+        classifier="head.",
         copies=((rf"norms\.3\.{_WB}", r"head.norm.\1"),),
     ),
     Layout(
-        "official", "downsample_layers.0.0.weight", _official(_BLOCK_OFFICIAL, "head"), classifier=r"head\..*"
+        "official", "downsample_layers.0.0.weight", _official(_BLOCK_OFFICIAL), classifier="head."
     ),
     Layout(
         "transformers",
@@ -194,9 +191,8 @@ LAYOUTS: tuple[Layout, ...] = (
             ),
             (rf"hidden_states_norms\.stage([1-4])\.{_WB}", r"level_norms.\1.\2"),
             (rf"layernorm\.{_WB}", r"head.norm.\1"),
-            (rf"classifier\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
         ),
-        classifier=r"classifier\..*",
+        classifier="classifier.",
         siblings=("classifier.",),
     ),
     # Beside `model.`, which files leave out and modules have, stands the last norm.
@@ -218,9 +214,8 @@ LAYOUTS: tuple[Layout, ...] = (
         (
             *_torchvision(r"features\."),
             (rf"classifier\.0\.{_WB}", r"head.norm.\1"),
-            (rf"classifier\.2\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
         ),
-        classifier=r"classifier\.(?!0\.).*",
+        classifier="classifier.2.",
     ),
     # The module `features` alone, as the detectors' `BackboneWithFPN` holds it.
     Layout(

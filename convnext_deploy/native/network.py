@@ -33,6 +33,7 @@ def network_of(model: ConvNeXt) -> packed.Network:
             norm_first=model.head.norm_first,
             hidden=None if model.head.hidden is None else _product(model.head.hidden),
             classifier=None if model.head.classifier is None else _product(model.head.classifier),
+            activation=model.head.activation,
         ),
         features=() if model.head is not None else tuple(_features(model, stage) for stage in range(len(model.stages))),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records.base import InputKind
-from ..records.manifest import Activation, Norm
+from ..records.manifest import Activation, HeadActivation, Norm
 
 Floats = NDArray[np.float32]
 ProductType = Literal["fp32", "bf16", "int8"]
@@ -23,7 +23,7 @@ ProductType = Literal["fp32", "bf16", "int8"]
 TYPES: tuple[ProductType, ...] = ("fp32", "bf16", "int8")  # a type's number in the file is its place here
 KINDS = ("stem_patch", "stem_conv", "block", "downsample", "features", "head")
 NORMS = (None, "layernorm", "rmsnorm", "simplenorm")
-ACTIVATIONS = (None, "gelu", "gelu_tanh", "silu")
+ACTIVATIONS = (None, "gelu", "gelu_tanh", "silu", "relu", "tanh")
 INPUTS = ("float32", "uint8")
 MAGIC, VERSION, ALIGNMENT, BLOCK = b"CNXTPACK", 1, 64, 16
 HEADER = struct.Struct("<8sIIQII32x")
@@ -99,7 +99,8 @@ class Features:
 class Head:
     norm: ChannelNorm
     norm_first: bool  # normalize, then pool
-    hidden: Product | None = None  # followed by GELU
+    hidden: Product | None = None  # followed by the activation
+    activation: HeadActivation = "gelu"
     classifier: Product | None = None
 
 
@@ -223,7 +224,7 @@ class _Writer:
                 "head",
                 width or self.channels,
                 norm=part.norm,
-                activation="gelu" if part.hidden is not None else None,
+                activation=None if part.hidden is None or part.activation == "none" else part.activation,
                 flags=int(part.norm_first),
                 a=self._product(part.hidden, (1, width)),
                 b=self._product(part.classifier, (1, part.classifier.weight.shape[1] if part.classifier else 0)),
@@ -252,7 +253,7 @@ class _Writer:
         *,
         kernel: int = 0,
         norm: ChannelNorm | None = None,
-        activation: Activation | None = None,
+        activation: HeadActivation | None = None,
         flags: int = 0,
         grn_eps: float = 0.0,
         dw_weight: int = 0,

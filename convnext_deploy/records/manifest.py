@@ -10,6 +10,7 @@ from .plan import QuantizationRecord
 Stem = Literal["patch", "overlap", "overlap_tiered", "overlap_act"]
 Norm = Literal["layernorm", "rmsnorm", "simplenorm"]
 Activation = Literal["gelu", "gelu_tanh", "silu"]
+HeadActivation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh", "none"]
 Head = Literal["pool_norm", "norm_pool"]
 Level = Annotated[int, msgspec.Meta(ge=1, le=4)]
 
@@ -30,6 +31,7 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     grn: bool = False
     head: Head = "pool_norm"
     head_hidden: Positive | None = None
+    head_activation: HeadActivation = "gelu"  # behind the hidden linear
     num_classes: Annotated[int, msgspec.Meta(ge=0)] = 1000  # 0: no classifier
     in_chans: Positive = 3
     task: Task = "classify"

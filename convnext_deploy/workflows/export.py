@@ -24,6 +24,7 @@ from ..records.base import Device, InputKind, KernelChoice, Precision, Task
 from ..records.manifest import (
     BatchRange,
     ExportSpec,
+    HeadActivation,
     Manifest,
     ModelSpec,
     OracleRecord,
@@ -62,6 +63,7 @@ def export(
     dynamic_image_size: bool = False,
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
+    head_activation: HeadActivation | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     weights_key: str | None = None,
@@ -90,6 +92,8 @@ def export(
         dynamic_image_size: take any multiple of 32.
         levels: of the task features: which maps, of 1 to 4 (strides 4 to 32); None: those that have a norm in the
             checkpoint, as a detector's backbone has, else all.
+        head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
+            not tell it.
         preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that
             override what stands beside the checkpoint; a plain state dict says nothing about them. One number for
             `mean` or `std` is for every channel.
@@ -117,6 +121,7 @@ def export(
         dynamic_image_size=dynamic_image_size,
         task=task,
         levels=levels,
+        head_activation=head_activation,
         num_classes=num_classes,
         in_chans=in_chans,
         weights_key=weights_key,
@@ -174,6 +179,7 @@ def export(
         weights_key=weights_key,
         preprocessing=preprocessing,
         levels=levels,
+        head_activation=head_activation,
     )
     loaded = reload()
     if loaded.weights.licence:

@@ -23,7 +23,7 @@ from ..quantization.draft import prepare
 from ..quantization.half import half_plan
 from ..quantization.plan import LoadedPlan
 from ..records.base import InputKind, PlanType, Precision, Task
-from ..records.manifest import BatchRange, TensorRtSpec
+from ..records.manifest import BatchRange, HeadActivation, TensorRtSpec
 from ..records.plan import (
     HalfPrecision,
     HalfReport,
@@ -69,6 +69,7 @@ def quantize(
     image_size: arguments.ImageSize | None = None,
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
+    head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     rounding: bool = False,
@@ -90,7 +91,7 @@ def quantize(
     `data` is below it, as measured on this machine and runtime (see `search`).
 
     Args:
-        weights, variant, image_size, task, levels, preprocessing, weights_key, input: as for `export`.
+        weights, variant, image_size, task, levels, head_activation, preprocessing, weights_key, input: as for `export`.
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
             `<name>.calibration.json`, what a search measured to `<name>.search.json` and, drawn, `<name>.search.svg`.
         calibration: real images, labels not needed; "random" is noise, and is marked as such.
@@ -123,6 +124,7 @@ def quantize(
         image_size=image_size,
         task=task,
         levels=levels,
+        head_activation=head_activation,
         preprocessing=preprocessing,
         weights_key=weights_key,
         rounding=rounding,
@@ -161,6 +163,7 @@ def quantize(
         weights_key=weights_key,
         preprocessing=preprocessing,
         levels=levels,
+        head_activation=head_activation,
     )
     if loaded.note:
         say(loaded.note)
@@ -223,6 +226,7 @@ def quantize(
             image_size=size,
             task=task,
             levels=levels,
+            head_activation=head_activation,
             preprocessing=preprocessing,
             weights_key=weights_key,
             tensorrt=tensorrt,
@@ -273,6 +277,7 @@ def half(
     image_size: arguments.ImageSize | None = None,
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
+    head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     force: bool = False,
@@ -282,7 +287,7 @@ def half(
     """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
 
     Args:
-        weights, variant, image_size, task, levels, preprocessing, weights_key, input: as for `export`.
+        weights, variant, image_size, task, levels, head_activation, preprocessing, weights_key, input: as for `export`.
         out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
         data: real images, labels not needed.
         images: how many are looked at.
@@ -299,6 +304,7 @@ def half(
         image_size=image_size,
         task=task,
         levels=levels,
+        head_activation=head_activation,
         preprocessing=preprocessing,
         weights_key=weights_key,
         force=force,
@@ -324,6 +330,7 @@ def half(
         weights_key=weights_key,
         preprocessing=preprocessing,
         levels=levels,
+        head_activation=head_activation,
     )
     model, facts = loaded.model, loaded.preprocessing
     say("folding")
