@@ -22,6 +22,7 @@ from ..artifact import deviation
 from ..data import preprocess
 from ..env import missing
 from ..errors import ParityError
+from ..models import beside
 from ..models.files import read_file
 from ..models.names import LAYOUTS
 from ..records.manifest import ModelSpec, OracleRecord
@@ -100,6 +101,8 @@ def _read(files: tuple[Path, ...], key: str | None) -> State:
     for file in files:
         # Which of several models in a file is taken, and how a pickle is read safely, is not what is judged here.
         state |= load_file(file) if file.suffix == ".safetensors" else read_file(file, key).state
+    state = {beside.unwrapped(name): value for name, value in state.items()}
+    key = None if key is None else beside.unwrapped(key)
     if key is not None and any(name.startswith(key) for name in state):
         state = {name.removeprefix(key): value for name, value in state.items() if name.startswith(key)}
     tensors = {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
@@ -110,7 +113,8 @@ def _read(files: tuple[Path, ...], key: str | None) -> State:
 
 def _bare(state: State, layout: str) -> State:
     """Without what training scripts put before the layout's own names."""
-    prefix = next(known for known in LAYOUTS if known.name == layout).prefixes(state)[0]
+    prefixes = next(known for known in LAYOUTS if known.name == layout).prefixes(state)
+    prefix = beside.averaged(prefixes) or prefixes[0]
     if layout == "transformers":  # its classifier stands beside its body
         prefix = prefix.removesuffix("convnext.").removesuffix("convnextv2.")
     elif layout == "dinov3_transformers":  # its last norm stands beside its body
@@ -139,6 +143,8 @@ def _timm(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
     name = config.get("architecture") or loaded.model.spec.architecture
     arguments: dict[str, Any] = {**(config.get("model_args") or {})}
     head = state.get("head.fc.weight", state.get("head.fc.fc2.weight"))
+    if head is None and spec.task == "classify":
+        raise _NotBuilt("the head is not timm's own")
     if head is not None and "head.fc.bias" not in state:
         state["head.fc.bias"] = torch.zeros(len(head))  # open_clip projects without one
     arguments |= {"num_classes": 0 if head is None else len(head), "in_chans": state["stem.0.weight"].shape[1]}
@@ -267,6 +273,8 @@ def _transformers(state: State, config: Mapping[str, Any], loaded: "Loaded") -> 
         own = {"depths": list(spec.depths), "hidden_sizes": list(spec.dims)}
     own["num_channels"] = spec.in_chans
     classifier = state.get("classifier.weight")
+    if classifier is None and spec.task == "classify":
+        raise _NotBuilt("the head is not transformers' own")
     if classifier is not None:
         own["num_labels"] = len(classifier)
     if levels:

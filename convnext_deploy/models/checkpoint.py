@@ -151,7 +151,7 @@ def load(
         licence=checkpoint.licence or _licence_of(converted.layout, checkpoint.source),
         revision=checkpoint.revision,
     )
-    known = dict(checkpoint.facts)
+    known = _with_normalization(checkpoint, converted, preprocessing or {})
     if image_size is not None:
         known["input_size"] = list(image_size)
     if converted.layout not in ("own", "timm"):
@@ -169,6 +169,28 @@ def load(
 def _licence_of(layout: str, source: str) -> str | None:
     """The licence of weights that are published under it alone: DINOv3's layouts, and its name in that of a file."""
     return "dinov3-license" if layout.startswith("dinov3") or "dinov3" in source.lower() else None
+
+
+def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts, with the mean and std of a layer in front of the network in their place.
+
+    Raises:
+        WeightsError: the user, or what stands beside the checkpoint, says another mean or std.
+    """
+    known, found = dict(checkpoint.facts), converted.normalization
+    if found is None:
+        return known
+    for name, key, own in zip(("mean", "std"), found.keys, (found.mean, found.std), strict=True):
+        said = asked.get(name, known.get(name))
+        values = tuple(said) if isinstance(said, (list, tuple)) else own
+        if len(values) != len(own) or any(abs(a - b) > 1e-3 for a, b in zip(values, own, strict=True)):
+            shown = ",".join(f"{value:.4g}" for value in own)
+            raise WeightsError(
+                f"{checkpoint.source} has a normalization in front of the network, {key} {shown}, and {name} "
+                f"{','.join(f'{value:.4g}' for value in values)} is said beside it; expected one of them: load the "
+                f"network alone with --weights-key, or leave the other out"
+            )
+    return known | {"mean": list(found.mean), "std": list(found.std)}
 
 
 def _refuse_not_finite(model: ConvNeXt, converted: Converted, checkpoint: Checkpoint) -> None:

@@ -116,11 +116,26 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_facts(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts among the arguments of timm's `train.py`, which its checkpoints hold."""
-    if arguments.get("gp") is None:
-        return {}
-    refuse_pooling(arguments["gp"], "the checkpoint's args.gp")
-    return {"global_pool": "avg"}
+    """Facts among the arguments of a training script, which its checkpoints hold.
+
+    Of timm's (`img_size` or `input_size`, `mean`, `std`, `crop_pct`, `interpolation`, `gp`), of the papers' repository
+    (`input_size`, `crop_pct`) and of torchvision's references (`val_crop_size`, `val_resize_size`, `interpolation`).
+    """
+    facts: dict[str, Any] = {}
+    if arguments.get("gp") is not None:
+        refuse_pooling(arguments["gp"], "the checkpoint's args.gp")
+        facts["global_pool"] = "avg"
+    for name in ("mean", "std", "crop_pct", "crop_mode"):
+        if arguments.get(name):
+            facts[name] = arguments[name]
+    if arguments.get("interpolation") in ("bicubic", "bilinear", "nearest", "lanczos"):  # timm has "random" too
+        facts["interpolation"] = arguments["interpolation"]
+    size = next((arguments[name] for name in ("img_size", "input_size", "val_crop_size") if arguments.get(name)), None)
+    if size is not None:
+        facts["input_size"] = [int(side) for side in size[-2:]] if isinstance(size, (list, tuple)) else [int(size)] * 2
+    if arguments.get("val_resize_size") and arguments.get("val_crop_size"):
+        facts["crop_pct"] = min(arguments["val_crop_size"] / arguments["val_resize_size"], 1.0)
+    return facts
 
 
 def refuse_pooling(pooling: Any, where: str) -> None:

@@ -170,7 +170,7 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     state = {name: value.clone() for name, value in best.state.items()}
     given = content.get("args")
     given = vars(given) if isinstance(given, argparse.Namespace) else given
-    facts = training_facts(given) if isinstance(given, Mapping) else {}
+    facts = understood(training_facts, given, f"{path}: its args") if isinstance(given, Mapping) else {}
     return Read(state, facts, prefix, f"{path.name}[{best.called}]" if best.names else path.name, note)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..records.base import Task
 from ..records.manifest import HeadActivation, ModelSpec
-from . import registry
+from . import beside, registry
 from .heads import Classifier, classifier_of
 from .names import LAYOUTS, Layout
 
@@ -33,6 +33,7 @@ class Converted:
     in_chans: int
     note: str | None = None  # what was left out, or taken for granted
     mlp: tuple[int, HeadActivation] | None = None  # hidden width and activation of a head that a fine-tune put there
+    normalization: beside.Normalization | None = None  # a layer in front of the network
     level_norms: tuple[int, ...] = ()  # the levels, 1 to 4, whose maps have a norm of their own
 
 
@@ -68,10 +69,15 @@ def convert(
     Raises:
         WeightsError: no layout fits, several prefixes fit, or a key is left over.
     """
-    whole = state
+    whole = state = {beside.unwrapped(key): value for key, value in state.items()}
+    prefix = None if prefix is None else beside.unwrapped(prefix)
     if prefix is not None:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    layout, found = _recognise(state, where)
+    layout, found, others = _recognise(state, where)
+    notes = []
+    if others:
+        notes.append(f"taking {found} of {where}, and not {', '.join(others)} (--weights-key chooses)")
+        state = {key: value for key, value in state.items() if key.startswith(found) or not key.startswith(others)}
     parent = found[: found.rstrip(".").rfind(".") + 1]
     siblings = tuple(parent + name for name in layout.siblings)
     tensors: dict[str, Tensor] = {}
@@ -100,16 +106,31 @@ def convert(
         elif layout.copied(bare) is None and not re.fullmatch(layout.ignored, bare, re.DOTALL):
             inside.append(key)
     _refuse_differing_copies(state, layout, found, tensors, where)
-    beside = [key for key in whole if not key.startswith(((prefix or "") + found, *siblings)) and whole[key].ndim]
-    levels = _level_norms(layout, tensors, pooled=task != "features" or not beside)
+    around = [key for key in whole if not key.startswith(((prefix or "") + found, *siblings)) and whole[key].ndim]
+    levels = _level_norms(layout, tensors, pooled=task != "features" or not around)
     backbone = (layout.backbone or bool(levels)) and "head.norm.weight" not in tensors
     if backbone and task != "features":
         raise WeightsError(
             f"{where} ({layout.name} layout) is a backbone: it gives maps and has no head; use --task features"
         )
-    left = counters
+    normalization = beside.normalization(state, outside, _channels(tensors), where)
+    if normalization is not None:
+        outside = [key for key in outside if key not in normalization.keys]
+        notes.append(f"{' and '.join(normalization.keys)} are taken for the normalization of the pixels")
+    left, root = counters, found + layout.classifier
+    behind = None if head or backbone else beside.head(state, outside, parent, _width(tensors))
+    if behind is not None:
+        own = [key for key in outside if key.startswith(behind)]
+        outside = [key for key in outside if key not in own]
+        if task == "classify":
+            head, root = {key.removeprefix(behind): state[key] for key in own}, behind
+            notes.append(
+                f"{behind.rstrip('.')} is taken for the classifier behind {found.rstrip('.') or 'the network'}"
+            )
+        else:
+            left = [*left, *own]
     if backbone:
-        left, outside = counters + outside, []
+        left, outside = left + outside, []
     if inside or outside:
         raise WeightsError(
             f"{where} ({layout.name} layout) has keys that ConvNeXt does not: {_named(inside + outside, 5)}; "
@@ -120,10 +141,10 @@ def convert(
                 else "name the part to load with --weights-key (a wrapper or a key prefix)"
             )
         )
-    notes = [f"left out {_named(left, 3)}, beside the model"] if left else []
+    notes += [f"left out {_named(left, 3)}, beside the model"] if left else []
     classifier = Classifier({f"head.classifier.{name}": v for name, v in head.items() if name in ("weight", "bias")})
     if task == "classify" and head:
-        classifier = classifier_of(head, found + layout.classifier, where, head_activation)
+        classifier = classifier_of(head, root, where, head_activation)
         notes += classifier.notes
     if classifier.tensors.keys() & tensors.keys():
         raise WeightsError(f"{where} ({layout.name} layout) has two heads; name the part to load with --weights-key")
@@ -134,6 +155,7 @@ def convert(
     return replace(
         described,
         note="; ".join(notes) or None,
+        normalization=normalization,
         level_norms=levels,
         mlp=(classifier.hidden, classifier.activation) if classifier.hidden and classifier.activation else None,
     )
@@ -178,19 +200,34 @@ def _named(keys: list[str], most: int) -> str:
     return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str]:
+def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str, tuple[str, ...]]:
+    """The layout, the network's prefix, and the prefixes of its copies that are not taken."""
     for layout in LAYOUTS:
         prefixes = layout.prefixes(state)
+        best = beside.averaged(prefixes) if len(prefixes) > 1 else None
+        if best is not None:
+            return layout, best, tuple(prefix for prefix in prefixes if prefix != best)
         if len(prefixes) > 1:
             raise WeightsError(
                 f"{where} holds {len(prefixes)} ConvNeXts, below {', '.join(_counted(p, state) for p in prefixes)}; "
                 "choose one with --weights-key"
             )
         if prefixes:
-            return layout, prefixes[0]
+            return layout, prefixes[0], ()
     shown = _named(list(state), 4) or "no tensors"
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise WeightsError(f"{where} is not a ConvNeXt checkpoint (keys: {shown}); expected one of the layouts {known}")
+
+
+def _channels(tensors: Mapping[str, Tensor]) -> int:
+    stem = tensors.get("stem.0.weight")
+    return stem.shape[1] if stem is not None and stem.ndim == 4 else 0
+
+
+def _width(tensors: Mapping[str, Tensor]) -> int:
+    """Of the pooled vector."""
+    conv = tensors.get("stages.3.0.dwconv_norm.conv.weight")
+    return conv.shape[0] if conv is not None and conv.ndim == 4 else 0
 
 
 def _counted(prefix: str, state: Mapping[str, Tensor]) -> str:
@@ -225,6 +262,7 @@ def _described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where:
                 f"{where} ({layout} layout) has a depthwise weight of shape {tuple(conv.shape)}; "
                 "expected (C, 1, k, k) with odd k"
             )
+    _refuse_other_patches(stem, len(stem_convs) == 2, where, layout)
     if 0 in stem.shape:
         raise WeightsError(f"{where} ({layout} layout) has an empty weight in its stem, {tuple(stem.shape)}")
     kind = "patch"
@@ -235,6 +273,13 @@ def _described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where:
     hidden, classifier = tensors.get("head.hidden.weight"), tensors.get("head.classifier.weight")
     if any(linear is not None and (linear.ndim == 0 or linear.shape[0] == 0) for linear in (hidden, classifier)):
         raise WeightsError(f"{where} ({layout} layout) has a linear without rows in its head")
+    first, width = hidden if hidden is not None else classifier, depthwise[3].shape[0]
+    if first is not None and first.ndim > 1 and first.shape[1] == 2 * width:
+        raise WeightsError(
+            f"{where} ({layout} layout) has a head of {2 * width} channels on {width}: a pooling that joins average "
+            "and maximum (global_pool catavgmax, fastai's AdaptiveConcatPool2d); expected global_pool avg"
+        )
+    _fill_biases_that_no_convolution_has(tensors)
     visible = {
         "depths": tuple(depths),
         "dims": tuple(conv.shape[0] for conv in depthwise),
@@ -247,6 +292,26 @@ def _described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where:
         "head_hidden": None if hidden is None else hidden.shape[0],
     }
     return Converted(layout, tensors, visible, 0 if classifier is None else classifier.shape[0], stem.shape[1])
+
+
+def _refuse_other_patches(stem: Tensor, overlapping: bool, where: str, layout: str) -> None:
+    side, what = (3, "an overlapping stem") if overlapping else (4, "patches")
+    if stem.ndim == 4 and stem.shape[2:] != (side, side):
+        high, wide = stem.shape[2:]
+        raise WeightsError(
+            f"{where} ({layout} layout) has {what} of {high}x{wide} pixels (patch_size {high}); expected "
+            f"{side}x{side}, as every published ConvNeXt has"
+        )
+
+
+def _fill_biases_that_no_convolution_has(tensors: dict[str, Tensor]) -> None:
+    """Of a network that was made with `conv_bias=False`, whose norms have the biases. One missing alone is damage."""
+    weights = [name for name in tensors if name.endswith((".conv.weight",)) or name.startswith("stem.convs.")]
+    convs = [name.removesuffix("weight") for name in weights if name.endswith("weight")]
+    if convs and not any(f"{name}bias" in tensors for name in convs):
+        for name in convs:
+            weight = tensors[f"{name}weight"]
+            tensors[f"{name}bias"] = weight.new_zeros(weight.shape[0] if weight.ndim else 0)
 
 
 def _stem_name(name: str, convs: list[int]) -> str:
