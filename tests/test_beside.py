@@ -1,6 +1,7 @@
 """What stands in a checkpoint beside the network, and what of the network itself is built or refused by name."""
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from references import DEPTHS, DIMS, TOLERANCE, State, images, randomize_, relative_error
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convnext_deploy import api
@@ -272,3 +274,41 @@ def test_the_judge_reads_the_same_network_of_the_file(
     made = api.export(tmp_path / "model.pth", format="eager", image_size=64, batch=2, out=tmp_path / "a")
     assert made.manifest.oracle is not None
     assert made.manifest.oracle.name.split()[0] == judge
+
+
+# open_clip -----------------------------------------------------------------------------------------------------------
+
+
+def tower(reference: nn.Module) -> State:
+    """Its names for timm's module, with a projection."""
+    trunk = {key: value for key, value in reference.state_dict().items() if not key.startswith("head.fc.")}
+    return below("visual.trunk.", trunk) | {"visual.head.proj.weight": torch.ones(CLASSES, WIDTH)}
+
+
+def test_a_folder_of_open_clip_brings_its_preprocessing(reference: nn.Module, tmp_path: Path) -> None:
+    save_file(tower(reference), tmp_path / "open_clip_model.safetensors")
+    config = {
+        "model_cfg": {"embed_dim": CLASSES, "vision_cfg": {"timm_model_name": "convnext_base", "image_size": 96}},
+        "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "resize_mode": "squash"},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    found = load(str(tmp_path))
+    facts = found.preprocessing
+    assert found.model.spec.image_size == (96, 96)
+    assert (facts.mean, facts.std, facts.crop_mode) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "squash")
+    assert (facts.crop_pct, facts.interpolation, facts.assumed) == (1.0, "bicubic", ())
+    config["preprocess_cfg"]["resize_mode"] = "longest"  # type: ignore[index]
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"open_clip_config\.json asks for resize_mode 'longest'"):
+        load(str(tmp_path))
+
+
+def test_a_tower_without_its_configuration_is_assumed_to_have_open_clips_defaults(
+    reference: nn.Module, tmp_path: Path
+) -> None:
+    """Before, they were ImageNet's. timm says the same of its own copies of these weights."""
+    found = read(tower(reference), tmp_path).preprocessing
+    timms = timm.models.get_pretrained_cfg("convnext_base.clip_laion2b")
+    assert timms is not None
+    assert (found.mean, found.std) == (tuple(timms.mean), tuple(timms.std))
+    assert {"mean", "std"} <= set(found.assumed)

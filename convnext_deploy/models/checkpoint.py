@@ -23,7 +23,7 @@ from ..artifact.manifest import sha256_of
 from ..errors import WeightsError
 from ..records.base import STRIDE, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, WeightsRecord
-from . import registry
+from . import open_clip, registry
 from .convnext import ConvNeXt
 from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts
 from .files import read_file
@@ -32,6 +32,7 @@ from .processor import merged
 
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 REMEDIES = "give a checkpoint with --weights FILE, or --weights random for a model without training"
@@ -156,10 +157,11 @@ def load(
         known["input_size"] = list(image_size)
     if converted.layout not in ("own", "timm"):
         known["global_pool"] = "avg"  # the code of those layouts has no other
+    silent = open_clip.DEFAULTS if converted.layout == "open_clip" else {}
     return Loaded(
         model,
         record,
-        preprocessing_of({**known, **(preprocessing or {})}, spec),
+        preprocessing_of({**known, **(preprocessing or {})}, spec, silent),
         labels_of(checkpoint.facts, spec),
         "; ".join(filter(None, (checkpoint.note, converted.note))) or None,
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
@@ -368,7 +370,13 @@ def _from_hub(repository: str, source: str, revision: str | None = None) -> Chec
 
     unreachable = None
     try:
-        config = _json(fetched("config.json"))
+        try:
+            config = _json(fetched("config.json"))
+        except EntryNotFoundError as error:  # a LocalEntryNotFoundError where the network is not reached
+            try:
+                config = {"open_clip": _json(fetched(open_clip.CONFIG))}
+            except EntryNotFoundError:
+                raise error from None
         if "model_type" in config:  # transformers, which keeps the preprocessing in a file of its own
             beside: dict[str, dict[str, Any] | None] = {}
             for name in PROCESSOR_FILES:
@@ -435,6 +443,8 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
         raise WeightsError(f"{folder} has none of {', '.join(WEIGHT_FILES)}; name the file itself with --weights")
     parts = [folder / part for part in _shards(files[0])] if files[0].suffix == ".json" else files[:1]
     config = _json(config_file) if config_file.is_file() else {}
+    if (folder / open_clip.CONFIG).is_file():
+        config["open_clip"] = _json(folder / open_clip.CONFIG)
     beside = [_json(folder / name) if (folder / name).is_file() else None for name in PROCESSOR_FILES]
     if any(found is not None for found in beside):
         config["preprocessor"] = merged(*beside)

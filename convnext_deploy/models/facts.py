@@ -14,6 +14,7 @@ import msgspec
 from ..errors import WeightsError
 from ..records.manifest import ModelSpec, Preprocessing
 from .convnext import ACTIVATIONS
+from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
 
 # Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
@@ -90,6 +91,10 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get("global_pool") or "model_args" in config:
             facts["global_pool"] = "avg"
         return facts | _timm_arguments(config.get("model_args") or {})
+    if isinstance(config.get("open_clip"), Mapping):
+        facts = open_clip_facts(config["open_clip"])
+        refuse_pooling(facts.pop("global_pool"), CONFIG)
+        return facts | {"global_pool": "avg"}
     facts = {}
     kind, preprocessor = config.get("model_type"), config.get("preprocessor")
     if kind not in EPSILONS and isinstance(config.get("backbone_config"), Mapping):
@@ -173,10 +178,15 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
     return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
 
 
-def preprocessing_of(facts: Mapping[str, Any], spec: ModelSpec) -> Preprocessing:
+def preprocessing_of(
+    facts: Mapping[str, Any], spec: ModelSpec, silent: Mapping[str, Any] | None = None
+) -> Preprocessing:
     """The preprocessing that facts describe; what they leave open is the paper's, and named in `assumed`.
 
     Two names there are no fields of a Preprocessing: `image_size`, and `global_pool` of a classifier or embedding.
+
+    Args:
+        silent: what the source's own code does where nothing is said, in the paper's place.
 
     Raises:
         WeightsError: values of another form, or mean and std of another number of channels or in 0..255.
@@ -187,7 +197,7 @@ def preprocessing_of(facts: Mapping[str, Any], spec: ModelSpec) -> Preprocessing
         "std": IMAGENET_STD if channels == 3 else (0.5,) * channels,
         "interpolation": "bicubic",
         "crop_pct": 0.875,
-    }
+    } | dict(silent or {})
     fields = {name: facts.get(name, value) for name, value in paper.items()}
     fields["crop_mode"] = facts.get("crop_mode", "center")  # not a guess: sources that use another say so
     if "test" in facts and list(spec.image_size) == facts["test"][0]:
