@@ -17,6 +17,7 @@ from ..errors import WeightsError
 from . import pickles
 from .facts import metadata_facts, training_facts, understood
 from .layouts import has_anchor
+from .mm_config import mm_facts, text_of
 
 # What training scripts wrap state dicts in. Where several hold a ConvNeXt, the averaged weights come first (as in
 # timm), and names that are not here come last.
@@ -116,7 +117,8 @@ def _why(path: Path, error: Exception) -> str:
         return (
             f"{path} is no plain state dict: it holds a {refused[1]}, and reading that would run code. If it is a "
             f"whole model that you trust, run: model = torch.load({path.name!r}, weights_only=False); "
-            "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth"
+            "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth. If it is a dictionary with weights "
+            "in it, save those in the same way: model['state_dict']"
         )
     reason = words.partition("\n")[0][:200]
     return (
@@ -171,6 +173,9 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     given = content.get("args")
     given = vars(given) if isinstance(given, argparse.Namespace) else given
     facts = understood(training_facts, given, f"{path}: its args") if isinstance(given, Mapping) else {}
+    configuration = text_of(content.get("meta"))
+    if configuration is not None:
+        facts = mm_facts(configuration, str(path)) | facts
     return Read(state, facts, prefix, f"{path.name}[{best.called}]" if best.names else path.name, note)
 
 
