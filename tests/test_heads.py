@@ -104,6 +104,11 @@ def test_an_mlp_head_has_the_activation_that_is_said(activation: str, tmp_path: 
     assert_equal(embedding, lambda x: model.forward_head(model.forward_features(x), pre_logits=True))
 
 
+def test_a_hidden_width_of_twice_the_networks_is_no_joined_pooling(tmp_path: Path) -> None:
+    model = network(nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, CLASSES)))
+    assert_equal(read(model, tmp_path, head_activation="relu"), model)
+
+
 BATCH_NORMS = {
     "behind the first": [nn.Linear(WIDTH, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, CLASSES)],
     "before the last": [nn.Linear(WIDTH, 24), nn.ReLU(), nn.BatchNorm1d(24), nn.Linear(24, CLASSES)],

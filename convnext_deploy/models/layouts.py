@@ -148,16 +148,19 @@ def convert(
         notes += classifier.notes
     if classifier.tensors.keys() & tensors.keys():
         raise WeightsError(f"{where} ({layout.name} layout) has two heads; name the part to load with --weights-key")
-    tensors |= {name: v for name, v in classifier.tensors.items() if name.startswith("head.classifier.")}
+    tensors |= classifier.tensors
     norm_first = any(key.startswith(found + "norm_pre.") for key in state)
     described = _described(layout.name, tensors, norm_first, where)
-    described.tensors.update({n: v for n, v in classifier.tensors.items() if not n.startswith("head.classifier.")})
+    mlp = None
+    if classifier.hidden is not None and classifier.activation is not None:
+        mlp = (classifier.hidden, classifier.activation)
+        described.visible["head_hidden"] = None  # a fine-tune's head tells nothing of the variant
     return replace(
         described,
         note="; ".join(notes) or None,
         normalization=normalization,
         level_norms=levels,
-        mlp=(classifier.hidden, classifier.activation) if classifier.hidden and classifier.activation else None,
+        mlp=mlp,
     )
 
 

@@ -36,7 +36,8 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     in_chans: Positive = 3
     task: Task = "classify"
     image_size: tuple[Positive, Positive] = (224, 224)
-    levels: tuple[Level, ...] = (1, 2, 3, 4)  # of the maps of the task features, ascending: strides 4, 8, 16 and 32
+    # Of the maps of the task features, ascending: strides 4, 8, 16 and 32.
+    levels: Annotated[tuple[Level, ...], msgspec.Meta(min_length=1, max_length=4)] = (1, 2, 3, 4)
     level_norms: tuple[Level, ...] = ()  # the levels whose maps have a norm of their own (backbones of detectors)
 
     @property
