@@ -90,6 +90,13 @@ def test_of_a_network_and_its_average_in_one_dictionary_the_average_is_taken(
     assert_equal(read(state, tmp_path, weights_key=plain), second(images()))
 
 
+def test_one_name_with_and_without_a_wrapper_is_refused(reference: nn.Module, tmp_path: Path) -> None:
+    state = reference.state_dict()
+    state = state | {"stages.0._orig_mod.blocks.0.gamma": state["stages.0.blocks.0.gamma"] + 1}
+    with pytest.raises(WeightsError, match=r"stages\.0\.blocks\.0\.gamma a second time, as stages\.0\._orig_mod\."):
+        read(state, tmp_path)
+
+
 # Normalization -------------------------------------------------------------------------------------------------------
 
 

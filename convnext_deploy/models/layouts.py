@@ -8,7 +8,7 @@ the tasks embed and features use no classifier.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def convert(
     Raises:
         WeightsError: no layout fits, several prefixes fit, or a key is left over.
     """
-    whole = state = {beside.unwrapped(key): value for key, value in state.items()}
+    whole = state = _unwrapped(state, where)
     prefix = None if prefix is None else beside.unwrapped(prefix)
     if prefix is not None:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -78,35 +78,10 @@ def convert(
     if others:
         notes.append(f"taking {found} of {where}, and not {', '.join(others)} (--weights-key chooses)")
         state = {key: value for key, value in state.items() if key.startswith(found) or not key.startswith(others)}
-    parent = found[: found.rstrip(".").rfind(".") + 1]
-    siblings = tuple(parent + name for name in layout.siblings)
-    tensors: dict[str, Tensor] = {}
-    sources: dict[str, str] = {}
-    inside, outside, counters = [], [], []
-    head: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if not key.startswith((found, *siblings)):
-            if value.ndim == 0:
-                counters.append(key)  # such as AveragedModel's `n_averaged`; no weight is a single number
-            elif not re.fullmatch(layout.ignored, "\0", re.DOTALL):
-                outside.append(key)
-            continue
-        bare = key[len(found if key.startswith(found) else parent) :]
-        if bare.startswith(layout.classifier):
-            head[bare.removeprefix(layout.classifier)] = value
-            continue
-        name = layout.named(bare)
-        if name in tensors:
-            raise WeightsError(
-                f"{where} ({layout.name} layout) has {sources[name]} and {key}, which mean the same; "
-                "expected one of them"
-            )
-        if name is not None:
-            tensors[name], sources[name] = value, key
-        elif layout.copied(bare) is None and not re.fullmatch(layout.ignored, bare, re.DOTALL):
-            inside.append(key)
+    keys = _translated(state, layout, found, where)
+    tensors, outside, left = keys.tensors, keys.outside, keys.counters
     _refuse_differing_copies(state, layout, found, tensors, where)
-    around = [key for key in whole if not key.startswith(((prefix or "") + found, *siblings)) and whole[key].ndim]
+    around = [key for key in whole if not key.startswith(((prefix or "") + found, *keys.siblings)) and whole[key].ndim]
     levels = _level_norms(layout, tensors, pooled=task != "features" or not around)
     backbone = (layout.backbone or bool(levels)) and "head.norm.weight" not in tensors
     if backbone and task != "features":
@@ -117,27 +92,25 @@ def convert(
     if normalization is not None:
         outside = [key for key in outside if key not in normalization.keys]
         notes.append(f"{' and '.join(normalization.keys)} are taken for the normalization of the pixels")
-    left, root = counters, found + layout.classifier
-    behind = None if head or backbone else beside.head(state, outside, parent, _width(tensors))
+    head, root = keys.head, found + layout.classifier
+    behind = None if head or backbone else beside.head(state, outside, keys.parent, _width(tensors))
     if behind is not None:
-        own = [key for key in outside if key.startswith(behind)]
+        own = {key: state[key] for key in outside if key.startswith(behind)}
         outside = [key for key in outside if key not in own]
+        left = left if task == "classify" else [*left, *own]
         if task == "classify":
-            head, root = {key.removeprefix(behind): state[key] for key in own}, behind
-            notes.append(
-                f"{behind.rstrip('.')} is taken for the classifier behind {found.rstrip('.') or 'the network'}"
-            )
-        else:
-            left = [*left, *own]
+            head, root = {key.removeprefix(behind): value for key, value in own.items()}, behind
+            network = found.rstrip(".") or "the network"
+            notes.append(f"{behind.rstrip('.')} is taken for the classifier behind {network}")
     if backbone:
         left, outside = left + outside, []
-    if inside or outside:
+    if keys.inside or outside:
         raise WeightsError(
-            f"{where} ({layout.name} layout) has keys that ConvNeXt does not: {_named(inside + outside, 5)}; "
+            f"{where} ({layout.name} layout) has keys that ConvNeXt does not: {_named(keys.inside + outside, 5)}; "
             + (
                 f"load the ConvNeXt alone with --weights-key {(prefix or '') + found} "
                 f"({sum(key.startswith(found) for key in state)} of {len(state)} keys)"
-                if found and not inside
+                if found and not keys.inside
                 else "name the part to load with --weights-key (a wrapper or a key prefix)"
             )
         )
@@ -148,20 +121,63 @@ def convert(
         notes += classifier.notes
     if classifier.tensors.keys() & tensors.keys():
         raise WeightsError(f"{where} ({layout.name} layout) has two heads; name the part to load with --weights-key")
-    tensors |= classifier.tensors
     norm_first = any(key.startswith(found + "norm_pre.") for key in state)
-    described = _described(layout.name, tensors, norm_first, where)
+    described = _described(layout.name, tensors | classifier.tensors, norm_first, where)
     mlp = None
     if classifier.hidden is not None and classifier.activation is not None:
         mlp = (classifier.hidden, classifier.activation)
         described.visible["head_hidden"] = None  # a fine-tune's head tells nothing of the variant
-    return replace(
-        described,
-        note="; ".join(notes) or None,
-        normalization=normalization,
-        level_norms=levels,
-        mlp=mlp,
-    )
+    return replace(described, note="; ".join(notes) or None, normalization=normalization, level_norms=levels, mlp=mlp)
+
+
+def _unwrapped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if beside.unwrapped(key) in found:
+            raise WeightsError(f"{where} has {beside.unwrapped(key)} a second time, as {key}; expected it once")
+        found[beside.unwrapped(key)] = value
+    return found
+
+
+@dataclass(slots=True)
+class _Keys:
+    """A state dict's keys by what they are. `head` is below the layout's own name for it."""
+
+    parent: str  # what stands before the last name of the network's prefix
+    siblings: tuple[str, ...]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    head: dict[str, Tensor] = field(default_factory=dict)
+    inside: list[str] = field(default_factory=list)  # below the prefix, and no parameter of a ConvNeXt
+    outside: list[str] = field(default_factory=list)
+    counters: list[str] = field(default_factory=list)  # such as AveragedModel's `n_averaged`; no weight is one number
+
+
+def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: str) -> _Keys:
+    parent = found[: found.rstrip(".").rfind(".") + 1]
+    keys = _Keys(parent, tuple(parent + name for name in layout.siblings))
+    sources: dict[str, str] = {}
+    for key, value in state.items():
+        if not key.startswith((found, *keys.siblings)):
+            if value.ndim == 0:
+                keys.counters.append(key)
+            elif not re.fullmatch(layout.ignored, "\0", re.DOTALL):
+                keys.outside.append(key)
+            continue
+        bare = key[len(found if key.startswith(found) else parent) :]
+        if bare.startswith(layout.classifier):
+            keys.head[bare.removeprefix(layout.classifier)] = value
+            continue
+        name = layout.named(bare)
+        if name in keys.tensors:
+            raise WeightsError(
+                f"{where} ({layout.name} layout) has {sources[name]} and {key}, which mean the same; "
+                "expected one of them"
+            )
+        if name is not None:
+            keys.tensors[name], sources[name] = value, key
+        elif layout.copied(bare) is None and not re.fullmatch(layout.ignored, bare, re.DOTALL):
+            keys.inside.append(key)
+    return keys
 
 
 def _refuse_differing_copies(
