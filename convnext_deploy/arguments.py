@@ -18,7 +18,7 @@ import msgspec
 
 from .errors import UsageError
 from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Task
-from .records.manifest import BatchRange, Preprocessing, TensorRtSpec
+from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorRtSpec
 from .records.plan import RangeMethod, WeightBits
 
 Location = str | os.PathLike[str]
@@ -193,6 +193,15 @@ def wholes(name: str, value: Any, least: int = 1) -> tuple[int, ...]:
     return tuple(whole(name, item, least) for item in ([value] if found is None else found))
 
 
+def levels(name: str, value: Any) -> tuple[int, ...]:
+    """Which maps, of the stages 1 to 4, of one number, of several, or of "2,3,4"."""
+    found = _integers_of(value.split(",")) if isinstance(value, str) else _items(value)
+    numbers = [_integer(level) for level in ([value] if found is None else found)]
+    if not numbers or any(level not in (1, 2, 3, 4) for level in numbers) or sorted(set(numbers)) != numbers:  # type: ignore[type-var]  # None is none of the four
+        raise _refused(name, value, "some of 1,2,3,4 in ascending order, for the strides 4, 8, 16 and 32")
+    return cast("tuple[int, ...]", tuple(numbers))
+
+
 def image_size(name: str, value: Any) -> tuple[int, int]:
     """(height, width) in pixels, of one number, of two, or of "224" and "800x1280"."""
     expected = "pixels such as 224, or height and width such as (800, 1280)"
@@ -313,12 +322,15 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
 # What one name means in every function that has it. None is for the names that may be left open.
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
-    "threads", "split", "limit", "max_drop", "progress", "tensorrt", "weight_bits", "images",
+    "levels", "head_activation", "threads",
+    "split", "limit", "max_drop", "progress", "tensorrt", "weight_bits", "images",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
     "format": text,
     "task": _is_one_of(Task),
+    "levels": levels,
+    "head_activation": _is_one_of(HeadActivation),
     "input": _is_one_of(InputKind),
     "precision": _is_one_of(Precision),
     "rest": _is_one_of(Precision),

@@ -1,9 +1,8 @@
 """Every published key layout beside the code it comes from: transformers, torchvision, open_clip, the official one.
 
-No package has the official code, so a rewrite of the published architecture with the official key names stands here.
+Layouts of backbones, and those of DINOv3, are in `test_backbones`.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator
 
@@ -16,19 +15,16 @@ import torchvision
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import DEPTHS, DIMS, TOLERANCE, Official, State, empty, images, randomize_, relative_error
 from torch import Tensor, nn
 
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models import registry
 from convnext_deploy.models.checkpoint import filled
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.layouts import LAYOUTS, convert, spec_of
+from convnext_deploy.models.layouts import convert, spec_of
+from convnext_deploy.models.names import LAYOUTS
 from convnext_deploy.records.base import Task
-
-TOLERANCE = 1e-5  # fp32, ||ours - theirs|| / ||theirs|| of the worst sample
-DEPTHS, DIMS = (1, 2, 2, 1), (16, 24, 32, 40)  # of no published variant
-
-State = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,43 +36,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Values for every parameter at which all of them matter and activations keep their size."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        value = parameter.data.normal_(generator=generator)
-        is_grn = "grn" in name
-        if value.squeeze().ndim > 1:
-            value.div_(math.sqrt(value[0].numel()))
-        elif not is_grn and name.endswith(("gamma", "layer_scale", "layer_scale_parameter")):
-            value.mul_(0.1).add_(0.3)
-        elif not is_grn and name.endswith("weight"):  # norms
-            value.mul_(0.2).add_(1)
-        else:
-            value.mul_(0.3)
-    return module.eval().requires_grad_(False)
-
-
-def empty(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        module = build()
-    return module.to_empty(device="cpu")
-
-
 def ours(state: State, task: Task = "classify", prefix: str | None = None) -> ConvNeXt:
     converted = convert(state, "a.pth", prefix)
     return filled(msgspec.structs.replace(spec_of(converted, None, "a.pth"), task=task), converted, "a.pth")
-
-
-def images(batch: int = 2, channels: int = 3, size: int = 64, seed: int = 1) -> Tensor:
-    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Of the worst sample."""
-    assert actual.shape == expected.shape
-    actual, expected = actual.double().flatten(1), expected.double().flatten(1)
-    return float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
 def refusal(state: State, prefix: str | None = None) -> str:
@@ -91,74 +53,6 @@ def refusal(state: State, prefix: str | None = None) -> str:
 
 
 # The official layout -------------------------------------------------------------------------------------------------
-
-
-class FirstNorm(nn.Module):
-    """LayerNorm over the channels of (N, C, H, W), written out."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(dim=1, keepdim=True)
-        scaled = centred / (centred.pow(2).mean(dim=1, keepdim=True) + 1e-6).sqrt()
-        return scaled * self.weight[:, None, None] + self.bias[:, None, None]
-
-
-class OfficialGrn(nn.Module):
-    """arXiv:2301.00808, algorithm 1, on (N, H, W, C)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        gx = x.pow(2).sum(dim=(1, 2), keepdim=True).sqrt()
-        nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
-        return self.gamma * (x * nx) + self.beta + x
-
-
-class OfficialBlock(nn.Module):
-    def __init__(self, channels: int, v2: bool) -> None:
-        super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        if v2:
-            self.grn = OfficialGrn(4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
-        if not v2:
-            self.gamma = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.pwconv1(self.norm(self.dwconv(x).permute(0, 2, 3, 1))))
-        y = self.pwconv2(self.grn(y) if hasattr(self, "grn") else y)
-        y = y * self.gamma if hasattr(self, "gamma") else y
-        return x + y.permute(0, 3, 1, 2)
-
-
-class Official(nn.Module):
-    """ConvNeXt of arXiv:2201.03545 (V1) and arXiv:2301.00808 (V2) under the official repositories' key names."""
-
-    def __init__(
-        self, depths: tuple[int, ...], dims: tuple[int, ...], v2: bool, classes: int = 1000, chans: int = 3
-    ) -> None:
-        super().__init__()
-        stem = nn.Sequential(nn.Conv2d(chans, dims[0], 4, stride=4), FirstNorm(dims[0]))
-        others = [nn.Sequential(FirstNorm(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, stride=2)) for i in range(3)]
-        self.downsample_layers = nn.ModuleList([stem, *others])
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(OfficialBlock(dims[i], v2) for _ in range(depths[i]))) for i in range(4)
-        )
-        self.norm = nn.LayerNorm(dims[3], eps=1e-6)
-        self.head = nn.Linear(dims[3], classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
-        return self.head(self.norm(x.mean(dim=(2, 3))))
 
 
 def official(v2: bool = False, seed: int = 0, **arguments: int) -> nn.Module:
@@ -445,10 +339,21 @@ def small_of(
         model = randomize_(torchvision_model(depths, dims))
     else:
         model = randomize_(Official(depths, dims, False, 11))
-    return model, model.state_dict()
+    return model, mmpretrain(model.state_dict()) if layout == "mmpretrain" else model.state_dict()
 
 
-NAMES = [layout.name for layout in LAYOUTS]
+def mmpretrain(state: State) -> State:
+    """A classifier's official names as mmpretrain has them: its backbone, and its head beside it."""
+    names = {"dwconv": "depthwise_conv", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
+    found = {}
+    for key, value in state.items():
+        key = ".".join(names.get(part, part) for part in key.split("."))
+        key = re.sub(r"^norm\.", "norm3.", key)
+        found[key.replace("head.", "head.fc.") if key.startswith("head.") else f"backbone.{key}"] = value
+    return found
+
+
+NAMES = ["open_clip", "timm", "official", "mmpretrain", "transformers", "torchvision"]  # those that have classifiers
 
 
 @pytest.mark.parametrize("layout", NAMES)
@@ -534,7 +439,9 @@ def test_a_block_that_is_missing_is_no_shallower_model(layout: str) -> None:
 def test_a_tensor_of_another_shape_is_named(layout: str) -> None:
     _, state = small_of(layout)
     key = next(
-        key for key, value in state.items() if "pwconv1.weight" in key or "fc1.weight" in key or "block.3.w" in key
+        key
+        for key, value in state.items()
+        if ("conv1.weight" in key and value.ndim == 2) or "fc1.weight" in key or "block.3.w" in key
     )
     with pytest.raises(WeightsError, match=r"expand\.linear\.weight has shape \(5, 16\), expected \(64, 16\)"):
         ours(state | {key: torch.zeros(5, 16)})

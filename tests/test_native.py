@@ -149,6 +149,33 @@ def test_every_task_gives_what_pytorch_gives(task: Any, head: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("levels", "norms"),
+    [
+        ((1, 2, 3, 4), (1, 2, 3, 4)),
+        ((2, 3, 4), (2, 3, 4)),
+        ((1, 3), ()),  # two stages without a map, one of which is not computed
+        ((1, 2, 4), (2, 4)),
+    ],
+)
+def test_maps_go_through_their_norms_and_come_from_the_levels_that_are_asked_for(
+    levels: Any, norms: Any, isa: str, tmp_path: Path
+) -> None:
+    """Widths that fill no block of 16 channels, and tiles that reach into the next image."""
+    spec = ModelSpec(
+        architecture="custom", depths=(1, 1, 1, 1), dims=(8, 24, 40, 56), task="features", image_size=SIZE,
+        levels=levels, level_norms=norms,
+    )  # fmt: skip
+    model = folded(spec)
+    packed.write(network_of(model), tmp_path / "network.cnxt")
+    images = images_for(model, 5, (96, 160))
+    found, expected = run(tmp_path / "network.cnxt", images, 3, isa), outputs_of(model, images)
+    assert [a.shape for a in found] == [b.shape for b in expected]
+    assert max(distance(a, b) for a, b in zip(found, expected, strict=True)) < 2e-6
+    assert np.array_equal(run(tmp_path / "network.cnxt", images[2:3], 1, isa)[-1], found[-1][2:3])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto"])
 def test_outputs_do_not_depend_on_threads_runs_or_the_rest_of_the_batch(

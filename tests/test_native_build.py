@@ -34,7 +34,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     specs = (
         ("int8", {}),
         ("bf16", {"grn": True, "layer_scale": False, "stem": "overlap_act"}),
-        ("fp32", {"task": "features", "kernel_sizes": (3, 5, 7, 9)}),
+        ("fp32", {"task": "features", "kernel_sizes": (3, 5, 7, 9), "levels": (1, 2, 4), "level_norms": (2, 4)}),
     )
     for precision, options in specs:
         model = folded(

@@ -94,7 +94,9 @@ def test_batches_that_alternate_are_planned_once_each_over_one_network(
     assert made[3:] == [(2,)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"task": "features"}, {"stem": "overlap_act"}, {"kernel_sizes": (3, 5, 7, 9)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"task": "features", "levels": (1, 3)}, {"stem": "overlap_act"}, {"kernel_sizes": (3, 5, 7, 9)}]
+)
 def test_the_engine_counts_the_same_multiply_accumulates_as_the_formula(
     changes: dict[str, object], tmp_path: Path
 ) -> None:

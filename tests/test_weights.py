@@ -754,7 +754,10 @@ def test_another_activation_of_transformers_is_refused(tmp_path: Path) -> None:
 def test_another_model_of_transformers_is_refused(tmp_path: Path) -> None:
     saved_by_transformers(tmp_path)
     edit(tmp_path / "config.json", model_type="vit")
-    assert refusal(tmp_path) == "config.json describes a 'vit'; expected convnext or convnextv2"
+    assert (
+        refusal(tmp_path)
+        == "config.json describes a 'vit'; expected convnext, convnextv2, dinov3_convnext, or a backbone of these"
+    )
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -21,9 +22,10 @@ from ..artifact import deviation
 from ..data import preprocess
 from ..env import missing
 from ..errors import ParityError
+from ..models import beside
 from ..models.files import read_file
-from ..models.layouts import LAYOUTS
-from ..records.manifest import OracleRecord
+from ..models.names import LAYOUTS
+from ..records.manifest import ModelSpec, OracleRecord
 
 if TYPE_CHECKING:
     from ..models.checkpoint import Loaded
@@ -33,8 +35,9 @@ LIMIT = 1e-5  # relative, fp32: all architectures of all layouts measure at most
 # pixels differ by a level or two at edges.
 PIXELS = {"timm": 1e-5, "transformers": 0.05}  # the mean difference
 LIBRARIES = {
-    "timm": "timm", "official": "timm", "open_clip": "timm", "torchvision": "torchvision",
-    "transformers": "transformers",
+    "timm": "timm", "timm_features": "timm", "official": "timm", "dinov3": "timm", "mmpretrain": "timm",
+    "open_clip": "timm", "torchvision": "torchvision", "torchvision_features": "torchvision",
+    "transformers": "transformers", "dinov3_transformers": "transformers",
 }  # fmt: skip
 PHOTOGRAPHS = 2
 
@@ -98,6 +101,8 @@ def _read(files: tuple[Path, ...], key: str | None) -> State:
     for file in files:
         # Which of several models in a file is taken, and how a pickle is read safely, is not what is judged here.
         state |= load_file(file) if file.suffix == ".safetensors" else read_file(file, key).state
+    state = {beside.unwrapped(name): value for name, value in state.items()}
+    key = None if key is None else beside.unwrapped(key)
     if key is not None and any(name.startswith(key) for name in state):
         state = {name.removeprefix(key): value for name, value in state.items() if name.startswith(key)}
     tensors = {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
@@ -108,10 +113,15 @@ def _read(files: tuple[Path, ...], key: str | None) -> State:
 
 def _bare(state: State, layout: str) -> State:
     """Without what training scripts put before the layout's own names."""
-    anchor = next(known.anchor for known in LAYOUTS if known.name == layout)
-    prefix = next((name.removesuffix(anchor) for name in state if name.endswith(anchor)), "")
+    prefixes = next(known for known in LAYOUTS if known.name == layout).prefixes(state)
+    prefix = beside.averaged(prefixes) or prefixes[0]
     if layout == "transformers":  # its classifier stands beside its body
         prefix = prefix.removesuffix("convnext.").removesuffix("convnextv2.")
+    elif layout == "dinov3_transformers":  # its last norm stands beside its body
+        prefix = prefix.removesuffix("model.")
+    elif layout == "mmpretrain":  # its classifier stands beside its body
+        heads = {f"head.{name.rpartition('.')[2]}": v for name, v in state.items() if name.startswith("head.fc.")}
+        return heads | {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -125,12 +135,16 @@ def _timm(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
     import timm
     from timm.models import convnext
 
+    spec = loaded.model.spec
+    state, norms = _split_level_norms(_in_official_names(state), spec)
     # Linears as 1x1 convolutions: timm's filter would look for their shapes in a model, which is not made yet.
     wide = {k: v[..., None, None] if v.ndim == 2 and "pwconv" in k else v for k, v in state.items()}
     state = convnext.checkpoint_filter_fn(wide, None)
     name = config.get("architecture") or loaded.model.spec.architecture
     arguments: dict[str, Any] = {**(config.get("model_args") or {})}
     head = state.get("head.fc.weight", state.get("head.fc.fc2.weight"))
+    if head is None and spec.task == "classify":
+        raise _NotBuilt("the head is not timm's own")
     if head is not None and "head.fc.bias" not in state:
         state["head.fc.bias"] = torch.zeros(len(head))  # open_clip projects without one
     arguments |= {"num_classes": 0 if head is None else len(head), "in_chans": state["stem.0.weight"].shape[1]}
@@ -140,21 +154,53 @@ def _timm(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
         model = timm.create_model(name, pretrained=False, **arguments)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     state = {k: v.reshape(shapes[k]) if ".mlp.fc" in k and k in shapes else v for k, v in state.items()}
-    model.load_state_dict(state, strict=True)
-    task = loaded.model.spec.task
+    lacking = model.load_state_dict(state, strict=spec.task != "features")
+    if lacking.unexpected_keys or not all(name.startswith("head.") for name in lacking.missing_keys):
+        raise _NotBuilt(f"{(*lacking.unexpected_keys, *lacking.missing_keys)[:4]} are not in it and in the file")
 
     def call(model: Any, images: Tensor) -> Outputs:
-        if task == "classify":
+        if spec.task == "classify":
             return (model(images),)
-        if task == "embed":
+        if spec.task == "embed":
             return (model.forward_head(model.forward_features(images), pre_logits=True),)
         maps, x = [], model.stem(images)
         for stage in model.stages:
             x = stage(x)
             maps.append(x)
-        return tuple(maps)
+        return tuple(_normed(maps[level - 1], norms.get(level)) for level in spec.levels)
 
     return model, call
+
+
+def _in_official_names(state: State) -> State:
+    """mmpretrain's names as those of the official code, and those of `features_only` as those of the whole model."""
+    names = {"depthwise_conv": "dwconv", "pointwise_conv1": "pwconv1", "pointwise_conv2": "pwconv2"}
+    found = {}
+    for name, value in state.items():
+        joined = re.sub(r"^(stem|stages)_(\d)", r"\1.\2", name)
+        found[".".join(names.get(part, part) for part in joined.split("."))] = value
+    return found
+
+
+def _split_level_norms(state: State, spec: ModelSpec) -> tuple[State, dict[int, dict[str, Tensor]]]:
+    """What of the official names is no norm of a map, and these norms by level, which the detection code adds."""
+    rest, norms = {}, dict[int, dict[str, Tensor]]()
+    for name, value in state.items():
+        level = re.fullmatch(r"norm([0-3])\.(weight|bias)", name)
+        if level is None:
+            rest[name] = value
+        elif spec.task == "features" and spec.level_norms:
+            norms.setdefault(int(level[1]) + 1, {})[level[2]] = value
+        else:
+            rest[f"norm.{level[2]}"] = value  # of a classifier, which has the last only
+    return rest, norms
+
+
+def _normed(x: Tensor, norm: dict[str, Tensor] | None) -> Tensor:
+    if norm is None:
+        return x
+    channels = x.shape[1]
+    return F.layer_norm(x.permute(0, 2, 3, 1), (channels,), norm["weight"], norm["bias"], 1e-6).permute(0, 3, 1, 2)
 
 
 def _arguments(state: State) -> dict[str, Any]:
@@ -179,29 +225,32 @@ def _arguments(state: State) -> dict[str, Any]:
 def _torchvision(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt  # type: ignore[import-untyped]  # it ships none
 
+    spec = loaded.model.spec
+    if "0.0.weight" in state:
+        state = {f"features.{name}": value for name, value in state.items()}
     counts = [
         len({name.split(".")[2] for name in state if name.startswith(f"features.{stage}.")}) for stage in (1, 3, 5, 7)
     ]
     dims = [len(state[f"features.{stage}.0.block.0.weight"]) for stage in (1, 3, 5, 7)]
     head = state.get("classifier.2.weight")
-    if head is None:
+    if head is None and spec.task != "features":
         raise _NotBuilt("its model has a classifier, the file has none")
     stages = [CNBlockConfig(*stage) for stage in zip(dims, [*dims[1:], None], counts, strict=True)]
-    model = ConvNeXt(stages, num_classes=len(head))
-    model.load_state_dict(state, strict=True)
-    task = loaded.model.spec.task
+    model = ConvNeXt(stages, num_classes=1 if head is None else len(head))
+    part, features = (model, "") if head is not None else (model.features, "features.")
+    part.load_state_dict({name.removeprefix(features): value for name, value in state.items()}, strict=True)
 
     def call(model: Any, images: Tensor) -> Outputs:
-        if task == "classify":
+        if spec.task == "classify":
             return (model(images),)
-        if task == "embed":
+        if spec.task == "embed":
             return (model.classifier[:2](model.avgpool(model.features(images))),)
         maps, x = [], images
         for index, part in enumerate(model.features):
             x = part(x)
             if index % 2:
                 maps.append(x)
-        return tuple(maps)
+        return tuple(maps[level - 1] for level in spec.levels)
 
     return model, call
 
@@ -209,39 +258,52 @@ def _torchvision(state: State, config: Mapping[str, Any], loaded: "Loaded") -> B
 def _transformers(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
     import transformers
 
-    second = any(".grn." in name for name in state)
-    body = "convnextv2." if second else "convnext."
-    kind = "ConvNextV2" if second else "ConvNext"
-    own = {name: value for name, value in config.items() if name not in ("preprocessor", "architectures")}
+    spec = loaded.model.spec
+    second, third = (
+        any(".grn." in name for name in state),
+        "stages.0.downsample_layers.0.weight" in {name.removeprefix("model.") for name in state},
+    )
+    kind = "ConvNextV2" if second else "DINOv3ConvNext" if third else "ConvNext"
+    levels = sorted({int(name.split("stage")[1][0]) for name in state if name.startswith("hidden_states_norms.")})
+    nested = config.get("backbone_config")
+    config = nested if isinstance(nested, Mapping) and "depths" not in config else config
+    left = ("preprocessor", "architectures", "id2label", "label2id", "num_labels", "out_features", "out_indices")
+    own = {name: value for name, value in config.items() if name not in left}
     if not own:
-        stages = [f"encoder.stages.{stage}.layers." for stage in range(4)]
-        names = [[name.partition(stage)[2] for name in state if stage in name] for stage in stages]
-        first = [next(v for n, v in state.items() if f"{stage}0.dwconv.weight" in n) for stage in stages]
-        own = {
-            "depths": [len({name.split(".")[0] for name in found}) for found in names],
-            "hidden_sizes": [len(weight) for weight in first],
-        }
+        own = {"depths": list(spec.depths), "hidden_sizes": list(spec.dims)}
+    own["num_channels"] = spec.in_chans
     classifier = state.get("classifier.weight")
-    pixels = next(value for name, value in state.items() if name.endswith("patch_embeddings.weight"))
-    own |= {"num_channels": pixels.shape[1]}
+    if classifier is None and spec.task == "classify":
+        raise _NotBuilt("the head is not transformers' own")
     if classifier is not None:
         own["num_labels"] = len(classifier)
-        own.pop("id2label", None)
-        own.pop("label2id", None)
+    if levels:
+        own["out_features"] = [f"stage{level}" for level in levels]
     made = getattr(transformers, f"{kind}Config")(**own)
-    if classifier is None:
-        model = getattr(transformers, f"{kind}Model")(made)
-        state = {name.removeprefix(body): value for name, value in state.items()}
-    else:
-        model = getattr(transformers, f"{kind}ForImageClassification")(made)
-    model.load_state_dict(state, strict=True)
-    task = loaded.model.spec.task
+    form = "Backbone" if levels else "Model" if classifier is None else "ForImageClassification"
+    model = getattr(transformers, kind + form)(made)
+    if third:
+        bare = {name.removeprefix("model."): value for name, value in state.items()}
+        state = {name if name.startswith("layer_norm.") else f"model.{name}": value for name, value in bare.items()}
+    elif classifier is None:
+        state = {re.sub(r"^convnext(v2)?\.", "", name): value for name, value in state.items()}
+    lacking = model.load_state_dict(state, strict=spec.task != "features")
+    if lacking.unexpected_keys or not all(
+        name.startswith(("layernorm.", "layer_norm.")) for name in lacking.missing_keys
+    ):
+        raise _NotBuilt(f"{(*lacking.unexpected_keys, *lacking.missing_keys)[:4]} are not in it and in the file")
 
     def call(model: Any, images: Tensor) -> Outputs:
-        if task == "classify":
+        if spec.task == "classify":
             return (model(images).logits,)
-        found = model.base_model(images, output_hidden_states=True)
-        return (found.pooler_output,) if task == "embed" else tuple(found.hidden_states[1:])
+        if levels:
+            maps = dict(zip(levels, model(images).feature_maps, strict=True))
+            return tuple(maps[level] for level in spec.levels)
+        body = model if third else model.base_model
+        found = body(images, output_hidden_states=True)
+        if spec.task == "embed":
+            return (found.pooler_output,)
+        return tuple(found.hidden_states[-4:][level - 1] for level in spec.levels)
 
     return model, call
 

@@ -1,6 +1,6 @@
 """Artifacts: made by `export` and `refit`, opened by `load`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,7 +12,7 @@ from ..artifact.session import RunOptions, Session
 from ..errors import UsageError
 from ..models.source import Source
 from ..records.base import Device, InputKind, KernelChoice, Precision, Task
-from ..records.manifest import BatchRange, ExportRequest, TensorRtSpec
+from ..records.manifest import BatchRange, ExportRequest, HeadActivation, TensorRtSpec
 from ..workflows.export import Say, silent
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def export(
     image_size: arguments.ImageSize | None = None,
     dynamic_image_size: bool = False,
     task: Task = "classify",
+    levels: Sequence[int] | str | None = None,
+    head_activation: HeadActivation | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     weights_key: str | None = None,
@@ -85,6 +87,10 @@ def export(
         batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
         image_size: one number or (height, width), in pixels, multiples of 32; None: what the checkpoint says, else 224.
         dynamic_image_size: take any multiple of 32.
+        levels: of the task features: which maps, of 1 to 4 (strides 4 to 32); None: those that have a norm in the
+            checkpoint, as a detector's backbone has, else all.
+        head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
+            not tell it.
         preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that
             override what stands beside the checkpoint; a plain state dict says nothing about them. One number for
             `mean` or `std` is for every channel.
@@ -112,6 +118,8 @@ def export(
         in_chans=in_chans,
         weights_key=weights_key,
         preprocessing=preprocessing,
+        levels=levels,
+        head_activation=head_activation,
     )
     arguments.check(
         format=format,
@@ -200,6 +208,7 @@ def refit(
         image_size=model.image_size,
         dynamic_image_size=spec.dynamic_image_size,
         task=model.task,
+        levels=model.levels if model.task == "features" else None,
         force=force,
         say=say,
         tensorrt=msgspec.structs.replace(spec.tensorrt or TensorRtSpec(), refit="refit"),  # it has weights now

@@ -1,13 +1,13 @@
 """Plans: what runs in 8 bits, by `quantize`, and what stays in fp32 beside half precision, by `half`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from .. import arguments
 from ..errors import UsageError
 from ..models.source import Source
 from ..records.base import InputKind, PlanType, Precision, Task
-from ..records.manifest import TensorRtSpec
+from ..records.manifest import HeadActivation, TensorRtSpec
 from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, SearchResult, Target, WeightBits
 from ..workflows.export import Say, silent
 
@@ -34,6 +34,8 @@ def quantize(
     input: InputKind = "float32",
     image_size: arguments.ImageSize | None = None,
     task: Task = "classify",
+    levels: Sequence[int] | str | None = None,
+    head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     rounding: bool = False,
@@ -54,7 +56,8 @@ def quantize(
     Without `max_drop`: the linears of all blocks in 8 bits. With it: the fastest plan whose top-1 drop on labelled
     `data` is below it, as measured on this machine and runtime (see `search`).
 
-    The checkpoint is given as for `export`: weights, variant, image_size, task, preprocessing, weights_key, input.
+    The checkpoint is given as for `export`: weights, variant, image_size, task, levels, head_activation,
+    preprocessing, weights_key, input.
 
     Args:
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
@@ -84,6 +87,8 @@ def quantize(
         image_size=image_size,
         weights_key=weights_key,
         preprocessing=preprocessing,
+        levels=levels,
+        head_activation=head_activation,
     )
     arguments.check(
         target=target,
@@ -145,6 +150,8 @@ def half(
     input: InputKind = "float32",
     image_size: arguments.ImageSize | None = None,
     task: Task = "classify",
+    levels: Sequence[int] | str | None = None,
+    head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
     force: bool = False,
@@ -153,7 +160,8 @@ def half(
 ) -> tuple[Plan, HalfReport]:
     """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
 
-    The checkpoint is given as for `export`: weights, variant, image_size, task, preprocessing, weights_key, input.
+    The checkpoint is given as for `export`: weights, variant, image_size, task, levels, head_activation,
+    preprocessing, weights_key, input.
 
     Args:
         out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
@@ -170,6 +178,8 @@ def half(
         image_size=image_size,
         weights_key=weights_key,
         preprocessing=preprocessing,
+        levels=levels,
+        head_activation=head_activation,
     )
     arguments.one_of("precision", precision, HalfPrecision)
     arguments.check(images=images, split=split, input=input, force=force, say=say, progress=progress)

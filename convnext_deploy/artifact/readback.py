@@ -69,6 +69,7 @@ class Expected:
     checksums: Sequence[int]  # of each tensor, before the build
     quantizers: Sequence[tuple[Quantizer, frozenset[str]]] = ()  # with the names of their scales among the tensors
     halved: bool = False  # the file may hold float32 tensors rounded to float16 (OpenVINO's compression)
+    branches: frozenset[int] = frozenset()  # operations beside the chain of the others, at any place in the order
 
 
 def differences(found: Contents, expected: Expected) -> ReadBack:
@@ -118,7 +119,8 @@ def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
             wanted = expected.tensors[index]
             if (not found.named or wanted.name == stored.name) and _same(stored, wanted, expected.halved):
                 candidates.remove(index)
-                order.append(expected.groups[index])
+                if expected.groups[index] not in expected.branches:
+                    order.append(expected.groups[index])
                 break
         else:
             if stored.values.size > 1 and not _neutral(stored):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Debug, Json, Quiet, Trust, batch_range, given, image_size_of, numbers, one_of
+from .options import Debug, Json, Quiet, Trust, batch_range, given, head_activation_of, image_size_of, numbers, one_of
 from .terminal import Terminal, summary
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ def export(
     ] = None,
     dynamic_image_size: Annotated[bool, typer.Option("--dynamic-image-size", help="Take any multiple of 32.")] = False,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            help="features: which maps, such as 2,3,4 (strides 8,16,32). Default: those with a norm, else all."
+        ),
+    ] = None,
+    head_activation: Annotated[
+        str | None,
+        typer.Option(help="Of an MLP head, which tensors do not tell: gelu, gelu_tanh, silu, relu, tanh, none."),
+    ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")
     ] = None,
@@ -124,6 +134,8 @@ def export(
         dynamic_image_size=dynamic_image_size,
         num_classes=num_classes,
         in_chans=in_chans,
+        levels=levels,
+        head_activation=head_activation_of(head_activation),
         weights_key=weights_key,
         verify_data=verify_data,
         plan=plan,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .hints import export_command
-from .options import Debug, Json, Quiet, given, image_size_of, numbers, one_of
+from .options import Debug, Json, Quiet, given, head_activation_of, image_size_of, numbers, one_of
 from .terminal import Terminal, progress_bar
 
 
@@ -21,6 +21,8 @@ def half(
     input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
     image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    levels: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    head_activation: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
     std: Annotated[str | None, typer.Option(help="As for export.")] = None,
@@ -51,6 +53,8 @@ def half(
             variant=variant,
             images=images,
             split=split,
+            levels=levels,
+            head_activation=head_activation_of(head_activation),
             weights_key=weights_key,
             force=force,
             say=terminal.say,
@@ -65,7 +69,9 @@ def half(
     lines += [f"{operation.name}: {'; '.join(operation.reasons)}" for operation in kept]
     repeated = {
         "weights": weights, "variant": variant, "input": None if input == "float32" else input,
-        "image_size": image_size, "task": None if task == "classify" else task, "weights_key": weights_key,
+        "image_size": image_size, "task": None if task == "classify" else task, "levels": levels,
+        "head_activation": head_activation,
+        "weights_key": weights_key,
         "mean": mean, "std": std,
     }  # fmt: skip
     lines.append(f"build it with: {export_command(out, plan.target, repeated)}")

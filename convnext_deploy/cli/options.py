@@ -11,7 +11,7 @@ from ..errors import UsageError
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from ..records.manifest import BatchRange
+    from ..records.manifest import BatchRange, HeadActivation
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json's document).")]
@@ -52,6 +52,12 @@ def image_size_of(text: str | None) -> tuple[int, int] | None:
     from .. import arguments
 
     return None if text is None else arguments.image_size("--image-size", text)
+
+
+def head_activation_of(text: str | None) -> "HeadActivation | None":
+    from ..records.manifest import HeadActivation
+
+    return None if text is None else one_of("--head-activation", text, HeadActivation)
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .hints import export_command
-from .options import Debug, Json, LabelsOption, Quiet, Threads, given, image_size_of, numbers, one_of
+from .options import (
+    Debug,
+    Json,
+    LabelsOption,
+    Quiet,
+    Threads,
+    given,
+    head_activation_of,
+    image_size_of,
+    numbers,
+    one_of,
+)
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -29,6 +40,8 @@ def quantize(
     input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
     image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    levels: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    head_activation: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
     std: Annotated[str | None, typer.Option(help="As for export.")] = None,
@@ -91,6 +104,8 @@ def quantize(
             variant=variant,
             images=images,
             split=split,
+            levels=levels,
+            head_activation=head_activation_of(head_activation),
             weights_key=weights_key,
             rounding=rounding,
             data=data,
@@ -107,7 +122,9 @@ def quantize(
     kernels = ("--device", "cuda", "--kernels", "all") if formats.get(plan.target).kernels else ()
     repeated = {
         "weights": weights, "variant": variant, "input": None if input == "float32" else input,
-        "image_size": image_size, "task": None if task == "classify" else task, "weights_key": weights_key,
+        "image_size": image_size, "task": None if task == "classify" else task, "levels": levels,
+        "head_activation": head_activation,
+        "weights_key": weights_key,
         "mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation,
         "batch": f"1:{batch}:{max(batch, 32)}" if found else None, "target": target_gpu,
     }  # fmt: skip

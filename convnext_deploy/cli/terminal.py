@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artifact import licences
+
 if TYPE_CHECKING:
     from ..records.manifest import Manifest
 
@@ -119,6 +121,8 @@ def _clock(seconds: float) -> str:
 def summary(path: Path, found: "Manifest", size: int) -> str:
     type = found.export.eight_bits or found.export.precision
     lines = [f"{path}: {found.model.architecture} as {found.export.format} {type}, {size / 1e6:.1f} MB"]
+    if found.weights.licence and licences.words(found.weights.licence) != found.weights.licence:
+        lines.append(f"LICENCE of the weights: {licences.words(found.weights.licence)}")
     for parity in found.parity:
         agreement = "" if parity.top1_agreement is None else f", top-1 agreement {parity.top1_agreement:.1%}"
         if parity.stand_in is not None:

@@ -233,8 +233,8 @@ def read_back(folder: Path) -> Contents:
             scalars.append(attributes["eps"])
         elif kind == "Gelu":
             activations.append("gelu_tanh" if attributes["approximation_mode"].upper() == "TANH" else "gelu")
-        elif kind in ("Swish", "Sigmoid"):
-            activations.append("silu")
+        elif kind in ACTIVATIONS:
+            activations.append(ACTIVATIONS[kind])
     return Contents(
         tensors=tensors,
         scalars=scalars,
@@ -243,6 +243,7 @@ def read_back(folder: Path) -> Contents:
     )
 
 
+ACTIVATIONS = {"Swish": "silu", "Sigmoid": "silu", "Relu": "relu", "ReLU": "relu", "Tanh": "tanh"}
 STORED = {"f32": "float32", "f16": "float16", "i8": "int8", "u8": "uint8"}
 FILE = "model.xml"
 FORMAT = Format(

@@ -77,7 +77,8 @@ def output_records(model: ModelSpec, export: ExportSpec) -> tuple[TensorRecord, 
         width = model.head_hidden or model.dims[3]
         return (TensorRecord(name="embedding", dtype="float32", shape=(batch, width)),)
     records = []
-    for channels, stride in zip(model.dims, (4, 8, 16, 32), strict=True):
+    for level in model.levels:
+        channels, stride = model.dims[level - 1], 2 << level
         sides: tuple[int | str, ...] = tuple(side // stride for side in model.image_size)
         if export.dynamic_image_size:
             sides = (f"height/{stride}", f"width/{stride}")

@@ -36,10 +36,17 @@ class ChannelsFirst(nn.Module):
                 x = _downsample(cast(Downsample, model.downsamples[index - 1]), x)
             for block in cast(nn.ModuleList, stage):
                 x = _block(cast(Block, block), x)
-            maps.append(x)
+            if model.head is None and index + 1 in self.spec.levels:
+                maps.append(_level(model, str(index + 1), x))
         if model.head is not None:
             return _head(model.head, x)
-        return tuple(m.to(torch.promote_types(m.dtype, torch.float32)) for m in maps)
+        return tuple(maps)
+
+
+def _level(model: ConvNeXt, level: str, x: Tensor) -> Tensor:
+    """`ConvNeXt.level` over axis 1."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _norm(cast(ChannelNorm, model.level_norms[level]), x) if level in model.level_norms else x
 
 
 def _norm(norm: ChannelNorm, x: Tensor) -> Tensor:

@@ -33,7 +33,11 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
     activations: list[str] = []
     quantizers: list[tuple[readback.Quantizer, frozenset[str]]] = []
     constants = {0.0, 0.5, -0.5, 1.0, 2.0}
+    branches = {id(norm) for norm in model.level_norms.values()}
+    beside: set[int] = set()
     for group, operation in enumerate(_operations(model)):
+        if id(operation) in branches:
+            beside.add(group)
         for name, tensor in (*operation.named_parameters(), *operation.named_buffers()):
             if name.endswith("weight_zero_point") or (name.endswith("zero_point") and tensor.float().item() == 0):
                 continue  # of symmetric weights, which files may leave out
@@ -48,7 +52,13 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
                     constants |= {tensor.item(), -tensor.item()}
             tensors.append(kept)
             groups.append(group)
-        epsilons += [module.eps for module in operation.modules() if isinstance(module, ChannelNorm | Grn)]
+        found = [module.eps for module in operation.modules() if isinstance(module, ChannelNorm | Grn)]
+        if group in beside:
+            # A map's norm and that of the next downsample compute the same up to their affine part, which converters
+            # may do once for both.
+            constants |= set(found)
+        else:
+            epsilons += found
         for module in operation.modules():
             if isinstance(module, ChannelNorm):
                 channels = module.channels
@@ -63,7 +73,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
         activations.append(stem.activation)
     activations += [module.expand.activation for module in model.stages.modules() if isinstance(module, Block)]
     if head is not None and head.hidden is not None:
-        activations.append("gelu")
+        activations.append(head.activation)
     return readback.Expected(
         tensors=tensors,
         groups=groups,
@@ -73,6 +83,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
         checksums=[readback.checksum(tensor.values) for tensor in tensors],
         quantizers=quantizers,
         halved=halved,
+        branches=frozenset(beside),
     )
 
 
@@ -95,6 +106,8 @@ def _operations(model: ConvNeXt) -> Iterator[torch.nn.Module]:
                 if block.grn is not None:
                     yield block.grn
                 yield block.project
+        if str(index + 1) in model.level_norms:
+            yield model.level_norms[str(index + 1)]
     if model.head is not None:
         yield model.head.norm
         if model.head.hidden is not None:

@@ -50,9 +50,12 @@ def contents_of_onnx(path: Path) -> readback.Contents:
             scalars.append(attributes["epsilon"])
         elif node.op_type == "Gelu":
             activations.append("gelu_tanh" if attributes.get("approximate") == b"tanh" else "gelu")
-        elif node.op_type == "Sigmoid":
-            activations.append("silu")
+        elif node.op_type in ACTIVATIONS:
+            activations.append(ACTIVATIONS[node.op_type])
     return readback.Contents(tensors=tensors, scalars=scalars, activations=activations)
+
+
+ACTIVATIONS = {"Sigmoid": "silu", "Relu": "relu", "Tanh": "tanh"}
 
 
 def _tensor(tensor: onnx.TensorProto) -> readback.Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..artifact import readback
 from .module_contents import stored
 
-ACTIVATIONS = {"gelu": "gelu", "silu": "silu"}
+ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "relu": "relu", "tanh": "tanh"}
 
 
 def contents_of_script(module: Any) -> readback.Contents:

@@ -163,6 +163,7 @@ class FusedHead(Head):
     def __init__(self, part: Head) -> None:
         nn.Module.__init__(self)
         self.norm_first, self.norm, self.hidden, self.classifier = False, part.norm, part.hidden, part.classifier
+        self.activation = part.activation
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
@@ -195,7 +196,7 @@ def _is_narrow(block: nn.Module) -> bool:
 
 def _parts(model: ConvNeXt) -> Iterator[str]:
     yield "stem"
-    for stage in range(4):
+    for stage in range(len(model.stages)):
         if stage:
             yield f"downsamples.{stage - 1}"
         yield f"stages.{stage}"

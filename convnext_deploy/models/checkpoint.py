@@ -22,8 +22,8 @@ from torch import Tensor
 from ..artifact.manifest import sha256_of
 from ..errors import WeightsError
 from ..records.base import STRIDE, Task
-from ..records.manifest import ModelSpec, Preprocessing, WeightsRecord
-from . import registry
+from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, WeightsRecord
+from . import open_clip, registry
 from .convnext import ConvNeXt
 from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts
 from .files import read_file
@@ -32,6 +32,7 @@ from .processor import merged
 
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 REMEDIES = "give a checkpoint with --weights FILE, or --weights random for a model without training"
@@ -86,6 +87,8 @@ def load(
     in_chans: int | None = None,
     weights_key: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    levels: tuple[int, ...] | None = None,
+    head_activation: HeadActivation | None = None,
 ) -> Loaded:
     """Find, read and convert a checkpoint.
 
@@ -97,12 +100,17 @@ def load(
         weights_key: the wrapper or key prefix to load from a file that holds several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
+        head_activation: between the two linears of an MLP head, which tensors do not tell.
+        levels: of the task features: which maps, of 1 to 4; None: those that have a norm in the checkpoint, else all.
 
     Raises:
         WeightsError: nothing found, nothing reachable, not a ConvNeXt, or in contradiction to the arguments.
         UsageError: an unknown variant.
     """
     name, tag = registry.resolve(variant) if variant else (None, None)
+    if head_activation is not None and (task != "classify" or weights == "random"):
+        where = "random weights" if weights == "random" else f"--task {task}"
+        raise WeightsError(f"--head-activation {head_activation} is for a checkpoint's classifier, not for {where}")
     if weights == "random":
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
@@ -111,7 +119,7 @@ def load(
                 raise WeightsError(f"{asked} {field}; expected at least {least}")
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
-        spec = _placed(spec, task, image_size, None)
+        spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
         model = random_model(spec)
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
@@ -120,7 +128,9 @@ def load(
         return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
-    converted = convert(checkpoint.state, checkpoint.source, checkpoint.prefix, classifier=task == "classify")
+    converted = convert(
+        checkpoint.state, checkpoint.source, checkpoint.prefix, task=task, head_activation=head_activation
+    )
     spec = spec_of(converted, name, checkpoint.source)
     for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
         if asked is not None and asked != found:
@@ -128,6 +138,7 @@ def load(
     spec = _placed(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
     )
+    spec = _with_levels(spec, levels, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
     model = filled(spec, converted, checkpoint.source)
@@ -138,22 +149,50 @@ def load(
         random=False,
         tensors_sha256=tensors_sha256(model.state_dict()),
         file_sha256=checkpoint.file_sha256,
-        licence=checkpoint.licence,
+        licence=checkpoint.licence or _licence_of(converted.layout, checkpoint.source),
         revision=checkpoint.revision,
     )
-    known = dict(checkpoint.facts)
+    known = _with_normalization(checkpoint, converted, preprocessing or {})
     if image_size is not None:
         known["input_size"] = list(image_size)
     if converted.layout not in ("own", "timm"):
         known["global_pool"] = "avg"  # the code of those layouts has no other
+    silent = open_clip.DEFAULTS if converted.layout == "open_clip" else {}
     return Loaded(
         model,
         record,
-        preprocessing_of({**known, **(preprocessing or {})}, spec),
+        preprocessing_of({**known, **(preprocessing or {})}, spec, silent),
         labels_of(checkpoint.facts, spec),
         "; ".join(filter(None, (checkpoint.note, converted.note))) or None,
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
+
+
+def _licence_of(layout: str, source: str) -> str | None:
+    """The licence of weights that are published under it alone: DINOv3's layouts, and its name in that of a file."""
+    return "dinov3-license" if layout.startswith("dinov3") or "dinov3" in source.lower() else None
+
+
+def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts, with the mean and std of a layer in front of the network in their place.
+
+    Raises:
+        WeightsError: the user, or what stands beside the checkpoint, says another mean or std.
+    """
+    known, found = dict(checkpoint.facts), converted.normalization
+    if found is None:
+        return known
+    for name, key, own in zip(("mean", "std"), found.keys, (found.mean, found.std), strict=True):
+        said = asked.get(name, known.get(name))
+        values = tuple(said) if isinstance(said, (list, tuple)) else own
+        if len(values) != len(own) or any(abs(a - b) > 1e-3 for a, b in zip(values, own, strict=True)):
+            shown = ",".join(f"{value:.4g}" for value in own)
+            raise WeightsError(
+                f"{checkpoint.source} has a normalization in front of the network, {key} {shown}, and {name} "
+                f"{','.join(f'{value:.4g}' for value in values)} is said beside it; expected one of them: load the "
+                f"network alone with --weights-key, or leave the other out"
+            )
+    return known | {"mean": list(found.mean), "std": list(found.std)}
 
 
 def _refuse_not_finite(model: ConvNeXt, converted: Converted, checkpoint: Checkpoint) -> None:
@@ -185,11 +224,8 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
     with torch.device("meta"):
         model = ConvNeXt(spec)
     wanted = model.state_dict()
-    tensors = dict(converted.tensors)
-    if spec.task == "features":
-        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.")}
-    elif spec.task == "embed":
-        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.classifier.")}
+    unused = _unused(spec)
+    tensors = {name: value for name, value in converted.tensors.items() if not name.startswith(unused)}
     missing, extra = sorted(wanted.keys() - tensors), sorted(tensors.keys() - wanted)
     if missing or extra:
         what, names = ("lacks", missing) if missing else ("has more than the architecture:", extra)
@@ -213,6 +249,14 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
     return model.eval().requires_grad_(False)
 
 
+def _unused(spec: ModelSpec) -> tuple[str, ...]:
+    """How the names of tensors begin that a task leaves out."""
+    if spec.task != "features":
+        return ("level_norms.",) if spec.task == "classify" else ("level_norms.", "head.classifier.")
+    after = [name for i in range(spec.stages, 4) for name in (f"stages.{i}.", f"downsamples.{i - 1}.")]
+    return ("head.", *after, *(f"level_norms.{level}." for level in range(1, 5) if level not in spec.levels))
+
+
 def random_model(spec: ModelSpec, seed: int = 0) -> ConvNeXt:
     """A module whose every parameter matters: for tests, timing and trying things out, never for predictions.
 
@@ -229,7 +273,7 @@ def random_model(spec: ModelSpec, seed: int = 0) -> ConvNeXt:
             value /= math.sqrt(parameter[0].numel())
         elif name.endswith("layer_scale"):
             value.mul_(0.1).add_(0.3)
-        elif "norm" in name.split(".")[-2] and name.endswith("weight"):
+        elif "norm" in name and name.endswith("weight"):
             value.mul_(0.2).add_(1.0)
         else:
             value *= 0.2
@@ -326,7 +370,13 @@ def _from_hub(repository: str, source: str, revision: str | None = None) -> Chec
 
     unreachable = None
     try:
-        config = _json(fetched("config.json"))
+        try:
+            config = _json(fetched("config.json"))
+        except EntryNotFoundError as error:  # a LocalEntryNotFoundError where the network is not reached
+            try:
+                config = {"open_clip": _json(fetched(open_clip.CONFIG))}
+            except EntryNotFoundError:
+                raise error from None
         if "model_type" in config:  # transformers, which keeps the preprocessing in a file of its own
             beside: dict[str, dict[str, Any] | None] = {}
             for name in PROCESSOR_FILES:
@@ -393,6 +443,8 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
         raise WeightsError(f"{folder} has none of {', '.join(WEIGHT_FILES)}; name the file itself with --weights")
     parts = [folder / part for part in _shards(files[0])] if files[0].suffix == ".json" else files[:1]
     config = _json(config_file) if config_file.is_file() else {}
+    if (folder / open_clip.CONFIG).is_file():
+        config["open_clip"] = _json(folder / open_clip.CONFIG)
     beside = [_json(folder / name) if (folder / name).is_file() else None for name in PROCESSOR_FILES]
     if any(found is not None for found in beside):
         config["preprocessor"] = merged(*beside)
@@ -432,6 +484,29 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
     digest = sha256_of(files[0]) if len(files) == 1 else None
     licence = facts.get("license")
     return Checkpoint(source, state, facts, prefix, digest, licence, note, files=tuple(files), config=config)
+
+
+def _with_levels(spec: ModelSpec, asked: tuple[int, ...] | None, where: str) -> ModelSpec:
+    """With the maps that are asked for, or else those that the source's own code gives.
+
+    Raises:
+        WeightsError: a level without a norm, of a source that has one for others; or levels for another task.
+    """
+    if spec.task != "features":
+        if asked is not None:
+            raise WeightsError(f"levels {_joined(asked)} are for --task features, not for {spec.task}; leave them out")
+        return spec
+    lacking = [level for level in asked or () if spec.level_norms and level not in spec.level_norms]
+    if lacking:
+        raise WeightsError(
+            f"{where} has a norm for the maps of levels {_joined(spec.level_norms)} and none for level {lacking[0]}, "
+            f"which its own code does not give; expected some of {_joined(spec.level_norms)}"
+        )
+    return msgspec.structs.replace(spec, levels=asked or spec.level_norms or spec.levels)
+
+
+def _joined(levels: tuple[int, ...]) -> str:
+    return ",".join(map(str, levels))
 
 
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:

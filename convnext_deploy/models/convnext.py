@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..records.base import Precision
-from ..records.manifest import Activation, ModelSpec, Norm
+from ..records.manifest import Activation, HeadActivation, ModelSpec, Norm
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -32,6 +32,10 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "silu": F.silu}
+HEAD_ACTIVATIONS: dict[HeadActivation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "silu": F.silu, "relu": F.relu, "tanh": torch.tanh,
+    "none": lambda x: x,
+}  # fmt: skip
 
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -225,7 +229,8 @@ class Head(nn.Module):
     """Map to vector: (N, H, W, C) -> (N, num_classes), or the pooled features where there is no classifier.
 
     "pool_norm" pools first (the papers); "norm_pool" normalizes first (timm's `_hnf`). `hidden` is the extra linear
-    and GELU of `convnext_large_mlp`. Pooling and what follows it up to the first linear are in fp32.
+    of `convnext_large_mlp` and of fine-tunes, with its activation. Pooling and what follows it up to the first linear
+    are in fp32.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -235,6 +240,7 @@ class Head(nn.Module):
         self.norm_first = spec.head == "norm_pool"
         self.norm = ChannelNorm(spec.norm, width, eps)
         self.hidden = nn.Linear(width, spec.head_hidden) if spec.head_hidden else None
+        self.activation = spec.head_activation
         classify = spec.task == "classify" and spec.num_classes > 0
         self.classifier = nn.Linear(spec.head_hidden or width, spec.num_classes) if classify else None
 
@@ -257,7 +263,7 @@ class Head(nn.Module):
             if linear is not None:
                 x = linear(x.to(type_of(linear)))
                 if linear is self.hidden:
-                    x = F.gelu(x)
+                    x = HEAD_ACTIVATIONS[self.activation](x)
         return x.to(wide)
 
 
@@ -270,7 +276,8 @@ class ConvNeXt(nn.Module):
     Output by `spec.task`, fp32 whatever the parameters' type (float64 for float64 parameters):
         classify: logits (N, num_classes)
         embed: pooled and normalized features (N, dims[3]), or (N, head_hidden)
-        features: four maps (N, dims[i], H / s, W / s) for strides s = 4, 8, 16, 32
+        features: maps (N, dims[i], H / s, W / s) of `spec.levels`, for strides s = 4, 8, 16, 32, each with its norm
+            where `spec.level_norms` has it; stages after the last of them are not built
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -278,12 +285,21 @@ class ConvNeXt(nn.Module):
         self.spec = spec
         self.takes_uint8 = False
         self.stem = Stem(spec)
-        self.downsamples = nn.ModuleList(Downsample(spec, spec.dims[i], spec.dims[i + 1]) for i in range(3))
+        self.downsamples = nn.ModuleList(
+            Downsample(spec, spec.dims[i], spec.dims[i + 1]) for i in range(spec.stages - 1)
+        )
         self.stages = nn.ModuleList(
             nn.ModuleList(Block(spec, spec.dims[i], spec.kernel_sizes[i]) for _ in range(spec.depths[i]))
-            for i in range(4)
+            for i in range(spec.stages)
         )
         self.head = Head(spec) if spec.task != "features" else None
+        self.level_norms = nn.ModuleDict(
+            {
+                str(level): ChannelNorm(spec.norm, spec.dims[level - 1], spec.norm_eps)
+                for level in spec.level_norms
+                if spec.task == "features" and level in spec.levels
+            }
+        )
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         # First of all: TensorRT takes uint8 into a cast, and into nothing else.
@@ -295,10 +311,16 @@ class ConvNeXt(nn.Module):
                 x = self.downsamples[index - 1](x)
             for block in cast(nn.ModuleList, blocks):
                 x = block(x)
-            maps.append(x)
+            if self.head is None and index + 1 in self.spec.levels:
+                maps.append(nchw(self.level(index + 1, x)))
         if self.head is not None:
             return self.head(x)
-        return tuple(nchw(m).to(torch.promote_types(m.dtype, torch.float32)) for m in maps)
+        return tuple(maps)
+
+    def level(self, level: int, x: Tensor) -> Tensor:
+        """A stage's map as it is put out: in fp32, and normalized where the level has a norm. (N, H, W, C)"""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return cast(Tensor, self.level_norms[str(level)](x)) if str(level) in self.level_norms else x
 
 
 def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:

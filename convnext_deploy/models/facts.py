@@ -14,8 +14,12 @@ import msgspec
 from ..errors import WeightsError
 from ..records.manifest import ModelSpec, Preprocessing
 from .convnext import ACTIVATIONS
+from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
 
+# Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
+# norm's.
+EPSILONS = {"convnext": 1e-12, "convnextv2": 1e-12, "dinov3_convnext": 1e-6}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -87,9 +91,22 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get("global_pool") or "model_args" in config:
             facts["global_pool"] = "avg"
         return facts | _timm_arguments(config.get("model_args") or {})
+    if isinstance(config.get("open_clip"), Mapping):
+        facts = open_clip_facts(config["open_clip"])
+        refuse_pooling(facts.pop("global_pool"), CONFIG)
+        return facts | {"global_pool": "avg"}
     facts = {}
-    if config.get("model_type") in ("convnext", "convnextv2"):
-        facts["head_norm_eps"] = float(config.get("layer_norm_eps", 1e-12))
+    kind, preprocessor = config.get("model_type"), config.get("preprocessor")
+    if kind not in EPSILONS and isinstance(config.get("backbone_config"), Mapping):
+        config = config["backbone_config"]  # of a detector or segmenter, whose labels and sizes are not its backbone's
+        config = {name: config[name] for name in ("model_type", "layer_norm_eps", "hidden_act") if name in config}
+        kind = f"{kind} with a backbone {config.get('model_type')}"
+    if config.get("model_type") in EPSILONS:
+        kind = config["model_type"]
+        epsilon = float(config.get("layer_norm_eps", EPSILONS[kind]))
+        facts["head_norm_eps"] = epsilon
+        if kind == "dinov3_convnext":
+            facts |= {"norm_eps": epsilon, "license": "dinov3-license"}
         if config.get("hidden_act", "gelu") != "gelu":
             raise WeightsError(f"config.json asks for hidden_act {config['hidden_act']!r}; expected 'gelu'")
         if config.get("id2label"):
@@ -98,18 +115,32 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if "image_size" in config:
             size = config["image_size"]
             facts["input_size"] = list(size) if isinstance(size, list) else [size] * 2
-    elif "model_type" in config:
-        raise WeightsError(f"config.json describes a {config['model_type']!r}; expected convnext or convnextv2")
-    preprocessor = config.get("preprocessor")
+    elif kind is not None:
+        raise WeightsError(f"config.json describes a {kind!r}; expected {', '.join(EPSILONS)}, or a backbone of these")
     return facts | processor_facts(preprocessor) if isinstance(preprocessor, Mapping) else facts
 
 
 def training_facts(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts among the arguments of timm's `train.py`, which its checkpoints hold."""
-    if arguments.get("gp") is None:
-        return {}
-    refuse_pooling(arguments["gp"], "the checkpoint's args.gp")
-    return {"global_pool": "avg"}
+    """Facts among the arguments of a training script, which its checkpoints hold.
+
+    Of timm's (`img_size` or `input_size`, `mean`, `std`, `crop_pct`, `interpolation`, `gp`), of the papers' repository
+    (`input_size`, `crop_pct`) and of torchvision's references (`val_crop_size`, `val_resize_size`, `interpolation`).
+    """
+    facts: dict[str, Any] = {}
+    if arguments.get("gp") is not None:
+        refuse_pooling(arguments["gp"], "the checkpoint's args.gp")
+        facts["global_pool"] = "avg"
+    for name in ("mean", "std", "crop_pct", "crop_mode"):
+        if arguments.get(name):
+            facts[name] = arguments[name]
+    if arguments.get("interpolation") in ("bicubic", "bilinear", "nearest", "lanczos"):  # timm has "random" too
+        facts["interpolation"] = arguments["interpolation"]
+    size = next((arguments[name] for name in ("img_size", "input_size", "val_crop_size") if arguments.get(name)), None)
+    if size is not None:
+        facts["input_size"] = [int(side) for side in size[-2:]] if isinstance(size, (list, tuple)) else [int(size)] * 2
+    if arguments.get("val_resize_size") and arguments.get("val_crop_size"):
+        facts["crop_pct"] = min(arguments["val_crop_size"] / arguments["val_resize_size"], 1.0)
+    return facts
 
 
 def refuse_pooling(pooling: Any, where: str) -> None:
@@ -147,10 +178,15 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
     return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
 
 
-def preprocessing_of(facts: Mapping[str, Any], spec: ModelSpec) -> Preprocessing:
+def preprocessing_of(
+    facts: Mapping[str, Any], spec: ModelSpec, silent: Mapping[str, Any] | None = None
+) -> Preprocessing:
     """The preprocessing that facts describe; what they leave open is the paper's, and named in `assumed`.
 
     Two names there are no fields of a Preprocessing: `image_size`, and `global_pool` of a classifier or embedding.
+
+    Args:
+        silent: what the source's own code does where nothing is said, in the paper's place.
 
     Raises:
         WeightsError: values of another form, or mean and std of another number of channels or in 0..255.
@@ -161,7 +197,7 @@ def preprocessing_of(facts: Mapping[str, Any], spec: ModelSpec) -> Preprocessing
         "std": IMAGENET_STD if channels == 3 else (0.5,) * channels,
         "interpolation": "bicubic",
         "crop_pct": 0.875,
-    }
+    } | dict(silent or {})
     fields = {name: facts.get(name, value) for name, value in paper.items()}
     fields["crop_mode"] = facts.get("crop_mode", "center")  # not a guess: sources that use another say so
     if "test" in facts and list(spec.image_size) == facts["test"][0]:

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import WeightsError
+from . import pickles
 from .facts import metadata_facts, training_facts, understood
 from .layouts import has_anchor
+from .mm_config import mm_facts, text_of
 
 # What training scripts wrap state dicts in. Where several hold a ConvNeXt, the averaged weights come first (as in
 # timm), and names that are not here come last.
@@ -42,7 +45,8 @@ def read_file(path: Path, key: str | None = None) -> Read:
     """Read one checkpoint file.
 
     Pickles are read with `weights_only=True`, which runs no code of theirs. Beside tensors they may hold what training
-    scripts keep with them: `argparse.Namespace`, and numpy's numbers and arrays of numbers.
+    scripts keep with them: `argparse.Namespace`, and numpy's numbers and arrays of numbers. Those that are not
+    torch.save's are read by `pickles`.
 
     Args:
         key: the wrapper to take, at any depth, or the prefix of the keys to take.
@@ -58,6 +62,8 @@ def read_file(path: Path, key: str | None = None) -> Read:
             f"{path} is a TorchScript archive, a program and no weights; save its weights where you trust it, with "
             f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth'), and give that file"
         )
+    if not archive and pickles.is_plain(path):
+        return _unwrapped(pickles.read(path), path, key)
     try:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
@@ -111,7 +117,8 @@ def _why(path: Path, error: Exception) -> str:
         return (
             f"{path} is no plain state dict: it holds a {refused[1]}, and reading that would run code. If it is a "
             f"whole model that you trust, run: model = torch.load({path.name!r}, weights_only=False); "
-            "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth"
+            "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth. If it is a dictionary with weights "
+            "in it, save those in the same way: model['state_dict']"
         )
     reason = words.partition("\n")[0][:200]
     return (
@@ -165,19 +172,30 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     state = {name: value.clone() for name, value in best.state.items()}
     given = content.get("args")
     given = vars(given) if isinstance(given, argparse.Namespace) else given
-    facts = training_facts(given) if isinstance(given, Mapping) else {}
+    facts = understood(training_facts, given, f"{path}: its args") if isinstance(given, Mapping) else {}
+    configuration = text_of(content.get("meta"))
+    if configuration is not None:
+        facts = mm_facts(configuration, str(path)) | facts
     return Read(state, facts, prefix, f"{path.name}[{best.called}]" if best.names else path.name, note)
 
 
 def _candidates(content: Mapping[Any, Any], names: tuple[str, ...] = ()) -> Iterator[_Candidate]:
     """Every dictionary that holds tensors under names, from the outside in."""
-    state = {name: value for name, value in content.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    state = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    if not state:  # detectron2's files hold arrays
+        arrays = {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
+        state = {name: _tensor(value) for name, value in arrays.items() if value.dtype.kind == "f"}
     if state:
         yield _Candidate(names, state)
     if len(names) < DEPTH:
         for name, value in content.items():
             if isinstance(name, str) and isinstance(value, Mapping):
                 yield from _candidates(value, (*names, name))
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
 
 
 def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, key: str | None) -> Read:

@@ -1,34 +1,25 @@
-"""The key names under which ConvNeXt checkpoints are published, each translated to this project's own.
+"""A checkpoint's tensors translated from the names that it has to this project's own, and what they show.
 
-Five layouts: timm, the official repositories (V1 and V2), Hugging Face transformers, torchvision and open_clip.
-Each is recognised by one key that no other layout has; whatever stands before that key (`module.`, `model.`,
-`_orig_mod.`, `backbone.`) is a prefix and is taken off. Every key must be understood: a left-over key is an error,
-because a weight that is silently ignored is a wrong model.
+Whatever stands before a layout's anchor (`module.`, `model.`, `_orig_mod.`, `backbone.`) is a prefix and is taken off.
+Every key must be understood: a left-over key is an error, because a weight that is silently ignored is a wrong model.
+Two kinds of file hold more on purpose: a backbone stands beside the neck and heads of its detector or segmenter, and
+the tasks embed and features use no classifier.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..records.manifest import ModelSpec
-from . import registry
-
-Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """`anchor` identifies the layout; `rules` are (pattern of a whole key, replacement), the first match counts."""
-
-    name: str
-    anchor: str
-    rules: tuple[Rule, ...]
-    ignored: str = r"(?!)"  # keys that belong to the layout and hold nothing the network computes with
-    classifier: str = r"(?!)"  # keys of a classifier of any form, which only --task classify needs
+from ..records.base import Task
+from ..records.manifest import HeadActivation, ModelSpec
+from . import beside, registry
+from .heads import Classifier, classifier_of
+from .names import LAYOUTS, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,134 +32,30 @@ class Converted:
     num_classes: int
     in_chans: int
     note: str | None = None  # what was left out, or taken for granted
+    mlp: tuple[int, HeadActivation] | None = None  # hidden width and activation of a head that a fine-tune put there
+    normalization: beside.Normalization | None = None  # a layer in front of the network
+    level_norms: tuple[int, ...] = ()  # the levels, 1 to 4, whose maps have a norm of their own
 
 
-_WB = r"(weight|bias)"
-_SEQUENCE = r"(?:[1-9]\d*\.)?"  # of a linear behind modules without weights, such as dropout, in an nn.Sequential
-
-_BLOCK_TIMM: dict[str, str] = {
-    "conv_dw": "dwconv_norm.conv", "norm": "dwconv_norm.norm",
-    "mlp.fc1": "expand.linear", "mlp.grn": "grn", "mlp.fc2": "project.linear",
-}  # fmt: skip
-_BLOCK_OFFICIAL: dict[str, str] = {
-    "dwconv": "dwconv_norm.conv", "norm": "dwconv_norm.norm", "layernorm": "dwconv_norm.norm",
-    "pwconv1": "expand.linear", "grn": "grn", "pwconv2": "project.linear",
-}  # fmt: skip
-_BLOCK_TORCHVISION: dict[str, str] = {
-    "block.0": "dwconv_norm.conv", "block.2": "dwconv_norm.norm",
-    "block.3": "expand.linear", "block.5": "project.linear",
-}  # fmt: skip
-_NORM_OR_CONV = {"0": "norm", "1": "conv"}
-_GRN_NAMES = {"gamma": "weight", "beta": "bias"}
-
-
-def _block(names: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
-    return lambda m: f"stages.{m[1]}.{m[2]}.{names[m[3]]}.{m[4]}"
-
-
-def _downsample(m: re.Match[str]) -> str:
-    return f"downsamples.{int(m[1]) - 1}.{_NORM_OR_CONV[m[2]]}.{m[3]}"
-
-
-def _alternatives(names: Mapping[str, str]) -> str:
-    return "(" + "|".join(re.escape(name) for name in names) + ")"
-
-
-_TIMM_RULES: tuple[Rule, ...] = (
-    (rf"stem\.(\d)\.{_WB}", r"stem.\1.\2"),  # which of them is the norm is told by the ranks, see `_name_stem`
-    (rf"stages\.(\d)\.downsample\.([01])\.{_WB}", _downsample),
-    (rf"stages\.(\d)\.blocks\.(\d+)\.{_alternatives(_BLOCK_TIMM)}\.{_WB}", _block(_BLOCK_TIMM)),
-    (r"stages\.(\d)\.blocks\.(\d+)\.gamma", r"stages.\1.\2.project.layer_scale"),
-    (rf"(?:head\.norm|norm_pre)\.{_WB}", r"head.norm.\1"),
-    (rf"head\.pre_logits\.fc\.{_WB}", r"head.hidden.\1"),
-    (rf"head\.fc\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
-)
-
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
-        "open_clip",
-        "visual.trunk.stem.0.weight",
-        (
-            *((r"visual\.trunk\." + pattern, new) for pattern, new in _TIMM_RULES),
-            (r"visual\.head\.proj\.weight", "head.classifier.weight"),
-            (r"visual\.head\.mlp\.fc1\.(weight|bias)", r"head.hidden.\1"),
-            (r"visual\.head\.mlp\.fc2\.weight", "head.classifier.weight"),
-        ),
-        ignored=r"(?!visual\.).*",  # the text tower and the temperature
-    ),
-    Layout("timm", "stem.0.weight", _TIMM_RULES, classifier=r"head\.fc\..*"),
-    Layout(
-        "official",
-        "downsample_layers.0.0.weight",
-        (
-            (rf"downsample_layers\.0\.([01])\.{_WB}", r"stem.\1.\2"),
-            (rf"downsample_layers\.(\d)\.([01])\.{_WB}", _downsample),
-            (
-                r"stages\.(\d)\.(\d+)\.grn\.(gamma|beta)",
-                lambda m: f"stages.{m[1]}.{m[2]}.grn.{_GRN_NAMES[m[3]]}",
-            ),
-            (rf"stages\.(\d)\.(\d+)\.{_alternatives(_BLOCK_OFFICIAL)}\.{_WB}", _block(_BLOCK_OFFICIAL)),
-            (r"stages\.(\d)\.(\d+)\.gamma", r"stages.\1.\2.project.layer_scale"),
-            (rf"norm\.{_WB}", r"head.norm.\1"),
-            (rf"head\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
-        ),
-        classifier=r"head\..*",
-    ),
-    Layout(
-        "transformers",
-        "embeddings.patch_embeddings.weight",
-        (
-            (rf"embeddings\.patch_embeddings\.{_WB}", r"stem.0.\1"),
-            (rf"embeddings\.layernorm\.{_WB}", r"stem.1.\1"),
-            (rf"encoder\.stages\.(\d)\.downsampling_layer\.([01])\.{_WB}", _downsample),
-            (
-                rf"encoder\.stages\.(\d)\.layers\.(\d+)\.{_alternatives(_BLOCK_OFFICIAL)}\.{_WB}",
-                _block(_BLOCK_OFFICIAL),
-            ),
-            (
-                r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer_scale_parameter",
-                r"stages.\1.\2.project.layer_scale",
-            ),
-            (rf"layernorm\.{_WB}", r"head.norm.\1"),
-            (rf"classifier\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
-        ),
-        classifier=r"classifier\..*",
-    ),
-    Layout(
-        "torchvision",
-        "features.0.0.weight",
-        (
-            (rf"features\.0\.([01])\.{_WB}", r"stem.\1.\2"),
-            (
-                rf"features\.([246])\.([01])\.{_WB}",
-                lambda m: f"downsamples.{int(m[1]) // 2 - 1}.{_NORM_OR_CONV[m[2]]}.{m[3]}",
-            ),
-            (
-                rf"features\.([1357])\.(\d+)\.{_alternatives(_BLOCK_TORCHVISION)}\.{_WB}",
-                lambda m: f"stages.{int(m[1]) // 2}.{m[2]}.{_BLOCK_TORCHVISION[m[3]]}.{m[4]}",
-            ),
-            (
-                r"features\.([1357])\.(\d+)\.layer_scale",
-                lambda m: f"stages.{int(m[1]) // 2}.{m[2]}.project.layer_scale",
-            ),
-            (rf"classifier\.0\.{_WB}", r"head.norm.\1"),
-            (rf"classifier\.2\.{_SEQUENCE}{_WB}", r"head.classifier.\1"),
-        ),
-        classifier=r"classifier\.(?!0\.).*",
-    ),
-)  # fmt: skip
-
-_SIBLINGS = {"transformers": ("classifier.",)}  # keys that stand beside the prefix, not below it
-_OF_TIMM = ("timm", "open_clip")  # the other layouts know the papers' arithmetic only: LayerNorm, 1e-6, exact GELU
+_OF_TIMM = (
+    "timm",
+    "open_clip",
+    "timm_features",
+)  # the other layouts know the papers' arithmetic only: LayerNorm, 1e-6, exact GELU
 
 
 def has_anchor(state: Mapping[str, Tensor]) -> bool:
     """Whether some ConvNeXt is in it, below any prefix."""
-    return any(key == layout.anchor or key.endswith("." + layout.anchor) for layout in LAYOUTS for key in state)
+    return any(layout.prefixes(state) for layout in LAYOUTS)
 
 
 def convert(
-    state: Mapping[str, Tensor], where: str, prefix: str | None = None, *, classifier: bool = True
+    state: Mapping[str, Tensor],
+    where: str,
+    prefix: str | None = None,
+    *,
+    task: Task = "classify",
+    head_activation: HeadActivation | None = None,
 ) -> Converted:
     """Translate a state dict of any known layout.
 
@@ -176,59 +63,154 @@ def convert(
         state: key to tensor; nothing is modified.
         where: how to call the checkpoint in an error.
         prefix: take only the keys below it. None: found by the layout's anchor.
-        classifier: whether it is used. If not, it may have any form.
+        task: without a classifier, that may have any form; with maps, a backbone may stand beside anything.
+        head_activation: between the two linears of an MLP head, which its tensors do not tell.
 
     Raises:
         WeightsError: no layout fits, several prefixes fit, or a key is left over.
     """
+    whole = state = _unwrapped(state, where)
+    prefix = None if prefix is None else beside.unwrapped(prefix)
     if prefix is not None:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    layout, found = _recognise(state, where)
-    parent = found[: found.rstrip(".").rfind(".") + 1]
-    siblings = tuple(parent + name for name in _SIBLINGS.get(layout.name, ()))
-    tensors: dict[str, Tensor] = {}
-    sources: dict[str, str] = {}
-    unknown, counters = [], []
+    layout, found, others = _recognise(state, where)
+    notes = []
+    if others:
+        notes.append(f"taking {found} of {where}, and not {', '.join(others)} (--weights-key chooses)")
+        state = {key: value for key, value in state.items() if key.startswith(found) or not key.startswith(others)}
+    keys = _translated(state, layout, found, where)
+    tensors, outside, left = keys.tensors, keys.outside, keys.counters
+    _refuse_differing_copies(state, layout, found, tensors, where)
+    around = [key for key in whole if not key.startswith(((prefix or "") + found, *keys.siblings)) and whole[key].ndim]
+    levels = _level_norms(layout, tensors, pooled=task != "features" or not around)
+    backbone = (layout.backbone or bool(levels)) and "head.norm.weight" not in tensors
+    if backbone and task != "features":
+        raise WeightsError(
+            f"{where} ({layout.name} layout) is a backbone: it gives maps and has no head; use --task features"
+        )
+    normalization = beside.normalization(state, outside, _channels(tensors), where)
+    if normalization is not None:
+        outside = [key for key in outside if key not in normalization.keys]
+        notes.append(f"{' and '.join(normalization.keys)} are taken for the normalization of the pixels")
+    head, root = keys.head, found + layout.classifier
+    behind = None if head or backbone else beside.head(state, outside, keys.parent, _width(tensors))
+    if behind is not None:
+        own = {key: state[key] for key in outside if key.startswith(behind)}
+        outside = [key for key in outside if key not in own]
+        left = left if task == "classify" else [*left, *own]
+        if task == "classify":
+            head, root = {key.removeprefix(behind): value for key, value in own.items()}, behind
+            network = found.rstrip(".") or "the network"
+            notes.append(f"{behind.rstrip('.')} is taken for the classifier behind {network}")
+    if backbone:
+        left, outside = left + outside, []
+    if keys.inside or outside:
+        raise WeightsError(
+            f"{where} ({layout.name} layout) has keys that ConvNeXt does not: {_named(keys.inside + outside, 5)}; "
+            + (
+                f"load the ConvNeXt alone with --weights-key {(prefix or '') + found} "
+                f"({sum(key.startswith(found) for key in state)} of {len(state)} keys)"
+                if found and not keys.inside
+                else "name the part to load with --weights-key (a wrapper or a key prefix)"
+            )
+        )
+    notes += [f"left out {_named(left, 3)}, beside the model"] if left else []
+    classifier = Classifier({f"head.classifier.{name}": v for name, v in head.items() if name in ("weight", "bias")})
+    if task == "classify" and head:
+        classifier = classifier_of(head, root, where, head_activation)
+        notes += classifier.notes
+    if classifier.tensors.keys() & tensors.keys():
+        raise WeightsError(f"{where} ({layout.name} layout) has two heads; name the part to load with --weights-key")
+    norm_first = any(key.startswith(found + "norm_pre.") for key in state)
+    described = _described(layout.name, tensors | classifier.tensors, norm_first, where)
+    mlp = None
+    if classifier.hidden is not None and classifier.activation is not None:
+        mlp = (classifier.hidden, classifier.activation)
+        described.visible["head_hidden"] = None  # a fine-tune's head tells nothing of the variant
+    return replace(described, note="; ".join(notes) or None, normalization=normalization, level_norms=levels, mlp=mlp)
+
+
+def _unwrapped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
     for key, value in state.items():
-        bare = "\0"  # outside the prefix: matches no rule
-        if key.startswith(found):
-            bare = key[len(found) :]
-        elif key.startswith(siblings):
-            bare = key[len(parent) :]
-        name = _translate(layout, bare)
-        if name in tensors and not classifier and re.fullmatch(layout.classifier, bare, re.DOTALL):
+        if beside.unwrapped(key) in found:
+            raise WeightsError(f"{where} has {beside.unwrapped(key)} a second time, as {key}; expected it once")
+        found[beside.unwrapped(key)] = value
+    return found
+
+
+@dataclass(slots=True)
+class _Keys:
+    """A state dict's keys by what they are. `head` is below the layout's own name for it."""
+
+    parent: str  # what stands before the last name of the network's prefix
+    siblings: tuple[str, ...]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    head: dict[str, Tensor] = field(default_factory=dict)
+    inside: list[str] = field(default_factory=list)  # below the prefix, and no parameter of a ConvNeXt
+    outside: list[str] = field(default_factory=list)
+    counters: list[str] = field(default_factory=list)  # such as AveragedModel's `n_averaged`; no weight is one number
+
+
+def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: str) -> _Keys:
+    parent = found[: found.rstrip(".").rfind(".") + 1]
+    keys = _Keys(parent, tuple(parent + name for name in layout.siblings))
+    sources: dict[str, str] = {}
+    for key, value in state.items():
+        if not key.startswith((found, *keys.siblings)):
+            if value.ndim == 0:
+                keys.counters.append(key)
+            elif not re.fullmatch(layout.ignored, "\0", re.DOTALL):
+                keys.outside.append(key)
             continue
-        if name in tensors:
+        bare = key[len(found if key.startswith(found) else parent) :]
+        if bare.startswith(layout.classifier):
+            keys.head[bare.removeprefix(layout.classifier)] = value
+            continue
+        name = layout.named(bare)
+        if name in keys.tensors:
             raise WeightsError(
                 f"{where} ({layout.name} layout) has {sources[name]} and {key}, which mean the same; "
                 "expected one of them"
             )
         if name is not None:
-            tensors[name], sources[name] = value, key
-        elif bare == "\0" and found and value.ndim == 0:
-            counters.append(key)  # such as AveragedModel's `n_averaged`; no weight is a single number
-        elif not re.fullmatch(layout.ignored, bare, re.DOTALL) and (
-            classifier or not re.fullmatch(layout.classifier, bare, re.DOTALL)
-        ):
-            unknown.append(key)
-    if unknown:
-        shown = _named(unknown, 5)
-        inside = sum(key.startswith(found) for key in state)
-        outside = bool(found) and not any(key.startswith(found) for key in unknown)
+            keys.tensors[name], sources[name] = value, key
+        elif layout.copied(bare) is None and not re.fullmatch(layout.ignored, bare, re.DOTALL):
+            keys.inside.append(key)
+    return keys
+
+
+def _refuse_differing_copies(
+    state: Mapping[str, Tensor], layout: Layout, found: str, tensors: Mapping[str, Tensor], where: str
+) -> None:
+    for key, value in state.items():
+        name = layout.copied(key[len(found) :]) if key.startswith(found) else None
+        original = tensors.get(name) if name is not None else None
+        if original is None or value.is_meta or original.is_meta or torch.equal(value, original):
+            continue
         raise WeightsError(
-            f"{where} ({layout.name} layout) has keys that ConvNeXt does not: {shown}; "
-            + (
-                f"load the ConvNeXt alone with --weights-key {(prefix or '') + found} ({inside} of {len(state)} keys)"
-                if outside
-                else "name the part to load with --weights-key (a wrapper or a key prefix)"
-            )
+            f"{where} ({layout.name} layout): {key} differs from the {name} that it is a copy of; expected equal "
+            "values, because one of them is left out; save the checkpoint again"
         )
-    norm_first = any(key.startswith(found + "norm_pre.") for key in state)
-    notes = [f"left out {_named(counters, 3)}, a counter beside the model"] if counters else []
-    head = sources.get("head.classifier.weight", "")
-    if classifier and re.search(r"\.[1-9]\d*\.weight$", head) and not head.endswith("classifier.2.weight"):
-        notes.append(f"{head} is taken as the classifier: what stands before it has no weights, as dropout has none")
-    return replace(_described(layout.name, tensors, norm_first, where), note="; ".join(notes) or None)
+
+
+def _level_norms(layout: Layout, tensors: dict[str, Tensor], pooled: bool) -> tuple[int, ...]:
+    """The levels whose maps have a norm.
+
+    mmpretrain's classifiers call the norm of the pooled vector `norm3`, as a detector's backbone calls that of the
+    last map. It is the latter where other levels have one too, or where the heads of a detector stand beside it.
+
+    Args:
+        pooled: the last norm, where it is the only one, is taken for that of the pooled vector.
+    """
+    levels = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("level_norms.")})
+    if layout.name == "mmpretrain" and levels == [4] and pooled and "head.norm.weight" not in tensors:
+        for parameter in ("weight", "bias"):
+            value = tensors.pop(f"level_norms.4.{parameter}", None)
+            if value is not None:
+                tensors[f"head.norm.{parameter}"] = value
+        return ()
+    return tuple(levels)
 
 
 def _named(keys: list[str], most: int) -> str:
@@ -237,31 +219,34 @@ def _named(keys: list[str], most: int) -> str:
     return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def _translate(layout: Layout, key: str) -> str | None:
-    for pattern, replacement in layout.rules:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return replacement(match) if callable(replacement) else match.expand(replacement)
-    return None
-
-
-def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str]:
+def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str, tuple[str, ...]]:
+    """The layout, the network's prefix, and the prefixes of its copies that are not taken."""
     for layout in LAYOUTS:
-        prefixes = sorted(
-            key.removesuffix(layout.anchor)
-            for key in state
-            if key == layout.anchor or key.endswith("." + layout.anchor)
-        )
+        prefixes = layout.prefixes(state)
+        best = beside.averaged(prefixes) if len(prefixes) > 1 else None
+        if best is not None:
+            return layout, best, tuple(prefix for prefix in prefixes if prefix != best)
         if len(prefixes) > 1:
             raise WeightsError(
                 f"{where} holds {len(prefixes)} ConvNeXts, below {', '.join(_counted(p, state) for p in prefixes)}; "
                 "choose one with --weights-key"
             )
         if prefixes:
-            return layout, prefixes[0]
+            return layout, prefixes[0], ()
     shown = _named(list(state), 4) or "no tensors"
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise WeightsError(f"{where} is not a ConvNeXt checkpoint (keys: {shown}); expected one of the layouts {known}")
+
+
+def _channels(tensors: Mapping[str, Tensor]) -> int:
+    stem = tensors.get("stem.0.weight")
+    return stem.shape[1] if stem is not None and stem.ndim == 4 else 0
+
+
+def _width(tensors: Mapping[str, Tensor]) -> int:
+    """Of the pooled vector."""
+    conv = tensors.get("stages.3.0.dwconv_norm.conv.weight")
+    return conv.shape[0] if conv is not None and conv.ndim == 4 else 0
 
 
 def _counted(prefix: str, state: Mapping[str, Tensor]) -> str:
@@ -296,6 +281,7 @@ def _described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where:
                 f"{where} ({layout} layout) has a depthwise weight of shape {tuple(conv.shape)}; "
                 "expected (C, 1, k, k) with odd k"
             )
+    _refuse_other_patches(stem, len(stem_convs) == 2, where, layout)
     if 0 in stem.shape:
         raise WeightsError(f"{where} ({layout} layout) has an empty weight in its stem, {tuple(stem.shape)}")
     kind = "patch"
@@ -306,6 +292,13 @@ def _described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where:
     hidden, classifier = tensors.get("head.hidden.weight"), tensors.get("head.classifier.weight")
     if any(linear is not None and (linear.ndim == 0 or linear.shape[0] == 0) for linear in (hidden, classifier)):
         raise WeightsError(f"{where} ({layout} layout) has a linear without rows in its head")
+    first, width = hidden if hidden is not None else classifier, depthwise[3].shape[0]
+    if first is not None and first.ndim > 1 and first.shape[1] == 2 * width:
+        raise WeightsError(
+            f"{where} ({layout} layout) has a head of {2 * width} channels on {width}: a pooling that joins average "
+            "and maximum (global_pool catavgmax, fastai's AdaptiveConcatPool2d); expected global_pool avg"
+        )
+    _fill_biases_that_no_convolution_has(tensors)
     visible = {
         "depths": tuple(depths),
         "dims": tuple(conv.shape[0] for conv in depthwise),
@@ -318,6 +311,26 @@ def _described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where:
         "head_hidden": None if hidden is None else hidden.shape[0],
     }
     return Converted(layout, tensors, visible, 0 if classifier is None else classifier.shape[0], stem.shape[1])
+
+
+def _refuse_other_patches(stem: Tensor, overlapping: bool, where: str, layout: str) -> None:
+    side, what = (3, "an overlapping stem") if overlapping else (4, "patches")
+    if stem.ndim == 4 and stem.shape[2:] != (side, side):
+        high, wide = stem.shape[2:]
+        raise WeightsError(
+            f"{where} ({layout} layout) has {what} of {high}x{wide} pixels (patch_size {high}); expected "
+            f"{side}x{side}, as every published ConvNeXt has"
+        )
+
+
+def _fill_biases_that_no_convolution_has(tensors: dict[str, Tensor]) -> None:
+    """Of a network that was made with `conv_bias=False`, whose norms have the biases. One missing alone is damage."""
+    weights = [name for name in tensors if name.endswith((".conv.weight",)) or name.startswith("stem.convs.")]
+    convs = [name.removesuffix("weight") for name in weights if name.endswith("weight")]
+    if convs and not any(f"{name}bias" in tensors for name in convs):
+        for name in convs:
+            weight = tensors[f"{name}weight"]
+            tensors[f"{name}bias"] = weight.new_zeros(weight.shape[0] if weight.ndim else 0)
 
 
 def _stem_name(name: str, convs: list[int]) -> str:
@@ -352,6 +365,10 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
     names = registry.recognise(converted.visible, norm_bias)
     found = converted.visible | {"norm": f"with{'' if norm_bias else 'out'} bias"}
     counts: dict[str, Any] = {"num_classes": converted.num_classes, "in_chans": converted.in_chans}
+    if converted.mlp is not None:
+        counts["head_hidden"], counts["head_activation"] = converted.mlp
+    if converted.level_norms:
+        counts["level_norms"] = converted.level_norms
     if converted.layout == "transformers":
         counts["head_norm_eps"] = 1e-12  # the default of its configs
     if converted.layout not in _OF_TIMM:
@@ -375,4 +392,4 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
             f"{where} has norms without bias and widths {converted.visible['dims']} of no published variant, so "
             "whether they are RMSNorm or SimpleNorm cannot be told; only published variants of these can be loaded"
         )
-    return ModelSpec(architecture="custom", **converted.visible, **counts)
+    return ModelSpec(architecture="custom", **(converted.visible | counts))

@@ -46,7 +46,7 @@ def fold_norm_affine(model: ConvNeXt) -> None:
     """`W (g n + b) + c` becomes `(W g) n + (W b + c)` wherever a norm is followed by a linear or a convolution.
 
     The stem's norm stays: its output is the residual stream and meets a zero-padded convolution. An embedding's
-    last norm stays too: nothing follows it.
+    last norm and those of maps stay too: nothing follows them.
     """
     for block in blocks(model):
         _fold_affine(block.dwconv_norm.norm, block.expand.linear)
@@ -107,7 +107,7 @@ def fold_preprocessing(model: ConvNeXt, preprocessing: Preprocessing) -> None:
 
 @torch.no_grad()
 def cast_parameters(model: ConvNeXt, precision: Precision, kept: Collection[str] = ()) -> None:
-    """Convert parameters and float buffers; the norm of a pooled vector stays in float32, quantized weights as is.
+    """Convert parameters and float buffers; norms of what is put out stay in float32, quantized weights as they are.
 
     Args:
         kept: names of operations (`stages.2.0.project`, `head`) that stay in float32.
@@ -119,6 +119,7 @@ def cast_parameters(model: ConvNeXt, precision: Precision, kept: Collection[str]
     stay = {id(tensor) for name in kept for tensor in _tensors(model.get_submodule(name))}
     if model.head is not None and not model.head.norm_first:
         stay |= {id(tensor) for tensor in _tensors(model.head.norm)}
+    stay |= {id(tensor) for tensor in _tensors(model.level_norms)}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1 or id(tensor) in stay:
             continue

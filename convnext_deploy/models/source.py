@@ -1,11 +1,12 @@
 """Which model is meant: where its checkpoint is, and what is said about it beside what it says itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import arguments
 from ..records.base import Task
+from ..records.manifest import HeadActivation
 
 if TYPE_CHECKING:  # it needs torch, and refusing an argument does not
     from .checkpoint import Loaded
@@ -23,6 +24,8 @@ class Source:
     in_chans: int | None = None  # likewise
     weights_key: str | None = None  # wrapper or key prefix, where a file has several models
     preprocessing: Mapping[str, Any] | None = None  # fields of `Preprocessing` that override the checkpoint's
+    levels: tuple[int, ...] | None = None  # of the task features, 1 to 4; None: those that have a norm, or all
+    head_activation: HeadActivation | None = None  # between the linears of an MLP head, which tensors do not tell
 
     @classmethod
     def of(
@@ -36,13 +39,18 @@ class Source:
         in_chans: int | None = None,
         weights_key: str | None = None,
         preprocessing: Mapping[str, Any] | None = None,
+        levels: Sequence[int] | str | None = None,
+        head_activation: HeadActivation | None = None,
     ) -> "Source":
         """The arguments of a public function, each in any form that it may be written in.
 
         Raises:
             UsageError: the first that is not what its name means.
         """
-        arguments.check(variant=variant, task=task, num_classes=num_classes, in_chans=in_chans, weights_key=weights_key)
+        arguments.check(
+            variant=variant, task=task, num_classes=num_classes, in_chans=in_chans, weights_key=weights_key,
+            head_activation=head_activation,
+        )  # fmt: skip
         return cls(
             weights=arguments.maybe(arguments.weights, "weights", weights),
             variant=variant,
@@ -52,6 +60,8 @@ class Source:
             in_chans=in_chans,
             weights_key=weights_key,
             preprocessing=arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing),
+            levels=arguments.maybe(arguments.levels, "levels", levels),
+            head_activation=head_activation,
         )
 
     def load(self) -> "Loaded":
@@ -67,4 +77,6 @@ class Source:
             in_chans=self.in_chans,
             weights_key=self.weights_key,
             preprocessing=self.preprocessing,
+            levels=self.levels,
+            head_activation=self.head_activation,
         )

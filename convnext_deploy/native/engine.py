@@ -111,15 +111,17 @@ class Engine:
         chans = int(info.in_chans)
         self.input_dtype = np.dtype(np.uint8 if info.input else np.float32)
         self.input_shape = (batch, height, width, chans) if info.input else (batch, chans, height, width)
-        self.outputs: tuple[NDArray[np.float32], ...] = tuple(
-            np.zeros(
+        made = {
+            i: np.zeros(
                 (batch, info.channels[i])
                 + ((height // (STRIDE >> (3 - i)), width // (STRIDE >> (3 - i))) if info.is_map else ()),
                 np.float32,
             )
             for i in range(info.outputs)
-        )
-        self._pointers = (ctypes.c_void_p * 4)(*(output.ctypes.data for output in self.outputs))
+            if info.channels[i]
+        }
+        self.outputs: tuple[NDArray[np.float32], ...] = tuple(made.values())
+        self._pointers = (ctypes.c_void_p * 4)(*(made[i].ctypes.data if i in made else None for i in range(4)))
         self._input: NDArray[Any] | None = None
 
     def bind(self, images: NDArray[Any]) -> None:

@@ -33,8 +33,18 @@ def network_of(model: ConvNeXt) -> packed.Network:
             norm_first=model.head.norm_first,
             hidden=None if model.head.hidden is None else _product(model.head.hidden),
             classifier=None if model.head.classifier is None else _product(model.head.classifier),
+            activation=model.head.activation,
         ),
+        features=() if model.head is not None else tuple(_features(model, stage) for stage in range(len(model.stages))),
     )
+
+
+def _features(model: ConvNeXt, stage: int) -> packed.Features | None:
+    level, spec = str(stage + 1), model.spec
+    if stage + 1 not in spec.levels:
+        return None
+    norm = _norm(cast(ChannelNorm, model.level_norms[level])) if level in model.level_norms else None
+    return packed.Features(channels=spec.dims[stage], norm=norm)
 
 
 def _block(block: nn.Module) -> packed.Block:

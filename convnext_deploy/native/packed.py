@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..artifact.manifest import writing
 from ..records.base import InputKind
-from ..records.manifest import Activation, Norm
+from ..records.manifest import Activation, HeadActivation, Norm
 
 Floats = NDArray[np.float32]
 ProductType = Literal["fp32", "bf16", "int8"]
@@ -22,7 +22,7 @@ ProductType = Literal["fp32", "bf16", "int8"]
 TYPES: tuple[ProductType, ...] = ("fp32", "bf16", "int8")  # a type's number in the file is its place here
 KINDS = ("stem_patch", "stem_conv", "block", "downsample", "features", "head")
 NORMS = (None, "layernorm", "rmsnorm", "simplenorm")
-ACTIVATIONS = (None, "gelu", "gelu_tanh", "silu")
+ACTIVATIONS = (None, "gelu", "gelu_tanh", "silu", "relu", "tanh")
 INPUTS = ("float32", "uint8")
 MAGIC, VERSION, ALIGNMENT, BLOCK = b"CNXTPACK", 1, 64, 16
 HEADER = struct.Struct("<8sIIQII32x")
@@ -87,23 +87,33 @@ class Downsample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Features:
+    """A stage's map as an output, through a norm where there is one."""
+
+    channels: int
+    norm: ChannelNorm | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Head:
     norm: ChannelNorm
     norm_first: bool  # normalize, then pool
-    hidden: Product | None = None  # followed by GELU
+    hidden: Product | None = None  # followed by the activation
+    activation: HeadActivation = "gelu"
     classifier: Product | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A ConvNeXt with everything folded that can be. Without a head its outputs are the four stages' maps."""
+    """A ConvNeXt with everything folded that can be. Its outputs are the head's vector, or the maps of some stages."""
 
     input: InputKind
     in_chans: int
     stem: Stem
-    stages: tuple[tuple[Block, ...], ...]  # four
-    downsamples: tuple[Downsample, ...]  # three
+    stages: tuple[tuple[Block, ...], ...]  # four; fewer where the last map is that of an earlier one
+    downsamples: tuple[Downsample, ...]  # one fewer
     head: Head | None
+    features: tuple[Features | None, ...] = ()  # of each stage; None: its map is no output
 
 
 def names(kinds: Iterable[str]) -> tuple[str, ...]:
@@ -150,16 +160,15 @@ def write(network: Network, path: Path) -> None:
 
 
 def _operations(network: Network) -> Iterator[Any]:
-    """What `_Writer.operation` takes: a part of the network; a stem and its convolution's index; a map's channels."""
+    """What `_Writer.operation` takes: a part of the network, or a stem and its convolution's index."""
     for index in range(len(network.stem.convs)):
         yield network.stem, index
     for stage, blocks in enumerate(network.stages):
         if stage:
             yield network.downsamples[stage - 1]
         yield from blocks
-        if network.head is None:
-            before = network.downsamples[stage - 1].conv if stage else network.stem.convs[-1]
-            yield len(before.weight)
+        if network.head is None and network.features[stage] is not None:
+            yield network.features[stage]
     if network.head is not None:
         yield network.head
 
@@ -205,13 +214,13 @@ class _Writer:
                 "head",
                 width or self.channels,
                 norm=part.norm,
-                activation="gelu" if part.hidden is not None else None,
+                activation=None if part.hidden is None or part.activation == "none" else part.activation,
                 flags=int(part.norm_first),
                 a=self._product(part.hidden, (1, width)),
                 b=self._product(part.classifier, (1, part.classifier.weight.shape[1] if part.classifier else 0)),
             )
-        if isinstance(part, int):
-            return self._record("features", part)
+        if isinstance(part, Features):
+            return self._record("features", part.channels, norm=part.norm)
         stem, index = part
         last = index == len(stem.convs) - 1
         patch = len(stem.convs) == 1
@@ -234,7 +243,7 @@ class _Writer:
         *,
         kernel: int = 0,
         norm: ChannelNorm | None = None,
-        activation: Activation | None = None,
+        activation: HeadActivation | None = None,
         flags: int = 0,
         grn_eps: float = 0.0,
         dw_weight: int = 0,

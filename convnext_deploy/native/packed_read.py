@@ -27,7 +27,7 @@ def contents(path: Path) -> Contents:
         dw_weight, dw_bias, norm_weight, norm_bias, grn_weight, grn_bias, mean = places
         a, b = (PRODUCT.unpack_from(record, OPERATION.size + index * PRODUCT.size) for index in range(2))
         made = b[2] if kind == "head" else a[2]
-        width = {"block": channels, "downsample": channels, "head": channels}.get(kind, made)
+        width = made if kind.startswith("stem") else channels
         if mean:
             tensors.append(Tensor(f"{name} mean", "float32", _vector(file, mean, channels)))
         if dw_weight:

@@ -57,7 +57,7 @@ def products(model: ConvNeXt) -> dict[str, str]:
     found = {}
     if model.spec.stem == "patch":
         found["stem"] = "stem.convs.0"
-    for stage in range(4):
+    for stage in range(len(model.stages)):
         if stage:
             found[f"downsamples.{stage - 1}"] = f"downsamples.{stage - 1}.conv"
         for index in range(model.spec.depths[stage]):
@@ -72,7 +72,7 @@ def products(model: ConvNeXt) -> dict[str, str]:
 def operations(model: ConvNeXt) -> tuple[str, ...]:
     """Every operation that a plan can name, in the order in which it runs."""
     names = ["stem"]
-    for stage in range(4):
+    for stage in range(len(model.stages)):
         if stage:
             names.append(f"downsamples.{stage - 1}")
         for index, block in enumerate(cast("nn.ModuleList", model.stages[stage])):

@@ -22,7 +22,9 @@ from .plan import QuantizationRecord
 Stem = Literal["patch", "overlap", "overlap_tiered", "overlap_act"]
 Norm = Literal["layernorm", "rmsnorm", "simplenorm"]
 Activation = Literal["gelu", "gelu_tanh", "silu"]
+HeadActivation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh", "none"]
 Head = Literal["pool_norm", "norm_pool"]
+Level = Annotated[int, msgspec.Meta(ge=1, le=4)]
 
 
 class ModelSpec(Record, frozen=True, kw_only=True):
@@ -41,10 +43,19 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     grn: bool = False
     head: Head = "pool_norm"
     head_hidden: Positive | None = None
+    head_activation: HeadActivation = "gelu"  # behind the hidden linear
     num_classes: Annotated[int, msgspec.Meta(ge=0)] = 1000  # 0: no classifier
     in_chans: Positive = 3
     task: Task = "classify"
     image_size: tuple[Positive, Positive] = (224, 224)
+    # Of the maps of the task features, ascending: strides 4, 8, 16 and 32.
+    levels: Annotated[tuple[Level, ...], msgspec.Meta(min_length=1, max_length=4)] = (1, 2, 3, 4)
+    level_norms: tuple[Level, ...] = ()  # the levels whose maps have a norm of their own (backbones of detectors)
+
+    @property
+    def stages(self) -> int:
+        """How many stages are computed: those up to the last map that is asked for."""
+        return max(self.levels) if self.task == "features" else 4
 
 
 class Preprocessing(Record, frozen=True, kw_only=True):

@@ -74,6 +74,8 @@ def operations(spec: ModelSpec) -> Iterator[Operation]:
     pixels = [(height // s) * (width // s) for s in (4, 8, 16, 32)]
     yield _stem(spec, height * width, pixels[0])
     for index, (channels, depth) in enumerate(zip(spec.dims, spec.depths, strict=True)):
+        if index == spec.stages:
+            break
         stage, here = f"stage {index + 1}", pixels[index]
         if index:
             before = spec.dims[index - 1]

@@ -11,7 +11,7 @@ import msgspec
 
 from .. import env
 from ..accuracy import probes
-from ..artifact import manifest, readback, trust, verify
+from ..artifact import licences, manifest, readback, trust, verify
 from ..artifact.session import RunOptions, Session
 from ..errors import ParityError, PrecisionError
 from ..formats.base import Format
@@ -63,6 +63,7 @@ def built(fmt: Format, prepared: Prepared, folder: Path) -> Built:
     model, spec = graph.model, graph.export
     graph.say(f"building {fmt.name}")
     stand_in = fmt.build(graph, folder)
+    licences.write(prepared.weights.licence, folder)
     draft = described(
         model,
         spec,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import arguments, formats
 from ..accuracy import probes
-from ..artifact import manifest
+from ..artifact import licences, manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
 from ..data import preprocess
@@ -70,6 +70,8 @@ def export(
         manifest.check_target(out, force)
     say("loading the checkpoint")
     loaded = source.load()
+    if loaded.weights.licence:
+        say(f"licence of the weights: {licences.words(loaded.weights.licence)}")
     if loaded.note:
         say(loaded.note)
     model = loaded.model.spec

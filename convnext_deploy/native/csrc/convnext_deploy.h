@@ -37,8 +37,9 @@ typedef struct cnxt_session cnxt_session;
 typedef struct cnxt_info {
   uint32_t input;         /* 0: float32 (N, C, H, W), normalized; 1: uint8 (N, H, W, C), raw pixels */
   uint32_t in_chans;
-  uint32_t outputs;       /* 1, or 4 feature maps */
-  uint32_t channels[4];   /* of each output: (N, channels), or a map (N, channels, H / s, W / s), s = 4, 8, 16, 32 */
+  uint32_t outputs;       /* 1, or 4 for feature maps */
+  uint32_t channels[4];   /* of each output: (N, channels), or a map (N, channels, H / s, W / s), s = 4, 8, 16, 32; 0: a
+                             map that the network does not put out, whose pointer is not used */
   uint32_t is_map;        /* whether the outputs are maps */
   uint32_t operations;    /* in the file */
   uint32_t products[3];   /* matrix products in fp32, bf16, int8 */

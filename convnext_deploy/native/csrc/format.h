@@ -22,7 +22,7 @@ constexpr uint32_t MAX_KERNEL = 31;
 enum Type : uint32_t { FP32 = 0, BF16 = 1, INT8 = 2, TYPES = 3 };
 enum Kind : uint32_t { STEM_PATCH = 0, STEM_CONV = 1, BLOCK_OP = 2, DOWNSAMPLE = 3, FEATURES = 4, HEAD = 5, KINDS = 6 };
 enum Norm : uint32_t { NO_NORM = 0, LAYERNORM = 1, RMSNORM = 2, SIMPLENORM = 3, NORMS = 4 };
-enum Activation : uint32_t { IDENTITY = 0, GELU = 1, GELU_TANH = 2, SILU = 3, ACTIVATIONS = 4 };
+enum Activation : uint32_t { IDENTITY = 0, GELU = 1, GELU_TANH = 2, SILU = 3, RELU = 4, TANH = 5, ACTIVATIONS = 6 };
 enum Input : uint32_t { FLOAT32_NCHW = 0, UINT8_NHWC = 1, INPUTS = 2 };
 enum Flags : uint32_t { NORM_FIRST = 1 };  // of HEAD: normalize, then pool
 
@@ -56,7 +56,7 @@ struct Operation {
   float grn_eps;
   uint64_t dw_weight;     // BLOCK_OP: float [padded(C) / 16][kernel * kernel][16]
   uint64_t dw_bias;       // float [padded(C)]
-  uint64_t norm_weight;   // float [padded(C)] or 0
+  uint64_t norm_weight;   // float [padded(C)] or 0; of FEATURES with a norm: what the map goes through
   uint64_t norm_bias;     // float [padded(C)] or 0
   uint64_t grn_weight;    // BLOCK_OP: float [padded(4C)] or 0
   uint64_t grn_bias;      // float [padded(4C)] or 0

@@ -207,6 +207,8 @@ INLINE Finish rows_finish(uint32_t activation) {
     case GELU: return rows_epilogue<TYPE, OUT, GELU, E>;
     case GELU_TANH: return rows_epilogue<TYPE, OUT, GELU_TANH, E>;
     case SILU: return rows_epilogue<TYPE, OUT, SILU, E>;
+    case RELU: return rows_epilogue<TYPE, OUT, RELU, E>;
+    case TANH: return rows_epilogue<TYPE, OUT, TANH, E>;
     default: return rows_epilogue<TYPE, OUT, IDENTITY, E>;
   }
 }

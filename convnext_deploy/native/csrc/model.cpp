@@ -97,9 +97,9 @@ Model read_model(const void *data, size_t bytes) {
   model.operations.resize(header.operations);
   std::memcpy(model.operations.data(), model.data + sizeof(Header), header.operations * sizeof(Operation));
 
-  // The order of operations: a stem, then four stages with a downsample between them, then a head; or the maps of all
-  // four stages.
-  int stage = -1, convolutions = 0, emitted = 0;
+  // The order of operations: a stem, then four stages with a downsample between them, then a head; or as many stages as
+  // the last map needs, each with its map or without one.
+  int stage = -1, convolutions = 0;
   uint32_t channels = header.in_chans;
   bool closed = false, patched = false;
   for (size_t index = 0; index < model.operations.size(); index++) {
@@ -156,17 +156,17 @@ Model read_model(const void *data, size_t bytes) {
         r.unused(true, true, true);
         r.require(channels_are_valid(op.a.outputs), "outputs are 0 or above 65536");
         r.product(op.a, 4 * padded(channels), op.a.outputs, "downsample");
-        r.require(!model.maps || emitted == stage + 1, "a stage without its map");
         channels = op.a.outputs;
         model.channels[++stage] = channels;
         break;
       case FEATURES:
-        r.require(stage >= 0 && emitted == stage && op.channels == channels, "a map that is not the stage's only one");
-        r.norm(false, 1);
+        r.require(stage >= 0 && !(model.maps >> stage & 1) && op.channels == channels,
+                  "a map that is not the stage's only one");
+        r.norm(op.norm != NO_NORM, channels);
+        r.require(op.norm != NO_NORM || !(op.norm_weight | op.norm_bias), "tensors of no norm");
         r.unused(true, true, true);
         r.require(r.blank(op.a), "a product of another kind");
-        model.maps = true;
-        emitted++;
+        model.maps |= uint32_t{1} << stage;
         break;
       case HEAD: {
         r.require(stage == 3 && !model.maps, "a head that does not follow the last stage");
@@ -185,7 +185,8 @@ Model read_model(const void *data, size_t bytes) {
       }
     }
   }
-  if (!closed && emitted != 4) fail("the file ends before the head, or before the last stage's map");
+  if (!closed && model.operations.back().kind != FEATURES)
+    fail("the file ends before the head, or before the last stage's map");
   if (!patched && convolutions != 2) fail("a stem is one patch convolution or two others");
   return model;
 }
@@ -195,8 +196,9 @@ cnxt_info describe(const Model &model, uint32_t height, uint32_t width) {
   info.input = model.header->input;
   info.in_chans = model.header->in_chans;
   info.outputs = model.maps ? 4 : 1;
-  for (int s = 0; s < 4; s++) info.channels[s] = model.maps ? model.channels[s] : s == 0 ? model.width : 0;
-  info.is_map = model.maps;
+  for (int s = 0; s < 4; s++)
+    info.channels[s] = model.maps >> s & 1 ? model.channels[s] : !model.maps && s == 0 ? model.width : 0;
+  info.is_map = model.maps != 0;
   info.operations = static_cast<uint32_t>(model.operations.size());
   uint64_t pixels = uint64_t{height} * width;
   const auto count = [&](const Product &p, uint64_t inputs) {

@@ -25,7 +25,7 @@ struct Model {
 
   std::array<uint32_t, 4> channels;     // of each stage
   std::array<uint32_t, 4> margin = {};  // pixels that the stage's widest depthwise kernel reaches beyond the map
-  bool maps = false;                    // the outputs are feature maps
+  uint32_t maps = 0;                    // the stages whose maps are put out, as bits; 0: there is a head
   uint32_t width = 0;                   // of the output vector otherwise
 
   template <class T>

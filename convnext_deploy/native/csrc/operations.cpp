@@ -336,11 +336,31 @@ void Session::downsample(const Operation &op, Place &place) {
   mark(place, 5, &op.a);
 }
 
-// A stage's map as (N, C, H, W).
-void Session::features(Place &place) {
+// A stage's map as (N, C, H, W), and through its norm where it has one.
+void Session::features(const Operation &op, Place &place) {
   const Map &map = maps[place.stage];
-  const size_t area = size_t{map.height} * map.width;
+  const size_t area = size_t{map.height} * map.width, columns = map.columns();
   float *out = outputs[place.stage];
+  if (op.norm != NO_NORM) {
+    const Scratch &own = scratch[place.thread];
+    for_tiles(share(map.pixels(), place.thread), tile[place.stage], [&](size_t first, size_t count) {
+      for (size_t i = 0; i < count; i++) gather(map, place.buffer, map.at(first + i), own.rows + i * columns);
+      Normalize n = {};
+      n.norm = op.norm, n.channels = map.channels, n.rows = static_cast<uint32_t>(count), n.type = FP32, n.eps = op.eps;
+      n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
+      n.in = own.rows, n.in_stride = columns, n.out = own.rows, n.out_stride = columns * sizeof(float);
+      kernels.normalize(n);
+      for (size_t i = 0; i < count;) {  // a tile may reach into the next image
+        const size_t image = (first + i) / area, pixel = (first + i) % area, rows = std::min(count - i, area - pixel);
+        for (size_t c = 0; c < map.channels; c++) {
+          float *to = out + (image * map.channels + c) * area + pixel;
+          for (size_t r = 0; r < rows; r++) to[r] = own.rows[(i + r) * columns + c];
+        }
+        i += rows;
+      }
+    });
+    return mark(place, 7, nullptr);
+  }
   const Span mine = share(size_t{batch} * map.channels, place.thread);
   for (size_t channel = mine.first; channel < mine.last; channel++) {
     const size_t image = channel / map.channels, c = channel % map.channels;

@@ -28,7 +28,7 @@ struct Bytes {  // 64-byte aligned, and exactly as long as the file: a sanitizer
 
 Bytes copy_of(const uint8_t *from, size_t size) {
   auto *data = static_cast<uint8_t *>(std::aligned_alloc(64, (size + 63) / 64 * 64));
-  std::memcpy(data, from, size);
+  if (size) std::memcpy(data, from, size);
   return {data, size};
 }
 

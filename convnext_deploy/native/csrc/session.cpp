@@ -117,6 +117,7 @@ size_t Session::lay_out(uint8_t *base) {
         stage++;
         break;
       case FEATURES:
+        if (op.norm != NO_NORM) rows = std::max(rows, columns);
         break;
       case HEAD:
         rows = std::max(rows, columns);
@@ -172,7 +173,7 @@ void Session::all_operations(uint32_t thread) {
       case STEM_CONV: stem_convolution(op, place); break;
       case BLOCK_OP: op.grn_weight ? block_with_grn(op, place) : block(op, place); break;
       case DOWNSAMPLE: downsample(op, place); break;
-      case FEATURES: features(place); break;
+      case FEATURES: features(op, place); break;
       default: head(op, place); break;
     }
     wait(place);

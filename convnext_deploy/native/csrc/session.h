@@ -73,7 +73,7 @@ class Session {
   void block(const Operation &, Place &);
   void block_with_grn(const Operation &, Place &);
   void downsample(const Operation &, Place &);
-  void features(Place &);
+  void features(const Operation &, Place &);
   void head(const Operation &, Place &);
 
   // The thread's share of `count` things.

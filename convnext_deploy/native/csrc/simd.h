@@ -208,6 +208,10 @@ INLINE Floats activated(Floats x, float gain) {
     return gain * sigmoid_times(x, x * (1.59576912f + 0.0713548163f * x * x));  // 2 sqrt(2 / pi) (x + 0.044715 x^3)
   } else if constexpr (A == SILU) {
     return gain * sigmoid_times(x, x);
+  } else if constexpr (A == RELU) {
+    return gain * greatest(x, splat(0.0f));
+  } else if constexpr (A == TANH) {
+    return gain * (sigmoid_times(splat(2.0f), 2.0f * x) - 1.0f);
   } else {
     return gain * x;
   }

@@ -1,0 +1,96 @@
+"""What stands in a file beside the network: its averaged copy, a normalization in front of it, a head behind it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import WeightsError
+from .heads import is_affine
+
+# What wrappers of torch put inside a module's names: torch.compile, FSDP and checkpointed activations.
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# In a prefix: of a copy that was averaged during training, beside the one that was trained.
+AVERAGED = {"ema_model", "model_ema", "ema", "net_ema", "ema_net", "averaged_model", "swa_model"}
+NAMES = (("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"))
+BGR = (103.53, 116.28, 123.675)  # ImageNet's mean, blue first
+CLOSE = 0.5  # pixel values
+
+
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """Of pixels in 0..1, as the buffers of a layer in front of the network have it, and these buffers' keys."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    keys: tuple[str, str]
+
+
+def unwrapped(key: str) -> str:
+    """A key without what wrappers put into it, wherever they stand."""
+    if not any(name in key for name in WRAPPED):
+        return key
+    return ".".join(part for part in key.split(".") if part not in WRAPPED)
+
+
+def averaged(prefixes: Iterable[str]) -> str | None:
+    """The prefix of the averaged copy of a network, where one of them is that."""
+    found = [prefix for prefix in prefixes if AVERAGED & set(prefix.split("."))]
+    return found[0] if len(found) == 1 else None
+
+
+def normalization(
+    state: Mapping[str, Tensor], outside: Iterable[str], channels: int, where: str
+) -> Normalization | None:
+    """The layer that normalizes pixels before the network.
+
+    Args:
+        outside: keys that stand beside the network.
+
+    Raises:
+        WeightsError: its values are those of images with blue first, which are not what is given here.
+    """
+    beside = set(outside)
+    for key in sorted(beside):
+        parent, _, name = key.rpartition(".")
+        for mean_name, std_name in NAMES:
+            other = f"{parent}.{std_name}" if parent else std_name
+            if name != mean_name or other not in beside:
+                continue
+            mean, std = (state[entry] for entry in (key, other))
+            if mean.is_meta or std.is_meta or not {mean.numel(), std.numel()} <= {1, channels}:
+                continue
+            values = [[float(value) for value in tensor.flatten()] for tensor in (mean, std)]
+            values = [value * channels if len(value) == 1 else value for value in values]
+            if max(max(value) for value in values) > 1:
+                if len(values[0]) == 3 and all(abs(a - b) < CLOSE for a, b in zip(values[0], BGR, strict=True)):
+                    raise WeightsError(
+                        f"{where}: {key} is the mean of images with blue first, and images are given with red first; "
+                        "reverse the channels of the stem's weight and of this mean"
+                    )
+                values = [[entry / 255 for entry in value] for value in values]  # of pixels in 0..255
+            return Normalization(tuple(values[0]), tuple(values[1]), (key, other))
+    return None
+
+
+def head(state: Mapping[str, Tensor], outside: Iterable[str], parent: str, width: int) -> str | None:
+    """What the names of one linear or MLP begin with that stands beside the network and takes its pooled vector.
+
+    Args:
+        outside: keys that stand beside the network.
+        parent: what stands before the network's own name.
+        width: channels of the pooled vector.
+    """
+    roots: dict[str, list[str]] = {}
+    for key in outside:
+        if key.startswith(parent):
+            roots.setdefault(parent + key.removeprefix(parent).partition(".")[0] + ".", []).append(key)
+    fitting = [
+        root
+        for root, keys in roots.items()
+        if all(key.startswith(root) and is_affine(key) for key in keys)
+        and any(state[key].ndim == 2 and state[key].shape[1] == width for key in keys)
+        and all(state[key].ndim <= 2 for key in keys)
+        and any(key.endswith("bias") for key in keys)
+    ]
+    return fitting[0] if len(fitting) == 1 else None
