@@ -3,9 +3,10 @@
 The same functions are in `convnext_deploy.api`. Nothing is imported before it is asked for.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what type checkers take to be true, without importing `typing`: Ctrl-C is caught the sooner
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import api
     from .api import bench, evaluate, export, gate, half, load, profile, quantize, refit, report, roofline
 
@@ -17,7 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         from .env import version
 

@@ -21,6 +21,7 @@ from PIL import Image
 from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact import manifest
 from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.cli import app
 from convnext_deploy.errors import UsageError
 from convnext_deploy.models import registry
 from convnext_deploy.native import library
@@ -104,7 +105,7 @@ def commands(artifact: Artifact, pictures: Path, checkpoint: Path, out: Path) ->
 
 
 def test_every_command_is_tested() -> None:
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == {
+    assert {command.name or command.callback.__name__ for command in app.app.registered_commands} == {
         *NAMES,
         "gate",  # tests/test_gate.py
         "quantize",  # tests/test_quantize.py
@@ -488,8 +489,8 @@ def test_a_word_in_the_wrong_place_names_what_does_the_job(arguments: list[str],
 
 
 def test_every_synonym_leads_to_something_that_is_there() -> None:
-    assert set(cli.SYNONYMS.values()) <= {*cli.COMMANDS, "--version", "--help"}
-    assert not set(cli.SYNONYMS) & set(cli.COMMANDS)
+    assert set(app.SYNONYMS.values()) <= {*app.COMMANDS, "--version", "--help"}
+    assert not set(app.SYNONYMS) & set(app.COMMANDS)
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])
@@ -498,7 +499,7 @@ def test_the_version_is_printed(option: str, capsys: Captured) -> None:
     assert capsys.readouterr().out == f"convnext-deploy {env.version()}\n"
 
 
-@pytest.mark.parametrize("arguments", [["-h"], *([name, "-h"] for name in cli.COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["-h"], *([name, "-h"] for name in app.COMMANDS)], ids=" ".join)
 def test_help_has_a_short_form(arguments: list[str], capsys: Captured) -> None:
     assert cli.run(arguments) == 0
     assert "Usage: convnext-deploy" in capsys.readouterr().out
