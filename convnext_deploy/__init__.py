@@ -26,7 +26,10 @@ def __getattr__(name: str) -> "Any":
     if name in __all__:
         import importlib
 
-        api = importlib.import_module(".api", __name__)
+        from .env import missing_named
+
+        with missing_named():
+            api = importlib.import_module(".api", __name__)
         return api if name == "api" else getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

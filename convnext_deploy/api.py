@@ -31,7 +31,8 @@ __all__ = ["bench", "evaluate", "export", "gate", "half", "load", "profile", "qu
 
 def __getattr__(name: str) -> Any:  # quantizing needs torch, and opening an artifact need not wait for it
     if name in ("half", "quantize"):
-        from .workflows import quantize
+        with env.missing_named():
+            from .workflows import quantize
 
         return getattr(quantize, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -40,6 +41,7 @@ def __getattr__(name: str) -> Any:  # quantizing needs torch, and opening an art
 LATENCY_S = 5.0  # of timing for each side of a gate
 
 
+@env.missing_named()
 def load(
     path: arguments.Location,
     *,
@@ -77,6 +79,7 @@ def _load(artifact: Artifact, options: RunOptions, trust: bool = False) -> Sessi
     return formats.opened(artifact, options, trust)
 
 
+@env.missing_named()
 def refit(
     path: arguments.Location,
     weights: arguments.Location,
@@ -121,6 +124,7 @@ def refit(
     )
 
 
+@env.missing_named()
 def evaluate(
     path: arguments.Location,
     data: arguments.Location,
@@ -188,6 +192,7 @@ def evaluate(
     )
 
 
+@env.missing_named()
 def gate(
     baseline: arguments.Location,
     candidate: arguments.Location,
@@ -321,6 +326,7 @@ def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions
     return {timing.artifact: timing for timing in measure.interleaved(sessions, images, LATENCY_S)}
 
 
+@env.missing_named()
 def profile(
     path: arguments.Location,
     *,
@@ -349,6 +355,7 @@ def profile(
     return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
 
 
+@env.missing_named()
 def roofline(
     variant: str,
     *,
@@ -406,6 +413,7 @@ def roofline(
     )
 
 
+@env.missing_named()
 def report(
     results: arguments.Location | Sequence[arguments.Location],
     *,
@@ -435,6 +443,7 @@ def report(
     return out
 
 
+@env.missing_named()
 def bench(
     artifacts: arguments.Location | Sequence[arguments.Location] = (),
     plan: "Plan | None" = None,
@@ -502,18 +511,19 @@ def bench(
 def _rows(
     groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: "Progress | None"
 ) -> Iterator[BenchResult]:
-    from .workflows import contenders
-    from .workflows.bench import bench as run
+    with env.missing_named():
+        from .workflows import contenders
+        from .workflows.bench import bench as run
 
-    groups = groups_of()
-    ceilings = None
-    rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
-    if rated:
-        say("measuring what this machine can do at most")
-        ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
-    for number, group in enumerate(groups):
-        shifted = progress and _shifted(progress, number, len(groups))
-        yield from run(group, plan, ceilings=ceilings, progress=shifted)
+        groups = groups_of()
+        ceilings = None
+        rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
+        if rated:
+            say("measuring what this machine can do at most")
+            ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
+        for number, group in enumerate(groups):
+            shifted = progress and _shifted(progress, number, len(groups))
+            yield from run(group, plan, ceilings=ceilings, progress=shifted)
 
 
 def _shifted(progress: "Progress", number: int, parts: int) -> "Progress":

@@ -109,9 +109,9 @@ def run(arguments: list[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if debug or package in ("", "convnext_deploy"):
             raise
-        from ..env import missing_line
+        from ..env import import_line
 
-        return _failed(missing_line(package), 2, arguments)
+        return _failed(import_line(error), 2, arguments)
     except OSError as error:  # the file system's own refusals: a name too long, a folder that cannot be read
         if debug:
             raise

@@ -49,6 +49,7 @@ def silent(_: str) -> None:
     """Default for `say`."""
 
 
+@env.missing_named()
 def export(
     weights: arguments.Location | None = None,
     *,

@@ -53,6 +53,7 @@ def no_progress(_: str) -> Callable[[int, int], None]:
     return lambda done, total: None
 
 
+@env.missing_named()
 def quantize(
     weights: arguments.Location | None = None,
     *,
@@ -255,6 +256,7 @@ def quantize(
     return plans.write(out, best.plan, best.tensors), result
 
 
+@env.missing_named()
 def half(
     weights: arguments.Location | None = None,
     *,
