@@ -211,7 +211,7 @@ RANDOM = ["export", "--weights", "random", "--variant", "test_convnext"]
         ([*RANDOM, "--batch", ""], "--batch ; expected N or"),
         ([*RANDOM, "--image-size", "abc"], "--image-size abc; expected pixels such as 224"),
         ([*RANDOM, "--image-size", "64x64x3"], "--image-size 64x64x3; expected pixels such as 224"),
-        ([*RANDOM, "--image-size", "100"], "image size 100x100 pixels; expected multiples of 32"),
+        ([*RANDOM, "--image-size", "31"], "image size 31x31 pixels; expected at least 32x32"),
         ([*RANDOM, "--image-size", "0"], "--image-size 0; expected pixels such as 224, or HEIGHTxWIDTH"),
         ([*RANDOM, "--num-classes", "many"], "Invalid value for '--num-classes'"),
         ([*RANDOM, "--num-classes", "0"], "0 classes; expected at least 1"),

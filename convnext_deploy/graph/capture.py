@@ -49,9 +49,7 @@ class DeployGraph:
     def program(self) -> ExportedProgram:
         """The module as torch.export sees it; computed when a format first asks for it."""
         batch = self.export.batch
-        sides = {
-            name: STRIDE * Dim(f"{name}_by_{STRIDE}", min=1, max=MAX_SIDE // STRIDE) for name in ("height", "width")
-        }
+        sides = {name: Dim(name, min=STRIDE, max=MAX_SIDE) for name in ("height", "width")}
         shapes = {
             axis: Dim("batch", min=batch.min, max=batch.max) if name == "batch" else sides[name]
             for axis, name in self.dynamic_axes.items()
@@ -75,8 +73,8 @@ def output_records(model: ModelSpec, export: ExportSpec) -> tuple[TensorRecord, 
         width = model.head_hidden or model.dims[3]
         return (TensorRecord(name="embedding", dtype="float32", shape=(batch, width)),)
     records = []
-    for channels, stride in zip(model.dims, (4, 8, 16, 32), strict=True):
-        sides: tuple[int | str, ...] = tuple(side // stride for side in model.image_size)
+    for channels, stride, size in zip(model.dims, (4, 8, 16, 32), model.map_sizes(), strict=True):
+        sides: tuple[int | str, ...] = size
         if export.dynamic_image_size:
             sides = (f"height/{stride}", f"width/{stride}")
         records.append(TensorRecord(name=f"stride{stride}", dtype="float32", shape=(batch, channels, *sides)))

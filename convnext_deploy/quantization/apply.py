@@ -80,11 +80,14 @@ class QuantizedPatches(QuantizedLinear):
         super().__init__(operation, weight, weight_scale, bias)
 
     def patches(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H / k, W / k, k * k * C)."""
+        """(N, H, W, C) -> (N, H // k, W // k, k * k * C)."""
         k = self.kernel_size
         _, height, width, channels = x.shape
-        x = x.reshape(-1, height // k, k, width // k, k, channels).permute(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, height // k, width // k, k * k * channels)
+        rows, columns = height // k, width // k
+        if not (isinstance(height, int) and isinstance(width, int) and height % k == width % k == 0):
+            x = x[:, : rows * k, : columns * k]  # what the stride leaves over; where sizes are dynamic, it may be none
+        x = x.reshape(-1, rows, k, columns, k, channels).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(-1, rows, columns, k * k * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return nchw(self.product(self.patches(self.codes(nhwc(x)))))

@@ -86,8 +86,8 @@ def export(
         precision: None: fp32, or with a plan what it says of the operations that it does not name.
         input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
         batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
-        image_size: one number or (height, width), in pixels, multiples of 32; None: what the checkpoint says, else 224.
-        dynamic_image_size: take any multiple of 32.
+        image_size: one number or (height, width), in pixels, at least 32; None: what the checkpoint says, else 224.
+        dynamic_image_size: take any size of at least 32x32 pixels.
         preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that
             override what stands beside the checkpoint; a plain state dict says nothing about them. One number for
             `mean` or `std` is for every channel.
