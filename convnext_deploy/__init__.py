@@ -3,9 +3,10 @@
 The same functions are in `convnext_deploy.api`. Nothing is imported before it is asked for.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what type checkers take to be true, without importing `typing`: Ctrl-C is caught the sooner
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import api
     from .api import bench, evaluate, export, gate, half, load, predict, profile, quantize, refit, report, roofline
 
@@ -17,7 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         from .env import version
 
@@ -25,7 +26,10 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         import importlib
 
-        api = importlib.import_module(".api", __name__)
+        from .env import missing_named
+
+        with missing_named():
+            api = importlib.import_module(".api", __name__)
         return api if name == "api" else getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

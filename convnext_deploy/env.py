@@ -39,9 +39,36 @@ def needs(module: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != module:
+        if _package(error) != module:
             raise
-        raise MissingPackageError(missing_line(module)) from None
+        raise MissingPackageError(import_line(error)) from None
+
+
+@contextmanager
+def missing_named() -> Iterator[None]:
+    """Turn an import that fails for want of a package, whichever it is, into that line. A decorator too.
+
+    Raises:
+        MissingPackageError: with the `pip install` to run.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if _package(error) not in PACKAGES:  # a mistake, or the caller's own module
+            raise
+        raise MissingPackageError(import_line(error)) from None
+
+
+def import_line(error: ModuleNotFoundError) -> str:
+    """The refusal for an import that failed: its package is missing, or is of a version without that module."""
+    package = _package(error)
+    if missing((package,)):
+        return missing_line(package)
+    return f"the {package} that is installed has no module {error.name}; run: {pip_line(package)} --upgrade {package}"
+
+
+def _package(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]
 
 
 def missing(modules: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,10 +13,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from convnext_deploy import cli
 from convnext_deploy.accuracy import predictions as files
 from convnext_deploy.artifact import manifest
+from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,7 +184,10 @@ def test_the_workflow_runs_what_ci_runs_and_every_template_is_yaml() -> None:
 def test_the_actions_options_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["gate", "--help"]) == 0
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    assert set(re.findall(r'"(--[a-z-]+)=', ACTION["runs"]["steps"][1]["run"])) <= known
+    given = set(re.findall(r"options\+=\(.*?(--[a-z-]+)", ACTION["runs"]["steps"][1]["run"]))
+    given |= {"--baseline", "--candidate", "--markdown", "--outputs"}
+    assert known - given == {"--json", "--quiet", "--debug", "--help"}
+    assert given <= known
 
 
 @pytest.mark.slow  # makes a virtual environment
@@ -204,6 +210,50 @@ def test_inconclusive_stops_the_job_unless_it_is_only_to_warn(warn: str, code: i
     assert job.outputs["gate"]["decision"] == "INCONCLUSIVE"
     assert int(job.outputs["gate"]["images-needed"]) > IMAGES
     assert ("::warning" in log) == (warn == "true")
+
+
+@pytest.fixture
+def images_and_labels(job: Runner) -> dict[str, str]:
+    """Images of five of ten classes, by folders, and the ten names."""
+    for number in range(1, 10, 2):
+        (job.checkout / "images" / f"class{number}").mkdir(parents=True)
+        Image.new("RGB", (64, 64), (20 * number, 90, 200 - 20 * number)).save(
+            job.checkout / "images" / f"class{number}" / "one.png"
+        )
+    (job.checkout / "labels.txt").write_text("".join(f"class{number}\n" for number in range(10)))
+    return {"data": "images", "labels": "labels.txt", "max_drop": "1"}
+
+
+@pytest.mark.slow
+def test_labels_number_the_classes_and_only_trust_runs_an_artifacts_code(
+    job: Runner,
+    images_and_labels: dict[str, str],
+    artifact_of: Callable[..., Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    artifact = str(artifact_of("torchscript").path)
+    inputs = {"baseline": artifact, "candidate": artifact, **images_and_labels}
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # another user's: there it was not built
+    code, summary, log = job.step("Gate", **inputs)
+    assert code == 2, log
+    assert "format torchscript runs code that the artifact brings" in summary
+    code, summary, log = job.step("Gate", **inputs, trust="true")
+    assert job.outputs["gate"]["decision"] != "ERROR", log
+    assert "on 5 images of images" in summary
+    code, summary, log = job.step("Gate", **inputs | {"labels": ""}, trust="true")
+    assert code == 2, log
+    assert "has 5 classes and the model has 10 outputs" in summary
+
+
+@pytest.mark.parametrize("flag", ["trust", "warn_on_inconclusive"])
+def test_a_flag_that_is_neither_true_nor_false_is_refused(flag: str, tmp_path: Path) -> None:
+    runner = Runner(tmp_path)
+    code, summary, log = runner.step("Gate", **{"baseline": "b.json", "candidate": "c.json", flag: "Yes"})
+    assert code == 2
+    assert f"error: {flag.replace('_', '-')}=Yes; expected true or false" in log
+    assert summary.startswith("### ERROR: no verdict")
+    assert runner.outputs["gate"]["decision"] == "ERROR"
 
 
 @pytest.mark.slow

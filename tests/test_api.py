@@ -124,7 +124,7 @@ def test_a_missing_package_is_refused_before_any_work(tmp_path: Path, replaced_f
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": (100, 100)}, "image size 100x100 pixels; expected multiples of 32"),
+        ({"image_size": (31, 100)}, "image size 31x100 pixels; expected at least 32x32"),
         ({"num_classes": 0}, "0 classes; expected at least 1"),
     ],
 )

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from convnext_deploy.data import image_source, sources
-from convnext_deploy.errors import DataError
+from convnext_deploy.data import image_source, numbering, sources
+from convnext_deploy.errors import DataError, UsageError
 
 
 def picture(path: Path) -> None:
@@ -167,3 +167,13 @@ def test_a_number_of_thousands_of_digits_is_a_name(tmp_path: Path) -> None:
         for digit in "12":
             tar.addfile(tarfile.TarInfo(f"{digit * 5000}/a.png"))
     assert len(sources.open_source(str(tmp_path / "a.tar"))) == 2
+
+
+def test_a_model_with_one_output_has_no_top_1_whatever_the_classes_are(tmp_path: Path) -> None:
+    """`eval`, `gate` and a search ask for the model's numbers of the classes first."""
+    for names in (("ant",), ("ant", "bee")):
+        picture(tmp_path / names[-1] / "a.png")
+        source = sources.open_source(str(tmp_path))
+        for given in (None, dict(zip(names, range(2), strict=False))):
+            with pytest.raises(UsageError, match=r"the model has one output, .* would be 100 % whatever it computes"):
+                numbering.numbered(source, 1, labels=None, given=given)

@@ -21,6 +21,7 @@ from PIL import Image
 from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact import manifest
 from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.cli import app
 from convnext_deploy.errors import UsageError
 from convnext_deploy.models import registry
 from convnext_deploy.native import library
@@ -104,7 +105,7 @@ def commands(artifact: Artifact, pictures: Path, checkpoint: Path, out: Path) ->
 
 
 def test_every_command_is_tested() -> None:
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == {
+    assert {command.name or command.callback.__name__ for command in app.app.registered_commands} == {
         *NAMES,
         "gate",  # tests/test_gate.py
         "quantize",  # tests/test_quantize.py
@@ -211,7 +212,7 @@ RANDOM = ["export", "--weights", "random", "--variant", "test_convnext"]
         ([*RANDOM, "--batch", ""], "--batch ; expected N or"),
         ([*RANDOM, "--image-size", "abc"], "--image-size abc; expected pixels such as 224"),
         ([*RANDOM, "--image-size", "64x64x3"], "--image-size 64x64x3; expected pixels such as 224"),
-        ([*RANDOM, "--image-size", "100"], "image size 100x100 pixels; expected multiples of 32"),
+        ([*RANDOM, "--image-size", "31"], "image size 31x31 pixels; expected at least 32x32"),
         ([*RANDOM, "--image-size", "0"], "--image-size 0; expected pixels such as 224, or HEIGHTxWIDTH"),
         ([*RANDOM, "--num-classes", "many"], "Invalid value for '--num-classes'"),
         ([*RANDOM, "--num-classes", "0"], "0 classes; expected at least 1"),
@@ -489,8 +490,8 @@ def test_a_word_in_the_wrong_place_names_what_does_the_job(arguments: list[str],
 
 
 def test_every_synonym_leads_to_something_that_is_there() -> None:
-    assert set(cli.SYNONYMS.values()) <= {*cli.COMMANDS, "--version", "--help"}
-    assert not set(cli.SYNONYMS) & set(cli.COMMANDS)
+    assert set(app.SYNONYMS.values()) <= {*app.COMMANDS, "--version", "--help"}
+    assert not set(app.SYNONYMS) & set(app.COMMANDS)
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])
@@ -499,7 +500,7 @@ def test_the_version_is_printed(option: str, capsys: Captured) -> None:
     assert capsys.readouterr().out == f"convnext-deploy {env.version()}\n"
 
 
-@pytest.mark.parametrize("arguments", [["-h"], *([name, "-h"] for name in cli.COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["-h"], *([name, "-h"] for name in app.COMMANDS)], ids=" ".join)
 def test_help_has_a_short_form(arguments: list[str], capsys: Captured) -> None:
     assert cli.run(arguments) == 0
     assert "Usage: convnext-deploy" in capsys.readouterr().out

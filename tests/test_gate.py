@@ -460,6 +460,14 @@ def test_predictions_of_another_result_are_refused() -> None:
         gate.judge(replace(before, predictions=after.predictions), after, Limits(max_drop=1))
 
 
+def test_a_model_with_one_output_gets_no_verdict_for_its_top_1_says_nothing() -> None:
+    labels = np.zeros(40, np.int64)
+    one = side(np.random.default_rng(0).normal(size=(40, 1)), labels)
+    assert one.result.top1 == 1
+    with pytest.raises(DataError, match="model has one output, so that its top-1 on images is 100 % whatever"):
+        gate.judge(one, one, Limits(max_drop=1))
+
+
 def test_other_labels_are_refused() -> None:
     labels = np.arange(30) % CLASSES
     with pytest.raises(DataError, match="labels of images differ"):

@@ -392,7 +392,7 @@ def test_an_engine_is_not_loaded_without_a_gpu(artifact: manifest.Artifact) -> N
         (["--target", ","], "names no GPU"),
         (["--profile", "1:8:512"], "leaves --batch 1:8:256"),
         (["--sides", "64:128:256"], "--sides is for --dynamic-image-size"),
-        (["--sides", "64:100:256", "--dynamic-image-size"], "expected multiples of 32"),
+        (["--sides", "31:100:256", "--dynamic-image-size"], "sides 31:100:256; expected 32 <= min <= opt <= max"),
         (["--refit", "strip"], "--refit strip needs an NVIDIA GPU"),
         (["--refit", "maybe"], "expected none, refit or strip"),
         (["--version-compatible"], "TensorRT-RTX has no --version-compatible"),

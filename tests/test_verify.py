@@ -95,6 +95,13 @@ def test_a_wrong_sign_fails_both_tiers() -> None:
     assert len(parity.failures) == 2
 
 
+def test_one_output_has_an_error_and_no_agreement_of_first_classes() -> None:
+    expected = reference()[:, :1]
+    parity = judged(expected, expected, classify=True)
+    assert (parity.failures, parity.relative_error, parity.top1_agreement) == ((), 0, None)
+    assert judged(-expected, expected, classify=True).failures
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_fail_whatever_else_is_right(value: float) -> None:
     found = reference()

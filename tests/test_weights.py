@@ -371,16 +371,18 @@ def test_classes_and_channels_may_be_repeated(file: Path) -> None:
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param((225, 224), id="height one above"),
-        pytest.param((224, 223), id="width one below"),
+        pytest.param((31, 224), id="height one below"),
+        pytest.param((224, 31), id="width one below"),
         pytest.param((16, 16), id="half a stride"),
         pytest.param((0, 0), id="nothing"),
         pytest.param((-32, 32), id="negative"),
     ],
 )
-def test_an_image_size_that_is_no_multiple_of_32_is_refused(file: Path, source: str, size: tuple[int, int]) -> None:
+def test_an_image_size_that_leaves_no_pixel_of_the_last_map_is_refused(
+    file: Path, source: str, size: tuple[int, int]
+) -> None:
     message = refusal(file if source == "file" else "random", variant="test_convnext2", image_size=size)
-    assert f"image size {size[0]}x{size[1]} pixels; expected multiples of 32" in message
+    assert f"image size {size[0]}x{size[1]} pixels; expected at least 32x32" in message
     assert "--image-size" in message
 
 
@@ -631,7 +633,7 @@ def edit(path: Path, **values: object) -> None:
         pytest.param({"interpolation": "cubic"}, "or beside the checkpoint: ", id="an unknown filter"),
         pytest.param({"crop_mode": "middle"}, "or beside the checkpoint: ", id="an unknown crop"),
         pytest.param({"mean": "0.5"}, "or beside the checkpoint: ", id="text for a list"),
-        pytest.param({"input_size": [3, 100, 100]}, "image size 100x100", id="no multiple of 32"),
+        pytest.param({"input_size": [3, 20, 100]}, "image size 20x100", id="below 32 pixels"),
         pytest.param({"input_size": 160}, "config.json cannot be understood", id="a number for a size"),
         pytest.param({"input_size": [3, "a", "b"]}, "image size axb", id="words for a size"),
     ],

@@ -234,7 +234,7 @@ def _opened_partial(out: Path, artifact: Artifact, source: sources.ImageSource, 
         raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out") from None
     except OSError as error:
         raise UsageError(f"{folder} cannot be used: {error.strerror}; choose another --out") from None
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise UsageError(f"{folder / IDENTITY_NAME} is damaged; remove the folder or give another --out") from None
     if found != identity:
         other = "artifact" if found.artifact_sha256 != identity.artifact_sha256 else "set of images"

@@ -191,6 +191,11 @@ def refuse_unmeasured(limits: Limits, *, sizes: bool, timings: bool) -> None:
 def _check_same_images(baseline: Side, candidate: Side) -> None:
     for side in (baseline, candidate):
         result, predictions = side.result, side.predictions
+        if predictions.top_classes.shape[1] < 2:
+            raise DataError(
+                f"{result.artifact} has one output, so that its top-1 on {result.data} is 100 % whatever it computes; "
+                "compare logits instead (`load` and `run` in Python)"
+            )
         if not _are_of(predictions, result):
             raise DataError(f"the predictions beside the result of {result.artifact} are not its own; evaluate again")
     one, other = baseline.result, candidate.result

@@ -25,9 +25,9 @@ Pixels = NDArray[np.uint8]  # (N, C, H, W)
 
 IMAGES = 16
 CHUNK = 4  # images at once where the source computes its reference; bounds the memory of large variants
-# Beside its own size, a model of any size is verified at the smallest, and at one that is not square and so large that
-# every tap of the last stage's 7x7 kernels meets more than padding.
-SIZES = ((32, 32), (160, 224))
+# Beside its own size, a model of any size is verified at the smallest, and at one that is not square, has rows and
+# columns left over at every stride, and is so large that every tap of the last 7x7 kernels meets more than padding.
+SIZES = ((32, 32), (191, 255))
 LARGEST_BYTES = 1 << 30  # of a batch's widest map, which bounds the largest batch that is verified
 
 

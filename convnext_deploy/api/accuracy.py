@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from .. import arguments
+from .. import arguments, env
 from ..artifact.session import RunOptions
 from ..errors import UsageError
 from ..records.accuracy import EvalResult, Limits, Verdict
@@ -14,6 +14,7 @@ from ..workflows.export import Say, silent
 from .artifacts import opened
 
 
+@env.missing_named()
 def evaluate(
     path: arguments.Location,
     data: arguments.Location,
@@ -80,6 +81,7 @@ def evaluate(
     )
 
 
+@env.missing_named()
 def gate(
     baseline: arguments.Location,
     candidate: arguments.Location,

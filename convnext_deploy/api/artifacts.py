@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .. import arguments, formats
+from .. import arguments, env, formats
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..quantization.plan import LoadedPlan
 
 
+@env.missing_named()
 def load(
     path: arguments.Location,
     *,
@@ -47,6 +48,7 @@ def opened(path: arguments.Location, **given: Any) -> Artifact:
     return manifest.verified(arguments.path("path", path, "an artifact folder"))
 
 
+@env.missing_named()
 def export(
     weights: arguments.Location | None = None,
     *,
@@ -85,8 +87,8 @@ def export(
         precision: None: fp32, or with a plan what it says of the operations that it does not name.
         input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
         batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
-        image_size: one number or (height, width), in pixels, multiples of 32; None: what the checkpoint says, else 224.
-        dynamic_image_size: take any multiple of 32.
+        image_size: one number or (height, width), in pixels, at least 32; None: what the checkpoint says, else 224.
+        dynamic_image_size: take any size of at least 32x32 pixels.
         levels: of the task features: which maps, of 1 to 4 (strides 4 to 32); None: those that have a norm in the
             checkpoint, as a detector's backbone has, else all.
         head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
@@ -171,6 +173,7 @@ def export(
     )
 
 
+@env.missing_named()
 def refit(
     path: arguments.Location,
     weights: arguments.Location,

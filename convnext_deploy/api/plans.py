@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from .. import arguments
+from .. import arguments, env
 from ..errors import UsageError
 from ..models.source import Source
 from ..records.base import InputKind, PlanType, Precision, Task
@@ -19,6 +19,7 @@ def no_progress(_: str) -> Callable[[int, int], None]:
     return lambda done, total: None
 
 
+@env.missing_named()
 def quantize(
     weights: arguments.Location | None = None,
     *,
@@ -138,6 +139,7 @@ def quantize(
     return workflow.quantize(source, recipe, goal, out=out, force=force, say=say, progress=progress)
 
 
+@env.missing_named()
 def half(
     weights: arguments.Location | None = None,
     *,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .. import arguments, formats
+from .. import arguments, env, formats
 from ..artifact.session import RunOptions, Session
 from ..records.base import Device
 from ..records.prediction import PredictResult
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..workflows.predict import Given
 
 
+@env.missing_named()
 def predict(
     model: arguments.Location | Session,
     images: "Given | Sequence[Given]",

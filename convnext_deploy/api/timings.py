@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..workflows.contenders import Contender
 
 
+@env.missing_named()
 def profile(
     path: arguments.Location,
     *,
@@ -47,6 +48,7 @@ def profile(
     return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
 
 
+@env.missing_named()
 def roofline(
     variant: str,
     *,
@@ -104,6 +106,7 @@ def roofline(
     )
 
 
+@env.missing_named()
 def report(
     results: arguments.Location | Sequence[arguments.Location],
     *,
@@ -133,6 +136,7 @@ def report(
     return out
 
 
+@env.missing_named()
 def bench(
     artifacts: arguments.Location | Sequence[arguments.Location] = (),
     plan: "Plan | None" = None,
@@ -200,18 +204,19 @@ def bench(
 def _rows(
     groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: "Progress | None"
 ) -> Iterator[BenchResult]:
-    from ..workflows import contenders
-    from ..workflows.bench import bench as run
+    with env.missing_named():
+        from ..workflows import contenders
+        from ..workflows.bench import bench as run
 
-    groups = groups_of()
-    ceilings = None
-    rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
-    if rated:
-        say("measuring what this machine can do at most")
-        ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
-    for number, group in enumerate(groups):
-        shifted = progress and _shifted(progress, number, len(groups))
-        yield from run(group, plan, ceilings=ceilings, progress=shifted)
+        groups = groups_of()
+        ceilings = None
+        rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
+        if rated:
+            say("measuring what this machine can do at most")
+            ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
+        for number, group in enumerate(groups):
+            shifted = progress and _shifted(progress, number, len(groups))
+            yield from run(group, plan, ceilings=ceilings, progress=shifted)
 
 
 def _shifted(progress: "Progress", number: int, parts: int) -> "Progress":

@@ -319,8 +319,8 @@ def check_images(images: Images, manifest: Manifest) -> None:
     if not export.batch.min <= n <= export.batch.max:
         raise InputError(f"batch {n}; this artifact takes {export.batch.min} to {export.batch.max} images at once")
     if export.dynamic_image_size:
-        if h % STRIDE or w % STRIDE or not h or not w:
-            raise InputError(f"images are {h}x{w} pixels; expected multiples of {STRIDE}")
+        if h < STRIDE or w < STRIDE:
+            raise InputError(f"images are {h}x{w} pixels; expected at least {STRIDE}x{STRIDE}")
     elif (h, w) != model.image_size:
         expected = "x".join(map(str, model.image_size))
         raise InputError(f"images are {h}x{w} pixels; expected {expected} (or export with --dynamic-image-size)")

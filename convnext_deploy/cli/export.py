@@ -36,7 +36,7 @@ def export(
     image_size: Annotated[
         str | None, typer.Option(help="Pixels: 224 or HEIGHTxWIDTH. Default: what the checkpoint says, else 224.")
     ] = None,
-    dynamic_image_size: Annotated[bool, typer.Option("--dynamic-image-size", help="Take any multiple of 32.")] = False,
+    dynamic_image_size: Annotated[bool, typer.Option("--dynamic-image-size", help="Take any size from 32x32.")] = False,
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
     levels: Annotated[
         str | None,

@@ -88,8 +88,14 @@ def numbered(
         given: from `class_map`; goes before everything else.
 
     Raises:
+        UsageError: the model has one output.
         DataError: the source's classes are not the model's, or nothing says which ones they are.
     """
+    if outputs == 1:
+        raise UsageError(
+            f"the model has one output, which is the first of all on every image: its top-1 on {source.name} would be "
+            "100 % whatever it computes; judge it by its logit (`load` and `run` in Python) and your own threshold"
+        )
     if source.labels is None or source.labels_from == "map":
         return source
     names = source.class_names

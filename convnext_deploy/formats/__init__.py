@@ -10,7 +10,7 @@ from ..arguments import shown
 from ..artifact import trust as trusted
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
-from ..env import PACKAGES, missing, missing_line
+from ..env import PACKAGES, import_line, missing, missing_line
 from ..errors import ArtifactError, MissingPackageError, UsageError
 from ..quantization.eight_bits import EightBits
 from ..records.base import Device
@@ -43,7 +43,7 @@ def get(name: str) -> Format:
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES:
             raise
-        raise MissingPackageError(f"format {name}: {missing_line(package)}") from None
+        raise MissingPackageError(f"format {name}: {import_line(error)}") from None
     except OSError as error:  # a shared library of such a package lacks one of its own
         reason = " ".join(str(error).split())
         raise MissingPackageError(f"format {name}: a package it needs cannot be imported: {reason}") from None

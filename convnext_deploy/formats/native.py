@@ -115,10 +115,10 @@ KINDS: dict[str, LayerKind] = {
 
 def depthwise_macs(model: ModelSpec, shape: tuple[int, ...], uint8: bool) -> int:
     """Multiply-accumulates of the depthwise convolutions for one image of an input batch of that shape."""
-    sides = shape[1:3] if uint8 else shape[2:4]
-    stages = list(zip(model.depths, model.dims, model.kernel_sizes, (4, 8, 16, 32), strict=True))[: model.stages]
+    height, width = shape[1:3] if uint8 else shape[2:4]
+    stages = list(zip(model.depths, model.dims, model.kernel_sizes, model.map_sizes((height, width)), strict=True))
     return sum(
-        depth * width * kernel**2 * prod(side // stride for side in sides) for depth, width, kernel, stride in stages
+        depth * channels * kernel**2 * prod(size) for depth, channels, kernel, size in stages[: model.stages]
     )
 
 

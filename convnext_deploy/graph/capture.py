@@ -9,12 +9,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from ..records.base import STRIDE
 from ..records.manifest import ExportSpec, ModelSpec, TensorRecord
 
 # Larger sides would only widen torch.export's range; no ConvNeXt is trained or run beyond this.
 MAX_SIDE = 8192  # pixels
+# torch.export captures sides from here on, for its guards ask how the strides of the last map compare, which is open
+# where that map has a side of one pixel. What it captures is the same there: the range is widened to what is taken,
+# guards are left out when a program runs, and every export of any size is verified at 32x32.
+CAPTURED = 2 * STRIDE
+SIDES = ("height", "width")
 
 
 @dataclass(frozen=True)
@@ -51,19 +57,25 @@ class DeployGraph:
     def program(self) -> ExportedProgram:
         """The module as torch.export sees it; computed when a format first asks for it."""
         batch = self.export.batch
-        sides = {
-            name: STRIDE * Dim(f"{name}_by_{STRIDE}", min=1, max=MAX_SIDE // STRIDE) for name in ("height", "width")
-        }
         shapes = {
-            axis: Dim("batch", min=batch.min, max=batch.max) if name == "batch" else sides[name]
+            axis: Dim(name, min=batch.min, max=batch.max) if name == "batch" else Dim(name, min=CAPTURED, max=MAX_SIDE)
             for axis, name in self.dynamic_axes.items()
         }
-        return torch.export.export(self.module, (self.example,), dynamic_shapes=(shapes,))
+        least = [CAPTURED if self.dynamic_axes.get(axis) in SIDES else 0 for axis in range(self.example.ndim)]
+        size = [max(own, side) for own, side in zip(self.example.shape, least, strict=True)]
+        example = self.example if size == [*self.example.shape] else self.example.new_zeros(size)
+        program = torch.export.export(self.module, (example,), dynamic_shapes=(shapes,))
+        images = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+        for axis, name in self.dynamic_axes.items():
+            if name in SIDES:
+                symbol = images.meta["val"].shape[axis].node.expr
+                program.range_constraints[symbol] = ValueRanges(STRIDE, MAX_SIDE)
+        return program
 
 
 def input_record(model: ModelSpec, export: ExportSpec) -> TensorRecord:
     batch: int | str = export.batch.opt if export.batch.min == export.batch.max else "batch"
-    sides: tuple[int | str, ...] = ("height", "width") if export.dynamic_image_size else model.image_size
+    sides: tuple[int | str, ...] = SIDES if export.dynamic_image_size else model.image_size
     channels = (model.in_chans,)
     shape = (batch, *sides, *channels) if export.input == "uint8" else (batch, *channels, *sides)
     return TensorRecord(name="images", dtype=export.input, shape=shape)
@@ -79,7 +91,7 @@ def output_records(model: ModelSpec, export: ExportSpec) -> tuple[TensorRecord, 
     records = []
     for level in model.levels:
         channels, stride = model.dims[level - 1], 2 << level
-        sides: tuple[int | str, ...] = tuple(side // stride for side in model.image_size)
+        sides: tuple[int | str, ...] = model.map_sizes()[level - 1]
         if export.dynamic_image_size:
             sides = (f"height/{stride}", f"width/{stride}")
         records.append(TensorRecord(name=f"stride{stride}", dtype="float32", shape=(batch, channels, *sides)))

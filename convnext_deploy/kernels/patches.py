@@ -62,8 +62,8 @@ def launch_stem(
 def launch_downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, launch: ProductLaunch) -> Tensor:
     from .patches_triton import downsample_kernel
 
-    x = x.contiguous()
     images, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2].contiguous()  # the kernel reads every pixel
     outputs, rows = len(weight), images * (height // 2) * (width // 2)
     tiles = -(-rows // launch.m) * -(-outputs // launch.n)
     out = torch.empty((images, height // 2, width // 2, outputs), dtype=x.dtype, device=x.device)
@@ -82,8 +82,8 @@ def launch_patches(x: Tensor, norm: str, eps: float) -> Tensor:
     """(N, H, W, C) -> (N, H / 2, W / 2, 4 * C): normalized, the pixels of each patch as they are in a weight."""
     from .patches_triton import normalized_patches_kernel
 
-    x = x.contiguous()
     images, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2].contiguous()  # the kernel reads every pixel
     rows = images * (height // 2) * (width // 2)
     out = torch.empty((images, height // 2, width // 2, 4 * channels), dtype=x.dtype, device=x.device)
     wide_row = 1 << (channels - 1).bit_length()
@@ -122,7 +122,8 @@ def _empty_map(images: Tensor, weight: Tensor, *rest: object) -> Tensor:
 
 
 def _downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
-    rows = x.numel() // x.shape[-1] // 4
+    images, height, width, _ = x.shape
+    rows = images * (height // 2) * (width // 2)
     if hopper.takes_product(x, rows, weight):
         return hopper.downsample(launch_patches(x, norm, eps), weight, bias)
     launch = fitted_launch(weight, rows, parts=(1, 2, 4))
@@ -148,7 +149,7 @@ downsample = operation("downsample", _downsample, downsample_reference, _empty_h
 """Norm without scale and shift, 2 x 2 convolution of stride 2: (N, H, W, C) -> (N, H / 2, W / 2, O).
 
 Args:
-    x: (N, H, W, C), H and W even; fp16, bf16 or fp32.
+    x: (N, H, W, C); fp16, bf16 or fp32. An odd last row or column is dropped.
     weight: (O, C, 2, 2), in the channels_last memory format, or it is copied to it each time; bias: (O,).
 """
 

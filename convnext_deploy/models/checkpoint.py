@@ -511,7 +511,9 @@ def _joined(levels: tuple[int, ...]) -> str:
 
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:
     size = asked or (tuple(trained) if trained else (224, 224))
-    if len(size) != 2 or any(not isinstance(side, int) or side < STRIDE or side % STRIDE for side in size):
+    if len(size) != 2 or any(not isinstance(side, int) or side < STRIDE for side in size):
         shown = "x".join(map(str, size))
-        raise WeightsError(f"image size {shown} pixels; expected multiples of {STRIDE} (--image-size 224 or 800x1280)")
+        raise WeightsError(
+            f"image size {shown} pixels; expected at least {STRIDE}x{STRIDE} (--image-size 224 or 800x1280)"
+        )
     return msgspec.structs.replace(spec, task=task, image_size=(size[0], size[1]))

@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Norm and 2x2 convolution of stride 2: (N, H, W, C) -> (N, H/2, W/2, C')."""
+    """Norm and 2x2 convolution of stride 2: (N, H, W, C) -> (N, H // 2, W // 2, C')."""
 
     def __init__(self, spec: ModelSpec, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Downsample(nn.Module):
 
 
 class Stem(nn.Module):
-    """Images to the first map: (N, C, H, W) -> (N, H/4, W/4, dims[0]).
+    """Images to the first map: (N, C, H, W) -> (N, H // 4, W // 4, dims[0]), rounded up where the stem overlaps.
 
     "patch" is one 4x4 convolution of stride 4; the overlapping stems are two 3x3 convolutions of stride 2,
     "overlap_tiered" with half the width between them and "overlap_act" with the activation between them.
@@ -271,7 +271,7 @@ class ConvNeXt(nn.Module):
     """Images to logits, embeddings or feature maps.
 
     Input: normalized float images (N, C, H, W) in any float type, or, once `models.passes.fold_preprocessing` has run,
-    raw uint8 images (N, H, W, C). H and W must be multiples of 32.
+    raw uint8 images (N, H, W, C). H and W are at least 32.
 
     Output by `spec.task`, fp32 whatever the parameters' type (float64 for float64 parameters):
         classify: logits (N, num_classes)
@@ -328,7 +328,7 @@ def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
 
     The sum is what the papers call FLOPs; norms, activations and GRN are not counted, as there.
     """
-    height, width = spec.image_size
+    pixels = [height * width for height, width in spec.map_sizes()]
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in ConvNeXt(spec).named_parameters() if name.endswith("weight")}
     counts = {}
@@ -337,14 +337,14 @@ def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
             continue  # norms, GRN
         part, index = name.split(".")[:2]
         if part == "stages":
-            stride = 4 << int(index)
+            positions = pixels[int(index)]
         elif part == "downsamples":
-            stride = 8 << int(index)
+            positions = pixels[int(index) + 1]
         elif part == "stem":
-            stride = 2 if name == "stem.convs.0.weight" and spec.stem != "patch" else 4
+            halved = name == "stem.convs.0.weight" and spec.stem != "patch"
+            positions = math.prod(-(-side // 2) for side in spec.image_size) if halved else pixels[0]
         else:
-            stride = 0
-        positions = (height // stride) * (width // stride) if stride else 1  # the head sees one pooled vector
+            positions = 1  # the head sees one pooled vector
         counts[name] = positions * math.prod(shape)
     return counts
 

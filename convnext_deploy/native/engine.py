@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, BuildError, InputError, UsageError
-from ..records.base import STRIDE
 from . import library, packed
 from .packed import TYPES, ProductType
 
@@ -112,11 +111,7 @@ class Engine:
         self.input_dtype = np.dtype(np.uint8 if info.input else np.float32)
         self.input_shape = (batch, height, width, chans) if info.input else (batch, chans, height, width)
         made = {
-            i: np.zeros(
-                (batch, info.channels[i])
-                + ((height // (STRIDE >> (3 - i)), width // (STRIDE >> (3 - i))) if info.is_map else ()),
-                np.float32,
-            )
+            i: np.zeros((batch, info.channels[i]) + ((info.heights[i], info.widths[i]) if info.is_map else ()), np.float32)
             for i in range(info.outputs)
             if info.channels[i]
         }

@@ -39,7 +39,8 @@ class Info(ctypes.Structure):
 
     _fields_ = (
         ("input", ctypes.c_uint32), ("in_chans", ctypes.c_uint32), ("outputs", ctypes.c_uint32),
-        ("channels", ctypes.c_uint32 * 4), ("is_map", ctypes.c_uint32), ("operations", ctypes.c_uint32),
+        ("channels", ctypes.c_uint32 * 4), ("heights", ctypes.c_uint32 * 4), ("widths", ctypes.c_uint32 * 4),
+        ("is_map", ctypes.c_uint32), ("operations", ctypes.c_uint32),
         ("products", ctypes.c_uint32 * 3), ("multiply_accumulates", ctypes.c_uint64 * 3),
     )  # fmt: skip
 

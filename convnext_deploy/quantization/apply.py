@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import shown
 from ..errors import UsageError
 from ..models.convnext import Block, ChannelNorm, ConvNeXt, nchw, nhwc
 from ..records.base import InputKind
@@ -80,11 +81,14 @@ class QuantizedPatches(QuantizedLinear):
         super().__init__(operation, weight, weight_scale, bias)
 
     def patches(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H / k, W / k, k * k * C)."""
+        """(N, H, W, C) -> (N, H // k, W // k, k * k * C)."""
         k = self.kernel_size
         _, height, width, channels = x.shape
-        x = x.reshape(-1, height // k, k, width // k, k, channels).permute(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, height // k, width // k, k * k * channels)
+        rows, columns = height // k, width // k
+        if not (isinstance(height, int) and isinstance(width, int) and height % k == width % k == 0):
+            x = x[:, : rows * k, : columns * k]  # what the stride leaves over; where sizes are dynamic, it may be none
+        x = x.reshape(-1, rows, k, columns, k, channels).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(-1, rows, columns, k * k * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return nchw(self.product(self.patches(self.codes(nhwc(x)))))
@@ -128,6 +132,47 @@ def check(loaded: LoadedPlan, model: ConvNeXt, weights_sha256: str, input: Input
             f"the plan was calibrated at {own} pixels, not at {given}; add --image-size {asked}, or run quantize "
             f"for {given}"
         )
+    _check_tensors(loaded, model)
+
+
+def _check_tensors(loaded: LoadedPlan, model: ConvNeXt) -> None:
+    """Refuse tensors beside a plan that are not those of its operations in this model."""
+    paths = products(model)
+    for key, tensor in loaded.tensors.items():
+        what, _, name = key.partition("/")
+        operation = loaded.plan.operations.get(name)
+        if what not in ("balance", "bias", "weight", "weight_scale") or operation is None or operation.type == "fp32":
+            raise UsageError(
+                f"the plan's tensors hold {shown(key)}; expected balance, bias, weight and weight_scale of what it "
+                "quantizes; run quantize again"
+            )
+        if name not in paths:
+            continue  # `apply` says which operations there are
+        if what == "balance":
+            norm_before(model, name)
+        product = model.get_submodule(paths[name])
+        assert isinstance(product, nn.Linear | nn.Conv2d)
+        rows = rows_of(product)
+        shape = {"balance": (product.weight.shape[1],), "weight": tuple(rows.shape)}.get(what, (len(rows),))
+        types = (TYPES[operation.type][1],) if what == "weight" else (torch.float32, torch.float64)
+        if tuple(tensor.shape) != shape or tensor.dtype not in types:
+            raise UsageError(
+                f"the plan's {key} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected {types[0]} of "
+                f"shape {shape}; run quantize again"
+            )
+        values = tensor.float()
+        if not values.isfinite().all() or (what in ("balance", "weight_scale") and not (values > 0).all()):
+            expected = "finite numbers" if what in ("bias", "weight") else "finite numbers above 0"
+            raise UsageError(f"the plan's {key} holds {_odd(values)}; expected {expected}; run quantize again")
+        other = {"weight": "weight_scale", "weight_scale": "weight"}.get(what)
+        if other is not None and f"{other}/{name}" not in loaded.tensors:
+            raise UsageError(f"the plan's tensors hold {key} and no {other} of it; run quantize again")
+
+
+def _odd(values: Tensor) -> float:
+    """The first value that is not finite, else the smallest."""
+    wrong = values[~values.isfinite()]
+    return float(wrong[0] if len(wrong) else values.min())
 
 
 @torch.no_grad()

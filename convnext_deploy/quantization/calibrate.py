@@ -298,7 +298,7 @@ def _opened(path: Path, identity: Identity, device: torch.device) -> tuple[int, 
             group, field = key.rsplit("/", 1)
             grouped.setdefault(group, {})[field] = array
         statistics = {group: from_arrays(arrays, device) for group, arrays in grouped.items()}
-    except (SafetensorError, msgspec.MsgspecError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, msgspec.MsgspecError, OSError, KeyError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} does not hold a calibration: {error}; remove it or name another file") from None
     if found != identity:
         other = ", ".join(

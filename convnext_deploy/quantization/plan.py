@@ -11,8 +11,10 @@ import msgspec
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..arguments import shown
 from ..artifact.manifest import check_file, encode, refuse_name, sha256_of, write_file
 from ..errors import UsageError
 from ..models.convnext import DTYPES, Block, ConvNeXt
@@ -32,6 +34,7 @@ from .eight_bits import EightBits
 from .observers import scale_and_zero_point
 
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
+LARGEST = 1e38  # of a scale or a shift, with which float32 still computes
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,17 @@ def read(path: Path) -> LoadedPlan:
     for name, operation in plan.operations.items():
         if (operation.scale is None) != (operation.type == "fp32"):
             raise UsageError(f"{path}: {name} has type {operation.type} and scale {operation.scale}; fp32 has none")
+        largest = 255 if operation.type == "u8s8" else 0
+        if not 0 <= operation.zero_point <= largest:
+            raise UsageError(
+                f"{path}: {shown(name)} has type {operation.type} and zero point {operation.zero_point}; expected "
+                + (f"0 to {largest}" if largest else "0")
+            )
+        if abs(operation.shift) > LARGEST or not 1 / LARGEST < (operation.scale or 1) < LARGEST:
+            raise UsageError(
+                f"{path}: {shown(name)} has scale {operation.scale} and shift {operation.shift}; expected numbers that "
+                "float32 has"
+            )
     if plan.calibration is None and quantized(plan):
         raise UsageError(f"{path} quantizes {len(quantized(plan))} operations and names no calibration")
     tensors: Mapping[str, Tensor] = {}
@@ -246,7 +260,11 @@ def read(path: Path) -> LoadedPlan:
             raise UsageError(f"{beside} is missing; it belongs to {path.name}")
         if sha256_of(beside) != plan.tensors_sha256:
             raise UsageError(f"{beside} is not the file that {path.name} was written with; run quantize again")
-        tensors = safetensors.torch.load_file(beside)
+        try:
+            tensors = safetensors.torch.load_file(beside)
+        except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:  # and of an unknown type
+            reason = " ".join(str(error).split())
+            raise UsageError(f"{beside} cannot be read: {reason}; run quantize again") from None
     return LoadedPlan(plan, tensors)
 
 

@@ -57,6 +57,20 @@ class ModelSpec(Record, frozen=True, kw_only=True):
         """How many stages are computed: those up to the last map that is asked for."""
         return max(self.levels) if self.task == "features" else 4
 
+    def map_sides(self, side: int) -> tuple[int, int, int, int]:
+        """One side of the four stages' maps for images of that side, in pixels.
+
+        Rows and columns that a stride leaves over at the end are dropped, as timm, transformers and torchvision do;
+        the two convolutions of an overlapping stem are padded, so there the first map is rounded up.
+        """
+        first = side // 4 if self.stem == "patch" else -(-side // 4)
+        return first, first // 2, first // 4, first // 8
+
+    def map_sizes(self, image_size: tuple[int, int] | None = None) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the four maps, for `image_size` or the model's own."""
+        height, width = image_size or self.image_size
+        return tuple(zip(self.map_sides(height), self.map_sides(width), strict=True))
+
 
 class Preprocessing(Record, frozen=True, kw_only=True):
     """Resize, centre crop and normalization, as timm's evaluation transform does them."""

@@ -70,9 +70,8 @@ class Operation:
 
 def operations(spec: ModelSpec) -> Iterator[Operation]:
     """Every operation of the model in order, for one image of `spec.image_size`."""
-    height, width = spec.image_size
-    pixels = [(height // s) * (width // s) for s in (4, 8, 16, 32)]
-    yield _stem(spec, height * width, pixels[0])
+    pixels = [height * width for height, width in spec.map_sizes()]
+    yield _stem(spec, pixels[0])
     for index, (channels, depth) in enumerate(zip(spec.dims, spec.depths, strict=True)):
         if index == spec.stages:
             break
@@ -95,8 +94,9 @@ def operations(spec: ModelSpec) -> Iterator[Operation]:
         yield _head(spec, pixels[3] * spec.dims[3])
 
 
-def _stem(spec: ModelSpec, image_pixels: int, pixels: int) -> Operation:
+def _stem(spec: ModelSpec, pixels: int) -> Operation:
     channels = spec.dims[0]
+    height, width = spec.image_size
     if spec.stem == "patch":
         weights = 16 * spec.in_chans * channels
         macs, between = pixels * weights, 0
@@ -105,9 +105,10 @@ def _stem(spec: ModelSpec, image_pixels: int, pixels: int) -> Operation:
 
         middle = tiered_width(channels) if spec.stem == "overlap_tiered" else channels
         first, second = 9 * spec.in_chans * middle, 9 * middle * channels
-        weights, between = first + second, 4 * pixels * middle
-        macs = 4 * pixels * first + pixels * second
-    moved = image_pixels * spec.in_chans + 2 * between + pixels * channels
+        halved = -(-height // 2) * -(-width // 2)
+        weights, between = first + second, halved * middle
+        macs = halved * first + pixels * second
+    moved = height * width * spec.in_chans + 2 * between + pixels * channels
     return Operation("stem", "stem", 1, matrix_macs=macs, elements=moved, weights=weights)
 
 

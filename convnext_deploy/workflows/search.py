@@ -194,7 +194,7 @@ def _built(
 def _sensitivities(bench: Workbench, model: ConvNeXt, loaded: LoadedPlan, pixels: distance.Pixels) -> dict[str, float]:
     """Of every operation of the plan; kept after each."""
     path = bench.folder / "sensitivities.json"
-    known: dict[str, float] = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
+    known = _kept(path) or {}
     steps = distance.sensitivities(
         model, loaded, pixels[:SENSITIVITY_IMAGES], bench.preprocessing, known, bench.progress("sensitivity")
     )
@@ -202,6 +202,20 @@ def _sensitivities(bench: Workbench, model: ConvNeXt, loaded: LoadedPlan, pixels
         known[name] = value
         write_file(path, encode(known))
     return known
+
+
+def _kept(path: Path) -> dict[str, float] | None:
+    """What an earlier call has measured.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: {error}; remove it, and the search measures that again") from None
 
 
 def _group(operation: str) -> str:
@@ -215,8 +229,8 @@ def _gains(bench: Workbench, loaded: LoadedPlan, batch: int, rejected: dict[str,
     Empty where everything in 8 bits was rejected. A group whose own artifact was rejected gets the mean of the others.
     """
     path = bench.folder / "gains.json"
-    if path.exists():
-        kept: dict[str, float] = msgspec.json.decode(path.read_bytes())
+    kept = _kept(path)
+    if kept is not None:
         return kept
     names = plans.quantized(loaded.plan)
     groups = dict.fromkeys(map(_group, names))

@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-#define CNXT_ABI 1
+#define CNXT_ABI 2
 #define CNXT_API __attribute__((visibility("default")))
 
 typedef enum cnxt_status {
@@ -38,8 +38,9 @@ typedef struct cnxt_info {
   uint32_t input;         /* 0: float32 (N, C, H, W), normalized; 1: uint8 (N, H, W, C), raw pixels */
   uint32_t in_chans;
   uint32_t outputs;       /* 1, or 4 for feature maps */
-  uint32_t channels[4];   /* of each output: (N, channels), or a map (N, channels, H / s, W / s), s = 4, 8, 16, 32; 0: a
-                             map that the network does not put out, whose pointer is not used */
+  uint32_t channels[4];   /* of each output: (N, channels), or a map (N, channels, heights[i], widths[i]); 0: a map that
+                             the network does not put out, whose pointer is not used */
+  uint32_t heights[4], widths[4]; /* of the maps of a session, of the strides 4, 8, 16, 32; 0 without maps */
   uint32_t is_map;        /* whether the outputs are maps */
   uint32_t operations;    /* in the file */
   uint32_t products[3];   /* matrix products in fp32, bf16, int8 */
@@ -47,7 +48,7 @@ typedef struct cnxt_info {
 } cnxt_info;
 
 typedef struct cnxt_options {
-  uint32_t batch, height, width; /* images; pixels, multiples of 32 */
+  uint32_t batch, height, width; /* images; pixels, at least 32 */
   uint32_t threads;              /* at least 1; the calling thread is one of them */
   const char *isa;               /* NULL: the best this CPU has; else one of `cnxt_isas` */
 } cnxt_options;

@@ -191,6 +191,12 @@ Model read_model(const void *data, size_t bytes) {
   return model;
 }
 
+std::array<uint32_t, 4> map_sides(const Model &model, uint32_t side) {
+  const bool overlaps = model.operations.front().kind == STEM_CONV;
+  const uint32_t first = overlaps ? static_cast<uint32_t>(half_padded(half_padded(side))) : side / 4;
+  return {first, first / 2, first / 4, first / 8};
+}
+
 cnxt_info describe(const Model &model, uint32_t height, uint32_t width) {
   cnxt_info info = {};
   info.input = model.header->input;
@@ -200,7 +206,10 @@ cnxt_info describe(const Model &model, uint32_t height, uint32_t width) {
     info.channels[s] = model.maps >> s & 1 ? model.channels[s] : !model.maps && s == 0 ? model.width : 0;
   info.is_map = model.maps != 0;
   info.operations = static_cast<uint32_t>(model.operations.size());
-  uint64_t pixels = uint64_t{height} * width;
+  const auto heights = map_sides(model, height), widths = map_sides(model, width);
+  for (int s = 0; s < 4; s++) info.heights[s] = model.maps ? heights[s] : 0, info.widths[s] = model.maps ? widths[s] : 0;
+  uint64_t pixels = 0;
+  int stage = 0;
   const auto count = [&](const Product &p, uint64_t inputs) {
     info.products[p.type]++;
     info.multiply_accumulates[p.type] += pixels * inputs * p.outputs;
@@ -208,9 +217,12 @@ cnxt_info describe(const Model &model, uint32_t height, uint32_t width) {
   for (const Operation &op : model.operations) {
     const uint64_t channels = op.channels;
     switch (op.kind) {
-      case STEM_PATCH: pixels /= 16, count(op.a, 16 * channels); break;
-      case STEM_CONV: pixels /= 4, count(op.a, 9 * channels); break;
-      case DOWNSAMPLE: pixels /= 4, count(op.a, 4 * channels); break;
+      case STEM_PATCH: pixels = uint64_t{heights[0]} * widths[0], count(op.a, 16 * channels); break;
+      case STEM_CONV:
+        pixels = pixels ? uint64_t{heights[0]} * widths[0] : half_padded(height) * half_padded(width);
+        count(op.a, 9 * channels);
+        break;
+      case DOWNSAMPLE: stage++, pixels = uint64_t{heights[stage]} * widths[stage], count(op.a, 4 * channels); break;
       case BLOCK_OP:
         info.multiply_accumulates[FP32] += pixels * channels * op.kernel * op.kernel;
         count(op.a, channels), count(op.b, 4 * channels);

@@ -37,7 +37,13 @@ struct Model {
 // Throws Failure.
 Model read_model(const void *data, size_t bytes);
 
-// Multiply-accumulates are those of one image of that size.
+// What a 3x3 convolution of stride 2 with a padding of 1 makes of a side.
+inline size_t half_padded(size_t side) { return (side + 1) / 2; }
+
+// One side of the four maps for images of that side. Pixels that a stride leaves over at the end are dropped.
+std::array<uint32_t, 4> map_sides(const Model &model, uint32_t side);
+
+// Multiply-accumulates and the maps' sizes are those of one image of that size.
 cnxt_info describe(const Model &model, uint32_t height, uint32_t width);
 
 }  // namespace cnxt

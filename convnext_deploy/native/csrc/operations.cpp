@@ -123,21 +123,21 @@ void Session::stem_patch(const Operation &op, Place &place) {
   // Raw pixels are codes already where a step is 1 and nothing is subtracted.
   const bool codes = raw && op.a.type == INT8 && op.a.step == 1 && op.a.zero_point == 0 && op.a.shift == 0;
   for_tiles(share(map.pixels(), place.thread), tile[0], [&](size_t first, size_t count) {
-    size_t x = first % map.width, line = first / map.width;  // lines are counted over images
+    size_t x = first % map.width, line = first / map.width, image = 0, y = 0;  // lines are counted over images
     for (size_t i = 0; i < count; i++, line += ++x == map.width, x = x == map.width ? 0 : x) {
+      if (i == 0 || x == 0) image = line / map.height, y = 4 * (line % map.height);  // rows may be left over below
       float *row = own.rows + i * wide;
       uint8_t *code = own.inputs + i * stride;
       for (size_t ky = 0; ky < 4; ky++) {
         if (raw) {
-          const uint8_t *from = bytes + ((4 * line + ky) * width + 4 * x) * chans;
+          const uint8_t *from = bytes + ((image * height + y + ky) * width + 4 * x) * chans;
           if (codes && chans == 3) std::memcpy(code + ky * 12, from, 12);  // two moves, no call
           else if (codes) std::memcpy(code + ky * 4 * chans, from, 4 * chans);
           else
             for (size_t j = 0; j < 4 * chans; j++) row[ky * 4 * chans + j] = from[j];
         } else {
           for (size_t c = 0; c < chans; c++) {
-            const size_t image = line / map.height, y = line % map.height;
-            const float *from = floats + ((image * chans + c) * height + 4 * y + ky) * width + 4 * x;
+            const float *from = floats + ((image * chans + c) * height + y + ky) * width + 4 * x;
             for (size_t kx = 0; kx < 4; kx++) row[(ky * 4 + kx) * chans + c] = from[kx];
           }
         }
@@ -158,8 +158,8 @@ void Session::stem_convolution(const Operation &op, Place &place) {
   const Scratch &own = scratch[place.thread];
   const bool first_of_two = place.index == 0;
   const uint32_t chans = op.channels;
-  const size_t h = first_of_two ? height / 2 : height / 4, w = first_of_two ? width / 2 : width / 4;
-  const size_t from_h = 2 * h, from_w = 2 * w, wide = op.a.inputs;
+  const size_t from_h = first_of_two ? height : half_padded(height), h = half_padded(from_h);
+  const size_t from_w = first_of_two ? width : half_padded(width), w = half_padded(from_w), wide = op.a.inputs;
   const bool raw = model.header->input == UINT8_NHWC;
   const auto *bytes = static_cast<const uint8_t *>(input);
   const auto *floats = static_cast<const float *>(input);
@@ -317,10 +317,11 @@ void Session::downsample(const Operation &op, Place &place) {
   const Map &from = maps[place.stage], &to = maps[place.stage + 1];
   for_tiles(share(to.pixels(), place.thread), tile[place.stage + 1], [&](size_t first, size_t count) {
     for (size_t tap = 0; tap < 4; tap++) {
-      size_t x = first % to.width, line = first / to.width;  // lines are counted over images, in both maps
-      for (size_t i = 0; i < count; i++, line += ++x == to.width, x = x == to.width ? 0 : x)
-        gather(from, place.buffer, from.margin + (2 * line + tap / 2) * from.pitch() + 2 * x + tap % 2,
-               own.rows + i * from.columns());
+      size_t x = first % to.width, line = first / to.width, above = 0;  // lines are counted over images, in both maps
+      for (size_t i = 0; i < count; i++, line += ++x == to.width, x = x == to.width ? 0 : x) {
+        if (i == 0 || x == 0) above = line / to.height * from.height + 2 * (line % to.height) + tap / 2;
+        gather(from, place.buffer, from.margin + above * from.pitch() + 2 * x + tap % 2, own.rows + i * from.columns());
+      }
       Normalize n = reading(op.a, own.rows, from.columns(), count, own.inputs + tap * from.columns() * bytes_of(op.a.type));
       n.norm = op.norm, n.channels = from.channels, n.eps = op.eps;
       n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);

@@ -52,7 +52,7 @@ struct Runner {
       else input[i] = static_cast<float>(i * 37 % 251) / 128 - 1;
     }
     for (uint32_t i = 0; i < info.outputs; i++) {
-      const size_t side = info.is_map ? size_t{options.height >> (2 + i)} * (options.width >> (2 + i)) : 1;
+      const size_t side = info.is_map ? size_t{info.heights[i]} * info.widths[i] : 1;
       outputs.emplace_back(options.batch * info.channels[i] * side);
     }
     for (auto &output : outputs) pointers.push_back(output.data());

@@ -44,8 +44,8 @@ Session::Session(const Model &model, const cnxt_options &options)
       threads(options.threads) {
   const auto size = std::to_string(height) + "x" + std::to_string(width);
   if (batch < 1 || batch > 65536) throw Failure{CNXT_BAD_ARGUMENT, "batch " + std::to_string(batch) + "; 1 to 65536"};
-  if (height % 32 || width % 32 || !height || !width || height > 32768 || width > 32768)
-    throw Failure{CNXT_BAD_ARGUMENT, "images of " + size + " pixels; sides are multiples of 32 up to 32768"};
+  if (height < 32 || width < 32 || height > 32768 || width > 32768)
+    throw Failure{CNXT_BAD_ARGUMENT, "images of " + size + " pixels; sides are 32 to 32768"};
   if (threads < 1 || threads > 1024)
     throw Failure{CNXT_BAD_ARGUMENT, std::to_string(threads) + " threads; 1 to 1024"};
   scratch.resize(threads);
@@ -74,11 +74,12 @@ Session::~Session() {
 size_t Session::lay_out(uint8_t *base) {
   using Wide = unsigned __int128;
   Cursor cursor{base};
+  const auto heights = map_sides(model, height), widths = map_sides(model, width);
   for (int s = 0; s < 4; s++) {
     Map &map = maps[s];
     map.channels = model.channels[s];
-    map.height = height >> (2 + s);
-    map.width = width >> (2 + s);
+    map.height = heights[s];
+    map.width = widths[s];
     map.margin = model.margin[s];
     map.images = batch;
     if (map.plane() >= (size_t{1} << 32)) throw Failure{CNXT_BAD_ARGUMENT, "the batch has more than 2^32 pixels"};
@@ -146,7 +147,7 @@ size_t Session::lay_out(uint8_t *base) {
     own.hidden = cursor.take<uint8_t>(hidden_bytes);
     own.pixels = cursor.take<uint32_t>(most);
   }
-  middle = cursor.take<float>(Wide{batch} * (height / 2) * (width / 2) * middle_floats);
+  middle = cursor.take<float>(Wide{batch} * half_padded(height) * half_padded(width) * middle_floats);
   grn_hidden = cursor.take<float>(hidden_pixels);
   grn_sums = cursor.take<float>(sums);
   grn_factor = cursor.take<float>(factors);

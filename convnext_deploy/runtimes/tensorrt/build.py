@@ -47,7 +47,7 @@ def profiles(model: ModelSpec, export: ExportSpec) -> tuple[Range, ...]:
     """Input shapes to tune for: one profile of `export.batch`, and one for each further range.
 
     Raises:
-        UsageError: a range that is upside down, outside the batch, or sides that are no multiples of 32.
+        UsageError: a range that is upside down, outside the batch, or sides below 32 pixels.
     """
     spec = export.tensorrt or TensorRtSpec()
     ranges = [export.batch, *spec.profiles]
@@ -63,8 +63,8 @@ def profiles(model: ModelSpec, export: ExportSpec) -> tuple[Range, ...]:
     if export.dynamic_image_size:
         default = (SIDES[0], max(model.image_size), max(SIDES[1], *model.image_size))
         low, opt, high = spec.sides or default
-        if not low <= opt <= high or low % STRIDE or opt % STRIDE or high % STRIDE:
-            raise UsageError(f"sides {low}:{opt}:{high}; expected multiples of {STRIDE} with min <= opt <= max")
+        if not STRIDE <= low <= opt <= high:
+            raise UsageError(f"sides {low}:{opt}:{high}; expected {STRIDE} <= min <= opt <= max")
         sizes = (low, low), (opt, opt) if spec.sides else model.image_size, (high, high)
     elif spec.sides is not None:
         raise UsageError("--sides is for --dynamic-image-size")

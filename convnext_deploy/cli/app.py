@@ -1,0 +1,136 @@
+"""One command from its arguments to its exit code. Nothing heavy is imported before it runs."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from ..errors import ConvNextDeployError
+from . import INTERRUPTED
+from .bench import bench
+from .evaluate import evaluate
+from .export import export, refit
+from .gate import gate, record_error
+from .half import half
+from .look import doctor, inspect, list_
+from .predict import predict
+from .profile import profile
+from .quantize import quantize
+from .report import report
+from .roofline import roofline
+
+# What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
+CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="convnext-deploy",
+    help="Export any ConvNeXt checkpoint to verified deployment artifacts, and measure what they do.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS: dict[str, Callable[..., object]] = {
+    "export": export, "quantize": quantize, "half": half, "predict": predict, "eval": evaluate, "gate": gate,
+    "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor, "profile": profile,
+    "roofline": roofline, "report": report,
+}  # fmt: skip
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+
+# What people call these commands elsewhere.
+SYNONYMS = {
+    "classify": "predict", "infer": "predict", "inference": "predict", "run": "predict", "evaluate": "eval",
+    "test": "eval", "validate": "eval", "val": "eval", "accuracy": "eval",
+    "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
+    "convert": "export", "compile": "export", "build": "export", "optimize": "quantize", "optimise": "quantize",
+    "int8": "quantize", "ptq": "quantize", "calibrate": "quantize", "fp16": "half", "bf16": "half",
+    "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench", "serve": "bench",
+    "compare": "gate", "diff": "gate", "models": "list", "variants": "list", "formats": "list", "ls": "list",
+    "env": "doctor", "trace": "profile", "plot": "report", "update": "refit", "version": "--version", "help": "--help",
+}  # fmt: skip
+_NOT_HERE = {
+    "serve": "serving is not part of this tool; `bench --scenario server` measures an artifact under load",
+}
+
+
+@app.callback()
+def program(
+    version: Annotated[bool, typer.Option("--version", "-V", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Export any ConvNeXt checkpoint to verified deployment artifacts, and measure what they do."""
+
+
+def _no_command(word: str) -> str:
+    """The refusal of a word that is no command, with the one that does the job."""
+    near = [SYNONYMS[word.lower()]] if word.lower() in SYNONYMS else difflib.get_close_matches(word, COMMANDS, 1, 0.6)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    more = f" ({_NOT_HERE[word.lower()]})" if word.lower() in _NOT_HERE else ""
+    return f"no command {word!r}{hint}{more} (commands: {', '.join(COMMANDS)})"
+
+
+def _hinted(message: str, arguments: list[str]) -> str:
+    """A parser's message, with the option that a word without one was meant for."""
+    given = [word for word in arguments[1:] if not word.startswith("-")]
+    if arguments[0] == "eval" and "'--data'" in message and len(given) == 2:
+        return f"{message.rstrip('.')}; did you mean --data {given[1]}?"
+    if "unexpected extra argument" not in message:
+        return message
+    words = [word for word in arguments[1:] if word in re.split(r"[ ()]+", message)]
+    option = {"export": "--weights", "quantize": "--weights", "half": "--weights", "eval": "--data"}.get(arguments[0])
+    return f"{message}; did you mean {option} {words[0]}?" if option and words else message
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; its exit code. 2: the request was wrong; 1: a check failed; 3: undecided; 130: interrupted."""
+    debug = "--debug" in arguments
+    if arguments and arguments[0] in ("--version", "-V"):
+        from ..env import version
+
+        print(f"convnext-deploy {version()}")
+        return 0
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        return _failed(_no_command(arguments[0]), 2, arguments)
+    try:
+        returned = app(args=arguments or ["--help"], prog_name="convnext-deploy", standalone_mode=False)
+        code = returned if isinstance(returned, int) else 0
+    except typer.Exit as error:
+        code = error.exit_code
+    except CommandLineError as error:
+        return _failed(_hinted(error.format_message(), arguments), 2, arguments)  # type: ignore[attr-defined]
+    except ConvNextDeployError as error:
+        if debug:
+            raise
+        return _failed(str(error), error.exit_code, arguments)
+    except ModuleNotFoundError as error:  # of what every installation has; formats say themselves what they lack
+        package = (error.name or "").partition(".")[0]
+        if debug or package in ("", "convnext_deploy"):
+            raise
+        from ..env import import_line
+
+        return _failed(import_line(error), 2, arguments)
+    except OSError as error:  # the file system's own refusals: a name too long, a folder that cannot be read
+        if debug:
+            raise
+        return _failed(str(error), 2, arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code and say nothing
+        return _failed("interrupted", INTERRUPTED, arguments)
+    return code
+
+
+def _failed(message: str, code: int, arguments: list[str]) -> int:
+    line = " ".join(message.split()).encode(errors="backslashreplace").decode()  # a name that is not UTF-8
+    print(f"error: {line}", file=sys.stderr)
+    if arguments[:1] == ["gate"]:
+        record_error(arguments, line)
+    if "--json" in arguments:
+        import msgspec
+
+        print(msgspec.json.encode({"error": line, "exit_code": code}).decode())
+    return code

@@ -1,0 +1,60 @@
+"""Ctrl-C at any import of the program, and where somebody has asked that it be ignored."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+INTERRUPTING = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000): pass  # the handler runs between two of these
+sys.meta_path.insert(0, Interrupting())
+{before}
+from convnext_deploy.cli import main
+sys.argv = ["convnext-deploy", *{arguments!r}]
+main()
+"""
+EXPORT = ["export", "--variant", "atto", "--weights", "random", "--format", "eager", "--out", "/nowhere/x"]
+
+
+def program(arguments: list[str], module: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+    text = INTERRUPTING.format(module=module, arguments=arguments, before=before)
+    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("convnext_deploy.cli.app", ["--version"]),  # the first that the program imports
+        ("typer", ["--version"]),
+        ("convnext_deploy.cli.roofline", ["--version"]),
+        ("convnext_deploy.formats.base", ["list"]),  # a command's own
+        ("msgspec", ["list"]),
+        ("numpy", ["list"]),
+        pytest.param("numpy.linalg", EXPORT, marks=pytest.mark.slow),
+        pytest.param("torch.nn", EXPORT, marks=pytest.mark.slow),  # in the middle of a long one
+    ],
+)
+@pytest.mark.parametrize("json", [False, True])
+def test_ctrl_c_during_an_import_is_one_line(module: str, arguments: list[str], json: bool) -> None:
+    done = program([*arguments, "--json"] if json else arguments, module)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+    assert done.stdout == ('{"error":"interrupted","exit_code":130}\n' if json else "")
+
+
+def test_a_program_that_was_told_to_ignore_ctrl_c_goes_on() -> None:
+    done = program(["--version"], "typer", before="signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("convnext-deploy ")
+
+
+def test_ctrl_c_after_the_last_word_has_no_traceback() -> None:
+    ending = "import atexit; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    done = program(["--version"], "nothing", before=ending)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")  # as a shell says: 130
