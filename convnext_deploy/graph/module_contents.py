@@ -32,6 +32,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
     epsilons: list[float] = []
     activations: list[str] = []
     quantizers: list[tuple[readback.Quantizer, frozenset[str]]] = []
+    shifts: dict[str, float] = {}
     constants = {0.0, 0.5, -0.5, 1.0, 2.0}
     for group, operation in enumerate(_operations(model)):
         for name, tensor in (*operation.named_parameters(), *operation.named_buffers()):
@@ -54,6 +55,8 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
                 channels = module.channels
                 constants |= {1 / channels, 1 / (channels - 1), channels / (channels - 1)}
             if isinstance(module, QuantizedLinear):
+                if module.shift:
+                    shifts[names[id(module.weight)].removesuffix(".weight")] = module.shift
                 constants |= {module.shift, -module.shift, float(module.zero_point.float())}
                 if module.zero_point.dtype in (torch.uint8, torch.int8):
                     scales = frozenset(names[id(tensor)] for tensor in (module.scale, module.zero_point))
@@ -72,6 +75,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
         constants=frozenset(constants | {float(np.float32(value)) for value in constants}),
         checksums=[readback.checksum(tensor.values) for tensor in tensors],
         quantizers=quantizers,
+        shifts=shifts,
         halved=halved,
     )
 
