@@ -1,5 +1,6 @@
 """What a built file holds beside what the module held; and whole exports with one fault between build and check."""
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +10,23 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from inject import FAULTS, Fault, caught
+from faults import FAULTS, Fault
+from inject import _patched, caught, subject, trials
+from safetensors.torch import load_file, save_file
 
 from convnext_deploy import api
 from convnext_deploy.artifact import readback
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import CheckFailed
+from convnext_deploy.formats import eager
+from convnext_deploy.graph.capture import DeployGraph
 from convnext_deploy.graph.module_contents import expected_of
 from convnext_deploy.models import registry
 from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.apply import QuantizedLinear
 from convnext_deploy.records.base import Precision
-from convnext_deploy.records.manifest import BatchRange, OracleRecord, ReadBack
+from convnext_deploy.records.manifest import BatchRange, ExportSpec, OracleRecord, ReadBack
 from convnext_deploy.records.plan import OperationPlan
 
 READ: list[tuple[str, Precision]] = [
@@ -55,6 +60,32 @@ def test_a_fault_between_build_and_check_is_caught(
 ) -> None:
     need_format(format)
     assert caught(format, precision, fault, random.Random(1), tmp_path)
+
+
+@pytest.mark.slow
+def test_no_fault_in_8_bits_passes(need_format: Callable[[str], None]) -> None:
+    """Of all kinds, in V1 and V2: codes, scales and zero points too. `python tests/inject.py` makes more."""
+    need_format("native")
+    found = trials("native", "fp32", eight_bits=True, count=28)
+    assert {trial.fault for trial in found if not trial.caught} == set()
+    assert min(trial.moved for trial in found) < 1e-2  # less than 8 bits themselves move outputs by
+
+
+@pytest.mark.parametrize("format", ["eager", "torchscript"])
+def test_a_patched_file_holds_the_faulty_module(format: str, tmp_path: Path) -> None:
+    """The injector saves a build where it can put the changed bytes in their place."""
+    given = subject(format, "fp32", tmp_path)
+    wrong = copy.deepcopy(given.right)
+    wrong.get_parameter("stages.2.1.expand.linear.weight").data[3, 5] += 1e-6
+    held = expected_of(wrong)
+    files = _patched(given, held)
+    assert files is not None
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert given.fmt.read_back is not None
+    found = given.fmt.read_back(tmp_path)
+    assert readback.differences(found, held).failures == ()
+    assert "stages.2.1.expand.linear.weight" in readback.differences(found, given.held).failures[0]
 
 
 def module() -> ConvNeXt:
@@ -147,12 +178,12 @@ def test_the_manifest_says_which_sizes_and_batches_were_verified(tmp_path: Path)
     ]  # fmt: skip
 
 
-def quantized() -> ConvNeXt:
+def quantized(zero_point: int = 117, shift: float = 0.0) -> ConvNeXt:
     """One product in 8 bits, in the module that an exporter gets."""
     model = module()
     linear = model.get_submodule("stages.0.0.expand.linear")
     assert isinstance(linear, torch.nn.Linear)
-    operation = OperationPlan(type="u8s8", scale=0.03, zero_point=117)
+    operation = OperationPlan(type="u8s8", scale=0.03, zero_point=zero_point, shift=shift)
     weight = torch.randint(-127, 128, linear.weight.shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
     scales = torch.full((len(weight),), 0.004)
     model.get_submodule("stages.0.0.expand").linear = QuantizedLinear(operation, weight, scales, linear.bias.detach())
@@ -192,6 +223,29 @@ def test_a_changed_code_or_scale_of_a_weight_is_seen() -> None:
         (*_, missing, strange) = judged(tensors, expected)
         assert f"stages.0.0.expand.linear.{ending}" in missing
         assert "the built file has 1 tensors that the module had not" in strange
+
+
+@pytest.mark.parametrize("ending", ["zero_point", "weight_zero_point", "shift"])
+def test_a_grid_that_begins_elsewhere_is_seen_though_the_module_has_none_of_it(ending: str, tmp_path: Path) -> None:
+    """A zero point of zero is one that files leave out: so nothing was expected in its place, and anything passed."""
+    model = quantized(zero_point=0)
+    expected = expected_of(model)
+    spec = ExportSpec(format="eager", precision="fp32", batch=BatchRange())
+    eager.build(DeployGraph(module=model, export=spec, example=torch.zeros(2, 3, 32, 32)), tmp_path)
+    assert readback.differences(eager.read_back(tmp_path), expected).failures == ()
+    held = load_file(tmp_path / eager.FILE)
+    held[f"stages.0.0.expand.linear.{ending}"] += 1
+    save_file(held, tmp_path / eager.FILE)
+    (failure,) = readback.differences(eager.read_back(tmp_path), expected).failures
+    assert "stages.0.0.expand.linear" in failure
+
+
+def test_a_shift_is_compared_with_the_modules(tmp_path: Path) -> None:
+    model = quantized(shift=0.25)
+    expected = expected_of(model)
+    found = {"stages.0.0.expand.linear": 0.25}
+    assert judged(list(expected.tensors), expected, shifts=found) == ()
+    assert judged(list(expected.tensors), expected, shifts={}) != ()
 
 
 def test_inspect_says_who_judged_and_what_was_read_back(artifact_of: Callable[..., Artifact]) -> None:

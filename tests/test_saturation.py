@@ -10,17 +10,21 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
+from conftest import randomized
 
 from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact.session import RunOptions
-from convnext_deploy.errors import ArtifactError, UsageError
-from convnext_deploy.formats import openvino
+from convnext_deploy.errors import ArtifactError, ParityError, UsageError
+from convnext_deploy.formats import native, openvino
 from convnext_deploy.models import passes
 from convnext_deploy.models.checkpoint import load
 from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization import saturation
+from convnext_deploy.quantization.calibrate import calibrate, random_images
 from convnext_deploy.quantization.observers import weight_scales
 from convnext_deploy.records.manifest import BatchRange, ExportRequest, ExportSpec
 from convnext_deploy.records.plan import OperationPlan, Plan, QuantizationRecord
@@ -140,6 +144,86 @@ def test_a_failed_verification_names_saturation_where_the_cpu_does_not_tell(monk
     openvino.refuse(REQUEST, plan_of())  # it may be exact
     assert "--weight-bits 7" in str(saturation.cause(formats.eight_bits_of("openvino"), record()))
     assert saturation.cause(formats.eight_bits_of("onnx"), record()) is None
+
+
+# What outputs tell, where no flag of the CPU does --------------------------------------------------------------------
+
+
+def saturating(layer: applying.QuantizedLinear, codes: torch.Tensor) -> torch.Tensor:
+    """The product as `vpmaddubsw` adds it up."""
+    rows, weight = codes.reshape(-1, codes.shape[-1]).int(), layer.weight.int()
+    total = torch.zeros(len(rows), weight.shape[1], dtype=torch.int32)
+    for k in range(0, len(weight), 2):
+        total += (rows[:, k, None] * weight[k] + rows[:, k + 1, None] * weight[k + 1]).clamp(-(2**15), 2**15 - 1)
+    total -= int(layer.zero_point) * weight.sum(0)
+    return (total * (layer.scale * layer.weight_scale)).reshape(*codes.shape[:-1], -1) + layer.bias
+
+
+@pytest.mark.parametrize(
+    ("grn", "seed", "kinds"),
+    [
+        # Of each, one that a limit of the worst sample lets pass: the simulation itself is off by half as much there.
+        (False, 0, ("stem", "downsample", "expand", "project", "head")),
+        (True, 2, ("expand", "project")),
+    ],
+    ids=["v1", "v2"],
+)
+def test_an_artifact_whose_products_saturate_is_refused(
+    grn: bool,
+    seed: int,
+    kinds: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    replaced_format: Any,
+    need_format: Any,
+) -> None:
+    need_format("native")
+    size: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "num_classes": 100}
+    made = randomized(timm.models.convnext.ConvNeXt(**size, use_grn=grn, ls_init_value=None if grn else 1e-6), seed)
+    weights = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(made.state_dict(), weights)
+    loaded = load(str(weights), image_size=(32, 32))
+    example = torch.zeros(2, 3, 32, 32)
+    passes.fold(loaded.model, None, lambda m: (m(example),))
+    names = [name for name in plans.products(loaded.model) if plans.kind_of(name) in kinds]
+    paths = tuple(plans.products(loaded.model)[name] for name in names)
+    images = random_images(32, (32, 32))
+    found = calibrate(loaded.model, paths, images, preprocessing=loaded.preprocessing, images=32, batch=16)
+    options: dict[str, Any] = {"method": "mse", "input": "float32", "rest": "fp32", "type": "u8s8"}
+    sha256 = loaded.weights.tensors_sha256
+    plan = plans.draft(loaded.model, found, names, target="native", weights_sha256=sha256, **options)
+    plans.write(tmp_path / "plan.json", plan, {})
+
+    class Saturating(native.NativeSession):
+        """The engine on a CPU that adds in 16 bits."""
+
+        def _bind(self, images: Any) -> None:
+            super()._bind(images)
+            self._images = torch.from_numpy(images)
+
+        def _fetch(self) -> Any:
+            with monkeypatch.context() as patch, torch.inference_mode():
+                patch.setattr(applying.QuantizedLinear, "product", saturating)
+                return (modules[0](self._images).numpy(),)
+
+    modules: list[Any] = []
+
+    def build(graph: Any, folder: Path) -> None:
+        modules.append(graph.module)
+        native.build(graph, folder)
+
+    settings: dict[str, Any] = {
+        "format": "native", "plan": tmp_path / "plan.json", "image_size": (32, 32),
+        "batch": BatchRange(min=1, opt=4, max=16),
+    }  # fmt: skip
+    api.export(str(weights), out=tmp_path / "exact", **settings)
+    load_saturating = lambda folder, record, options: Saturating(folder / native.FILE, record, options)  # noqa: E731
+    replaced_format("native", build=build, load=load_saturating)
+    with pytest.raises(
+        ParityError, match=r"root mean square of the relative errors 0\.\d+ from the simulation"
+    ) as caught:
+        api.export(str(weights), out=tmp_path / "wrong", **settings)
+    assert "relative error 0." not in str(caught.value)  # which is what the worst sample says
 
 
 FIVE = "0.5,0.5,0.5,0.5,0.5"

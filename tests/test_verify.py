@@ -339,3 +339,44 @@ def test_the_limit_in_fp32_is_three_times_the_sources_own_rounding_where_that_is
         assert found.cosine == table.cosine
     # Below what the least of the planted mistakes that readers of files do not see moves outputs by.
     assert verify.LOOSEST_FP32 < 1.6e-4
+
+
+# A plan's simulation --------------------------------------------------------------------------------------------------
+
+
+def aside(expected: NDArray[np.floating], relative: float, seed: int) -> NDArray[np.float64]:
+    """Every sample moved by that relative error, in a direction of its own."""
+    moves = np.random.default_rng(seed).standard_normal(expected.shape)
+    moves *= relative * sizes(expected)[:, None] / np.linalg.norm(moves, axis=1, keepdims=True)
+    return expected + moves
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "passes"),
+    [
+        ("fp32", 0.019, True),  # as far from the source as the simulation, on another side
+        ("fp32", 0.025, False),  # sqrt(0.02^2 + 0.025^2) is more than sqrt(2) * 0.02: something else is added
+        ("bf16", 0.025, True),  # the rest's own rounding, 0.03
+        ("bf16", 0.06, False),
+    ],
+)
+def test_an_artifact_is_as_near_to_its_simulation_as_independent_errors_are(
+    precision: Precision, error: float, passes: bool
+) -> None:
+    expected = reference(16)
+    simulated = aside(expected, 0.02, 1)
+    typed = (aside(simulated, 0.03, 2),) if precision == "bf16" else None
+    limit = verify.simulation_tolerance((simulated,), (expected,), precision, typed)
+    found = aside(expected, error, 3)
+    parity = compare((found,), (simulated,), limit, "probe", False, "simulation")
+    assert (parity.failures == ()) is passes
+    if not passes:  # the worst sample alone says nothing
+        assert [failure.partition(" from ")[0] for failure in parity.failures] == [
+            f"root mean square of the relative errors {np.sqrt((relative_errors(found, simulated) ** 2).mean()):.3g}"
+        ]
+
+
+def test_few_samples_are_judged_by_the_worst_only() -> None:
+    few, enough = reference(15), reference(16)
+    limits = [verify.simulation_tolerance((aside(a, 0.02, 1),), (a,), "fp32") for a in (few, enough)]
+    assert [limit.rms_error is None for limit in limits] == [True, False]

@@ -33,12 +33,16 @@ LARGEST_BYTES = 1 << 30  # of a batch's widest map, which bounds the largest bat
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A set of images. `typed`: the cast module in its own type, and its weights with float32 arithmetic."""
+    """A set of images. `typed`: the cast module in its own type, and its weights with float32 arithmetic.
+
+    `simulated` is the plan with the rest in fp32, `simulated_typed` with the rest in half precision.
+    """
 
     name: str
     pixels: Pixels
     expected: verify.Outputs
     simulated: verify.Outputs | None = None
+    simulated_typed: verify.Outputs | None = None
     typed: tuple[verify.Outputs, verify.Outputs] | None = None  # on the first CHUNK images
 
     @property
@@ -117,17 +121,28 @@ def with_type(
 ) -> tuple[Probe, ...]:
     """With the outputs of the module in the asked type, on the first images of the first set.
 
+    Of a module in 8 bits, those with the rest in the asked type, on every set whose root mean square is judged.
+
     Args:
         model: cast, or in fp32 where the runtime chooses the type (then a copy is cast).
     """
     from ..models import passes  # which needs torch; opening an artifact does not
 
-    if spec.precision not in verify.ROUNDING or spec.quantization is not None:
+    if spec.precision not in verify.ROUNDING:
         return sets
     cast = model
     if not typed_graph:
         cast = copy.deepcopy(model)
         passes.cast_parameters(cast, spec.precision)
+    if sets[0].simulated is not None:
+        return tuple(
+            probe
+            if len(probe.pixels) < verify.RMS_SAMPLES
+            else replace(probe, simulated_typed=outputs(loaded, cast, probe.pixels))
+            for probe in sets
+        )
+    if spec.quantization is not None:  # a plan that keeps operations in fp32 and quantizes none
+        return sets
     pixels = sets[0].pixels[:CHUNK]
     same = outputs(loaded, cast, pixels)
     wide = outputs(loaded, copy.deepcopy(cast).float(), pixels)
@@ -169,7 +184,8 @@ def judged(
         expected = tuple(output[rows] for output in probe.expected)
         if probe.simulated is not None:
             simulated = tuple(output[rows] for output in probe.simulated)
-            tolerance = verify.simulation_tolerance(simulated, expected, limit)
+            half = probe.simulated_typed and tuple(output[rows] for output in probe.simulated_typed)
+            tolerance = verify.simulation_tolerance(simulated, expected, found.export.precision, half)
             records.append(verify.compare(outputs, simulated, tolerance, probe.name, classify, reference="simulation"))
         source_limit = limit if probe.simulated is None else verify.QUANTIZED
         record = verify.compare(outputs, expected, source_limit, probe.name, classify)

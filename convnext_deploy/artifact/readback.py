@@ -7,8 +7,8 @@ convolution's weight as (out, kH, kW, in), half floats written as float32, and n
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..records.manifest import ReadBack
 SHOWN = 3  # differences in a message
 RELATIVE = 1e-6  # of an epsilon, or of a quantizer's range: files hold them in float32
 HALF = 2.0**-10  # of a quantizer's range in float16
+CODES = ("int8", "uint8", "float8_e4m3fn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Contents:
     activations: Sequence[str] | None = ()
     unread: str = ""  # what of the file is not compared, in words
     quantizers: Sequence[Quantizer] | None = None  # by their limits; None where their scales are among the tensors
+    shifts: Mapping[str, float] | None = None  # of quantized products, by name; None where they are among the scalars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class Expected:
     constants: frozenset[float]  # other scalars that a graph may hold
     checksums: Sequence[int]  # of each tensor, before the build
     quantizers: Sequence[tuple[Quantizer, frozenset[str]]] = ()  # with the names of their scales among the tensors
+    shifts: Mapping[str, float] = field(default_factory=dict)  # subtracted before quantizing; those that are not 0
     halved: bool = False  # the file may hold float32 tensors rounded to float16 (OpenVINO's compression)
     branches: frozenset[int] = frozenset()  # operations beside the chain of the others, at any place in the order
 
@@ -75,6 +78,8 @@ class Expected:
 def differences(found: Contents, expected: Expected) -> ReadBack:
     """Every tensor and scalar of the module looked for in the file."""
     failures = [*_changed(expected), *_tensors(found, expected), *_quantizers(found, expected)]
+    if found.shifts is not None and {k: v for k, v in found.shifts.items() if v} != dict(expected.shifts):
+        failures.append(f"the built file shifts inputs by {dict(found.shifts)}, expected {dict(expected.shifts)}")
     scalars = found.scalars
     if scalars is not None:
         failures += _scalars(scalars, expected)
@@ -123,7 +128,8 @@ def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
                     order.append(expected.groups[index])
                 break
         else:
-            if stored.values.size > 1 and not _neutral(stored):
+            # One number that is no code is among the scalars.
+            if (stored.values.size > 1 or stored.type in CODES) and not _neutral(stored):
                 strange.append(stored.name)
     missing = [expected.tensors[index].name for indices in waiting.values() for index in indices]
     if missing:
@@ -200,6 +206,8 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 def _neutral(stored: Tensor) -> bool:
     """A norm's weight that was folded away is written as ones, a zero point that is none as zeros."""
+    if stored.type in CODES:
+        return not stored.values.any()
     if stored.type == "bfloat16":
         return bool((stored.values == 0x3F80).all() or (stored.values == 0).all())
     return bool((stored.values == 1).all() or (stored.values == 0).all())

@@ -91,17 +91,13 @@ def read_back(folder: Path) -> Contents:
 
     tensors = load_file(folder / FILE)
     return Contents(
-        tensors=[stored(name, tensor) for name, tensor in tensors.items() if not _of_quantizer(name)],
+        tensors=[stored(name, tensor) for name, tensor in tensors.items() if not name.endswith(".shift")],
         named=True,
         scalars=None,
         activations=None,
+        shifts={name.removesuffix(".shift"): t.item() for name, t in tensors.items() if name.endswith(".shift")},
         unread="epsilons and activations stand in the manifest",
     )
-
-
-def _of_quantizer(name: str) -> bool:
-    """What no module has as a tensor, or has only where it is not zero."""
-    return name.endswith((".shift", ".weight_zero_point", ".zero_point"))
 
 
 def _refuse_gpu(tensors: dict[str, Tensor], options: RunOptions) -> None:

@@ -117,9 +117,7 @@ def depthwise_macs(model: ModelSpec, shape: tuple[int, ...], uint8: bool) -> int
     """Multiply-accumulates of the depthwise convolutions for one image of an input batch of that shape."""
     height, width = shape[1:3] if uint8 else shape[2:4]
     stages = list(zip(model.depths, model.dims, model.kernel_sizes, model.map_sizes((height, width)), strict=True))
-    return sum(
-        depth * channels * kernel**2 * prod(size) for depth, channels, kernel, size in stages[: model.stages]
-    )
+    return sum(depth * channels * kernel**2 * prod(size) for depth, channels, kernel, size in stages[: model.stages])
 
 
 def refuse(request: ExportRequest, plan: Plan | None) -> None:

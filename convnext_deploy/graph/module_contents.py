@@ -32,6 +32,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
     epsilons: list[float] = []
     activations: list[str] = []
     quantizers: list[tuple[readback.Quantizer, frozenset[str]]] = []
+    shifts: dict[str, float] = {}
     constants = {0.0, 0.5, -0.5, 1.0, 2.0}
     branches = {id(norm) for norm in model.level_norms.values()}
     beside: set[int] = set()
@@ -64,6 +65,8 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
                 channels = module.channels
                 constants |= {1 / channels, 1 / (channels - 1), channels / (channels - 1)}
             if isinstance(module, QuantizedLinear):
+                if module.shift:
+                    shifts[names[id(module.weight)].removesuffix(".weight")] = module.shift
                 constants |= {module.shift, -module.shift, float(module.zero_point.float())}
                 if module.zero_point.dtype in (torch.uint8, torch.int8):
                     scales = frozenset(names[id(tensor)] for tensor in (module.scale, module.zero_point))
@@ -82,6 +85,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
         constants=frozenset(constants | {float(np.float32(value)) for value in constants}),
         checksums=[readback.checksum(tensor.values) for tensor in tensors],
         quantizers=quantizers,
+        shifts=shifts,
         halved=halved,
         branches=frozenset(beside),
     )

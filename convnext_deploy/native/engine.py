@@ -111,7 +111,9 @@ class Engine:
         self.input_dtype = np.dtype(np.uint8 if info.input else np.float32)
         self.input_shape = (batch, height, width, chans) if info.input else (batch, chans, height, width)
         made = {
-            i: np.zeros((batch, info.channels[i]) + ((info.heights[i], info.widths[i]) if info.is_map else ()), np.float32)
+            i: np.zeros(
+                (batch, info.channels[i]) + ((info.heights[i], info.widths[i]) if info.is_map else ()), np.float32
+            )
             for i in range(info.outputs)
             if info.channels[i]
         }
