@@ -134,13 +134,14 @@ def _timm(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
     if head is not None and "head.fc.bias" not in state:
         state["head.fc.bias"] = torch.zeros(len(head))  # open_clip projects without one
     arguments |= {"num_classes": 0 if head is None else len(head), "in_chans": state["stem.0.weight"].shape[1]}
-    if not timm.is_model(name):
-        model: nn.Module = convnext.ConvNeXt(**_arguments(state), **arguments)
-    else:
-        model = timm.create_model(name, pretrained=False, **arguments)
+    with torch.device("meta"):  # it is filled below: initializing it takes longer than running it
+        if not timm.is_model(name):
+            model: nn.Module = convnext.ConvNeXt(**_arguments(state), **arguments)
+        else:
+            model = timm.create_model(name, pretrained=False, **arguments)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     state = {k: v.reshape(shapes[k]) if ".mlp.fc" in k and k in shapes else v for k, v in state.items()}
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state, strict=True, assign=True)
     task = loaded.model.spec.task
 
     def call(model: Any, images: Tensor) -> Outputs:
@@ -188,7 +189,7 @@ def _torchvision(state: State, config: Mapping[str, Any], loaded: "Loaded") -> B
         raise _NotBuilt("its model has a classifier, the file has none")
     stages = [CNBlockConfig(*stage) for stage in zip(dims, [*dims[1:], None], counts, strict=True)]
     model = ConvNeXt(stages, num_classes=len(head))
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state, strict=True, assign=True)
     task = loaded.model.spec.task
 
     def call(model: Any, images: Tensor) -> Outputs:
@@ -234,7 +235,7 @@ def _transformers(state: State, config: Mapping[str, Any], loaded: "Loaded") -> 
         state = {name.removeprefix(body): value for name, value in state.items()}
     else:
         model = getattr(transformers, f"{kind}ForImageClassification")(made)
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state, strict=True, assign=True)
     task = loaded.model.spec.task
 
     def call(model: Any, images: Tensor) -> Outputs:
