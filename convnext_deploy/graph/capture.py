@@ -1,5 +1,6 @@
 """Module to DeployGraph: the rewritten module, frozen, with the names and shapes of its inputs and outputs."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,6 +58,15 @@ class DeployGraph:
             for axis, name in self.dynamic_axes.items()
         }
         return torch.export.export(self.module, (self.example,), dynamic_shapes=(shapes,))
+
+    def release(self) -> None:
+        """Empty the module's tensors: what was built from it holds them now, and this graph is of no further use.
+
+        Exporters keep programs, graphs and what they replaced in caches and circles, each of which keeps the weights.
+        """
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            tensor.data = tensor.data.new_empty(0)
+        gc.collect()
 
 
 def input_record(model: ModelSpec, export: ExportSpec) -> TensorRecord:

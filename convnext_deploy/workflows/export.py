@@ -372,6 +372,8 @@ def _build(
         files=(),
         read_back=_read_back(fmt, held, folder),
     )
+    if stand_in is None:  # which may run the program
+        graph.release()
     opened = stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
     return found, opened, sets
 
