@@ -1,7 +1,8 @@
 """Faults in what a builder writes: the module that it gets is a copy with one thing wrong, which only a check can see.
 
 `python tests/inject.py` makes 100 faults a format and type, 300 a format, with a fixed seed. It prints the table
-of docs/design/verification.md: how many were caught, how many by outputs alone, and how far the smallest moved the outputs.
+of docs/design/verification.md: how many were caught, how many by outputs alone, and how far the smallest moved the
+outputs.
 """
 
 import argparse

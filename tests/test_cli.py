@@ -216,7 +216,7 @@ RANDOM = ["export", "--weights", "random", "--variant", "test_convnext"]
         ([*RANDOM, "--image-size", "0"], "--image-size 0; expected pixels such as 224, or HEIGHTxWIDTH"),
         ([*RANDOM, "--num-classes", "many"], "Invalid value for '--num-classes'"),
         ([*RANDOM, "--num-classes", "0"], "0 classes; expected at least 1"),
-        ([*RANDOM, "--nosuch"], "No such option: --nosuch"),
+        ([*RANDOM, "--nosuch"], "No such option"),
         ([*RANDOM, "--out"], "Option '--out' requires an argument"),
         (["nosuch"], "no command 'nosuch' (commands: export, "),
         (["eval", "/nowhere"], "Missing option '--data'"),

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import signal
 import threading
@@ -464,10 +465,16 @@ def test_too_little_workspace_is_said(small: Any, tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    class Full(io.FileIO):
+        def write(self, content: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(nvinfer, "write_file", full)
+    opened = Path.open
+
+    def full(self: Path, *arguments: Any, **options: Any) -> Any:
+        return Full(self, "w") if self.name == nvinfer.ENGINE_FILE else opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
     arguments = ["export", "--variant", "test_convnext", "--weights", "random", "--format", "trt", "--quiet"]
     assert cli.run([*arguments, "--out", str(tmp_path / "engine")]) == 2
     error = capsys.readouterr().err

@@ -148,13 +148,14 @@ def _timm(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
     if head is not None and "head.fc.bias" not in state:
         state["head.fc.bias"] = torch.zeros(len(head))  # open_clip projects without one
     arguments |= {"num_classes": 0 if head is None else len(head), "in_chans": state["stem.0.weight"].shape[1]}
-    if not timm.is_model(name):
-        model: nn.Module = convnext.ConvNeXt(**_arguments(state), **arguments)
-    else:
-        model = timm.create_model(name, pretrained=False, **arguments)
+    with torch.device("meta"):  # it is filled below: initializing it takes longer than running it
+        if not timm.is_model(name):
+            model: nn.Module = convnext.ConvNeXt(**_arguments(state), **arguments)
+        else:
+            model = timm.create_model(name, pretrained=False, **arguments)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     state = {k: v.reshape(shapes[k]) if ".mlp.fc" in k and k in shapes else v for k, v in state.items()}
-    lacking = model.load_state_dict(state, strict=spec.task != "features")
+    lacking = model.load_state_dict(state, strict=spec.task != "features", assign=True)
     if lacking.unexpected_keys or not all(name.startswith("head.") for name in lacking.missing_keys):
         raise _NotBuilt(f"{(*lacking.unexpected_keys, *lacking.missing_keys)[:4]} are not in it and in the file")
 
@@ -238,7 +239,9 @@ def _torchvision(state: State, config: Mapping[str, Any], loaded: "Loaded") -> B
     stages = [CNBlockConfig(*stage) for stage in zip(dims, [*dims[1:], None], counts, strict=True)]
     model = ConvNeXt(stages, num_classes=1 if head is None else len(head))
     part, features = (model, "") if head is not None else (model.features, "features.")
-    part.load_state_dict({name.removeprefix(features): value for name, value in state.items()}, strict=True)
+    part.load_state_dict(
+        {name.removeprefix(features): value for name, value in state.items()}, strict=True, assign=True
+    )
 
     def call(model: Any, images: Tensor) -> Outputs:
         if spec.task == "classify":
@@ -287,7 +290,7 @@ def _transformers(state: State, config: Mapping[str, Any], loaded: "Loaded") -> 
         state = {name if name.startswith("layer_norm.") else f"model.{name}": value for name, value in bare.items()}
     elif classifier is None:
         state = {re.sub(r"^convnext(v2)?\.", "", name): value for name, value in state.items()}
-    lacking = model.load_state_dict(state, strict=spec.task != "features")
+    lacking = model.load_state_dict(state, strict=spec.task != "features", assign=True)
     if lacking.unexpected_keys or not all(
         name.startswith(("layernorm.", "layer_norm.")) for name in lacking.missing_keys
     ):

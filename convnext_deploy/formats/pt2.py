@@ -1,5 +1,6 @@
 """torch.export's own file: the captured program with its weights."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ def build(graph: DeployGraph, folder: Path) -> None:
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     with opening(folder / FILE, options):
-        program = torch.export.load(folder / FILE)
+        program = _program(folder / FILE)
     # Its guards refuse images 32 pixels high, where strides of the last maps are ambiguous and the results the same;
     # `artifact.session.check_images` has already refused what the artifact does not take.
     module = program.module(check_guards=False)
@@ -29,7 +30,14 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
 
 
 def read_back(folder: Path) -> Contents:
-    return contents_of_program(torch.export.load(folder / FILE))
+    return contents_of_program(_program(folder / FILE))
+
+
+def _program(path: Path) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        # PyTorch 2.9 makes tensors of the bytes that it has just read.
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.export.load(path)
 
 
 FILE = "model.pt2"

@@ -1,5 +1,6 @@
 """Module to DeployGraph: the rewritten module, frozen, with the names and shapes of its inputs and outputs."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,15 @@ class DeployGraph:
                 symbol = images.meta["val"].shape[axis].node.expr
                 program.range_constraints[symbol] = ValueRanges(STRIDE, MAX_SIDE)
         return program
+
+    def release(self) -> None:
+        """Empty the module's tensors: what was built from it holds them now, and this graph is of no further use.
+
+        Exporters keep programs, graphs and what they replaced in caches and circles, each of which keeps the weights.
+        """
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            tensor.data = tensor.data.new_empty(0)
+        gc.collect()
 
 
 def input_record(model: ModelSpec, export: ExportSpec) -> TensorRecord:

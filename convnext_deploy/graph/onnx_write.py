@@ -52,6 +52,8 @@ def save_onnx(
     if finish is not None:
         finish(model)
         ir.save(model, path, external_data=data.name)
+    for value in model.graph.initializers.values():
+        value.const_value = None  # the exporter's rewriting rules keep the graph that they last matched
     if one_file and weights <= EXTERNAL_DATA_ABOVE and data.exists():
         _embed_weights(path, data)
 

@@ -45,10 +45,18 @@ def contents_of_program(program: torch.export.ExportedProgram) -> readback.Conte
         if name == "to" and isinstance(node.args[0], torch.fx.Node) and node.args[0].name in known:
             known[node.name] = known[node.args[0].name]  # of the same type: a cast that changes nothing
             continue
-        arguments = [*node.args, *node.kwargs.values()]
+        arguments = [*node.args, *node.kwargs.values(), *_defaults(node)]
         values = [known.get(a.name) if isinstance(a, torch.fx.Node) else a for a in arguments]
         uses.append((name, values))
     return _contents(iter(uses))
+
+
+def _defaults(node: torch.fx.Node) -> list[object]:
+    """What a call leaves to its operator's defaults: PyTorch 2.9 does not write an argument that equals its own."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    left = node.target._schema.arguments[len(node.args) :]
+    return [argument.default_value for argument in left if argument.name not in node.kwargs]
 
 
 def _contents(uses: Iterator[tuple[str, list[object]]]) -> readback.Contents:

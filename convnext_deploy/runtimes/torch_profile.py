@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,23 +43,26 @@ def profiled(session: Session, steps: int, warmup: int) -> Profile:
                 session.step()
                 session.sync()
                 wall_ms = (time.perf_counter_ns() - start) / 1e6
-            done.append((wall_ms, layers(profiler.events() or (), cuda)))
+            done.append((wall_ms, layers(profiler, cuda)))
     compiled = any(COMPILED in layer.op for _, found in done for layer in found)
     note = f"compiled kernels and the products they call are one row, {COMPILED}: AOTInductor does not name them"
     return Profile("torch.profiler", tuple(done[warmup:]), note if compiled else None)
 
 
-def layers(events: Iterable[Any], cuda: bool) -> tuple[LayerTime, ...]:
+def layers(profiler: Any, cuda: bool) -> tuple[LayerTime, ...]:
     """Time of each operator by itself, without the operators it calls; equal operators on equal shapes in one row."""
     sums: dict[tuple[str, str, LayerKind, str], float] = {}
-    for event in events:
+    # The profiler's own events have no types in PyTorch 2.9 to 2.11; what they are made from always has.
+    recorded = profiler.profiler.kineto_results.events()
+    dtypes = {(event.correlation_id(), event.name()): event.dtypes() for event in recorded}
+    for event in profiler.events() or ():
         microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
         if not microseconds:
             continue
         shapes = [tuple(shape) for shape in event.input_shapes or () if shape and isinstance(shape[0], int)]
         op = event.name.removeprefix("aten::").removeprefix("convnext_deploy::")
         words = " ".join("x".join(map(str, shape)) for shape in shapes[:3])
-        types = [TYPES[word] for word in event.input_dtypes or () if word in TYPES]
+        types = [TYPES[word] for word in dtypes.get((event.id, event.name), ()) if word in TYPES]
         key = (f"{op} {words}".strip(), event.name, _kind(op, shapes), types[0] if types else "")
         sums[key] = sums.get(key, 0.0) + microseconds / 1e3
     return tuple(LayerTime(name=n, op=o, kind=k, type=t, ms=ms) for (n, o, k, t), ms in sums.items())

@@ -74,6 +74,8 @@ def built(fmt: Format, prepared: Prepared, folder: Path) -> Built:
         oracle=prepared.oracle,
         read_back=_read_back(fmt, prepared.held, folder),
     )
+    if stand_in is None:  # which may run the program
+        graph.release()
     opened = stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
     return Built(draft, prepared.sets, opened)
 

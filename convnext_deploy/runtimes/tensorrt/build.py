@@ -141,12 +141,18 @@ def build_engine(
     start = time.monotonic()
     with _timing_cache(trt, name, config) as timing, _cancelled_by_ctrl_c() as cancelled:
         config.progress_monitor = _monitor(trt, say, cancelled)
-        built = builder.build_serialized_network(network, config)
+        streamed = name == "tensorrt_rtx"  # TensorRT's own streaming has not been tried
+        size = _streamed(trt, builder, network, config, engine) if streamed else None
+        built = None if streamed else builder.build_serialized_network(network, config)
     if cancelled.is_set():
+        engine.unlink(missing_ok=True)
         raise KeyboardInterrupt
-    if built is None:
+    if built is not None:
+        write_engine(engine, memoryview(built))
+        size = built.nbytes
+    if size is None:
+        engine.unlink(missing_ok=True)
         raise BuildError(f"{TITLES[name]} cannot build the engine: {log.reason() or 'it gave no reason'}")
-    write_engine(engine, memoryview(built))
     return EngineRecord(
         module=name,
         version=trt.__version__,
@@ -155,7 +161,7 @@ def build_engine(
         layers=layers,
         products=products,
         build_s=round(time.monotonic() - start, 3),
-        engine_bytes=built.nbytes,
+        engine_bytes=size,
         peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),  # KiB on Linux
         timing_cache=timing[0] if timing else None,
     )
@@ -222,8 +228,40 @@ def write_engine(path: Path, content: memoryview) -> None:
     try:
         write_file(path, content)  # type: ignore[arg-type]  # any buffer; a copy of a 1.4 GB engine is not needed
     except OSError as error:
-        cure = "; free some space or choose another --out" if error.errno == errno.ENOSPC else ""
-        raise BuildError(f"the engine cannot be written to {path.parent}: {error.strerror}{cure}") from None
+        raise _unwritten(path, error) from None
+
+
+def _unwritten(path: Path, error: OSError) -> BuildError:
+    cure = "; free some space or choose another --out" if error.errno == errno.ENOSPC else ""
+    return BuildError(f"the engine cannot be written to {path.parent}: {error.strerror}{cure}")
+
+
+def _streamed(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> int | None:
+    """Build into the file, without the engine in memory beside the builder's weights; its size, None without success.
+
+    Raises:
+        BuildError: it cannot be written.
+    """
+    failed: list[OSError] = []
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]  # the base comes from the module that was handed in
+        def write(self, content: bytes) -> int:
+            try:
+                return file.write(content)
+            except OSError as error:  # one that leaves here would end the process
+                failed.append(error)
+                return -1
+
+    try:
+        with path.open("wb") as file:
+            built = builder.build_serialized_network_to_stream(network, config, Writer())
+            size = file.tell()
+    except OSError as error:
+        failed.append(error)
+    if failed:
+        path.unlink(missing_ok=True)
+        raise _unwritten(path, failed[0]) from None
+    return size if built else None
 
 
 # What the module calls back -------------------------------------------------------------------------------------------

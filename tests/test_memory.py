@@ -1,0 +1,69 @@
+"""What an export holds in memory: its peak, in units of the fp32 weights, and what is left of them when it is done."""
+
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from convnext_deploy import api, env, formats
+
+LIMIT = 4.0
+
+CHILD = """
+import importlib, json, resource, sys, warnings
+warnings.simplefilter("ignore")
+import onnx, onnxruntime, onnxscript, timm, torch, torch.onnx
+from convnext_deploy import api, formats
+from convnext_deploy.accuracy import oracle
+from convnext_deploy.graph import capture, onnx_write
+weights, name, out = sys.argv[1:]
+for package in formats.get(name).requires:
+    importlib.import_module(package)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+api.export(weights, format=name, out=out)
+print(json.dumps(peak() - before))
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import timm
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    model = timm.create_model("convnext_base", num_classes=1000)
+    save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torchscript", "tensorrt_rtx", "openvino", "pt2", "native"])
+def test_an_export_of_base_needs_at_most_four_times_its_weights(base: Path, format: str, tmp_path: Path) -> None:
+    if env.missing(formats.get(format).requires):
+        pytest.skip(f"{format} is not installed")
+    command = [sys.executable, "-c", CHILD, str(base), format, str(tmp_path / "artifact")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) <= LIMIT * base.stat().st_size
+
+
+def held() -> int:
+    """Bytes of every tensor that something still holds."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript", "pt2"])
+def test_an_export_leaves_none_of_the_weights_behind(format: str, tmp_path: Path) -> None:
+    """PyTorch's ONNX exporter keeps the last graph that its rewriting rules met, with the module's parameters."""
+    sizes = {"image_size": 32, "batch": (1, 2, 4)}
+    before = held()
+    artifact = api.export("random", variant="convnext_zepto_rms", format=format, out=tmp_path / "artifact", **sizes)
+    assert held() - before < 0.05 * artifact.bytes
