@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import typer
 
-from convnext_deploy import cli
+from convnext_deploy.cli import app as cli
 from convnext_deploy.records import accuracy, manifest, plan, prediction, timing
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"

@@ -810,3 +810,11 @@ def test_the_probe_images_are_not_all_alike() -> None:
     distances = np.linalg.norm(flat[:, None] - flat[None], axis=2)[np.triu_indices(len(flat), 1)]
     assert len(probe) == 16
     assert distances.min() > 0.05 * np.linalg.norm(flat, axis=1).mean()
+
+
+def test_an_onnx_file_says_nothing_of_the_folders_of_the_machine_that_built_it(tmp_path: Path) -> None:
+    made = api.export("random", variant="test_convnext", image_size=64, format="onnx", out=tmp_path / "out")
+    content = b"".join((made.path / file.path).read_bytes() for file in made.manifest.files)
+    for folder in (Path(torch.__file__).parents[1], Path(api.__file__).parents[2], Path.home()):
+        assert str(folder).encode() not in content, folder
+    assert b"stack_trace" not in content

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from convnext_deploy import api, cli
+from convnext_deploy import api
 from convnext_deploy.accuracy.evaluation import read_result
 from convnext_deploy.accuracy.predictions import read_predictions
 from convnext_deploy.artifact import manifest
+from convnext_deploy.cli import app as cli
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.records import accuracy, base, plan, timing
 from convnext_deploy.records.manifest import Manifest

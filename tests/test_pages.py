@@ -22,7 +22,8 @@ import msgspec
 import pytest
 import typer
 
-from convnext_deploy import cli, errors
+from convnext_deploy import errors
+from convnext_deploy.cli import app as cli
 from convnext_deploy.data import sources
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import convnext_deploy
-from convnext_deploy.cli import app
+from convnext_deploy.cli.app import app
 from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.records.prediction import PredictResult
 

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 import convnext_deploy
-from convnext_deploy import api, cli, formats
+from convnext_deploy import api, formats
+from convnext_deploy.cli import app as cli
 from convnext_deploy.errors import UsageError
 from convnext_deploy.workflows import contenders
 

@@ -123,8 +123,17 @@ def onnx_from_graph(graph: DeployGraph) -> ir.Model:
     model: ir.Model = program.model
     cancel_transposes(model)
     _name_axes(model, graph)
+    _forget_where(model)
     model.producer_name = "convnext-deploy"
     return model
+
+
+def _forget_where(model: ir.Model) -> None:
+    """Remove what the exporter notes beside every node: stack traces, with the folders of this machine."""
+    for node in model.graph.all_nodes():
+        for props in (node.metadata_props, *(output.metadata_props for output in node.outputs)):
+            for key in [key for key in props if key.startswith("pkg.torch.")]:
+                del props[key]
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
