@@ -231,7 +231,8 @@ def precision_failures(
                 f"the plan keeps {plan.kept_share:.0%} of the multiply-accumulates in fp32, but the built graph has "
                 f"{truth.graph.get('fp32', 0.0):.0%}"
             )
-        held = [(where, _as_planned(found, asked, plan.kept_share)) for where, found in held]
+        kinds = {"fp8" if name == "fp8" else "int8" for name in plan.operations if name != "fp32"}
+        held = [(where, _as_planned(found, asked, plan.kept_share, kinds)) for where, found in held]
         if (truth.quantized or 0) != planned:
             failures.append(
                 f"{truth.quantized or 0} products run in 8 bits where the plan has {planned}" + _because(truth.note)
@@ -245,9 +246,9 @@ def precision_failures(
     return tuple(failures)
 
 
-def _as_planned(found: dict[str, float], asked: str, kept_share: float) -> dict[str, float]:
+def _as_planned(found: dict[str, float], asked: str, kept_share: float, kinds: set[str]) -> dict[str, float]:
     """The shares with what a plan asks for counted as asked for: 8 bits, and as much fp32 as it keeps."""
-    others = {name: share for name, share in found.items() if name not in ("int8", "fp8", asked)}
+    others = {name: share for name, share in found.items() if name not in {*kinds, asked}}
     if "fp32" in others:
         others["fp32"] = max(0.0, others["fp32"] - kept_share)
     others = {name: share for name, share in others.items() if share}
