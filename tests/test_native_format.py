@@ -1,5 +1,6 @@
 """The native engine as a format: what an artifact needs to run, what it says of itself, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -127,3 +128,21 @@ def test_without_a_compiler_it_is_refused_before_any_work(monkeypatch: pytest.Mo
     with pytest.raises(MissingPackageError, match="needs a C\\+\\+20 compiler and none is on PATH; install"):
         api.export("random", variant="atto", format="native", out=tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_product_that_runs_in_another_type_than_the_rest_of_its_kind_is_not_hidden(
+    artifact_of: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the last of them was asked."""
+    session = api.load(artifact_of("native").path)
+    session.run(np.zeros((1, 3, 64, 64), np.float32))
+    profile = native.Engine.profile
+
+    def first_in_bf16(engine: native.Engine) -> object:
+        parts = list(profile(engine))
+        index = next(index for index, part in enumerate(parts) if part.type is not None)
+        parts[index] = dataclasses.replace(parts[index], executed="bf16")
+        return tuple(parts)
+
+    monkeypatch.setattr(native.Engine, "profile", first_in_bf16)
+    assert session.precision().executed == {"unknown": 1.0}

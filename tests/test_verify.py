@@ -1,7 +1,9 @@
 """The tiers on arrays whose errors are made to measure."""
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 from convnext_deploy.artifact import verify
 from convnext_deploy.artifact.deviation import cosines, relative_errors, sizes
 from convnext_deploy.artifact.verify import NEAR_TIE_FACTOR, TOLERANCES, compare, precision_failures, top1_agreement
+from convnext_deploy.formats import aotinductor
+from convnext_deploy.models.convnext import multiply_accumulates
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import (
     BatchRange,
@@ -22,6 +26,7 @@ from convnext_deploy.records.manifest import (
     Preprocessing,
     WeightsRecord,
 )
+from convnext_deploy.records.plan import QuantizationRecord
 
 PRECISIONS: list[Precision] = ["fp32", "fp16", "bf16"]
 
@@ -328,10 +333,10 @@ def test_an_engine_that_executes_another_type_than_its_graph_is_a_failure() -> N
 # The source's own rounding -------------------------------------------------------------------------------------------
 
 
-def test_the_limit_in_fp32_is_three_times_the_sources_own_rounding_where_that_is_more() -> None:
+def test_the_limit_in_fp32_is_twice_the_sources_own_rounding_where_that_is_more() -> None:
     exact = np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32)
     table = verify.TOLERANCES["fp32"]
-    for rounding, limit in ((1e-6, 1e-5), (6e-6, 1.8e-5), (1e-3, verify.LOOSEST_FP32)):
+    for rounding, limit in ((1e-6, 1e-5), (9e-6, 1.8e-5), (1e-3, verify.LOOSEST_FP32)):
         source = exact * np.float32(1 + rounding)
         found, measured = verify.rounding_tolerance((source,), (exact,))
         assert measured == pytest.approx(rounding, rel=0.1)
@@ -380,3 +385,24 @@ def test_few_samples_are_judged_by_the_worst_only() -> None:
     few, enough = reference(15), reference(16)
     limits = [verify.simulation_tolerance((aside(a, 0.02, 1),), (a,), "fp32") for a in (few, enough)]
     assert [limit.rms_error is None for limit in limits] == [True, False]
+
+
+@pytest.mark.parametrize(("ran", "passes"), [("int8", True), ("fp8", False)])
+def test_another_type_of_8_bits_than_the_plans_is_not_what_was_asked_for(ran: str, passes: bool) -> None:
+    plan = QuantizationRecord(plan_sha256="0" * 64, target="native", operations={"u8s8": 3}, calibration=None)
+    made = manifest("fp32")
+    made = msgspec.structs.replace(made, export=msgspec.structs.replace(made.export, quantization=plan))
+    truth = PrecisionTruth(graph={ran: 0.9, "fp32": 0.1}, quantized=3)
+    assert (precision_failures(truth, made, True) == ()) is passes
+
+
+def test_a_product_that_generated_code_does_not_name_is_not_taken_for_what_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = object.__new__(aotinductor.AotInductorSession)
+    session.manifest, session._path = manifest("fp16"), Path("model.pt2")
+    names = multiply_accumulates(session.manifest.model)
+    for left_out, passes in (("", True), ("head.classifier.weight", True), ("stem.convs.0.weight", False)):
+        types = {name: "float16" for name in names if name != left_out}
+        monkeypatch.setattr(aotinductor, "constant_types", lambda _, types=types: types)
+        assert (precision_failures(session._precision(), session.manifest, True) == ()) is passes

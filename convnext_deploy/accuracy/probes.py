@@ -155,14 +155,13 @@ Reload = Callable[[], "Loaded"]
 def _at_its_rounding(
     failed: Parity, found: verify.Outputs, rows: NDArray[np.int64], probe: Probe, classify: bool, reload: Reload
 ) -> Parity:
-    """A failure in fp32 once more, at the limit that the source's own distance from float64 gives."""
+    """A failure in fp32 once more, beside float64, at the limit that the source's own distance from it gives."""
     if failed.relative_error is None or not failed.relative_error <= verify.LOOSEST_FP32:
         return failed
     source = reload()
     exact = outputs(source, source.model.double(), probe.pixels)
     limit, rounding = verify.rounding_tolerance(probe.expected, exact)
-    expected = tuple(output[rows] for output in probe.expected)
-    again = verify.compare(found, expected, limit, probe.name, classify)
+    again = verify.compare(found, tuple(output[rows] for output in exact), limit, probe.name, classify)
     return msgspec.structs.replace(again, source_rounding=rounding)
 
 

@@ -47,10 +47,11 @@ class AotInductorSession(TorchSession):
     def _precision(self) -> PrecisionTruth:
         """From the generated code's table of constants: its calls bypass PyTorch's dispatcher, so none can be seen."""
         counts = multiply_accumulates(self.manifest.model)
+        types = constant_types(self._path)
+        # The fused kernels hold some weights under other names; without them, one that is not there is not known.
+        named = [name for name in counts if name in types or not self.manifest.export.kernels]
         macs = [
-            (TYPE_NAMES.get(dtype, dtype), counts[name])
-            for name, dtype in constant_types(self._path).items()
-            if name in counts
+            (TYPE_NAMES.get(types[name], types[name]) if name in types else "unknown", counts[name]) for name in named
         ]
         return PrecisionTruth(graph=shares(macs), quantized=sum(name in ("int8", "fp8") for name, _ in macs))
 

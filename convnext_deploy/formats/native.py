@@ -75,13 +75,16 @@ class NativeSession(Session):
         engine = self._engine
         macs = dict(engine.multiply_accumulates)
         macs["fp32"] -= depthwise_macs(self.manifest.model, engine.input_shape, self.manifest.export.input == "uint8")
-        executed = {part.type: part.executed for part in engine.profile() if part.type is not None}
+        executed: dict[str, set[str | None]] = {}
+        for part in engine.profile():
+            if part.type is not None:
+                executed.setdefault(part.type, set()).add(part.executed)
         graph: dict[str, float] = {name: macs[name] / sum(macs.values()) for name in TYPES if macs[name]}
         ran: dict[str, float] = {}
         for name in TYPES:
             if macs[name]:
-                kind = executed[name]
-                assert kind is not None
+                kinds = executed[name]  # one, unless the engine multiplies some products of a type otherwise
+                kind = (kinds.pop() if len(kinds) == 1 else None) or "unknown"
                 ran[kind] = ran.get(kind, 0.0) + graph[name]
         note = "depthwise convolutions and norms are computed in fp32" if set(graph) != {"fp32"} else None
         return PrecisionTruth(graph=graph, executed=ran, note=note, quantized=engine.products["int8"])

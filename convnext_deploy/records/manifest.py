@@ -185,7 +185,8 @@ class Parity(Record, frozen=True, kw_only=True):
     stand_in: str | None = None  # what ran in the artifact's place, where the artifact itself did not run
     batches: tuple[int, ...] = ()  # the sizes that were run; empty in artifacts of versions that did not record them
     image_size: tuple[int, int] | None = None  # pixels (height, width)
-    source_rounding: float | None = None  # the source in fp32 beside float64, where the limit was made of it
+    # Where fp32's own limit was missed: the source's distance from float64, with which the artifact was then compared.
+    source_rounding: float | None = None
 
 
 class PrecisionTruth(Record, frozen=True, kw_only=True):
