@@ -531,6 +531,7 @@ def test_pixels_and_inputs_equal_timms_loader(
         use_prefetcher=True,
         device=torch.device("cpu"),
         num_workers=0,
+        persistent_workers=False,
         interpolation=interpolation,
         mean=mean,
         std=std,

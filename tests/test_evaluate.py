@@ -173,6 +173,7 @@ def test_the_numbers_are_those_of_timms_validation(
         use_prefetcher=True,
         device=torch.device("cpu"),
         num_workers=0,
+        persistent_workers=False,
         interpolation=PREPROCESSING.interpolation,
         mean=PREPROCESSING.mean,
         std=PREPROCESSING.std,

@@ -4,10 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import WeightsError
@@ -15,10 +13,10 @@ from convnext_deploy.models.facts import preprocessing_of
 from convnext_deploy.models.processor import merged, processor_facts
 from convnext_deploy.records.manifest import ModelSpec
 
-THEIRS = {
-    "ConvNextImageProcessor": ConvNextImageProcessorPil,
-    "BitImageProcessor": BitImageProcessorPil,
-    "ViTImageProcessor": ViTImageProcessorPil,
+# Those that compute with Pillow have names of their own since transformers 5.
+THEIRS: dict[str, Any] = {
+    name: getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+    for name in ("ConvNextImageProcessor", "BitImageProcessor", "ViTImageProcessor")
 }
 NORMAL = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 3, "do_rescale": True}
 BIT = {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 64}, "do_center_crop": True}

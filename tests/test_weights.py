@@ -6,6 +6,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import msgspec
@@ -535,9 +536,19 @@ def test_random_models_depend_on_the_seed_alone() -> None:
 # Folders: timm -------------------------------------------------------------------------------------------------------
 
 
-def saved_by_timm(folder: Path, model: nn.Module | None = None, safe: bool = True, **config: object) -> Path:
+def saved_by_timm(
+    folder: Path,
+    model: nn.Module | None = None,
+    safe: bool = True,
+    arguments: dict[str, Any] | None = None,
+    **config: object,
+) -> Path:
+    """`arguments` are those that the model was made with, which timm before 1.0.31 does not write by itself."""
     folder = folder / "saved"
-    timm.models.save_for_hf(model or timm_model(), folder, model_config=config, safe_serialization=safe)
+    known = {"global_pool": (arguments or {}).get("global_pool", "avg"), **config}
+    timm.models.save_for_hf(
+        model or timm_model(), folder, model_config=known, model_args=arguments, safe_serialization=safe
+    )
     return folder
 
 
@@ -585,7 +596,7 @@ def test_preprocessing_is_what_timm_resolves(tmp_path: Path, size: tuple[int, in
 def test_what_timms_arguments_change_is_not_lost(tmp_path: Path, arguments: dict[str, object]) -> None:
     """timm writes them into `config.json`; the tensors look the same without them."""
     reference = timm_model(**arguments)
-    assert_equal_logits(load(str(saved_by_timm(tmp_path, reference))), reference)
+    assert_equal_logits(load(str(saved_by_timm(tmp_path, reference, arguments=arguments))), reference)
 
 
 @pytest.mark.parametrize(
@@ -599,7 +610,8 @@ def test_what_timms_arguments_change_is_not_lost(tmp_path: Path, arguments: dict
 def test_an_argument_of_timm_that_we_do_not_have_is_refused(
     tmp_path: Path, arguments: dict[str, object], why: str
 ) -> None:
-    assert f"asks for {why}; expected" in refusal(saved_by_timm(tmp_path, timm_model(**arguments)))
+    folder = saved_by_timm(tmp_path, timm_model(**arguments), arguments=arguments)
+    assert f"asks for {why}; expected" in refusal(folder)
 
 
 @pytest.mark.parametrize("pooling", ["max", "avgmax", "catavgmax"])
@@ -957,7 +969,7 @@ def test_the_licence_comes_from_timm_where_the_repository_does_not_say(hub: Path
 @pytest.mark.parametrize("shards", [pytest.param("1GB", id="one file"), pytest.param("20KB", id="sharded")])
 def test_a_cached_repository_of_transformers_brings_its_image_processor(hub: Path, tmp_path: Path, shards: str) -> None:
     reference = saved_by_transformers(tmp_path, shards=shards)
-    transformers.ConvNextImageProcessor(size={"shortest_edge": 384}).save_pretrained(tmp_path)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, resample=3).save_pretrained(tmp_path)
     cached(hub, "someone/convnext-384", tmp_path)
     loaded = load("hf-hub:someone/convnext-384")
     assert_equal_logits(loaded, reference)
