@@ -26,7 +26,8 @@ EXTRAS = {
 # Whose absence is somebody's installation, and not our mistake.
 PACKAGES = frozenset({
     *EXTRAS, "torch", "torchvision", "timm", "safetensors", "huggingface_hub", "onnx", "onnxscript", "onnx_ir",
-    "onnxruntime", "numpy", "scipy", "PIL", "pyarrow", "rich", "msgspec", "tomli", "triton", "transformers",
+    "onnxruntime", "numpy", "scipy", "PIL", "pyarrow", "rich", "msgspec", "setuptools", "tomli", "triton",
+    "transformers",
 })  # fmt: skip
 
 

@@ -39,8 +39,8 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization.calibrate import calibrate, random_images
 from convnext_deploy.records.base import Precision
-from convnext_deploy.records.manifest import BatchRange, ExportSpec, Manifest
-from convnext_deploy.workflows import export
+from convnext_deploy.records.manifest import BatchRange, ExportRequest, Manifest
+from convnext_deploy.workflows import build, export
 
 SIZE = (32, 32)
 BATCH = BatchRange(min=1, opt=4, max=4)
@@ -74,25 +74,19 @@ def subject(name: str, precision: Precision, folder: Path, *, grn: bool = False,
     save_file(randomized(model).state_dict(), weights)
     reload = functools.partial(checkpoint.load, weights, image_size=SIZE)
     plan = _plan(reload(), name, precision) if eight_bits else None
-    spec = ExportSpec(format=name, precision=precision, batch=BATCH, quantization=export._quantization(plan))
+    request = ExportRequest(format=name, precision=precision, batch=BATCH)
     loaded = reload()
-    sets = probes.of_source(loaded, spec, None)
-    graphs = []
-
-    def build(graph: DeployGraph, folder: Path) -> StandIn | None:
-        graphs.append(graph)
-        return fmt.build(graph, folder)
-
+    sets = probes.of_source(loaded, False, None)
+    prepared = export._prepared(fmt, request, loaded, sets, None, plan, "none", None, lambda _: None)
+    right = copy.deepcopy(loaded.model)  # the build gives the module's weights back
+    graph = dataclasses.replace(prepared.graph, module=copy.deepcopy(prepared.graph.module))
     with tempfile.TemporaryDirectory() as scratch:
-        record, _, sets = export._build(
-            dataclasses.replace(fmt, build=build), spec, loaded, sets, Path(scratch), lambda _: None, chosen=plan
-        )
+        record = build.built(fmt, prepared, Path(scratch)).manifest
         files = _read(Path(scratch))
     assert record.read_back is not None
     assert record.read_back.failures == ()
-    right = copy.deepcopy(loaded.model)
     held = expected_of(right, halved=not fmt.typed_graph and precision == "fp16")
-    return Subject(fmt, graphs[0], right, held, files, record, sets, reload)
+    return Subject(fmt, graph, right, held, files, record, prepared.sets, reload)
 
 
 def _plan(loaded: checkpoint.Loaded, target: Any, rest: Precision) -> plans.LoadedPlan:
@@ -101,11 +95,12 @@ def _plan(loaded: checkpoint.Loaded, target: Any, rest: Precision) -> plans.Load
     names = plans.products(loaded.model)
     options: dict[str, Any] = {"preprocessing": loaded.preprocessing, "images": 32, "batch": 16}
     found = calibrate(loaded.model, tuple(names.values()), random_images(32, SIZE), **options)
-    options = {"method": "mse", "input": "float32", "rest": rest, "type": plans.INT8[target]}
+    eight = formats.eight_bits_of(target)
+    options = {"method": "mse", "input": "float32", "rest": rest, "type": eight.int8, "eight_bits": eight}
     plan = plans.draft(
         loaded.model, found, tuple(names), target=target, weights_sha256=loaded.weights.tensors_sha256, **options
     )
-    return plans.LoadedPlan(plan, {})
+    return plans.LoadedPlan(plan, {}, eight_bits=eight)
 
 
 def _read(folder: Path) -> Files:
@@ -118,7 +113,8 @@ def _files(given: Subject, wrong: ConvNeXt, held: readback.Expected) -> Files:
     if patched is not None:
         return patched
     with tempfile.TemporaryDirectory() as folder:
-        given.fmt.build(dataclasses.replace(given.graph, module=wrong), Path(folder))
+        module = wrong if given.fmt.rewrite is None else given.fmt.rewrite(wrong)
+        given.fmt.build(dataclasses.replace(given.graph, module=module), Path(folder))
         return _read(Path(folder))
 
 

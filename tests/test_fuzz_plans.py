@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def plan(**changes: Any) -> Plan:
 
 def used(path: Path, model: ConvNeXt) -> None:
     """Read as `export --plan` reads it, and run."""
-    loaded = plans.read(path)
+    loaded = replace(plans.read(path), eight_bits=formats.eight_bits_of("native"))
     applied.check(loaded, model, SHA, "float32")
     changed = copy.deepcopy(model)
     applied.apply(changed, loaded)

@@ -31,7 +31,7 @@ from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits, 
 from convnext_deploy.records.timing import Timing
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs" / "gate.md").read_text()
+PAGE = (ROOT / "docs" / "design" / "gate.md").read_text()
 IMAGES = ROOT / "examples" / "fashion-mnist" / "test-2000.parquet"
 MODEL = IMAGES.with_name("model.safetensors")
 Z95 = 1.6448536269514722  # one-sided

@@ -131,7 +131,8 @@ def test_a_map_that_is_given_goes_before_everything_else() -> None:
 
 
 def test_a_column_of_numbers_without_names_is_checked_for_its_range() -> None:
-    assert labels(numbering.numbered(source("a", "b", class_names=None), 1000, None)) == [0, 1]
-    with pytest.raises(DataError, match=r"b/a\.png of set has the label 1; expected 0\.\.0"):
-        numbering.numbered(source("a", "b", class_names=None), 1, None)
+    three = source("a", "b", "c", class_names=None)
+    assert labels(numbering.numbered(three, 1000, None)) == [0, 1, 2]
+    with pytest.raises(DataError, match=r"c/a\.png of set has the label 2; expected 0\.\.1"):
+        numbering.numbered(three, 2, None)
     assert json.dumps(labels(source("a")))

@@ -1,5 +1,6 @@
 """u8 by s8 on x86 without VNNI: which machines saturate, weights that never do, and what each runtime is told."""
 
+import copy
 import shlex
 import shutil
 from dataclasses import replace
@@ -190,6 +191,7 @@ def test_an_artifact_whose_products_saturate_is_refused(
     images = random_images(32, (32, 32))
     found = calibrate(loaded.model, paths, images, preprocessing=loaded.preprocessing, images=32, batch=16)
     options: dict[str, Any] = {"method": "mse", "input": "float32", "rest": "fp32", "type": "u8s8"}
+    options["eight_bits"] = formats.eight_bits_of("native")
     sha256 = loaded.weights.tensors_sha256
     plan = plans.draft(loaded.model, found, names, target="native", weights_sha256=sha256, **options)
     plans.write(tmp_path / "plan.json", plan, {})
@@ -209,7 +211,7 @@ def test_an_artifact_whose_products_saturate_is_refused(
     modules: list[Any] = []
 
     def build(graph: Any, folder: Path) -> None:
-        modules.append(graph.module)
+        modules.append(copy.deepcopy(graph.module))  # the build gives its weights back
         native.build(graph, folder)
 
     settings: dict[str, Any] = {
