@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import timm
 import torch
 from faults import FAULTS, Fault
 from inject import _patched, caught, subject, trials
@@ -267,3 +268,13 @@ def test_inspect_says_who_judged_and_what_was_read_back(artifact_of: Callable[..
     lines = details(found.path, without, found.bytes).splitlines()
     assert "oracle: nobody but this package (random weights have no other source)" in lines
     assert "read back: nothing; not compared: its files cannot be read back" in lines
+
+
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "native", "torchscript"])
+def test_a_model_that_was_never_trained_is_exported(format: str, tmp_path: Path) -> None:
+    """All its biases are zeros, of which ONNX keeps one of each size."""
+    model = timm.create_model("test_convnext", num_classes=10)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "new.safetensors")
+    made = api.export(tmp_path / "new.safetensors", format=format, image_size=64, out=tmp_path / "out")
+    assert made.manifest.read_back is not None
+    assert made.manifest.read_back.failures == ()

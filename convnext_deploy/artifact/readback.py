@@ -124,14 +124,16 @@ def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
             wanted = expected.tensors[index]
             if (not found.named or wanted.name == stored.name) and _same(stored, wanted, expected.halved):
                 candidates.remove(index)
-                if expected.groups[index] not in expected.branches:
+                if expected.groups[index] not in expected.branches and wanted.values.any():
                     order.append(expected.groups[index])
                 break
         else:
             # One number that is no code is among the scalars.
             if (stored.values.size > 1 or stored.type in CODES) and not _neutral(stored):
                 strange.append(stored.name)
-    missing = [expected.tensors[index].name for indices in waiting.values() for index in indices]
+    # Of equal tensors an exporter keeps one, and what adds zeros none: a model that was never trained has many such.
+    left = (expected.tensors[index] for indices in waiting.values() for index in indices)
+    missing = [tensor.name for tensor in left if tensor.values.any()]
     if missing:
         yield (
             f"{len(missing)} of {len(expected.tensors)} tensors are not in the built file as the module had them: "
