@@ -328,6 +328,25 @@ def test_grey_images_with_sides_that_no_stride_divides_to_four_feature_maps(
         session.run(images(2, 1, 103, 75))
 
 
+@pytest.mark.parametrize("format", ["eager", "native"])
+@pytest.mark.parametrize("size", [(300, 300), (250, 333)], ids=str)
+def test_sizes_that_people_use_are_timms(
+    size: tuple[int, int], format: str, session_of: Callable[..., Session], timm_reference: Reference
+) -> None:
+    x = images(1, 3, *size)
+    (found,) = session_of(format, image_size=size).run(x)
+    assert relative_error(found, logits_of(timm_reference(), x)) <= TOLERANCES["fp32"].relative_error
+
+
+def test_a_small_model_of_any_size_is_captured(session_of: Callable[..., Session], timm_reference: Reference) -> None:
+    """Its own size is below those that torch.export captures."""
+    session = session_of("pt2", image_size=(33, 40), dynamic_image_size=True)
+    for size in ((32, 32), (33, 40), (97, 130)):
+        x = images(2, 3, *size)
+        error = relative_error(session.run(x)[0], logits_of(timm_reference(), x))
+        assert error <= TOLERANCES["fp32"].relative_error
+
+
 @pytest.mark.parametrize("format", slow("aotinductor", "openvino", "pt2"))
 def test_any_image_size_of_a_v2_with_overlapping_stem_and_raw_pixels(
     format: str, session_of: Callable[..., Session], timm_reference: Reference

@@ -91,7 +91,8 @@ def misplaced(tensors: dict[str, Tensor], count: int) -> Iterator[bytes]:
         lambda t: t.double(), lambda t: t.half(), lambda t: t.short(), lambda t: t.bool(), lambda t: t[:-1].clone(),
         lambda t: t[None].clone(), lambda t: t.flatten()[:0].clone(), lambda t: t.flatten()[0].clone(),
         torch.zeros_like,
-        lambda t: -t, lambda t: t.float() * torch.nan, lambda t: t.float() * torch.inf, lambda t: t.float() * 1e38,
+        lambda t: -t.float(), lambda t: t.float() * torch.nan, lambda t: t.float() * torch.inf,
+        lambda t: t.float() * 1e38,
         lambda t: torch.full_like(t, -128), lambda t: t.to(torch.complex64), lambda t: t.to(torch.float8_e4m3fn),
     ]  # fmt: skip
     names = [*tensors, "weight/stem", "bias/stages.9.0.expand", "balance/head", "x", "", "weight/", f"scale/{HEAD}"]

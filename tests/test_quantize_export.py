@@ -397,6 +397,26 @@ def test_an_artifact_runs_every_planned_product_in_8_bits(
     assert abs(result.top1 - source.top1) <= 0.006
 
 
+@pytest.mark.parametrize(
+    ("target", "size", "dynamic"),
+    [
+        ("onnx", (45, 67), False), ("native", (45, 67), False),  # every stride leaves rows and columns over
+        pytest.param("openvino", (64, 64), True, marks=pytest.mark.slow),  # verified at 191x255 too
+    ],
+)  # fmt: skip
+def test_8_bits_at_sizes_that_no_stride_divides_compute_their_simulation(
+    target: Any, size: tuple[int, int], dynamic: bool, folded: tuple[ConvNeXt, str], calibration: Calibration,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    plan = msgspec.structs.replace(drafted(folded, calibration, target), image_size=size)
+    artifact = api.export(
+        str(WEIGHTS), format=target, plan=LoadedPlan(plan, {}), out=tmp_path / "model", batch=2, image_size=size,
+        dynamic_image_size=dynamic,
+    )  # fmt: skip
+    assert artifact.manifest.precision.quantized == len(plan.operations)
+    assert all(parity.failures == () for parity in artifact.manifest.parity)
+
+
 def test_int8_from_raw_pixels_has_no_rounding_before_the_stem(
     folded: tuple[ConvNeXt, str], calibration: Calibration, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ def contents_of_onnx(path: Path) -> readback.Contents:
             continue
         quantizes = node.op_type == "QuantizeLinear"
         grid = frozenset(given[1:]) if quantizes else grids.get(node.input[0] if given else "", frozenset())
-        if quantizes or node.op_type in ("Reshape", "Transpose"):
+        if quantizes or node.op_type in ("Reshape", "Slice", "Transpose"):
             grids |= dict.fromkeys(node.output, grid)
         for name in given:
             if name in grid and not quantizes:
