@@ -56,7 +56,9 @@ def held() -> int:
     """Bytes of every tensor that something still holds."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
-    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    storages = [
+        tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu" and tensor.layout == torch.strided
+    ]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

@@ -26,7 +26,7 @@ from convnext_deploy.errors import ParityError, WeightsError
 from convnext_deploy.formats import torchscript
 from convnext_deploy.models import checkpoint
 from convnext_deploy.records.base import Precision, Task
-from convnext_deploy.records.manifest import BatchRange, ExportSpec
+from convnext_deploy.records.manifest import BatchRange
 
 # Trained; the head is replaced, as for fine-tuning.
 TRAINED = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist" / "model.safetensors"
@@ -108,7 +108,7 @@ def cancelling(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
 
 def beside_float64(source: str, task: Task) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     loaded = checkpoint.load(source, task=task, image_size=(64, 64))
-    (probe,) = probes.of_source(loaded, ExportSpec(format="torchscript"), None)
+    (probe,) = probes.of_source(loaded, False, None)
     (exact,) = probes.outputs(loaded, loaded.model.double(), probe.pixels)
     return probe.expected[0], exact
 

@@ -124,16 +124,17 @@ def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
             wanted = expected.tensors[index]
             if (not found.named or wanted.name == stored.name) and _same(stored, wanted, expected.halved):
                 candidates.remove(index)
-                if expected.groups[index] not in expected.branches and wanted.values.any():
+                if expected.groups[index] not in expected.branches and not _neutral(wanted):
                     order.append(expected.groups[index])
                 break
         else:
             # One number that is no code is among the scalars.
             if (stored.values.size > 1 or stored.type in CODES) and not _neutral(stored):
                 strange.append(stored.name)
-    # Of equal tensors an exporter keeps one, and what adds zeros none: a model that was never trained has many such.
+    # What adds zeros or multiplies by ones need not be in a file, and of equal tensors an exporter keeps one. A model
+    # that was never trained has many such.
     left = (expected.tensors[index] for indices in waiting.values() for index in indices)
-    missing = [tensor.name for tensor in left if tensor.values.any()]
+    missing = [tensor.name for tensor in left if not _neutral(tensor)]
     if missing:
         yield (
             f"{len(missing)} of {len(expected.tensors)} tensors are not in the built file as the module had them: "
@@ -207,7 +208,7 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def _neutral(stored: Tensor) -> bool:
-    """A norm's weight that was folded away is written as ones, a zero point that is none as zeros."""
+    """A norm's weight that was folded away is written as ones, a bias or a zero point that is none as zeros."""
     if stored.type in CODES:
         return not stored.values.any()
     if stored.type == "bfloat16":
