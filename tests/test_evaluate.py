@@ -24,7 +24,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy import cli
+from convnext_deploy import cli, env
 from convnext_deploy.accuracy import evaluation
 from convnext_deploy.accuracy import predictions as predictions_of
 from convnext_deploy.artifact.manifest import MANIFEST_NAME, Artifact, encode
@@ -592,7 +592,7 @@ def test_no_more_images_are_decoded_ahead_than_a_batch_and_a_few(
     evaluation.evaluate(
         TableSession(artifact.manifest, logits), replace(source, read_bytes=read_bytes), artifact=artifact, batch=5
     )
-    ahead = 5 + evaluation.usable_cores()
+    ahead = 5 + env.usable_cores()
     assert all(count <= 5 * (batch + 1) + ahead for batch, count in enumerate(seen))
     assert sorted(started) == list(range(45))
 

@@ -20,7 +20,6 @@ from ..artifact import manifest
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import numbering, preprocess, sources
-from ..env import usable_cores
 from ..errors import DataError, UsageError
 from ..records.accuracy import EvalResult
 from ..records.base import Record, Sha256
@@ -286,28 +285,14 @@ def _batches(
     start: int,
 ) -> Iterator[Chunk]:
     """The outcome of `batch` images after another. A corrupt one leaves its batch smaller and moves no other image."""
-
-    def decode(index: int) -> NDArray[np.uint8] | str:
-        try:
-            return to_pixels(source.read(index))  # (C, H, W)
-        except OSError as error:
-            return " ".join(str(error).split())
-
-    decoded = preprocess.ahead(pool, decode, range(start, len(source)), batch + usable_cores())
-    for first in range(start, len(source), batch):
-        indices = range(first, min(first + batch, len(source)))
-        good, pixels, corrupt = [], [], []
-        for index, outcome in zip(indices, decoded, strict=False):  # `decoded` goes on in the next batch
-            if isinstance(outcome, str):
-                corrupt.append(f"{source.names[index]}: {outcome}")
-            else:
-                good.append(index)
-                pixels.append(outcome)
+    decoded = preprocess.decoded_batches(pool, source.read, to_pixels, range(start, len(source)), batch)
+    for indices, good, pixels, failed in decoded:
+        corrupt = tuple(f"{source.names[index]}: {line}" for index, line in failed)
         predictions = NONE
         if good:
             logits = _logits(session, np.stack(pixels))
             predictions = of_logits(tuple(source.names[index] for index in good), labels[good], logits)
-        yield Chunk(first, indices.stop, predictions, tuple(corrupt))
+        yield Chunk(indices.start, indices.stop, predictions, corrupt)
 
 
 def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

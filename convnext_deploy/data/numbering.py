@@ -19,6 +19,7 @@ from ..errors import DataError, UsageError
 from .image_source import ImageSource
 
 IMAGENET_CLASSES = 1000
+SYNSETS = "imagenet_synsets.txt"  # timm's, in the order of the outputs
 _WORDNET = re.compile(r"n\d{8}")
 
 
@@ -171,12 +172,18 @@ def _refuse_outside(source: ImageSource, classes: int) -> None:
 
 
 def _imagenet(outputs: int, names: Sequence[str]) -> dict[str, int] | None:
-    """ImageNet-1k's numbers by WordNet id, where these names are such ids; from timm's list, without importing timm."""
+    """ImageNet-1k's numbers by WordNet id, where these names are such ids; from timm's list."""
     if outputs != IMAGENET_CLASSES or not all(_WORDNET.fullmatch(name) for name in names):
         return None
-    timm = importlib.util.find_spec("timm")
-    file = Path(timm.origin).parent / "data" / "_info" / "imagenet_synsets.txt" if timm and timm.origin else None
-    if file is None or not file.is_file():
+    synsets = of_timm(SYNSETS)
+    if synsets is None:
         return None
-    known = {name: number for number, name in enumerate(file.read_text("utf-8").split())}
+    known = {name: number for number, name in enumerate(synsets.split())}
     return known if set(names) <= set(known) else None
+
+
+def of_timm(name: str) -> str | None:
+    """One of timm's lists about ImageNet, without importing timm; None where it is not installed or has no such."""
+    timm = importlib.util.find_spec("timm")
+    file = Path(timm.origin).parent / "data" / "_info" / name if timm and timm.origin else None
+    return None if file is None or not file.is_file() else file.read_text("utf-8")

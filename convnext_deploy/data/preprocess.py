@@ -131,6 +131,42 @@ def decoders() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)  # the executor's own exit would first decode all that waits
 
 
+def decoded_batches(
+    pool: ThreadPoolExecutor,
+    read: Callable[[int], Image.Image],
+    to_pixels: Callable[[Image.Image], NDArray[np.uint8]],
+    indices: range,
+    batch: int,
+) -> Iterator[tuple[range, list[int], list[NDArray[np.uint8]], list[tuple[int, str]]]]:
+    """Images in order, `batch` after another. One that cannot be read leaves its batch smaller and moves no other.
+
+    Args:
+        read: opens the image of an index, or raises OSError.
+        to_pixels: of `transform`.
+
+    Yields:
+        The indices of a batch; those that were read, with the pixels of each; and those that were not, with a line.
+    """
+
+    def decode(index: int) -> NDArray[np.uint8] | str:
+        try:
+            return to_pixels(read(index))  # (C, H, W)
+        except OSError as error:
+            return " ".join(str(error).split())
+
+    decoded = ahead(pool, decode, indices, batch + usable_cores())
+    for first in range(indices.start, indices.stop, batch):
+        these = range(first, min(first + batch, indices.stop))
+        good, pixels, failed = list[int](), list[NDArray[np.uint8]](), list[tuple[int, str]]()
+        for index, outcome in zip(these, decoded, strict=False):  # `decoded` goes on in the next batch
+            if isinstance(outcome, str):
+                failed.append((index, outcome))
+            else:
+                good.append(index)
+                pixels.append(outcome)
+        yield these, good, pixels, failed
+
+
 def ahead(pool: ThreadPoolExecutor, work: Callable[[int], T], indices: range, count: int) -> Iterator[T]:
     """The results in order, with never more than `count` items under way or waiting to be fetched."""
     upcoming = iter(indices)

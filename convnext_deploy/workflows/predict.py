@@ -2,9 +2,7 @@
 
 import csv
 import functools
-import importlib.util
 import io
-import itertools
 import os
 import urllib.error
 import urllib.request
@@ -22,12 +20,11 @@ from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, sources
 from ..data.class_folders import IMAGE_SUFFIXES
 from ..data.image_source import MAX_FILE_BYTES, refuse_large
-from ..env import usable_cores
 from ..errors import CheckFailed, DataError, UsageError
 from ..records.manifest import Manifest
 from ..records.prediction import ClassProbability, NamesFrom, Prediction, PredictResult
 
-IMAGENET = "imagenet_synset_to_lemma.txt"  # timm's list of names, beside `imagenet_synsets.txt`
+LEMMAS = "imagenet_synset_to_lemma.txt"  # timm's names of the synsets
 TIMEOUT_S = 30  # of a server that does not answer
 SUFFIXES = (".csv", ".json", ".npz")
 
@@ -119,12 +116,12 @@ def most_probable(logits: NDArray[np.float32], top: int, names: Sequence[str] | 
     """Logits (classes,) to the `top` largest softmax probabilities; of equal ones the smaller number is first."""
     wide = logits.astype(np.float64)
     powers = np.exp(wide - wide.max())
-    chosen = np.argsort(-wide, kind="stable")[:top]
+    probabilities = powers / powers.sum()
     return tuple(
         ClassProbability(
-            number=int(number), name=None if names is None else names[number], probability=float(powers[number])
+            number=int(number), name=None if names is None else names[number], probability=float(probabilities[number])
         )
-        for number, powers in ((n, powers / powers.sum()) for n in chosen)
+        for number in np.argsort(-wide, kind="stable")[:top]
     )
 
 
@@ -153,14 +150,13 @@ def class_names(manifest: Manifest, labels: Path | None) -> tuple[tuple[str, ...
 
 
 def _imagenet() -> tuple[str, ...] | None:
-    """ImageNet-1k's class names from timm's lists, without importing timm."""
-    timm = importlib.util.find_spec("timm")
-    folder = Path(timm.origin).parent / "data" / "_info" if timm and timm.origin else None
-    if folder is None or not (folder / IMAGENET).is_file():
+    """ImageNet-1k's class names from timm's lists."""
+    synsets, lemmas = numbering.of_timm(numbering.SYNSETS), numbering.of_timm(LEMMAS)
+    if synsets is None or lemmas is None:
         return None
-    lines = (line.partition("\t") for line in (folder / IMAGENET).read_text("utf-8").splitlines())
+    lines = (line.partition("\t") for line in lemmas.splitlines())
     names = {synset: name for synset, _, name in lines}
-    return tuple(names[synset] for synset in (folder / "imagenet_synsets.txt").read_text("utf-8").split())
+    return tuple(names[synset] for synset in synsets.split())
 
 
 def _batches(
@@ -170,25 +166,16 @@ def _batches(
     manifest = session.manifest
     to_pixels = preprocess.transform(manifest.preprocessing, manifest.model.image_size, manifest.model.in_chans)
 
-    def decode(index: int) -> NDArray[np.uint8] | str:
-        try:
-            return to_pixels(images[index][1]())
-        except OSError as error:
-            return " ".join(str(error).split())
-
     with preprocess.decoders() as pool:
-        decoded = preprocess.ahead(pool, decode, range(len(images)), batch + usable_cores())
-        for first in range(0, len(images), batch):
-            names = [name for name, _ in images[first : first + batch]]
-            outcomes = list(itertools.islice(decoded, len(names)))
-            read = [name for name, outcome in zip(names, outcomes, strict=True) if not isinstance(outcome, str)]
-            failed = [f"{name}: {text}" for name, text in zip(names, outcomes, strict=True) if isinstance(text, str)]
+        read = lambda index: images[index][1]()  # noqa: E731 - what opens the image of an index
+        decoded = preprocess.decoded_batches(pool, read, to_pixels, range(len(images)), batch)
+        for indices, good, pixels, failed in decoded:
             maps: tuple[NDArray[np.float32], ...] = ()
-            if read:
-                pixels = np.stack([outcome for outcome in outcomes if not isinstance(outcome, str)])
-                batch_of = preprocess.as_input(pixels, manifest.preprocessing, manifest.export.input)
+            if good:
+                batch_of = preprocess.as_input(np.stack(pixels), manifest.preprocessing, manifest.export.input)
                 maps = run_in_batches(session, batch_of, size=len(batch_of))
-            yield first + len(names), read, failed, maps
+            lines = [f"{images[index][0]}: {line}" for index, line in failed]
+            yield indices.stop, [images[index][0] for index in good], lines, maps
 
 
 def _encoded(result: PredictResult, suffix: str, outputs: list[tuple[NDArray[np.float32], ...]]) -> bytes:
