@@ -6,10 +6,8 @@ from typing import Any
 
 import fuzz
 import msgspec
-from test_manifest import PROBE
-from test_regress import noisy
-from test_regress import row as bench_row
-from test_report import evaluation, profile, search_result, verdict
+from artifact_files import PROBE
+from sample_records import bench_row, evaluation, noisy, profile, search_result, verdict
 
 from convnext_deploy.accuracy import gate
 from convnext_deploy.accuracy.evaluation import read_result

@@ -7,9 +7,7 @@ import fuzz
 import msgspec
 import pytest
 from fuzz_readers import readers
-from test_regress import noisy
-from test_regress import row as bench_row
-from test_report import evaluation, profile, search_result
+from sample_records import bench_row, evaluation, noisy, profile, search_result
 
 from convnext_deploy import cli
 from convnext_deploy.cli import terminal
@@ -79,7 +77,7 @@ def test_a_profile_without_time_and_a_roofline_without_bytes_are_shown(tmp_path:
 
 
 def test_outputs_that_could_not_be_compared_are_unknown_and_no_traceback() -> None:
-    from test_manifest import PROBE
+    from artifact_files import PROBE
 
     lost = Parity(
         images="i", samples=1, relative_error=None, cosine=None, top1_agreement=None, near_ties=0, failures=("x",)

@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 from conftest import randomized
+from gate_sides import CLASSES as COUNT
+from gate_sides import answering
 from PIL import Image
 from safetensors.torch import save_file
-from test_gate import CLASSES as COUNT
-from test_gate import answering
 
 from convnext_deploy import api, cli
 from convnext_deploy.accuracy import gate, statistics

@@ -7,7 +7,7 @@ from pathlib import Path
 import fuzz
 import msgspec
 import pytest
-from test_manifest import PROBE
+from artifact_files import PROBE
 
 from convnext_deploy import formats
 from convnext_deploy.artifact import manifest

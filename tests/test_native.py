@@ -13,43 +13,20 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import randomized
-from native_networks import network_of, quantize_
+from native_networks import SIZE, folded, images_for, network_of, quantize_
 
 from convnext_deploy.errors import ArtifactError, InputError, UsageError
-from convnext_deploy.models import passes, registry
+from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates
 from convnext_deploy.native import library, packed
 from convnext_deploy.native.engine import Engine
 from convnext_deploy.quantization.plan import operations, products
-from convnext_deploy.records.manifest import ModelSpec, Preprocessing
+from convnext_deploy.records.manifest import ModelSpec
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, library.COMPILERS)), reason="the native engine needs a C++ compiler"
 )
 ISAS = library.isas() if any(map(shutil.which, library.COMPILERS)) else ()
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-SIZE = (64, 96)  # pixels: the last map is 2x3
-
-
-def folded(spec: ModelSpec, uint8: bool = False) -> ConvNeXt:
-    model = randomized(ConvNeXt(spec))
-    assert isinstance(model, ConvNeXt)
-    passes.fold_norm_affine(model)
-    if spec.layer_scale:
-        passes.fold_layer_scale(model)
-    if spec.grn:
-        passes.fold_grn_bias(model)
-    if uint8:
-        passes.fold_preprocessing(model, IMAGENET)
-    return model
-
-
-def images_for(model: ConvNeXt, batch: int, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if model.takes_uint8:
-        return torch.randint(0, 256, (batch, *size, model.spec.in_chans), dtype=torch.uint8, generator=generator)
-    return torch.randn((batch, model.spec.in_chans, *size), generator=generator)
 
 
 def outputs_of(model: ConvNeXt, images: torch.Tensor) -> tuple[np.ndarray[Any, Any], ...]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from native_networks import network_of, quantize_
-from test_native import folded, images_for
+from native_networks import folded, images_for, network_of, quantize_
 
 from convnext_deploy.errors import BuildError, MissingPackageError, UsageError
 from convnext_deploy.native import library, packed

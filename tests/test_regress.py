@@ -8,35 +8,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import scipy.stats
+from sample_records import bench_row as row
+from sample_records import noisy
 
 from convnext_deploy.errors import DataError
-from convnext_deploy.records.timing import BenchResult, Comparison
+from convnext_deploy.records.timing import Comparison
 from convnext_deploy.reports import comparisons
 from convnext_deploy.timing import compare
-
-
-def row(turns: list[list[float]], **changes: Any) -> BenchResult:
-    """A result with these samples by turn."""
-    samples = [sample for turn in turns for sample in turn]
-    facts: dict[str, Any] = {
-        "created": "2026-01-01T00:00:00+00:00", "run": "a", "subject": "convnext_tiny onnx fp32",
-        "model": "convnext_tiny", "runtime": "onnx", "precision": "fp32", "task": "classify",
-        "image_size": (224, 224), "device": "cpu", "threads": 2, "batch": 1, "scenario": "single-stream",
-        "scope": "compute", "artifact": None, "artifact_sha256": None, "artifact_bytes": None,
-        "random_weights": True, "status": "valid", "samples_ms": tuple(samples),
-        "turns": tuple(map(len, turns)), "turn_images_per_s": tuple(1e3 / float(np.median(turn)) for turn in turns),
-        "median_ms": float(np.median(samples)), "images_per_s": 1e3 / float(np.median(samples)), "quantiles": (),
-        "yardstick_ms": (4.0,) * len(turns),
-        "warmup_s": 1.0, "steady": True, "load_s": 1.0, "first_inference_ms": 1.0, "peak_memory_bytes": 1,
-        "conditions": None, "machine": {"cpu": "a", "cores": 2}, "versions": {},
-    }  # fmt: skip
-    return BenchResult(**(facts | changes))
-
-
-def noisy(seed: int, level: float = 1.0, turns: int = 12) -> list[list[float]]:
-    """Turns whose samples share a level of their own (2 %), so that neighbours resemble each other."""
-    generator = np.random.default_rng(seed)
-    return [(50 * level * generator.normal(1, 0.02) * generator.normal(1, 0.005, 20)).tolist() for _ in range(turns)]
 
 
 @pytest.mark.parametrize(("m", "n"), [(4, 4), (5, 9), (12, 7)])

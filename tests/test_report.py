@@ -23,21 +23,17 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from test_regress import row as bench_row
+from sample_records import MACHINE, bench_row, evaluation, profile, search_result, verdict
 
 from convnext_deploy import api, cli
 from convnext_deploy.errors import DataError
 from convnext_deploy.models import registry
-from convnext_deploy.records.accuracy import Check, EvalResult, Limits, Verdict
-from convnext_deploy.records.plan import PlanCandidate, SearchResult
-from convnext_deploy.records.timing import LayerTime, ProfileResult, Timing
 from convnext_deploy.reports import html, markdown, plots, published, results, tables
 from convnext_deploy.reports.results import Measurement
 from convnext_deploy.timing import roofline
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "<script>alert('x')</script>$\\frac{1}{2}$ | & \"q\" </svg>"
-MACHINE = {"cpu": "Test CPU", "cores": 2, "system": "Linux"}
 
 
 def measurement(**fields: Any) -> dict[str, Any]:
@@ -52,20 +48,6 @@ def measurement(**fields: Any) -> dict[str, Any]:
         "status": "valid", "reason": None, "samples_ms": samples, "median_ms": median, "random_weights": True,
         "images_per_s": batch / (median or 1) * 1e3, "machine": MACHINE, "versions": {"torch": "2.15.0"}, **fields,
     }  # fmt: skip
-
-
-def profile(**fields: Any) -> ProfileResult:
-    layers = tuple(
-        LayerTime(name=name, op="op", kind=kind, type="fp32", ms=ms)
-        for name, kind, ms in (("big", "GEMM", 6.0), ("small", "GEMM", 1.0), ("dw", "depthwise", 2.0))
-    )
-    given: dict[str, Any] = {
-        "time": "2026-11-22T00:00:00+00:00", "artifact": "a", "artifact_sha256": "0" * 64, "format": "onnx",
-        "precision": "fp32", "model": "convnext_tiny", "image_size": (224, 224), "batch": 1, "threads": 2,
-        "device": "cpu", "steps": 5, "profiler": "P", "layers": layers, "layers_ms": 9.0, "wall_ms": 10.0,
-        "plain_ms": 9.5, "note": None, "machine": MACHINE, "versions": {"torch": "2.15.0"},
-    }  # fmt: skip
-    return ProfileResult(**(given | fields))
 
 
 @pytest.fixture(scope="module")
@@ -206,14 +188,6 @@ def test_a_records_own_accuracy_goes_before_the_published() -> None:
     other = msgspec.convert(measurement(random_weights=True), Measurement)
     assert [(p.top1, p.origin) for p in plots.pareto_points([own])] == [(0.5, "measured")]
     assert [(p.top1, p.origin) for p in plots.pareto_points([other])] == [(0.821, "in1k"), (0.829, "in22k")]
-
-
-def evaluation(**fields: Any) -> EvalResult:
-    given: dict[str, Any] = {
-        "artifact": "fast", "artifact_sha256": "a" * 64, "data": "val.parquet", "data_sha256": "d" * 64, "images": 200,
-        "corrupt": (), "top1": 0.9, "top5": 0.99, "per_class": (), "images_per_s": 5.0, "predictions": None,
-    }  # fmt: skip
-    return EvalResult(**(given | fields))
 
 
 @pytest.mark.parametrize("weights", [False, None])  # a user's own, and of a record that does not say
@@ -572,35 +546,6 @@ def test_what_was_disturbed_is_marked_beside_the_papers() -> None:
 
 
 # The commands --------------------------------------------------------------------------------------------------------
-
-
-def verdict(**fields: Any) -> Verdict:
-    check = Check(name="top1_drop", decision="FAIL", limit=0.003, value=0.01, lower=0.005, upper=0.02)
-    given: dict[str, Any] = {
-        "decision": "FAIL", "limits": Limits(max_drop=0.3), "baseline": "fp32", "baseline_sha256": "0" * 64,
-        "candidate": "int8", "candidate_sha256": "1" * 64, "data": "val", "data_sha256": "2" * 64, "images": 2000,
-        "baseline_top1": 0.9, "candidate_top1": 0.89, "lost": 25, "gained": 5, "p_value": 0.01, "images_needed": None,
-        "checks": (check,), "agreement": 0.98, "confident": 1500, "confident_flips": 3, "kl_at_least": 0.1,
-        "per_class": (), "flips": (),
-    }  # fmt: skip
-    return Verdict(**(given | fields))
-
-
-def search_result(**fields: Any) -> SearchResult:
-    def candidate(name: str, ms: float, top1: float, operations: tuple[str, ...] = ()) -> PlanCandidate:
-        timing = Timing(artifact=name, batch=1, threads=2, samples_ms=(ms,), median_ms=ms, images_per_s=1e3 / ms)
-        return PlanCandidate(
-            name=name, operations=operations, predicted=0.0, agreement=1.0, top1=top1, latency=timing, bytes=1000,
-            selection="PASS", final="PASS" if operations else None, final_drop=None,
-        )  # fmt: skip
-
-    given: dict[str, Any] = {
-        "target": "native", "max_drop": 0.5, "alpha": 0.05, "batch": 1, "images": {"selection": 500},
-        "sensitivities": {"stem": 0.1}, "gains_ms": {}, "corrections": (), "accuracy_of": "runtime",
-        "candidates": (candidate("fp32", 2.0, 0.9), candidate("plan1", 1.0, 0.898, ("stem",))), "chosen": "plan1",
-        "why": "the fastest", "machine": MACHINE, "versions": {},
-    }  # fmt: skip
-    return SearchResult(**(given | fields))
 
 
 @pytest.mark.parametrize("suffix", [".html", ".md"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from test_manifest import FILES, contents, fill
+from artifact_files import FILES, contents, fill
 
 from convnext_deploy.artifact import manifest, staging
 from convnext_deploy.artifact.manifest import MANIFEST_NAME, check_target, not_ours, staged, verified, write_file
