@@ -42,7 +42,7 @@ from convnext_deploy.records.manifest import (
     WeightsRecord,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLASSES = 7
 SIZE = (64, 64)
 PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.9)

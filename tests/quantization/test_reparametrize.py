@@ -14,7 +14,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 
 Rewrite = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 REWRITES = {"outliers": with_outlier_channels, "offsets": with_residual_offsets, "both": hardened}
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
 
 
 def outputs(model: nn.Module, state: Mapping[str, Tensor]) -> Tensor:

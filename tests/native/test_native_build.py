@@ -22,7 +22,7 @@ from convnext_deploy.workflows import caches
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, library.COMPILERS)), reason="the native engine needs a C++ compiler"
 )
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PHOTO = ROOT / "convnext_deploy" / "data" / "images" / "coffee.jpg"
 
 

@@ -19,7 +19,7 @@ from convnext_deploy.quantization.plan import LoadedPlan
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
 from convnext_deploy.workflows import quantize, search
 
-MODEL = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist" / "model.safetensors"
+MODEL = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist" / "model.safetensors"
 NAMES = ("stages.0.0.expand", "stages.0.0.project", "stages.1.0.expand", "stages.1.0.project")
 CALIBRATION = CalibrationRecord(data="x", data_sha256="0" * 64, images=8, random=False, method="mse")
 

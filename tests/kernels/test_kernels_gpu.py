@@ -324,7 +324,7 @@ def test_a_plan_runs_in_kernels(format: str, type: Any, tmp_path: Path) -> None:
     """The export compares with the plan's simulation on the CPU; a replayed graph gives what a session without does."""
     if type == "fp8" and capability(torch.empty(0, device="cuda")) < (8, 9):
         pytest.skip("E4M3 needs compute capability 8.9")
-    example = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
+    example = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
     weights, images = str(example / "model.safetensors"), str(example / "test-2000.parquet")
     plan = tmp_path / "plan.json"
     api.quantize(weights, out=plan, calibration=images, target="eager", type=type, images=64)

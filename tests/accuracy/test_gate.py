@@ -29,7 +29,7 @@ from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.records.accuracy import Limits, Verdict
 from convnext_deploy.records.timing import Timing
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "design" / "gate.md").read_text()
 IMAGES = ROOT / "examples" / "fashion-mnist" / "test-2000.parquet"
 MODEL = IMAGES.with_name("model.safetensors")

@@ -24,7 +24,7 @@ from convnext_deploy.quantization.calibrate import Calibration, calibrate, open_
 from convnext_deploy.quantization.observers import Histogram, histogram, merged, to_arrays
 from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
 IMAGES = 20
 NAMES = (
     "stem.convs.0",

@@ -18,7 +18,7 @@ from convnext_deploy.cli.app import app
 from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.records.prediction import PredictResult
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "examples" / "fashion-mnist" / "model.safetensors"
 
 

@@ -14,7 +14,7 @@ from convnext_deploy.errors import PrecisionError
 from convnext_deploy.models.registry import spec
 from convnext_deploy.records.manifest import BatchRange
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.cli import terminal
 from convnext_deploy.cli.terminal import summary
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = """
 import sys
 class Missing:

@@ -17,7 +17,7 @@ from convnext_deploy import api, env
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import MissingPackageError
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
 # Each verb, with what makes it import as much as it ever does. `inputs` has the paths.
 VERBS = {
     "import": "convnext_deploy.export",

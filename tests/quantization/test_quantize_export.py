@@ -35,7 +35,7 @@ from convnext_deploy.quantization.plan import LoadedPlan
 from convnext_deploy.records.manifest import BatchRange, ExportSpec
 from convnext_deploy.records.plan import OperationPlan, Plan
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
 WEIGHTS, IMAGES = EXAMPLE / "model.safetensors", EXAMPLE / "test-2000.parquet"
 SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "image_size": (64, 64), "num_classes": 7}

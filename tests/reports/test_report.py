@@ -32,7 +32,7 @@ from convnext_deploy.reports import html, markdown, plots, published, results, t
 from convnext_deploy.reports.results import Measurement
 from convnext_deploy.timing import roofline
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert('x')</script>$\\frac{1}{2}$ | & \"q\" </svg>"
 
 

@@ -278,7 +278,7 @@ def test_a_plan_is_exported_verified_and_loaded_in_kernels(type: Any, tmp_path: 
     """The whole way: quantize, export, read back. The bundled model and images, so that agreement means something."""
     import numpy as np
 
-    example = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
+    example = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
     weights, images = str(example / "model.safetensors"), str(example / "test-2000.parquet")
     plan, _ = api.quantize(
         weights, out=tmp_path / "plan.json", calibration=images, target="eager", type=type, images=64, rest="fp32"

@@ -32,7 +32,7 @@ from convnext_deploy.quantization.calibrate import calibrate
 from convnext_deploy.records.manifest import BatchRange
 from convnext_deploy.records.plan import Target
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
 TARGETS: tuple[Target, ...] = ("onnx", "openvino")
 LINEARS = {"op_types_to_quantize": ["MatMul", "Gemm"]}

@@ -541,7 +541,7 @@ def test_accuracy_is_what_timms_own_model_says(
 
 
 def test_a_manifest_is_what_the_published_schema_says(artifact_of: Callable[..., Artifact]) -> None:
-    schema = json.loads((Path(__file__).resolve().parent.parent / "docs" / "manifest.schema.json").read_text())
+    schema = json.loads((Path(__file__).resolve().parents[2] / "docs" / "manifest.schema.json").read_text())
     document = json.loads((artifact_of("onnx").path / "manifest.json").read_text())
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(document)

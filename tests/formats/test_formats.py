@@ -701,7 +701,7 @@ def lost_precision(model: ConvNeXt) -> None:
 
 DEFECTS = {
     # 1e-6 for 1e-5, the two epsilons of the family, moves V1's outputs by 1.7e-5 and is not told from rounding here:
-    # tests/test_convnext.py tells it in float64.
+    # tests/models/test_convnext.py tells it in float64.
     "ten times the epsilon": ("test_convnext", wrong_epsilon(1e-4)),
     "the other epsilon, V2": ("convnextv2_atto", wrong_epsilon(1e-5)),
     "exact GELU for the tanh form": ("test_convnext", wrong_activation),

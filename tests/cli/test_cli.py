@@ -28,7 +28,7 @@ from convnext_deploy.native import library
 
 Captured = pytest.CaptureFixture[str]
 PROGRAM = [sys.executable, "-m", "convnext_deploy"]
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
 QUICK = ["--format", "eager", "--image-size", "64", "--batch", "2"]
 
 
@@ -107,11 +107,11 @@ def commands(artifact: Artifact, pictures: Path, checkpoint: Path, out: Path) ->
 def test_every_command_is_tested() -> None:
     assert {command.name or command.callback.__name__ for command in app.app.registered_commands} == {
         *NAMES,
-        "gate",  # tests/test_gate.py
-        "quantize",  # tests/test_quantize.py
+        "gate",  # tests/accuracy/test_gate.py
+        "quantize",  # tests/workflows/test_quantize.py
         "half",  # likewise
-        "predict",  # tests/test_predict.py
-        "refit",  # needs a GPU to succeed: tests/test_nvinfer.py
+        "predict",  # tests/workflows/test_predict.py
+        "refit",  # needs a GPU to succeed: tests/runtimes/test_nvinfer.py
     }
 
 

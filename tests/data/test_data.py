@@ -34,7 +34,7 @@ from convnext_deploy.records.manifest import (
 
 CLASSES = ("ant", "bee", "cow10", "cow9")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def encoded(seed: int, size: tuple[int, int] = (70, 50), mode: str = "RGB", kind: str = "JPEG") -> bytes:

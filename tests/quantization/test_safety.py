@@ -41,7 +41,7 @@ from convnext_deploy.records.plan import (
     QuantizationRecord,
 )
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
 MODEL = EXAMPLE / "model.safetensors"
 IMAGES = 16
 U = 2.0**-11  # one rounding to fp16

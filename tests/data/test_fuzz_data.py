@@ -1,6 +1,6 @@
 """Damaged images, tars, parquet files, results and predictions: nothing but this project's own errors comes out.
 
-`python tests/test_fuzz_data.py 20000` runs so many mutations of each kind; the suite runs a few hundred.
+`python tests/data/test_fuzz_data.py 20000` runs so many mutations of each kind; the suite runs a few hundred.
 """
 
 import io

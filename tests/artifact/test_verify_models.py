@@ -29,7 +29,7 @@ from convnext_deploy.records.base import Precision, Task
 from convnext_deploy.records.manifest import BatchRange
 
 # Trained; the head is replaced, as for fine-tuning.
-TRAINED = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist" / "model.safetensors"
+TRAINED = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist" / "model.safetensors"
 
 
 def with_head(folder: Path, weight: Tensor, bias: Tensor) -> str:

@@ -29,7 +29,7 @@ from convnext_deploy.records.plan import CalibrationReport, OperationPlan, Plan,
 from convnext_deploy.records.timing import Timing
 from convnext_deploy.workflows import search
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
 WEIGHTS, IMAGES = EXAMPLE / "model.safetensors", EXAMPLE / "test-2000.parquet"
 
