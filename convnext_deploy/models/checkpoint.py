@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -469,9 +470,9 @@ def _shards(index: Path) -> list[str]:
 
 
 def _with_config(source: str, files: list[Path], config: dict[str, Any], key: str | None = None) -> Checkpoint:
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not os.path.isfile(file)]  # false for a name that no file can have, too
     if missing:
-        raise WeightsError(f"{source} lacks the part {missing[0].name}")
+        raise WeightsError(f"{source} lacks the part {missing[0].name!r}")
     state: dict[str, Tensor] = {}
     facts: dict[str, Any] = {}
     prefix = note = None

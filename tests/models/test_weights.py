@@ -778,7 +778,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     saved_by_transformers(tmp_path, shards="20KB")
     (lost,) = tmp_path.glob("model-00002*")
     lost.unlink()
-    assert refusal(tmp_path) == f"{tmp_path} lacks the part {lost.name}"
+    assert refusal(tmp_path) == f"{tmp_path} lacks the part {lost.name!r}"
 
 
 @pytest.mark.parametrize(
@@ -801,7 +801,7 @@ def test_an_index_cannot_name_a_file_outside_its_folder(tmp_path: Path, file: Pa
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
-    assert "lacks the part model.safetensors" in refusal(folder)
+    assert "lacks the part 'model.safetensors'" in refusal(folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

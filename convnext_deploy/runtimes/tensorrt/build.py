@@ -21,7 +21,7 @@ import msgspec
 from ... import env
 from ...artifact import private
 from ...artifact.manifest import Artifact, write_file
-from ...errors import BuildError, UsageError
+from ...errors import ArtifactError, BuildError, UsageError
 from ...graph.capture import DeployGraph
 from ...records.base import STRIDE
 from ...records.manifest import EngineRecord, ExportSpec, ModelSpec, TensorRtSpec
@@ -356,6 +356,21 @@ def _timing_cache(trt: Any, name: Name, config: Any) -> Iterator[list[str]]:
 
 def save_record(folder: Path, record: EngineRecord) -> None:
     (folder / RECORD_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def read_record(folder: Path) -> EngineRecord:
+    """What `build_artifact` recorded beside the engine in `folder`.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    path = folder / RECORD_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=EngineRecord)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}; export the engine again") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; export the engine again") from None
 
 
 def build_artifact(name: Name, graph: DeployGraph, onnx: Path, folder: Path) -> EngineRecord:

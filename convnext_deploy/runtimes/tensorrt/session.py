@@ -30,11 +30,11 @@ from ...records.manifest import EngineRecord, ExportRequest, Manifest, Precision
 from ..stand_in import OnnxStandIn, TorchStandIn, open_onnx
 from .build import (
     ENGINE_FILE,
-    RECORD_FILE,
     build_artifact,
     check_spec,
     make_logger,
     profiles,
+    read_record,
     save_record,
     write_engine,
 )
@@ -174,7 +174,7 @@ def preflight(
 
 def inspected(folder: Path, manifest: Manifest, trust: bool = False) -> Preflight:
     """`preflight` of an artifact folder."""
-    record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=EngineRecord)
+    record = read_record(folder)
     return preflight(folder / ENGINE_FILE, _name(manifest.export.format), record, trust)
 
 
@@ -270,7 +270,7 @@ class EngineSession(Session):
         if header.version != trt.__version__ and not versions_may_differ:
             raise ArtifactError("; ".join(preflight(folder / ENGINE_FILE, name).problems))
         self._torch = torch
-        self._record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=EngineRecord)
+        self._record = read_record(folder)
         self._log = make_logger(trt)
         self._runtime = trt.Runtime(self._log)
         self._runtime.engine_host_code_allowed = versions_may_differ  # the lean runtime inside such an engine
@@ -436,7 +436,7 @@ def refit(name: Name, engine: Path, onnx: Path, folder: Path) -> EngineRecord:
     settings.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
     built = loaded.serialize_with_config(settings)
     write_engine(folder / ENGINE_FILE, memoryview(built))
-    record = msgspec.json.decode((engine.parent / RECORD_FILE).read_bytes(), type=EngineRecord)
+    record = read_record(engine.parent)
     record = msgspec.structs.replace(record, engine_bytes=built.nbytes)
     save_record(folder, record)
     return record
