@@ -31,7 +31,7 @@ from convnext_deploy.errors import (
     UsageError,
 )
 from convnext_deploy.graph.capture import DeployGraph, input_record, output_records
-from convnext_deploy.graph.onnx_read import node_census
+from convnext_deploy.graph.onnx_read import node_census, shares
 from convnext_deploy.graph.onnx_write import save_onnx
 from convnext_deploy.models import passes, registry
 from convnext_deploy.models.convnext import ConvNeXt
@@ -47,8 +47,7 @@ from convnext_deploy.records.manifest import (
     WeightsRecord,
 )
 from convnext_deploy.runtimes.tensorrt import build as nvinfer
-from convnext_deploy.runtimes.tensorrt import choose
-from convnext_deploy.runtimes.tensorrt import session as nvinfer_run
+from convnext_deploy.runtimes.tensorrt import choose, files, inspector, preflight, session
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore::FutureWarning:torch.*")
 
@@ -87,7 +86,7 @@ def build(path: Path, graph: DeployGraph, folder: Path, *targets: str, **spec: A
 
 
 def types_of(record: EngineRecord) -> dict[str, float]:
-    return nvinfer_run.shares(record.products.values())
+    return shares(record.products.values())
 
 
 def quantize_linears(source: Path, target: Path, kind: str = "int8") -> int:
@@ -211,7 +210,7 @@ def test_an_engine_computes_in_the_precision_of_its_graph(small: Any, precision:
     graph, path = small[precision]
     record = build(path, graph, tmp_path, *BOTH)
     assert types_of(record) == {precision: 1.0}
-    header = nvinfer_run.read_header(tmp_path / "model.engine")
+    header = files.read_header(tmp_path / "model.engine")
     assert header.targets == record.targets == BOTH
     assert header.version == record.version
     assert header.bytes == record.engine_bytes == (tmp_path / "model.engine").stat().st_size
@@ -253,7 +252,7 @@ def test_tf32_is_off_unless_asked_for(small: Any, tmp_path: Path) -> None:
 def test_an_engine_without_targets_is_for_every_gpu_from_ampere_on(small: Any, tmp_path: Path) -> None:
     graph, path = small["fp16"]
     assert build(path, graph, tmp_path).targets == ()
-    header = nvinfer_run.read_header(tmp_path / "model.engine")
+    header = files.read_header(tmp_path / "model.engine")
     assert header.ampere_on
     assert "sm75" not in header.targets
 
@@ -323,9 +322,9 @@ def test_tiny_builds_ahead_of_time(precision: str, tmp_path: Path) -> None:
     if precision == "int8":
         assert quantize_linears(path, path) == 36
     for target in BOTH:
-        shares = types_of(build(path, graph, tmp_path, target))
-        assert shares[precision] > (0.9 if precision == "int8" else 0.9999)
-        assert nvinfer_run.read_header(tmp_path / "model.engine").targets == (target,)
+        types = types_of(build(path, graph, tmp_path, target))
+        assert types[precision] > (0.9 if precision == "int8" else 0.9999)
+        assert files.read_header(tmp_path / "model.engine").targets == (target,)
 
 
 # The artifact ---------------------------------------------------------------------------------------------------------
@@ -472,7 +471,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     opened = Path.open
 
     def full(self: Path, *arguments: Any, **options: Any) -> Any:
-        return Full(self, "w") if self.name == nvinfer.ENGINE_FILE else opened(self, *arguments, **options)
+        return Full(self, "w") if self.name == files.ENGINE_FILE else opened(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", full)
     arguments = ["export", "--variant", "test_convnext", "--weights", "random", "--format", "trt", "--quiet"]
@@ -526,17 +525,17 @@ def test_a_damaged_engine_is_refused_before_it_is_loaded(
     engine = tmp_path / "model.engine"
     engine.write_bytes(damage((artifact.path / "model.engine").read_bytes()))
     with pytest.raises(ArtifactError, match=message):
-        nvinfer_run.preflight(engine)
-    (problem,) = nvinfer_run.probe(NAME, engine)  # even if it were loaded
+        preflight.preflight(engine)
+    (problem,) = preflight.probe(NAME, engine)  # even if it were loaded
     assert "refuses this engine" in problem
 
 
 def test_a_crash_while_loading_ends_the_trial_process_only(tmp_path: Path) -> None:
-    (problem,) = nvinfer_run.probe(NAME, tmp_path / "e", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    (problem,) = preflight.probe(NAME, tmp_path / "e", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     assert "SIGSEGV" in problem
-    (problem,) = nvinfer_run.probe(NAME, tmp_path / "e", "raise SystemExit('broken')")
+    (problem,) = preflight.probe(NAME, tmp_path / "e", "raise SystemExit('broken')")
     assert "broken" in problem
-    (problem,) = nvinfer_run.probe(NAME, tmp_path / "e", "import time; time.sleep(60)", limit_s=0.3)
+    (problem,) = preflight.probe(NAME, tmp_path / "e", "import time; time.sleep(60)", limit_s=0.3)
     assert "no answer in 0.3 s" in problem
 
 
@@ -546,9 +545,9 @@ def test_preflight_names_the_cure_for_another_gpu_or_version(
     gpu = {"name": "NVIDIA L4", "compute_capability": "8.9", "driver": "580.1"}
     monkeypatch.setattr(env, "nvidia_gpu_facts", lambda: [gpu])
     engine = artifact.path / "model.engine"
-    assert "export again with --target sm89" in nvinfer_run.preflight(engine).problems[0]
-    monkeypatch.setattr(nvinfer_run, "import_module", lambda name: SimpleNamespace(__version__="1.2.3.4"))
-    assert "pip install tensorrt-rtx-cu13==1." in nvinfer_run.preflight(engine).problems[0]
+    assert "export again with --target sm89" in preflight.preflight(engine).problems[0]
+    monkeypatch.setattr(preflight, "import_module", lambda name: SimpleNamespace(__version__="1.2.3.4"))
+    assert "pip install tensorrt-rtx-cu13==1." in preflight.preflight(engine).problems[0]
 
 
 def test_refit_says_why_it_cannot(artifact: manifest.Artifact, tmp_path: Path) -> None:
@@ -649,14 +648,14 @@ class FakeContext:
 @pytest.fixture
 def fake_session(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[nvinfer_run.EngineSession, FakeContext]:
+) -> tuple[session.EngineSession, FakeContext]:
     graph, path = small["fp32"]
     more = TensorRtSpec(targets=("sm80",), profiles=(BatchRange(min=1, opt=1, max=1),))
     export = msgspec.structs.replace(graph.export, tensorrt=more)
     record = nvinfer.build_engine(
         NAME, path, tmp_path / "model.engine", nvinfer.profiles(graph.model, export), more
     )  # fmt: skip
-    nvinfer.save_record(tmp_path, record)
+    files.save_record(tmp_path, record)
     context = FakeContext()
     engine = SimpleNamespace(
         create_execution_context=lambda *_: context,
@@ -667,7 +666,7 @@ def fake_session(
         __version__=real.__version__, ILogger=real.ILogger, LayerInformationFormat=real.LayerInformationFormat,
         Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda content: engine),
     )  # fmt: skip
-    monkeypatch.setattr(nvinfer_run, "import_module", lambda name: fake)
+    monkeypatch.setattr(session, "import_module", lambda name: fake)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda shape, dtype, device=None, pin_memory=False: empty(shape, dtype=dtype))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -681,10 +680,10 @@ def fake_session(
         inputs=(input_record(graph.model, export),), outputs=output_records(graph.model, export), passes=(),
         parity=(), precision=PrecisionTruth(graph={}), versions={}, machine={}, files=(),
     )  # fmt: skip
-    return nvinfer_run.EngineSession(NAME, tmp_path, described, RunOptions(device="cuda")), context
+    return session.EngineSession(NAME, tmp_path, described, RunOptions(device="cuda")), context
 
 
-def test_a_session_binds_steps_and_fetches(fake_session: tuple[nvinfer_run.EngineSession, FakeContext]) -> None:
+def test_a_session_binds_steps_and_fetches(fake_session: tuple[session.EngineSession, FakeContext]) -> None:
     session, context = fake_session
     for batch, profile in ((1, 1), (3, 0), (1, 1)):  # the profile tuned for the nearest batch
         images = np.random.default_rng(batch).normal(size=(batch, 3, 64, 64)).astype(np.float32)
@@ -707,10 +706,10 @@ def test_a_session_binds_steps_and_fetches(fake_session: tuple[nvinfer_run.Engin
 
 def test_a_shape_outside_every_profile_is_refused() -> None:
     ranges = [((1, 3, 32, 32), (2, 3, 64, 64), (4, 3, 128, 128)), ((1, 3, 32, 32),) * 3]
-    assert nvinfer_run.choose_profile(ranges, (1, 3, 32, 32)) == 1
-    assert nvinfer_run.choose_profile(ranges, (3, 3, 96, 64)) == 0
+    assert session.choose_profile(ranges, (1, 3, 32, 32)) == 1
+    assert session.choose_profile(ranges, (3, 3, 96, 64)) == 0
     with pytest.raises(InputError, match="5x3x64x64; this engine takes 1x3x32x32 to 4x3x128x128"):
-        nvinfer_run.choose_profile(ranges, (5, 3, 64, 64))
+        session.choose_profile(ranges, (5, 3, 64, 64))
 
 
 def test_the_inspector_s_layers_are_counted_by_type() -> None:
@@ -723,8 +722,8 @@ def test_the_inspector_s_layers_are_counted_by_type() -> None:
         "a layer of which only the name is kept",
     ]}).decode()  # fmt: skip
     products = {"node_MatMul_4": ("fp16", 6.0), "node_conv2d": ("fp16", 3.0), "node_MatMul": ("fp16", 1.0)}
-    assert nvinfer_run.precision_of_layers(text, products) == {"fp16": 0.6, "fp32": 0.3, "unknown": 0.1}
-    assert nvinfer_run.precision_of_layers('{"Layers": ["a"]}', products) == {}
+    assert inspector.precision_of_layers(text, products) == {"fp16": 0.6, "fp32": 0.3, "unknown": 0.1}
+    assert inspector.precision_of_layers('{"Layers": ["a"]}', products) == {}
 
 
 # With a GPU -----------------------------------------------------------------------------------------------------------
