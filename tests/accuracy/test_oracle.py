@@ -18,6 +18,7 @@ from convnext_deploy import api
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import ParityError
 from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.models import parameters
 from convnext_deploy.records.manifest import ModelSpec, OracleRecord, Preprocessing
 
 
@@ -131,7 +132,7 @@ def in_tensors(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
     """Between the converter and the module."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        right = weights.filled
+        right = parameters.filled
 
         def wrong(spec: ModelSpec, converted: Any, where: str) -> nn.Module:
             model = right(spec, converted, where)

@@ -23,8 +23,8 @@ from convnext_deploy.formats import eager
 from convnext_deploy.graph.capture import DeployGraph
 from convnext_deploy.graph.module_contents import expected_of
 from convnext_deploy.models import registry
-from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.parameters import random_model
 from convnext_deploy.quantization.apply import QuantizedLinear
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import BatchRange, ExportSpec, OracleRecord, ReadBack

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models import registry
-from convnext_deploy.models.checkpoint import filled
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.layouts import convert, spec_of
 from convnext_deploy.models.names import LAYOUTS
+from convnext_deploy.models.parameters import filled
 from convnext_deploy.records.base import Task
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from convnext_deploy.artifact.verify import TOLERANCES
 from convnext_deploy.errors import PassError
 from convnext_deploy.models import passes, registry
-from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ChannelNorm, ConvNeXt, Grn, Head
+from convnext_deploy.models.parameters import random_model
 from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 
 EXACT = 1e-10  # relative, float64

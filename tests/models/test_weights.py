@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models import checkpoint, registry
-from convnext_deploy.models.checkpoint import Loaded, load, random_model
+from convnext_deploy.models.checkpoint import Loaded, load
+from convnext_deploy.models.parameters import random_model
 from convnext_deploy.records.manifest import Preprocessing
 
 TOLERANCE = 1e-5  # fp32, ||ours - theirs|| / ||theirs|| of the worst sample

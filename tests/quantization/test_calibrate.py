@@ -17,7 +17,7 @@ from torch import nn
 
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
-from convnext_deploy.models import checkpoint, passes
+from convnext_deploy.models import checkpoint, parameters, passes
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization import calibrate as module
 from convnext_deploy.quantization.calibrate import Calibration, calibrate, open_images, random_images, report
@@ -412,6 +412,6 @@ def test_a_model_with_grn_and_overlapping_stem_is_calibrated_too(source: sources
     )  # fmt: skip
     names = ("stem.convs.1", "stages.3.0.project.linear")
     imagenet = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    found = calibrate(checkpoint.random_model(spec), names, source, preprocessing=imagenet, images=4, batch=3)
+    found = calibrate(parameters.random_model(spec), names, source, preprocessing=imagenet, images=4, batch=3)
     record = report(found, "mse", "u8_asymmetric")
     assert all(tensor.low < 0 < tensor.high for tensor in record.tensors)

@@ -31,8 +31,8 @@ from convnext_deploy.data import numbering
 from convnext_deploy.data.image_source import ImageSource
 from convnext_deploy.errors import UsageError
 from convnext_deploy.models import registry
-from convnext_deploy.models.checkpoint import random_model
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.parameters import random_model
 from convnext_deploy.quantization import apply as applied
 from convnext_deploy.quantization import calibrate, observers
 from convnext_deploy.quantization import plan as plans

@@ -24,8 +24,9 @@ from convnext_deploy.graph import onnx_fuse, onnx_read, onnx_write
 from convnext_deploy.graph.capture import DeployGraph
 from convnext_deploy.graph.channels_first import ChannelsFirst
 from convnext_deploy.models import passes, registry
-from convnext_deploy.models.checkpoint import load, random_model
+from convnext_deploy.models.checkpoint import load
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.parameters import random_model
 from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import operators
 from convnext_deploy.quantization import plan as plans

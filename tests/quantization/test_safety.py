@@ -26,7 +26,7 @@ from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.verify import precision_failures
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, ParityError, UsageError
-from convnext_deploy.models import checkpoint, passes
+from convnext_deploy.models import checkpoint, parameters, passes
 from convnext_deploy.models.convnext import ConvNeXt, Grn, multiply_accumulates
 from convnext_deploy.quantization.calibrate import random_images
 from convnext_deploy.quantization.half import BAR, MARGIN, analyse, bar, decide, half_plan, kept
@@ -222,7 +222,7 @@ def test_rounding_is_what_numpys_float16_does_to_each_product(
 
 
 def test_grns_input_factor_and_output_are_those_of_numpy() -> None:
-    model = folded(checkpoint.random_model(V2))
+    model = folded(parameters.random_model(V2))
     report = noise_report(model)
     taken: list[Tensor] = []
     handle = model.get_submodule("stages.2.1.grn").register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
@@ -271,10 +271,10 @@ def test_the_batch_changes_nothing(source: sources.ImageSource) -> None:
 def test_the_model_is_left_without_hooks_and_unchanged(source: sources.ImageSource) -> None:
     loaded = checkpoint.load(str(MODEL))
     model = folded(loaded.model)
-    before = checkpoint.tensors_sha256(model.state_dict())
+    before = parameters.tensors_sha256(model.state_dict())
     analyse(model, source, preprocessing=loaded.preprocessing, images=1)
     assert not any(module._forward_hooks for module in model.modules())
-    assert checkpoint.tensors_sha256(model.state_dict()) == before
+    assert parameters.tensors_sha256(model.state_dict()) == before
 
 
 def test_the_report_survives_its_json(healthy: HalfReport) -> None:
@@ -450,7 +450,7 @@ def half_module(model: ConvNeXt, names: tuple[str, ...]) -> ConvNeXt:
 
 def test_a_branch_that_vanishes_beside_the_stream_is_left_in_half() -> None:
     """A layer scale of 1e-8, as training starts with 1e-6: every weight of the folded project becomes zero."""
-    model = checkpoint.random_model(SMALL)
+    model = parameters.random_model(SMALL)
     for block in passes.blocks(model):
         assert block.project.layer_scale is not None
         block.project.layer_scale.mul_(1e-8)
@@ -462,7 +462,7 @@ def test_a_branch_that_vanishes_beside_the_stream_is_left_in_half() -> None:
 def test_a_tiny_tensor_that_a_norm_brings_back_is_kept() -> None:
     """Depthwise weights of 1e-7 become zero in fp16; the norm behind them makes up for any factor."""
     spec = msgspec.structs.replace(SMALL, norm_eps=1e-20)
-    model = checkpoint.random_model(spec)
+    model = parameters.random_model(spec)
     (_, block, *_) = passes.blocks(model)
     block.dwconv_norm.conv.weight.mul_(1e-7)
     assert block.dwconv_norm.conv.bias is not None
@@ -475,7 +475,7 @@ def test_in_v2_the_hidden_tensor_is_followed_through_grn() -> None:
     """Expand's outputs beyond 65504: so are what GRN and project read, and the norm of the head undoes it."""
 
     def model() -> ConvNeXt:
-        made = checkpoint.random_model(V2)
+        made = parameters.random_model(V2)
         tuple(passes.blocks(made))[-1].expand.linear.weight.mul_(2.0**14)
         return folded(made)
 
@@ -523,11 +523,11 @@ def test_grn_of_a_large_map_in_half_precision_is_grn_in_double() -> None:
     ids=["V1", "V2", "RMSNorm", "norm before pooling, embed", "features", "overlapping stem"],
 )
 def test_any_one_operation_can_stay_in_fp32(spec: ModelSpec) -> None:
-    exact = folded(checkpoint.random_model(spec))
+    exact = folded(parameters.random_model(spec))
     with torch.no_grad():
         reference = exact(noise(2))
     for name in operations(exact):
-        model = half_module(folded(checkpoint.random_model(spec)), (name,))
+        model = half_module(folded(parameters.random_model(spec)), (name,))
         with torch.no_grad():
             outputs = model(noise(2))
         pairs = [(outputs, reference)] if isinstance(outputs, Tensor) else zip(outputs, reference, strict=True)
@@ -577,7 +577,7 @@ def test_a_precision_that_is_not_half_is_refused(source: sources.ImageSource) ->
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_is_not_finite_in_fp32_is_refused(value: float) -> None:
-    model = folded(checkpoint.random_model(SMALL))
+    model = folded(parameters.random_model(SMALL))
     tuple(passes.blocks(model))[1].expand.linear.weight[0, 0] = value
     with pytest.raises(CheckFailed, match=r"stages\.1\.0\.expand\.linear output holds NaN or infinite values"):
         noise_report(model)
@@ -585,7 +585,7 @@ def test_a_model_that_is_not_finite_in_fp32_is_refused(value: float) -> None:
 
 
 def test_noise_is_called_noise() -> None:
-    assert noise_report(folded(checkpoint.random_model(SMALL)), images=1).random
+    assert noise_report(folded(parameters.random_model(SMALL)), images=1).random
 
 
 def plan_keeping(name: str) -> LoadedPlan:

@@ -17,8 +17,9 @@ from convnext_deploy import api, cli, formats
 from convnext_deploy.data import sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
 from convnext_deploy.models import passes, registry
-from convnext_deploy.models.checkpoint import load, random_model
+from convnext_deploy.models.checkpoint import load
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.parameters import random_model
 from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import corrections, distance
 from convnext_deploy.quantization import plan as plans
