@@ -17,7 +17,7 @@ from torch import nn
 
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
-from convnext_deploy.models import checkpoint, parameters, passes
+from convnext_deploy.models import checkpoint, files, parameters, passes
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization import calibrate as module
 from convnext_deploy.quantization.calibrate import Calibration, calibrate, open_images, random_images, report
@@ -108,7 +108,7 @@ def test_the_tensors_are_those_of_timms_own_module(
         "convnext_atto", depths=spec.depths, dims=spec.dims, conv_mlp=False, in_chans=1, num_classes=10,
         ls_init_value=1e-6,
     ).eval()  # fmt: skip
-    theirs.load_state_dict(checkpoint.read_file(EXAMPLE / "model.safetensors").state)
+    theirs.load_state_dict(files.read_file(EXAMPLE / "model.safetensors").state)
     images = torch.from_numpy(preprocess.as_input(pixels, loaded.preprocessing, "float32"))
     found = run()
     values = tensors(theirs, TIMM_NAMES, images)
