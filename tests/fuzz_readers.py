@@ -6,10 +6,8 @@ from typing import Any
 
 import fuzz
 import msgspec
-from test_manifest import PROBE
-from test_regress import noisy
-from test_regress import row as bench_row
-from test_report import evaluation, profile, search_result, verdict
+from artifact_files import PROBE
+from sample_records import bench_row, evaluation, noisy, profile, search_result, verdict
 
 from convnext_deploy.accuracy import gate
 from convnext_deploy.accuracy.evaluation import read_result
@@ -21,7 +19,7 @@ from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
 from convnext_deploy.records.timing import Ceilings, RooflineResult, RooflineRow
 from convnext_deploy.reports import comparisons, results
 from convnext_deploy.reports.markdown import page
-from convnext_deploy.runtimes.tensorrt import build, session
+from convnext_deploy.runtimes.tensorrt import files, preflight
 from convnext_deploy.timing import compare
 
 Reader = tuple[Sequence[bytes], Callable[[Sequence[bytes], int], Iterator[bytes]], Callable[[bytes], object]]
@@ -58,8 +56,8 @@ def roofline() -> RooflineResult:
 
 def engine(folder: Path) -> EngineRecord:
     """The record of an engine; the engine itself, as far as it is read before it is loaded, goes to `folder`."""
-    header = session.HEADER.pack(b"ptrt", session.HEADER.size, 1, 7, 1, 0, b"ptrt", 0x40)
-    (folder / build.ENGINE_FILE).write_bytes(header)
+    header = files.HEADER.pack(b"ptrt", files.HEADER.size, 1, 7, 1, 0, b"ptrt", 0x40)
+    (folder / files.ENGINE_FILE).write_bytes(header)
     return EngineRecord(
         module="tensorrt_rtx", version="1.7.1", targets=("sm86",), profiles=({"images": ((1, 3), (8, 3), (8, 3))},),
         layers={"convolution fp16": 5}, products={"stem": ("fp16", 1e6)}, build_s=1.0, engine_bytes=32,
@@ -96,8 +94,8 @@ def readers(folder: Path) -> dict[str, Reader]:
         return terminal.details(folder, found, 1)
 
     def loadable(content: bytes) -> object:
-        (folder / build.RECORD_FILE).write_bytes(content)
-        return session.inspected(folder, PROBE)
+        (folder / files.RECORD_FILE).write_bytes(content)
+        return preflight.inspected(folder, PROBE)
 
     def lines(*records: Any) -> bytes:
         return b"\n".join(map(msgspec.json.encode, records))

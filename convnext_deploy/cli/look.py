@@ -25,9 +25,9 @@ def inspect(
 
     terminal = Terminal(json, quiet)
     if artifact.is_file():
-        from ..runtimes.tensorrt import session
+        from ..runtimes.tensorrt import preflight
 
-        fits = session.preflight(artifact, trust=trust)
+        fits = preflight.preflight(artifact, trust=trust)
         terminal.result({"facts": fits.facts, "problems": fits.problems}, fits_words(fits.facts, fits.problems))
         return
     opened = manifest.verified(artifact)
@@ -36,9 +36,9 @@ def inspect(
     if later:
         text += f"\nof a later version, and not read: {', '.join(dict.fromkeys(later))}"
     if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
-        from ..runtimes.tensorrt import session
+        from ..runtimes.tensorrt import preflight
 
-        fits = session.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
+        fits = preflight.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
         text += "\n" + fits_words(fits.facts, fits.problems)
     terminal.result(opened.manifest, text)
 
