@@ -88,7 +88,7 @@ def misplaced(tensors: dict[str, Tensor], count: int) -> Iterator[bytes]:
     content, generator = safetensors.torch.save(tensors), random.Random(0)
     bytes_only = fuzz.damaged([content], count)
     changes: list[Callable[[Tensor], Tensor]] = [
-        lambda t: t.double(), lambda t: t.half(), lambda t: t.short(), lambda t: t.bool(), lambda t: t[:-1].clone(),
+        lambda t: t.double(), lambda t: t.half(), lambda t: t.short(), lambda t: t.bool(), lambda t: t.flatten()[:-1].clone() if t.ndim == 0 else t[:-1].clone(),
         lambda t: t[None].clone(), lambda t: t.flatten()[:0].clone(), lambda t: t.flatten()[0].clone(),
         torch.zeros_like,
         lambda t: -t.float(), lambda t: t.float() * torch.nan, lambda t: t.float() * torch.inf,
