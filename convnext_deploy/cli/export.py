@@ -6,7 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Debug, Json, Quiet, Trust, batch_range, given, head_activation_of, image_size_of, numbers, one_of
+from .options import (
+    Debug,
+    ExifOrientation,
+    Json,
+    MultiLabel,
+    ProblemOption,
+    Quiet,
+    Trust,
+    batch_range,
+    given,
+    head_activation_of,
+    image_size_of,
+    numbers,
+    one_of,
+    problem_of,
+)
 from .terminal import Terminal, summary
 
 if TYPE_CHECKING:
@@ -59,6 +74,9 @@ def export(
     ] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the resized image that evaluation crops.")] = None,
     interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, nearest or lanczos.")] = None,
+    exif_orientation: ExifOrientation = False,
+    problem: ProblemOption = None,
+    multi_label: MultiLabel = False,
     verify_data: Annotated[str | None, typer.Option(help="More images to verify on: folder, tar or Parquet.")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda. Default: cpu, or cuda where the format needs it.")
@@ -117,8 +135,13 @@ def export(
         "batch": batch_range(batch),
         "image_size": image_size_of(image_size),
         "preprocessing": given(
-            mean=numbers("--mean", mean), std=numbers("--std", std), crop_pct=crop_pct, interpolation=interpolation
+            mean=numbers("--mean", mean),
+            std=numbers("--std", std),
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            exif_orientation=exif_orientation or None,
         ),
+        "problem": problem_of(problem, multi_label),
     }
     from .. import formats
 

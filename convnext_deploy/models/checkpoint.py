@@ -21,11 +21,11 @@ from torch import Tensor
 
 from ..artifact.manifest import sha256_of
 from ..errors import WeightsError
-from ..records.base import STRIDE, Task
+from ..records.base import STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, WeightsRecord
 from . import open_clip, registry
 from .convnext import ConvNeXt
-from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts
+from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts, with_problem
 from .files import read_file
 from .layouts import Converted, convert, spec_of
 from .processor import merged
@@ -89,6 +89,7 @@ def load(
     preprocessing: Mapping[str, Any] | None = None,
     levels: tuple[int, ...] | None = None,
     head_activation: HeadActivation | None = None,
+    problem: Problem | None = None,
 ) -> Loaded:
     """Find, read and convert a checkpoint.
 
@@ -101,6 +102,7 @@ def load(
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
         head_activation: between the two linears of an MLP head, which tensors do not tell.
+        problem: what a classifier's outputs mean; None: what stands beside the checkpoint.
         levels: of the task features: which maps, of 1 to 4; None: those that have a norm in the checkpoint, else all.
 
     Raises:
@@ -120,6 +122,7 @@ def load(
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
         spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
+        spec = with_problem(spec, None, problem, "random weights")
         model = random_model(spec)
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
@@ -139,6 +142,7 @@ def load(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
     )
     spec = _with_levels(spec, levels, checkpoint.source)
+    spec = with_problem(spec, checkpoint.facts.get("problem"), problem, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
     model = filled(spec, converted, checkpoint.source)
