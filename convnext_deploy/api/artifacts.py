@@ -63,6 +63,7 @@ def export(
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
     head_activation: HeadActivation | None = None,
+    config: arguments.Location | None = None,
     problem: Problem | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
@@ -94,6 +95,8 @@ def export(
             checkpoint, as a detector's backbone has, else all.
         head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
             not tell it.
+        config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its
+            relatives, which is read and not executed, or a JSON file of timm, transformers or open_clip.
         problem: what a classifier's outputs mean, where the checkpoint does not say it: single-label, multi-label,
             binary (one logit) or regression.
         preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode,
@@ -125,6 +128,7 @@ def export(
         preprocessing=preprocessing,
         levels=levels,
         head_activation=head_activation,
+        config=config,
         problem=problem,
     )
     arguments.check(

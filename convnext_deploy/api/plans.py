@@ -40,6 +40,7 @@ def quantize(
     head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
+    config: arguments.Location | None = None,
     rounding: bool = False,
     weight_bits: WeightBits | None = None,
     data: arguments.Location | None = None,
@@ -61,7 +62,7 @@ def quantize(
     `data` is below it, as measured on this machine and runtime (see `search`).
 
     The checkpoint is given as for `export`: weights, variant, image_size, task, levels, head_activation,
-    preprocessing, weights_key, input.
+    preprocessing, weights_key, config, input.
 
     Args:
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
@@ -90,6 +91,7 @@ def quantize(
         task=task,
         image_size=image_size,
         weights_key=weights_key,
+        config=config,
         preprocessing=preprocessing,
         levels=levels,
         head_activation=head_activation,
@@ -165,6 +167,7 @@ def half(
     head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
+    config: arguments.Location | None = None,
     force: bool = False,
     say: Say = silent,
     progress: Callable[[int, int], None] | None = None,
@@ -172,7 +175,7 @@ def half(
     """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
 
     The checkpoint is given as for `export`: weights, variant, image_size, task, levels, head_activation,
-    preprocessing, weights_key, input.
+    preprocessing, weights_key, config, input.
 
     Args:
         out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
@@ -188,6 +191,7 @@ def half(
         task=task,
         image_size=image_size,
         weights_key=weights_key,
+        config=config,
         preprocessing=preprocessing,
         levels=levels,
         head_activation=head_activation,

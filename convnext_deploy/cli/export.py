@@ -68,6 +68,9 @@ def export(
     ] = None,
     in_chans: Annotated[int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="Wrapper or key prefix to load from the file.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="What stands beside the weights elsewhere: an mm configuration .py, or JSON.")
+    ] = None,
     mean: Annotated[str | None, typer.Option(help="Of the training images in [0, 1]: R,G,B or one number.")] = None,
     std: Annotated[
         str | None, typer.Option(help="Likewise. Both default to what stands beside the checkpoint.")
@@ -160,6 +163,7 @@ def export(
         levels=levels,
         head_activation=head_activation_of(head_activation),
         weights_key=weights_key,
+        config=config,
         verify_data=verify_data,
         plan=plan,
         force=force,

@@ -24,6 +24,7 @@ from ..errors import WeightsError
 from ..records.base import STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, WeightsRecord
 from . import open_clip, registry
+from .configured import configured
 from .convnext import ConvNeXt
 from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts, with_problem
 from .files import read_file
@@ -89,6 +90,7 @@ def load(
     preprocessing: Mapping[str, Any] | None = None,
     levels: tuple[int, ...] | None = None,
     head_activation: HeadActivation | None = None,
+    config: Path | None = None,
     problem: Problem | None = None,
 ) -> Loaded:
     """Find, read and convert a checkpoint.
@@ -102,6 +104,8 @@ def load(
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
         head_activation: between the two linears of an MLP head, which tensors do not tell.
+        config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives
+            (.py, with the files that it begins in), or a JSON file of timm, transformers or open_clip.
         problem: what a classifier's outputs mean; None: what stands beside the checkpoint.
         levels: of the task features: which maps, of 1 to 4; None: those that have a norm in the checkpoint, else all.
 
@@ -113,6 +117,8 @@ def load(
     if head_activation is not None and (task != "classify" or weights == "random"):
         where = "random weights" if weights == "random" else f"--task {task}"
         raise WeightsError(f"--head-activation {head_activation} is for a checkpoint's classifier, not for {where}")
+    if config is not None and weights == "random":
+        raise WeightsError(f"--config {config} is of a checkpoint, not of random weights; leave it out")
     if weights == "random":
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
@@ -131,6 +137,9 @@ def load(
         return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
 
     checkpoint = _read(weights, name, tag, weights_key)
+    if config is not None:
+        facts = configured(checkpoint.facts, config, preprocessing or {}, checkpoint.source)
+        checkpoint = replace(checkpoint, facts=facts)
     converted = convert(
         checkpoint.state, checkpoint.source, checkpoint.prefix, task=task, head_activation=head_activation
     )
@@ -141,7 +150,7 @@ def load(
     spec = _placed(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
     )
-    spec = _with_levels(spec, levels, checkpoint.source)
+    spec = _with_levels(spec, levels, checkpoint.source, checkpoint.facts.get("levels"))
     spec = with_problem(spec, checkpoint.facts.get("problem"), problem, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
@@ -490,8 +499,13 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
     return Checkpoint(source, state, facts, prefix, digest, licence, note, files=tuple(files), config=config)
 
 
-def _with_levels(spec: ModelSpec, asked: tuple[int, ...] | None, where: str) -> ModelSpec:
+def _with_levels(
+    spec: ModelSpec, asked: tuple[int, ...] | None, where: str, said: tuple[int, ...] | None = None
+) -> ModelSpec:
     """With the maps that are asked for, or else those that the source's own code gives.
+
+    Args:
+        said: by the configuration (`out_indices`).
 
     Raises:
         WeightsError: a level without a norm, of a source that has one for others; or levels for another task.
@@ -500,13 +514,18 @@ def _with_levels(spec: ModelSpec, asked: tuple[int, ...] | None, where: str) -> 
         if asked is not None:
             raise WeightsError(f"levels {_joined(asked)} are for --task features, not for {spec.task}; leave them out")
         return spec
+    if said is not None and spec.level_norms and said != spec.level_norms:
+        raise WeightsError(
+            f"{where}: its configuration says out_indices for the levels {_joined(said)}, and its tensors have norms "
+            f"for {_joined(spec.level_norms)}; mend one of them"
+        )
     lacking = [level for level in asked or () if spec.level_norms and level not in spec.level_norms]
     if lacking:
         raise WeightsError(
             f"{where} has a norm for the maps of levels {_joined(spec.level_norms)} and none for level {lacking[0]}, "
             f"which its own code does not give; expected some of {_joined(spec.level_norms)}"
         )
-    return msgspec.structs.replace(spec, levels=asked or spec.level_norms or spec.levels)
+    return msgspec.structs.replace(spec, levels=asked or spec.level_norms or said or spec.levels)
 
 
 def _joined(levels: tuple[int, ...]) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from ..errors import WeightsError
 from ..records.base import Problem
 from ..records.manifest import ModelSpec, Preprocessing
+from . import registry
 from .convnext import ACTIVATIONS
 from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
@@ -184,10 +185,34 @@ def _timm_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSpec:
+    """With what the tensors do not show.
+
+    Raises:
+        WeightsError: what stands beside the tensors contradicts them.
+    """
+    for name in ("depths", "dims", "in_chans", "grn", "num_classes"):
+        seen, said = getattr(spec, name), facts.get(name)
+        if said is not None and said != seen and (name != "num_classes" or seen):
+            raise WeightsError(
+                f"{where}: its configuration says {name} {said}, and its tensors {seen}; mend one of them"
+            )
+    if facts.get("arch") is not None and not _is_arch(spec, facts["arch"]):
+        raise WeightsError(
+            f"{where}: its configuration says arch {facts['arch']!r}, and its tensors have depths {spec.depths} and "
+            f"widths {spec.dims}; mend one of them"
+        )
     if facts.get("norm", spec.norm) != spec.norm:
         raise WeightsError(f"{where}: config.json asks for norm_layer {facts['norm']!r}; its tensors say {spec.norm!r}")
-    hidden = ("activation", "norm_eps", "head_norm_eps")
+    hidden = ("activation", "norm_eps", "head_norm_eps", "head")
     return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
+
+
+def _is_arch(spec: ModelSpec, arch: str) -> bool:
+    """Whether mmpretrain's short name of an architecture has these depths and widths."""
+    known = [
+        registry.VARIANTS[name] for name in (f"convnext_{arch}", f"convnextv2_{arch}") if name in registry.VARIANTS
+    ]
+    return not known or any((spec.depths, spec.dims) == (one["depths"], one["dims"]) for one in known)
 
 
 def with_problem(spec: ModelSpec, said: Problem | None, asked: Problem | None, where: str) -> ModelSpec:

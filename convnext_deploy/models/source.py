@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import arguments
@@ -26,6 +27,7 @@ class Source:
     preprocessing: Mapping[str, Any] | None = None  # fields of `Preprocessing` that override the checkpoint's
     levels: tuple[int, ...] | None = None  # of the task features, 1 to 4; None: those that have a norm, or all
     head_activation: HeadActivation | None = None  # between the linears of an MLP head, which tensors do not tell
+    config: Path | None = None  # what stands beside the checkpoint elsewhere: an mm configuration, or a JSON file
     problem: Problem | None = None  # what a classifier's outputs mean; None: what the checkpoint says
 
     @classmethod
@@ -42,6 +44,7 @@ class Source:
         preprocessing: Mapping[str, Any] | None = None,
         levels: Sequence[int] | str | None = None,
         head_activation: HeadActivation | None = None,
+        config: arguments.Location | None = None,
         problem: Problem | None = None,
     ) -> "Source":
         """The arguments of a public function, each in any form that it may be written in.
@@ -64,6 +67,7 @@ class Source:
             preprocessing=arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing),
             levels=arguments.maybe(arguments.levels, "levels", levels),
             head_activation=head_activation,
+            config=arguments.maybe(arguments.path, "config", config),
             problem=problem,
         )
 
@@ -82,5 +86,6 @@ class Source:
             preprocessing=self.preprocessing,
             levels=self.levels,
             head_activation=self.head_activation,
+            config=self.config,
             problem=self.problem,
         )
