@@ -15,6 +15,7 @@ from ..data.image_tables import PARQUET_ERRORS
 from ..env import needs
 from ..errors import CheckFailed, DataError
 from ..records.accuracy import ClassAccuracy
+from .outputs import Outputs
 
 _METADATA = b"convnext-deploy"  # key in a predictions file's schema
 
@@ -36,7 +37,7 @@ class Chunk:
 
     start: int
     stop: int
-    predictions: Predictions
+    predictions: Predictions | Outputs
     corrupt: tuple[str, ...]  # "name: reason"
 
 
@@ -44,9 +45,20 @@ def read_predictions(path: Path) -> Predictions:
     """Read the predictions of an evaluation, `<out>.parquet`.
 
     Raises:
-        DataError: the file cannot be read, or does not hold predictions.
+        DataError: the file cannot be read, or does not hold predictions of classes.
     """
-    return decode(path).predictions
+    found = decode(path).predictions
+    if not isinstance(found, Predictions):
+        raise DataError(f"{path} holds outputs of a multi-label or regression model; expected predictions of classes")
+    return found
+
+
+def read_outputs(path: Path) -> Outputs:
+    """Likewise of a multi-label or regression model."""
+    found = decode(path).predictions
+    if not isinstance(found, Outputs):
+        raise DataError(f"{path} holds predictions of classes; expected outputs of a multi-label or regression model")
+    return found
 
 
 def needs_pyarrow() -> None:
@@ -88,16 +100,27 @@ NONE = Predictions(
 
 def joined(chunks: Sequence[Chunk]) -> Chunk:
     """One outcome of several that follow one another."""
-    parts = [chunk.predictions for chunk in chunks if chunk.predictions.names] or [NONE]
-    predictions = Predictions(
-        names=tuple(itertools.chain.from_iterable(part.names for part in parts)),
-        labels=np.concatenate([part.labels for part in parts]),
-        top_classes=np.concatenate([part.top_classes for part in parts]),
-        top_log_probs=np.concatenate([part.top_log_probs for part in parts]),
-        label_log_prob=np.concatenate([part.label_log_prob for part in parts]),
-    )
     corrupt = tuple(itertools.chain.from_iterable(chunk.corrupt for chunk in chunks))
-    return Chunk(chunks[0].start, chunks[-1].stop, predictions, corrupt)
+    parts = [chunk.predictions for chunk in chunks if chunk.predictions.names]
+    names = tuple(itertools.chain.from_iterable(part.names for part in parts))
+    outputs = [part for part in parts if isinstance(part, Outputs)]
+    kept: Predictions | Outputs
+    if outputs:
+        kept = Outputs(
+            names,
+            np.concatenate([part.targets for part in outputs]),
+            np.concatenate([part.outputs for part in outputs]),
+        )
+    else:
+        answers = [part for part in parts if isinstance(part, Predictions)] or [NONE]
+        kept = Predictions(
+            names=names,
+            labels=np.concatenate([part.labels for part in answers]),
+            top_classes=np.concatenate([part.top_classes for part in answers]),
+            top_log_probs=np.concatenate([part.top_log_probs for part in answers]),
+            label_log_prob=np.concatenate([part.label_log_prob for part in answers]),
+        )
+    return Chunk(chunks[0].start, chunks[-1].stop, kept, corrupt)
 
 
 def hits(predictions: Predictions, count: int) -> NDArray[np.bool_]:
@@ -125,25 +148,25 @@ def encode(chunk: Chunk) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    predictions = chunk.predictions
+    found = chunk.predictions
+    columns: list[tuple[str, Any, Any]] = [("name", pa.string(), found.names)]
+    if isinstance(found, Outputs):
+        columns += [
+            ("targets", pa.list_(pa.float32()), list(found.targets)),
+            ("outputs", pa.list_(pa.float32()), list(found.outputs)),
+        ]
+    else:
+        columns += [
+            ("label", pa.int64(), found.labels),
+            ("top_classes", pa.list_(pa.int32()), list(found.top_classes)),
+            ("top_log_probs", pa.list_(pa.float32()), list(found.top_log_probs)),
+            ("label_log_prob", pa.float32(), found.label_log_prob),
+        ]
     schema = pa.schema(
-        [
-            ("name", pa.string()),
-            ("label", pa.int64()),
-            ("top_classes", pa.list_(pa.int32())),
-            ("top_log_probs", pa.list_(pa.float32())),
-            ("label_log_prob", pa.float32()),
-        ],
+        [(name, kind) for name, kind, _ in columns],
         metadata={_METADATA: msgspec.json.encode((chunk.start, chunk.stop, chunk.corrupt))},
     )
-    columns = (
-        predictions.names,
-        predictions.labels,
-        list(predictions.top_classes),
-        list(predictions.top_log_probs),
-        predictions.label_log_prob,
-    )
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    arrays = [pa.array(column, kind) for _, kind, column in columns]
     file = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file, compression="zstd")
     return file.getvalue()
@@ -165,8 +188,13 @@ def decode(path: Path) -> Chunk:
         start, stop, corrupt = msgspec.json.decode(
             table.schema.metadata[_METADATA], type=tuple[int, int, tuple[str, ...]]
         )
+        names = tuple(table["name"].to_pylist())
+        if "targets" in table.column_names:
+            outputs = Outputs(names, _matrix(table["targets"], np.float32), _matrix(table["outputs"], np.float32))
+            _check_outputs(outputs)
+            return Chunk(start, stop, outputs, corrupt)
         predictions = Predictions(
-            names=tuple(table["name"].to_pylist()),
+            names=names,
             labels=_column(table["label"], np.int64),
             top_classes=_matrix(table["top_classes"], np.int32),
             top_log_probs=_matrix(table["top_log_probs"], np.float32),
@@ -176,6 +204,16 @@ def decode(path: Path) -> Chunk:
     except _DAMAGED as error:
         raise DataError(f"{path} does not hold predictions of eval: {' '.join(str(error).split())}") from None
     return Chunk(start, stop, predictions, corrupt)
+
+
+def _check_outputs(found: Outputs) -> None:
+    """Raises ValueError where they are nothing that an evaluation makes."""
+    if found.targets.shape != found.outputs.shape or len(found.targets) != len(found.names):
+        raise ValueError("its columns are of different lengths")
+    if not all(isinstance(name, str) for name in found.names):
+        raise ValueError("an image has no name")
+    if not (np.isfinite(found.targets).all() and np.isfinite(found.outputs).all()):
+        raise ValueError("a value is not finite")
 
 
 def _check_predictions(found: Predictions) -> None:

@@ -552,7 +552,9 @@ def test_going_on_is_said(tmp_path: Path, source: sources.ImageSource, artifact:
 
 
 def test_images_without_labels_are_refused(source: sources.ImageSource, artifact: Artifact) -> None:
-    with pytest.raises(DataError, match="has no labels; expected class folders or a column label"):
+    with pytest.raises(
+        DataError, match="has no labels; expected class folders, a column label, a list, or --annotations"
+    ):
         evaluation.evaluate(
             TableSession(artifact.manifest, of_pixels), replace(source, labels=None), artifact=artifact, batch=4
         )
