@@ -311,7 +311,7 @@ def side(
             if (of := labels == n).any()
         ),
         images_per_s=1.0,
-        predictions="out.parquet",
+        predictions="out.npz",
     )
     return Side(result=result, predictions=predictions, **fields)
 
@@ -625,7 +625,7 @@ def test_a_damaged_model_fails_in_every_form_of_output(
     assert words.startswith("before\n### FAIL: bad against good")
 
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
-    assert set(files) == {"baseline.json", "baseline.parquet", "candidate.json", "candidate.parquet"}
+    assert set(files) == {"baseline.json", "baseline.npz", "candidate.json", "candidate.npz"}
     assert run(*command) == 1  # nothing is evaluated again
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == files
     assert run(*(folder / "good" if word == folder / "bad" else word for word in command)) == 2  # of another artifact

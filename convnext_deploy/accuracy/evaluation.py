@@ -2,7 +2,7 @@
 
 Images are decoded by a pool of threads while the session runs the batch before. Finished predictions go to
 `<out>.partial/` as the work proceeds, so that an interrupted evaluation goes on where it stopped; at the end they
-become `<out>.parquet`, and the summary `<out>.json`.
+become `<out>.npz`, and the summary `<out>.json`.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from ..records.base import Record, Sha256
 from . import statistics
 from .predictions import (
     NONE,
+    SUFFIX,
     Chunk,
     decode,
     encode,
     hits,
     joined,
-    needs_pyarrow,
     of_logits,
     per_class,
     read_predictions,
@@ -72,7 +72,7 @@ def evaluate(
         source: its labels index the model's outputs, or its class names tell which ones (`data.numbering.numbered`).
         artifact: gives preprocessing, class names and identity.
         batch: images a call of the session; the last one may be smaller.
-        out: `<out>.json` and `<out>.parquet` are written, and `<out>.partial/` until then. None keeps nothing.
+        out: `<out>.json` and `<out>.npz` are written, and `<out>.partial/` until then. None keeps nothing.
         limit: evaluate at most so many images, evenly spaced over the source.
         classes: class names and the outputs that they mean; None: the artifact's labels, WordNet ids, or positions.
         force: replace an earlier result of `out`, and begin again instead of going on.
@@ -98,8 +98,6 @@ def evaluate(
     tell = say or (lambda line: None)
     for note in source.notes:
         tell(note)
-    if out is not None:
-        needs_pyarrow()  # before the work and not after it
     partial = None if out is None else _opened_partial(out, artifact, source, force)
     finished = [] if partial is None else _read_chunks(partial)
     done = finished[-1].stop if finished else 0
@@ -110,7 +108,7 @@ def evaluate(
             return
         chunk = joined(pending)
         if partial is not None:
-            write_file(partial / f"{chunk.start:09d}.parquet", encode(chunk))
+            write_file(partial / f"{chunk.start:09d}{SUFFIX}", encode(chunk))
         finished.append(chunk)
         pending.clear()
 
@@ -152,12 +150,12 @@ def evaluate(
         top5=float(np.mean(hits(predictions, 5))),
         per_class=per_class(predictions, artifact.manifest.labels or source.class_names),
         images_per_s=ran / elapsed if ran else 0.0,
-        predictions=None if out is None else f"{out.name}.parquet",
+        predictions=None if out is None else f"{out.name}{SUFFIX}",
         notes=notes,
     )
     if out is not None and partial is not None:
         # The summary last: where it exists, the predictions do too.
-        write_file(_beside(out, ".parquet"), encode(outcome))
+        write_file(_beside(out, SUFFIX), encode(outcome))
         write_file(_beside(out, ".json"), manifest.encode(result))
         _remove_partial(partial)
     return result
@@ -215,7 +213,7 @@ def _opened_partial(out: Path, artifact: Artifact, source: sources.ImageSource, 
     """The folder for unfinished predictions, new or of the same evaluation."""
     if not out.name:
         raise UsageError(f"--out {out} names no file; expected the first part of the result's file names")
-    folder, predictions, result = (_beside(out, suffix) for suffix in (".partial", ".parquet", ".json"))
+    folder, predictions, result = (_beside(out, suffix) for suffix in (".partial", SUFFIX, ".json"))
     if force:
         _remove_result(result, predictions, folder)
     for written in (result, predictions):
@@ -248,7 +246,7 @@ def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
     if predictions.exists():
         read_predictions(predictions)
     if folder.exists():
-        strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != ".parquet"]
+        strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != SUFFIX]
         if strange or not (folder / IDENTITY_NAME).is_file():
             raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out")
         _remove_partial(folder)
@@ -258,7 +256,7 @@ def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
 
 def _remove_partial(folder: Path) -> None:
     """Remove what an evaluation has put there; a folder that somebody else has put more into stays."""
-    for path in (folder / IDENTITY_NAME, *folder.glob("[0-9]*.parquet")):
+    for path in (folder / IDENTITY_NAME, *folder.glob(f"[0-9]*{SUFFIX}")):
         path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -267,7 +265,7 @@ def _remove_partial(folder: Path) -> None:
 def _read_chunks(folder: Path) -> list[Chunk]:
     """What an interrupted evaluation has finished: chunks that follow one another from the first image on."""
     chunks: list[Chunk] = []
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
         chunk = decode(path)
         if chunk.start != (chunks[-1].stop if chunks else 0):
             raise UsageError(f"{folder} lacks predictions before {path.name}; remove it or give another --out")

@@ -16,7 +16,7 @@ def evaluate(
     batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
     labels: LabelsOption = None,
     limit: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.parquet; resumes when run again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.npz; resumes when run again.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the result of an earlier run.")] = False,
     device: DeviceOption = "cpu",
     threads: Threads = None,
@@ -58,5 +58,5 @@ def evaluate(
     worst = sorted(result.per_class, key=lambda c: c.top1)[:3]
     lines.append("lowest classes: " + ", ".join(f"{c.name} {c.top1:.1%}" for c in worst))
     if out is not None:
-        lines.append(f"predictions in {out.with_name(f'{out.name}.parquet')}")
+        lines.append(f"predictions in {out.with_name(str(result.predictions))}")
     terminal.result(result, "\n".join(lines))
