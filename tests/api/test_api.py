@@ -537,7 +537,7 @@ def test_accuracy_is_what_timms_own_model_says(
             hits += int(timm_reference()(transform(image)[None]).argmax()) == int(file.parent.name[-1])
     assert found.images == 3
     assert found.top1 == pytest.approx(hits / 3)
-    assert sorted(path.name for path in tmp_path.glob("result*")) == ["result.json", "result.parquet"]
+    assert sorted(path.name for path in tmp_path.glob("result*")) == ["result.json", "result.npz"]
 
 
 def test_a_manifest_is_what_the_published_schema_says(artifact_of: Callable[..., Artifact]) -> None:

@@ -109,10 +109,10 @@ ALL = tuple(VERBS)
     [
         ("numpy", ALL, set(ALL)),
         ("msgspec", ALL, set(ALL)),
-        ("torch", ALL, set(ALL) - {*WITHOUT_TORCH, "import"}),
+        ("torch", ALL, set(ALL) - {*WITHOUT_TORCH, "import", "bench", "roofline this"}),
         ("onnxruntime", WITHOUT_TORCH, {"load", "evaluate", "evaluate parquet", "gate", "profile"}),
-        ("pyarrow", WITHOUT_TORCH, {"evaluate parquet", "gate"}),
-        ("scipy", WITHOUT_TORCH, {"evaluate", "evaluate parquet", "gate"}),
+        ("pyarrow", WITHOUT_TORCH, {"evaluate parquet"}),
+        ("scipy", WITHOUT_TORCH, set()),
         ("PIL", WITHOUT_TORCH, set(WITHOUT_TORCH)),
         ("torchvision", WITHOUT_TORCH, set()),
         ("matplotlib", WITHOUT_TORCH, {"report"}),

@@ -382,7 +382,7 @@ def test_eval_counts_and_keeps_what_it_saw(
     assert "on 5 images of" in out
     assert "1 corrupt images left out, the first: class1/5.png: " in out
     assert json.loads((tmp_path / "result.json").read_text())["images"] == 5
-    assert (tmp_path / "result.parquet").is_file()
+    assert (tmp_path / "result.npz").is_file()
     code, error = refused(capsys, *command)
     assert (code, error) == (2, f"{tmp_path / 'result.json'} exists; choose another --out, or replace it with --force")
 
