@@ -24,7 +24,7 @@ class Gemm(ctypes.Structure):
     _fields_ = (
         ("type", c_uint32), ("rows", c_uint32), ("steps", c_uint32), ("first", c_uint32), ("last", c_uint32),
         ("a", c_void_p), ("a_stride", c_size_t), ("weights", c_void_p), ("bias", c_void_p), ("scale", c_void_p),
-        ("offset", c_void_p), ("next", c_void_p), ("epilogue", Epilogue),
+        ("offset", c_void_p), ("order", c_void_p), ("next", c_void_p), ("epilogue", Epilogue),
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def gemm(
     )  # fmt: skip
     arguments = Gemm(
         packed.TYPES.index(type), rows, a.shape[1] * a.itemsize // 4, 0, n // 16, at(a), a.strides[0], at(weights),
-        at(bias), at(scale), at(offset), None, epilogue,
+        at(bias), at(scale), at(offset), None, None, epilogue,
     )  # fmt: skip
     call(isa, "gemm", arguments)
     return result

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 from native_networks import network_of, quantize_
 from test_native import folded, images_for
+from test_native_ops import TYPES, check_product
 
 from convnext_deploy.errors import BuildError, MissingPackageError, UsageError
 from convnext_deploy.native import library, packed
@@ -189,6 +190,21 @@ def test_the_cache_is_emptied_of_what_is_ours(tmp_path: Path, monkeypatch: pytes
     assert [c.entries for c in caches.clean()] == [1, 1, 0]
     assert os.listdir(path.parent) == ["notes.txt"]
     assert os.listdir(path.parent.parent) == ["native"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_both_compilers_build_it_without_a_warning(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    monkeypatch.setenv("CXX", compiler)
+    built = library.opened(library.build(tmp_path, ("-Werror",)))
+    monkeypatch.setattr(library, "load", lambda isa=None: built)
+    for isa in library.isas():
+        for type in TYPES:
+            check_product(isa, type, rows=15, k=96, n=48)
 
 
 def test_other_flags_are_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

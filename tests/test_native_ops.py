@@ -81,6 +81,43 @@ def test_products_of_every_width_of_the_family_are_right(isa: str, type: packed.
         check_product(isa, type, 2, 16, packed.padded(4 * width))
 
 
+def exact_sums(isa: str, w: Any, a: Any) -> None:
+    """Sums are those of int64, rounded once to float32."""
+    n = len(w)
+    zero, one = np.zeros(n, np.float32), np.ones(n, np.float32)
+    found = native.gemm(isa, "int8", a, w, zero, scale=one, offset=np.zeros(n, np.int32))
+    np.testing.assert_array_equal(found, (a.astype(np.int64) @ w.T.astype(np.int64)).astype(np.float32))
+
+
+@every_isa
+@pytest.mark.parametrize("largest", [16, 32, 33, 64, 65, 127, 128])
+def test_products_of_codes_are_exact_whatever_range_the_weights_have(isa: str, largest: int) -> None:
+    """Two steps' products are added in 16 bits where no input can make them saturate: up to 32, and often up to 64."""
+    random = np.random.default_rng(largest)
+    for rows, k, n in ((1, 16, 16), (9, 48, 32), (31, 384, 48)):
+        w = random.integers(-largest, min(largest, 127) + 1, (n, k)).astype(np.int8)
+        few = random.random(w.shape) < 0.3
+        w[few] = np.where(random.random(few.sum()) < 0.5, -largest, min(largest, 127))
+        for a in (random.integers(0, 256, (rows, k), np.uint8), np.full((rows, k), 255, np.uint8)):
+            exact_sums(isa, w, a)
+
+
+@every_isa
+@pytest.mark.parametrize("total", [127, 128, 129])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("weights", [2, 4])
+def test_products_of_codes_are_exact_where_the_last_weight_decides_the_width(
+    isa: str, weights: int, sign: int, total: int
+) -> None:
+    """One lane alone, of 16 outputs and 3 pairs of steps, holds weights that come to the most that 16 bits take."""
+    for lane in range(2):
+        w = np.zeros((16, 24 + 8), np.int8)
+        places = [8 + 2 * lane, 8 + 2 * lane + 1, 8 + 2 * lane + 4, 8 + 2 * lane + 5][:weights]
+        share = [total // weights + (i < total % weights) for i in range(weights)]
+        w[11, places] = [sign * part for part in share]
+        exact_sums(isa, w, np.full((5, 32), 255, np.uint8))
+
+
 @every_isa
 def test_sums_of_the_largest_codes_do_not_saturate(isa: str) -> None:
     a, w = np.full((3, 8192), 255, np.uint8), np.full((16, 8192), -127, np.int8)

@@ -35,10 +35,14 @@ double multiplied(const cnxt::Kernels &kernels, uint32_t type, std::chrono::stea
   alignas(64) float bias[OUTPUTS] = {}, scale[OUTPUTS];
   alignas(64) int32_t offset[OUTPUTS] = {};
   std::fill_n(scale, OUTPUTS, 1.0f);
+  constexpr size_t LENGTH = cnxt::order_length(STEPS);
+  std::vector<uint16_t> order(OUTPUTS / 16 * LENGTH);
+  for (size_t group = 0; kernels.find_order && group < OUTPUTS / 16; group++)
+    kernels.find_order(weights[group * STEPS].bytes, STEPS / 2, &order[group * LENGTH]);
   cnxt::Gemm gemm = {};
   gemm.type = type, gemm.rows = ROWS, gemm.steps = STEPS, gemm.first = 0, gemm.last = OUTPUTS / 16;
   gemm.a = a[0].bytes, gemm.a_stride = STEPS * 4, gemm.weights = weights[0].bytes;
-  gemm.bias = bias, gemm.scale = scale, gemm.offset = offset;
+  gemm.bias = bias, gemm.scale = scale, gemm.offset = offset, gemm.order = order.data();
   gemm.epilogue.kind = cnxt::Epilogue::ROWS, gemm.epilogue.type = cnxt::FP32;
   gemm.epilogue.activation = cnxt::IDENTITY, gemm.epilogue.exact = true;
   gemm.epilogue.out = out[0].bytes, gemm.epilogue.stride = OUTPUTS * 4;
