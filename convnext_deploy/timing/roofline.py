@@ -299,7 +299,7 @@ def _native_tflops(precision: str, threads: int) -> float:
     from ..native import packed, peak
 
     type: packed.ProductType = "int8" if precision == "int8" else "bf16"
-    return max(peak.tflops(type, threads, SECONDS / 3) for _ in range(3))
+    return max(2 * peak.gmacs_per_s(type, threads, SECONDS / 3) / 1e3 for _ in range(3))
 
 
 def _copy_gb_s(device: Device) -> float:

@@ -85,6 +85,8 @@ struct Kernels {
   void (*scale_rows)(const Normalize &, uint32_t columns);
   // sums[c] = the rows' sum of x[r][c]^2.
   void (*sum_squares)(const float *in, size_t stride, uint32_t rows, uint32_t columns, float *sums);
+  // Multiplies and adds registers of that type, `rounds` times; the multiply-accumulates done. INT8: of 7-bit weights.
+  double (*multiply_registers)(uint32_t type, uint32_t rounds);
 };
 
 const Kernels *portable_kernels();

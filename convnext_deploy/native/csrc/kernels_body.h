@@ -7,6 +7,7 @@
 #include "depthwise.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "sweep.h"
 
 #if defined(__AVX512BF16__)
 #define MULTIPLIES_BF16 true
@@ -22,8 +23,9 @@
 #define KERNELS(NAME)                                                                                      \
   namespace cnxt {                                                                                         \
   const Kernels *NAME##_kernels() {                                                                        \
-    static constexpr Kernels table = {#NAME,     MULTIPLIES_BF16, FIND_ORDER, gemm,                       \
-                                      depthwise, normalize,       scale_rows,  sum_squares};               \
+    static constexpr Kernels table = {#NAME,     MULTIPLIES_BF16, FIND_ORDER, gemm,                         \
+                                      depthwise, normalize,       scale_rows, sum_squares,                  \
+                                      multiply_registers};                                                 \
     return &table;                                                                                         \
   }                                                                                                        \
   }
