@@ -363,6 +363,24 @@ def test_doctor_names_a_missing_compiler(capsys: Captured, monkeypatch: pytest.M
     assert document["formats"]["native"].startswith("the native engine needs a C++20 compiler and none is on PATH")
 
 
+def test_doctor_measures_what_the_cpu_multiplies(
+    capsys: Captured, need_format: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_format("native")
+    monkeypatch.setenv("CONVNEXT_DEPLOY_ISA", "portable")
+    assert cli.run(["doctor", "--peaks", "--json"]) == 0
+    peaks = json.loads(capsys.readouterr().out)["peaks"]
+    assert peaks["path"] == "portable"
+    assert peaks["threads"][0] == 1
+    assert set(peaks["gmacs_per_s"]) == {"fp32", "bf16", "int8"}
+    assert all(rate > 0 for rates in peaks["gmacs_per_s"].values() for rate in rates)
+    assert cli.run(["doctor", "--peaks"]) == 0
+    assert "Products by portable, GMAC/s" in capsys.readouterr().out
+    monkeypatch.setenv("CONVNEXT_DEPLOY_ISA", "sse9")
+    assert cli.run(["doctor", "--peaks"]) == 2
+    assert "this CPU has no path 'sse9'" in capsys.readouterr().err
+
+
 def test_doctor_names_the_native_engines_path(capsys: Captured, need_format: Callable[[str], None]) -> None:
     need_format("native")
     library.build()
