@@ -70,7 +70,8 @@ def asgi(artifacts: Artifacts, *, say: Callable[[str], None] = lambda line: None
         say: told what happens, a line each.
         options: `device`, `threads`, `sessions`, `max_batch`, `max_wait_ms`, `slo_ms`, `deadline_ms`, `room`,
             `max_body_bytes`, `max_pixels`, `body_s`, `idle_s`, `drain_s` and `token` as in
-            `serving.options.ServeOptions`; `labels`, a file of class names; `trust`, as for `load`.
+            `serving.options.ServeOptions`; `labels`, a file of class names; `gate`, the verdict that has to be PASS,
+            read again at every reload; `trust`, as for `load`.
 
     Raises:
         What `serve` raises.
@@ -89,10 +90,11 @@ def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str
     else:
         paths = named([str(path) for path in arguments.paths("artifacts", artifacts)])
     labels = arguments.maybe(arguments.path, "labels", options.pop("labels", None))
+    gate = arguments.maybe(arguments.path, "gate", options.pop("gate", None))
     trust, device = options.pop("trust", False), options.pop("device", "cpu")
     arguments.check(trust=trust, say=say)
     unknown = sorted(set(options) - set(ServeOptions.__dataclass_fields__))
     if unknown:
         raise UsageError(f"option {unknown[0]}; expected one of {', '.join(ServeOptions.__dataclass_fields__)}")
     settings = ServeOptions(device=arguments.one_of("device", device, Device), **options)
-    return Service(paths, settings, labels=labels, trust=trust, say=say)
+    return Service(paths, settings, labels=labels, gate=gate, trust=trust, say=say)

@@ -35,6 +35,9 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the bearer token that requests bring; or set {TOKEN}.")
     ] = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="Serve and reload only what this verdict of `gate --json` passed.")
+    ] = None,
     labels: LabelsOption = None,
     device: DeviceOption = "cpu",
     trust: Trust = False,
@@ -62,6 +65,7 @@ def serve(
         ready=ready,
         say=terminal.say,
         labels=labels,
+        gate=gate,
         device=one_of("--device", device, Device),
         trust=trust,
         max_wait_ms=max_wait_ms,

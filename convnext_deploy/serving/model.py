@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from .. import formats
+from ..accuracy import canary
 from ..artifact.manifest import Artifact
 from ..artifact.session import Images, Session, run_in_batches
 from ..data import decoding, preprocess
 from ..env import usable_cores
-from ..errors import CheckFailed, UsageError
+from ..errors import CheckFailed, ParityError, UsageError
 from ..records.prediction import ClassProbability, NamesFrom
 from ..workflows.predict import class_names, most_probable
 from .batching import Job, Outputs, Queue
@@ -29,6 +30,7 @@ class Model:
     Args:
         artifact: verified.
         name: in addresses.
+        say: told how the outputs compare with those of the export.
         deliver: told of jobs that are over, in another thread.
 
     Raises:
@@ -46,6 +48,7 @@ class Model:
         *,
         labels: Path | None = None,
         trust: bool = False,
+        say: Callable[[str], None],
     ) -> None:
         self.name, self.artifact, self.manifest = name, artifact, artifact.manifest
         self.sha256 = artifact.sha256
@@ -79,6 +82,7 @@ class Model:
         )
         try:
             self._warm_up(threads)
+            self._prove(say)
         except BaseException:
             self.queue.close()
             raise
@@ -110,6 +114,26 @@ class Model:
                 raise CheckFailed(
                     f"{self.artifact.path} gives outputs that are not finite for black images; export again"
                 )
+
+    def _prove(self, say: Callable[[str], None]) -> None:
+        """Make export's own comparison on this machine.
+
+        Raises:
+            ParityError: the outputs are others than where the artifact was exported.
+        """
+        found = canary.compared(self.session, self.manifest, self.artifact.path)
+        if isinstance(found, str):
+            say(f"{self.name}: outputs are not compared with the export's: {found}")
+        elif found.failures:
+            raise ParityError(
+                f"{self.artifact.path} computes something else on this machine than where it was exported: "
+                f"{'; '.join(found.failures)}; export it here, or take another format"
+            )
+        else:
+            say(
+                f"{self.name}: {found.samples} outputs compared with the export's {found.reference}, relative error "
+                f"{found.relative_error:.2g}"
+            )
 
     def input_of(self, content: bytes) -> tuple[Images, float]:
         """The model's input (1, ...) from the bytes of an image file, and the seconds that it took.

@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
+
 from ..artifact import manifest
+from ..artifact.manifest import Artifact
 from ..env import usable_cores
-from ..errors import ConvNextDeployError, UsageError
+from ..errors import CheckFailed, ConvNextDeployError, UsageError
+from ..records.accuracy import Verdict
 from .batching import Job
 from .metrics import Metrics
 from .model import Model
@@ -47,6 +51,7 @@ class Service:
     Args:
         artifacts: folders by name; the first is the default.
         labels: of a server of one model.
+        gate: likewise: what `gate --json` printed, read again at every reload; only what it passed is served.
         say: told what happens, a line each.
 
     Raises:
@@ -60,17 +65,19 @@ class Service:
         options: ServeOptions,
         *,
         labels: Path | None = None,
+        gate: Path | None = None,
         trust: bool = False,
         say: Say = lambda line: None,
     ) -> None:
-        if labels is not None and len(artifacts) > 1:
-            raise UsageError(f"--labels {labels} with {len(artifacts)} artifacts; serve them one by one")
+        for option, file in (("--labels", labels), ("--gate", gate)):
+            if file is not None and len(artifacts) > 1:
+                raise UsageError(f"{option} {file} with {len(artifacts)} artifacts; serve them one by one")
         self.options, self.metrics = options, Metrics()
         self._say = say
         self.draining = False
         self.abandoned = 0  # requests that the end of the server cancelled
         self.body_bytes = 0  # of requests under way; the event loop's
-        self._paths, self._labels, self._trust = dict(artifacts), labels, trust
+        self._paths, self._labels, self._gate, self._trust = dict(artifacts), labels, gate, trust
         self._reloading = threading.Lock()
         self.pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
         self.models: dict[str, Model] = {}
@@ -86,7 +93,18 @@ class Service:
 
     def _opened(self, name: str, path: Path) -> Model:
         artifact = manifest.verified(path)
-        return Model(artifact, name, self.options, self.metrics, deliver, labels=self._labels, trust=self._trust)
+        if self._gate is not None:
+            refuse_ungated(artifact, self._gate)
+        return Model(
+            artifact,
+            name,
+            self.options,
+            self.metrics,
+            deliver,
+            labels=self._labels,
+            trust=self._trust,
+            say=self.say,
+        )
 
     def _tell(self, model: Model) -> None:
         self.metrics.model.labels(*_facts(model)).set(1)
@@ -158,6 +176,31 @@ class Service:
         for model in self.models.values():
             model.queue.join(self.options.drain_s)
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def refuse_ungated(artifact: Artifact, file: Path) -> None:
+    """Refuse an artifact that a gate has not passed.
+
+    Args:
+        file: with the verdict, as `gate --json` prints it.
+
+    Raises:
+        UsageError: it holds no verdict.
+        CheckFailed: the verdict is another than PASS, or of another artifact.
+    """
+    try:
+        verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
+    except OSError as error:
+        raise UsageError(f"--gate {file} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(f"--gate {file} holds no verdict: {error}; expected what `gate --json` prints") from None
+    if verdict.candidate_sha256 != artifact.sha256:
+        raise CheckFailed(
+            f"--gate {file} is about the candidate {verdict.candidate_sha256[:12]}, and {artifact.path} is "
+            f"{artifact.sha256[:12]}; run the gate on it"
+        )
+    if verdict.decision != "PASS":
+        raise CheckFailed(f"--gate {file} says {verdict.decision} of {artifact.path}; only PASS is served")
 
 
 def _facts(model: Model) -> tuple[str, str, str, str]:
