@@ -111,6 +111,7 @@ def test_every_command_is_tested() -> None:
         "quantize",  # tests/workflows/test_quantize.py
         "half",  # likewise
         "predict",  # tests/workflows/test_predict.py
+        "serve",  # tests/serving/test_serve_process.py
         "refit",  # needs a GPU to succeed: tests/runtimes/test_nvinfer.py
     }
 
@@ -494,7 +495,7 @@ def test_an_export_in_a_process_of_its_own_prints_no_foreign_words(tmp_path: Pat
         (["eval", "build/x", "pictures"], r"; did you mean --data pictures\?$"),
         (["export", "--precision", "int8"], r"^--precision int8; expected one of fp32.*quantize.*--plan"),
         (["classify", "x.png"], r"^no command 'classify'; did you mean predict\?"),
-        (["serve"], r"^no command 'serve'; did you mean bench\? \(serving is not part of this tool"),
+        (["server"], r"^no command 'server'; did you mean serve\?"),
         (["benchmark"], r"^no command 'benchmark'; did you mean bench\? \(commands: export, "),
         (["convert"], r"^no command 'convert'; did you mean export\?"),
         (["qantize"], r"^no command 'qantize'; did you mean quantize\?"),

@@ -570,7 +570,7 @@ def test_a_graph_above_the_size_limit_keeps_its_weights_in_a_second_file(
 ) -> None:
     monkeypatch.setattr(onnx_write, "EXTERNAL_DATA_ABOVE", 100_000)  # bytes, instead of protobuf's 2 GiB
     artifact = api.export(str(checkpoint), format="onnx", image_size=(64, 64), out=tmp_path / "m")
-    assert [file.path for file in artifact.manifest.files] == ["model.onnx", "model.onnx.data"]
+    assert [file.path for file in artifact.manifest.files] == ["canary.npz", "model.onnx", "model.onnx.data"]
     moved = artifact.path.rename(tmp_path / "moved")  # the reference between the two is relative
     x = images(2)
     (found,) = api.load(moved).run(x)
