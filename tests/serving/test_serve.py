@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from serving import Running, serving, until
+from server_process import Running, picture, serving, until
 
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
@@ -29,14 +28,6 @@ from convnext_deploy.serving import server
 from convnext_deploy.serving.options import ServeOptions
 
 SIDE = 64
-
-
-def picture(format: str = "JPEG", seed: int = 0, size: tuple[int, int] = (90, 70), mode: str = "RGB") -> bytes:
-    """An image file of smooth colours."""
-    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode).save(file, format)
-    return file.getvalue()
 
 
 def form(*files: tuple[str, bytes], boundary: str = "XyZ") -> tuple[bytes, dict[str, str]]:

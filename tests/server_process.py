@@ -1,6 +1,7 @@
 """A server in a thread of the tests' own process, and how it is asked."""
 
 import http.client
+import io
 import json
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from convnext_deploy.artifact.session import Images
 from convnext_deploy.serving import server
@@ -105,3 +107,11 @@ def serving(*artifacts: str | Path, say: Callable[[str], None] = print, **option
         running.server.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def picture(format: str = "JPEG", seed: int = 0, size: tuple[int, int] = (90, 70), mode: str = "RGB") -> bytes:
+    """An image file of smooth colours."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode).save(file, format)
+    return file.getvalue()

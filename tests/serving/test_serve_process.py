@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from test_serve import picture
+from server_process import picture
 
 from convnext_deploy.artifact.manifest import Artifact
 
