@@ -112,6 +112,7 @@ def test_every_command_is_tested() -> None:
         "half",  # likewise
         "predict",  # tests/test_predict.py
         "serve",  # tests/test_serve_process.py
+        "package",  # tests/test_packages.py
         "refit",  # needs a GPU to succeed: tests/test_nvinfer.py
     }
 
