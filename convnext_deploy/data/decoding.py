@@ -2,16 +2,25 @@
 
 import errno
 import functools
+import importlib
+import importlib.util
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Decoding takes up to 8 bytes a pixel in each thread: half a GB at this limit.
 MAX_PIXELS = 2**26
 
 # Pillow opens many formats more, among them EPS, for which it starts Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP")
+
+# Formats that Pillow reads with a package of their own, or does from some release on, and how their files begin.
+_WITH_PACKAGE = {
+    "JXL": ("pillow_jxl", "pillow-jxl-plugin", (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")),
+    "AVIF": ("pillow_avif", "pillow>=11.3", (b"\x00\x00\x00\x1cftypavif", b"\x00\x00\x00\x20ftypavif")),
+}  # fmt: skip
+_ORIENTATION = 0x0112  # of EXIF
 
 # Of a file that is missing, forbidden, or a link that leads nowhere; a failing disk has other numbers.
 _OF_THE_FILE = {
@@ -48,6 +57,9 @@ def decoded(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:  # its own text holds a memory address
+        for name, (_, package, begins) in _WITH_PACKAGE.items():
+            if name in formats and name not in _built_in(formats) and content.startswith(begins):
+                raise UnreadableImage(f"this Pillow does not read {name}; pip install '{package}'") from error
         raise UnreadableImage(f"not an image in a format that is read here ({', '.join(formats)})") from error
     # Everything: decoders of third parties raise what their authors never thought of, AttributeError and MemoryError
     # among it, and one damaged image must not end an evaluation of thousands. The type is part of the line.
@@ -59,7 +71,23 @@ def decoded(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
 def _built_in(formats: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the formats that this Pillow was built with; it fails for a name that it does not know."""
     Image.init()
+    for name, (module, _, _) in _WITH_PACKAGE.items():
+        if name not in Image.OPEN and importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)  # which makes the format known to Pillow
     return tuple(name for name in formats if name in Image.OPEN)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says that the pixels do not lie as the picture is to be looked at."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # of damaged EXIF, which says nothing then; readers of third parties raise anything
+        return False
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The pixels as EXIF says that the picture is to be looked at."""
+    return ImageOps.exif_transpose(image) if is_turned(image) else image
 
 
 def refuse_many(width: int, height: int, most: int = MAX_PIXELS) -> None:
@@ -76,7 +104,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     # Older releases of Pillow give 16-bit PNG as mode "I", and PPM of more than 8 bits comes scaled to 16 bits in it.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         pixels = np.asarray(image).astype(np.uint32)  # (H, W), 0..65535
-        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+        grey = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+        grey.info |= {name: image.info[name] for name in ("exif",) if name in image.info}
+        return grey
     if image.mode in ("I", "F"):
         raise UnreadableImage(f"pixels of 32 bits (mode {image.mode}) have no known white; convert it to 8 bits")
     return image
