@@ -15,9 +15,10 @@ from PIL import Image
 
 from convnext_deploy.artifact.session import Images
 from convnext_deploy.serving import server
+from convnext_deploy.serving.names import named
 from convnext_deploy.serving.options import ServeOptions
 from convnext_deploy.serving.server import Server
-from convnext_deploy.serving.service import Service, named
+from convnext_deploy.serving.service import Service
 
 
 class Running:

@@ -4,10 +4,10 @@ from .accuracy import evaluate, gate
 from .artifacts import export, load, refit
 from .plans import half, quantize
 from .predictions import predict
-from .serving import asgi, serve
+from .serving import asgi, package, serve
 from .timings import bench, profile, report, roofline
 
 __all__ = [
-    "asgi", "bench", "evaluate", "export", "gate", "half", "load", "predict", "profile", "quantize", "refit",
+    "asgi", "bench", "evaluate", "export", "gate", "half", "load", "package", "predict", "profile", "quantize", "refit",
     "report", "roofline", "serve",
 ]  # fmt: skip

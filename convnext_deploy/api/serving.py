@@ -1,11 +1,13 @@
 """The server: `serve` runs it, `asgi` gives the application to whoever has a server already."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import arguments, env
+from ..artifact import manifest
 from ..errors import UsageError
 from ..records.base import Device
+from .artifacts import opened
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -81,12 +83,62 @@ def asgi(artifacts: Artifacts, *, say: Callable[[str], None] = lambda line: None
     return application(_service(artifacts, say, options))
 
 
+@env.missing_named()
+def package(
+    path: arguments.Location,
+    target: Literal["triton", "kserve", "docker"],
+    *,
+    out: arguments.Location,
+    name: str | None = None,
+    instances: int = 1,
+    image: str | None = None,
+    storage_uri: str | None = None,
+    requirement: str | None = None,
+) -> list[str]:
+    """Pack an artifact for another server.
+
+    Args:
+        target: "triton": a model repository; "kserve": an InferenceService; "docker": a Dockerfile for `serve`, with
+            a compose file.
+        out: the folder, which must not exist.
+        name: of the model; None: the artifact folder's.
+        instances: triton: that run at once.
+        image: kserve: the image that "docker" builds.
+        storage_uri: kserve: where a repository of "triton" lies, in place of the image.
+        requirement: docker: what pip installs; None: this version of the package.
+
+    Returns:
+        What to do with it, a line each.
+
+    Raises:
+        UsageError, ArtifactError: one line each.
+    """
+    word = arguments.one_of("--for", target, ("triton", "kserve", "docker"))
+    folder = arguments.path("out", out)
+    instances = arguments.whole("instances", instances)
+    manifest.check_target(folder, force=False)
+    artifact = opened(path)
+    from ..serving.names import checked, named
+    from ..serving.packages import docker, kserve, triton
+
+    (called,) = named([artifact.path]) if name is None else (checked(arguments.text("name", name)),)
+    with manifest.staged(folder) as made:
+        if word == "triton":
+            notes = triton.written(artifact, called, made, instances=instances)
+        elif word == "kserve":
+            notes = kserve.written(artifact, called, made, image=image, storage_uri=storage_uri)
+        else:
+            notes = docker.written(artifact, called, made, package=requirement)
+    return [note.format(out=folder) for note in notes]
+
+
 def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str, Any]) -> "Service":
+    from ..serving.names import checked, named
     from ..serving.options import ServeOptions
-    from ..serving.service import Service, named
+    from ..serving.service import Service
 
     if isinstance(artifacts, Mapping):
-        paths = named([f"{name}={arguments.path('artifacts', path)}" for name, path in artifacts.items()])
+        paths = named([f"{checked(name)}={arguments.path('artifacts', path)}" for name, path in artifacts.items()])
     else:
         paths = named([str(path) for path in arguments.paths("artifacts", artifacts)])
     labels = arguments.maybe(arguments.path, "labels", options.pop("labels", None))

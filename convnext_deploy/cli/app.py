@@ -16,6 +16,7 @@ from .export import export, refit
 from .gate import gate, record_error
 from .half import half
 from .look import doctor, inspect, list_
+from .package import package
 from .predict import predict
 from .profile import profile
 from .quantize import quantize
@@ -38,7 +39,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., object]] = {
     "export": export, "quantize": quantize, "half": half, "predict": predict, "eval": evaluate, "gate": gate,
     "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor, "profile": profile,
-    "roofline": roofline, "report": report, "serve": serve,
+    "roofline": roofline, "report": report, "serve": serve, "package": package,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
@@ -50,7 +51,8 @@ SYNONYMS = {
     "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
     "convert": "export", "compile": "export", "build": "export", "optimize": "quantize", "optimise": "quantize",
     "int8": "quantize", "ptq": "quantize", "calibrate": "quantize", "fp16": "half", "bf16": "half",
-    "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench", "server": "serve", "deploy": "serve",
+    "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench",
+    "server": "serve", "deploy": "serve", "triton": "package", "kserve": "package", "docker": "package",
     "compare": "gate", "diff": "gate", "models": "list", "variants": "list", "formats": "list", "ls": "list",
     "env": "doctor", "trace": "profile", "plot": "report", "update": "refit", "version": "--version", "help": "--help",
 }  # fmt: skip

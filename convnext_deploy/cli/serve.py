@@ -86,7 +86,7 @@ def serve(
 
 def _token(file: Path | None) -> str | None:
     if file is None:
-        return os.environ.get(TOKEN)
+        return os.environ.get(TOKEN) or None
     try:
         return file.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:

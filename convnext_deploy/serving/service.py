@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,29 +19,7 @@ from .metrics import Metrics
 from .model import Model
 from .options import ServeOptions
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Say = Callable[[str], None]
-
-
-def named(paths: Sequence[str | Path]) -> dict[str, Path]:
-    """Artifact folders by the names they are served under: NAME=FOLDER, or the folder's own name.
-
-    Raises:
-        UsageError: none, a name that cannot stand in an address, or the same name twice.
-    """
-    found: dict[str, Path] = {}
-    for given in map(str, paths):
-        name, equals, folder = given.partition("=")
-        if not (equals and _NAME.fullmatch(name)):
-            name, folder = Path(given).resolve().name, given
-        if not _NAME.fullmatch(name):
-            raise UsageError(f"{given!r} cannot stand in an address; serve it as NAME={given}")
-        if name in found:
-            raise UsageError(f"two artifacts are called {name}; serve one of them as NAME={given}")
-        found[name] = Path(folder)
-    if not found:
-        raise UsageError("no artifact; expected at least one folder made by `convnext-deploy export`")
-    return found
 
 
 class Service:

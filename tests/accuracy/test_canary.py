@@ -141,7 +141,7 @@ class TestServed:
     def test_only_what_the_gate_passed_is_served(
         self, artifact: Artifact, tmp_path: Path, changes: dict[str, Any], message: str
     ) -> None:
-        from serving import serving
+        from server_process import serving
 
         with pytest.raises(CheckFailed, match=message):
             convnext_deploy.serve(artifact.path, port=0, gate=verdict(artifact, tmp_path / "v.json", **changes))
@@ -153,8 +153,7 @@ class TestServed:
     ) -> None:
         import threading
 
-        from serving import serving, until
-        from test_serve import picture
+        from server_process import picture, serving, until
 
         place = tmp_path / "live"
         shutil.copytree(artifact.path, place)

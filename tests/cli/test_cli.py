@@ -112,6 +112,7 @@ def test_every_command_is_tested() -> None:
         "half",  # likewise
         "predict",  # tests/workflows/test_predict.py
         "serve",  # tests/serving/test_serve_process.py
+        "package",  # tests/serving/test_packages.py
         "refit",  # needs a GPU to succeed: tests/runtimes/test_nvinfer.py
     }
 

@@ -1,0 +1,310 @@
+"""Requests a second that servers answer within a limit, JPEG in to labels out, and what the server itself costs.
+
+    python benchmarks/bench_serve.py ARTIFACT --limit-ms 50 --out benchmarks/results/DATE-serve.jsonl
+
+The load is open: arrivals are a seeded Poisson process that does not wait for answers, and a latency counts from the
+moment of arrival that was intended, so that a server which falls behind cannot hide it. A rate holds where 99 % of the
+requests are answered, rightly, within the limit. Each server is a process of its own on the cores that the client has
+too; they are measured one after another, in one run. An answer that is no 200 counts as late.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import datetime
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import convnext_deploy
+from convnext_deploy import env
+from convnext_deploy.artifact import manifest
+from convnext_deploy.timing.scenarios import poisson_arrivals
+
+HERE = Path(__file__).resolve().parent
+PHOTOGRAPHS = Path(convnext_deploy.__file__).parent / "data" / "images"
+CONNECTIONS = 512
+OURS = "convnext-deploy serve"
+PEERS = ("fastapi", "fastapi-async", "litserve", "mlserver")
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection, which has one request under way at most."""
+
+    def __init__(self, free: "deque[Connection]") -> None:
+        self._free, self._buffer = free, bytearray()
+        self.answer: asyncio.Future[int] | None = None
+        self.open = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport, self.open = transport, True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.open = False
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(0)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        lines = bytes(self._buffer[:head]).lower().split(b"\r\n")
+        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+        if len(self._buffer) < head + 4 + length:
+            return
+        status = int(lines[0].split(b" ")[1])
+        self._buffer.clear()
+        if b"connection: close" not in lines:
+            self._free.append(self)
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(status)
+
+    def send(self, request: bytes) -> "asyncio.Future[int]":
+        self.answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)  # type: ignore[attr-defined]
+        return self.answer
+
+
+class Client:
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.free: deque[Connection] = deque()
+        self.made = 0
+
+    async def ask(self, request: bytes) -> int:
+        """The status; 0 where the connection broke or there are too many."""
+        while self.free:
+            connection = self.free.popleft()
+            if connection.open:
+                return await connection.send(request)
+        if self.made >= CONNECTIONS:
+            return 0
+        self.made += 1
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(self.free), "127.0.0.1", self.port
+            )
+        except OSError:
+            return 0
+        return await connection.send(request)
+
+
+def requests(server: str) -> list[bytes]:
+    """The bundled photographs, each a form as `curl -F` sends it; for MLServer in base64, as its protocol has bytes."""
+    made = []
+    for file in sorted(PHOTOGRAPHS.glob("*.jpg")):
+        if server == "mlserver":
+            text = base64.b64encode(file.read_bytes()).decode()
+            tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
+            body = json.dumps({"inputs": [tensor]}).encode()
+            head = (
+                "POST /v2/models/m/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n"
+            )
+            made.append(head.encode() + body)
+            continue
+        body = (
+            b'--x\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n'
+            b"Content-Type: image/jpeg\r\n\r\n" + file.read_bytes() + b"\r\n--x--\r\n"
+        )
+        head = (
+            "POST /classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        made.append(head.encode() + body)
+    return made
+
+
+async def closed_loop(port: int, sent: Sequence[bytes], clients: int, seconds: float) -> float:
+    """Answers a second to so many clients that ask again at once: where the search for a rate begins."""
+    client, done, end = Client(port), 0, time.perf_counter() + seconds
+
+    async def ask(number: int) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            done += await client.ask(sent[number % len(sent)]) == 200
+
+    await asyncio.gather(*(ask(number) for number in range(clients)))
+    return done / seconds
+
+
+async def open_loop(port: int, sent: Sequence[bytes], rate: float, seconds: float, seed: int) -> dict[str, Any]:
+    """One trial: latencies from the intended arrivals, in milliseconds; infinite for what was not answered."""
+    arrivals = poisson_arrivals(rate, max(50, round(rate * seconds)), seed)
+    client = Client(port)
+    latencies = np.full(len(arrivals), math.inf)
+    statuses: dict[int, int] = {}
+    begin = time.perf_counter() + 0.05
+
+    async def ask(index: int) -> None:
+        status = await client.ask(sent[index % len(sent)])
+        statuses[status] = statuses.get(status, 0) + 1
+        if status == 200:
+            latencies[index] = (time.perf_counter() - begin - arrivals[index]) * 1e3
+
+    tasks = []
+    for index, moment in enumerate(arrivals):
+        pause = begin + moment - time.perf_counter()
+        if pause > 0:
+            await asyncio.sleep(pause)
+        tasks.append(asyncio.ensure_future(ask(index)))
+    await asyncio.wait(tasks, timeout=10)
+    for task in tasks:
+        task.cancel()
+    ordered = np.sort(latencies)
+
+    def quantile(fraction: float) -> float | None:
+        value = float(ordered[math.ceil(fraction * len(ordered)) - 1])
+        return value if math.isfinite(value) else None
+
+    return {
+        "rate": rate, "requests": len(arrivals), "seed": seed, "p50_ms": quantile(0.5), "p99_ms": quantile(0.99),
+        "statuses": statuses,
+    }  # fmt: skip
+
+
+def started(name: str, artifact: Path, options: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """A server that answers, and its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(HERE / "serve_peers.py"), name, str(artifact), str(port)]
+    if name == OURS:
+        command = [sys.executable, "-m", "convnext_deploy", "serve", str(artifact), "--port", str(port), "-q", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    end = time.monotonic() + 40
+    while time.monotonic() < end:
+        try:
+            status = asyncio.run(asyncio.wait_for(Client(port).ask(requests(name)[0]), 5))
+        except (OSError, asyncio.TimeoutError):
+            status = 0
+        if status == 200:
+            return process, port
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    ended(process)
+    raise SystemExit(f"{name} does not answer")
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """The server and the processes that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, 9)
+    process.wait()
+
+
+def searched(name: str, port: int, limit_ms: float, seconds: float, steps: int) -> tuple[float, list[dict[str, Any]]]:
+    """The highest rate that held, by halving between one that did and one that did not."""
+    sent = requests(name)
+    capacity = asyncio.run(closed_loop(port, sent, 8, min(2.0, seconds)))
+    low, high, trials = 0.0, capacity * 1.1, []
+    for step in range(steps):
+        rate = 0.85 * capacity if not step else (low + high) / 2
+        trial = asyncio.run(open_loop(port, sent, rate, seconds, seed=step))
+        trial["held"] = trial["p99_ms"] is not None and trial["p99_ms"] <= limit_ms
+        trials.append(trial)
+        low, high = (rate, high) if trial["held"] else (low, rate)
+    return low, trials
+
+
+def overhead(port: int, artifact: Path, count: int) -> dict[str, float]:
+    """What the server adds to the session for a batch of one tensor: medians in turn, milliseconds."""
+    import http.client
+
+    session = convnext_deploy.load(artifact, threads=1)
+    facts = session.manifest
+    record = facts.inputs[0]
+    shape = [1, *(side for side in record.shape[1:] if isinstance(side, int))]
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(record.dtype)
+    name = artifact.resolve().name
+    datatype = {"uint8": "UINT8", "float32": "FP32"}[record.dtype]
+    tensor = {
+        "name": record.name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": images.nbytes}
+    }  # fmt: skip
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    body, headers = head + images.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    alone, served = [], []
+    for _ in range(count):
+        start = time.perf_counter()
+        session.run(images)
+        alone.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        connection.request("POST", f"/v2/models/{name}/infer", body, headers)
+        assert connection.getresponse().read()
+        served.append(time.perf_counter() - start)
+    connection.close()
+    one, other = float(np.median(alone)) * 1e3, float(np.median(served)) * 1e3
+    return {"session_p50_ms": one, "served_p50_ms": other, "overhead_p50_ms": other - one}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--limit-ms", type=float, default=50.0)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a trial")
+    parser.add_argument("--steps", type=int, default=4, help="trials of a server")
+    parser.add_argument("--servers", default=",".join((OURS, *PEERS)))
+    parser.add_argument("--options", default="", help="of `convnext-deploy serve`, separated by spaces")
+    parser.add_argument("--overhead", type=int, default=0, help="requests that measure what the server adds")
+    parser.add_argument("--out", type=Path, help="a JSON line a server is appended")
+    given = parser.parse_args()
+    artifact = manifest.verified(given.artifact)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    rates: dict[str, float] = {}
+    for name in given.servers.split(","):
+        process, port = started(name, given.artifact, given.options.split())
+        try:
+            row: dict[str, Any] = {
+                "created": now, "server": name, "artifact": given.artifact.resolve().name,
+                "artifact_sha256": artifact.sha256, "model": artifact.manifest.model.architecture,
+                "image_size": artifact.manifest.model.image_size, "limit_ms": given.limit_ms,
+                "options": given.options if name == OURS else "", "machine": env.machine(), "versions": _versions(),
+            }  # fmt: skip
+            if given.steps:
+                rates[name], row["trials"] = searched(name, port, given.limit_ms, given.seconds, given.steps)
+                row["requests_per_s"] = rates[name]
+            if given.overhead and name == OURS:
+                row["overhead"] = overhead(port, given.artifact, given.overhead)
+        finally:
+            ended(process)
+        print(f"{name}: {rates.get(name, 0):.0f} requests/s at p99 <= {given.limit_ms:g} ms", row.get("overhead", ""))
+        for trial in row.get("trials", ()):
+            p50, p99 = (f"{trial[key]:.1f}" if trial[key] is not None else "none" for key in ("p50_ms", "p99_ms"))
+            print(f"    {trial['rate']:.0f}/s: p50 {p50} ms, p99 {p99} ms, {trial['statuses']}")
+        if given.out is not None:
+            with given.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    others = [rate for name, rate in rates.items() if name != OURS]
+    if rates.get(OURS) and others and max(others):
+        print(f"{rates[OURS] / max(others):.2f} times the best of the others")
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+
+    names = ("uvicorn", "starlette", "uvloop", "httptools", "fastapi", "litserve", "mlserver", "numpy", "pillow")
+    found = {"python": sys.version.split()[0]}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The same artifact behind other servers, as their documentation shows it: `python serve_peers.py NAME ARTIFACT PORT`.
+
+All of them decode and prepare an image with this package, run this package's session, and answer the same JSON, so
+that only the server differs.
+"""
+
+import sys
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import convnext_deploy
+from convnext_deploy.data import preprocess
+from convnext_deploy.workflows.predict import most_probable
+
+
+class Classifier:
+    """What every server calls."""
+
+    def __init__(self, artifact: str, threads: int | None) -> None:
+        self.session = convnext_deploy.load(artifact, threads=threads)
+        facts = self.session.manifest
+        self.facts, self.names = facts, facts.labels
+        self.to_pixels = preprocess.transform(facts.preprocessing, facts.model.image_size, facts.model.in_chans)
+
+    def input_of(self, content: bytes) -> np.ndarray:
+        pixels = self.to_pixels(Image.open(BytesIO(content)))
+        return preprocess.as_input(pixels[None], self.facts.preprocessing, self.facts.export.input)
+
+    def labels(self, logits: np.ndarray) -> dict[str, Any]:
+        found = most_probable(logits, 5, self.names)
+        return {"classes": [{"name": one.name, "probability": one.probability} for one in found]}
+
+
+def fastapi(artifact: str, port: int) -> None:
+    """A function of FastAPI's thread pool; every request is a batch of one."""
+    import uvicorn
+    from fastapi import FastAPI, UploadFile
+
+    model = Classifier(artifact, threads=None)
+    app = FastAPI()
+
+    @app.post("/classify")
+    def classify(image: UploadFile) -> dict[str, Any]:
+        (logits,) = model.session.run(model.input_of(image.file.read()))
+        return model.labels(logits[0])
+
+    uvicorn.run(app, port=port, log_level="error")
+
+
+def fastapi_async(artifact: str, port: int) -> None:
+    """The same as a coroutine, which computes in the event loop."""
+    import uvicorn
+    from fastapi import FastAPI, UploadFile
+
+    model = Classifier(artifact, threads=None)
+    app = FastAPI()
+
+    @app.post("/classify")
+    async def classify(image: UploadFile) -> dict[str, Any]:
+        (logits,) = model.session.run(model.input_of(await image.read()))
+        return model.labels(logits[0])
+
+    uvicorn.run(app, port=port, log_level="error")
+
+
+def litserve(artifact: str, port: int) -> None:
+    """LitServe with batches of up to 8, one worker, which is its default."""
+    import litserve as ls
+    from litserve_model import Photographs
+
+    api = Photographs(artifact, max_batch_size=8, batch_timeout=0.002, api_path="/classify")
+    server = ls.LitServer(api, accelerator="cpu", timeout=30)
+    server.run(port=port, host="127.0.0.1", generate_client_file=False, log_level="error")
+
+
+def mlserver(artifact: str, port: int) -> None:
+    """MLServer with its adaptive batching, batches of up to 8."""
+    import asyncio
+
+    from mlserver import MLServer, ModelSettings, Settings
+    from mlserver.settings import ModelParameters
+
+    settings = Settings(
+        http_port=port, grpc_port=port + 1, metrics_port=port + 2, host="127.0.0.1", parallel_workers=0, debug=False
+    )
+    model = ModelSettings(
+        name="m",
+        implementation="mlserver_model.Photographs",
+        max_batch_size=8,
+        max_batch_time=0.002,
+        parameters=ModelParameters(uri=artifact),
+    )
+    asyncio.run(MLServer(settings).start([model]))
+
+
+if __name__ == "__main__":
+    servers = {"fastapi": fastapi, "fastapi-async": fastapi_async, "litserve": litserve, "mlserver": mlserver}
+    servers[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,1 @@
+"""Artifacts packed for other servers, a module each. None of them needs what `serve` needs."""
