@@ -25,9 +25,9 @@ def inspect(
 
     terminal = Terminal(json, quiet)
     if artifact.is_file():
-        from ..runtimes.tensorrt import session
+        from ..runtimes.tensorrt import preflight
 
-        fits = session.preflight(artifact, trust=trust)
+        fits = preflight.preflight(artifact, trust=trust)
         terminal.result({"facts": fits.facts, "problems": fits.problems}, fits_words(fits.facts, fits.problems))
         return
     opened = manifest.verified(artifact)
@@ -36,9 +36,9 @@ def inspect(
     if later:
         text += f"\nof a later version, and not read: {', '.join(dict.fromkeys(later))}"
     if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
-        from ..runtimes.tensorrt import session
+        from ..runtimes.tensorrt import preflight
 
-        fits = session.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
+        fits = preflight.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
         text += "\n" + fits_words(fits.facts, fits.problems)
     terminal.result(opened.manifest, text)
 
@@ -66,15 +66,15 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
     rows, lacking = [], []
     for name in formats.names():
         entry = _listed(name)
-        if entry["missing"]:
-            lacking.append(f"{name}: {env.pip_line(entry['missing'][0])}")
+        if entry["missing"] or entry["missing_to_export"]:
+            lacking.append(f"{name}: {env.pip_line(*entry['missing'], *entry['missing_to_export'])}")
         rows.append(
             [
                 name,
                 entry.get("summary", ""),
                 " ".join(entry.get("precisions", ())),
                 "" if "runs_code" not in entry else "code" if entry["runs_code"] else "data",
-                "missing" if entry["missing"] else "installed",
+                "missing" if entry["missing"] else "runs" if entry["missing_to_export"] else "installed",
             ]
         )
     terminal.table("Formats", ["name", "what", "precisions", "holds", "state"], rows, whole=True)
@@ -91,11 +91,12 @@ def _listed(name: str) -> dict[str, Any]:
     try:
         fmt = formats.get(name)
     except MissingPackageError:
-        return {"name": name, "missing": env.missing(FRAMEWORK) or ("torch",)}
+        return {"name": name, "missing": env.missing(FRAMEWORK) or ("torch",), "missing_to_export": ()}
     return {
         "name": fmt.name, "summary": fmt.summary, "runtime": fmt.runtime, "suffix": fmt.suffix,
         "precisions": sorted(fmt.precisions), "devices": sorted(fmt.devices), "runs_code": fmt.runs_code,
-        "extra": fmt.extra, "missing": env.missing(fmt.requires + fmt.build_requires),
+        "extra": fmt.extra, "missing": env.missing(fmt.requires),
+        "missing_to_export": env.missing(fmt.build_requires),
     }  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def doctor(
             fmt = formats.get(name)
             if fmt.eight_bits is not None and fmt.eight_bits.saturates:
                 saturating.append(name)
-            states[name] = formats.state(fmt)
+            states[name] = formats.run_state(fmt)
         except ConvNextDeployError as error:
             states[name] = str(error).removeprefix(f"format {name}: ")
     gpus, words = env.nvidia_gpus(), saturation.words(saturating)
