@@ -1,8 +1,8 @@
 """Packed files of version 1, byte for byte: what wrote them is below, with numbers that are the same everywhere.
 
 `classifier` has products of every type, GRN, several kernels, a shift and both linears of a head; `features` has an
-overlapping stem with a mean, and two maps, one of them through a norm. `python tests/test_native_golden.py` writes them
-and what the portable path computes: run it only for a new version, beside the files of this one.
+overlapping stem with a mean, and two maps, one of them through a norm. `python tests/native/test_packed_golden.py`
+writes them and what the portable path computes: run it only for a new version, beside the files of this one.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from convnext_deploy.native.packed import Block, ChannelNorm, Downsample, Featur
 
 HAS_COMPILER = any(map(shutil.which, library.COMPILERS))
 ISAS = library.isas() if HAS_COMPILER else ()
-GOLDEN = Path(__file__).resolve().parent / "golden" / "packed"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "packed"
 SIDE = 40  # pixels
 
 
