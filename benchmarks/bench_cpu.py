@@ -2,33 +2,42 @@
 
     python benchmarks/bench_cpu.py --calibration photographs.parquet --variants tiny,small,base --batches 1,8
 
-Random weights (the speed of a product does not depend on them), expand, project and downsamples in 8 bits with ranges
-from the photographs and no corrections, everything below --folder built once; what this machine cannot build is left
-out, with the reason. A process each and turns that rotate, as
-in `convnext-deploy bench`. Beside every time stands the relative error of the outputs against the fp32 source on the
-bundled photographs, from the artifact's manifest; for NNCF's, which the interpreter of --nncf-python makes from this
-project's fp32 graph, it is measured here.
+Random weights, expand, project and downsamples in 8 bits with ranges from the photographs and no corrections,
+everything below --folder built once (--build-only does nothing else); what this machine cannot build is left out, with
+the reason. A process each and turns that rotate, as in `convnext-deploy bench`. Beside every time stands the relative
+error of the outputs against the fp32 source on the bundled photographs, from the artifact's manifest; for NNCF's, which
+the interpreter of --nncf-python makes from this project's fp32 graph, it is measured here. The share of the peak is the
+time of the multiply-accumulates alone, at rates that the same run measures (`doctor --peaks`), over the time measured.
+
+--isa avx2 makes a newer CPU compute as one without AVX-512 and VNNI: native takes that path and OpenVINO's oneDNN is
+limited to it (ONEDNN_MAX_CPU_ISA). ONNX Runtime has no such switch and is left out.
 """
 
 import argparse
+import itertools
+import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from drafts import IMAGES, draft
 
-from convnext_deploy import api
+from convnext_deploy import api, env
 from convnext_deploy.artifact import manifest, verify
 from convnext_deploy.artifact.session import RunOptions, Session, run_in_batches
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, MissingPackageError
 from convnext_deploy.models import registry
+from convnext_deploy.native import library, peak
+from convnext_deploy.native.packed import TYPES, ProductType
+from convnext_deploy.quantization import saturation
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import BatchRange
-from convnext_deploy.records.plan import Target
-from convnext_deploy.timing import compare
+from convnext_deploy.records.plan import Target, WeightBits
+from convnext_deploy.records.timing import BenchResult
+from convnext_deploy.timing import compare, roofline
 from convnext_deploy.workflows import contenders
 from convnext_deploy.workflows.bench import Plan, bench
 from convnext_deploy.workflows.contenders import Contender, Wanted
@@ -37,28 +46,35 @@ FLOATS: tuple[tuple[str, Precision], ...] = (
     ("native", "fp32"), ("openvino", "fp32"), ("onnx", "fp32"), ("native", "bf16"), ("openvino", "bf16"),
 )  # fmt: skip
 QUANTIZED: tuple[Target, ...] = ("native", "openvino", "onnx")
+KINDS = ("expand", "project", "downsample")  # what runs in 8 bits
 RANGE = BatchRange(min=1, opt=8, max=64)
 
 
-def artifacts(variant: str, folder: Path, calibration: str) -> Iterator[Path]:
+def artifacts(
+    variant: str, folder: Path, calibration: str, bits: WeightBits, engines: Collection[str]
+) -> Iterator[Path]:
     """Build what is not there yet, and give every folder; what this machine cannot build is left out with its reason.
 
     OpenVINO's bf16 is one on a machine without such products, and 8 bits may be another.
     """
     for format, precision in FLOATS:
+        if format not in engines:
+            continue
 
         def as_float(out: Path, format: str = format, precision: Precision = precision) -> None:
             api.export("random", variant=variant, format=format, precision=precision, batch=RANGE, out=out, force=True)
 
         yield from _built(folder / f"{variant}-{format}-{precision}", as_float)
     for target in QUANTIZED:
+        if target not in engines:
+            continue
 
         def as_int8(out: Path, target: Target = target) -> None:
-            plan = folder / f"{variant}-{target}.json"
-            draft("random", variant, target, plan, calibration, ("expand", "project", "downsample"))
+            plan = folder / f"{variant}-{target}-w{bits}.json"
+            draft("random", variant, target, plan, calibration, KINDS, weight_bits=bits)
             api.export("random", variant=variant, format=target, plan=plan, batch=RANGE, out=out, force=True)
 
-        yield from _built(folder / f"{variant}-{target}-int8", as_int8)
+        yield from _built(folder / f"{variant}-{target}-w{bits}-int8", as_int8)
 
 
 def _built(out: Path, build: Callable[[Path], None]) -> Iterator[Path]:
@@ -134,7 +150,12 @@ def main() -> None:
     parser.add_argument("--calibration", required=True, help="photographs, as `quantize --calibration` takes them")
     parser.add_argument("--variants", default="tiny")
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", default=f"1,{env.usable_cores()}", help="one number or several; each is a run")
+    parser.add_argument("--weight-bits", type=int, choices=(7, 8), help="of the plans; left out: what this CPU wants")
+    parser.add_argument("--isa", choices=("avx2",), help="a lesser path than this CPU's best")
+    parser.add_argument("--engines", default="native,openvino,onnx")
+    parser.add_argument("--types", default="fp32,bf16,int8")
+    parser.add_argument("--build-only", action="store_true")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timing, a row")
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which compiles for minutes")
     parser.add_argument("--nncf-python", help="an interpreter that has nncf and openvino")
@@ -142,26 +163,56 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks") / "results" / "cpu.jsonl")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    for variant in args.variants.split(","):
-        paths = list(artifacts(variant, args.folder, args.calibration))
+    engines, bits = set(args.engines.split(",")), args.weight_bits or saturation.bits_for("u8s8")
+    if args.isa:
+        os.environ |= {library.ISA_VARIABLE: args.isa, "ONEDNN_MAX_CPU_ISA": args.isa.upper()}
+        engines -= {"onnx"}
+        bits = args.weight_bits or 7
+    for variant, threads in itertools.product(args.variants.split(","), map(int, args.threads.split(","))):
+        paths = list(artifacts(variant, args.folder, args.calibration, bits, engines))
+        paths = [path for path in paths if path.name.rpartition("-")[2] in args.types.split(",")]
+        if args.build_only:
+            continue
         for batch in map(int, args.batches.split(",")):
             found = [contenders.of_artifact(path, "cpu") for path in paths]
             if args.compile:
                 found += [compiled(variant, precision) for precision in PRECISIONS]
             for mode in ("nncf", "nncf-transformer") if args.nncf_python else ():
                 found.append(nncf(args.nncf_python, mode, variant, args.folder, args.calibration, batch))
-            measure(found, Plan(batches=(batch,), seconds=args.seconds, threads=args.threads), args.out)
+            measure(found, Plan(batches=(batch,), seconds=args.seconds, threads=threads), args.out)
 
 
 def measure(found: Sequence[Contender], plan: Plan, out: Path) -> None:
     """Time them, print a line each, and append the results."""
+    rates = {type: max(peak.gmacs_per_s(type, plan.threads or 1, 0.05) for _ in range(5)) for type in TYPES}
+    print("GMAC/s at most:", {type: round(rate) for type, rate in rates.items()}, flush=True)
     named = [c if c.artifact is None else msgspec.structs.replace(c, label=Path(c.artifact).name) for c in found]
     with out.open("ab") as file:
         for row in bench(named, plan, progress=lambda done, total, what: print(f"{done}/{total} {what}", flush=True)):
+            row = with_share(row, rates)
+            share = "" if row.percent_of_bound is None else f"{row.percent_of_bound:.0f} % of the peak"
             time = "–" if row.median_ms is None else f"{row.median_ms:.2f} ms"
             error = "" if row.parity is None else f"error {row.parity:.2g}"
-            print(row.subject, f"batch {row.batch}", time, error, row.status, row.reason or "", flush=True)
+            print(row.subject, f"batch {row.batch}", time, share, error, row.status, row.reason or "", flush=True)
             file.write(compare.encode_results([row]))
+
+
+def with_share(row: BenchResult, rates: Mapping[ProductType, float]) -> BenchResult:
+    """With the percentage that the multiply-accumulates alone would take of the measured time.
+
+    Args:
+        rates: GMAC/s of each type.
+    """
+    if row.median_ms is None:
+        return row
+    spec = registry.spec(row.model, image_size=row.image_size)
+    ms = 0.0
+    for operation in roofline.operations(spec):
+        float_type: ProductType = "bf16" if row.precision == "bf16" else "fp32"
+        type = "int8" if row.eight_bits and operation.name in KINDS else float_type
+        ms += operation.count * operation.matrix_macs / rates[type] / 1e6
+        ms += operation.count * operation.vector_macs / rates["fp32"] / 1e6
+    return msgspec.structs.replace(row, percent_of_bound=100 * row.batch * ms / row.median_ms)
 
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

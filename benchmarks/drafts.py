@@ -11,7 +11,7 @@ from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization.calibrate import calibrate, open_images
 from convnext_deploy.quantization.distance import outputs, pixels_of
 from convnext_deploy.records.base import Precision
-from convnext_deploy.records.plan import OperationType, Target
+from convnext_deploy.records.plan import OperationType, Target, WeightBits
 
 IMAGES = 16  # a speed does not depend on the scales; with random weights the accuracy does not either
 
@@ -26,6 +26,7 @@ def draft(
     *,
     type: OperationType | None = None,
     rest: Precision = "fp32",
+    weight_bits: WeightBits = 8,
 ) -> None:
     """Write `path`: the operations of these kinds in 8 bits.
 
@@ -46,6 +47,6 @@ def draft(
     how = formats.eight_bits_of(target)
     plan = plans.draft(
         loaded.model, found, names, type=type or how.int8, target=target, eight_bits=how, method="mse",
-        input="float32", rest=rest, weights_sha256=loaded.weights.tensors_sha256,
+        input="float32", rest=rest, weights_sha256=loaded.weights.tensors_sha256, weight_bits=weight_bits,
     )  # fmt: skip
     plans.write(path, plan, {})

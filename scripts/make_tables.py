@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from convnext_deploy.reports import markdown, results
@@ -24,6 +25,8 @@ RUNTIMES = ROOT / "benchmarks" / "results" / "2026-11-23-cpu.jsonl"
 WHERE = ROOT / "benchmarks" / "results" / "2026-11-22-where-time-goes.jsonl"
 SWIN = ROOT / "benchmarks" / "results" / "2026-11-23-swin.jsonl"
 NATIVE = ROOT / "benchmarks" / "results" / "2026-11-23-native.jsonl"
+ZEN5 = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5.jsonl"
+AVX2 = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5-as-avx2.jsonl"
 PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "docs" / "design" / "native.md"]
 BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
 
@@ -45,24 +48,34 @@ def swin() -> str:
     return markdown.table(paper_table.COLUMNS, paper_table.rows_of(compare.read_results(SWIN)))
 
 
-def cpu() -> str:
-    """Milliseconds a batch and error of each engine and type, a row each, beside the native engine in the same type."""
-    rows = compare.read_results(NATIVE)
-    cells = {(row.model, _engine(row), row.batch): row for row in rows}
-    settings = list(dict.fromkeys((row.model, row.batch) for row in rows))
+def cpu(results: Path) -> str:
+    """Milliseconds a batch and error of each engine and type, a row each, beside the native engine in the same type.
+
+    Where the share of the peak was measured, it stands behind the milliseconds.
+    """
+    rows = compare.read_results(results)
+    cells = {(row.model, _engine(row), row.batch, row.threads): row for row in rows}
+    settings = list(dict.fromkeys((row.model, row.batch, row.threads) for row in rows))
     lines = []
     for name in dict.fromkeys(_engine(row) for row in rows):
         line, error = [name], ""
-        for model, batch in settings:
-            row, ours = cells.get((model, name, batch)), cells[model, f"`native` {name.split()[-1]}", batch]
+        for model, batch, threads in settings:
+            row = cells.get((model, name, batch, threads))
+            ours = cells[model, f"`native` {name.split()[-1]}", batch, threads]
             if row is None or row.median_ms is None or ours.median_ms is None:
                 line += ["", ""]
                 continue
             error = error or ("" if row.parity is None else f"{row.parity:.2g}")
             state = "" if row.status == "valid" else f" ({row.status})"
+            if row.percent_of_bound is not None:
+                state = f", {row.percent_of_bound:.0f} %{state}"
             line += [f"{row.median_ms:#.3g}".rstrip(".") + state, f"{row.median_ms / ours.median_ms:.2f}"]
         lines.append([*line, error])
-    heads = [f"{model.replace('convnext_', '')}, batch {batch}, ms" for model, batch in settings]
+    several = len({threads for _, _, threads in settings}) > 1
+    heads = []
+    for model, batch, threads in settings:
+        width = f"{threads} thread{'s' if threads > 1 else ''}, " if several else ""
+        heads.append(f"{model.replace('convnext_', '')}, batch {batch}, {width}ms")
     columns = ["engine", *(word for head in heads for word in (head, "/ native")), "error"]
     return markdown.table(columns, lines)
 
@@ -82,7 +95,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "exports": exports,
     "kinds": kinds,
     "swin": swin,
-    "cpu": cpu,
+    "cpu": partial(cpu, NATIVE),
+    "cpu-zen5": partial(cpu, ZEN5),
+    "cpu-avx2": partial(cpu, AVX2),
 }
 
 

@@ -174,7 +174,7 @@ class BenchResult(Record, frozen=True, kw_only=True):
     device_memory_bytes: int | None = None
     energy_j_per_image: float | None = None
     tflops: float | None = None  # of a ConvNeXt: twice the multiply-accumulates, by second
-    percent_of_bound: float | None = None  # of the roofline's, at ceilings measured in the same run
+    percent_of_bound: float | None = None  # of the shortest time, at ceilings measured in the same run
     top1: Fraction | None = None
     conditions: Conditions | None
     machine: dict[str, str | int]

@@ -26,24 +26,24 @@ typedef enum cnxt_status {
   CNXT_BAD_FILE = 1,     /* truncated, damaged, or of another version */
   CNXT_BAD_ARGUMENT = 2, /* a size, count or name that is not taken */
   CNXT_NO_MEMORY = 3,
-  CNXT_NO_FILE = 4,      /* cannot be opened or read */
-  CNXT_NO_THREADS = 5,   /* the system refused to start one */
-  CNXT_BUSY = 6,         /* another thread runs this session */
+  CNXT_NO_FILE = 4,    /* cannot be opened or read */
+  CNXT_NO_THREADS = 5, /* the system refused to start one */
+  CNXT_BUSY = 6,       /* another thread runs this session */
 } cnxt_status;
 
 typedef struct cnxt_model cnxt_model;
 typedef struct cnxt_session cnxt_session;
 
 typedef struct cnxt_info {
-  uint32_t input;         /* 0: float32 (N, C, H, W), normalized; 1: uint8 (N, H, W, C), raw pixels */
+  uint32_t input; /* 0: float32 (N, C, H, W), normalized; 1: uint8 (N, H, W, C), raw pixels */
   uint32_t in_chans;
-  uint32_t outputs;       /* 1, or 4 for feature maps */
-  uint32_t channels[4];   /* of each output: (N, channels), or a map (N, channels, heights[i], widths[i]); 0: a map that
-                             the network does not put out, whose pointer is not used */
-  uint32_t heights[4], widths[4]; /* of the maps of a session, of the strides 4, 8, 16, 32; 0 without maps */
-  uint32_t is_map;        /* whether the outputs are maps */
-  uint32_t operations;    /* in the file */
-  uint32_t products[3];   /* matrix products in fp32, bf16, int8 */
+  uint32_t outputs;     /* 1, or 4 for feature maps */
+  uint32_t channels[4]; /* of each output: (N, channels), or a map (N, channels, heights[i], widths[i]); 0: a map that
+                           the network does not put out, whose pointer is not used */
+  uint32_t heights[4], widths[4];   /* of the maps of a session, of the strides 4, 8, 16, 32; 0 without maps */
+  uint32_t is_map;                  /* whether the outputs are maps */
+  uint32_t operations;              /* in the file */
+  uint32_t products[3];             /* matrix products in fp32, bf16, int8 */
   uint64_t multiply_accumulates[3]; /* of one image of the options' size, in fp32, bf16, int8; 0 for a model */
 } cnxt_info;
 
@@ -56,10 +56,10 @@ typedef struct cnxt_options {
 /* What one part of one operation took. */
 typedef struct cnxt_timing {
   uint32_t operation; /* index in the file */
-  uint32_t part;      /* 0 stem, 1 dwconv_norm, 2 expand, 3 grn, 4 project, 5 downsample, 6 head, 7 features, 8 waiting */
-  uint32_t type;      /* of the product: 0 fp32, 1 bf16, 2 int8; 3: it has none */
-  uint32_t executed;  /* the type it was multiplied in here: bf16 is 0 where the CPU path has no bf16 product */
-  double ms;          /* on the calling thread */
+  uint32_t part; /* 0 stem, 1 dwconv_norm, 2 expand, 3 grn, 4 project, 5 downsample, 6 head, 7 features, 8 waiting */
+  uint32_t type; /* of the product: 0 fp32, 1 bf16, 2 int8; 3: it has none */
+  uint32_t executed; /* the type it was multiplied in here: bf16 is 0 where the CPU path has no bf16 product */
+  double ms;         /* on the calling thread */
 } cnxt_timing;
 
 /* The paths this CPU has, best first, separated by spaces. */
@@ -85,8 +85,8 @@ CNXT_API size_t cnxt_session_bytes(const cnxt_session *session);
  * thread runs this session, and nothing was computed. */
 CNXT_API int cnxt_session_run(cnxt_session *session, const void *input, float *const *outputs);
 /* The same, timed: fills up to `capacity` entries and says how many there are. */
-CNXT_API int cnxt_session_profile(cnxt_session *session, const void *input, float *const *outputs,
-                                  cnxt_timing *timings, size_t capacity, size_t *count);
+CNXT_API int cnxt_session_profile(cnxt_session *session, const void *input, float *const *outputs, cnxt_timing *timings,
+                                  size_t capacity, size_t *count);
 
 #ifdef __cplusplus
 }

@@ -35,7 +35,9 @@ bool has_avx_vnni() {
 constexpr Path PATHS[] = {
 #if defined(__x86_64__)
     {"avx512_bf16",
-     []() -> bool { return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"); },
+     []() -> bool {
+       return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+     },
      avx512_bf16_kernels},
     {"avx512_vnni", []() -> bool { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, avx512_vnni_kernels},
     {"avx_vnni", has_avx_vnni, avx_vnni_kernels},

@@ -66,12 +66,20 @@ void depthwise_of(const Depthwise &d) {
         const int columns = (left + parts - 1) / parts;
         for (int p = 0; p < PARTS; p++) {
           const Floats bias = load<Floats>(d.bias + block * BLOCK + p * L);
-#define ROW(X) \
-  case X: depthwise_row<K, X>(in + p * L, d.pitch, side, from, to, weight + p * L, bias, out + p * L, d.out_stride); break;
+#define ROW(X)                                                                                                 \
+  case X:                                                                                                      \
+    depthwise_row<K, X>(in + p * L, d.pitch, side, from, to, weight + p * L, bias, out + p * L, d.out_stride); \
+    break;
           switch (columns) {
-            ROW(1) ROW(2) ROW(3) ROW(4)
+            ROW(1)
+            ROW(2)
+            ROW(3)
+            ROW(4)
 #if defined(__AVX512F__)
-            ROW(5) ROW(6) ROW(7) ROW(8)
+            ROW(5)
+            ROW(6)
+            ROW(7)
+            ROW(8)
 #endif
           }
 #undef ROW
@@ -95,8 +103,8 @@ void depthwise(const Depthwise &d) {
 
 // Rows times `factor` plus `term`, which are one number each or, where `n` has them, follow its weight and bias.
 template <uint32_t TYPE, bool AFFINE>
-INLINE void store_row(const Normalize &n, const float *x, uint32_t columns, float factor, float term, const Quantizer &q,
-                      char *out) {
+INLINE void store_row(const Normalize &n, const float *x, uint32_t columns, float factor, float term,
+                      const Quantizer &q, char *out) {
   const float gain = TYPE == INT8 ? n.inverse_step : 1.0f;
   const Floats scale = splat(AFFINE ? factor : factor * gain), move = splat(AFFINE ? term : term * gain);
   for (uint32_t block = 0; block < columns; block += BLOCK) {

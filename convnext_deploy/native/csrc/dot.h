@@ -80,7 +80,9 @@ struct Dot<INT8> {
 #endif
   }
 #else
-  struct Pair { Ints even, odd; };  // 16-bit halves: inputs 0 and 2 of each step, and 1 and 3
+  struct Pair {
+    Ints even, odd;
+  };  // 16-bit halves: inputs 0 and 2 of each step, and 1 and 3
   using Weights = Pair;
   using Inputs = Pair;
   INLINE Weights weights(const uint8_t *from) {
@@ -107,7 +109,9 @@ struct Dot<BF16> {
     return (Floats)_mm512_dpbf16_ps((__m512)s, (__m512bh)(__m512i)a, (__m512bh)(__m512i)w);
   }
 #else
-  struct Pair { Floats even, odd; };
+  struct Pair {
+    Floats even, odd;
+  };
   using Weights = Pair;
   using Inputs = Pair;
   INLINE Weights weights(const uint8_t *from) {

@@ -33,36 +33,36 @@ constexpr uint64_t bytes_of(uint32_t type) { return type == INT8 ? 1 : type == B
 // saturated to 0..255 for INT8; without scale and offset, and with q = x, otherwise.
 struct Product {
   uint32_t type;
-  uint32_t inputs;      // K, a multiple of 16: taps * padded(channels) for convolutions
-  uint32_t outputs;     // N
-  int32_t zero_point;   // 0..255
-  float step;           // of the input's codes, > 0
+  uint32_t inputs;     // K, a multiple of 16: taps * padded(channels) for convolutions
+  uint32_t outputs;    // N
+  int32_t zero_point;  // 0..255
+  float step;          // of the input's codes, > 0
   float shift;
-  uint64_t weights;     // [padded(N) / 16][K * bytes / 4][16][4 / bytes]
-  uint64_t bias;        // float [padded(N)]
-  uint64_t scale;       // INT8: float [padded(N)]: step times each output's weight scale
-  uint64_t offset;      // INT8: int32 [padded(N)]: -zero_point times the sum of each output's weights
+  uint64_t weights;  // [padded(N) / 16][K * bytes / 4][16][4 / bytes]
+  uint64_t bias;     // float [padded(N)]
+  uint64_t scale;    // INT8: float [padded(N)]: step times each output's weight scale
+  uint64_t offset;   // INT8: int32 [padded(N)]: -zero_point times the sum of each output's weights
 };
 static_assert(sizeof(Product) == 56);
 
 struct Operation {
   uint32_t kind;
-  uint32_t channels;      // of the input map
-  uint32_t kernel;        // side of the depthwise kernel
+  uint32_t channels;  // of the input map
+  uint32_t kernel;    // side of the depthwise kernel
   uint32_t norm;
   uint32_t activation;
   uint32_t flags;
-  float eps;              // of the norm
+  float eps;  // of the norm
   float grn_eps;
-  uint64_t dw_weight;     // BLOCK_OP: float [padded(C) / 16][kernel * kernel][16]
-  uint64_t dw_bias;       // float [padded(C)]
-  uint64_t norm_weight;   // float [padded(C)] or 0; of FEATURES with a norm: what the map goes through
-  uint64_t norm_bias;     // float [padded(C)] or 0
-  uint64_t grn_weight;    // BLOCK_OP: float [padded(4C)] or 0
-  uint64_t grn_bias;      // float [padded(4C)] or 0
-  uint64_t input_mean;    // STEM_CONV: float [padded(C)] or 0, subtracted from the pixels before the padding
-  Product a;              // the convolution; expand; HEAD: the hidden linear, or outputs = 0
-  Product b;              // project; HEAD: the classifier, or outputs = 0
+  uint64_t dw_weight;    // BLOCK_OP: float [padded(C) / 16][kernel * kernel][16]
+  uint64_t dw_bias;      // float [padded(C)]
+  uint64_t norm_weight;  // float [padded(C)] or 0; of FEATURES with a norm: what the map goes through
+  uint64_t norm_bias;    // float [padded(C)] or 0
+  uint64_t grn_weight;   // BLOCK_OP: float [padded(4C)] or 0
+  uint64_t grn_bias;     // float [padded(4C)] or 0
+  uint64_t input_mean;   // STEM_CONV: float [padded(C)] or 0, subtracted from the pixels before the padding
+  Product a;             // the convolution; expand; HEAD: the hidden linear, or outputs = 0
+  Product b;             // project; HEAD: the classifier, or outputs = 0
 };
 static_assert(sizeof(Operation) == 200);
 
@@ -70,10 +70,10 @@ struct Header {
   char magic[8];
   uint32_t version;
   uint32_t operations;
-  uint64_t bytes;         // of the file
+  uint64_t bytes;  // of the file
   uint32_t input;
   uint32_t in_chans;
-  uint32_t reserved[8];   // 0
+  uint32_t reserved[8];  // 0
 };
 static_assert(sizeof(Header) == 64);
 

@@ -65,8 +65,8 @@ INLINE void add_step(Sum (&s)[M][V], const Rows &rows, size_t offset, const uint
   }
 }
 
-// Sums that begin with `start`, one value an output: a product's offset or bias. `next` is brought into the second-level
-// cache meanwhile, a line a step.
+// Sums that begin with `start`, one value an output: a product's offset or bias. `next` is brought into the
+// second-level cache meanwhile, a line a step.
 template <uint32_t TYPE, int M, int G>
 __attribute__((noinline)) void multiply(const uint8_t *a, size_t stride, const uint8_t *w, size_t group, uint32_t steps,
                                         const void *start, const uint8_t *next, const uint16_t *, void *sums) {
@@ -122,9 +122,9 @@ __attribute__((noinline)) void add_wide(const uint8_t *a, size_t stride, const u
 
 // The same for codes: first the pairs of steps that are added in 16 bits.
 template <int M, int G>
-__attribute__((noinline)) void multiply_codes(const uint8_t *a, size_t stride, const uint8_t *w, size_t,
-                                              uint32_t steps, const void *start, const uint8_t *next,
-                                              const uint16_t *order, void *sums) {
+__attribute__((noinline)) void multiply_codes(const uint8_t *a, size_t stride, const uint8_t *w, size_t, uint32_t steps,
+                                              const void *start, const uint8_t *next, const uint16_t *order,
+                                              void *sums) {
   static_assert(G == 1);
   const int pairs = order[0], single = order[1];
   const uint16_t *places = order + 2;
@@ -137,7 +137,8 @@ __attribute__((noinline)) void multiply_codes(const uint8_t *a, size_t stride, c
     const uint8_t *from = w + 128 * size_t{*places++};
     Ints first[PARTS], second[PARTS];
 #pragma GCC unroll 2
-    for (int v = 0; v < PARTS; v++) first[v] = load<Ints>(from + v * 4 * L), second[v] = load<Ints>(from + 64 + v * 4 * L);
+    for (int v = 0; v < PARTS; v++)
+      first[v] = load<Ints>(from + v * 4 * L), second[v] = load<Ints>(from + 64 + v * 4 * L);
 #pragma GCC unroll 14
     for (int m = 0; m < M; m++) {
       const Ints x = splat(load<int32_t>(rows.at(m))), y = splat(load<int32_t>(rows.at(m) + 4));
@@ -148,7 +149,8 @@ __attribute__((noinline)) void multiply_codes(const uint8_t *a, size_t stride, c
   leave<INT8>(s, sums);
   const int wide = static_cast<int>(steps / 2) - pairs - single;
   if (single + wide) {
-    for (int i = 0; i < single + wide; i++, next += 128) __builtin_prefetch(next, 0, 2), __builtin_prefetch(next + 64, 0, 2);
+    for (int i = 0; i < single + wide; i++, next += 128)
+      __builtin_prefetch(next, 0, 2), __builtin_prefetch(next + 64, 0, 2);
     add_wide<M>(a, stride, w, places, single, wide, sums);
   }
 }

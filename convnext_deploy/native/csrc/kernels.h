@@ -15,14 +15,14 @@ constexpr size_t order_length(uint32_t steps) { return 2 + steps / 2; }
 // Where a matrix product's rows go. `m` counts rows of the call, `n` outputs.
 struct Epilogue {
   enum Kind : uint32_t { ROWS, STREAM } kind;
-  uint32_t type;            // ROWS: of the written values; INT8 ones are quantized with step, shift and zero_point
-  uint32_t activation;      // ROWS
-  bool exact;               // ROWS of FP32: whether the activation is, too; otherwise to the precision of bf16
-  void *out;                // ROWS: row m at `out + m * stride` bytes. STREAM: [padded(N) / 16][plane][16] floats
-  size_t stride;            // ROWS: bytes; STREAM: pixels in a plane
-  const uint32_t *pixels;   // STREAM: of each row, inside a plane
-  const float *residual;    // STREAM: laid out as `out`; added, or NULL
-  float inverse_step;       // 1 / step of the product that reads these rows
+  uint32_t type;           // ROWS: of the written values; INT8 ones are quantized with step, shift and zero_point
+  uint32_t activation;     // ROWS
+  bool exact;              // ROWS of FP32: whether the activation is, too; otherwise to the precision of bf16
+  void *out;               // ROWS: row m at `out + m * stride` bytes. STREAM: [padded(N) / 16][plane][16] floats
+  size_t stride;           // ROWS: bytes; STREAM: pixels in a plane
+  const uint32_t *pixels;  // STREAM: of each row, inside a plane
+  const float *residual;   // STREAM: laid out as `out`; added, or NULL
+  float inverse_step;      // 1 / step of the product that reads these rows
   float step;
   float shift;
   int32_t zero_point;
@@ -32,32 +32,32 @@ struct Epilogue {
 struct Gemm {
   uint32_t type;
   uint32_t rows;
-  uint32_t steps;           // of 4 bytes of a row of A
-  uint32_t first, last;     // groups of 16 outputs
+  uint32_t steps;        // of 4 bytes of a row of A
+  uint32_t first, last;  // groups of 16 outputs
   const uint8_t *a;
-  size_t a_stride;          // bytes between rows
+  size_t a_stride;  // bytes between rows
   const uint8_t *weights;
   const float *bias;
-  const float *scale;       // INT8
-  const int32_t *offset;    // INT8
-  const uint16_t *order;    // INT8: [padded(N) / 16][order_length(steps)], for kernels that have `find_order`
-  const uint8_t *next;      // weights of the product that follows, or NULL: brought into the cache at the end
+  const float *scale;     // INT8
+  const int32_t *offset;  // INT8
+  const uint16_t *order;  // INT8: [padded(N) / 16][order_length(steps)], for kernels that have `find_order`
+  const uint8_t *next;    // weights of the product that follows, or NULL: brought into the cache at the end
   Epilogue epilogue;
 };
 
 // Depthwise convolution of pixels [first, last) of the maps in a padded plane, to rows of floats.
 struct Depthwise {
-  const float *in;          // [blocks][plane][16], at the first real pixel
-  size_t plane;             // pixels
+  const float *in;  // [blocks][plane][16], at the first real pixel
+  size_t plane;     // pixels
   uint32_t blocks;
   uint32_t height, width;
-  uint32_t pitch;           // pixels between rows: width + kernel / 2
+  uint32_t pitch;  // pixels between rows: width + kernel / 2
   uint32_t kernel;
-  const float *weight;      // [blocks][kernel * kernel][16]
-  const float *bias;        // [blocks][16]
-  size_t first, last;       // pixels, counted over images, rows, columns
-  float *out;               // row `p - first`, [blocks][16]
-  size_t out_stride;        // floats
+  const float *weight;  // [blocks][kernel * kernel][16]
+  const float *bias;    // [blocks][16]
+  size_t first, last;   // pixels, counted over images, rows, columns
+  float *out;           // row `p - first`, [blocks][16]
+  size_t out_stride;    // floats
 };
 
 // Normalization of rows over `channels`, to rows in the type that the next product reads.
@@ -66,9 +66,9 @@ struct Normalize {
   float eps;
   const float *weight, *bias;  // or NULL
   const float *in;
-  size_t in_stride;            // floats
+  size_t in_stride;  // floats
   void *out;
-  size_t out_stride;           // bytes
+  size_t out_stride;  // bytes
   float inverse_step, shift;
   int32_t zero_point;
 };

@@ -20,12 +20,11 @@
 #define FIND_ORDER nullptr
 #endif
 
-#define KERNELS(NAME)                                                                                      \
-  namespace cnxt {                                                                                         \
-  const Kernels *NAME##_kernels() {                                                                        \
-    static constexpr Kernels table = {#NAME,     MULTIPLIES_BF16, FIND_ORDER, gemm,                         \
-                                      depthwise, normalize,       scale_rows, sum_squares,                  \
-                                      multiply_registers};                                                 \
-    return &table;                                                                                         \
-  }                                                                                                        \
+#define KERNELS(NAME)                                                                                             \
+  namespace cnxt {                                                                                                \
+  const Kernels *NAME##_kernels() {                                                                               \
+    static constexpr Kernels table = {#NAME,      MULTIPLIES_BF16, FIND_ORDER,        gemm, depthwise, normalize, \
+                                      scale_rows, sum_squares,     multiply_registers};                           \
+    return &table;                                                                                                \
+  }                                                                                                               \
   }

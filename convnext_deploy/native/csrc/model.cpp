@@ -43,7 +43,8 @@ class Reader {
     tensor(p.scale, wide * 4, name);
     tensor(p.offset, wide * 4, name);
     require(p.zero_point >= 0 && p.zero_point <= 255, "a zero point is not a code");
-    require(std::isfinite(p.step) && p.step >= 1e-30f && p.step <= 1e30f && std::isfinite(p.shift), "a step is no step");
+    require(std::isfinite(p.step) && p.step >= 1e-30f && p.step <= 1e30f && std::isfinite(p.shift),
+            "a step is no step");
   }
 
   void norm(bool present, uint64_t channels) const {
@@ -62,7 +63,7 @@ class Reader {
 
   static bool blank(const Product &p) {
     static constexpr Product none = {};
-    return std::memcmp(&p, &none, sizeof none) == 0;
+    return std::memcmp(&p, &none, sizeof none) == 0;  // NOLINT(bugprone-suspicious-memory-comparison): bits, -0.0 too
   }
 
   Model &model;
@@ -231,7 +232,8 @@ cnxt_info describe(const Model &model, uint32_t height, uint32_t width) {
   info.is_map = model.maps != 0;
   info.operations = static_cast<uint32_t>(model.operations.size());
   const auto heights = map_sides(model, height), widths = map_sides(model, width);
-  for (int s = 0; s < 4; s++) info.heights[s] = model.maps ? heights[s] : 0, info.widths[s] = model.maps ? widths[s] : 0;
+  for (int s = 0; s < 4; s++)
+    info.heights[s] = model.maps ? heights[s] : 0, info.widths[s] = model.maps ? widths[s] : 0;
   uint64_t pixels = 0;
   int stage = 0;
   const auto count = [&](const Product &p, uint64_t inputs) {

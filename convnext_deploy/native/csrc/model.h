@@ -42,9 +42,9 @@ struct Model {
   std::vector<Operation> operations;
 
   std::array<uint32_t, 4> channels = {};  // of each stage
-  std::array<uint32_t, 4> margin = {};  // pixels that the stage's widest depthwise kernel reaches beyond the map
-  uint32_t maps = 0;                    // the stages whose maps are put out, as bits; 0: there is a head
-  uint32_t width = 0;                   // of the output vector otherwise
+  std::array<uint32_t, 4> margin = {};    // pixels that the stage's widest depthwise kernel reaches beyond the map
+  uint32_t maps = 0;                      // the stages whose maps are put out, as bits; 0: there is a head
+  uint32_t width = 0;                     // of the output vector otherwise
   std::shared_ptr<Orders> orders = std::make_shared<Orders>();
 
   template <class T>

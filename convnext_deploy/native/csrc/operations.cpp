@@ -323,7 +323,8 @@ void Session::downsample(const Operation &op, Place &place) {
         if (i == 0 || x == 0) above = line / to.height * from.height + 2 * (line % to.height) + tap / 2;
         gather(from, place.buffer, from.margin + above * from.pitch() + 2 * x + tap % 2, own.rows + i * from.columns());
       }
-      Normalize n = reading(op.a, own.rows, from.columns(), count, own.inputs + tap * from.columns() * bytes_of(op.a.type));
+      Normalize n =
+          reading(op.a, own.rows, from.columns(), count, own.inputs + tap * from.columns() * bytes_of(op.a.type));
       n.norm = op.norm, n.channels = from.channels, n.eps = op.eps;
       n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
       kernels.normalize(n);
@@ -410,8 +411,8 @@ void Session::head(const Operation &op, Place &place) {
     const Span groups = share(g.last, place.thread);
     g.first = static_cast<uint32_t>(groups.first), g.last = static_cast<uint32_t>(groups.last);
     current = 1 - current;
-    g.epilogue = to_rows(nullptr, p == &op.a ? op.activation : uint32_t{IDENTITY}, vectors[current],
-                         head_width * sizeof(float));
+    g.epilogue =
+        to_rows(nullptr, p == &op.a ? op.activation : uint32_t{IDENTITY}, vectors[current], head_width * sizeof(float));
     kernels.gemm(g);
     wait(place);
   }

@@ -35,7 +35,7 @@ class Pool {
   bool stopping = false;
   alignas(64) std::atomic<uint32_t> started{0};  // counts runs
   alignas(64) std::atomic<uint32_t> arrived{0};
-  alignas(64) std::atomic<uint32_t> passed{0};   // counts barriers
+  alignas(64) std::atomic<uint32_t> passed{0};  // counts barriers
 };
 
 }  // namespace cnxt

@@ -74,7 +74,9 @@ int run(const std::vector<uint8_t> &file, cnxt_options options) {
     Runner two[2];
     for (Runner &runner : two)
       if (runner.open(model, options)) return 1;
-    std::thread other([&] { for (int i = 0; i < 3; i++) two[1].run(); });
+    std::thread other([&] {
+      for (int i = 0; i < 3; i++) two[1].run();
+    });
     for (int i = 0; i < 3; i++) two[0].run();
     other.join();
     if (two[0].outputs != two[1].outputs) return std::printf("%s: the same inference twice differs\n", isa.c_str()), 1;
@@ -184,7 +186,8 @@ int fuzz(const std::vector<uint8_t> &file, size_t count, unsigned seed) {
       bytes.data[at] = before;
     }
   std::mt19937 random(seed);
-  const uint64_t words[] = {0, 1, 16, 64, 1u << 16, 0x7FFFFFFF, 0xFFFFFFFF, uint64_t{1} << 63, ~uint64_t{0}, ~uint64_t{63}};
+  const uint64_t words[] = {
+      0, 1, 16, 64, 1u << 16, 0x7FFFFFFF, 0xFFFFFFFF, uint64_t{1} << 63, ~uint64_t{0}, ~uint64_t{63}};
   while (fuzzer.opened + fuzzer.refused < count) {  // one to four fields at once
     std::vector<std::pair<size_t, uint8_t>> undo;
     for (unsigned fields = 1 + random() % 4; fields; fields--) {
@@ -224,7 +227,8 @@ int main(int argc, char **argv) {
   std::ifstream stream(argv[2], std::ios::binary);
   const std::vector<uint8_t> file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   const auto number = [&](int i) { return static_cast<uint32_t>(std::strtoul(argv[i], nullptr, 10)); };
-  if (std::string(argv[1]) == "run" && argc == 7) return run(file, {number(3), number(4), number(5), number(6), nullptr});
+  if (std::string(argv[1]) == "run" && argc == 7)
+    return run(file, {number(3), number(4), number(5), number(6), nullptr});
   if (std::string(argv[1]) == "threads" && argc == 7) return threads(file, number(3), number(4), number(5), number(6));
   return fuzz(file, number(3), number(4));
 }

@@ -46,8 +46,7 @@ Session::Session(const Model &model, const cnxt_options &options)
   if (batch < 1 || batch > 65536) throw Failure{CNXT_BAD_ARGUMENT, "batch " + std::to_string(batch) + "; 1 to 65536"};
   if (height < 32 || width < 32 || height > 32768 || width > 32768)
     throw Failure{CNXT_BAD_ARGUMENT, "images of " + size + " pixels; sides are 32 to 32768"};
-  if (threads < 1 || threads > 1024)
-    throw Failure{CNXT_BAD_ARGUMENT, std::to_string(threads) + " threads; 1 to 1024"};
+  if (threads < 1 || threads > 1024) throw Failure{CNXT_BAD_ARGUMENT, std::to_string(threads) + " threads; 1 to 1024"};
   model.orders->find(kernels, model.data, model.operations);
   scratch.resize(threads);
   arena_bytes = lay_out(nullptr);
@@ -109,7 +108,8 @@ size_t Session::lay_out(uint8_t *base) {
           const size_t area = size_t{maps[stage].height} * maps[stage].width;
           grn_images[stage] = static_cast<uint32_t>(std::clamp<size_t>(GRN_PIXELS / area, 1, batch));
           hidden_pixels = std::max(hidden_pixels, grn_images[stage] * area * padded(4 * size_t{op.channels}));
-          sums = std::max(sums, grn_images[stage] * ((area + grn_run(area) - 1) / grn_run(area)) * padded(4 * size_t{op.channels}));
+          sums = std::max(
+              sums, grn_images[stage] * ((area + grn_run(area) - 1) / grn_run(area)) * padded(4 * size_t{op.channels}));
           factors = std::max(factors, grn_images[stage] * padded(4 * size_t{op.channels}));
         }
         break;

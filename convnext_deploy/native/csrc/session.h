@@ -94,16 +94,16 @@ class Session {
   std::unique_ptr<Pool> pool;
   uint8_t *arena = nullptr;
   std::array<Map, 4> maps;
-  std::array<uint32_t, 4> tile = {};       // pixels, by stage
-  std::vector<Scratch> scratch;            // of each thread
-  float *middle = nullptr;                 // of an overlapping stem, [images][h][w][C]
-  std::array<uint32_t, 4> grn_images = {}; // that a V2 block works on at once, by stage
-  float *grn_hidden = nullptr;             // [their pixels][padded(4C)]
-  float *grn_sums = nullptr;               // [their runs][padded(4C)]
-  float *grn_factor = nullptr;             // [their number][padded(4C)]
-  float *vectors[2] = {};                  // of the head, [images][widest]
+  std::array<uint32_t, 4> tile = {};        // pixels, by stage
+  std::vector<Scratch> scratch;             // of each thread
+  float *middle = nullptr;                  // of an overlapping stem, [images][h][w][C]
+  std::array<uint32_t, 4> grn_images = {};  // that a V2 block works on at once, by stage
+  float *grn_hidden = nullptr;              // [their pixels][padded(4C)]
+  float *grn_sums = nullptr;                // [their runs][padded(4C)]
+  float *grn_factor = nullptr;              // [their number][padded(4C)]
+  float *vectors[2] = {};                   // of the head, [images][widest]
   uint8_t *head_inputs = nullptr;
-  size_t head_width = 0;                   // floats
+  size_t head_width = 0;  // floats
 
   // The running inference.
   const void *input = nullptr;

@@ -123,7 +123,8 @@ INLINE void store_codes(void *to, const Floats (&scaled)[PARTS], const Quantizer
 #elif defined(__AVX2__)
   Ints codes[2];
   for (int p = 0; p < 2; p++) codes[p] = rounded(least(scaled[p] + q.move, q.high)) + q.zero_point;
-  const __m256i shorts = _mm256_packs_epi32((__m256i)codes[0], (__m256i)codes[1]);  // channels 0 to 3 and 8 to 11, others
+  const __m256i shorts =
+      _mm256_packs_epi32((__m256i)codes[0], (__m256i)codes[1]);  // channels 0 to 3 and 8 to 11, others
   const __m128i mixed = _mm_packus_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
   _mm_storeu_si128(static_cast<__m128i *>(to), _mm_shuffle_epi32(mixed, 0xD8));
 #else

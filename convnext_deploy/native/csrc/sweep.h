@@ -43,7 +43,8 @@ double sweep(uint32_t rounds) {
       s[i] = D::add(s[i], weights, inputs);
       forget(s[i]);
     }
-  return double(rounds) * SUMS * L * (4 / bytes_of(TYPE));
+  constexpr uint64_t OF_A_STEP = 4 / bytes_of(TYPE);
+  return double(rounds) * SUMS * L * OF_A_STEP;
 }
 
 #if ADDS_IN_16_BITS

@@ -12,9 +12,12 @@ extern "C" CNXT_API int cnxt_test_kernel(const char *isa, const char *kernel, co
   if (is("gemm")) {
     cnxt::Gemm gemm = *static_cast<const cnxt::Gemm *>(arguments);
     const size_t length = cnxt::order_length(gemm.steps);
-    std::vector<uint16_t> order(kernels->find_order && gemm.type == cnxt::INT8 ? gemm.last * length : 0);
-    for (size_t group = 0; group < order.size() / length; group++)
-      kernels->find_order(gemm.weights + group * gemm.steps * 64, gemm.steps / 2, &order[group * length]);
+    std::vector<uint16_t> order;
+    if (kernels->find_order && gemm.type == cnxt::INT8) {
+      order.resize(gemm.last * length);
+      for (size_t group = 0; group < gemm.last; group++)
+        kernels->find_order(gemm.weights + group * gemm.steps * 64, gemm.steps / 2, &order[group * length]);
+    }
     gemm.order = order.data();
     kernels->gemm(gemm);
   } else if (is("depthwise")) kernels->depthwise(*static_cast<const cnxt::Depthwise *>(arguments));
