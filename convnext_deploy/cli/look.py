@@ -116,6 +116,7 @@ def doctor(
     """What this machine can build and run, what to install for the rest, and what the caches hold."""
     from .. import env, formats
     from ..errors import ConvNextDeployError
+    from ..native import library
     from ..quantization import saturation
     from ..workflows import caches
 
@@ -131,11 +132,15 @@ def doctor(
             states[name] = formats.run_state(fmt)
         except ConvNextDeployError as error:
             states[name] = str(error).removeprefix(f"format {name}: ")
+    try:
+        interface = {what: str(path) for what, path in library.c_interface().items()}
+    except ConvNextDeployError as error:
+        interface = {"library": str(error)}
     gpus, words = env.nvidia_gpus(), saturation.words(saturating)
     kept = caches.found()
     document = {
         "machine": env.machine(), "eight_bits": words, "gpus": gpus, "versions": env.versions(),
-        "formats": states, "caches": kept, "removed": removed, "peaks": rates,
+        "formats": states, "c_interface": interface, "caches": kept, "removed": removed, "peaks": rates,
     }  # fmt: skip
     if json:
         terminal.result(document, "")
@@ -149,6 +154,7 @@ def doctor(
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])
     terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()], whole=True)
+    terminal.table("The CPU engine in C", ["what", "where"], [[k, v] for k, v in interface.items()], whole=True)
     rows = [[c.what, c.path, c.problem or f"{c.entries} in {c.bytes / 1e6:.1f} MB"] for c in kept]
     terminal.table("Caches", ["of", "where", "holds"], rows, whole=True)
     if removed is not None:

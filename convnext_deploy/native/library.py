@@ -1,37 +1,21 @@
-"""The native CPU engine's shared library: built once with the machine's own C++ compiler, then loaded with ctypes."""
+"""The native CPU engine's shared library: the wheel's, or built once by this machine's compiler; used with ctypes."""
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import subprocess
 from pathlib import Path
 
 from ..artifact import private, staging
 from ..artifact.manifest import sha256_of
 from ..errors import BuildError, MissingPackageError, UsageError
-from ..processes import Group
+from . import shipped
+from .compiler import COMPILERS, FLAGS, SOURCES, compile_library, compiler_key, find_compiler, source_key, units
 
-SOURCES = Path(__file__).parent / "csrc"
-COMPILERS = ("c++", "g++", "clang++")
-# Contracting a product and a sum into one rounding is what the kernels are written for; nothing else of fast-math is.
-FLAGS = (
-    "-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
-    "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-psabi", "-Wno-uninitialized",
-    "-Wno-maybe-uninitialized",
-)  # fmt: skip
-COMMON = ("api", "cpu", "model", "operations", "peak", "pool", "session", "testing", "kernels_portable")
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
-X86: dict[str, tuple[str, ...]] = {
-    "kernels_avx2": ("-mavx2", "-mfma"),
-    "kernels_avx_vnni": ("-mavx2", "-mfma", "-mavxvnni"),
-    "kernels_avx512": _AVX512,
-    "kernels_avx512_vnni": (*_AVX512, "-mavx512vnni"),
-    "kernels_avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
-}
+__all__ = [
+    "COMPILERS", "FLAGS", "SOURCES", "build", "c_interface", "cached", "chosen_isa", "clean", "find_compiler",
+    "isas", "load", "opened", "state", "units",
+]  # fmt: skip
+
 BUILD_NAME = "build"  # of the temporary folders in the cache
 ISA_VARIABLE = "CONVNEXT_DEPLOY_ISA"
 
@@ -65,34 +49,6 @@ class TimingEntry(ctypes.Structure):
     )  # fmt: skip
 
 
-def find_compiler() -> str:
-    """The C++ compiler to build with: `$CXX`, or the first of `COMPILERS` on PATH.
-
-    Raises:
-        MissingPackageError: there is none.
-    """
-    named = os.environ.get("CXX")
-    if named:
-        if shutil.which(shlex.split(named)[0]) is None:
-            raise MissingPackageError(
-                f"$CXX is {named!r}, which is not on PATH; the native engine needs a C++ compiler"
-            )
-        return named
-    for name in COMPILERS:
-        if shutil.which(name):
-            return name
-    raise MissingPackageError(
-        "the native engine needs a C++20 compiler and none is on PATH; install g++ 11 or clang 14 or newer, "
-        "or name one in $CXX"
-    )
-
-
-def units() -> dict[str, tuple[str, ...]]:
-    """Every source file to compile on this machine, and its own flags: the instruction set that it is written for."""
-    x86 = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
-    return dict.fromkeys(COMMON, ()) | x86
-
-
 def cache_folder() -> Path:
     """Where built libraries are kept."""
     return private.cache_root() / "native"
@@ -101,22 +57,27 @@ def cache_folder() -> Path:
 def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path:
     """The shared library for these sources, this compiler and these flags; compiled where it is not there yet.
 
-    Any number of processes may build at once: each works in a folder of its own and renames its result into place.
+    Of the package's own sources and flags, the library that the wheel brought is taken, whatever compiler is here. Any
+    number of processes may build at once: each works in a folder of its own and renames its result into place.
     Where the compiler is gone, what it built from the same sources with the same flags is taken. A library's name
     ends in its SHA-256, and one that no longer has it is removed and built again: opening a damaged one can kill the
     process. The folder has to be this user's alone, since what lies there is run.
 
     Args:
-        folder: None: `cache_folder()`.
+        folder: None: the wheel's library, else `cache_folder()`.
         extra_flags: for every file, such as those of a sanitizer.
 
     Raises:
         MissingPackageError: no compiler.
-        BuildError: the compiler refuses a file, or the folder cannot be written.
+        BuildError: the wheel's library is damaged, the compiler refuses a file, or the folder cannot be written.
         UsageError: the folder is not this user's alone.
     """
+    if folder is None and not extra_flags:
+        brought = shipped.library()
+        if brought is not None:
+            return brought
     folder = cache_folder() if folder is None else folder
-    stem = f"libconvnext_deploy-{_source_key(extra_flags)}"
+    stem = f"libconvnext_deploy-{source_key(extra_flags)}"
     try:
         compiler = find_compiler()
     except MissingPackageError:
@@ -124,7 +85,7 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
         if found is None:
             raise
         return found
-    stem = f"{stem}-{_compiler_key(compiler)}"
+    stem = f"{stem}-{compiler_key(compiler)}"
     try:
         private.made(folder)
         found = _intact(folder, stem)
@@ -194,52 +155,26 @@ def state() -> str:
     Raises:
         MissingPackageError: it is not built, and there is no compiler.
     """
-    built = _intact(cache_folder(), f"libconvnext_deploy-{_source_key(())}")
+    built = _here()
     return f"ready, path {isas(opened(built))[0]}" if built else f"ready, {find_compiler()} builds it at first use"
 
 
-def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...]) -> Path:
-    """Compile every unit at once, in `work`, and link them."""
-    command = [*shlex.split(compiler), *FLAGS, *extra_flags]
-    running = {}
-    with Group() as group:  # killed with this process
-        for name, flags in units().items():
-            target = work / f"{name}.o"
-            running[target] = group.start(
-                [*command, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", str(target)],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-        refusals = {target: child.communicate()[1] for target, child in running.items()}
-    for target, child in running.items():
-        if child.returncode:
-            raise BuildError(_refusal(compiler, f"{target.stem}.cpp", refusals[target]))
-    library = work / "libconvnext_deploy.so"
-    linked = subprocess.run(
-        [*command, "-shared", *map(str, running), "-o", str(library)], capture_output=True, text=True
-    )
-    if linked.returncode:
-        raise BuildError(_refusal(compiler, "the library", linked.stderr))
-    return library
+def _here() -> Path | None:
+    """The wheel's library, or the one that was built before."""
+    return shipped.library() or _intact(cache_folder(), f"libconvnext_deploy-{source_key(())}")
 
 
-def _refusal(compiler: str, what: str, output: str) -> str:
-    lines = output.strip().splitlines() or ["no message"]
-    first = next((line for line in lines if "error" in line), lines[0])
-    return f"{compiler} cannot build {what} of the native engine: {first.strip()}"
+def c_interface() -> dict[str, Path]:
+    """Where C programs find what they are built with: header, library, and from a wheel CMake's file and an example.
 
-
-def _source_key(extra_flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(repr((FLAGS, extra_flags, sorted(units().items()))).encode())
-    for source in sorted(SOURCES.glob("*")):
-        if source.suffix in (".h", ".cpp"):
-            digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _compiler_key(compiler: str) -> str:
-    version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True).stdout
-    return hashlib.sha256(version.encode()).hexdigest()[:8]
+    Raises:
+        BuildError, UsageError: see `build`.
+    """
+    built = _here()
+    if built is not None and built.parent == shipped.FOLDER:
+        header = shipped.FOLDER / "include" / shipped.HEADER
+        return {"library": built, "header": header, "CMake": shipped.FOLDER, "example": shipped.EXAMPLE}
+    return ({"library": built} if built else {}) | {"header": SOURCES / shipped.HEADER}
 
 
 def load(isa: str | None = None) -> ctypes.CDLL:
@@ -261,8 +196,8 @@ def load(isa: str | None = None) -> ctypes.CDLL:
 
 @functools.cache
 def _built(folder: Path, _: str | None) -> Path:
-    """`build`, asked once a process for one folder and compiler."""
-    return build(folder)
+    """`build`, asked once a process for one cache folder and compiler."""
+    return build()
 
 
 @functools.cache
