@@ -19,12 +19,17 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Literal, cast
+
+from convnext_deploy.records.base import Precision
+
+Asked = Precision | Literal["int8"]
 
 RESULTS = Path(__file__).parent / "results" / "trt_rtx_build.jsonl"
 VARIANTS = "tiny,small,base,large,xlarge"
 
 
-def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, int]) -> dict[str, object]:
+def make_onnx(variant: str, precision: Asked, path: Path, batch: tuple[int, int, int]) -> dict[str, object]:
     """The folded graph of a variant, as `export` makes it, with random weights."""
     import torch
 
@@ -44,9 +49,8 @@ def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, i
     model = ConvNeXt(spec).eval().requires_grad_(False)
     for fold in (passes.fold_norm_affine, passes.fold_layer_scale, passes.fold_grn_bias):
         fold(model)
-    rest = precision
+    rest: Precision = "fp16" if precision == "int8" else precision
     if precision == "int8":  # the linears, the rest in fp16; any scale serves here
-        rest = "fp16"
         names = [name for name in plans.products(model) if plans.kind_of(name) in ("expand", "project")]
         plan = Plan(
             target="tensorrt_rtx", architecture=variant, weights_sha256="0" * 64, input="float32",
@@ -80,6 +84,7 @@ def raw_census(variant: str) -> dict[str, int]:
             model, (torch.zeros(2, 3, 224, 224),), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
             verbose=False,
         )  # fmt: skip
+        assert program is not None  # with dynamo=True there is one
         program.save(str(path))
         return node_census(path)
 
@@ -90,10 +95,10 @@ def build(path: Path, precision: str, targets: tuple[str, ...], batch: tuple[int
     from convnext_deploy.runtimes.tensorrt import build as nvinfer
 
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    shapes = tuple((size, 3, 224, 224) for size in batch)
+    smallest, tuned, largest = ((size, 3, 224, 224) for size in batch)
     with tempfile.TemporaryDirectory() as folder:
         record = nvinfer.build_engine(
-            "tensorrt_rtx", path, Path(folder) / "engine", (shapes,), TensorRtSpec(targets=targets),
+            "tensorrt_rtx", path, Path(folder) / "engine", ((smallest, tuned, largest),), TensorRtSpec(targets=targets),
             tf32=precision == "tf32",
         )  # fmt: skip
     return {
@@ -115,16 +120,18 @@ def child(*arguments: object) -> dict[str, object]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, arguments))} failed: {done.stderr.strip()[-600:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def step(arguments: list[str]) -> object:
     kind, *rest = arguments
     if kind == "raw":
         return raw_census(rest[0])
-    batch = tuple(int(size) for size in rest[-1].split(":"))
+    low, tuned, high = map(int, rest[-1].split(":"))
+    batch = (low, tuned, high)
     if kind == "onnx":
-        return make_onnx(rest[0], rest[1], Path(rest[2]), batch)
+        return make_onnx(rest[0], cast(Asked, rest[1]), Path(rest[2]), batch)
     return build(Path(rest[0]), rest[1], tuple(filter(None, rest[2].split(","))), batch)
 
 

@@ -495,12 +495,12 @@ def test_parity_on_verify_data_can_fail_on_its_own(
     right = export.probes.judged
 
     def judged(session: Any, found: Any, sets: Any, reload: Any) -> Any:
-        moved = [
+        moved = tuple(
             dataclasses.replace(probe, expected=tuple(1.01 * output for output in probe.expected))
             if probe.name == str(pictures)
             else probe
             for probe in sets
-        ]
+        )
         return right(session, found, moved)
 
     monkeypatch.setattr(export.probes, "judged", judged)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ NORMED = ("layernorm", 1e-6, "gelu", MOMENTS, WIDE.sum(1), 32)
     ],
     ids=lambda value: getattr(value, "_name", ""),
 )
-def test_operations_are_what_pytorch_expects_of_one(operation: object, arguments: tuple[object, ...]) -> None:
+def test_operations_are_what_pytorch_expects_of_one(operation: Any, arguments: tuple[object, ...]) -> None:
     torch.library.opcheck(
         operation, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )

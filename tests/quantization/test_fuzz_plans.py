@@ -55,7 +55,9 @@ def tensors(model: ConvNeXt) -> dict[str, Tensor]:
     """All four kinds."""
     paths = plans.products(model)
     rows = applied.rows_of(model.get_submodule(paths[PROJECT]))
-    inputs, outputs = model.get_submodule(paths[EXPAND]).in_features, len(applied.rows_of(model.head.classifier))  # type: ignore
+    head = model.get_submodule(paths[HEAD])
+    inputs = model.get_parameter(f"{paths[EXPAND]}.weight").shape[1]
+    outputs = len(applied.rows_of(head))
     return {
         f"balance/{EXPAND}": torch.rand(inputs) + 0.5,
         f"bias/{HEAD}": torch.randn(outputs),

@@ -128,7 +128,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 def measured(contenders: list[Contender], **plan: Any) -> list[BenchResult]:
-    return list(bench(contenders, Plan(**({"batches": (1,), "seconds": 2.0, "warmup_limit_s": 5.0} | plan))))
+    return list(bench(contenders, Plan(**{"batches": (1,), "seconds": 2.0, "warmup_limit_s": 5.0, **plan})))
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_formats_that_hold_convnext_only_have_no_counterpart(monkeypatch: pytest
     (group,) = contenders.of_variants(
         ["tiny"], ["swin"], ["eager", "native", "onnx"], ["fp32"], [(224, 224)], "classify", "cpu", print
     )
-    assert [(want.model.partition("_")[0], want.runtime) for want in group] == [  # type: ignore[attr-defined]
+    assert [(want.model.partition("_")[0], want.runtime) for want in group] == [
         ("convnext", "eager"), ("convnext", "native"), ("convnext", "onnx"), ("swin", "onnx"),
     ]  # fmt: skip
 
@@ -403,6 +403,7 @@ def test_rows_of_a_convnext_say_how_near_they_are_to_the_bound(fake: Fake) -> No
     for row in rows[:2]:
         assert row.images_per_s is not None
         assert row.tflops == pytest.approx(flop * row.images_per_s / 1e12)
+    assert rows[0].median_ms is not None
     assert rows[0].percent_of_bound == pytest.approx(
         100 * roofline.bound_ms(spec, "fp32", 1, ceilings) / rows[0].median_ms
     )
