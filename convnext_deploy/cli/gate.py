@@ -16,8 +16,10 @@ EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
 def gate(
-    baseline: Annotated[Path, typer.Option(help="OUT.json of `eval --out OUT`, or an artifact folder.")],
-    candidate: Annotated[Path, typer.Option(help="Likewise.")],
+    baseline: Annotated[
+        Path, typer.Option(help="The model to keep up with: OUT.json of `eval --out OUT`, or an artifact folder.")
+    ],
+    candidate: Annotated[Path, typer.Option(help="The same of the model that is judged.")],
     max_drop: Annotated[float | None, typer.Option(help="Tolerated drop of top-1, in percentage points.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Chance of passing a drop at the limit; default 0.05.")] = None,
     limits: Annotated[Path | None, typer.Option(help="TOML file of limits; options go before it.")] = None,

@@ -392,13 +392,13 @@ def test_rows_of_a_convnext_say_how_near_they_are_to_the_bound(fake: Fake) -> No
         name="made up", source="made up", matrix_tflops={"fp32": 1.0}, vector_tflops=1.0, copy_gb_s=1000.0
     )
     float_, int8, other = (fake(name, 10.0) for name in "abc")
-    seats = [
+    contenders = [
         msgspec.structs.replace(float_, spec=spec),
         msgspec.structs.replace(int8, spec=spec, eight_bits="int8"),
         other,
         msgspec.structs.replace(other),  # of the same name: `--compare` may name what an artifact is
     ]
-    rows = list(bench(seats, Plan(batches=(1,), seconds=1.0), ceilings=ceilings))
+    rows = list(bench(contenders, Plan(batches=(1,), seconds=1.0), ceilings=ceilings))
     flop = 2 * sum(multiply_accumulates(spec).values())
     for row in rows[:2]:
         assert row.images_per_s is not None
