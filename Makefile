@@ -53,7 +53,7 @@ docs: .venv/.installed-dev
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[openvino]' --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable '.[export,openvino]' --constraint constraints.txt
 	touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -6,18 +6,19 @@ branch, tag or commit), a folder with `config.json` (timm's or transformers'), a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..errors import WeightsError
-from ..records.base import STRIDE, Task
+from ..records.base import STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, WeightsRecord
 from . import open_clip, registry
+from .configured import configured
 from .convnext import ConvNeXt
-from .facts import labels_of, preprocessing_of, with_facts
+from .facts import labels_of, preprocessing_of, with_facts, with_problem
 from .layouts import Converted, convert, spec_of
 from .locations import Checkpoint, read
 from .parameters import filled, random_model, refuse_not_finite, tensors_sha256
@@ -58,6 +59,8 @@ def load(
     preprocessing: Mapping[str, Any] | None = None,
     levels: tuple[int, ...] | None = None,
     head_activation: HeadActivation | None = None,
+    config: Path | None = None,
+    problem: Problem | None = None,
 ) -> Loaded:
     """Find, read and convert a checkpoint.
 
@@ -70,6 +73,9 @@ def load(
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
         head_activation: between the two linears of an MLP head, which tensors do not tell.
+        config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives
+            (.py, with the files that it begins in), or a JSON file of timm, transformers or open_clip.
+        problem: what a classifier's outputs mean; None: what stands beside the checkpoint.
         levels: of the task features: which maps, of 1 to 4; None: those that have a norm in the checkpoint, else all.
 
     Raises:
@@ -80,6 +86,8 @@ def load(
     if head_activation is not None and (task != "classify" or weights == "random"):
         where = "random weights" if weights == "random" else f"--task {task}"
         raise WeightsError(f"--head-activation {head_activation} is for a checkpoint's classifier, not for {where}")
+    if config is not None and weights == "random":
+        raise WeightsError(f"--config {config} is of a checkpoint, not of random weights; leave it out")
     if weights == "random":
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
@@ -89,6 +97,7 @@ def load(
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
         spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
+        spec = with_problem(spec, None, problem, "random weights")
         model = random_model(spec)
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
@@ -97,6 +106,9 @@ def load(
         return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
 
     checkpoint = read(weights, name, tag, weights_key)
+    if config is not None:
+        facts = configured(checkpoint.facts, config, preprocessing or {}, checkpoint.source)
+        checkpoint = replace(checkpoint, facts=facts)
     converted = convert(
         checkpoint.state, checkpoint.source, checkpoint.prefix, task=task, head_activation=head_activation
     )
@@ -107,7 +119,8 @@ def load(
     spec = _placed(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
     )
-    spec = _with_levels(spec, levels, checkpoint.source)
+    spec = _with_levels(spec, levels, checkpoint.source, checkpoint.facts.get("levels"))
+    spec = with_problem(spec, checkpoint.facts.get("problem"), problem, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
     model = filled(spec, converted, checkpoint.source)
@@ -164,8 +177,13 @@ def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Map
     return known | {"mean": list(found.mean), "std": list(found.std)}
 
 
-def _with_levels(spec: ModelSpec, asked: tuple[int, ...] | None, where: str) -> ModelSpec:
+def _with_levels(
+    spec: ModelSpec, asked: tuple[int, ...] | None, where: str, said: tuple[int, ...] | None = None
+) -> ModelSpec:
     """With the maps that are asked for, or else those that the source's own code gives.
+
+    Args:
+        said: by the configuration (`out_indices`).
 
     Raises:
         WeightsError: a level without a norm, of a source that has one for others; or levels for another task.
@@ -174,13 +192,18 @@ def _with_levels(spec: ModelSpec, asked: tuple[int, ...] | None, where: str) -> 
         if asked is not None:
             raise WeightsError(f"levels {_joined(asked)} are for --task features, not for {spec.task}; leave them out")
         return spec
+    if said is not None and spec.level_norms and said != spec.level_norms:
+        raise WeightsError(
+            f"{where}: its configuration says out_indices for the levels {_joined(said)}, and its tensors have norms "
+            f"for {_joined(spec.level_norms)}; mend one of them"
+        )
     lacking = [level for level in asked or () if spec.level_norms and level not in spec.level_norms]
     if lacking:
         raise WeightsError(
             f"{where} has a norm for the maps of levels {_joined(spec.level_norms)} and none for level {lacking[0]}, "
             f"which its own code does not give; expected some of {_joined(spec.level_norms)}"
         )
-    return msgspec.structs.replace(spec, levels=asked or spec.level_norms or spec.levels)
+    return msgspec.structs.replace(spec, levels=asked or spec.level_norms or said or spec.levels)
 
 
 def _joined(levels: tuple[int, ...]) -> str:

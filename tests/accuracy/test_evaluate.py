@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,8 +156,9 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 def by_name(path: Path) -> dict[str, tuple[object, ...]]:
-    rows = pq.read_table(path).to_pylist()
-    return {row.pop("name"): tuple(map(str, row.values())) for row in rows}
+    found = predictions_of.read_predictions(path)
+    columns = (found.labels, found.top_classes, found.top_log_probs, found.label_log_prob)
+    return {name: tuple(map(str, row)) for name, *row in zip(found.names, *columns, strict=True)}
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's ImageDataset leaves its files to the GC
@@ -206,7 +208,7 @@ def test_folder_tar_and_parquet_give_the_same_predictions(tmp_path: Path, folder
         out = tmp_path / f"result-{len(found)}"
         session = TableSession(artifact.manifest, of_pixels)
         evaluation.evaluate(session, sources.open_source(str(place)), artifact=artifact, batch=8, out=out)
-        found.append(by_name(tmp_path / f"{out.name}.parquet"))
+        found.append(by_name(tmp_path / f"{out.name}.npz"))
     assert len(found[0]) == 45
     assert found[0] == found[1] == found[2]
 
@@ -216,9 +218,9 @@ def test_predictions_and_result_can_be_read_back(
 ) -> None:
     session = TableSession(artifact.manifest, of_pixels)
     result = evaluation.evaluate(session, source, artifact=artifact, batch=16, out=tmp_path / "new" / "run.fp32")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["run.fp32.json", "run.fp32.parquet"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["run.fp32.json", "run.fp32.npz"]
     assert evaluation.read_result(tmp_path / "new" / "run.fp32.json") == result
-    assert result.predictions == "run.fp32.parquet"
+    assert result.predictions == "run.fp32.npz"
     assert (result.artifact, result.artifact_sha256) == ("artifact", artifact.sha256)
     assert (result.data, result.data_sha256) == (source.name, source.sha256)
     predictions = predictions_of.read_predictions(tmp_path / "new" / result.predictions)
@@ -226,8 +228,10 @@ def test_predictions_and_result_can_be_read_back(
     np.testing.assert_array_equal(predictions.labels, source.labels)
     assert predictions.top_classes.shape == predictions.top_log_probs.shape == (45, 5)
     assert (predictions.top_classes.dtype, predictions.top_log_probs.dtype) == (np.int32, np.float32)
-    schema = pq.read_schema(tmp_path / "new" / "run.fp32.parquet")
-    assert schema.names == ["name", "label", "top_classes", "top_log_probs", "label_log_prob"]
+    with np.load(tmp_path / "new" / "run.fp32.npz", allow_pickle=False) as columns:  # without this package
+        assert json.loads(columns["names"].tobytes()) == list(source.names)
+        np.testing.assert_array_equal(columns["top_classes"], predictions.top_classes)
+        np.testing.assert_array_equal(columns["label_log_prob"], predictions.label_log_prob)
     right = predictions.top_classes[:, 0] == predictions.labels
     assert result.top1 == right.mean()
     assert result.top5 == (predictions.top_classes == predictions.labels[:, None]).any(axis=1).mean()
@@ -293,7 +297,7 @@ def test_corrupt_images_are_listed_and_change_no_other_prediction(
         assert result.images == 45
     assert [line.partition(":")[0] for line in result.corrupt] == sorted(CORRUPT)
     assert result.corrupt[0] == "c0/empty.jpg: the file is empty"
-    assert by_name(tmp_path / "clean.out.parquet") == by_name(tmp_path / "mixed.out.parquet")
+    assert by_name(tmp_path / "clean.out.npz") == by_name(tmp_path / "mixed.out.npz")
     assert evaluation.read_result(tmp_path / "mixed.out.json").corrupt == result.corrupt
 
 
@@ -346,7 +350,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_if_it_had_not_been(
     assert calls[0] == (32, 48)  # 3 + 5 batches are not run again
     assert calls[-1] == (48, 48)
     assert sum(session.batches) == 48 - 32 - sum(name > "c4" for name in CORRUPT)
-    assert (tmp_path / "part.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert (tmp_path / "part.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
     unlike = {"images_per_s": 0.0, "predictions": None}
     assert msgspec.structs.replace(rest, **unlike) == msgspec.structs.replace(whole, **unlike)
     assert not (tmp_path / "part.partial").exists()
@@ -362,7 +366,7 @@ def test_another_batch_may_go_on_where_one_was_interrupted(
     session = TableSession(artifact.manifest, of_pixels)
     evaluation.evaluate(session, source, artifact=artifact, batch=7, out=tmp_path / "out")
     assert session.batches == [7, 7, 7, 4]
-    assert predictions_of.read_predictions(tmp_path / "out.parquet").names == source.names
+    assert predictions_of.read_predictions(tmp_path / "out.npz").names == source.names
 
 
 def interrupt(tmp_path: Path, source: sources.ImageSource, artifact: Artifact) -> Path:
@@ -390,9 +394,9 @@ def test_unfinished_predictions_of_something_else_are_refused(
     [
         (lambda path: (path / "identity.json").unlink(), UsageError, "holds no unfinished evaluation"),
         (lambda path: (path / "identity.json").write_text("{}"), UsageError, r"identity\.json is damaged"),
-        (lambda path: (path / "000000000.parquet").write_text("x"), DataError, "does not hold predictions of eval"),
-        (lambda path: (path / "000000000.parquet").rename(path / "9.parquet"), None, ""),  # the name decides nothing
-        (lambda path: (path / "000000000.parquet").unlink(), UsageError, "lacks predictions before"),
+        (lambda path: (path / "000000000.npz").write_text("x"), DataError, "does not hold predictions of eval"),
+        (lambda path: (path / "000000000.npz").rename(path / "9.npz"), None, ""),  # the name decides nothing
+        (lambda path: (path / "000000000.npz").unlink(), UsageError, "lacks predictions before"),
     ],
 )
 def test_a_damaged_folder_of_unfinished_predictions_is_refused(
@@ -415,7 +419,7 @@ def test_a_damaged_folder_of_unfinished_predictions_is_refused(
         evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
 
 
-@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
 def test_a_finished_result_is_not_overwritten(
     tmp_path: Path, source: sources.ImageSource, artifact: Artifact, suffix: str
 ) -> None:
@@ -459,7 +463,7 @@ def test_a_fixed_batch_is_filled_up_and_cut_off_again(tmp_path: Path, source: so
     evaluation.evaluate(
         TableSession(free.manifest, of_pixels), source, artifact=free, batch=8, out=tmp_path / "free.out"
     )
-    assert by_name(tmp_path / "fixed.out.parquet") == by_name(tmp_path / "free.out.parquet")
+    assert by_name(tmp_path / "fixed.out.npz") == by_name(tmp_path / "free.out.npz")
 
 
 @pytest.mark.parametrize("batch", [0, 3, 17])
@@ -498,7 +502,7 @@ def test_class_folders_get_the_numbers_of_the_models_labels(tmp_path: Path, sour
     artifact = artifact_at(tmp_path / "a", labels=names)
     session = TableSession(artifact.manifest, of_pixels)
     result = evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
-    predictions = predictions_of.read_predictions(tmp_path / "out.parquet")
+    predictions = predictions_of.read_predictions(tmp_path / "out.npz")
     assert [names[label] for label in predictions.labels] == [name[:2] for name in predictions.names]
     assert "7 classes numbered by the model's labels" in result.notes
 
@@ -529,7 +533,7 @@ def test_force_replaces_an_earlier_result_and_nothing_else(
     assert msgspec.structs.replace(run(force=True), images_per_s=0.0) == msgspec.structs.replace(
         first, images_per_s=0.0
     )
-    for name in ("out.json", "out.parquet"):
+    for name in ("out.json", "out.npz"):
         before = (tmp_path / name).read_bytes()
         (tmp_path / name).write_text("precious")
         with pytest.raises(DataError, match="of eval"):
@@ -552,7 +556,9 @@ def test_going_on_is_said(tmp_path: Path, source: sources.ImageSource, artifact:
 
 
 def test_images_without_labels_are_refused(source: sources.ImageSource, artifact: Artifact) -> None:
-    with pytest.raises(DataError, match="has no labels; expected class folders or a column label"):
+    with pytest.raises(
+        DataError, match="has no labels; expected class folders, a column label, a list, or --annotations"
+    ):
         evaluation.evaluate(
             TableSession(artifact.manifest, of_pixels), replace(source, labels=None), artifact=artifact, batch=4
         )
@@ -648,12 +654,21 @@ def test_a_field_of_a_result_that_a_later_version_wrote_is_not_read_and_one_that
         evaluation.read_result(tmp_path / "out.json")
 
 
-def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"x" * 100)
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "b.parquet")
-    for name, message in (("a", "does not hold"), ("b", "does not hold"), ("c", "cannot be read: No such file")):
+    (tmp_path / "a.npz").write_bytes(b"PK" + b"x" * 100)
+    np.savez(tmp_path / "b.npz", name=["a"])
+    monkeypatch.setattr(predictions_of, "_MOST_BYTES", 2**20)
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("about.npy", bytes(2**20 + 1))
+    files = {
+        "a.parquet": "does not hold", "b.parquet": "does not hold", "a.npz": "does not hold", "b.npz": "does not hold",
+        "bomb.npz": "holds 1,048,577 bytes; at most 1,048,576 are read", "c.npz": "cannot be read: No such file",
+    }  # fmt: skip
+    for name, message in files.items():
         with pytest.raises(DataError, match=message) as caught:
-            predictions_of.read_predictions(tmp_path / f"{name}.parquet")
+            predictions_of.read_predictions(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 
@@ -697,13 +712,12 @@ def test_an_onnx_artifact_is_evaluated_without_torch_and_what_needs_more_says_so
     assert json.loads(done.stdout)["images"] == 45
     (tmp_path / "a.parquet").write_bytes(b"x")
     for arguments, package in (
-        ((onnx.path, "--data", tmp_path / "set", "--out", tmp_path / "out"), "pyarrow"),
         ((onnx.path, "--data", tmp_path / "a.parquet"), "pyarrow"),
         ((eager.path, "--data", tmp_path / "set"), "torch"),
     ):
         done = run(*arguments, "--quiet")
         assert done.returncode == 2
-        assert done.stderr.endswith(f"{package} is not installed; run: pip install convnext-deploy\n")
+        assert done.stderr.endswith(f"{env.missing_line(package)}\n")
         assert done.stderr.count("\n") == 1
 
 
@@ -723,7 +737,7 @@ def test_the_path_of_the_predictions_is_printed_and_going_on_is_offered_on_an_in
         assert cli.run(command) == 130
     assert "the same command goes on where this one stopped" in capsys.readouterr().err
     assert cli.run(command) == 0
-    assert f"predictions in {tmp_path / 'a.b.parquet'}\n" in capsys.readouterr().out
+    assert f"predictions in {tmp_path / 'a.b.npz'}\n" in capsys.readouterr().out
     assert cli.run(command) == 2
     assert "or replace it with --force" in capsys.readouterr().err
     assert cli.run([*command, "--force"]) == 0

@@ -22,7 +22,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from convnext_deploy import api, cli
-from convnext_deploy.accuracy import gate, statistics
+from convnext_deploy.accuracy import binomial, gate, statistics
 from convnext_deploy.accuracy.gate import Side
 from convnext_deploy.cli import words as verdict
 from convnext_deploy.errors import DataError, UsageError
@@ -137,7 +137,7 @@ def test_holms_adjustment_is_statsmodels(count: int) -> None:
 @pytest.mark.parametrize(("count", "images"), [(0, 10), (10, 10), (1993, 2000)])
 def test_the_bounds_of_a_share_are_statsmodels(count: int, images: int) -> None:
     expected = proportion_confint(count, images, alpha=0.1, method="beta")
-    assert statistics.share_bounds(count, images, 0.05) == pytest.approx(np.nan_to_num(expected, nan=count / images))
+    assert binomial.share_bounds(count, images, 0.05) == pytest.approx(np.nan_to_num(expected, nan=count / images))
 
 
 def correlated(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -583,7 +583,7 @@ def test_a_damaged_model_fails_in_every_form_of_output(
     assert words.startswith("before\n### FAIL: bad against good")
 
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
-    assert set(files) == {"baseline.json", "baseline.parquet", "candidate.json", "candidate.parquet"}
+    assert set(files) == {"baseline.json", "baseline.npz", "candidate.json", "candidate.npz"}
     assert run(*command) == 1  # nothing is evaluated again
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == files
     assert run(*(folder / "good" if word == folder / "bad" else word for word in command)) == 2  # of another artifact

@@ -27,6 +27,7 @@ from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ArtifactError, DataError, InputError, ParityError, UsageError, WeightsError
 from convnext_deploy.formats import eager
 from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.records.accuracy import EvalResult
 from convnext_deploy.records.manifest import BatchRange
 from convnext_deploy.workflows import export
 
@@ -536,8 +537,9 @@ def test_accuracy_is_what_timms_own_model_says(
         with Image.open(file) as image, torch.inference_mode():
             hits += int(timm_reference()(transform(image)[None]).argmax()) == int(file.parent.name[-1])
     assert found.images == 3
+    assert isinstance(found, EvalResult)
     assert found.top1 == pytest.approx(hits / 3)
-    assert sorted(path.name for path in tmp_path.glob("result*")) == ["result.json", "result.parquet"]
+    assert sorted(path.name for path in tmp_path.glob("result*")) == ["result.json", "result.npz"]
 
 
 def test_a_manifest_is_what_the_published_schema_says(artifact_of: Callable[..., Artifact]) -> None:

@@ -30,6 +30,7 @@ VERBS = {
     "evaluate": "c.evaluate(i['onnx'], i['images'])",
     "evaluate parquet": "c.evaluate(i['onnx'], i['table'], out='evaluation')",
     "evaluate hfds": "c.evaluate(i['onnx'], 'hfds:nobody/nothing', split='test')",
+    "serve": "c.serve(i['onnx'], port=0, ready=lambda server: server.stop())",
     "gate": "c.gate(i['onnx'], i['onnx'], data=i['images'], limits={'max_drop': 50})",
     "bench": "list(c.bench(i['onnx'], Plan(seconds=0.1, warmup_limit_s=0.1, batches=1)))",
     "profile": "c.profile(i['onnx'], steps=2)",
@@ -101,7 +102,7 @@ def ends(hidden: str, inputs: dict[str, str], verbs: dict[str, str], folder: Pat
     return {name: end for name, end in found.items() if end[0] is not None}
 
 
-WITHOUT_TORCH = ("load", "evaluate", "evaluate parquet", "gate", "profile", "report", "roofline")
+WITHOUT_TORCH = ("load", "evaluate", "evaluate parquet", "gate", "profile", "report", "roofline", "serve")
 ALL = tuple(VERBS)
 
 
@@ -110,13 +111,16 @@ ALL = tuple(VERBS)
     [
         ("numpy", ALL, set(ALL)),
         ("msgspec", ALL, set(ALL)),
-        ("torch", ALL, set(ALL) - {*WITHOUT_TORCH, "import"}),
-        ("onnxruntime", WITHOUT_TORCH, {"load", "evaluate", "evaluate parquet", "gate", "profile"}),
-        ("pyarrow", WITHOUT_TORCH, {"evaluate parquet", "gate"}),
-        ("scipy", WITHOUT_TORCH, {"evaluate", "evaluate parquet", "gate"}),
+        ("torch", ALL, set(ALL) - {*WITHOUT_TORCH, "import", "bench", "roofline this"}),
+        ("onnxruntime", WITHOUT_TORCH, {"load", "evaluate", "evaluate parquet", "gate", "profile", "serve"}),
+        ("pyarrow", WITHOUT_TORCH, {"evaluate parquet"}),
+        ("scipy", WITHOUT_TORCH, set()),
         ("PIL", WITHOUT_TORCH, set(WITHOUT_TORCH)),
         ("torchvision", WITHOUT_TORCH, set()),
         ("matplotlib", WITHOUT_TORCH, {"report"}),
+        ("uvicorn", ("load", "serve"), {"serve"}),
+        ("starlette", ("load", "serve"), {"serve"}),
+        ("prometheus_client", ("load", "serve"), {"serve"}),
         *(
             pytest.param(package, verbs, named, marks=pytest.mark.slow)  # PyTorch's import, and much of an export
             for package, verbs, named in (

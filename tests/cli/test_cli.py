@@ -111,6 +111,7 @@ def test_every_command_is_tested() -> None:
         "quantize",  # tests/workflows/test_quantize.py
         "half",  # likewise
         "predict",  # tests/workflows/test_predict.py
+        "serve",  # tests/serving/test_serve_process.py
         "refit",  # needs a GPU to succeed: tests/runtimes/test_nvinfer.py
     }
 
@@ -363,6 +364,24 @@ def test_doctor_names_a_missing_compiler(capsys: Captured, monkeypatch: pytest.M
     assert document["formats"]["native"].startswith("the native engine needs a C++20 compiler and none is on PATH")
 
 
+def test_doctor_measures_what_the_cpu_multiplies(
+    capsys: Captured, need_format: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_format("native")
+    monkeypatch.setenv("CONVNEXT_DEPLOY_ISA", "portable")
+    assert cli.run(["doctor", "--peaks", "--json"]) == 0
+    peaks = json.loads(capsys.readouterr().out)["peaks"]
+    assert peaks["path"] == "portable"
+    assert peaks["threads"][0] == 1
+    assert set(peaks["gmacs_per_s"]) == {"fp32", "bf16", "int8"}
+    assert all(rate > 0 for rates in peaks["gmacs_per_s"].values() for rate in rates)
+    assert cli.run(["doctor", "--peaks"]) == 0
+    assert "Products by portable, GMAC/s" in capsys.readouterr().out
+    monkeypatch.setenv("CONVNEXT_DEPLOY_ISA", "sse9")
+    assert cli.run(["doctor", "--peaks"]) == 2
+    assert "this CPU has no path 'sse9'" in capsys.readouterr().err
+
+
 def test_doctor_names_the_native_engines_path(capsys: Captured, need_format: Callable[[str], None]) -> None:
     need_format("native")
     library.build()
@@ -382,7 +401,7 @@ def test_eval_counts_and_keeps_what_it_saw(
     assert "on 5 images of" in out
     assert "1 corrupt images left out, the first: class1/5.png: " in out
     assert json.loads((tmp_path / "result.json").read_text())["images"] == 5
-    assert (tmp_path / "result.parquet").is_file()
+    assert (tmp_path / "result.npz").is_file()
     code, error = refused(capsys, *command)
     assert (code, error) == (2, f"{tmp_path / 'result.json'} exists; choose another --out, or replace it with --force")
 
@@ -476,7 +495,7 @@ def test_an_export_in_a_process_of_its_own_prints_no_foreign_words(tmp_path: Pat
         (["eval", "build/x", "pictures"], r"; did you mean --data pictures\?$"),
         (["export", "--precision", "int8"], r"^--precision int8; expected one of fp32.*quantize.*--plan"),
         (["classify", "x.png"], r"^no command 'classify'; did you mean predict\?"),
-        (["serve"], r"^no command 'serve'; did you mean bench\? \(serving is not part of this tool"),
+        (["server"], r"^no command 'server'; did you mean serve\?"),
         (["benchmark"], r"^no command 'benchmark'; did you mean bench\? \(commands: export, "),
         (["convert"], r"^no command 'convert'; did you mean export\?"),
         (["qantize"], r"^no command 'qantize'; did you mean quantize\?"),

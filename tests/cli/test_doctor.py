@@ -58,8 +58,8 @@ def test_doctor_works_without_what_it_is_to_name(packages: str) -> None:
     for package in packages.split(","):
         if package in ("pyarrow", "scipy", "torchvision", "transformers", "onnxscript", "onnx_ir"):
             continue  # no format is the first to need them
-        if package not in ("timm", "safetensors", "onnxruntime", "onnx") or packages == package:
-            line = re.escape(env.missing_line(package))
+        if package not in ("timm", "safetensors", "onnx") or packages == package:
+            line = re.escape(env.pip_line(package))
             assert any(re.search(line, state) for state in states.values()), (package, states)
 
 
@@ -67,17 +67,17 @@ def test_doctor_works_without_what_it_is_to_name(packages: str) -> None:
 def test_list_works_without_them(packages: str) -> None:
     found = run_without(packages, "list")
     assert found.returncode == 0, found.stderr
-    assert "eager: pip install convnext-deploy\n" in found.stdout
+    assert "eager: pip install 'convnext-deploy[export]'\n" in found.stdout
 
 
-def test_a_command_without_a_package_of_the_base_installation_ends_in_one_line(
+def test_a_command_without_a_package_that_it_needs_ends_in_one_line(
     artifact_of: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     found = run_without("torch,pyarrow", "eval", str(artifact_of("eager").path), "--data", str(tmp_path), "--quiet")
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr.count("\n") == 1
-    assert re.fullmatch(r"error: .*is not installed; run: pip install convnext-deploy\n|error: .* holds no .*\n",
-                        found.stderr)  # fmt: skip
+    refused = r"error: .*is not installed; run: pip install 'convnext-deploy\[export\]'\n|error: .* holds no .*\n"
+    assert re.fullmatch(refused, found.stderr)
 
 
 @pytest.mark.parametrize("format", ["onnx", "native"])
@@ -100,7 +100,9 @@ def test_the_extra_that_is_named_installs_the_package() -> None:
     for module, extra in env.EXTRAS.items():
         assert re.search(rf"\b{distributions.get(module, module)}\b", installed[extra]), module
     base = " ".join(project["dependencies"])
-    for module in env.PACKAGES - env.EXTRAS.keys() - {"triton", "transformers"}:
+    for extra in env.BROUGHT_BY_EXPORT:
+        assert re.search(rf"convnext-deploy\[[a-z,]*\b{extra}\b", installed["export"])
+    for module in env.PACKAGES - env.EXTRAS.keys() - {"triton", "transformers", "scipy"}:
         assert re.search(rf"(^| ){distributions.get(module, module)}\b", base), module
     for name in formats.names():
         for module in formats.get(name).requires + formats.get(name).build_requires:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from timm.data.readers.reader_image_folder import find_images_and_targets
 from torchvision.datasets import ImageFolder
 
 from convnext_deploy.data import image_source, numbering, sources
@@ -32,8 +33,38 @@ def test_numbers_as_names_are_sorted_as_text_as_torchvision_does_and_that_is_sai
     source = sources.open_source(str(tmp_path))
     assert found(source) == imagefolder(tmp_path)
     assert source.class_names == ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")
-    (note,) = source.notes
-    assert "'10' is 2 and '2' is 4; timm counts by the numbers in the names (--labels gives another order)" in note
+    assert source.notes == ()  # where the model's labels decide, there is nothing to say
+    note = numbering.numbered(source, 12, None).notes[-1]
+    assert note.startswith("the order is torchvision's: '10' is 2 and '2' is 4; timm numbers them the other way")
+    assert "--class-order timm" in note
+
+
+def test_classes_are_numbered_as_timms_reader_numbers_them_where_that_is_asked_for(tmp_path: Path) -> None:
+    for name in ("0", "2", "10", "b1", "B10", "b2", "img"):
+        picture(tmp_path / name / "deep" / f"{name}x.png")
+        picture(tmp_path / name / "a.png")
+    (tmp_path / "9").mkdir()  # without an image timm gives it no number
+    images, classes = find_images_and_targets(str(tmp_path))
+    source = sources.open_source(str(tmp_path), class_order="timm")
+    assert found(source) == {str(Path(path).relative_to(tmp_path)): label for path, label in images}
+    assert source.class_names == tuple(classes)
+    flat = tmp_path / "flat"
+    for name in ("0", "2", "10"):
+        picture(flat / name / "a.png")
+    source = sources.open_source(str(flat), class_order="timm")
+    assert source.class_names == tuple(find_images_and_targets(str(flat))[1]) == ("0", "2", "10")
+    assert "the order is timm's: '10' is 2 and '2' is 1" in numbering.numbered(source, 3, None).notes[-1]
+
+
+def test_tar_members_too_are_numbered_as_timm_does_and_names_equal_to_it_are_refused(tmp_path: Path) -> None:
+    for name in ("2", "10"):
+        picture(tmp_path / "set" / name / "a.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "set", "set")
+    assert sources.open_source(str(tmp_path / "a.tar"), class_order="timm").class_names == ("2", "10")
+    picture(tmp_path / "set" / "02" / "a.png")
+    with pytest.raises(DataError, match="classes '02' and '2' are equal in timm's order"):
+        sources.open_source(str(tmp_path / "set"), class_order="timm")
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".ppm", ".tif", ".JPEG"])
@@ -45,16 +76,27 @@ def test_every_suffix_of_torchvision_is_read(tmp_path: Path, suffix: str) -> Non
     assert source.read(0).size == (8, 8)
 
 
-def test_a_class_without_an_image_that_is_read_keeps_its_number_and_is_named(tmp_path: Path) -> None:
+def test_a_class_folder_without_files_keeps_its_number_and_is_named(tmp_path: Path) -> None:
     for name in ("bee", "cat"):
         picture(tmp_path / name / "a.png")
     (tmp_path / "ant").mkdir()
-    (tmp_path / "ant" / "a.heic").write_bytes(b"x")
     source = sources.open_source(str(tmp_path))
     assert source.class_names == ("ant", "bee", "cat")
     assert found(source) == {"bee/a.png": 1, "cat/a.png": 2}
-    assert "no image in the class folders ant (.jpg" in " ".join(source.notes)
-    assert "left out: 1 files of other kinds" in source.notes
+    assert "nothing in the class folders ant; they keep their numbers" in source.notes
+
+
+def test_a_class_whose_files_are_all_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    for name in ("bee", "cat"):
+        picture(tmp_path / "val" / name / "a.png")
+    (tmp_path / "val" / "ant").mkdir()
+    (tmp_path / "val" / "ant" / "a.heic").write_bytes(b"x")
+    (tmp_path / "val" / "readme.txt").write_text("of no class")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "val", "val")
+    for data in (tmp_path / "val", tmp_path / "a.tar"):
+        with pytest.raises(DataError, match=r"class folder ant of .* has 1 files and not one image that is read"):
+            sources.open_source(str(data))
 
 
 def test_images_in_deeper_folders_belong_to_the_class_folder_as_in_torchvision(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from convnext_deploy.data import preprocess, sources
+from convnext_deploy.data import decoding, preprocess, sources
 from convnext_deploy.errors import DataError, MissingPackageError
 from convnext_deploy.records.base import InputKind
 from convnext_deploy.records.manifest import (
@@ -605,6 +605,51 @@ def test_pixels_of_any_shape_equal_timms_transform(draw: st.DataObject) -> None:
             preprocess.transform(preprocessing, size, 3)(image)
         return
     np.testing.assert_array_equal(preprocess.transform(preprocessing, size, 3)(image), expected)
+
+
+def _encoded(mode: str, width: int, height: int) -> bytes:
+    """An image file of random pixels, in a format that keeps the mode."""
+    random = np.random.default_rng(width * 1000 + height)
+    colours = random.integers(0, 256, (height, width, 4), np.uint8)
+    image = Image.fromarray(colours[..., :3])
+    file = io.BytesIO()
+    if mode == "I;16":
+        Image.fromarray(random.integers(0, 2**16, (height, width), np.uint16)).save(file, "png")
+    elif mode == "P with a transparent colour":
+        image.quantize(17).save(file, "png", transparency=3)
+    elif mode in ("CMYK", "YCbCr"):
+        image.convert(mode).save(file, "tiff" if mode == "CMYK" else "jpeg")
+    else:
+        (image if mode == "P" else Image.fromarray(colours)).convert(mode).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "P with a transparent colour", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
+)
+def test_pixels_of_every_mode_equal_timms(mode: str, in_chans: int) -> None:
+    """As timm's dataset opens an image; a grey one of 16 bits, which that cuts off at 255, in its 8 bits."""
+    from timm.data import create_transform
+
+    for number, (width, height) in enumerate([(64, 64), (75, 50), (33, 131), (301, 99)]):
+        content = _encoded(mode, width, height)
+        preprocessing = Preprocessing(
+            mean=MEAN[:in_chans], std=STD[:in_chans], crop_mode=("center", "squash", "border")[number % 3],
+            crop_pct=(0.875, 0.95)[number % 2], interpolation=("bicubic", "bilinear", "lanczos", "nearest")[number],
+        )  # fmt: skip
+        size = ((64, 64), (32, 96))[number % 2]
+        theirs = create_transform(
+            (in_chans, *size), use_prefetcher=True, interpolation=preprocessing.interpolation,
+            mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
+            crop_mode=preprocessing.crop_mode,
+        )  # fmt: skip
+        image: Image.Image = Image.open(io.BytesIO(content))
+        if mode == "I;16":
+            image = Image.fromarray(np.rint(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+        expected = np.asarray(theirs(image.convert("L" if in_chans == 1 else "RGB"))).reshape(in_chans, *size)
+        ours = preprocess.transform(preprocessing, size, in_chans)(decoding.decoded(content))
+        np.testing.assert_array_equal(ours, expected)
 
 
 @settings(max_examples=50, deadline=None)

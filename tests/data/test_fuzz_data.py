@@ -7,6 +7,7 @@ import io
 import sys
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits
 
 IN_THE_SUITE = 300
+GOLDEN = Path(__file__).parent / "golden" / "0.1.0"
 SEED = 19
 
 
@@ -148,7 +150,7 @@ def evaluation() -> tuple[EvalResult, predicted.Predictions]:
     result = EvalResult(
         artifact="a", artifact_sha256="a" * 64, data="d", data_sha256="d" * 64, images=12, corrupt=("x: y",), top1=1.0,
         top5=1.0, per_class=tuple(ClassAccuracy(label=n, name="c", images=4, top1=1.0) for n in range(3)),
-        images_per_s=1.0, predictions="a.parquet",
+        images_per_s=1.0, predictions="a.npz",
     )  # fmt: skip
     return result, predictions
 
@@ -176,12 +178,38 @@ def read_result(content: bytes, folder: Path) -> None:
         check_is_a_line(error)
 
 
-def read_predictions(content: bytes, folder: Path) -> None:
-    (folder / "a.parquet").write_bytes(content)
+MEMBERS = ("about", "names", "labels", "top_classes", "top_log_probs", "label_log_prob")
+
+
+def columns() -> list[bytes]:
+    """Each array of a file of predictions, behind a byte that says which: zip's checksums would catch most damage."""
+    with zipfile.ZipFile(io.BytesIO(predictions()[0])) as archive:
+        return [bytes([number]) + archive.read(f"{name}.npy") for number, name in enumerate(MEMBERS)]
+
+
+def read_columns(content: bytes, folder: Path) -> None:
+    chosen = MEMBERS[content[0] % len(MEMBERS)] if content else ""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(predictions()[0])) as archive, zipfile.ZipFile(packed, "w") as other:
+        for name in MEMBERS:
+            other.writestr(f"{name}.npy", content[1:] if name == chosen else archive.read(f"{name}.npy"))
+    read_predictions(packed.getvalue(), folder)
+
+
+def old_predictions() -> list[bytes]:
+    return [(GOLDEN / "eager-eval.parquet").read_bytes()]
+
+
+def read_predictions(content: bytes, folder: Path, suffix: str = ".npz") -> None:
+    (folder / f"a{suffix}").write_bytes(content)
     try:
-        judge(evaluation()[0], predicted.read_predictions(folder / "a.parquet"))
+        judge(evaluation()[0], predicted.read_predictions(folder / f"a{suffix}"))
     except ConvNextDeployError as error:
         check_is_a_line(error)
+
+
+def read_old_predictions(content: bytes, folder: Path) -> None:
+    read_predictions(content, folder, ".parquet")
 
 
 KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None]]] = {
@@ -190,6 +218,8 @@ KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None]]
     "parquet": (parquets, read_parquet),
     "result": (results, read_result),
     "predictions": (predictions, read_predictions),
+    "columns": (columns, read_columns),
+    "old predictions": (old_predictions, read_old_predictions),
 }
 
 

@@ -226,3 +226,13 @@ def test_no_head_raises_anything_but_a_weights_error(shapes: dict[str, tuple[int
     with contextlib.suppress(WeightsError):
         found = classifier_of(entries, "head.fc.", "a.pth", activation)
         assert all(isinstance(value, Tensor) for value in found.tensors.values())
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_convnext3", "convnext_atto"])  # GELU's tanh form, SiLU, GELU
+@torch.inference_mode()
+def test_a_hidden_linear_of_a_fine_tune_hides_no_variant_and_its_activation(name: str, tmp_path: Path) -> None:
+    reference = randomize_(timm.create_model(name, num_classes=5, head_hidden_size=40))
+    torch.save(reference.state_dict(), tmp_path / "a.pth")
+    model = load(str(tmp_path / "a.pth")).model
+    assert (model.spec.architecture, model.spec.head_hidden) == (name, 40)
+    assert relative_error(model(images()), reference(images())) <= TOLERANCE

@@ -583,6 +583,7 @@ def test_preprocessing_is_what_timm_resolves(tmp_path: Path, size: tuple[int, in
     theirs = timm.data.resolve_model_data_config(reference, use_test_size=use_test_size)
     ours = msgspec.structs.asdict(loaded.preprocessing)
     assert ours.pop("assumed") == ()
+    assert ours.pop("exif_orientation") is False
     assert ours == {key: theirs[key] for key in ours}
     assert loaded.model.spec.image_size == theirs["input_size"][1:]
 
@@ -921,6 +922,7 @@ def test_cached_weights_are_loaded_without_a_network(published: nn.Module, reque
     theirs = timm.data.resolve_model_data_config(published)
     ours = msgspec.structs.asdict(loaded.preprocessing)
     assert ours.pop("assumed") == ()
+    assert ours.pop("exif_orientation") is False
     assert ours == {key: theirs[key] for key in ours}
     assert loaded.model.spec.image_size == (160, 160)
 

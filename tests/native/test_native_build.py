@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from native_kernels import TYPES, check_product
 from native_networks import folded, images_for, network_of, quantize_
 
 from convnext_deploy.errors import BuildError, MissingPackageError, UsageError
@@ -189,6 +190,21 @@ def test_the_cache_is_emptied_of_what_is_ours(tmp_path: Path, monkeypatch: pytes
     assert [c.entries for c in caches.clean()] == [1, 1, 0]
     assert os.listdir(path.parent) == ["notes.txt"]
     assert os.listdir(path.parent.parent) == ["native"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_both_compilers_build_it_without_a_warning(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    monkeypatch.setenv("CXX", compiler)
+    built = library.opened(library.build(tmp_path, ("-Werror",)))
+    monkeypatch.setattr(library, "load", lambda isa=None: built)
+    for isa in library.isas():
+        for type in TYPES:
+            check_product(isa, type, rows=15, k=96, n=48)
 
 
 def test_other_flags_are_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

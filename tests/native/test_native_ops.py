@@ -8,7 +8,7 @@ import native_kernels as native
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from native_kernels import bf16_values
+from native_kernels import TYPES, bf16_values, check_product
 from scipy.ndimage import correlate
 from scipy.special import erf, expit
 
@@ -19,7 +19,6 @@ HAS_COMPILER = any(map(shutil.which, library.COMPILERS))
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="the native engine needs a C++ compiler")
 ISAS = library.isas() if HAS_COMPILER else ()
 every_isa = pytest.mark.parametrize("isa", ISAS)
-TYPES: tuple[packed.ProductType, ...] = ("fp32", "bf16", "int8")
 WIDTHS = sorted({width for name in registry.VARIANTS for width in registry.spec(name).dims})
 
 ACTIVATIONS: dict[Any, Any] = {
@@ -29,37 +28,6 @@ ACTIVATIONS: dict[Any, Any] = {
     "silu": lambda x: x * expit(x),
 }
 few = hypothesis.settings(max_examples=25, deadline=None)
-
-
-def operands(type: packed.ProductType, rows: int, k: int, n: int, seed: int) -> dict[str, Any]:
-    """Arguments of `native.gemm`, and the float64 result as `expected`."""
-    random = np.random.default_rng(seed)
-    bias = random.normal(size=n).astype(np.float32)
-    if type == "int8":
-        a = random.integers(0, 256, (rows, k), np.uint8)
-        w = random.integers(-127, 128, (n, k), np.int8)
-        zero_point = int(random.integers(0, 256))
-        scale = random.uniform(0.5, 2, n).astype(np.float32) / np.float32(40 * np.sqrt(k) * 127)
-        offset = (-zero_point * w.astype(np.int64).sum(1)).astype(np.int32)
-        expected = (a.astype(np.float64) - zero_point) @ w.T.astype(np.float64) * scale + bias
-        return {"a": a, "w": w, "bias": bias, "scale": scale, "offset": offset, "expected": expected}
-    a, w = random.normal(size=(rows, k)).astype(np.float32), random.normal(size=(n, k)).astype(np.float32)
-    w /= np.float32(np.sqrt(k))
-    if type == "bf16":
-        a, w = packed.bf16_bits(a), packed.bf16_bits(w)
-        expected = bf16_values(a).astype(np.float64) @ bf16_values(w).T.astype(np.float64) + bias
-    else:
-        expected = a.astype(np.float64) @ w.T.astype(np.float64) + bias
-    return {"a": a, "w": w, "bias": bias, "expected": expected}
-
-
-def check_product(isa: str, type: packed.ProductType, rows: int, k: int, n: int, seed: int = 0) -> None:
-    arguments = operands(type, rows, k, n, seed)
-    expected = arguments.pop("expected")
-    found = native.gemm(isa, type, **arguments)
-    # One sum of k rounded float32 products; int8 sums are exact, then rounded once beside the bias.
-    tolerance = (2e-6 + 3e-7 * np.sqrt(k)) * np.maximum(1, np.abs(expected).max())
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 @every_isa
@@ -79,6 +47,43 @@ def test_products_of_every_width_of_the_family_are_right(isa: str, type: packed.
         check_product(isa, type, 3, packed.padded(width), 48)
         check_product(isa, type, 3, packed.padded(4 * width), 16)
         check_product(isa, type, 2, 16, packed.padded(4 * width))
+
+
+def exact_sums(isa: str, w: Any, a: Any) -> None:
+    """Sums are those of int64, rounded once to float32."""
+    n = len(w)
+    zero, one = np.zeros(n, np.float32), np.ones(n, np.float32)
+    found = native.gemm(isa, "int8", a, w, zero, scale=one, offset=np.zeros(n, np.int32))
+    np.testing.assert_array_equal(found, (a.astype(np.int64) @ w.T.astype(np.int64)).astype(np.float32))
+
+
+@every_isa
+@pytest.mark.parametrize("largest", [16, 32, 33, 64, 65, 127, 128])
+def test_products_of_codes_are_exact_whatever_range_the_weights_have(isa: str, largest: int) -> None:
+    """Two steps' products are added in 16 bits where no input can make them saturate: up to 32, and often up to 64."""
+    random = np.random.default_rng(largest)
+    for rows, k, n in ((1, 16, 16), (9, 48, 32), (31, 384, 48)):
+        w = random.integers(-largest, min(largest, 127) + 1, (n, k)).astype(np.int8)
+        few = random.random(w.shape) < 0.3
+        w[few] = np.where(random.random(few.sum()) < 0.5, -largest, min(largest, 127))
+        for a in (random.integers(0, 256, (rows, k), np.uint8), np.full((rows, k), 255, np.uint8)):
+            exact_sums(isa, w, a)
+
+
+@every_isa
+@pytest.mark.parametrize("total", [127, 128, 129])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("weights", [2, 4])
+def test_products_of_codes_are_exact_where_the_last_weight_decides_the_width(
+    isa: str, weights: int, sign: int, total: int
+) -> None:
+    """One lane alone, of 16 outputs and 3 pairs of steps, holds weights that come to the most that 16 bits take."""
+    for lane in range(2):
+        w = np.zeros((16, 24 + 8), np.int8)
+        places = [8 + 2 * lane, 8 + 2 * lane + 1, 8 + 2 * lane + 4, 8 + 2 * lane + 5][:weights]
+        share = [total // weights + (i < total % weights) for i in range(weights)]
+        w[11, places] = [sign * part for part in share]
+        exact_sums(isa, w, np.full((5, 32), 255, np.uint8))
 
 
 @every_isa

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from convnext_deploy import formats
-from convnext_deploy.accuracy import evaluation
+from convnext_deploy.accuracy import partial
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.data import numbering
@@ -85,12 +85,16 @@ def used(path: Path, model: ConvNeXt) -> None:
         assert changed(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
 
 
+def shorter(tensor: Tensor) -> Tensor:
+    return (tensor[:-1] if tensor.ndim else tensor.flatten()[:-1]).clone()
+
+
 def misplaced(tensors: dict[str, Tensor], count: int) -> Iterator[bytes]:
     """Half of them damaged bytes; half well-formed files with tensors of other names, shapes, types and values."""
     content, generator = safetensors.torch.save(tensors), random.Random(0)
     bytes_only = fuzz.damaged([content], count)
     changes: list[Callable[[Tensor], Tensor]] = [
-        lambda t: t.double(), lambda t: t.half(), lambda t: t.short(), lambda t: t.bool(), lambda t: t[:-1].clone(),
+        lambda t: t.double(), lambda t: t.half(), lambda t: t.short(), lambda t: t.bool(), shorter,
         lambda t: t[None].clone(), lambda t: t.flatten()[:0].clone(), lambda t: t.flatten()[0].clone(),
         torch.zeros_like,
         lambda t: -t.float(), lambda t: t.float() * torch.nan, lambda t: t.float() * torch.inf,
@@ -219,13 +223,13 @@ def test_the_identity_of_an_interrupted_evaluation_is_read_or_refused(
     artifact = artifact_of("eager")
     source = ImageSource(name="d", names=("a",), labels=None, class_names=None, read_bytes=lambda index: b"x")
     out = tmp_path / "out"
-    evaluation._opened_partial(out, artifact, source, False)
+    partial.opened(out, artifact, source, "single-label", False)
     file = tmp_path / "out.partial" / "identity.json"
     content = file.read_bytes()
 
     def read(damaged: bytes) -> None:
         file.write_bytes(damaged)
-        evaluation._opened_partial(out, artifact, source, False)
+        partial.opened(out, artifact, source, "single-label", False)
 
     assert fuzz.tracebacks(fuzz.records([content], fuzz.THINNED), read) == {}
 

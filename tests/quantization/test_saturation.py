@@ -60,9 +60,8 @@ def test_x86_without_vnni_saturates(
     monkeypatch.setattr(saturation.platform, "machine", lambda: machine)
     monkeypatch.setattr(env, "cpu_features", lambda: flags)
     assert saturation.saturates() is expected
-    assert saturation.bits_for(formats.eight_bits_of("openvino"), "u8s8") == (7 if expected else 8)
-    for exact in ("native", "onnx"):
-        assert saturation.bits_for(formats.eight_bits_of(exact), "u8s8") == 8
+    assert saturation.bits_for("u8s8") == (7 if expected else 8)
+    assert saturation.bits_for("s8s8") == 8
     assert ("saturates" in saturation.words(("openvino",))) is expected
 
 
@@ -251,7 +250,7 @@ def test_onnxruntime_is_told_to_multiply_exactly_and_the_manifest_says_so(
             super().add_session_config_entry(key, value)
 
     monkeypatch.setattr(ort, "SessionOptions", Recorded)
-    assert quantized(checkpoint, "onnx", tmp_path).weight_bits == 8
+    assert quantized(checkpoint, "onnx", tmp_path, weight_bits=8).weight_bits == 8
     settings: dict[str, Any] = {"format": "onnx", "image_size": (32, 32), "batch": BatchRange(min=1, opt=2, max=4)}
     made = api.export(str(checkpoint), plan=tmp_path / "onnx.json", out=tmp_path / "int8", **settings)
     assert ("session.x64quantprecision", "1") in entries
@@ -262,18 +261,20 @@ def test_onnxruntime_is_told_to_multiply_exactly_and_the_manifest_says_so(
 
 
 @pytest.mark.slow
-def test_openvino_gets_weights_of_7_bits_where_8_would_saturate(
-    checkpoint: Path, tmp_path: Path, without_vnni: None, need_format: Any
+@pytest.mark.parametrize("format", ["openvino", "onnx", "native"])
+def test_every_runtime_gets_weights_of_7_bits_where_8_would_saturate(
+    format: Any, checkpoint: Path, tmp_path: Path, without_vnni: None, need_format: Any
 ) -> None:
-    need_format("openvino")
-    plan = quantized(checkpoint, "openvino", tmp_path)
+    need_format(format)
+    plan = quantized(checkpoint, format, tmp_path)
     assert plan.weight_bits == 7
     made = api.export(
-        str(checkpoint), format="openvino", plan=tmp_path / "openvino.json", out=tmp_path / "model",
+        str(checkpoint), format=format, plan=tmp_path / f"{format}.json", out=tmp_path / "model",
         image_size=(32, 32), batch=BatchRange(min=1, opt=2, max=4),
     )  # fmt: skip
     assert made.manifest.export.quantization is not None
     assert made.manifest.export.quantization.weight_bits == 7
+    assert "x64quantprecision" not in (made.manifest.precision.note or "")
 
 
 def test_weights_of_7_bits_are_for_u8_by_s8_only(checkpoint: Path, tmp_path: Path) -> None:

@@ -145,10 +145,12 @@ def test_no_ceiling_of_a_gpu_is_left_out_because_a_launch_takes_as_long_as_a_sma
 
 
 def test_the_engines_own_products_are_a_ceiling_of_8_bits() -> None:
-    rates = {type: peak.tflops(type, 1, 0.05) for type in TYPES}
-    assert all(0.0005 < rate < 100 for rate in rates.values())
+    rates = {type: peak.gmacs_per_s(type, 1, 0.05) for type in TYPES}
+    assert all(0.25 < rate < 50_000 for rate in rates.values())
     with pytest.raises(UsageError, match="0 threads"):
-        peak.tflops("int8", 0, 0.1)
+        peak.gmacs_per_s("int8", 0, 0.1)
+    with pytest.raises(UsageError, match="no path 'sse9'"):
+        peak.gmacs_per_s("int8", 1, 0.1, "sse9")
 
 
 def test_this_machine_is_measured_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

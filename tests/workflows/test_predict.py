@@ -156,7 +156,7 @@ def test_labels_of_a_file_go_before_the_artifacts_and_must_be_all(artifact: Path
     best = convnext_deploy.predict(artifact, images / "a.png", labels=names).predictions[0].classes[0]
     assert best.name == f"kind {best.number}"
     names.write_text("one\ntwo\n")
-    with pytest.raises(UsageError, match=r"names 2 outputs, up to number 1; the model has 10 \(0..9\)"):
+    with pytest.raises(UsageError, match=r"names 2 classes, up to number 1; the model has 10 \(0..9\)"):
         convnext_deploy.predict(artifact, images / "a.png", labels=names)
 
 
