@@ -1,30 +1,35 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two workers with a thread each: many of the tests build small things, which more threads do not speed up.
+# Two workers with a thread each: many of the tests build small things, which more threads do not speed up. A worker
+# runs whole files, so that what a file's tests share is built once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+WORKERS := -n 2 --dist loadfile
+# TensorRT-RTX builds in a process of its own, as a user's does: beside every other runtime and dozens of compiled
+# packages in one process it crashed once, which could not be repeated.
+ALONE := tests/runtimes/test_nvinfer.py
 
-.PHONY: demo test test-all test-fast test-lowest lint schema reference tables docs clean
+.PHONY: demo test test-slow test-all test-lowest lint schema reference tables docs clean
 
 demo: .venv/.installed
 	$(BIN)/python scripts/demo.py
 
-# TensorRT-RTX builds in a process of its own, as a user's does: beside every other runtime and dozens of compiled
-# packages in one process it crashed once, which could not be repeated.
+# Every module, without the tests that are marked `slow`.
 test: .venv/.installed-dev
-	$(PYTEST) -n 2 --ignore tests/runtimes/test_nvinfer.py
-	$(PYTEST) tests/runtimes/test_nvinfer.py
+	$(PYTEST) $(WORKERS) -m "not slow" --ignore $(ALONE)
+	$(PYTEST) -m "not slow" $(ALONE)
 
-test-fast: .venv/.installed-dev
-	$(PYTEST) -n 2 -m "not slow" --ignore tests/runtimes/test_nvinfer.py
-	$(PYTEST) -m "not slow" tests/runtimes/test_nvinfer.py
+# The rest: every width, type and format, whole processes, and models that take seconds.
+test-slow: .venv/.installed-dev
+	$(PYTEST) $(WORKERS) -m slow --ignore $(ALONE)
+	$(PYTEST) -m slow $(ALONE)
+
+test-all: test test-slow
 
 # The fast tests with the lowest versions that pyproject.toml states, on the oldest Python and on a new one.
 test-lowest:
 	scripts/check_lowest 3.10
 	scripts/check_lowest 3.13
-
-test-all: lint test test-lowest
 
 lint: .venv/.installed-dev
 	scripts/check

@@ -91,7 +91,7 @@ def subjects(spec: ModelSpec, precision: Precision, batch: int, device: str) -> 
 
         size = case.dtype.itemsize
         small = {"wide tiles": WIDE_TILES, "in turn": IN_TURN} if batch <= SMALL_BATCH else {}
-        contenders = {"kernels": part_of(fused, name)}
+        contenders: dict[str, Callable[..., Any]] = {"kernels": part_of(fused, name)}
         contenders |= {f"kernels, {word}": under(part_of(fused, name), settings) for word, settings in small.items()}
         if name + MLP in others:
             contenders["kernels, mlp"] = part_of(narrow, name)
@@ -139,7 +139,7 @@ def main() -> None:
     refuse_without_gpu()
     torch.backends.cudnn.benchmark = True
     ceilings = roofline.measure("cuda")
-    rows = []
+    rows: list[KernelMeasurement] = []
     for variant in args.variants:
         spec = registry.spec(registry.resolve(variant)[0])
         for batch in args.batches:

@@ -98,8 +98,8 @@ def main() -> None:
                 for key, made in artifacts("random", variant, args.precision, fixed, "cuda", Path(folder)):
                     try:
                         sessions[key] = api.load(made.path, device="cuda", cuda_graph=True)
-                    except ConvNextDeployError as error:  # an engine for other GPUs than this one
-                        print(f"{key} left out: {error}", file=sys.stderr)
+                    except ConvNextDeployError as refusal:  # an engine for other GPUs than this one
+                        print(f"{key} left out: {refusal}", file=sys.stderr)
                         continue
                     parity = made.manifest.parity[-1]  # beside the source, on the bundled images
                     errors[key] = (parity.relative_error, parity.top1_agreement)

@@ -15,6 +15,7 @@ from records import append
 
 from convnext_deploy import api
 from convnext_deploy.errors import CheckFailed
+from convnext_deploy.records.base import Precision
 
 FAMILIES = {
     "V1": ("convnext_atto", "convnext_tiny"),
@@ -25,7 +26,7 @@ FAMILIES = {
     "V2": ("convnextv2_atto", "convnextv2_tiny"),
     "test_": ("test_convnext", "test_convnext2", "test_convnext3"),
 }
-BUILDS = (
+BUILDS: tuple[tuple[str, Precision], ...] = (
     ("eager", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("eager", "fp16"), ("onnx", "fp16"), ("eager", "bf16"),
     ("openvino", "bf16"),
 )  # fmt: skip

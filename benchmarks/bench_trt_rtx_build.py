@@ -18,19 +18,31 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
+from typing import Literal, cast
+
+from convnext_deploy.records.base import Precision
+
+Asked = Precision | Literal["int8"]
 
 RESULTS = Path(__file__).parent / "results" / "trt_rtx_build.jsonl"
 VARIANTS = "tiny,small,base,large,xlarge"
 
 
-def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, int]) -> dict[str, object]:
+def operators(path: Path) -> dict[str, int]:
+    """Number of nodes by operator."""
+    import onnx
+
+    return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
+
+
+def make_onnx(variant: str, precision: Asked, path: Path, batch: tuple[int, int, int]) -> dict[str, object]:
     """The folded graph of a variant, as `export` makes it, with random weights."""
     import torch
 
     from convnext_deploy import formats
     from convnext_deploy.graph.capture import DeployGraph
-    from convnext_deploy.graph.onnx_read import node_census
     from convnext_deploy.graph.onnx_write import save_onnx
     from convnext_deploy.models import passes, registry
     from convnext_deploy.models.convnext import ConvNeXt
@@ -44,9 +56,8 @@ def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, i
     model = ConvNeXt(spec).eval().requires_grad_(False)
     for fold in (passes.fold_norm_affine, passes.fold_layer_scale, passes.fold_grn_bias):
         fold(model)
-    rest = precision
+    rest: Precision = "fp16" if precision == "int8" else precision
     if precision == "int8":  # the linears, the rest in fp16; any scale serves here
-        rest = "fp16"
         names = [name for name in plans.products(model) if plans.kind_of(name) in ("expand", "project")]
         plan = Plan(
             target="tensorrt_rtx", architecture=variant, weights_sha256="0" * 64, input="float32",
@@ -60,7 +71,7 @@ def make_onnx(variant: str, precision: str, path: Path, batch: tuple[int, int, i
     )
     start = time.monotonic()
     save_onnx(DeployGraph(module=model, export=export, example=torch.zeros(2, 3, *spec.image_size)), path)
-    return {"onnx_s": time.monotonic() - start, "onnx_bytes": path.stat().st_size, "nodes": node_census(path)}
+    return {"onnx_s": time.monotonic() - start, "onnx_bytes": path.stat().st_size, "nodes": operators(path)}
 
 
 def raw_census(variant: str) -> dict[str, int]:
@@ -68,7 +79,6 @@ def raw_census(variant: str) -> dict[str, int]:
     import timm
     import torch
 
-    from convnext_deploy.graph.onnx_read import node_census
     from convnext_deploy.graph.onnx_write import OPSET
 
     model = timm.create_model(variant, pretrained=False).eval()
@@ -80,8 +90,9 @@ def raw_census(variant: str) -> dict[str, int]:
             model, (torch.zeros(2, 3, 224, 224),), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
             verbose=False,
         )  # fmt: skip
+        assert program is not None  # with dynamo=True there is one
         program.save(str(path))
-        return node_census(path)
+        return operators(path)
 
 
 def build(path: Path, precision: str, targets: tuple[str, ...], batch: tuple[int, int, int]) -> dict[str, object]:
@@ -90,10 +101,10 @@ def build(path: Path, precision: str, targets: tuple[str, ...], batch: tuple[int
     from convnext_deploy.runtimes.tensorrt import build as nvinfer
 
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    shapes = tuple((size, 3, 224, 224) for size in batch)
+    smallest, tuned, largest = ((size, 3, 224, 224) for size in batch)
     with tempfile.TemporaryDirectory() as folder:
         record = nvinfer.build_engine(
-            "tensorrt_rtx", path, Path(folder) / "engine", (shapes,), TensorRtSpec(targets=targets),
+            "tensorrt_rtx", path, Path(folder) / "engine", ((smallest, tuned, largest),), TensorRtSpec(targets=targets),
             tf32=precision == "tf32",
         )  # fmt: skip
     return {
@@ -115,16 +126,18 @@ def child(*arguments: object) -> dict[str, object]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, arguments))} failed: {done.stderr.strip()[-600:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def step(arguments: list[str]) -> object:
     kind, *rest = arguments
     if kind == "raw":
         return raw_census(rest[0])
-    batch = tuple(int(size) for size in rest[-1].split(":"))
+    low, tuned, high = map(int, rest[-1].split(":"))
+    batch = (low, tuned, high)
     if kind == "onnx":
-        return make_onnx(rest[0], rest[1], Path(rest[2]), batch)
+        return make_onnx(rest[0], cast(Asked, rest[1]), Path(rest[2]), batch)
     return build(Path(rest[0]), rest[1], tuple(filter(None, rest[2].split(","))), batch)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import kernel_bench
@@ -92,10 +93,10 @@ def facts(place: Place) -> Found:
 
 def compile_kernels(place: Place) -> Found:
     """All that later steps launch; on the CPU for a GPU that is not there, and only listed."""
-    from convnext_deploy.kernels import prebuild
+    from convnext_deploy.kernels import nvrtc, prebuild
 
     capability = (9, 0) if place.rehearsal else torch.cuda.get_device_capability()
-    wanted: set[prebuild.Variant] = set()
+    wanted: set[prebuild.Variant | nvrtc.Kernel] = set()
     for name in place.networks:
         for which in (parts, in_few_kernels):
             model = model_of(place.spec(name), "fp16", place.device, which)
@@ -136,9 +137,7 @@ def libraries(place: Place) -> Found:
     for case in place.cases(place.batch):
         what = {"channels": case.channels, "side": case.side}
         for name, subject in library_subjects(case, place.device).items():
-            yield from guarded(
-                {**what, "subject": name}, lambda n=name, c=case, s=subject: kernel_bench.measured(n, c, s, ceilings)
-            )
+            yield from guarded({**what, "subject": name}, partial(kernel_bench.measured, name, case, subject, ceilings))
 
 
 def library_subjects(case: Case, device: str) -> dict[str, Subject]:
@@ -187,8 +186,12 @@ def kernels(place: Place) -> Found:
             for case in fitting(name, place.cases(batch)):
                 yield from guarded(
                     {"benchmark": name, "channels": case.channels, "batch": batch},
-                    lambda n=name, c=case: kernel_bench.measured(n, c, ours(n, c, place), ceilings),
+                    partial(measured_ours, name, case, place, ceilings),
                 )
+
+
+def measured_ours(name: str, case: Case, place: Place, ceilings: Ceilings) -> Found:
+    yield from kernel_bench.measured(name, case, ours(name, case, place), ceilings)
 
 
 def ours(name: str, case: Case, place: Place) -> Subject:
@@ -197,6 +200,14 @@ def ours(name: str, case: Case, place: Place) -> Subject:
     for other in [other for other in subject.contenders if not other.startswith("kernel")]:
         del subject.contenders[other]
     return subject
+
+
+def images_of(place: Place, name: str, batch: int) -> tuple[Tensor, ...]:
+    return (place.images(name, batch),)
+
+
+def in_float(model: Callable[..., Any], images: Tensor) -> Any:
+    return model(images.float())
 
 
 def networks(place: Place) -> Found:
@@ -217,17 +228,22 @@ def networks(place: Place) -> Found:
             theirs = timm.create_model(name, **({"num_classes": 1000} if place.rehearsal else {})).eval().half()
             calls["timm"] = theirs.to(place.device, memory_format=torch.channels_last)
             subject = Subject(
-                lambda n=name, b=batch: (place.images(n, b),), lambda x, m=exact: m(x.float()), calls, bytes=1,
-                finish={"timm": None},
-            )  # fmt: skip
+                partial(images_of, place, name, batch), partial(in_float, exact), calls, bytes=1, finish={"timm": None}
+            )
             case = Case(spec.dims[0], spec.image_size[0], batch, "fp16")
             for record in guarded(
                 {"network": name, "batch": batch},
-                lambda c=case, s=subject: kernel_bench.measured("network", c, s, ceilings),
+                partial(kernel_bench.measured, "network", case, subject, ceilings),
             ):
                 shown = {key: record[key] for key in record if not key.endswith(("_s", "_share", "tflops"))}
                 rate = {"images_per_s": batch / record["median"] * 1e6} if "median" in record else {}
                 yield {"network": name, **shown, **rate}
+
+
+def measured_tma(name: str, case: Case, ceilings: Ceilings) -> Found:
+    import tma_products
+
+    yield from kernel_bench.measured(f"tma {name}", case, tma_products.subject(name, case), ceilings)
 
 
 def tma(place: Place) -> Found:
@@ -242,7 +258,7 @@ def tma(place: Place) -> Found:
         for name in ("expand", "project"):
             yield from guarded(
                 {"benchmark": f"tma {name}", "channels": case.channels},
-                lambda n=name, c=case: kernel_bench.measured(f"tma {n}", c, tma_products.subject(n, c), ceilings),
+                partial(measured_tma, name, case, ceilings),
             )
 
 

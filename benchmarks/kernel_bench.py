@@ -86,7 +86,7 @@ def normal(*shape: int, like: Case, device: str, scale: float = 1.0) -> Tensor:
 
 def moments_of(x: Tensor, chunk: int) -> Tensor:
     """(..., C) -> (..., chunks, 2) fp32, as `dwconv_moments` gives them."""
-    parts = x.float().split(chunk, -1)
+    parts = x.float().split(chunk, -1)  # type: ignore[no-untyped-call]  # torch has no types for it
     means = [part.mean(-1) for part in parts]
     powers = [(part - mean[..., None]).square().sum(-1) for part, mean in zip(parts, means, strict=True)]
     return torch.stack((torch.stack(means, -1), torch.stack(powers, -1)), -1)
@@ -96,6 +96,10 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
+def as_it_is(result: Tensor) -> Tensor:
+    return result
+
+
 def errors(subject: Subject) -> dict[str, float | None]:
     """Each contender's error beside float64, on one set of inputs."""
     inputs = subject.inputs()
@@ -103,7 +107,7 @@ def errors(subject: Subject) -> dict[str, float | None]:
     exact = subject.exact(*wide)
     found: dict[str, float | None] = {}
     for name, call in subject.contenders.items():
-        finish = subject.finish.get(name, lambda result: result)
+        finish = subject.finish.get(name, as_it_is)
         with torch.inference_mode():
             found[name] = None if finish is None else relative_error(finish(call(*inputs)), exact)
     return found
@@ -121,7 +125,7 @@ def under(call: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., A
 
 def captured(call: Callable[..., Any], inputs: list[tuple[Tensor, ...]]) -> Any:
     """A CUDA graph of one call on each of the inputs."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), torch.inference_mode():
         for _ in range(WARM):
@@ -149,7 +153,7 @@ def times_us(subject: Subject) -> dict[str, list[float]]:
     for turn in range(WARM + REPLAYS):
         first_name = turn % len(names)
         for name in names[first_name:] + names[:first_name]:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch has no types for it
             start.record()
             graphs[name].replay()
             end.record()

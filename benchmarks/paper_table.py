@@ -54,8 +54,9 @@ def rows_of(rows: Sequence[BenchResult]) -> list[list[str]]:
         )  # fmt: skip
     for key, pair in papers.items():
         if key not in measured:
-            theirs = [f"{paper[0] / paper[1]:.2f}" for paper in (pair.v100, pair.a100)]
-            lines.append([key[0].partition("_")[2], str(pair.image_size), "not measured", "", "", "", "", *theirs])
+            published_ratios = [f"{paper[0] / paper[1]:.2f}" for paper in (pair.v100, pair.a100)]
+            row = [key[0].partition("_")[2], str(pair.image_size), "not measured", "", "", "", "", *published_ratios]
+            lines.append(row)
     return lines
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from convnext_deploy import api
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.env import usable_cores
+from convnext_deploy.records.accuracy import EvalResult
 from convnext_deploy.timing import measure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +67,7 @@ def main() -> None:
     for name, artifact in artifacts.items():
         worst = max(parity.relative_error or 0.0 for parity in artifact.manifest.parity)
         result = results[name]
+        assert isinstance(result, EvalResult)  # of single labels
         speeds = [f"{timings[batch][name].images_per_s:.0f}" for batch in BATCHES]
         size = f"{artifact.bytes / 1e6:.1f}"
         table.add_row(name, size, f"{worst:.1e}", f"{result.top1:.2%}", f"{result.top5:.2%}", *speeds)

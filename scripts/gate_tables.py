@@ -6,6 +6,7 @@ The chances are exact: summed over every number of lost and gained images that t
 """
 
 import bisect
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -26,12 +27,12 @@ def chances(images: int, discordance: float, drop: float) -> tuple[float, float,
     lost_share /= 1 - gained_share  # of the images that are not gained
     z = NormalDist().inv_cdf(1 - ALPHA)
 
-    def wald_passes(lost: int, gained: int) -> bool:
+    def wald_fails(gained: int, lost: int) -> bool:
         seen = (lost - gained) / images
-        return seen + z * np.sqrt(((lost + gained) / images - seen**2) / images) <= LIMIT
+        return not bool(seen + z * np.sqrt(((lost + gained) / images - seen**2) / images) <= LIMIT)
 
-    def bounds(lost: int, gained: int) -> tuple[float, float]:
-        return statistics.drop_bounds(lost, gained, images, ALPHA)
+    def exceeds(bound: int, gained: int, lost: int) -> bool:
+        return statistics.drop_bounds(lost, gained, images, ALPHA)[bound] > LIMIT
 
     passed = failed = wald = 0.0
     first, last = binom.ppf([_TAIL, 1 - _TAIL], images, gained_share).astype(int).tolist()
@@ -40,9 +41,9 @@ def chances(images: int, discordance: float, drop: float) -> tuple[float, float,
         counts = range(int(binom.ppf(1 - _TAIL, rest, lost_share)) + 1)
         weight = binom.pmf(gained, images, gained_share)
         # All three are monotone in the images lost, so the place where the answer changes says everything.
-        most = bisect.bisect(counts, False, key=lambda lost, gained=gained: bounds(lost, gained)[1] > LIMIT)
-        least = bisect.bisect(counts, False, key=lambda lost, gained=gained: bounds(lost, gained)[0] > LIMIT)
-        most_wald = bisect.bisect(counts, False, key=lambda lost, gained=gained: not wald_passes(lost, gained))
+        most = bisect.bisect(counts, False, key=partial(exceeds, 1, gained))
+        least = bisect.bisect(counts, False, key=partial(exceeds, 0, gained))
+        most_wald = bisect.bisect(counts, False, key=partial(wald_fails, gained))
         passed += weight * binom.cdf(most - 1, rest, lost_share)
         failed += weight * binom.sf(least - 1, rest, lost_share)
         wald += weight * binom.cdf(most_wald - 1, rest, lost_share)

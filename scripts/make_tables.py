@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from convnext_deploy.records.timing import BenchResult
 from convnext_deploy.reports import markdown, results
 from convnext_deploy.timing import compare
 
@@ -21,7 +22,6 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import paper_table  # noqa: E402 - from benchmarks
 
 CPU = ROOT / "benchmarks" / "results" / "2026-11-22-cpu.jsonl"
-RUNTIMES = ROOT / "benchmarks" / "results" / "2026-11-23-cpu.jsonl"
 WHERE = ROOT / "benchmarks" / "results" / "2026-11-22-where-time-goes.jsonl"
 SWIN = ROOT / "benchmarks" / "results" / "2026-11-23-swin.jsonl"
 NATIVE = ROOT / "benchmarks" / "results" / "2026-11-23-native.jsonl"
@@ -29,10 +29,6 @@ ZEN5 = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5.jsonl"
 AVX2 = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5-as-avx2.jsonl"
 PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "docs" / "design" / "native.md"]
 BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
-
-
-def runtimes() -> str:
-    return markdown.runtimes(results.read([RUNTIMES]).measurements)
 
 
 def exports() -> str:
@@ -80,7 +76,7 @@ def cpu(results: Path) -> str:
     return markdown.table(columns, lines)
 
 
-def _engine(row: compare.BenchResult) -> str:
+def _engine(row: BenchResult) -> str:
     """The last word is the type of its products."""
     label = row.subject.split()[-1]
     if label.startswith("nncf"):
@@ -91,7 +87,6 @@ def _engine(row: compare.BenchResult) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "runtimes": runtimes,
     "exports": exports,
     "kinds": kinds,
     "swin": swin,

@@ -90,7 +90,7 @@ def learning_rate(epoch: float) -> float:
 @torch.inference_mode()
 def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     model.eval()
-    logits = torch.cat([model(normalized(chunk)) for chunk in images.split(500)])
+    logits = torch.cat([model(normalized(chunk)) for chunk in images.split(500)])  # type: ignore[no-untyped-call]  # torch has no types for it
     top5 = logits.topk(5).indices
     hits = top5 == labels[:, None]
     return {"top1": hits[:, 0].double().mean().item(), "top5": hits.any(1).double().mean().item()}
@@ -139,7 +139,7 @@ def main() -> None:
             batch = augmented(normalized(images[chosen]), generator).contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(batch), train_y[chosen], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
             optimizer.step()
             ema.update(model, step=done)
             losses.append(loss.item())

@@ -131,7 +131,7 @@ def artifact_of(
                 str(checkpoint_of(**(source or {}))),
                 format=format,
                 out=tmp_path_factory.mktemp("artifact") / format,
-                **({"image_size": (64, 64), "batch": BATCH} | options),
+                **{"image_size": (64, 64), "batch": BATCH, **options},
             )
         return made[key]
 

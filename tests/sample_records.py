@@ -6,7 +6,7 @@ import numpy as np
 
 from convnext_deploy.records.accuracy import Check, EvalResult, Limits, Verdict
 from convnext_deploy.records.plan import PlanCandidate, SearchResult
-from convnext_deploy.records.timing import BenchResult, LayerTime, ProfileResult, Timing
+from convnext_deploy.records.timing import BenchResult, LayerKind, LayerTime, ProfileResult, Timing
 
 MACHINE = {"cpu": "Test CPU", "cores": 2, "system": "Linux"}
 
@@ -36,9 +36,13 @@ def noisy(seed: int, level: float = 1.0, turns: int = 12) -> list[list[float]]:
 
 
 def profile(**fields: Any) -> ProfileResult:
-    layers = tuple(
-        LayerTime(name=name, op="op", kind=kind, type="fp32", ms=ms)
-        for name, kind, ms in (("big", "GEMM", 6.0), ("small", "GEMM", 1.0), ("dw", "depthwise", 2.0))
+    made: tuple[tuple[str, LayerKind, float], ...] = (
+        ("big", "GEMM", 6.0),
+        ("small", "GEMM", 1.0),
+        ("dw", "depthwise", 2.0),
+    )
+    layers: tuple[LayerTime, ...] = tuple(
+        LayerTime(name=name, op="op", kind=kind, type="fp32", ms=ms) for name, kind, ms in made
     )
     given: dict[str, Any] = {
         "time": "2026-11-22T00:00:00+00:00", "artifact": "a", "artifact_sha256": "0" * 64, "format": "onnx",

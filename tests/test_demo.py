@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from convnext_deploy import api
 from convnext_deploy.accuracy.predictions import read_predictions
 from convnext_deploy.data import preprocess, sources
+from convnext_deploy.records.accuracy import EvalResult
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
 MODEL, IMAGES = EXAMPLE / "model.safetensors", EXAMPLE / "test-2000.parquet"
@@ -58,6 +59,7 @@ def test_both_artifacts_score_what_timms_own_model_scores(artifacts: dict[str, P
         result = api.evaluate(path, str(IMAGES), out=tmp_path / name)
         predicted = read_predictions(tmp_path / f"{name}.npz").top_classes[:, 0]
         assert np.mean(predicted == expected) >= 0.999
+        assert isinstance(result, EvalResult)
         assert result.top1 == pytest.approx(float(np.mean(expected == source.labels)), abs=1e-3)
 
 

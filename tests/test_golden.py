@@ -19,6 +19,7 @@ from convnext_deploy.artifact import manifest
 from convnext_deploy.cli import app as cli
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.records import accuracy, base, plan, timing
+from convnext_deploy.records.accuracy import EvalResult, Verdict
 from convnext_deploy.records.manifest import Manifest
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1.0"
@@ -40,12 +41,14 @@ def test_what_0_1_0_evaluated_is_what_its_artifact_gives_today(tmp_path: Path) -
     before = read_predictions(GOLDEN / "eager-eval.parquet")
     assert read_result(GOLDEN / "eager-eval.json").images == 12
     result = api.evaluate(GOLDEN / "eager", GOLDEN / "images", out=tmp_path / "today")
+    assert isinstance(result, EvalResult)
     assert result.top1 == read_result(GOLDEN / "eager-eval.json").top1
     after = read_predictions(tmp_path / "today.npz")
     assert after.names == before.names
     np.testing.assert_array_equal(after.top_classes[:, 0], before.top_classes[:, 0])
     np.testing.assert_allclose(after.label_log_prob, before.label_log_prob, atol=1e-3)
     verdict = api.gate(GOLDEN / "eager-eval.json", tmp_path / "today.json", limits={"max_drop": 50.0})
+    assert isinstance(verdict, Verdict)
     assert (verdict.baseline_top1, verdict.candidate_top1, verdict.agreement) == (result.top1, result.top1, 1.0)
 
 

@@ -11,17 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from convnext_deploy import env
 from convnext_deploy.artifact.manifest import Artifact
-
-try:
-    import tomllib
-except ModuleNotFoundError:
-    tomllib = None  # type: ignore[assignment]  # Python 3.10
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIMES = {"native": (), "onnx": ("onnxruntime",), "openvino": ("openvino",)}
@@ -144,8 +140,7 @@ def test_one_command_installs_all_that_an_export_lacks(light: Callable[..., subp
     assert light("native", *arguments, code=2).stderr == line
 
 
-@pytest.mark.skipif(tomllib is None, reason="Python 3.10 has no tomllib")
 def test_the_base_installation_brings_no_framework_and_no_runtime() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert names == {"numpy", "pillow", "typer", "rich", "msgspec", "tomli"}

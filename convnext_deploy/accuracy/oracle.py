@@ -224,7 +224,7 @@ def _arguments(state: State) -> dict[str, Any]:
 
 
 def _torchvision(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
-    from torchvision.models.convnext import CNBlockConfig, ConvNeXt  # type: ignore[import-untyped]  # it ships none
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
     spec = loaded.model.spec
     if "0.0.weight" in state:

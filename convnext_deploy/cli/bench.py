@@ -19,50 +19,63 @@ ALONE_SECONDS, ALONE_WARMUP_S = 1.0, 4.0  # without arguments: all of its twelve
 
 def bench(
     artifacts: Annotated[
-        list[Path] | None, typer.Argument(help="Artifact folders. None: ConvNeXts with random weights.")
+        list[Path] | None, typer.Argument(help="Artifact folders. Without any, models with random weights are built.")
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="ConvNeXts, comma separated. Default: tiny; with a family, its every size.")
+        str | None, typer.Option(help="ConvNeXts to build, comma separated. Default: tiny; with a family, every size.")
     ] = None,
     compare: Annotated[
-        str | None, typer.Option(help="swin, deit, resnet or timm's names, comma separated; none: nothing.")
+        str | None,
+        typer.Option(help="Families (swin, deit, resnet) or timm models to compare with, comma separated; or none."),
     ] = None,
     runtime: Annotated[
         str | None, typer.Option(help="Formats, torch, torch.compile. Default: torch, onnx, openvino, native.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of random weights: fp32, fp16, bf16, comma separated.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Precisions of the models that are built, comma separated: fp32, fp16, bf16.")
+    ] = "fp32",
     image_size: Annotated[
-        str | None, typer.Option(help="Of random weights: pixels such as 224,384 or 800x1280. Default: 224.")
+        str | None, typer.Option(help="Image sizes of the models that are built: 224,384 or 800x1280. Default: 224.")
     ] = None,
-    task: Annotated[str, typer.Option(help="Of random weights: classify, embed or features.")] = "classify",
-    batch: Annotated[str, typer.Option(help="Images of a step, comma separated.")] = "1,8",
+    task: Annotated[
+        str, typer.Option(help="Task of the models that are built: classify, embed or features.")
+    ] = "classify",
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,8",
     scenario: Annotated[
-        str, typer.Option(help="single-stream, multi-stream, offline (sweeps batch and streams) or server.")
+        str, typer.Option(help="Load: single-stream, multi-stream, offline (all batches and streams) or server.")
     ] = "single-stream",
     scope: Annotated[str, typer.Option(help="What is timed: compute, transfer, preprocess or jpeg.")] = "compute",
     streams: Annotated[
         str | None, typer.Option(help="Sessions side by side, comma separated. Default: offline 1,CORES.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Of timing, each row, on average. Default: 2; without a choice of models 1.")
+        float | None, typer.Option(help="Seconds of timing for each row, on average. Default: 2; without arguments 1.")
     ] = None,
-    percentile: Annotated[float | None, typer.Option(help="Go on until the samples carry this one: 99.")] = None,
-    slo_ms: Annotated[float | None, typer.Option(help="Scenario server: the limit that the percentile keeps.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the arrivals of scenario server.")] = 0,
+    percentile: Annotated[
+        float | None, typer.Option(help="Measure until the samples suffice for this percentile, such as 99.")
+    ] = None,
+    slo_ms: Annotated[
+        float | None, typer.Option(help="With --scenario server: the largest latency at the percentile.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --scenario server: the seed of the arrivals.")] = 0,
     device: DeviceOption = "cpu",
     threads: Threads = None,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: replay a captured CUDA graph.")] = False,
     trust: Trust = False,
     save: Annotated[Path | None, typer.Option(help="Write the results, every sample, as JSON Lines.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Results of --save: a verdict a row; exit 1 on SLOWER.")] = None,
-    max_slowdown: Annotated[str, typer.Option(help="How much more time is still the same.")] = "5%",
+    against: Annotated[
+        Path | None, typer.Option(help="Earlier results of --save to compare with; exit 1 if a row is SLOWER.")
+    ] = None,
+    max_slowdown: Annotated[
+        str, typer.Option(help="With --against: a smaller increase of time counts as the same.")
+    ] = "5%",
     junit: Annotated[Path | None, typer.Option(help="With --against: the verdicts as JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="With --against: the verdicts as a Markdown table.")] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Latency and throughput, with their spread, conditions and verdict. Alone: ConvNeXt-T beside Swin-T."""
+    """Measure latency and throughput. Without arguments, compares ConvNeXt-T with Swin-T."""
     from .. import api, env
     from ..artifact import manifest
     from ..records.base import Device, Precision, Task

@@ -61,7 +61,7 @@ def export(
     ] = None,
     head_activation: Annotated[
         str | None,
-        typer.Option(help="Of an MLP head, which tensors do not tell: gelu, gelu_tanh, silu, relu, tanh, none."),
+        typer.Option(help="Activation of an MLP head, unknown from tensors: gelu, gelu_tanh, silu, relu, tanh, none."),
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")
@@ -69,11 +69,17 @@ def export(
     in_chans: Annotated[int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="Wrapper or key prefix to load from the file.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="What stands beside the weights elsewhere: an mm configuration .py, or JSON.")
+        Path | None,
+        typer.Option(help="Configuration of the model, where it is not beside the weights: mm's .py, or JSON."),
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Of the training images in [0, 1]: R,G,B or one number.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean of the training images in [0, 1]: R,G,B or one number.")
+    ] = None,
     std: Annotated[
-        str | None, typer.Option(help="Likewise. Both default to what stands beside the checkpoint.")
+        str | None,
+        typer.Option(
+            help="Standard deviation of the training images. Default, as of --mean: from beside the checkpoint."
+        ),
     ] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the resized image that evaluation crops.")] = None,
     interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, nearest or lanczos.")] = None,

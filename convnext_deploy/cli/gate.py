@@ -33,8 +33,10 @@ EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
 def gate(
-    baseline: Annotated[Path, typer.Option(help="OUT.json of `eval --out OUT`, or an artifact folder.")],
-    candidate: Annotated[Path, typer.Option(help="Likewise.")],
+    baseline: Annotated[
+        Path, typer.Option(help="The model to keep up with: OUT.json of `eval --out OUT`, or an artifact folder.")
+    ],
+    candidate: Annotated[Path, typer.Option(help="The same of the model that is judged.")],
     max_drop: Annotated[
         float | None, typer.Option(help="Tolerated drop of top-1, mAP or R2, in percentage points.")
     ] = None,

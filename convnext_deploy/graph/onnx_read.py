@@ -111,16 +111,6 @@ def macs_of(op: str, weight_shape: tuple[int, ...], output_shape: tuple[int, ...
     return math.prod(output_shape) * math.prod(weight_shape) / out
 
 
-def node_census(path: Path) -> dict[str, int]:
-    """Number of nodes by operator, most frequent first."""
-    import onnx
-
-    counts: dict[str, int] = defaultdict(int)
-    for node in onnx.load(str(path), load_external_data=False).graph.node:
-        counts[node.op_type] += 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
-
-
 def convolution_groups(path: Path) -> dict[str, int]:
     """Name of each convolution in the graph to its number of groups."""
     import onnx

@@ -11,8 +11,10 @@ from ..errors import UsageError
 from ..records.base import STRIDE, Precision, Task
 from ..records.manifest import ModelSpec, Preprocessing
 from . import registry
+from .convnext import DTYPES
+from .facts import IMAGENET_MEAN, IMAGENET_STD
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 # Who is set beside which ConvNeXt: as the ConvNeXt paper does (arXiv:2201.03545, table 1) for Swin; by their number of
 # operations for the others.
@@ -66,8 +68,8 @@ class Baseline(nn.Module):
 
     def __init__(self, name: str, image_size: tuple[int, int], task: Task, precision: Precision = "fp32") -> None:
         super().__init__()
-        if precision not in DTYPES:
-            raise UsageError(f"timm's modules have no {precision} here; they have {', '.join(DTYPES)}")
+        if precision not in PRECISIONS:
+            raise UsageError(f"timm's modules have no {precision} here; they have {', '.join(PRECISIONS)}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.body, widths = _created(name, image_size, task)
@@ -117,7 +119,7 @@ def preprocessing_of(name: str) -> Preprocessing:
     """What timm says that the model was trained with."""
     found = timm.models.get_pretrained_cfg(name)
     if found is None:
-        return Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), assumed=("mean", "std"))
+        return Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD, assumed=("mean", "std"))
     return Preprocessing(mean=tuple(found.mean), std=tuple(found.std), crop_pct=found.crop_pct)
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import DataError
 from ..records.timing import ProfileResult
 from . import tables
-from .results import KINDS, Measurement, Results, by_kind, latest, rated, type_of
+from .results import KINDS, Results, by_kind, rated, type_of
 from .tables import Table
 
 
@@ -53,43 +52,6 @@ def _section(found: Table) -> str:
 
 
 # Of the pages --------------------------------------------------------------------------------------------------------
-
-
-def runtimes(measurements: Sequence[Measurement]) -> str:
-    """Milliseconds a batch and speed relative to the first runtime, a row a runtime, two columns a batch size."""
-    shown = latest(measurements)
-    models = {m.model for m in shown}
-    if len(models) > 1:
-        raise DataError(f"results of {', '.join(sorted(models))}; expected those of one model, a row a runtime")
-    batches = sorted({m.batch for m in shown})
-    cells = {(_runtime_words(m), m.batch): m for m in shown}
-    names = list(dict.fromkeys(name for name, _ in cells))
-    rows = []
-    for name in names:
-        row = [name]
-        for batch in batches:
-            m, first = cells.get((name, batch)), cells[names[0], batch]
-            if m is None or not m.valid or m.median_ms is None or first.median_ms is None:
-                row += ["", ""]
-            else:
-                row += [_milliseconds(m.median_ms), f"{first.median_ms / m.median_ms:.2f}"]
-        rows.append(row)
-    columns = ["runtime"]
-    for batch in batches:
-        columns += [f"batch {batch}, ms", ""]
-    return table(columns, rows)
-
-
-def _runtime_words(m: Measurement) -> str:
-    """A format's name is code; fp32 goes without saying, and timm's own are words."""
-    if m.runtime.startswith("timm"):
-        return m.runtime.replace("timm eager ", "timm eager, ").replace("timm torch", "timm, torch")
-    words = ["" if m.type == "fp32" else m.type, m.label]
-    return " ".join(filter(None, (f"`{m.runtime}`", *words)))
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def exports(records: Sequence[Mapping[str, Any]], variant: str) -> str:

@@ -159,8 +159,6 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
     kind = document.get("record")
     if isinstance(kind, str) and kind in types:
         name, type_ = types[kind]
-    elif document.get("benchmark") == "runtimes":
-        name, type_, document = "measurements", Measurement, _of_runtimes(document)
     elif {"runtime", "samples_ms", "images_per_s"} <= document.keys():
         name, type_ = "measurements", Measurement
     elif {"decision", "checks", "limits"} <= document.keys():
@@ -176,19 +174,6 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
         return name, msgspec.convert(document, type_)
     except msgspec.ValidationError as error:
         raise DataError(f"{where} is not a result of this version: {error}") from None
-
-
-def _of_runtimes(document: dict[str, Any]) -> dict[str, Any]:
-    """A line of `benchmarks/bench_runtimes.py`, whose runtime's name ends in its precision."""
-    runtime, _, precision = str(document.get("runtime")).rpartition(" ")
-    if precision not in ("fp32", "fp16", "bf16"):
-        runtime, precision = str(document.get("runtime")), "fp32"
-    return {
-        "model": document.get("variant"), "runtime": runtime, "precision": precision, "batch": document.get("batch"),
-        "image_size": (224, 224), "samples_ms": document.get("samples"), "median_ms": document.get("median"),
-        "images_per_s": document.get("images_per_s"), "machine": document.get("machine"),
-        "versions": document.get("versions"), "created": document.get("time"),
-    }  # fmt: skip
 
 
 def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:

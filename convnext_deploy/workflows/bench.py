@@ -75,8 +75,8 @@ class Plan:
 
 
 @dataclass(slots=True)
-class _Seat:
-    """A contender at the table: its worker, and what it has given so far in the setting that is being measured."""
+class _Entry:
+    """A contender of this run: its process, and its measurements so far in the current setting."""
 
     contender: Contender
     worker: Worker
@@ -118,132 +118,132 @@ def bench(
     for streams in plan.streams:
         threads = plan.threads or (max(1, env.usable_cores() // streams) if streams > 1 else None)
         with contextlib.ExitStack() as stack:
-            seats = []
+            entries = []
             for contender in contenders:
                 meter.says(f"starting {contender.subject}")
                 worker = Worker(contender.subject, contender.imports)
                 stack.callback(worker.close)
-                seats.append(_Seat(contender, worker, ceilings, failure=contender.broken))
-            for seat in seats:
-                meter.says(f"loading {seat.contender.subject}")
-                arguments = {**seat.contender.arguments, "threads": threads}
-                found = _asked(seat, "open", opener=seat.contender.opener, arguments=arguments, streams=streams)
-                seat.opened = msgspec.convert(found, Opened) if seat.failure is None else None
+                entries.append(_Entry(contender, worker, ceilings, failure=contender.broken))
+            for entry in entries:
+                meter.says(f"loading {entry.contender.subject}")
+                arguments = {**entry.contender.arguments, "threads": threads}
+                found = _asked(entry, "open", opener=entry.contender.opener, arguments=arguments, streams=streams)
+                entry.opened = msgspec.convert(found, Opened) if entry.failure is None else None
             settings = [max(plan.batches)] if plan.scenario == "server" else plan.batches
             for batch in settings:
                 measured = _server if plan.scenario == "server" else _group
-                yield from measured(seats, plan, batch, streams, run, meter)
+                yield from measured(entries, plan, batch, streams, run, meter)
 
 
-def _rated(row: BenchResult, seat: _Seat) -> BenchResult:
+def _rated(row: BenchResult, entry: _Entry) -> BenchResult:
     """With TFLOP/s where it is a ConvNeXt's, and with percent of the bound where all of it runs in one type."""
-    spec = seat.contender.spec
+    spec = entry.contender.spec
     if spec is None or row.images_per_s is None:
         return row
-    known = None if seat.contender.eight_bits else seat.ceilings
+    known = None if entry.contender.eight_bits else entry.ceilings
     tflops, percent = roofline.rate(spec, row.precision, row.batch, row.images_per_s, known)
     return msgspec.structs.replace(row, tflops=tflops, percent_of_bound=percent)
 
 
-def _asked(seat: _Seat, method: str, **arguments: Any) -> Any:
+def _asked(entry: _Entry, method: str, **arguments: Any) -> Any:
     """The worker's answer; None where it has failed, now or before."""
-    if seat.failure is not None:
+    if entry.failure is not None:
         return None
     try:
-        return seat.worker.call(method, **arguments)
+        return entry.worker.call(method, **arguments)
     except WorkerError as error:
-        seat.failure = str(error)
+        entry.failure = str(error)
         return None
 
 
 def _group(
-    seats: list[_Seat], plan: Plan, batch: int, streams: int, run: str, meter: "_Meter"
+    entries: list[_Entry], plan: Plan, batch: int, streams: int, run: str, meter: "_Meter"
 ) -> Iterator[BenchResult]:
     """All contenders with one batch size and number of streams."""
     interrupted: KeyboardInterrupt | None = None
     try:
-        for seat in seats:
-            meter.says(f"warming up {seat.contender.subject}, batch {batch}")
-            seat.turns, seat.ready = [], None
+        for entry in entries:
+            meter.says(f"warming up {entry.contender.subject}, batch {batch}")
+            entry.turns, entry.ready = [], None
             found = _asked(
-                seat, "warm", batch=batch, scope=plan.scope, together=plan.scenario == "multi-stream",
+                entry, "warm", batch=batch, scope=plan.scope, together=plan.scenario == "multi-stream",
                 limit_s=plan.warmup_limit_s,
             )  # fmt: skip
-            seat.ready = msgspec.convert(found, Ready) if found is not None else None
+            entry.ready = msgspec.convert(found, Ready) if found is not None else None
             meter.step()
-        order = [seat for seat in seats if seat.ready]
+        order = [entry for entry in entries if entry.ready]
         rounds = _rounds(order, plan)
         meter.expects(rounds)
         for number in range(rounds):
-            for seat in order:
-                meter.says(f"timing {seat.contender.subject}, batch {batch}")
+            for entry in order:
+                meter.says(f"timing {entry.contender.subject}, batch {batch}")
                 time.sleep(REST_S)
-                settle = seat.ready is not None and seat.ready.step_ms < TURN_S * 1e3
-                found = _asked(seat, "turn", number=number, seconds=TURN_S, settle=settle)
+                settle = entry.ready is not None and entry.ready.step_ms < TURN_S * 1e3
+                found = _asked(entry, "turn", number=number, seconds=TURN_S, settle=settle)
                 if found is not None:
-                    seat.turns.append(msgspec.convert(found, Turn))
+                    entry.turns.append(msgspec.convert(found, Turn))
                 meter.step()
             order.append(order.pop(0)) if order else None
     except KeyboardInterrupt as error:
         interrupted = error
-    for seat in seats:
-        if interrupted and seat.turns and seat.failure is None:
+    for entry in entries:
+        if interrupted and entry.turns and entry.failure is None:
             with contextlib.suppress(WorkerError):
-                seat.worker.wait()  # the answer that Ctrl-C left unread
-        if interrupted and not seat.turns:
+                entry.worker.wait()  # the answer that Ctrl-C left unread
+        if interrupted and not entry.turns:
             continue
-        found = _asked(seat, "finish")
+        found = _asked(entry, "finish")
         closing = msgspec.convert(found, Closing) if found is not None else None
-        yield _rated(_result(seat, plan, batch, streams, run, closing, interrupted=interrupted is not None), seat)
+        yield _rated(_result(entry, plan, batch, streams, run, closing, interrupted=interrupted is not None), entry)
     if interrupted:
         raise interrupted
 
 
-def _rounds(seats: Sequence[_Seat], plan: Plan) -> int:
+def _rounds(entries: Sequence[_Entry], plan: Plan) -> int:
     """Turns for each contender: `plan.seconds` on average, and enough samples for the percentile that was asked."""
-    if not seats:
+    if not entries:
         return 0
-    turn_s = [max(TURN_S, seat.ready.step_ms / 1e3) for seat in seats if seat.ready]
+    turn_s = [max(TURN_S, entry.ready.step_ms / 1e3) for entry in entries if entry.ready]
     rounds = max(MIN_TURNS, math.ceil(plan.seconds / float(np.mean(turn_s))))
     if plan.percentile is not None:
-        fewest = min(max(1, int(TURN_S * 1e3 / seat.ready.step_ms)) for seat in seats if seat.ready)
+        fewest = min(max(1, int(TURN_S * 1e3 / entry.ready.step_ms)) for entry in entries if entry.ready)
         rounds = max(rounds, math.ceil(samples_needed(plan.percentile) / fewest))
     return rounds
 
 
 def _server(
-    seats: list[_Seat], plan: Plan, batch: int, streams: int, run: str, meter: "_Meter"
+    entries: list[_Entry], plan: Plan, batch: int, streams: int, run: str, meter: "_Meter"
 ) -> Iterator[BenchResult]:
     """One after the other: service times of each batch size, then the highest rate of arrivals."""
     every = sorted({size for size in (2**power for power in range(12)) if size < batch} | {batch})
-    for seat in seats:
-        sizes = [size for size in every if seat.contender.batch.min <= size]
+    for entry in entries:
+        sizes = [size for size in every if entry.contender.batch.min <= size]
         service_s: dict[int, list[float]] = {}
         for size in sizes:
-            meter.says(f"service time of {seat.contender.subject}, batch {size}")
-            found = _asked(seat, "warm", batch=size, scope="transfer", together=False, limit_s=plan.warmup_limit_s)
-            seat.ready = msgspec.convert(found, Ready) if found is not None else seat.ready
+            meter.says(f"service time of {entry.contender.subject}, batch {size}")
+            found = _asked(entry, "warm", batch=size, scope="transfer", together=False, limit_s=plan.warmup_limit_s)
+            entry.ready = msgspec.convert(found, Ready) if found is not None else entry.ready
             turns = [
-                _asked(seat, "turn", number=number, seconds=TURN_S, settle=True) for number in range(SERVICE_TURNS)
+                _asked(entry, "turn", number=number, seconds=TURN_S, settle=True) for number in range(SERVICE_TURNS)
             ]
             service_s[size] = [ms / 1e3 for turn in turns if turn is not None for ms in turn["samples_ms"]]
-        load, interrupted = _served(seat, plan, service_s, meter)
+        load, interrupted = _served(entry, plan, service_s, meter)
         if interrupted:
-            seat.worker.kill()  # a run of arrivals may take minutes to its end
-        closing = None if interrupted else _asked(seat, "finish")
+            entry.worker.kill()  # a run of arrivals may take minutes to its end
+        closing = None if interrupted else _asked(entry, "finish")
         closed = msgspec.convert(closing, Closing) if closing is not None else None
-        row = _result(seat, plan, batch, streams, run, closed, interrupted=interrupted is not None)
+        row = _result(entry, plan, batch, streams, run, closed, interrupted=interrupted is not None)
         if row.status == "partial":
             row = msgspec.structs.replace(row, reason=f"interrupted after {len(load.trials)} runs of arrivals")
-        tried = load if load.trials or seat.failure is None else None
-        yield _rated(msgspec.structs.replace(row, server=tried, images_per_s=load.queries_per_s), seat)
+        tried = load if load.trials or entry.failure is None else None
+        yield _rated(msgspec.structs.replace(row, server=tried, images_per_s=load.queries_per_s), entry)
         meter.step()
         if interrupted:
             raise interrupted
 
 
 def _served(
-    seat: _Seat, plan: Plan, service_s: dict[int, list[float]], meter: "_Meter"
+    entry: _Entry, plan: Plan, service_s: dict[int, list[float]], meter: "_Meter"
 ) -> tuple[ServerLoad, KeyboardInterrupt | None]:
     """The highest rate that a server carries, as far as it was found, and what ended the search before its end."""
     assert plan.slo_ms is not None
@@ -254,8 +254,8 @@ def _served(
     def attempt(rate: float, queries: int, seed: int) -> ServerTrial:
         so_far = scenarios.highest(found)
         known = f", {so_far:.3g} carried" if so_far else ""
-        meter.says(f"{rate:.3g} arrivals a second at {seat.contender.subject} for {queries / rate:.0f} s{known}")
-        answer = seat.worker.call(
+        meter.says(f"{rate:.3g} arrivals a second at {entry.contender.subject} for {queries / rate:.0f} s{known}")
+        answer = entry.worker.call(
             "arrivals", queries_per_s=rate, queries=queries, seed=seed, sizes=sizes, slo_ms=plan.slo_ms,
             fraction=fraction,
         )  # fmt: skip
@@ -263,14 +263,14 @@ def _served(
 
     seconds = max(plan.seconds, SERVER_SECONDS)
     try:
-        if seat.failure is None:
+        if entry.failure is None:
             searched = scenarios.trials(
                 attempt, service_s, slo_ms=plan.slo_ms, fraction=fraction, seed=plan.seed, seconds=seconds
             )
             for trial in searched:
                 found.append(trial)  # noqa: PERF402 - `extend` would lose what came before an interruption
     except WorkerError as error:
-        seat.failure = str(error)
+        entry.failure = str(error)
     except KeyboardInterrupt as error:
         interrupted = error
     load = ServerLoad(
@@ -285,13 +285,13 @@ def _served(
 
 
 def _result(
-    seat: _Seat, plan: Plan, batch: int, streams: int, run: str, closing: Closing | None, *, interrupted: bool
+    entry: _Entry, plan: Plan, batch: int, streams: int, run: str, closing: Closing | None, *, interrupted: bool
 ) -> BenchResult:
-    contender, ready, turns = seat.contender, seat.ready, seat.turns
+    contender, ready, turns = entry.contender, entry.ready, entry.turns
     samples = tuple(ms for turn in turns for ms in turn.samples_ms)
     rates = tuple(turn.images_per_s for turn in turns)
     found = msgspec.convert(closing.conditions, Conditions) if closing else None
-    status, reason = _status(seat, found, plan, interrupted)
+    status, reason = _status(entry, found, plan, interrupted)
     side_by_side = plan.scenario in ("offline", "multi-stream")
     median = float(np.median(samples)) if samples else None
     images = float(np.mean(rates)) * found.wall_s if found and rates else 0.0
@@ -307,7 +307,7 @@ def _result(
         task=contender.task,
         image_size=contender.image_size,
         device=plan.device,
-        threads=seat.opened.threads if seat.opened else env.usable_cores(),
+        threads=entry.opened.threads if entry.opened else env.usable_cores(),
         streams=streams,
         batch=batch,
         scenario=plan.scenario,
@@ -329,7 +329,7 @@ def _result(
         quantiles=tuple(quantile(samples, fraction) for fraction in FRACTIONS) if samples else (),
         warmup_s=ready.warmup_s if ready else None,
         steady=ready.steady if ready else None,
-        load_s=seat.opened.load_s if seat.opened and contender.artifact else None,
+        load_s=entry.opened.load_s if entry.opened and contender.artifact else None,
         first_inference_ms=ready.first_ms if ready else None,
         peak_memory_bytes=closing.peak_memory_bytes if closing else None,
         device_memory_bytes=closing.device_memory_bytes if closing else None,
@@ -340,17 +340,17 @@ def _result(
     )
 
 
-def _status(seat: _Seat, found: Conditions | None, plan: Plan, interrupted: bool) -> tuple[Status, str | None]:
+def _status(entry: _Entry, found: Conditions | None, plan: Plan, interrupted: bool) -> tuple[Status, str | None]:
     """The worst first: a row has one status, and all the reasons that belong to it."""
-    if seat.failure is not None:
-        return "failed", seat.failure
+    if entry.failure is not None:
+        return "failed", entry.failure
     if interrupted:
-        return "partial", f"interrupted after {len(seat.turns)} turns"
+        return "partial", f"interrupted after {len(entry.turns)} turns"
     if found is not None and found.problems:
         return "invalid", "; ".join(found.problems)
-    if seat.ready is not None and not seat.ready.steady:
+    if entry.ready is not None and not entry.ready.steady:
         return "not steady", f"its medians did not agree within {plan.warmup_limit_s:.0f} s of warm-up"
-    medians = [float(np.median(turn.samples_ms)) for turn in seat.turns]
+    medians = [float(np.median(turn.samples_ms)) for turn in entry.turns]
     if drifts(medians):
         return (
             "not steady",

@@ -203,7 +203,7 @@ def test_folder_tar_and_parquet_give_the_same_predictions(tmp_path: Path, folder
     labels = [int(name[1]) for name in FILES]
     images = [{"bytes": content, "path": name} for name, content in reversed(FILES.items())]
     pq.write_table(pa.table({"image": images, "label": labels[::-1]}), tmp_path / "set.parquet", row_group_size=10)
-    found = []
+    found: list[Any] = []
     for place in (folder, tmp_path / "set.tar", tmp_path / "set.parquet"):
         out = tmp_path / f"result-{len(found)}"
         session = TableSession(artifact.manifest, of_pixels)
@@ -262,7 +262,7 @@ def test_the_first_five_and_their_log_probabilities_equal_a_float64_reference(dr
     np.testing.assert_array_equal(found.top_classes, order)
     np.testing.assert_array_equal(found.top_classes[:, 0], logits.argmax(axis=1))
     # One rounding to float32, and the cancellation of up to 1e4 in float64.
-    tolerance = {"rtol": 2.0**-23, "atol": 1e-11}
+    tolerance: dict[str, Any] = {"rtol": 2.0**-23, "atol": 1e-11}
     np.testing.assert_allclose(found.top_log_probs, np.take_along_axis(log_probs, order, axis=1), **tolerance)
     np.testing.assert_allclose(found.label_log_prob, log_probs[np.arange(shape[0]), labels], **tolerance)
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def write(root: Path, names: list[str], suffix: str = ".png") -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`good`: a random network whose last linear is fitted to the classes; `broken`: with another last linear."""
     folder = tmp_path_factory.mktemp("models")
-    network = randomized(timm.create_model("test_convnext", num_classes=CLASSES))
+    network: Any = randomized(timm.create_model("test_convnext", num_classes=CLASSES))
     labels = torch.arange(CLASSES).repeat_interleave(2 * IMAGES)
     pixels = np.stack([picture(label, number) for label in range(CLASSES) for number in range(2 * IMAGES)])
     with torch.inference_mode():
@@ -149,7 +150,7 @@ def test_candidates_that_agree_by_chance_only_are_doubted() -> None:
     for _ in range(2):  # each right on the same fifth and with answers of its own on the rest
         answers = np.where(np.arange(2400) % 5 == 0, labels, (labels + generator.integers(1, COUNT, 2400)) % COUNT)
         sides.append(answering(answers, labels))
-    found = gate.judge(*sides, Limits(max_drop=1))
+    found = gate.judge(sides[0], sides[1], Limits(max_drop=1))
     assert (found.checks[0].decision, found.decision) == ("PASS", "INCONCLUSIVE")
     (doubt,) = found.doubts
     assert "on images both get wrong the two give the same first class to " in doubt

@@ -85,7 +85,7 @@ def test_torchvision_judges_its_own(tmp_path: Path) -> None:
     from torchvision.models.convnext import CNBlockConfig
 
     widths = (8, 16, 24, 32, None)
-    stages = [CNBlockConfig(widths[i], widths[i + 1], 1) for i in range(4)]  # type: ignore[arg-type]
+    stages = [CNBlockConfig(widths[i], widths[i + 1], 1) for i in range(4)]
     save_file(torchvision.models.ConvNeXt(stages, num_classes=7).state_dict(), tmp_path / "tv.safetensors")
     assert exported(tmp_path / "tv.safetensors", tmp_path).name.startswith("torchvision")
 

@@ -27,6 +27,7 @@ from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ArtifactError, DataError, InputError, ParityError, UsageError, WeightsError
 from convnext_deploy.formats import eager
 from convnext_deploy.models import checkpoint as weights
+from convnext_deploy.records.accuracy import EvalResult
 from convnext_deploy.records.manifest import BatchRange
 from convnext_deploy.workflows import export
 
@@ -495,12 +496,12 @@ def test_parity_on_verify_data_can_fail_on_its_own(
     right = export.probes.judged
 
     def judged(session: Any, found: Any, sets: Any, reload: Any) -> Any:
-        moved = [
+        moved = tuple(
             dataclasses.replace(probe, expected=tuple(1.01 * output for output in probe.expected))
             if probe.name == str(pictures)
             else probe
             for probe in sets
-        ]
+        )
         return right(session, found, moved)
 
     monkeypatch.setattr(export.probes, "judged", judged)
@@ -536,6 +537,7 @@ def test_accuracy_is_what_timms_own_model_says(
         with Image.open(file) as image, torch.inference_mode():
             hits += int(timm_reference()(transform(image)[None]).argmax()) == int(file.parent.name[-1])
     assert found.images == 3
+    assert isinstance(found, EvalResult)
     assert found.top1 == pytest.approx(hits / 3)
     assert sorted(path.name for path in tmp_path.glob("result*")) == ["result.json", "result.npz"]
 

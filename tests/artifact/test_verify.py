@@ -31,7 +31,7 @@ from convnext_deploy.records.plan import QuantizationRecord
 PRECISIONS: list[Precision] = ["fp32", "fp16", "bf16"]
 
 
-def reference(samples: int = 4, classes: int = 1000, seed: int = 0) -> NDArray[np.float32]:
+def reference(samples: int = 4, classes: int = 1000, seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng(seed).standard_normal((samples, classes)).astype(np.float32)
 
 
@@ -41,7 +41,7 @@ def judged(
     return compare((found,), (expected,), TOLERANCES[precision], "probe", classify)
 
 
-def off_by(expected: NDArray[np.floating], relative: float, sample: int) -> NDArray[np.float64]:
+def off_by(expected: NDArray[np.floating], relative: float, sample: int) -> NDArray[Any]:
     """One sample moved by that relative error of its size, at a right angle to itself."""
     row = expected[sample].astype(np.float64)
     aside = np.random.default_rng(1).standard_normal(row.shape)
@@ -207,7 +207,7 @@ def test_ordinary_samples_are_judged_as_their_own_norm_says() -> None:
 # Top-1 ---------------------------------------------------------------------------------------------------------------
 
 
-def two_leaders(margin: float) -> NDArray[np.float64]:
+def two_leaders(margin: float) -> NDArray[Any]:
     """One sample of 1000 logits with root mean square 1, whose first two lead by 3 and lie `margin` apart."""
     row = np.full(1000, np.sqrt((1000 - 18) / 998) / 1.0)
     row[::2] *= -1
@@ -349,7 +349,7 @@ def test_the_limit_in_fp32_is_twice_the_sources_own_rounding_where_that_is_more(
 # A plan's simulation --------------------------------------------------------------------------------------------------
 
 
-def aside(expected: NDArray[np.floating], relative: float, seed: int) -> NDArray[np.float64]:
+def aside(expected: NDArray[np.floating], relative: float, seed: int) -> NDArray[Any]:
     """Every sample moved by that relative error, in a direction of its own."""
     moves = np.random.default_rng(seed).standard_normal(expected.shape)
     moves *= relative * sizes(expected)[:, None] / np.linalg.norm(moves, axis=1, keepdims=True)

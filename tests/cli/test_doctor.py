@@ -10,11 +10,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-try:
-    import tomllib
-except ModuleNotFoundError:
-    tomllib = None  # type: ignore[assignment]  # Python 3.10; msgspec reads TOML with tomli there
-
 from convnext_deploy import cli, env, formats
 from convnext_deploy.artifact import manifest
 from convnext_deploy.artifact.manifest import Artifact
@@ -96,10 +91,9 @@ def test_an_artifact_runs_without_what_only_its_export_needs(format: str, artifa
     assert (found.stdout, found.stderr) == ("(1, 10)\n", "")
 
 
-@pytest.mark.skipif(tomllib is None, reason="Python 3.10 has no tomllib")
 def test_the_extra_that_is_named_installs_the_package() -> None:
     """Against pyproject.toml, by the names of the distributions."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
     distributions = {"tensorrt_rtx": "tensorrt-rtx-cu13", "torch_tensorrt": "torch-tensorrt", "pynvml": "nvidia-ml-py",
                      "PIL": "pillow", "onnx_ir": "onnx-ir"}  # fmt: skip
     installed = {name: " ".join(lines) for name, lines in project["optional-dependencies"].items()}

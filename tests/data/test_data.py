@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +76,7 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
 
 def write_parquet(
     path: Path,
-    rows: list[tuple[bytes | None, str | None, int | None]],
+    rows: Sequence[tuple[bytes | None, str | None, int | None]],
     names: tuple[str, ...] | None = CLASSES,
     group: int = 3,
 ) -> Path:
@@ -289,10 +290,14 @@ def test_parquet_with_some_labels_missing_is_refused(tmp_path: Path) -> None:
 def test_parquet_row_groups_stay_in_memory_two_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", [(encoded(n), f"{n}", 0) for n in range(12)], group=3)
     source = sources.open_source(str(path))
-    read, original = [], pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda self, group, **kw: read.append(group) or original(self, group, **kw)
-    )
+    read: list[int] = []
+    original = pq.ParquetFile.read_row_group
+
+    def recorded(self: Any, group: int, **options: Any) -> pa.Table:
+        read.append(group)
+        return original(self, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", recorded)
     for index in (0, 1, 3, 2, 4, 5, 6, 7, 8, 0):
         source.read(index)
     assert read == [0, 1, 2, 0]
@@ -517,7 +522,7 @@ def test_a_dataset_reads_as_its_parquet_file_does(tmp_path: Path, monkeypatch: p
 )
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_pixels_and_inputs_equal_timms_loader(
-    tmp_path: Path, image_size: tuple[int, int], crop_mode: str, crop_pct: float, interpolation: str, in_chans: int
+    tmp_path: Path, image_size: tuple[int, int], crop_mode: Any, crop_pct: float, interpolation: Any, in_chans: int
 ) -> None:
     from timm.data import create_dataset, create_loader
 
@@ -542,7 +547,7 @@ def test_pixels_and_inputs_equal_timms_loader(
     source = sources.open_source(str(tmp_path))
     preprocessing = Preprocessing(
         mean=mean, std=std, crop_mode=crop_mode, crop_pct=crop_pct, interpolation=interpolation
-    )  # type: ignore[arg-type]
+    )
     to_pixels = preprocess.transform(preprocessing, image_size, in_chans)
     order = [source.names.index(dataset.filename(index)) for index in range(len(source))]
     pixels = np.stack([to_pixels(source.read(index)) for index in order])
@@ -580,7 +585,7 @@ def test_pixels_of_any_shape_equal_timms_transform(draw: st.DataObject) -> None:
     side = st.integers(1, 300)
     width, height = draw.draw(side), draw.draw(side)
     size = draw.draw(st.sampled_from([(32, 32), (64, 64), (32, 96), (96, 64)]))
-    mode = draw.draw(st.sampled_from(["center", "squash", "border"]))
+    mode: Any = draw.draw(st.sampled_from(["center", "squash", "border"]))
     preprocessing = Preprocessing(
         mean=MEAN,
         std=STD,

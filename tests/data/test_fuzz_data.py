@@ -89,7 +89,7 @@ def read_image(content: bytes, folder: Path) -> None:
 
 
 def tars() -> list[bytes]:
-    made = []
+    made: list[bytes] = []
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
         for nested in (False, True):
             file = io.BytesIO()

@@ -21,7 +21,7 @@ def source(*names: str, **fields: object) -> ImageSource:
         labels=np.arange(len(names)),
         class_names=names,
         read_bytes=lambda index: b"",
-        labels_from="folders",
+        labels_from="names",
     )
     return replace(made, **fields)  # type: ignore[arg-type]
 

@@ -290,7 +290,8 @@ def test_raw_pixels_to_embeddings(format: str, session_of: Callable[..., Session
     session = session_of(format, input="uint8", task="embed")
     assert [(t.name, t.dtype, t.shape) for t in session.manifest.inputs] == [("images", "uint8", ("batch", 64, 64, 3))]
     assert [(t.name, t.dtype, t.shape) for t in session.manifest.outputs] == [("embedding", "float32", ("batch", 64))]
-    reference, raw = timm_reference(), pixels(3)
+    reference: Any = timm_reference()
+    raw = pixels(3)
     x = torch.from_numpy(normalized(raw, session.manifest.preprocessing))
     with torch.inference_mode():
         reference.double()
@@ -310,7 +311,8 @@ def test_grey_images_with_sides_that_no_stride_divides_to_four_feature_maps(
     format: str, session_of: Callable[..., Session], timm_reference: Reference
 ) -> None:
     session = session_of(format, GREY, task="features", image_size=(75, 103))
-    reference, x = timm_reference(**GREY), images(2, 1, 75, 103)
+    reference: Any = timm_reference(**GREY)
+    x = images(2, 1, 75, 103)
     found = session.run(x)
     assert [(t.name, t.shape) for t in session.manifest.outputs] == [
         ("stride4", ("batch", 24, 18, 25)),
@@ -622,8 +624,8 @@ def test_every_reader_of_built_graphs_counts_the_same_multiply_accumulates(
 ) -> None:
     """Of the graph, of the runtime's kernels, or of PyTorch's dispatcher: twice the formula for two images."""
     if kind == "fixed":
-        session, batch = session_of(format), images(2)
-        size = (64, 64)
+        session, size = session_of(format), (64, 64)
+        batch: Any = images(2)
     else:
         session, size = session_of(format, V2_OVERLAP, dynamic_image_size=True, input="uint8"), (64, 96)
         batch = pixels(2, *size)
@@ -674,17 +676,19 @@ def missing_residual(model: ConvNeXt) -> None:
 
 
 def missing_block(model: ConvNeXt) -> None:
-    del model.stages[2][3]
+    stage = model.get_submodule("stages.2")
+    assert isinstance(stage, nn.ModuleList | nn.Sequential)
+    del stage[3]
 
 
 def transposed_sides(model: ConvNeXt) -> None:
     forward = model.forward
-    model.forward = lambda x: forward(x.transpose(2, 3))  # type: ignore[method-assign]
+    model.forward = lambda images: forward(images.transpose(2, 3))  # type: ignore[method-assign]
 
 
 def swapped_channels(model: ConvNeXt) -> None:
     forward = model.forward
-    model.forward = lambda x: forward(x.flip(1))  # type: ignore[method-assign]
+    model.forward = lambda images: forward(images.flip(1))  # type: ignore[method-assign]
 
 
 def swapped_logits(model: ConvNeXt) -> None:

@@ -78,10 +78,9 @@ def test_batches_that_alternate_are_planned_once_each_over_one_network(
     made: list[tuple[int, ...]] = []
     opened = native.Engine
 
-    def counted(network: object, *size: int) -> native.Engine:
-        made.append(size[:1])
-        assert isinstance(network, native.Network)
-        return opened(network, *size)
+    def counted(network: native.Network, batch: int, height: int, width: int, threads: int) -> native.Engine:
+        made.append((batch,))
+        return opened(network, batch, height, width, threads)
 
     session = api.load(artifact_of("native").path, threads=1)
     monkeypatch.setattr(native, "Engine", counted)

@@ -179,7 +179,7 @@ def test_dwconv_norm_of_a_map_with_a_huge_mean_is_as_exact_as_eager() -> None:
 
 
 @triton.jit
-def activation_kernel(x, y, SIZE: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr):
+def activation_kernel(x, y, SIZE: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton's language
     at = tl.arange(0, SIZE)
     tl.store(y + at, activated(tl.load(x + at), KIND, EXACT))
 

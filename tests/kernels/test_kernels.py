@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +25,20 @@ from convnext_deploy.kernels.quantized import (
 INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 
 
-@pytest.mark.slow
-def test_kernels_equal_float64_in_the_interpreter() -> None:
-    """Every test of `interpreted_kernels.py`, in one process."""
+# Each kernel once, at small widths.
+EACH_KERNEL = (
+    "float_images_in_either_layout or strided_input or grn_between or parts_are_added or from_codes"
+    " or dwconv_norm_in_codes or test_pool_norm or downsample_equals and float16"
+)
+
+
+@pytest.mark.parametrize(
+    "selection", [pytest.param(EACH_KERNEL, id="each kernel"), pytest.param("", id="all", marks=pytest.mark.slow)]
+)
+def test_kernels_equal_float64_in_the_interpreter(selection: str) -> None:
+    """Tests of `interpreted_kernels.py`, in one process."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), "-k", selection]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     last = done.stdout.splitlines()[-1]
@@ -70,7 +80,7 @@ NORMED = ("layernorm", 1e-6, "gelu", MOMENTS, WIDE.sum(1), 32)
     ],
     ids=lambda value: getattr(value, "_name", ""),
 )
-def test_operations_are_what_pytorch_expects_of_one(operation: object, arguments: tuple[object, ...]) -> None:
+def test_operations_are_what_pytorch_expects_of_one(operation: Any, arguments: tuple[object, ...]) -> None:
     torch.library.opcheck(
         operation, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )

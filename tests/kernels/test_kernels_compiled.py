@@ -405,12 +405,12 @@ def test_inductor_sees_every_kernel_and_what_each_writes(
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
         images = torch.empty(2, 3, 64, 64, device="cuda", dtype=torch.float16)
-        graph, _ = aot_export_module(model.to("cuda"), [images], trace_joint=False)
-    written = {}
+        graph: Any = aot_export_module(model.to("cuda"), [images], trace_joint=False)[0]
+    written: dict[str, set[str]] = {}
     for node in graph.graph.nodes:
         assert "clone" not in str(node.target)
         if "triton_kernel_wrapper" in str(node.target):
-            kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            kernel: Any = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
             options = kernel_side_table.get_constant_args(node.kwargs["constant_args_idx"]) | node.kwargs["kwargs"]
             early = generation >= launch.PDL_FROM and launch.waits_are_operations()
             assert (options["PDL"], options.get("launch_pdl", False)) == (early, early)
@@ -466,7 +466,7 @@ def test_a_graph_for_any_batch_is_not_tied_to_the_one_that_was_traced(
     images = mode.from_tensor(torch.empty(3, 3, 64, 64, dtype=torch.float16), symbolic_context=any_batch)
     with mode, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Triton 3.9 announces a change of 3.10
-        graph, _ = aot_export_module(model.to("cuda"), [images.to("cuda")], trace_joint=False)
+        graph: Any = aot_export_module(model.to("cuda"), [images.to("cuda")], trace_joint=False)[0]
     assert any("triton_kernel_wrapper" in str(node.target) for node in graph.graph.nodes)
     assert not shapes.guards
 

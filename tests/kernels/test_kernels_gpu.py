@@ -333,7 +333,7 @@ def test_a_plan_runs_in_kernels(format: str, type: Any, tmp_path: Path) -> None:
     )
     assert made.manifest.precision.quantized == 20
     plain, replayed = (api.load(made.path, device="cuda", cuda_graph=graph) for graph in (False, True))
-    pixels = np.random.default_rng(0).normal(size=(3, *made.manifest.inputs[0].shape[1:])).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(size=(3, *map(int, made.manifest.inputs[0].shape[1:]))).astype(np.float32)
     for _ in range(2):
         np.testing.assert_array_equal(replayed.run(pixels)[0], plain.run(pixels)[0])
 

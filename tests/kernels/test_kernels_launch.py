@@ -136,7 +136,7 @@ def test_a_graph_for_any_batch_is_not_spread_and_has_no_guard() -> None:
         seen.append(fitted_launch(weight, 49, images=batch, parts=PARTS))
         return x + 1
 
-    graph = make_fx(traced, tracing_mode="symbolic")(torch.empty(3, 2))
+    graph: Any = make_fx(traced, tracing_mode="symbolic")(torch.empty(3, 2))
     assert {(record.n, record.split) for record in seen} == {(64, 1)}
     assert not graph.shape_env.guards
 

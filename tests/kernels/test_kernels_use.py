@@ -140,14 +140,14 @@ def test_a_block_in_8_bits_follows_its_plan(name: str, kind: Any, shift: float) 
         quantized = QuantizedLinear(operation, rounded(rows, scales, operation), scales, bias)
         setattr(block.get_submodule(linear), "linear", quantized)  # noqa: B010 - a module's attribute is a Tensor to mypy
     simulated = block(x)
-    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    unfused = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     module = FusedQuantizedBlock(block)
     fused = module(x)
     step = (simulated - plain).norm()  # what quantization itself moves
     assert (fused - simulated).norm() < 0.1 * step
     after = module.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert list(after) == list(unfused)
+    assert all(torch.equal(after[name], unfused[name]) for name in unfused)
 
 
 def test_parameters_keep_their_names_shapes_and_values() -> None:
@@ -235,7 +235,7 @@ def test_an_eager_artifact_loads_with_the_kernels_that_its_manifest_names(artifa
     found = msgspec.structs.replace(made.manifest, export=export)
     images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
     fused, plain = (eager.load(made.path, manifest, RunOptions()) for manifest in (found, made.manifest))
-    module: Any = fused._call  # type: ignore[attr-defined]  # of an eager session
+    module: Any = fused._call
     assert [type(stage[0]).__name__ for stage in module.stages[:2]] == ["FusedMlpBlock", "FusedBlock"]
     np.testing.assert_allclose(fused.run(images)[0], plain.run(images)[0], rtol=1e-4, atol=1e-4)
     assert fused.precision().graph == {"fp32": 1.0}
@@ -306,7 +306,7 @@ def test_a_plan_is_exported_verified_and_loaded_in_kernels(type: Any, tmp_path: 
     }
     found = {module.shift for module in session._call.modules() if isinstance(module, QuantizedLinear)}  # type: ignore[attr-defined]
     assert found == {operation.shift for operation in plan.operations.values()}
-    pixels = np.zeros((1, *made.manifest.inputs[0].shape[1:]), dtype=np.float32)
+    pixels = np.zeros((1, *map(int, made.manifest.inputs[0].shape[1:])), dtype=np.float32)
     assert np.isfinite(session.run(pixels)[0]).all()
 
 
@@ -547,7 +547,7 @@ def test_kernels_are_refused_without_a_gpu(checkpoint: Path, tmp_path: Path) -> 
 
 def measurement(**fields: Any) -> KernelMeasurement:
     return KernelMeasurement(
-        **({"part": "stages", "channels": 24, "precision": "fp16", "batch": 32, "speedup": 1.2} | fields)
+        **{"part": "stages", "channels": 24, "precision": "fp16", "batch": 32, "speedup": 1.2, **fields}
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convnext_deploy import api
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models.checkpoint import Loaded, load
+from convnext_deploy.records.base import Task
 
 Maps = tuple[Tensor, ...]
 SIZES: dict[str, Any] = {"depths": list(DEPTHS), "hidden_sizes": list(DIMS)}
@@ -39,7 +40,7 @@ class OfficialBackbone(Official):
         for level in levels:
             self.add_module(f"norm{level - 1}", FirstNorm(DIMS[level - 1]))
 
-    def forward(self, x: Tensor) -> Maps:
+    def forward(self, x: Tensor) -> Maps:  # type: ignore[override]  # a backbone's outputs are several
         maps = []
         for index, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
             x = stage(downsample(x))
@@ -53,12 +54,12 @@ class Dinov3(Official):
 
     def __init__(self) -> None:
         super().__init__(DEPTHS, DIMS, v2=False)
-        self.head = nn.Identity()
+        self.add_module("head", nn.Identity())
         self.norms = nn.ModuleList([*(nn.Identity() for _ in range(3)), self.norm])
 
 
-def maps_of(model: Official, x: Tensor) -> Maps:
-    maps = []
+def maps_of(model: Any, x: Tensor) -> Maps:
+    maps: list[Tensor] = []
     for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
         x = stage(downsample(x))
         maps.append(x)
@@ -75,7 +76,7 @@ def saved(state: State, folder: Path) -> str:
     return str(folder / "model.pth")
 
 
-def read(state: State, folder: Path, task: str = "features", **arguments: Any) -> Loaded:
+def read(state: State, folder: Path, task: Task = "features", **arguments: Any) -> Loaded:
     return load(saved(state, folder), task=task, image_size=(64, 64), **arguments)
 
 
@@ -101,7 +102,7 @@ def test_a_detectors_backbone_gives_its_normalized_maps(
     v2: bool, names: str, levels: tuple[int, ...], tmp_path: Path
 ) -> None:
     """Those that have a norm, and no others: its own code gives no others."""
-    reference = randomize_(OfficialBackbone(v2, levels))
+    reference: Any = randomize_(OfficialBackbone(v2, levels))
     state = mm_names(reference.state_dict()) if names == "mmpretrain" else reference.state_dict()
     whole = {f"backbone.{key}": value for key, value in state.items()} | NECK
     for loaded in (read(whole, tmp_path), read(whole, tmp_path, weights_key="backbone."), read(state, tmp_path)):
@@ -116,7 +117,7 @@ def test_a_detectors_backbone_gives_its_normalized_maps(
 @torch.inference_mode()
 def test_a_detector_with_the_last_map_alone_has_its_norm(tmp_path: Path) -> None:
     """mmpretrain's classifiers call another norm `norm3`; a neck beside the backbone says which it is."""
-    reference = randomize_(OfficialBackbone(levels=(4,)))
+    reference: Any = randomize_(OfficialBackbone(levels=(4,)))
     state = {f"backbone.{key}": value for key, value in mm_names(reference.state_dict()).items()}
     for key in (None, "backbone."):
         loaded = read(state | NECK, tmp_path, weights_key=key)
@@ -126,7 +127,7 @@ def test_a_detector_with_the_last_map_alone_has_its_norm(tmp_path: Path) -> None
 
 @torch.inference_mode()
 def test_a_classifier_of_mmpretrain_has_maps_without_norms(tmp_path: Path) -> None:
-    reference = randomize_(Official(DEPTHS, DIMS, v2=False, classes=7))
+    reference: Any = randomize_(Official(DEPTHS, DIMS, v2=False, classes=7))
     state = {f"backbone.{key.replace('norm.', 'norm3.') if key.startswith('norm.') else key}": value
              for key, value in mm_names(reference.state_dict()).items() if not key.startswith("head.")}  # fmt: skip
     state |= {f"head.fc.{key}": value for key, value in reference.head.state_dict().items()}
@@ -141,7 +142,7 @@ def test_a_classifier_of_mmpretrain_has_maps_without_norms(tmp_path: Path) -> No
 @torch.inference_mode()
 def test_a_backbone_of_transformers_gives_its_feature_maps(kind: str, levels: tuple[int, ...], tmp_path: Path) -> None:
     config = getattr(transformers, f"{kind}Config")(**SIZES, out_features=[f"stage{level}" for level in levels])
-    reference = randomize_(getattr(transformers, f"{kind}Backbone")(config))
+    reference: Any = randomize_(getattr(transformers, f"{kind}Backbone")(config))
     reference.save_pretrained(tmp_path / "folder")
     expected = reference(images()).feature_maps
     for loaded in (read(reference.state_dict(), tmp_path), load(str(tmp_path / "folder"), task="features")):
@@ -159,7 +160,7 @@ def upernet() -> nn.Module:
 
 
 @torch.inference_mode()
-def test_the_backbone_of_an_upernet_folder_is_read(upernet: nn.Module, tmp_path: Path) -> None:
+def test_the_backbone_of_an_upernet_folder_is_read(upernet: Any, tmp_path: Path) -> None:
     upernet.save_pretrained(tmp_path / "folder")
     loaded = load(str(tmp_path / "folder"), task="features")
     assert_equal(loaded, upernet.backbone(images()).feature_maps)
@@ -168,7 +169,7 @@ def test_the_backbone_of_an_upernet_folder_is_read(upernet: nn.Module, tmp_path:
 
 
 @torch.inference_mode()
-def test_the_backbone_of_a_mask_former_is_found_below_its_prefix(upernet: nn.Module, tmp_path: Path) -> None:
+def test_the_backbone_of_a_mask_former_is_found_below_its_prefix(upernet: Any, tmp_path: Path) -> None:
     prefix = "model.pixel_level_module.encoder."
     state = {prefix + key: value for key, value in upernet.backbone.state_dict().items()}
     state |= {
@@ -179,7 +180,7 @@ def test_the_backbone_of_a_mask_former_is_found_below_its_prefix(upernet: nn.Mod
 
 
 @pytest.mark.parametrize("task", ["classify", "embed"])
-def test_a_backbone_has_no_head(task: str, tmp_path: Path) -> None:
+def test_a_backbone_has_no_head(task: Task, tmp_path: Path) -> None:
     state = {f"backbone.{key}": value for key, value in OfficialBackbone().state_dict().items()} | NECK
     with pytest.raises(WeightsError, match="is a backbone: it gives maps and has no head; use --task features"):
         read(state, tmp_path, task)
@@ -218,7 +219,7 @@ def test_levels_are_for_maps(tmp_path: Path) -> None:
 def test_timms_features_only_is_read_in_its_own_names(name: str, tmp_path: Path) -> None:
     """As segmentation_models_pytorch holds it too."""
     sizes = {} if name == "convnext_zepto_rms" else {"depths": DEPTHS, "dims": DIMS}  # RMSNorm needs a published one
-    reference = randomize_(timm.create_model(name, features_only=True, **sizes))
+    reference: Any = randomize_(timm.create_model(name, features_only=True, **sizes))
     state = {f"encoder.model.{key}": value for key, value in reference.state_dict().items()}
     state |= {"decoder.blocks.0.conv1.0.weight": torch.ones(8, 8, 3, 3), "segmentation_head.0.bias": torch.ones(1)}
     loaded = read(state, tmp_path)
@@ -237,7 +238,7 @@ def test_the_body_of_torchvisions_detectors_is_read(tmp_path: Path) -> None:
     from torchvision.models.convnext import CNBlockConfig
 
     outs = [*DIMS[1:], None]
-    stages = [CNBlockConfig(*stage) for stage in zip(DIMS, outs, DEPTHS, strict=True)]  # type: ignore[arg-type]
+    stages = [CNBlockConfig(*stage) for stage in zip(DIMS, outs, DEPTHS, strict=True)]
     model = randomize_(torchvision.models.ConvNeXt(stages))
     layers = {str(index): str(index // 2) for index in (1, 3, 5, 7)}
     body = torchvision.models._utils.IntermediateLayerGetter(model.features, layers)
@@ -257,7 +258,7 @@ def dinov3() -> nn.Module:
 
 @torch.inference_mode()
 def test_the_official_dinov3_gives_its_class_token_and_maps(tmp_path: Path) -> None:
-    reference = randomize_(Dinov3())
+    reference: Any = randomize_(Dinov3())
     state = reference.state_dict()
     maps = maps_of(reference, images())
     assert {"norms.3.weight", "norm.weight"} < state.keys()
@@ -291,7 +292,7 @@ def test_a_dinov3_of_transformers_gives_its_pooler_and_its_maps(dinov3: Any, tmp
 @torch.inference_mode()
 def test_every_norm_of_a_dinov3_has_the_epsilon_of_its_config(tmp_path: Path) -> None:
     config = transformers.DINOv3ConvNextConfig(**SIZES, layer_norm_eps=0.3, image_size=96)
-    reference = randomize_(transformers.DINOv3ConvNextModel(config))
+    reference: Any = randomize_(transformers.DINOv3ConvNextModel(config))
     reference.save_pretrained(tmp_path)
     loaded = load(str(tmp_path), task="embed")
     assert loaded.model.spec.image_size == (96, 96)
@@ -301,7 +302,7 @@ def test_every_norm_of_a_dinov3_has_the_epsilon_of_its_config(tmp_path: Path) ->
 @torch.inference_mode()
 def test_a_dinov3_backbone_of_transformers_gives_its_feature_maps(tmp_path: Path) -> None:
     config = transformers.DINOv3ConvNextConfig(**SIZES, out_features=["stage2", "stage4"])
-    reference = randomize_(transformers.DINOv3ConvNextBackbone(config))
+    reference: Any = randomize_(transformers.DINOv3ConvNextBackbone(config))
     reference.save_pretrained(tmp_path)
     assert_equal(load(str(tmp_path), task="features", levels=(2, 4)), reference(images()).feature_maps)
 
@@ -338,7 +339,7 @@ def test_a_licence_that_has_to_be_passed_on_is_in_the_artifact(
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[OfficialBackbone, Path]:
-    reference = randomize_(OfficialBackbone())
+    reference: Any = randomize_(OfficialBackbone())
     assert isinstance(reference, OfficialBackbone)
     path = tmp_path_factory.mktemp("detector") / "detector.pth"
     torch.save({"state_dict": {f"backbone.{key}": value for key, value in reference.state_dict().items()} | NECK}, path)

@@ -153,7 +153,7 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize("prefix", ["", "model.", "module.net."])
 @torch.inference_mode()
 def test_one_linear_behind_a_backbone_is_its_classifier(prefix: str, tmp_path: Path) -> None:
-    model = randomize_(Wrapped(nn.Sequential(nn.Dropout(), nn.Linear(WIDTH, 5))))
+    model: Any = randomize_(Wrapped(nn.Sequential(nn.Dropout(), nn.Linear(WIDTH, 5))))
     state = below(prefix, model.state_dict())
     loaded = read(state, tmp_path)
     assert_equal(loaded, model(images()))

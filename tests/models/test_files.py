@@ -75,7 +75,7 @@ def test_the_one_model_in_a_file_is_found_in_any_wrappers(
 ) -> None:
     found = load(wrapped(state), tmp_path)
     assert found.weights.source == f"file.pth[{name}]"
-    assert torch.equal(found.model.head.classifier.bias, state["head.fc.bias"])
+    assert torch.equal(found.model.get_parameter("head.classifier.bias"), state["head.fc.bias"])
 
 
 def test_of_several_models_the_choice_is_said_and_the_key_wins(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_of_several_models_the_choice_is_said_and_the_key_wins(state: dict[str, 
     assert found.note == "taking state_dict_ema of file.pth, and not state_dict (--weights-key chooses)"
     chosen = load(content, tmp_path, weights_key="state_dict")
     assert (chosen.weights.source, chosen.note) == ("file.pth[state_dict]", None)
-    assert torch.equal(chosen.model.head.classifier.bias, state["head.fc.bias"])
+    assert torch.equal(chosen.model.get_parameter("head.classifier.bias"), state["head.fc.bias"])
 
 
 def test_of_several_models_under_unknown_names_none_is_guessed(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_key_that_is_not_there_shows_those_that_are(state: dict[str, Tensor], 
 def test_a_linear_behind_dropout_is_the_classifier_and_said(state: dict[str, Tensor], tmp_path: Path) -> None:
     content = {key.replace("head.fc.", "head.fc.1."): value for key, value in state.items()}
     found = load(content, tmp_path)
-    assert torch.equal(found.model.head.classifier.weight, state["head.fc.weight"])
+    assert torch.equal(found.model.get_parameter("head.classifier.weight"), state["head.fc.weight"])
     assert found.note is not None
     assert found.note.startswith("head.fc.1.weight is taken as the classifier")
 
@@ -128,7 +128,7 @@ def test_sharded_pickles_are_read_by_their_index(state: dict[str, Tensor], tmp_p
     index = {"weight_map": {key: file for file, keys in parts.items() for key in keys}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     found = checkpoint.load(str(tmp_path), image_size=(32, 32))
-    assert torch.equal(found.model.head.classifier.bias, state["head.fc.bias"])
+    assert torch.equal(found.model.get_parameter("head.classifier.bias"), state["head.fc.bias"])
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

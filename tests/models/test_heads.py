@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def network(head: nn.Module, **arguments: Any) -> nn.Module:
+def network(head: nn.Module, **arguments: Any) -> Any:
     model = timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS, num_classes=CLASSES, **arguments)
     model.head.fc = head
     return ready(model)
@@ -133,11 +133,11 @@ def test_a_head_with_names_of_its_own_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("library", ["torchvision", "transformers"])
 def test_the_other_layouts_have_the_same_heads(library: str, tmp_path: Path) -> None:
     head = nn.Sequential(nn.Linear(WIDTH, 24), nn.ReLU(), nn.Linear(24, CLASSES))
-    model: nn.Module
+    model: Any
     if library == "torchvision":
         from torchvision.models.convnext import CNBlockConfig
 
-        stages = [CNBlockConfig(*stage) for stage in zip(DIMS, [*DIMS[1:], None], DEPTHS, strict=True)]  # type: ignore[arg-type]
+        stages = [CNBlockConfig(*stage) for stage in zip(DIMS, [*DIMS[1:], None], DEPTHS, strict=True)]
         model = torchvision.models.ConvNeXt(stages)
         model.classifier[2] = head
     else:

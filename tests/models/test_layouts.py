@@ -5,6 +5,7 @@ Layouts of backbones, and those of DINOv3, are in `test_backbones`.
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -69,7 +70,7 @@ V1_AND_V2 = pytest.mark.parametrize("v2", [pytest.param(False, id="V1"), pytest.
 @torch.inference_mode()
 def test_an_official_checkpoint_equals_the_paper(name: str) -> None:
     spec = registry.spec(name)
-    reference = randomize_(empty(lambda: Official(spec.depths, spec.dims, spec.grn)))
+    reference: Any = randomize_(empty(lambda: Official(spec.depths, spec.dims, spec.grn)))
     converted = convert(reference.state_dict(), "a.pth")
     assert converted.layout == "official"
     assert spec_of(converted, None, "a.pth") == spec
@@ -173,7 +174,7 @@ def transformers_model(v2: bool, depths: tuple[int, ...] = DEPTHS, dims: tuple[i
 @torch.inference_mode()
 def test_a_transformers_checkpoint_equals_transformers(name: str) -> None:
     spec = registry.spec(name)
-    reference = randomize_(transformers_model(spec.grn, spec.depths, spec.dims))
+    reference: Any = randomize_(transformers_model(spec.grn, spec.depths, spec.dims))
     model = ours(reference.state_dict())
     assert convert(reference.state_dict(), "").layout == "transformers"
     assert model.spec.architecture == name
@@ -184,7 +185,7 @@ def test_a_transformers_checkpoint_equals_transformers(name: str) -> None:
 @torch.inference_mode()
 def test_the_last_norm_of_transformers_has_its_own_epsilon(v2: bool) -> None:
     """1e-12 there and 1e-6 elsewhere. Only float64 shows it, and features as small as the epsilon."""
-    reference = randomize_(transformers_model(v2)).double()
+    reference: Any = randomize_(transformers_model(v2)).double()
     assert reference.config.layer_norm_eps == 1e-12
     body = reference.base_model
     for stage in body.encoder.stages:  # all that reaches the last norm, a thousandth as large
@@ -207,7 +208,7 @@ def test_the_last_norm_of_transformers_has_its_own_epsilon(v2: bool) -> None:
 @V1_AND_V2
 @torch.inference_mode()
 def test_transformers_without_a_classifier_gives_its_pooled_output(v2: bool) -> None:
-    reference = randomize_(transformers_model(v2)).base_model
+    reference: Any = randomize_(transformers_model(v2)).base_model
     assert (
         relative_error(ours(reference.state_dict(), "embed")(images()), reference(images()).pooler_output) <= TOLERANCE
     )
@@ -235,7 +236,7 @@ def test_widths_of_a_timm_test_model_do_not_bring_its_activation(layout: str) ->
 )
 @torch.inference_mode()
 def test_a_torchvision_checkpoint_equals_torchvision(size: str) -> None:
-    reference = randomize_(empty(lambda: getattr(torchvision.models, f"convnext_{size}")()))
+    reference: Any = randomize_(empty(lambda: getattr(torchvision.models, f"convnext_{size}")()))
     model = ours(reference.state_dict())
     assert convert(reference.state_dict(), "").layout == "torchvision"
     assert model.spec == registry.spec(f"convnext_{size}")
@@ -275,12 +276,12 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros([]))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.visual.trunk(x)
-        head = self.visual.head
+        x = self.visual.get_submodule("trunk")(x)
+        head: Any = self.visual.head
         return head.proj(x) if hasattr(head, "proj") else head.mlp.fc2(F.gelu(head.mlp.fc1(x)))
 
 
-def clip(mlp: int | None = None, name: str = "convnext_atto", **arguments: object) -> nn.Module:
+def clip(mlp: int | None = None, name: str = "convnext_atto", **arguments: Any) -> Any:
     width = arguments.get("dims", registry.spec(name).dims)[-1]
     return randomize_(empty(lambda: Clip(name, mlp, width, **arguments)))
 
@@ -426,7 +427,9 @@ def test_a_block_that_is_missing_is_no_shallower_model(layout: str) -> None:
     """And one that is far out is no deeper one: a module of 10**12 blocks would be built for it."""
     _, state = small_of(layout)
     first = next(key for key in state if re.search(r"(stages\.1|features\.3)\.(layers\.|blocks\.)?0\.", key))
-    block = re.match(r".*(stages\.1|features\.3)\.(layers\.|blocks\.)?", first)[0]
+    matched = re.match(r".*(stages\.1|features\.3)\.(layers\.|blocks\.)?", first)
+    assert matched
+    block = matched[0]
     gap = {key: value for key, value in state.items() if not key.startswith(block + "0.")}
     with pytest.raises(WeightsError, match="incomplete: stage 1 has no block 0"):
         convert(gap, "a.pth")

@@ -16,6 +16,7 @@ from convnext_deploy.errors import PassError
 from convnext_deploy.models import passes, registry
 from convnext_deploy.models.convnext import ChannelNorm, ConvNeXt, Grn, Head
 from convnext_deploy.models.parameters import random_model
+from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 
 EXACT = 1e-10  # relative, float64
@@ -51,7 +52,7 @@ FOLDS: dict[str, Callable[[ConvNeXt], None]] = {
 }
 
 
-@pytest.fixture(params=SPECS.values(), ids=SPECS.keys())
+@pytest.fixture(params=list(SPECS.values()), ids=list(SPECS))
 def spec(request: pytest.FixtureRequest) -> ModelSpec:
     found: ModelSpec = request.param
     return found
@@ -272,7 +273,7 @@ def test_dropping_half_of_an_affine_norm_is_noticed(missing: str, present: str, 
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_casting_keeps_the_norm_of_the_pooled_vector_in_fp32(precision: str, spec: ModelSpec) -> None:
+def test_casting_keeps_the_norm_of_the_pooled_vector_in_fp32(precision: Precision, spec: ModelSpec) -> None:
     model = random_model(spec)
     passes.cast_parameters(model, precision)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -307,7 +308,7 @@ def test_the_largest_fp16_number_is_accepted() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["test_convnext", "test_convnext3", "convnext_atto", "convnextv2_atto"])
-def test_half_precision_stays_within_its_tolerance_of_float64(name: str, precision: str) -> None:
+def test_half_precision_stays_within_its_tolerance_of_float64(name: str, precision: Precision) -> None:
     spec = registry.spec(name, num_classes=10, image_size=(64, 64))
     x = images(spec, 4)
     expected = outputs(random_model(spec).double(), x)
@@ -327,6 +328,7 @@ def test_grn_sums_squares_beyond_the_range_of_fp16() -> None:
     x = 200 * torch.randn(1, 60, 80, 32, generator=generator, dtype=torch.float64)
     grn = Grn(32)
     torch.nn.init.normal_(grn.weight, generator=generator)
+    assert grn.bias is not None
     torch.nn.init.normal_(grn.bias, generator=generator)
     norm = np.sqrt((x.numpy() ** 2).sum((1, 2), keepdims=True))
     weight, bias = (p.detach().half().double().numpy() for p in (grn.weight, grn.bias))
@@ -348,7 +350,9 @@ def test_a_v2_model_with_large_activations_stays_finite_in_fp16() -> None:
     expected = outputs(copy.deepcopy(model).double(), x)
     passes.cast_parameters(model, "fp16")
     largest: list[float] = []
-    model.stages[0][0].expand.register_forward_hook(lambda m, i, o: largest.append(float(o.float().square().sum())))
+    model.get_submodule("stages.0.0.expand").register_forward_hook(
+        lambda m, i, o: largest.append(float(o.float().square().sum()))
+    )
     found = outputs(model, x.float())
     assert largest[0] / (4 * spec.dims[0]) > 65504  # the mean channel's sum of squares: the case is the one meant
     assert torch.isfinite(found[0]).all()

@@ -406,7 +406,12 @@ def test_two_sessions_of_one_file_run_at_once(written: Written) -> None:
     engines = [Engine(path, 2, *SIZE, 2) for _ in images]
     for engine, batch in zip(engines, images, strict=True):
         engine.bind(batch.numpy())
-    threads = [threading.Thread(target=lambda e=engine: [e.run() for _ in range(20)]) for engine in engines]  # type: ignore[misc]
+
+    def run_often(engine: Engine) -> None:
+        for _ in range(20):
+            engine.run()
+
+    threads = [threading.Thread(target=run_often, args=(engine,)) for engine in engines]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -240,7 +240,7 @@ def test_depthwise_convolutions_of_every_width_are_right(isa: str, kernel: int) 
         found = native.depthwise(isa, x, weight, np.zeros(width, np.float32), 0, 27)
         half = kernel // 2
         padded = np.pad(x[0].astype(np.float64), ((half, half), (half, half), (0, 0)))
-        expected = sum(
-            padded[i : i + 3, j : j + 9] * weight[:, i, j] for i in range(kernel) for j in range(kernel)
-        ).reshape(27, width)  # fmt: skip
+        places = [(i, j) for i in range(kernel) for j in range(kernel)]
+        products = np.stack([padded[i : i + 3, j : j + 9] * weight[:, i, j] for i, j in places])
+        expected = products.sum(0).reshape(27, width)
         np.testing.assert_allclose(found, expected, rtol=0, atol=4e-5)

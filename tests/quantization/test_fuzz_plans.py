@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from convnext_deploy import formats
-from convnext_deploy.accuracy import evaluation
+from convnext_deploy.accuracy import partial
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.data import numbering
@@ -55,7 +55,9 @@ def tensors(model: ConvNeXt) -> dict[str, Tensor]:
     """All four kinds."""
     paths = plans.products(model)
     rows = applied.rows_of(model.get_submodule(paths[PROJECT]))
-    inputs, outputs = model.get_submodule(paths[EXPAND]).in_features, len(applied.rows_of(model.head.classifier))  # type: ignore
+    head = model.get_submodule(paths[HEAD])
+    inputs = model.get_parameter(f"{paths[EXPAND]}.weight").shape[1]
+    outputs = len(applied.rows_of(head))
     return {
         f"balance/{EXPAND}": torch.rand(inputs) + 0.5,
         f"bias/{HEAD}": torch.randn(outputs),
@@ -221,13 +223,13 @@ def test_the_identity_of_an_interrupted_evaluation_is_read_or_refused(
     artifact = artifact_of("eager")
     source = ImageSource(name="d", names=("a",), labels=None, class_names=None, read_bytes=lambda index: b"x")
     out = tmp_path / "out"
-    evaluation._opened_partial(out, artifact, source, False)
+    partial.opened(out, artifact, source, "single-label", False)
     file = tmp_path / "out.partial" / "identity.json"
     content = file.read_bytes()
 
     def read(damaged: bytes) -> None:
         file.write_bytes(damaged)
-        evaluation._opened_partial(out, artifact, source, False)
+        partial.opened(out, artifact, source, "single-label", False)
 
     assert fuzz.tracebacks(fuzz.records([content], fuzz.THINNED), read) == {}
 

@@ -1,7 +1,7 @@
 """Histograms beside the raw values, ranges beside closed forms, scipy's integrals and brute force in float64."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -259,7 +259,8 @@ def test_the_moving_average_is_the_mean_of_the_images_extremes() -> None:
     assert high == pytest.approx(float(values.amax((1, 2)).double().mean()), rel=1e-12)
 
 
-ORDER = "inverted_cdf"  # one of the values; numpy's default lies between two, which in the tail are bins apart
+# One of the values; numpy's default is between two, which in the tail are bins apart.
+ORDER: Literal["inverted_cdf"] = "inverted_cdf"
 
 
 @pytest.mark.parametrize("percentile", [99.0, 99.9, 99.99, 100.0])

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import onnx
 import onnx.reference
+import onnx_nodes
 import pytest
 import torch
 from torch import nn
@@ -33,6 +34,7 @@ from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization.calibrate import Calibration, calibrate
 from convnext_deploy.quantization.distance import outputs, pixels_of
 from convnext_deploy.quantization.plan import LoadedPlan
+from convnext_deploy.records.accuracy import EvalResult
 from convnext_deploy.records.manifest import BatchRange, ExportSpec
 from convnext_deploy.records.plan import OperationPlan, Plan
 
@@ -194,11 +196,13 @@ def test_a_quantized_convolution_equals_float64_on_the_codes_it_is_given(
     target: Any, folded: tuple[ConvNeXt, str], calibration: Calibration
 ) -> None:
     plan = drafted(folded, calibration, target, names=("downsamples.1",))
-    conv = folded[0].get_submodule("downsamples.1.conv")
+    conv: Any = folded[0].get_submodule("downsamples.1.conv")
     changed = simulated(folded, plan).get_submodule("downsamples.1.conv")
     x = torch.randn(2, 48, 8, 8, generator=torch.Generator().manual_seed(1))
     operation = plan.operations["downsamples.1"]
     low, high = (0, 255) if operation.type == "u8s8" else (-128, 127)
+    assert operation.scale is not None
+    assert operation.zero_point is not None
     codes = (x.double() / operation.scale).round().add(operation.zero_point).clamp(low, high)
     exact = (codes - operation.zero_point) * operation.scale
     weight = conv.weight.double()
@@ -237,7 +241,7 @@ def test_a_shift_into_the_bias_is_exact_but_for_rounding(
     fine = msgspec.structs.replace(plan.operations[name], scale=1e-3, shift=0.05)  # clips nothing below 0.177
     shifted = msgspec.structs.replace(plan, operations={name: fine})
     changed = simulated(folded, shifted).get_submodule(f"{name}.linear")
-    linear = folded[0].get_submodule(f"{name}.linear")
+    linear: Any = folded[0].get_submodule(f"{name}.linear")
     x = torch.rand(64, linear.in_features, generator=torch.Generator().manual_seed(4)) * 0.2 - 0.05
     assert ((changed(x) - linear(x)).norm() / linear(x).norm()).item() < 0.02
 
@@ -253,7 +257,7 @@ def test_gelus_tanh_form_is_used_only_where_the_quantizer_cannot_tell(
     for scale, activation in ((16.1 * worst * 1.1, "gelu_tanh"), (15 * worst, "gelu")):
         operations = {name: msgspec.structs.replace(plan.operations[name], scale=scale)}
         changed = simulated(folded, msgspec.structs.replace(plan, operations=operations))
-        assert changed.get_submodule("stages.1.0").expand.activation == activation
+        assert getattr(changed.get_submodule("stages.1.0.expand"), "activation", None) == activation
 
 
 def test_a_plan_of_other_weights_or_pixels_is_refused(folded: tuple[ConvNeXt, str], calibration: Calibration) -> None:
@@ -287,7 +291,7 @@ def test_scales_too_small_for_half_precision_are_held_where_it_can(
         plans.representable(scales, formats.eight_bits_of("openvino"), "bf16"), scales
     )  # its graph is fp32
     model = simulated(folded, drafted(folded, calibration, names=("head",)))
-    model.get_submodule("head.classifier").weight_scale[0] = 1e-9
+    model.get_buffer("head.classifier.weight_scale")[0] = 1e-9
     with pytest.raises(PassError, match=r"head\.classifier\.weight_scale reaches down to 1e-09"):
         passes.cast_parameters(model, "fp16")
 
@@ -335,7 +339,7 @@ def test_fused_products_compute_what_the_standard_operators_do(fused: tuple[Path
 
 
 def test_every_planned_product_becomes_one_node(fused: tuple[Path, Path, int]) -> None:
-    before, after = onnx_read.node_census(fused[0]), onnx_read.node_census(fused[1])
+    before, after = onnx_nodes.operators(fused[0]), onnx_nodes.operators(fused[1])
     assert before["DequantizeLinear"] == 2 * fused[2]
     assert after["MatMulIntegerToFloat"] == after["QuantizeLinear"] == fused[2]
     assert "DequantizeLinear" not in after
@@ -394,8 +398,12 @@ def test_an_artifact_runs_every_planned_product_in_8_bits(
     (logits,) = run_in_batches(api.load(artifact.path), preprocess.as_input(pixels, facts, "float32"), 4)
     assert (logits.argmax(1) == expected.argmax(1).numpy()).mean() >= 0.998  # 99.9 to 99.95 % of all 2,000
     result = api.evaluate(artifact.path, str(IMAGES), limit=500)
-    source = api.evaluate(api.export(str(WEIGHTS), format=target, out=tmp_path / "float").path, str(IMAGES), limit=500)
-    assert abs(result.top1 - source.top1) <= 0.006
+    unquantized = api.evaluate(
+        api.export(str(WEIGHTS), format=target, out=tmp_path / "float").path, str(IMAGES), limit=500
+    )
+    assert isinstance(result, EvalResult)
+    assert isinstance(unquantized, EvalResult)
+    assert abs(result.top1 - unquantized.top1) <= 0.006
 
 
 @pytest.mark.parametrize(

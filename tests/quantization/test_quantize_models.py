@@ -93,7 +93,8 @@ def tiny_imagenet() -> Trained:
         pytest.fail(f"CI requires {absent[0]}", pytrace=False)
     if absent:
         pytest.skip(f"{absent[0]} is not here; CONVNEXT_DEPLOY_SHARED names the folder")
-    return trained(*files, (64, 64))
+    checkpoint, images, calibration = files
+    return trained(checkpoint, images, calibration, (64, 64))
 
 
 # onnxruntime's own quantizer ------------------------------------------------------------------------------------------

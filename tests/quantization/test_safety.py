@@ -498,6 +498,7 @@ def test_grn_of_a_large_map_in_half_precision_is_grn_in_double() -> None:
     x = (torch.randn((1, 200, 304, 32), generator=generator) * 100).half()
     with torch.no_grad():
         found = grn(x)
+    assert grn.bias is not None
     wide, weight, bias = (t.double().numpy() for t in (x, grn.weight.detach(), grn.bias.detach()))
     norm = np.sqrt((wide**2).sum((1, 2), keepdims=True))
     assert (wide**2).sum((1, 2)).max() > 9e3 * LARGEST

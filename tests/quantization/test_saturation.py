@@ -244,7 +244,7 @@ def test_onnxruntime_is_told_to_multiply_exactly_and_the_manifest_says_so(
 
     entries = []
 
-    class Recorded(ort.SessionOptions):
+    class Recorded(ort.SessionOptions):  # type: ignore[misc]  # its package has no types
         def add_session_config_entry(self, key: str, value: str) -> None:
             entries.append((key, value))
             super().add_session_config_entry(key, value)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx_nodes import operators
 
 from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact import manifest
@@ -31,10 +32,11 @@ from convnext_deploy.errors import (
     UsageError,
 )
 from convnext_deploy.graph.capture import DeployGraph, input_record, output_records
-from convnext_deploy.graph.onnx_read import node_census, shares
+from convnext_deploy.graph.onnx_read import shares
 from convnext_deploy.graph.onnx_write import save_onnx
 from convnext_deploy.models import passes, registry
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import (
     BatchRange,
     EngineRecord,
@@ -57,7 +59,7 @@ NAME: choose.Name = "tensorrt_rtx"
 FLOAT8 = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
 
 
-def graph_of(spec: ModelSpec, precision: str = "fp32", **export: Any) -> DeployGraph:
+def graph_of(spec: ModelSpec, precision: Precision = "fp32", **export: Any) -> DeployGraph:
     torch.manual_seed(0)
     model = ConvNeXt(spec).eval().requires_grad_(False)
     uint8 = export.get("input") == "uint8"
@@ -179,7 +181,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> manifest.Artifact:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_norms_and_activations_go_in_as_single_nodes(small: Any, precision: str) -> None:
-    census = node_census(small[precision][1])
+    census = operators(small[precision][1])
     assert census["LayerNormalization"] == 4 + 3 + 2  # blocks, downsamples, stem and head
     assert census["Gelu"] == 4
     assert not {"Erf", "Tanh", "Pow", "Sqrt", "ReduceSum"} & set(census)
@@ -314,8 +316,8 @@ def test_every_architecture_family_builds(variant: str, task: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
-def test_tiny_builds_ahead_of_time(precision: str, tmp_path: Path) -> None:
-    base = "fp16" if precision == "int8" else precision
+def test_tiny_builds_ahead_of_time(precision: Any, tmp_path: Path) -> None:
+    base: Precision = "fp16" if precision == "int8" else precision
     graph = graph_of(registry.spec("convnext_tiny"), base, batch=BatchRange(min=1, opt=32, max=256))
     path = tmp_path / "model.onnx"
     save_onnx(graph, path)

@@ -466,7 +466,7 @@ def test_an_error_of_the_runtime_is_told_to_the_log_and_not_to_the_client(artifa
         def fails(images: object) -> tuple[np.ndarray, ...]:
             raise RuntimeError("secret path /home/me")
 
-        one.service.models["m"].queue._run = fails  # type: ignore[assignment]
+        one.service.models["m"].queue._run = fails
         status, answer, _ = one.ask("POST", "/classify", picture())
     assert (status, answer["error"]) == (500, "the request failed; the server's log says why")
     assert "a request failed: RuntimeError: secret path /home/me" in said

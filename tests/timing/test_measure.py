@@ -99,7 +99,15 @@ def test_the_harness_takes_less_than_a_hundredth_of_a_step_of_ten_milliseconds()
 
 def test_competitors_of_one_process_take_turns_in_an_order_that_rotates() -> None:
     seen: list[str] = []
-    sessions = {name: FakeSession(lambda name=name: (seen.append(name), spin(0.05))[1]) for name in "abc"}
+
+    def taking_turns(name: str) -> FakeSession:
+        def step() -> None:
+            seen.append(name)
+            spin(0.05)
+
+        return FakeSession(step)
+
+    sessions = {name: taking_turns(name) for name in "abc"}
     timings = measure.interleaved(sessions, dict.fromkeys(sessions, batches(1)[0]), seconds=0.6)
     assert [t.artifact for t in timings] == ["a", "b", "c"]
     assert all(t.batch == 2 and t.median_ms >= 50 and len(t.samples_ms) >= 3 for t in timings)
@@ -185,7 +193,11 @@ def test_streams_run_side_by_side() -> None:
 
 def test_a_query_of_all_streams_lasts_as_long_as_the_slowest() -> None:
     lengths = (0.005, 0.03)
-    works = [work(lambda _, seconds=seconds: time.sleep(seconds)) for seconds in lengths]
+
+    def sleeping(seconds: float) -> Work:
+        return work(lambda _: time.sleep(seconds))
+
+    works = [sleeping(seconds) for seconds in lengths]
     samples, steps_per_s = measure.turn_of_streams(works, 0, seconds=0.2, together=True)
     assert min(samples) >= 30
     assert steps_per_s <= 2 / 0.03

@@ -28,7 +28,7 @@ SERVICE_S = 0.02
 def served(rate: float, queries: int, service_s: dict[int, list[float]], seed: int = 0) -> scenarios.Served:
     clock = VirtualClock()
     arrivals = poisson_arrivals(rate, queries, seed)
-    return serve(arrivals, virtual_server(service_s, clock, seed), max(service_s), clock)  # type: ignore[arg-type]
+    return serve(arrivals, virtual_server(service_s, clock, seed), max(service_s), clock)
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])

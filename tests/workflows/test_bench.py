@@ -128,7 +128,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 def measured(contenders: list[Contender], **plan: Any) -> list[BenchResult]:
-    return list(bench(contenders, Plan(**({"batches": (1,), "seconds": 2.0, "warmup_limit_s": 5.0} | plan))))
+    return list(bench(contenders, Plan(**{"batches": (1,), "seconds": 2.0, "warmup_limit_s": 5.0, **plan})))
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_formats_that_hold_convnext_only_have_no_counterpart(monkeypatch: pytest
     (group,) = contenders.of_variants(
         ["tiny"], ["swin"], ["eager", "native", "onnx"], ["fp32"], [(224, 224)], "classify", "cpu", print
     )
-    assert [(want.model.partition("_")[0], want.runtime) for want in group] == [  # type: ignore[attr-defined]
+    assert [(want.model.partition("_")[0], want.runtime) for want in group] == [
         ("convnext", "eager"), ("convnext", "native"), ("convnext", "onnx"), ("swin", "onnx"),
     ]  # fmt: skip
 
@@ -392,17 +392,18 @@ def test_rows_of_a_convnext_say_how_near_they_are_to_the_bound(fake: Fake) -> No
         name="made up", source="made up", matrix_tflops={"fp32": 1.0}, vector_tflops=1.0, copy_gb_s=1000.0
     )
     float_, int8, other = (fake(name, 10.0) for name in "abc")
-    seats = [
+    contenders = [
         msgspec.structs.replace(float_, spec=spec),
         msgspec.structs.replace(int8, spec=spec, eight_bits="int8"),
         other,
         msgspec.structs.replace(other),  # of the same name: `--compare` may name what an artifact is
     ]
-    rows = list(bench(seats, Plan(batches=(1,), seconds=1.0), ceilings=ceilings))
+    rows = list(bench(contenders, Plan(batches=(1,), seconds=1.0), ceilings=ceilings))
     flop = 2 * sum(multiply_accumulates(spec).values())
     for row in rows[:2]:
         assert row.images_per_s is not None
         assert row.tflops == pytest.approx(flop * row.images_per_s / 1e12)
+    assert rows[0].median_ms is not None
     assert rows[0].percent_of_bound == pytest.approx(
         100 * roofline.bound_ms(spec, "fp32", 1, ceilings) / rows[0].median_ms
     )

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def held() -> int:
 @pytest.mark.parametrize("format", ["onnx", "torchscript", "pt2"])
 def test_an_export_leaves_none_of_the_weights_behind(format: str, tmp_path: Path) -> None:
     """PyTorch's ONNX exporter keeps the last graph that its rewriting rules met, with the module's parameters."""
-    sizes = {"image_size": 32, "batch": (1, 2, 4)}
+    sizes: dict[str, Any] = {"image_size": 32, "batch": (1, 2, 4)}
     before = held()
     artifact = api.export("random", variant="convnext_zepto_rms", format=format, out=tmp_path / "artifact", **sizes)
     assert held() - before < 0.05 * artifact.bytes

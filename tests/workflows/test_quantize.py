@@ -130,7 +130,7 @@ def test_balance_makes_channels_reach_equally_far(
     values = factors[f"balance/{name}"].double()
     statistics = calibration.whole(plans.products(model)[name])
     activations = torch.maximum(statistics.low.abs(), statistics.high.abs())
-    weights = model.get_submodule(f"{name}.linear").weight.double().abs().amax(0)
+    weights = model.get_parameter(f"{name}.linear.weight").double().abs().amax(0)
     reach = (activations / values) / (weights * values)
     torch.testing.assert_close(reach / reach.mean(), torch.ones_like(reach), rtol=1e-5, atol=1e-5)
     assert values.log().mean().abs() < 1e-6

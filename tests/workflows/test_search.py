@@ -62,7 +62,9 @@ class Made:
         )  # fmt: skip
         budget = search.Budget(max_drop=1.0, alpha=0.05, batch=1)
         loaded = LoadedPlan(plan_of(NAMES), {})
-        (self.rows, self.chosen, self.why), self.plan = search.search(bench, None, loaded, np.zeros(0), budget, {})  # type: ignore[arg-type, misc]
+        result, self.plan = search.search(bench, None, loaded, np.zeros(0), budget, {})  # type: ignore[arg-type]
+        replaced: Any = result
+        self.rows, self.chosen, self.why = replaced
 
 
 def plan_of(names: Any) -> Plan:
@@ -150,7 +152,12 @@ def test_a_search_judges_by_the_models_own_numbers(tmp_path: Path, monkeypatch: 
 
     sets: list[Any] = []
     right = quantize._sets
-    monkeypatch.setattr(quantize, "_sets", lambda *given: sets.append(right(*given)) or sets[-1])
+
+    def recorded(*given: Any) -> Any:
+        sets.append(right(*given))
+        return sets[-1]
+
+    monkeypatch.setattr(quantize, "_sets", recorded)
     monkeypatch.setattr(quantize, "prepare", seen)
     with pytest.raises(KeyboardInterrupt):
         api.quantize(
