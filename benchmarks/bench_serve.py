@@ -35,6 +35,7 @@ from convnext_deploy.timing.scenarios import poisson_arrivals
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPHS = Path(convnext_deploy.__file__).parent / "data" / "images"
 CONNECTIONS = 512
+STRIDE = 1.15  # between two rates, until one does not hold
 OURS = "convnext-deploy serve"
 PEERS = ("fastapi", "fastapi-async", "litserve", "mlserver")
 
@@ -134,7 +135,8 @@ async def closed_loop(port: int, sent: Sequence[bytes], clients: int, seconds: f
     async def ask(number: int) -> None:
         nonlocal done
         while time.perf_counter() < end:
-            done += await client.ask(sent[number % len(sent)]) == 200
+            status = await client.ask(sent[number % len(sent)])
+            done += status == 200  # after the wait: others add to it meanwhile
 
     await asyncio.gather(*(ask(number) for number in range(clients)))
     return done / seconds
@@ -207,16 +209,17 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def searched(name: str, port: int, limit_ms: float, seconds: float, steps: int) -> tuple[float, list[dict[str, Any]]]:
-    """The highest rate that held, by halving between one that did and one that did not."""
+    """The highest rate that held: upwards until one does not, then by halving between the two."""
     sent = requests(name)
     capacity = asyncio.run(closed_loop(port, sent, 8, min(2.0, seconds)))
-    low, high, trials = 0.0, capacity * 1.1, []
+    low, high, trials = 0.0, math.inf, []
+    rate = 0.8 * capacity
     for step in range(steps):
-        rate = 0.85 * capacity if not step else (low + high) / 2
         trial = asyncio.run(open_loop(port, sent, rate, seconds, seed=step))
         trial["held"] = trial["p99_ms"] is not None and trial["p99_ms"] <= limit_ms
         trials.append(trial)
         low, high = (rate, high) if trial["held"] else (low, rate)
+        rate = low * STRIDE if high == math.inf else (low + high) / 2
     return low, trials
 
 
