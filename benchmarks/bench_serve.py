@@ -223,6 +223,22 @@ def searched(name: str, port: int, limit_ms: float, seconds: float, steps: int) 
     return low, trials
 
 
+def soaked(process: subprocess.Popen[bytes], port: int, rate: float, seconds: float) -> dict[str, Any]:
+    """A long trial at one rate, in parts: what was not answered, and the resident memory after each part."""
+    sent, parts = requests(OURS), 10
+    found: dict[str, Any] = {"rate": rate, "seconds": seconds, "requests": 0, "statuses": {}, "resident_mb": []}
+    for part in range(parts):
+        trial = asyncio.run(open_loop(port, sent, rate, seconds / parts, seed=part))
+        found["requests"] += trial["requests"]
+        for status, count in trial["statuses"].items():
+            found["statuses"][status] = found["statuses"].get(status, 0) + count
+        resident = next(
+            line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmRSS" in line
+        )
+        found["resident_mb"].append(round(int(resident.split()[1]) / 1024, 1))
+    return found
+
+
 def overhead(port: int, artifact: Path, count: int) -> dict[str, float]:
     """What the server adds to the session for a batch of one tensor: medians in turn, milliseconds."""
     import http.client
@@ -263,6 +279,8 @@ def main() -> None:
     parser.add_argument("--servers", default=",".join((OURS, *PEERS)))
     parser.add_argument("--options", default="", help="of `convnext-deploy serve`, separated by spaces")
     parser.add_argument("--overhead", type=int, default=0, help="requests that measure what the server adds")
+    parser.add_argument("--soak", type=float, default=0.0, help="seconds that this package's server is under load")
+    parser.add_argument("--soak-rate", type=float, default=20.0, help="requests a second of it")
     parser.add_argument("--out", type=Path, help="a JSON line a server is appended")
     given = parser.parse_args()
     artifact = manifest.verified(given.artifact)
@@ -282,9 +300,15 @@ def main() -> None:
                 row["requests_per_s"] = rates[name]
             if given.overhead and name == OURS:
                 row["overhead"] = overhead(port, given.artifact, given.overhead)
+            if given.soak and name == OURS:
+                row["soak"] = soaked(process, port, given.soak_rate, given.soak)
         finally:
             ended(process)
-        print(f"{name}: {rates.get(name, 0):.0f} requests/s at p99 <= {given.limit_ms:g} ms", row.get("overhead", ""))
+        print(
+            f"{name}: {rates.get(name, 0):.0f} requests/s at p99 <= {given.limit_ms:g} ms",
+            row.get("overhead", ""),
+            row.get("soak", ""),
+        )
         for trial in row.get("trials", ()):
             p50, p99 = (f"{trial[key]:.1f}" if trial[key] is not None else "none" for key in ("p50_ms", "p99_ms"))
             print(f"    {trial['rate']:.0f}/s: p50 {p50} ms, p99 {p99} ms, {trial['statuses']}")

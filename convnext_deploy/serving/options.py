@@ -10,9 +10,9 @@ from ..errors import UsageError
 from ..records.base import Device
 from ..records.manifest import BatchRange
 
-# Of a session, by default. One session of two threads answered 1.16 times the requests of two of one thread each
-# within 50 ms (benchmarks/bench_serve.py, 64 pixels in 8 bits, AMD EPYC, 2 cores, 2026-11-27): while one batch runs,
-# the next one forms and is decoded. More than a few threads wait for one another in a small batch.
+# Of a session, by default. On two cores one session of two threads and two of one thread answer about the same number
+# of requests (benchmarks/bench_serve.py); one session answers a single request sooner. More than a few threads wait for
+# one another in a small batch.
 THREADS = 4
 LARGEST_BATCH = 8  # by default: more images at once are hardly faster on a CPU, and the last one waits for all
 
