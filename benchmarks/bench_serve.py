@@ -232,10 +232,8 @@ def soaked(process: subprocess.Popen[bytes], port: int, rate: float, seconds: fl
         found["requests"] += trial["requests"]
         for status, count in trial["statuses"].items():
             found["statuses"][status] = found["statuses"].get(status, 0) + count
-        resident = next(
-            line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmRSS" in line
-        )
-        found["resident_mb"].append(round(int(resident.split()[1]) / 1024, 1))
+        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+        found["resident_mb"].append(round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1))
     return found
 
 
