@@ -30,6 +30,7 @@ import numpy as np
 import convnext_deploy
 from convnext_deploy import env
 from convnext_deploy.artifact import manifest
+from convnext_deploy.serving.options import ServeOptions
 from convnext_deploy.timing.scenarios import poisson_arrivals
 
 HERE = Path(__file__).resolve().parent
@@ -241,7 +242,7 @@ def overhead(port: int, artifact: Path, count: int) -> dict[str, float]:
     """What the server adds to the session for a batch of one tensor: medians in turn, milliseconds."""
     import http.client
 
-    session = convnext_deploy.load(artifact, threads=1)
+    session = convnext_deploy.load(artifact, threads=ServeOptions().run.threads)
     facts = session.manifest
     record = facts.inputs[0]
     shape = [1, *(side for side in record.shape[1:] if isinstance(side, int))]

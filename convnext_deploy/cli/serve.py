@@ -35,6 +35,9 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the bearer token that requests bring; or set {TOKEN}.")
     ] = None,
+    bench: Annotated[
+        Path | None, typer.Option(help="Take threads, batch and limit from rows of `bench --scenario server --save`.")
+    ] = None,
     gate: Annotated[
         Path | None, typer.Option(help="Serve and reload only what this verdict of `gate --json` passed.")
     ] = None,
@@ -66,6 +69,7 @@ def serve(
         say=terminal.say,
         labels=labels,
         gate=gate,
+        bench=bench,
         device=one_of("--device", device, Device),
         trust=trust,
         max_wait_ms=max_wait_ms,
