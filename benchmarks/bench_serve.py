@@ -30,11 +30,13 @@ import numpy as np
 import convnext_deploy
 from convnext_deploy import env
 from convnext_deploy.artifact import manifest
+from convnext_deploy.serving.options import ServeOptions
 from convnext_deploy.timing.scenarios import poisson_arrivals
 
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPHS = Path(convnext_deploy.__file__).parent / "data" / "images"
 CONNECTIONS = 512
+STRIDE = 1.15  # between two rates, until one does not hold
 OURS = "convnext-deploy serve"
 PEERS = ("fastapi", "fastapi-async", "litserve", "mlserver")
 
@@ -134,7 +136,8 @@ async def closed_loop(port: int, sent: Sequence[bytes], clients: int, seconds: f
     async def ask(number: int) -> None:
         nonlocal done
         while time.perf_counter() < end:
-            done += await client.ask(sent[number % len(sent)]) == 200
+            status = await client.ask(sent[number % len(sent)])
+            done += status == 200  # after the wait: others add to it meanwhile
 
     await asyncio.gather(*(ask(number) for number in range(clients)))
     return done / seconds
@@ -207,24 +210,39 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def searched(name: str, port: int, limit_ms: float, seconds: float, steps: int) -> tuple[float, list[dict[str, Any]]]:
-    """The highest rate that held, by halving between one that did and one that did not."""
+    """The highest rate that held: upwards until one does not, then by halving between the two."""
     sent = requests(name)
     capacity = asyncio.run(closed_loop(port, sent, 8, min(2.0, seconds)))
-    low, high, trials = 0.0, capacity * 1.1, []
+    low, high, trials = 0.0, math.inf, []
+    rate = 0.8 * capacity
     for step in range(steps):
-        rate = 0.85 * capacity if not step else (low + high) / 2
         trial = asyncio.run(open_loop(port, sent, rate, seconds, seed=step))
         trial["held"] = trial["p99_ms"] is not None and trial["p99_ms"] <= limit_ms
         trials.append(trial)
         low, high = (rate, high) if trial["held"] else (low, rate)
+        rate = low * STRIDE if high == math.inf else (low + high) / 2
     return low, trials
+
+
+def soaked(process: subprocess.Popen[bytes], port: int, rate: float, seconds: float) -> dict[str, Any]:
+    """A long trial at one rate, in parts: what was not answered, and the resident memory after each part."""
+    sent, parts = requests(OURS), 10
+    found: dict[str, Any] = {"rate": rate, "seconds": seconds, "requests": 0, "statuses": {}, "resident_mb": []}
+    for part in range(parts):
+        trial = asyncio.run(open_loop(port, sent, rate, seconds / parts, seed=part))
+        found["requests"] += trial["requests"]
+        for status, count in trial["statuses"].items():
+            found["statuses"][status] = found["statuses"].get(status, 0) + count
+        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+        found["resident_mb"].append(round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1))
+    return found
 
 
 def overhead(port: int, artifact: Path, count: int) -> dict[str, float]:
     """What the server adds to the session for a batch of one tensor: medians in turn, milliseconds."""
     import http.client
 
-    session = convnext_deploy.load(artifact, threads=1)
+    session = convnext_deploy.load(artifact, threads=ServeOptions().run.threads)
     facts = session.manifest
     record = facts.inputs[0]
     shape = [1, *(side for side in record.shape[1:] if isinstance(side, int))]
@@ -260,6 +278,8 @@ def main() -> None:
     parser.add_argument("--servers", default=",".join((OURS, *PEERS)))
     parser.add_argument("--options", default="", help="of `convnext-deploy serve`, separated by spaces")
     parser.add_argument("--overhead", type=int, default=0, help="requests that measure what the server adds")
+    parser.add_argument("--soak", type=float, default=0.0, help="seconds that this package's server is under load")
+    parser.add_argument("--soak-rate", type=float, default=20.0, help="requests a second of it")
     parser.add_argument("--out", type=Path, help="a JSON line a server is appended")
     given = parser.parse_args()
     artifact = manifest.verified(given.artifact)
@@ -279,9 +299,15 @@ def main() -> None:
                 row["requests_per_s"] = rates[name]
             if given.overhead and name == OURS:
                 row["overhead"] = overhead(port, given.artifact, given.overhead)
+            if given.soak and name == OURS:
+                row["soak"] = soaked(process, port, given.soak_rate, given.soak)
         finally:
             ended(process)
-        print(f"{name}: {rates.get(name, 0):.0f} requests/s at p99 <= {given.limit_ms:g} ms", row.get("overhead", ""))
+        print(
+            f"{name}: {rates.get(name, 0):.0f} requests/s at p99 <= {given.limit_ms:g} ms",
+            row.get("overhead", ""),
+            row.get("soak", ""),
+        )
         for trial in row.get("trials", ()):
             p50, p99 = (f"{trial[key]:.1f}" if trial[key] is not None else "none" for key in ("p50_ms", "p99_ms"))
             print(f"    {trial['rate']:.0f}/s: p50 {p50} ms, p99 {p99} ms, {trial['statuses']}")

@@ -73,7 +73,8 @@ def asgi(artifacts: Artifacts, *, say: Callable[[str], None] = lambda line: None
         options: `device`, `threads`, `sessions`, `max_batch`, `max_wait_ms`, `slo_ms`, `deadline_ms`, `room`,
             `max_body_bytes`, `max_pixels`, `body_s`, `idle_s`, `drain_s` and `token` as in
             `serving.options.ServeOptions`; `labels`, a file of class names; `gate`, the verdict that has to be PASS,
-            read again at every reload; `trust`, as for `load`.
+            read again at every reload; `bench`, rows of `bench --scenario server --save`, from which `threads`,
+            `max_batch` and `slo_ms` are taken where they are not given; `trust`, as for `load`.
 
     Raises:
         What `serve` raises.
@@ -133,6 +134,7 @@ def package(
 
 
 def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str, Any]) -> "Service":
+    from ..serving import measured
     from ..serving.names import checked, named
     from ..serving.options import ServeOptions
     from ..serving.service import Service
@@ -143,10 +145,18 @@ def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str
         paths = named([str(path) for path in arguments.paths("artifacts", artifacts)])
     labels = arguments.maybe(arguments.path, "labels", options.pop("labels", None))
     gate = arguments.maybe(arguments.path, "gate", options.pop("gate", None))
+    bench = arguments.maybe(arguments.path, "bench", options.pop("bench", None))
     trust, device = options.pop("trust", False), options.pop("device", "cpu")
     arguments.check(trust=trust, say=say)
     unknown = sorted(set(options) - set(ServeOptions.__dataclass_fields__))
     if unknown:
         raise UsageError(f"option {unknown[0]}; expected one of {', '.join(ServeOptions.__dataclass_fields__)}")
+    if bench is not None:
+        if len(paths) > 1:
+            raise UsageError(f"--bench {bench} with {len(paths)} artifacts; serve them one by one")
+        (path,) = paths.values()
+        found, line = measured.settings(bench, manifest.read(path).sha256, options.get("slo_ms"))
+        say(line)
+        options = found | options
     settings = ServeOptions(device=arguments.one_of("device", device, Device), **options)
     return Service(paths, settings, labels=labels, gate=gate, trust=trust, say=say)

@@ -25,8 +25,8 @@ def serve(
     slo_ms: Annotated[float | None, typer.Option(help="Refuse (429) what would take longer than this.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Images of a batch; default: 8.")] = None,
     max_wait_ms: Annotated[float, typer.Option(help="That the first image of a batch waits for others.")] = 0.0,
-    sessions: Annotated[int | None, typer.Option(help="Batches that run at once; default: a core each.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each batch; default: cores by sessions.")] = None,
+    sessions: Annotated[int | None, typer.Option(help="Batches that run at once; default: cores by threads.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each batch; default: 4 at most.")] = None,
     room: Annotated[int | None, typer.Option(help="Images on their way at once; more are refused: 1024.")] = None,
     deadline_ms: Annotated[float | None, typer.Option(help="After which a request is given up: 30000.")] = None,
     max_body_mb: Annotated[float | None, typer.Option(help="Largest body of a request, in MB: 33.5.")] = None,
@@ -34,6 +34,9 @@ def serve(
     drain_s: Annotated[float | None, typer.Option(help="That requests may take at the end: 30.")] = None,
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the bearer token that requests bring; or set {TOKEN}.")
+    ] = None,
+    bench: Annotated[
+        Path | None, typer.Option(help="Take threads, batch and limit from rows of `bench --scenario server --save`.")
     ] = None,
     gate: Annotated[
         Path | None, typer.Option(help="Serve and reload only what this verdict of `gate --json` passed.")
@@ -66,6 +69,7 @@ def serve(
         say=terminal.say,
         labels=labels,
         gate=gate,
+        bench=bench,
         device=one_of("--device", device, Device),
         trust=trust,
         max_wait_ms=max_wait_ms,

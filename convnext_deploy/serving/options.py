@@ -10,6 +10,10 @@ from ..errors import UsageError
 from ..records.base import Device
 from ..records.manifest import BatchRange
 
+# Of a session, by default. On two cores one session of two threads and two of one thread answer about the same number
+# of requests (benchmarks/bench_serve.py); one session answers a single request sooner. More than a few threads wait for
+# one another in a small batch.
+THREADS = 4
 LARGEST_BATCH = 8  # by default: more images at once are hardly faster on a CPU, and the last one waits for all
 
 
@@ -19,7 +23,7 @@ class ServeOptions:
 
     Args:
         sessions: batches that run at once; None: the cores by `threads`, and one on a GPU.
-        threads: CPU threads of each; None: the cores by `sessions`.
+        threads: CPU threads of each; None: the cores by `sessions`, or `THREADS`.
         max_batch: images of a batch; None: `LARGEST_BATCH`, or the most that the artifact takes.
         max_wait_ms: that the first image of a batch waits for others.
         slo_ms: the time from a request to its answer, if it is to be kept: a request that would take longer is refused.
@@ -73,7 +77,8 @@ class ServeOptions:
         """How the session runs."""
         if self.device != "cpu":
             return RunOptions(device=self.device, threads=self.threads)
-        threads = self.threads or (max(1, usable_cores() // self.sessions) if self.sessions else 1)
+        cores = usable_cores()
+        threads = self.threads or (max(1, cores // self.sessions) if self.sessions else min(cores, THREADS))
         return RunOptions(device=self.device, threads=threads)
 
     def largest(self, batch: BatchRange) -> int:

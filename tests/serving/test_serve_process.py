@@ -81,7 +81,7 @@ def start(artifact: Artifact) -> Iterator[Start]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_without_losing_a_request(start: Start, number: int) -> None:
     one = start("--sessions", "1")
-    assert one.lines[0].startswith("serving m=")
+    assert one.lines[0].startswith("m: 16 outputs compared with the export's source")
     answered: list[object] = []
     refused = threading.Event()
 
