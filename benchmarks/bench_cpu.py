@@ -183,18 +183,26 @@ def main() -> None:
 
 
 def measure(found: Sequence[Contender], plan: Plan, out: Path) -> None:
-    """Time them, print a line each, and append the results."""
-    rates = {type: max(peak.gmacs_per_s(type, plan.threads or 1, 0.05) for _ in range(5)) for type in TYPES}
-    print("GMAC/s at most:", {type: round(rate) for type, rate in rates.items()}, flush=True)
+    """Time them, print a line each, and append the results. The peaks are the best of before and after."""
     named = [c if c.artifact is None else msgspec.structs.replace(c, label=Path(c.artifact).name) for c in found]
+    before = peaks(plan)
+    rows = list(bench(named, plan, progress=lambda done, total, what: print(f"{done}/{total} {what}", flush=True)))
+    after = peaks(plan)
+    rates = {type: max(before[type], after[type]) for type in TYPES}
+    print("GMAC/s at most:", {type: round(rate) for type, rate in rates.items()}, flush=True)
     with out.open("ab") as file:
-        for row in bench(named, plan, progress=lambda done, total, what: print(f"{done}/{total} {what}", flush=True)):
-            row = with_share(row, rates)
+        for row in (with_share(row, rates) for row in rows):
             share = "" if row.percent_of_bound is None else f"{row.percent_of_bound:.0f} % of the peak"
             time = "–" if row.median_ms is None else f"{row.median_ms:.2f} ms"
             error = "" if row.parity is None else f"error {row.parity:.2g}"
             print(row.subject, f"batch {row.batch}", time, share, error, row.status, row.reason or "", flush=True)
             file.write(compare.encode_results([row]))
+
+
+def peaks(plan: Plan) -> dict[ProductType, float]:
+    """GMAC/s of each type on the threads that are measured."""
+    threads = plan.threads or env.usable_cores()
+    return {type: max(peak.gmacs_per_s(type, threads, 0.05) for _ in range(5)) for type in TYPES}
 
 
 def with_share(row: BenchResult, rates: Mapping[ProductType, float]) -> BenchResult:

@@ -132,6 +132,13 @@ def test_a_search_with_weights_that_saturate_here_is_refused_before_any_work(
         quantized(Path("absent"), "openvino", tmp_path, weight_bits=8, data="x", max_drop=1.0)
 
 
+def test_a_search_with_weights_of_8_bits_goes_on_where_the_runtime_is_exact(without_vnni: None) -> None:
+    for target in ("native", "onnx"):
+        how = formats.eight_bits_of(target)
+        assert quantize._weight_bits(8, target, how, "u8s8", searching=True) == 8
+        assert quantize._weight_bits(None, target, how, "u8s8", searching=True) == 7
+
+
 def test_openvino_does_not_load_what_was_built_where_nothing_saturates(without_vnni: None) -> None:
     manifest: Any = SimpleNamespace(export=spec_of("openvino", record()))
     with pytest.raises(ArtifactError, match=r"model\.xml: OpenVINO multiplies 8 bits with 16-bit saturation"):

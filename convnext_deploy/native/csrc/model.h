@@ -25,7 +25,7 @@ struct Failure {
 class Orders {
  public:
   void find(const Kernels &kernels, const uint8_t *data, const std::vector<Operation> &operations);
-  const uint16_t *of(const Product &product) const;  // NULL: not found, or not INT8
+  const uint16_t *of(const Product &product) const;  // after `find` with such kernels; NULL: not INT8
 
  private:
   using Place = std::pair<uint64_t, uint32_t>;  // of weights in the file, and their inputs

@@ -63,13 +63,19 @@ struct Runner {
   ~Runner() { cnxt_session_close(session); }
 };
 
+std::vector<std::string> all_isas() {  // the best first
+  std::istringstream names(cnxt_isas());
+  std::vector<std::string> isas;
+  for (std::string isa; names >> isa;) isas.push_back(isa);
+  return isas;
+}
+
 int run(const std::vector<uint8_t> &file, cnxt_options options) {
   const Bytes bytes = copy_of(file.data(), file.size());
   cnxt_model *model;
   char message[256];
   if (cnxt_model_open(bytes.data, bytes.size, &model, message, sizeof message)) return std::puts(message), 1;
-  std::istringstream names(cnxt_isas());
-  for (std::string isa; names >> isa;) {
+  for (const std::string &isa : all_isas()) {
     options.isa = isa.c_str();
     Runner two[2];
     for (Runner &runner : two)
@@ -91,21 +97,25 @@ int run(const std::vector<uint8_t> &file, cnxt_options options) {
   return 0;
 }
 
-// Every thread opens, runs and closes sessions of its own with changing batches and numbers of threads, all over one
-// model; then all of them run one session, which takes one at a time and refuses the others.
+// Every thread opens, runs and closes sessions of its own with changing batches, numbers of threads and paths, all over
+// one model; then all of them run one session, which takes one at a time and refuses the others.
 int threads(const std::vector<uint8_t> &file, uint32_t height, uint32_t width, uint32_t count, uint32_t rounds) {
   constexpr uint32_t BATCHES = 4;
   const Bytes bytes = copy_of(file.data(), file.size());
   cnxt_model *model;
   char message[256];
   if (cnxt_model_open(bytes.data, bytes.size, &model, message, sizeof message)) return std::puts(message), 1;
-  std::vector<std::vector<std::vector<float>>> expected;
-  for (uint32_t batch = 1; batch <= BATCHES; batch++) {
-    Runner alone;
-    if (alone.open(model, {batch, height, width, 1, nullptr})) return 1;
-    alone.run();
-    expected.push_back(alone.outputs);
-  }
+  const std::vector<std::string> isas = all_isas();
+  std::vector<std::vector<std::vector<std::vector<float>>>> expected(isas.size());
+  for (size_t path = 0; path < isas.size(); path++)
+    for (uint32_t batch = 1; batch <= BATCHES; batch++) {
+      Runner alone;
+      if (alone.open(model, {batch, height, width, 1, isas[path].c_str()})) return 1;
+      alone.run();
+      expected[path].push_back(alone.outputs);
+    }
+  cnxt_model_close(model);  // what its first session finds is found again below, by several threads at once
+  if (cnxt_model_open(bytes.data, bytes.size, &model, message, sizeof message)) return std::puts(message), 1;
   std::atomic<uint32_t> runs{0}, wrong{0}, refused{0};
   const auto all = [&](auto body) {
     std::vector<std::thread> started;
@@ -115,9 +125,10 @@ int threads(const std::vector<uint8_t> &file, uint32_t height, uint32_t width, u
   all([&](uint32_t thread) {
     for (uint32_t round = 0; round < rounds; round++) {
       const uint32_t batch = 1 + (thread + round) % BATCHES;
+      const size_t path = isas.size() - 1 - (thread / 2 + round) % isas.size();
       Runner own;
-      if (own.open(model, {batch, height, width, 1 + round % 2, nullptr})) wrong++;
-      else own.run(), runs++, wrong += own.outputs != expected[batch - 1];
+      if (own.open(model, {batch, height, width, 1 + round % 2, isas[path].c_str()})) wrong++;
+      else own.run(), runs++, wrong += own.outputs != expected[path][batch - 1];
     }
   });
   Runner shared;
@@ -128,7 +139,7 @@ int threads(const std::vector<uint8_t> &file, uint32_t height, uint32_t width, u
     for (auto &output : outputs) pointers.push_back(output.data());
     for (uint32_t round = 0; round < rounds; round++)
       if (cnxt_session_run(shared.session, shared.input.data(), pointers.data()) == CNXT_BUSY) refused++;
-      else runs++, wrong += outputs != expected[1];
+      else runs++, wrong += outputs != expected[0][1];
   });
   std::printf("%u runs, %u wrong, %u refused\n", runs.load(), wrong.load(), refused.load());
   cnxt_session_close(shared.session);
@@ -140,12 +151,7 @@ int threads(const std::vector<uint8_t> &file, uint32_t height, uint32_t width, u
 
 struct Fuzzer {
   size_t opened = 0, refused = 0, ran = 0;
-  std::vector<std::string> isas;
-
-  Fuzzer() {
-    std::istringstream names(cnxt_isas());
-    for (std::string isa; names >> isa;) isas.push_back(isa);
-  }
+  const std::vector<std::string> isas = all_isas();
 
   void attempt(const uint8_t *data, size_t size) {
     cnxt_model *model;
