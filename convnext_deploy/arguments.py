@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast, get_args
 import msgspec
 
 from .errors import UsageError
-from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Task
+from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Problem, Task
 from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorRtSpec
 from .records.plan import RangeMethod, WeightBits
 
@@ -27,7 +27,7 @@ Batch = int | Sequence[int] | str | BatchRange  # one size, (min, opt, max), "8"
 
 T = TypeVar("T")
 WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, or random"
-IMAGES = "a folder, tar or Parquet file of images, or hfds:NAME"
+IMAGES = "a folder, tar, Parquet file or list of images, or hfds:NAME"
 NAME_BYTES = 255  # what file systems take as one name
 
 # What people write for a word of a closed set, where no difference of letters finds it.
@@ -265,6 +265,8 @@ def preprocessing(name: str, value: Any) -> dict[str, Any]:
             found[field] = numbers(f"{name} {field}", found[field])
     if "crop_pct" in found:
         found["crop_pct"] = number(f"{name} crop_pct", found["crop_pct"], 0, 1, "a share above 0 and at most 1")
+    if "exif_orientation" in found:
+        found["exif_orientation"] = flag(f"{name} exif_orientation", found["exif_orientation"])
     for field, words in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if field in found:
             found[field] = one_of(f"{name} {field}", found[field], words)
@@ -323,7 +325,7 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
     "levels", "head_activation", "threads",
-    "split", "limit", "max_drop", "progress", "tensorrt", "weight_bits", "images",
+    "split", "limit", "problem", "max_drop", "progress", "tensorrt", "weight_bits", "images",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
@@ -332,6 +334,8 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "levels": levels,
     "head_activation": _is_one_of(HeadActivation),
     "input": _is_one_of(InputKind),
+    "problem": _is_one_of(Problem),
+    "class_order": _is_one_of(("torchvision", "timm")),
     "precision": _is_one_of(Precision),
     "rest": _is_one_of(Precision),
     "device": _is_one_of(Device),

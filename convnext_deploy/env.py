@@ -29,6 +29,8 @@ EXTRAS = {
     "onnxruntime": "onnx", "pyarrow": "parquet",
     "openvino": "openvino", "tensorrt": "trt", "tensorrt_rtx": "trt-rtx", "torch_tensorrt": "torch-tensorrt",
     "datasets": "hf", "matplotlib": "report", "pynvml": "nvml",
+    "anyio": "serve", "prometheus_client": "serve", "python_multipart": "serve", "starlette": "serve",
+    "uvicorn": "serve", "uvloop": "serve", "httptools": "serve",
 }  # fmt: skip
 BROUGHT_BY_EXPORT = {"onnx", "parquet"}  # extras that the extra `export` brings with it
 # Whose absence is somebody's installation, and not our mistake.

@@ -5,13 +5,12 @@ Images are decoded by a pool of threads while the session runs the batch before.
 become `<out>.npz`, and the summary `<out>.json`.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,32 +19,29 @@ from ..artifact import manifest
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import numbering, preprocess, sources
-from ..errors import DataError, UsageError
-from ..records.accuracy import EvalResult
-from ..records.base import Record, Sha256
-from . import statistics
+from ..data.image_source import with_one_label
+from ..errors import CheckFailed, DataError, UsageError
+from ..records.accuracy import EvalResult, OutputScore, ScoreResult
+from ..records.base import Problem
+from ..records.manifest import ModelSpec
+from . import outputs, partial, statistics
+from .outputs import Outputs
 from .predictions import (
     NONE,
     SUFFIX,
     Chunk,
-    decode,
+    Predictions,
     encode,
     hits,
     joined,
     of_logits,
     per_class,
-    read_predictions,
 )
 
+# From the names of images, their places in the source and their logits (N, classes), to what is kept of them.
+Answers = Callable[[tuple[str, ...], list[int], NDArray[np.float32]], Predictions | Outputs]
+
 CHUNK = 256  # images between two saves, in whole batches; what a process that is killed loses at most
-IDENTITY_NAME = "identity.json"
-
-
-class Identity(Record, frozen=True, kw_only=True):
-    """What a folder of unfinished predictions belongs to. The batch size is not part of it."""
-
-    artifact_sha256: Sha256
-    data_sha256: Sha256
 
 
 def evaluate(
@@ -57,6 +53,7 @@ def evaluate(
     out: Path | None = None,
     limit: int | None = None,
     classes: dict[str, int] | None = None,
+    problem: Problem | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -75,6 +72,7 @@ def evaluate(
         out: `<out>.json` and `<out>.npz` are written, and `<out>.partial/` until then. None keeps nothing.
         limit: evaluate at most so many images, evenly spaced over the source.
         classes: class names and the outputs that they mean; None: the artifact's labels, WordNet ids, or positions.
+        problem: single-label or binary; None: as the artifact says. A binary model's one logit is that of class 1.
         force: replace an earlier result of `out`, and begin again instead of going on.
         progress: called with (images done, images in all), first before any work: with more than 0 done where
             an interrupted evaluation goes on.
@@ -85,30 +83,182 @@ def evaluate(
         DataError: no labels, labels that are not the model's, or not one readable image.
         CheckFailed: the model's outputs are not finite.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit {limit}; expected at least 1 image")
-    _check_batch(batch, artifact)
-    source = labelled(source, artifact, classes)
-    if limit is not None:
-        source = sources.subset(source, limit)
+    problem = problem_of(artifact.manifest.model, problem)
+    if problem in partial.SCORED:
+        raise UsageError(f"a {problem} model has no top-1; take `score`")
+    source = labelled(_limited(source, limit), artifact, classes, problem)
     labels = source.labels
     assert labels is not None  # `labelled` refuses them
+
+    def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Predictions:
+        both = np.concatenate([np.zeros_like(logits), logits], axis=1) if problem == "binary" else logits
+        return of_logits(names, labels[indices], both)
+
+    tell = say or (lambda line: None)
+    run = _run(session, source, artifact, batch, problem, answers, out, force, progress, tell)
+    predictions = run.outcome.predictions
+    assert isinstance(predictions, Predictions)
+    if limit is None:
+        _refuse_lost_classes(source, predictions, run.outcome.corrupt)
+    first = hits(predictions, 1)
+    chance = statistics.expected_agreement(predictions.top_classes[:, 0], predictions.labels)
+    notes = run.notes
+    if not statistics.is_above_chance(int(first.sum()), len(first), chance):
+        notes = (*notes, at_chance(float(first.mean()), chance))
+        tell(notes[-1])
+    names = None if problem == "binary" and len(artifact.manifest.labels or ()) < 2 else artifact.manifest.labels
+    result = EvalResult(
+        artifact=artifact.path.resolve().name,
+        artifact_sha256=artifact.sha256,
+        data=source.name,
+        data_sha256=source.sha256,
+        images=len(predictions.names),
+        corrupt=run.outcome.corrupt,
+        top1=float(first.mean()),
+        top5=float(np.mean(hits(predictions, 5))),
+        per_class=per_class(predictions, names or source.class_names),
+        images_per_s=run.images_per_s,
+        predictions=None if out is None else f"{out.name}{SUFFIX}",
+        notes=notes,
+        problem=problem,
+    )
+    _keep(out, run.outcome, result)
+    return result
+
+
+def score(
+    session: Session,
+    source: sources.ImageSource,
+    *,
+    artifact: Artifact,
+    batch: int,
+    problem: Problem,
+    out: Path | None = None,
+    limit: int | None = None,
+    classes: dict[str, int] | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ScoreResult:
+    """Run a multi-label or regression model over a source: its mean average precision, or its R2 and its errors.
+
+    Args as those of `evaluate`.
+
+    Raises:
+        UsageError, DataError, CheckFailed: as `evaluate`.
+    """
+    problem = problem_of(artifact.manifest.model, problem)
+    source = labelled(_limited(source, limit), artifact, classes, problem)
+    targets = _targets(source, artifact.manifest.model.num_classes, problem)
+
+    def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Outputs:
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values")
+        return Outputs(names, targets[indices], logits)
+
+    tell = say or (lambda line: None)
+    run = _run(session, source, artifact, batch, problem, answers, out, force, progress, tell)
+    found = run.outcome.predictions
+    assert isinstance(found, Outputs)
+    quality = outputs.scored(found, problem)
+    notes = run.notes
+    if not outputs.is_above_chance(found, quality, problem):
+        notes = (*notes, outputs.chance_words(found, quality, problem))
+        tell(notes[-1])
+    errors = found.outputs.astype(np.float64) - found.targets
+    is_labels = problem == "multi-label"
+    called = artifact.manifest.labels or source.class_names or ()
+    result = ScoreResult(
+        problem=problem,
+        artifact=artifact.path.resolve().name,
+        artifact_sha256=artifact.sha256,
+        data=source.name,
+        data_sha256=source.sha256,
+        images=len(found.names),
+        corrupt=run.outcome.corrupt,
+        score=quality.score,
+        per_output=tuple(
+            OutputScore(
+                output=number,
+                name=called[number] if number < len(called) else str(number),
+                positives=int(found.targets[:, number].sum()) if is_labels else None,
+                score=one,
+            )
+            for number, one in enumerate(quality.per_output)
+        ),
+        exact=float(np.mean(((found.outputs > 0) == (found.targets > 0)).all(axis=1))) if is_labels else None,
+        mean_absolute_error=None if is_labels else float(np.abs(errors).mean()),
+        root_mean_square_error=None if is_labels else float(np.sqrt((errors**2).mean())),
+        images_per_s=run.images_per_s,
+        predictions=None if out is None else f"{out.name}{SUFFIX}",
+        notes=notes,
+    )
+    _keep(out, run.outcome, result)
+    return result
+
+
+def problem_of(model: ModelSpec, asked: Problem | None) -> Problem:
+    """What a classifier's outputs mean: as the artifact says, or the user; several outputs are classes otherwise.
+
+    Raises:
+        UsageError: no classifier, one output that nobody has explained, or a contradiction.
+    """
+    if model.task != "classify" or model.num_classes < 1:
+        raise UsageError(f"the model is exported for the task {model.task}; only classify has an accuracy")
+    if asked is not None and model.problem not in (None, asked):
+        raise UsageError(f"--problem {asked}: the artifact was exported as {model.problem}; leave the option out")
+    problem = asked or model.problem
+    if model.num_classes > 1:
+        if problem == "binary":
+            raise UsageError(f"--problem binary is for one output, and the model has {model.num_classes}; leave it out")
+        return problem or "single-label"
+    if problem in (None, "single-label", "multi-label"):
+        raise UsageError(
+            "the model has one output, which is the first of all on every image, so that its top-1 would be 100 % "
+            "whatever it computes; say what it is with --problem: binary (the logit of the second of two classes) or "
+            "regression"
+        )
+    return problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    outcome: Chunk
+    images_per_s: float
+    notes: tuple[str, ...]
+
+
+def _run(
+    session: Session,
+    source: sources.ImageSource,
+    artifact: Artifact,
+    batch: int,
+    problem: Problem,
+    answers: Answers,
+    out: Path | None,
+    force: bool,
+    progress: Callable[[int, int], None] | None,
+    tell: Callable[[str], None],
+) -> _Run:
+    """Every image through the session, from where an interrupted call of the same stopped."""
+    _check_batch(batch, artifact)
     model, preprocessing = artifact.manifest.model, artifact.manifest.preprocessing
     to_pixels = preprocess.transform(preprocessing, model.image_size, model.in_chans)
-    tell = say or (lambda line: None)
     for note in source.notes:
         tell(note)
-    partial = None if out is None else _opened_partial(out, artifact, source, force)
-    finished = [] if partial is None else _read_chunks(partial)
+    folder = None if out is None else partial.opened(out, artifact, source, problem, force)
+    finished = [] if folder is None else partial.chunks_of(folder)
     done = finished[-1].stop if finished else 0
     pending: list[Chunk] = []
+    turned: list[int] = []
 
     def save() -> None:
         if not pending:
             return
         chunk = joined(pending)
-        if partial is not None:
-            write_file(partial / f"{chunk.start:09d}{SUFFIX}", encode(chunk))
+        if folder is not None:
+            write_file(folder / f"{chunk.start:09d}{SUFFIX}", encode(chunk))
         finished.append(chunk)
         pending.clear()
 
@@ -120,76 +270,122 @@ def evaluate(
     begin = time.perf_counter()
     with preprocess.decoders() as pool:
         try:
-            for piece in _batches(pool, session, source, labels, to_pixels, batch, done):
+            for piece, its_turned in _batches(pool, session, source, answers, to_pixels, batch, done):
                 pending.append(piece)
+                turned += its_turned
                 report(piece.stop, len(source))
                 if piece.stop - pending[0].start >= CHUNK:
                     save()
         finally:  # Ctrl-C too: whole batches only, so that the next call forms the same ones
             save()
     elapsed = time.perf_counter() - begin
-
     outcome = joined(finished)
-    predictions, corrupt = outcome.predictions, outcome.corrupt
-    if not predictions.names:
+    if not outcome.predictions.names:
+        corrupt = outcome.corrupt
         raise DataError(f"none of the {len(corrupt)} images of {source.name} can be read; the first is {corrupt[0]}")
-    first = hits(predictions, 1)
-    chance = statistics.expected_agreement(predictions.top_classes[:, 0], predictions.labels)
-    notes = source.notes
-    if not statistics.is_above_chance(int(first.sum()), len(first), chance):
-        notes = (*notes, at_chance(float(first.mean()), chance))
-        tell(notes[-1])
-    result = EvalResult(
-        artifact=artifact.path.resolve().name,
-        artifact_sha256=artifact.sha256,
-        data=source.name,
-        data_sha256=source.sha256,
-        images=len(predictions.names),
-        corrupt=corrupt,
-        top1=float(first.mean()),
-        top5=float(np.mean(hits(predictions, 5))),
-        per_class=per_class(predictions, artifact.manifest.labels or source.class_names),
-        images_per_s=ran / elapsed if ran else 0.0,
-        predictions=None if out is None else f"{out.name}{SUFFIX}",
-        notes=notes,
-    )
-    if out is not None and partial is not None:
+    said = preprocess.turned_words(len(turned), source.names[turned[0]] if turned else "", preprocessing)
+    if said is not None:
+        tell(said)
+    notes = source.notes if said is None else (*source.notes, said)
+    return _Run(outcome, ran / elapsed if ran else 0.0, notes)
+
+
+def _keep(out: Path | None, outcome: Chunk, result: EvalResult | ScoreResult) -> None:
+    if out is not None:
         # The summary last: where it exists, the predictions do too.
-        write_file(_beside(out, SUFFIX), encode(outcome))
-        write_file(_beside(out, ".json"), manifest.encode(result))
-        _remove_partial(partial)
-    return result
+        write_file(partial.beside(out, SUFFIX), encode(outcome))
+        write_file(partial.beside(out, ".json"), manifest.encode(result))
+        partial.remove(partial.beside(out, ".partial"))
+
+
+def _limited(source: sources.ImageSource, limit: int | None) -> sources.ImageSource:
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit}; expected at least 1 image")
+    return source if limit is None else sources.subset(source, limit)
+
+
+def _refuse_lost_classes(source: sources.ImageSource, found: Predictions, corrupt: tuple[str, ...]) -> None:
+    """Refuse a class of which not one image can be read: the accuracy would be that of the other classes."""
+    assert source.labels is not None
+    lost = sorted(set(source.labels.tolist()) - set(found.labels.tolist()))
+    if not lost:
+        return
+    index = source.labels.tolist().index(lost[0])
+    name = source.class_names[lost[0]] if source.class_names else str(lost[0])
+    reason = next((line for line in corrupt if line.startswith(f"{source.names[index]}: ")), "")
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    raise DataError(
+        f"not one image of the class {name!r}{more} of {source.name} can be read ({reason}); mend them, or remove the "
+        "class: without it the accuracy would be that of the others"
+    )
 
 
 def read_result(path: Path) -> EvalResult:
-    """Read the summary of an evaluation.
+    """Read the summary of a classifier's evaluation.
 
     Raises:
         DataError: the file cannot be read, or is not an EvalResult of this version.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=EvalResult)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; expected a result of eval") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not a result of eval: {error}") from None
+    found = partial.read_any(path)
+    if not isinstance(found, EvalResult):
+        raise DataError(f"{path} is of a {found.problem} model; expected a classifier's result of eval")
+    return found
 
 
 def labelled(
-    source: sources.ImageSource, artifact: Artifact, classes: dict[str, int] | None = None
+    source: sources.ImageSource,
+    artifact: Artifact,
+    classes: dict[str, int] | None = None,
+    problem: Problem = "single-label",
 ) -> sources.ImageSource:
-    """The source with labels that are the numbers of the model's outputs.
+    """The source with labels that are the numbers of the model's outputs; of a regression, as it is.
 
     Raises:
         UsageError: not a classifier.
         DataError: no labels, or labels that are not the model's.
     """
-    model = artifact.manifest.model
+    model, labels = artifact.manifest.model, artifact.manifest.labels
     if model.task != "classify" or model.num_classes < 1:
         raise UsageError(f"{artifact.path} is exported for the task {model.task}; only classify has an accuracy")
-    if source.labels is None:
-        raise DataError(f"{source.name} has no labels; expected class folders or a column label")
-    return numbering.numbered(source, model.num_classes, artifact.manifest.labels, classes)
+    if problem == "regression":
+        if source.values is None and source.labels is None:
+            raise DataError(f"{source.name} has no values; expected a list with a number for each image")
+        return source
+    if source.values is not None:
+        raise DataError(
+            f"{source.name} has values such as {source.values[0, 0]:g} in the place of classes; a regression is "
+            "evaluated with --problem regression"
+        )
+    if source.labels is None and source.label_sets is None:
+        raise DataError(
+            f"{source.name} has no labels; expected class folders, a column label, a list, or --annotations FILE"
+        )
+    if problem != "multi-label":
+        source = with_one_label(source)
+    if problem == "binary":
+        return numbering.numbered(source, 2, labels if len(labels or ()) == 2 else None, classes)
+    return numbering.numbered(source, model.num_classes, labels, classes)
+
+
+def _targets(source: sources.ImageSource, outputs: int, problem: Problem) -> NDArray[np.float32]:
+    """What the outputs are to be, (N, outputs)."""
+    if problem == "regression":
+        values = source.values if source.values is not None else source.labels
+        assert values is not None
+        values = values.reshape(len(source), -1).astype(np.float64)
+        if values.shape[1] != outputs:
+            raise DataError(
+                f"{source.name} has {values.shape[1]} values an image and the model {outputs} outputs; expected as many"
+            )
+        return values.astype(np.float32)
+    sets = source.label_sets
+    if sets is None:
+        assert source.labels is not None
+        sets = tuple((label,) for label in source.labels.tolist())
+    targets = np.zeros((len(source), outputs), np.float32)
+    for row, found in zip(targets, sets, strict=True):
+        row[list(found)] = 1
+    return targets
 
 
 def at_chance(top1: float, chance: float) -> str:
@@ -205,92 +401,26 @@ def _check_batch(batch: int, artifact: Artifact) -> None:
         raise UsageError(f"batch {batch}; this artifact takes {allowed.min} to {allowed.max} images at once")
 
 
-def _beside(out: Path, suffix: str) -> Path:
-    return out.with_name(out.name + suffix)
-
-
-def _opened_partial(out: Path, artifact: Artifact, source: sources.ImageSource, force: bool) -> Path:
-    """The folder for unfinished predictions, new or of the same evaluation."""
-    if not out.name:
-        raise UsageError(f"--out {out} names no file; expected the first part of the result's file names")
-    folder, predictions, result = (_beside(out, suffix) for suffix in (".partial", SUFFIX, ".json"))
-    if force:
-        _remove_result(result, predictions, folder)
-    for written in (result, predictions):
-        # Predictions without a summary, beside a folder, are of a process that was killed between the two.
-        if written.exists() and not (written == predictions and folder.is_dir()):
-            raise UsageError(f"{written} exists; choose another --out, or replace it with --force")
-    identity = Identity(artifact_sha256=artifact.sha256, data_sha256=source.sha256)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()):
-            write_file(folder / IDENTITY_NAME, msgspec.json.encode(identity))
-            return folder
-        found = msgspec.json.decode((folder / IDENTITY_NAME).read_bytes(), type=Identity)
-    except FileNotFoundError:
-        raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out") from None
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be used: {error.strerror}; choose another --out") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise UsageError(f"{folder / IDENTITY_NAME} is damaged; remove the folder or give another --out") from None
-    if found != identity:
-        other = "artifact" if found.artifact_sha256 != identity.artifact_sha256 else "set of images"
-        raise UsageError(f"{folder} is of another {other}; remove the folder or give another --out")
-    return folder
-
-
-def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
-    """Remove what an evaluation wrote, and nothing that it did not write."""
-    if result.exists():
-        read_result(result)
-    if predictions.exists():
-        read_predictions(predictions)
-    if folder.exists():
-        strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != SUFFIX]
-        if strange or not (folder / IDENTITY_NAME).is_file():
-            raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out")
-        _remove_partial(folder)
-    for written in (result, predictions):
-        written.unlink(missing_ok=True)
-
-
-def _remove_partial(folder: Path) -> None:
-    """Remove what an evaluation has put there; a folder that somebody else has put more into stays."""
-    for path in (folder / IDENTITY_NAME, *folder.glob(f"[0-9]*{SUFFIX}")):
-        path.unlink()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _read_chunks(folder: Path) -> list[Chunk]:
-    """What an interrupted evaluation has finished: chunks that follow one another from the first image on."""
-    chunks: list[Chunk] = []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        chunk = decode(path)
-        if chunk.start != (chunks[-1].stop if chunks else 0):
-            raise UsageError(f"{folder} lacks predictions before {path.name}; remove it or give another --out")
-        chunks.append(chunk)
-    return chunks
-
-
 def _batches(
     pool: ThreadPoolExecutor,
     session: Session,
     source: sources.ImageSource,
-    labels: NDArray[np.int64],
+    answers: Answers,
     to_pixels: Callable[[Image.Image], NDArray[np.uint8]],
     batch: int,
     start: int,
-) -> Iterator[Chunk]:
-    """The outcome of `batch` images after another. A corrupt one leaves its batch smaller and moves no other image."""
-    decoded = preprocess.decoded_batches(pool, source.read, to_pixels, range(start, len(source)), batch)
-    for indices, good, pixels, failed in decoded:
-        corrupt = tuple(f"{source.names[index]}: {line}" for index, line in failed)
-        predictions = NONE
-        if good:
-            logits = _logits(session, np.stack(pixels))
-            predictions = of_logits(tuple(source.names[index] for index in good), labels[good], logits)
-        yield Chunk(indices.start, indices.stop, predictions, corrupt)
+) -> Iterator[tuple[Chunk, list[int]]]:
+    """The outcome of `batch` images after another, and which have an EXIF orientation.
+
+    A corrupt image leaves its batch smaller and moves no other image.
+    """
+    for these in preprocess.decoded_batches(pool, source.read, to_pixels, range(start, len(source)), batch):
+        corrupt = tuple(f"{source.names[index]}: {line}" for index, line in these.failed)
+        found: Predictions | Outputs = NONE
+        if these.read:
+            logits = _logits(session, np.stack(these.pixels))
+            found = answers(tuple(source.names[index] for index in these.read), these.read, logits)
+        yield Chunk(these.indices.start, these.indices.stop, found, corrupt), these.turned
 
 
 def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

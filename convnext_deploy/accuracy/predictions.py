@@ -19,6 +19,7 @@ from ..data.image_tables import PARQUET_ERRORS
 from ..env import needs
 from ..errors import CheckFailed, DataError
 from ..records.accuracy import ClassAccuracy
+from .outputs import Outputs
 
 SUFFIX = ".npz"
 _METADATA = b"convnext-deploy"  # key in the schema of a Parquet file
@@ -42,7 +43,7 @@ class Chunk:
 
     start: int
     stop: int
-    predictions: Predictions
+    predictions: Predictions | Outputs
     corrupt: tuple[str, ...]  # "name: reason"
 
 
@@ -50,9 +51,20 @@ def read_predictions(path: Path) -> Predictions:
     """Read the predictions of an evaluation, `<out>.npz`, or the `<out>.parquet` that version 0.1 wrote.
 
     Raises:
-        DataError: the file cannot be read, or does not hold predictions.
+        DataError: the file cannot be read, or does not hold predictions of classes.
     """
-    return decode(path).predictions
+    found = decode(path).predictions
+    if not isinstance(found, Predictions):
+        raise DataError(f"{path} holds outputs of a multi-label or regression model; expected predictions of classes")
+    return found
+
+
+def read_outputs(path: Path) -> Outputs:
+    """Likewise of a multi-label or regression model."""
+    found = decode(path).predictions
+    if not isinstance(found, Outputs):
+        raise DataError(f"{path} holds predictions of classes; expected outputs of a multi-label or regression model")
+    return found
 
 
 def of_logits(names: tuple[str, ...], labels: NDArray[np.int64], logits: NDArray[np.float32]) -> Predictions:
@@ -89,16 +101,27 @@ NONE = Predictions(
 
 def joined(chunks: Sequence[Chunk]) -> Chunk:
     """One outcome of several that follow one another."""
-    parts = [chunk.predictions for chunk in chunks if chunk.predictions.names] or [NONE]
-    predictions = Predictions(
-        names=tuple(itertools.chain.from_iterable(part.names for part in parts)),
-        labels=np.concatenate([part.labels for part in parts]),
-        top_classes=np.concatenate([part.top_classes for part in parts]),
-        top_log_probs=np.concatenate([part.top_log_probs for part in parts]),
-        label_log_prob=np.concatenate([part.label_log_prob for part in parts]),
-    )
     corrupt = tuple(itertools.chain.from_iterable(chunk.corrupt for chunk in chunks))
-    return Chunk(chunks[0].start, chunks[-1].stop, predictions, corrupt)
+    parts = [chunk.predictions for chunk in chunks if chunk.predictions.names]
+    names = tuple(itertools.chain.from_iterable(part.names for part in parts))
+    outputs = [part for part in parts if isinstance(part, Outputs)]
+    kept: Predictions | Outputs
+    if outputs:
+        kept = Outputs(
+            names,
+            np.concatenate([part.targets for part in outputs]),
+            np.concatenate([part.outputs for part in outputs]),
+        )
+    else:
+        answers = [part for part in parts if isinstance(part, Predictions)] or [NONE]
+        kept = Predictions(
+            names=names,
+            labels=np.concatenate([part.labels for part in answers]),
+            top_classes=np.concatenate([part.top_classes for part in answers]),
+            top_log_probs=np.concatenate([part.top_log_probs for part in answers]),
+            label_log_prob=np.concatenate([part.label_log_prob for part in answers]),
+        )
+    return Chunk(chunks[0].start, chunks[-1].stop, kept, corrupt)
 
 
 def hits(predictions: Predictions, count: int) -> NDArray[np.bool_]:
@@ -123,15 +146,20 @@ def per_class(predictions: Predictions, names: tuple[str, ...] | None) -> tuple[
 
 def encode(chunk: Chunk) -> bytes:
     """As an .npz file of numpy: an array a column, and in two of them JSON: the names, and what concerns the chunk."""
-    predictions = chunk.predictions
+    found = chunk.predictions
     columns: dict[str, NDArray[Any]] = {
         "about": np.frombuffer(msgspec.json.encode((chunk.start, chunk.stop, chunk.corrupt)), np.uint8),
-        "names": np.frombuffer(msgspec.json.encode(predictions.names), np.uint8),
-        "labels": predictions.labels,
-        "top_classes": predictions.top_classes,
-        "top_log_probs": predictions.top_log_probs,
-        "label_log_prob": predictions.label_log_prob,
+        "names": np.frombuffer(msgspec.json.encode(found.names), np.uint8),
     }
+    if isinstance(found, Outputs):
+        columns |= {"targets": found.targets, "outputs": found.outputs}
+    else:
+        columns |= {
+            "labels": found.labels,
+            "top_classes": found.top_classes,
+            "top_log_probs": found.top_log_probs,
+            "label_log_prob": found.label_log_prob,
+        }
     file = io.BytesIO()
     np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # the stub takes a name for an option
     return file.getvalue()
@@ -151,7 +179,6 @@ def decode(path: Path) -> Chunk:
     read = _of_parquet if path.suffix == ".parquet" else _of_npz
     try:
         chunk = read(content)
-        _check_predictions(chunk.predictions)
     except _DAMAGED as error:
         raise DataError(f"{path} does not hold predictions of eval: {' '.join(str(error).split())}") from None
     return chunk
@@ -169,18 +196,26 @@ def _of_npz(content: bytes) -> Chunk:
         size = sum(member.file_size for member in archive.infolist())
         if size > _MOST_BYTES:
             raise ValueError(f"it holds {size:,} bytes; at most {_MOST_BYTES:,} are read")
-        columns = {}
-        for name in ("about", "names", "labels", "top_classes", "top_log_probs", "label_log_prob"):
+
+        def column(name: str, dtype: type, dimensions: int) -> NDArray[Any]:
             with archive.open(f"{name}.npy") as file:
-                columns[name] = np.lib.format.read_array(file, allow_pickle=False)
-    start, stop, corrupt = msgspec.json.decode(columns["about"].tobytes(), type=tuple[int, int, tuple[str, ...]])
-    predictions = Predictions(
-        names=msgspec.json.decode(columns["names"].tobytes(), type=tuple[str, ...]),
-        labels=_typed(columns["labels"], np.int64, 1),
-        top_classes=_typed(columns["top_classes"], np.int32, 2),
-        top_log_probs=_typed(columns["top_log_probs"], np.float32, 2),
-        label_log_prob=_typed(columns["label_log_prob"], np.float32, 1),
-    )
+                return _typed(np.lib.format.read_array(file, allow_pickle=False), dtype, dimensions)
+
+        about = column("about", np.uint8, 1).tobytes()
+        start, stop, corrupt = msgspec.json.decode(about, type=tuple[int, int, tuple[str, ...]])
+        names = msgspec.json.decode(column("names", np.uint8, 1).tobytes(), type=tuple[str, ...])
+        if "outputs.npy" in archive.namelist():
+            outputs = Outputs(names, column("targets", np.float32, 2), column("outputs", np.float32, 2))
+            _check_outputs(outputs)
+            return Chunk(start, stop, outputs, corrupt)
+        predictions = Predictions(
+            names=names,
+            labels=column("labels", np.int64, 1),
+            top_classes=column("top_classes", np.int32, 2),
+            top_log_probs=column("top_log_probs", np.float32, 2),
+            label_log_prob=column("label_log_prob", np.float32, 1),
+        )
+    _check_predictions(predictions)
     return Chunk(start, stop, predictions, corrupt)
 
 
@@ -203,7 +238,18 @@ def _of_parquet(content: bytes) -> Chunk:
         top_log_probs=_matrix(table["top_log_probs"], np.float32),
         label_log_prob=_column(table["label_log_prob"], np.float32),
     )
+    _check_predictions(predictions)
     return Chunk(start, stop, predictions, corrupt)
+
+
+def _check_outputs(found: Outputs) -> None:
+    """Raises ValueError where they are nothing that an evaluation makes."""
+    if found.targets.shape != found.outputs.shape or len(found.targets) != len(found.names):
+        raise ValueError("its columns are of different lengths")
+    if not all(isinstance(name, str) for name in found.names):
+        raise ValueError("an image has no name")
+    if not (np.isfinite(found.targets).all() and np.isfinite(found.outputs).all()):
+        raise ValueError("a value is not finite")
 
 
 def _check_predictions(found: Predictions) -> None:

@@ -1,17 +1,19 @@
 """Accuracy: measured by `evaluate`, and held against a baseline by `gate`."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from .. import arguments, env
 from ..artifact.session import RunOptions
 from ..errors import UsageError
-from ..records.accuracy import EvalResult, Limits, Verdict
-from ..records.base import Device
+from ..records.accuracy import EvalResult, Limits, ScoreResult, ScoreVerdict, Verdict
+from ..records.base import Device, Problem
 from ..workflows.export import Say, silent
 from .artifacts import opened
+
+ClassOrder = Literal["torchvision", "timm"]  # of `data.sources`, which needs Pillow
 
 
 @env.missing_named()
@@ -23,6 +25,9 @@ def evaluate(
     batch: int | None = None,
     limit: int | None = None,
     labels: arguments.Location | None = None,
+    annotations: arguments.Location | None = None,
+    class_order: ClassOrder = "torchvision",
+    problem: Problem | None = None,
     out: arguments.Location | None = None,
     force: bool = False,
     device: Device = "cpu",
@@ -31,14 +36,19 @@ def evaluate(
     trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Say = silent,
-) -> EvalResult:
+) -> EvalResult | ScoreResult:
     """Accuracy of an artifact over labelled images; every prediction is kept when `out` is given.
 
     The labels must be the model's. Class names are looked up among the artifact's labels, in `labels`, or as WordNet
     ids; without any of these there must be as many classes as the model has outputs, and their order is assumed.
 
     Args:
-        data: folder of class folders, tar, Parquet, or `hfds:NAME`.
+        data: folder of class folders, tar, Parquet, a list of images, or `hfds:NAME`.
+        annotations: what says the labels of the images in the folder `data`: a list, a COCO file, a folder of Pascal
+            VOC's XML, or ImageNet's ground truth.
+        class_order: how classes are numbered by their names: as torchvision ("10" before "2") or as timm.
+        problem: what the outputs mean, where the artifact does not say it: single-label, multi-label, binary (one
+            logit) or regression. A multi-label model is judged by its mAP, a regression by its R2.
         batch: images at once; None: the size the artifact is tuned for.
         limit: only so many images, evenly spaced over the source.
         labels: file of the model's class names in their order: a name a line, or JSON (`data.numbering.class_map`).
@@ -50,6 +60,7 @@ def evaluate(
         say: told what is assumed about the images, and where an interrupted call goes on.
     """
     data = arguments.images("data", data)
+    annotations = arguments.maybe(arguments.images, "annotations", annotations)
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
     batch = arguments.maybe(arguments.whole, "batch", batch)
@@ -64,12 +75,16 @@ def evaluate(
         trust=trust,
         progress=progress,
         say=say,
+        class_order=class_order,
+        problem=problem,
     )
     from ..workflows import evaluate as workflow
 
     return workflow.evaluate(
         artifact,
-        workflow.Images(data=data, split=split, labels=labels),
+        workflow.Images(
+            data=data, split=split, labels=labels, annotations=annotations, class_order=class_order, problem=problem
+        ),
         RunOptions(device=device, threads=threads, cuda_graph=cuda_graph),
         batch=batch,
         limit=limit,
@@ -90,13 +105,16 @@ def gate(
     data: arguments.Location | None = None,
     split: str | None = None,
     labels: arguments.Location | None = None,
+    annotations: arguments.Location | None = None,
+    class_order: ClassOrder = "torchvision",
+    problem: Problem | None = None,
     out: arguments.Location | None = None,
     device: Device = "cpu",
     threads: int | None = None,
     trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Say = silent,
-) -> Verdict:
+) -> Verdict | ScoreVerdict:
     """Hold a candidate against its baseline: on accuracy, and where the limits ask for it on latency and size.
 
     Args:
@@ -104,7 +122,7 @@ def gate(
         candidate: likewise.
         limits: `records.accuracy.Limits`, a dictionary of its fields, or a TOML file of them.
         data: what artifact folders are evaluated on, as for `evaluate`.
-        labels: the model's class names, as for `evaluate`.
+        labels, annotations, class_order, problem: as for `evaluate`.
         out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
         trust: as for `load`, of both.
         progress: told (images done, images in all) of one evaluation after the other.
@@ -119,19 +137,28 @@ def gate(
         for name, given in (("baseline", baseline), ("candidate", candidate))
     }
     data = arguments.maybe(arguments.images, "data", data)
+    annotations = arguments.maybe(arguments.images, "annotations", annotations)
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
-    arguments.check(split=split, device=device, threads=threads, progress=progress, say=say, trust=trust)
+    arguments.check(
+        split=split, device=device, threads=threads, progress=progress, say=say, trust=trust,
+        class_order=class_order, problem=problem,
+    )  # fmt: skip
     from ..workflows import gate as workflow
     from ..workflows.evaluate import Images
 
     judged = _limits(limits)
-    if labels is not None and all(path.is_file() for path in paths.values()):
-        raise UsageError(f"--labels {labels} is for artifacts, and both sides are results of eval; leave it out")
+    for option, given in (("labels", labels), ("annotations", annotations)):
+        if given is not None and all(path.is_file() for path in paths.values()):
+            raise UsageError(f"--{option} {given} is for artifacts, and both sides are results of eval; leave it out")
     return workflow.gate(
         paths,
         judged,
-        None if data is None else Images(data=data, split=split, labels=labels),
+        None
+        if data is None
+        else Images(
+            data=data, split=split, labels=labels, annotations=annotations, class_order=class_order, problem=problem
+        ),
         RunOptions(device=device, threads=threads),
         out=out,
         trust=trust,

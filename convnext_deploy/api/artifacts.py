@@ -11,7 +11,7 @@ from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
 from ..errors import UsageError
 from ..models.source import Source
-from ..records.base import Device, InputKind, KernelChoice, Precision, Task
+from ..records.base import Device, InputKind, KernelChoice, Precision, Problem, Task
 from ..records.manifest import BatchRange, ExportRequest, HeadActivation, TensorRtSpec
 from ..workflows.export import Say, silent
 
@@ -63,6 +63,8 @@ def export(
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
     head_activation: HeadActivation | None = None,
+    config: arguments.Location | None = None,
+    problem: Problem | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     weights_key: str | None = None,
@@ -93,9 +95,13 @@ def export(
             checkpoint, as a detector's backbone has, else all.
         head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
             not tell it.
-        preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode) that
-            override what stands beside the checkpoint; a plain state dict says nothing about them. One number for
-            `mean` or `std` is for every channel.
+        config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its
+            relatives, which is read and not executed, or a JSON file of timm, transformers or open_clip.
+        problem: what a classifier's outputs mean, where the checkpoint does not say it: single-label, multi-label,
+            binary (one logit) or regression.
+        preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode,
+            exif_orientation) that override what stands beside the checkpoint; a plain state dict says nothing about
+            them. One number for `mean` or `std` is for every channel.
         verify_data: more images to verify on (anything `data.sources.open_source` reads), beside the bundled ones.
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
@@ -122,6 +128,8 @@ def export(
         preprocessing=preprocessing,
         levels=levels,
         head_activation=head_activation,
+        config=config,
+        problem=problem,
     )
     arguments.check(
         format=format,
@@ -195,10 +203,10 @@ def refit(
     weights = arguments.weights("weights", weights)
     out = arguments.path("out", out)
     artifact = opened(path, force=force, say=say, trust=trust)
-    from ..runtimes.tensorrt import build
+    from ..runtimes.tensorrt import refit
 
     spec, model = artifact.manifest.export, artifact.manifest.model
-    engine = build.refittable(artifact)
+    engine = refit.refittable(artifact)
     formats.refuse_untrusted(formats.get(spec.format), artifact, trust)
     return export(
         weights,

@@ -10,6 +10,7 @@ from ..records.base import InputKind, PlanType, Precision, Task
 from ..records.manifest import HeadActivation, TensorRtSpec
 from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, SearchResult, Target, WeightBits
 from ..workflows.export import Say, silent
+from .accuracy import ClassOrder
 
 Progress = Callable[[str], Callable[[int, int], None]]
 
@@ -39,10 +40,13 @@ def quantize(
     head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
+    config: arguments.Location | None = None,
     rounding: bool = False,
     weight_bits: WeightBits | None = None,
     data: arguments.Location | None = None,
     labels: arguments.Location | None = None,
+    annotations: arguments.Location | None = None,
+    class_order: ClassOrder = "torchvision",
     max_drop: float | None = None,
     alpha: float = 0.05,
     batch: int = 1,
@@ -58,7 +62,7 @@ def quantize(
     `data` is below it, as measured on this machine and runtime (see `search`).
 
     The checkpoint is given as for `export`: weights, variant, image_size, task, levels, head_activation,
-    preprocessing, weights_key, input.
+    preprocessing, weights_key, config, input.
 
     Args:
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
@@ -69,10 +73,10 @@ def quantize(
         images: how many are calibrated on; None: 512, or four fifths of a source with fewer than 640 (at least 32).
         rest: the type of everything else; None: fp32, on GPUs fp16.
         rounding: try GPTQ for the weights.
-        weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI; None: what `target` multiplies
-            exactly on this machine (see `saturation`).
+        weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI, and is faster there; None: what
+            this machine multiplies exactly and fast (see `saturation`).
         data: labelled images that a search judges on, as for `evaluate`.
-        labels: the model's class names, as for `evaluate`.
+        labels, annotations, class_order: of `data`, as for `evaluate`.
         max_drop: percentage points of top-1.
         batch: the batch whose latency counts.
         tensorrt: for a search with `target` tensorrt or tensorrt_rtx.
@@ -87,6 +91,7 @@ def quantize(
         task=task,
         image_size=image_size,
         weights_key=weights_key,
+        config=config,
         preprocessing=preprocessing,
         levels=levels,
         head_activation=head_activation,
@@ -105,6 +110,7 @@ def quantize(
         alpha=alpha,
         threads=threads,
         tensorrt=tensorrt,
+        class_order=class_order,
         force=force,
         say=say,
         progress=progress,
@@ -113,12 +119,16 @@ def quantize(
     calibration = arguments.images("calibration", calibration)
     data = arguments.maybe(arguments.images, "data", data)
     labels = arguments.maybe(arguments.path, "labels", labels)
+    annotations = arguments.maybe(arguments.images, "annotations", annotations)
     batch = arguments.whole("batch", batch)
+    if annotations is not None and data is None:
+        raise UsageError(f"annotations {annotations} are those of labelled images; give data too, or leave it out")
     if labels is not None and data is None:
         raise UsageError(f"labels {labels} are those of labelled images; give data too, or leave labels out")
     if (max_drop is None) != (data is None):
         raise UsageError("--max-drop and --data belong together: the drop is measured on labelled images")
     from ..workflows import quantize as workflow
+    from ..workflows.evaluate import Images
 
     recipe = workflow.Recipe(
         calibration=calibration,
@@ -135,7 +145,8 @@ def quantize(
     )
     goal = None
     if data is not None and max_drop is not None:
-        goal = workflow.Goal(data=data, labels=labels, max_drop=max_drop, alpha=alpha, batch=batch, threads=threads)
+        images_of = Images(data=data, labels=labels, annotations=annotations, class_order=class_order)
+        goal = workflow.Goal(images=images_of, max_drop=max_drop, alpha=alpha, batch=batch, threads=threads)
     return workflow.quantize(source, recipe, goal, out=out, force=force, say=say, progress=progress)
 
 
@@ -156,6 +167,7 @@ def half(
     head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     weights_key: str | None = None,
+    config: arguments.Location | None = None,
     force: bool = False,
     say: Say = silent,
     progress: Callable[[int, int], None] | None = None,
@@ -163,7 +175,7 @@ def half(
     """Which operations overflow or lose their values in half precision, and the plan that keeps these in fp32.
 
     The checkpoint is given as for `export`: weights, variant, image_size, task, levels, head_activation,
-    preprocessing, weights_key, input.
+    preprocessing, weights_key, config, input.
 
     Args:
         out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
@@ -179,6 +191,7 @@ def half(
         task=task,
         image_size=image_size,
         weights_key=weights_key,
+        config=config,
         preprocessing=preprocessing,
         levels=levels,
         head_activation=head_activation,

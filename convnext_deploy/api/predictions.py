@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from .. import arguments, env, formats
 from ..artifact.session import RunOptions, Session
-from ..records.base import Device
+from ..records.base import Device, Problem
 from ..records.prediction import PredictResult
 from ..workflows.export import Say, silent
 from .artifacts import opened
@@ -21,6 +21,7 @@ def predict(
     *,
     top: int = 5,
     labels: arguments.Location | None = None,
+    problem: Problem | None = None,
     batch: int | None = None,
     out: arguments.Location | None = None,
     device: Device = "cpu",
@@ -40,6 +41,8 @@ def predict(
         top: so many classes an image.
         labels: file of class names (`data.numbering.class_map`); None: the artifact's, or ImageNet-1k's for 1000
             outputs.
+        problem: what the outputs mean, where the artifact does not say it: single-label, multi-label (probabilities by
+            the logistic function), binary (one logit) or regression.
         batch: images at once; None: what the artifact is tuned for.
         out: .csv, .json, or .npz with every output, which is the way for a model without classes.
         trust: as for `load`.
@@ -52,7 +55,9 @@ def predict(
     out = arguments.maybe(arguments.path, "out", out)
     batch = arguments.maybe(arguments.whole, "batch", batch)
     top = arguments.whole("top", top)
-    arguments.check(device=device, threads=threads, cuda_graph=cuda_graph, trust=trust, progress=progress, say=say)
+    arguments.check(
+        device=device, threads=threads, cuda_graph=cuda_graph, trust=trust, progress=progress, say=say, problem=problem
+    )
     from ..workflows import predict as work
 
     work.check(images)
@@ -69,6 +74,7 @@ def predict(
         batch=session.manifest.export.batch.opt if batch is None else batch,
         top=top,
         labels=labels,
+        problem=problem,
         out=out,
         progress=progress,
         say=say,

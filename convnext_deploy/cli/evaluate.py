@@ -5,16 +5,37 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, one_of, resumable
+from ..records.accuracy import ScoreResult
+from .options import (
+    AnnotationsOption,
+    ClassOrderOption,
+    Debug,
+    DeviceOption,
+    Json,
+    LabelsOption,
+    MultiLabel,
+    ProblemOption,
+    Quiet,
+    Threads,
+    Trust,
+    class_order_of,
+    one_of,
+    problem_of,
+    resumable,
+)
 from .terminal import Terminal, progress_bar
 
 
 def evaluate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
-    data: Annotated[str, typer.Option(help="Folder of class folders, tar, Parquet, or hfds:NAME.")],
+    data: Annotated[str, typer.Option(help="Folder of class folders, tar, Parquet, list, or hfds:NAME.")],
     split: Annotated[str | None, typer.Option(help="Which split, where the source has several.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
     labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
+    class_order: ClassOrderOption = "torchvision",
+    problem: ProblemOption = None,
+    multi_label: MultiLabel = False,
     limit: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.npz; resumes when run again.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the result of an earlier run.")] = False,
@@ -26,7 +47,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Top-1, top-5 and per-class accuracy over labelled images."""
+    """Top-1, top-5 and per-class accuracy over labelled images; mAP of a multi-label model, R2 of a regression."""
     from .. import api
     from ..records.base import Device
 
@@ -40,6 +61,9 @@ def evaluate(
             batch=batch,
             limit=limit,
             labels=labels,
+            annotations=annotations,
+            class_order=class_order_of(class_order),
+            problem=problem_of(problem, multi_label),
             out=out,
             force=force,
             device=one_of("--device", device, Device),
@@ -49,6 +73,14 @@ def evaluate(
             progress=progress,
             say=terminal.say,
         )
+    if isinstance(result, ScoreResult):
+        from . import words
+
+        lines = words.score_lines(result)
+        if out is not None:
+            lines.append(f"outputs in {out.with_name(f'{out.name}.npz')}")
+        terminal.result(result, "\n".join(lines))
+        return
     lines = [
         f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {result.images} images of {result.data}",
         f"{result.images_per_s:.1f} images/s including reading and resizing",

@@ -6,7 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Debug, Json, Quiet, Trust, batch_range, given, head_activation_of, image_size_of, numbers, one_of
+from .options import (
+    Debug,
+    ExifOrientation,
+    Json,
+    MultiLabel,
+    ProblemOption,
+    Quiet,
+    Trust,
+    batch_range,
+    given,
+    head_activation_of,
+    image_size_of,
+    numbers,
+    one_of,
+    problem_of,
+)
 from .terminal import Terminal, summary
 
 if TYPE_CHECKING:
@@ -53,12 +68,18 @@ def export(
     ] = None,
     in_chans: Annotated[int | None, typer.Option(help="Must agree with the checkpoint; shapes random weights.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="Wrapper or key prefix to load from the file.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="What stands beside the weights elsewhere: an mm configuration .py, or JSON.")
+    ] = None,
     mean: Annotated[str | None, typer.Option(help="Of the training images in [0, 1]: R,G,B or one number.")] = None,
     std: Annotated[
         str | None, typer.Option(help="Likewise. Both default to what stands beside the checkpoint.")
     ] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the resized image that evaluation crops.")] = None,
     interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, nearest or lanczos.")] = None,
+    exif_orientation: ExifOrientation = False,
+    problem: ProblemOption = None,
+    multi_label: MultiLabel = False,
     verify_data: Annotated[str | None, typer.Option(help="More images to verify on: folder, tar or Parquet.")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda. Default: cpu, or cuda where the format needs it.")
@@ -117,8 +138,13 @@ def export(
         "batch": batch_range(batch),
         "image_size": image_size_of(image_size),
         "preprocessing": given(
-            mean=numbers("--mean", mean), std=numbers("--std", std), crop_pct=crop_pct, interpolation=interpolation
+            mean=numbers("--mean", mean),
+            std=numbers("--std", std),
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            exif_orientation=exif_orientation or None,
         ),
+        "problem": problem_of(problem, multi_label),
     }
     from .. import formats
 
@@ -137,6 +163,7 @@ def export(
         levels=levels,
         head_activation=head_activation_of(head_activation),
         weights_key=weights_key,
+        config=config,
         verify_data=verify_data,
         plan=plan,
         force=force,

@@ -9,7 +9,24 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, given, one_of, resumable
+from .options import (
+    AnnotationsOption,
+    ClassOrderOption,
+    Debug,
+    DeviceOption,
+    Json,
+    LabelsOption,
+    MultiLabel,
+    ProblemOption,
+    Quiet,
+    Threads,
+    Trust,
+    class_order_of,
+    given,
+    one_of,
+    problem_of,
+    resumable,
+)
 from .terminal import Terminal, progress_bar
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
@@ -18,12 +35,18 @@ EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 def gate(
     baseline: Annotated[Path, typer.Option(help="OUT.json of `eval --out OUT`, or an artifact folder.")],
     candidate: Annotated[Path, typer.Option(help="Likewise.")],
-    max_drop: Annotated[float | None, typer.Option(help="Tolerated drop of top-1, in percentage points.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Tolerated drop of top-1, mAP or R2, in percentage points.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Chance of passing a drop at the limit; default 0.05.")] = None,
     limits: Annotated[Path | None, typer.Option(help="TOML file of limits; options go before it.")] = None,
     data: Annotated[str | None, typer.Option(help="Images to evaluate artifact folders on, as for `eval`.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split, where the source has several.")] = None,
     labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
+    class_order: ClassOrderOption = "torchvision",
+    problem: ProblemOption = None,
+    multi_label: MultiLabel = False,
     out: Annotated[Path | None, typer.Option(help="Folder that keeps the evaluations; resumes when run again.")] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
@@ -65,6 +88,9 @@ def gate(
             data=data,
             split=split,
             labels=labels,
+            annotations=annotations,
+            class_order=class_order_of(class_order),
+            problem=problem_of(problem, multi_label),
             out=out,
             device=where,
             threads=threads,

@@ -24,6 +24,7 @@ def half(
     levels: Annotated[str | None, typer.Option(help="As for export.")] = None,
     head_activation: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    config: Annotated[Path | None, typer.Option(help="As for export.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
     std: Annotated[str | None, typer.Option(help="As for export.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a plan that exists.")] = False,
@@ -56,6 +57,7 @@ def half(
             levels=levels,
             head_activation=head_activation_of(head_activation),
             weights_key=weights_key,
+            config=config,
             force=force,
             say=terminal.say,
             progress=progress,
@@ -71,7 +73,7 @@ def half(
         "weights": weights, "variant": variant, "input": None if input == "float32" else input,
         "image_size": image_size, "task": None if task == "classify" else task, "levels": levels,
         "head_activation": head_activation,
-        "weights_key": weights_key,
+        "weights_key": weights_key, "config": config,
         "mean": mean, "std": std,
     }  # fmt: skip
     lines.append(f"build it with: {export_command(out, plan.target, repeated)}")

@@ -11,6 +11,8 @@ from ..errors import UsageError
 from .terminal import Terminal
 
 if TYPE_CHECKING:
+    from ..data.sources import ClassOrder
+    from ..records.base import Problem
     from ..records.manifest import BatchRange, HeadActivation
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -21,6 +23,22 @@ Trust = Annotated[bool, typer.Option("--trust", help="Run code that an artifact 
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of the runtime; default: all cores.")]
 LabelsOption = Annotated[
     Path | None, typer.Option("--labels", help="The model's class names in their order: a name a line, or JSON.")
+]
+
+AnnotationsOption = Annotated[
+    str | None,
+    typer.Option("--annotations", help="Labels of a folder's images: list, COCO, folder of VOC's XML, ImageNet's."),
+]
+ClassOrderOption = Annotated[
+    str, typer.Option("--class-order", help="Who numbers class names: torchvision (10 before 2) or timm.")
+]
+ProblemOption = Annotated[
+    str | None,
+    typer.Option("--problem", help="What outputs mean: single-label, multi-label, binary (one logit) or regression."),
+]
+MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Short for --problem multi-label.")]
+ExifOrientation = Annotated[
+    bool, typer.Option("--exif-orientation", help="Turn images as EXIF says. Training scripts do not.")
 ]
 
 
@@ -58,6 +76,22 @@ def head_activation_of(text: str | None) -> "HeadActivation | None":
     from ..records.manifest import HeadActivation
 
     return None if text is None else one_of("--head-activation", text, HeadActivation)
+
+
+def problem_of(text: str | None, multi_label: bool) -> "Problem | None":
+    from ..records.base import Problem
+
+    if text is None:
+        return "multi-label" if multi_label else None
+    found: Problem = one_of("--problem", text, Problem)
+    if multi_label and found != "multi-label":
+        raise UsageError(f"--problem {found} and --multi-label contradict each other; give one of them")
+    return found
+
+
+def class_order_of(text: str) -> "ClassOrder":
+    found: ClassOrder = one_of("--class-order", text, ("torchvision", "timm"))
+    return found
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

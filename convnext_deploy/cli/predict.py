@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, one_of
+from .options import (
+    Debug,
+    DeviceOption,
+    Json,
+    LabelsOption,
+    MultiLabel,
+    ProblemOption,
+    Quiet,
+    Threads,
+    Trust,
+    one_of,
+    problem_of,
+)
 from .terminal import Terminal, progress_bar
 
 SHOWN = 20  # images in the table
@@ -17,6 +29,8 @@ def predict(
     images: Annotated[str, typer.Argument(help="Image, folder, tar, Parquet, http(s) address, or - for stdin.")],
     top: Annotated[int, typer.Option(help="Classes an image.")] = 5,
     labels: LabelsOption = None,
+    problem: ProblemOption = None,
+    multi_label: MultiLabel = False,
     batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep the result: NAME.csv, .json, or .npz with all outputs.")
@@ -39,6 +53,7 @@ def predict(
             sys.stdin.buffer if images == "-" else images,
             top=top,
             labels=labels,
+            problem=problem_of(problem, multi_label),
             batch=batch,
             out=out,
             device=one_of("--device", device, Device),
@@ -55,6 +70,9 @@ def predict(
     ]
     if rows:
         terminal.table("", ["image", "probability", "class"], rows)
+    if result.problem == "regression":
+        rows = [[one.image, ", ".join(f"{value:.6g}" for value in one.values)] for one in result.predictions[:SHOWN]]
+        terminal.table("", ["image", "value"], rows)
     lines = []
     if len(result.predictions) > SHOWN and rows:
         keeps = "" if out else "; --out NAME.csv keeps them all, with the other classes"

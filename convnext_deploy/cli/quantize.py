@@ -7,11 +7,15 @@ import typer
 
 from .hints import export_command
 from .options import (
+    AnnotationsOption,
+    ClassOrderOption,
     Debug,
+    ExifOrientation,
     Json,
     LabelsOption,
     Quiet,
     Threads,
+    class_order_of,
     given,
     head_activation_of,
     image_size_of,
@@ -43,16 +47,20 @@ def quantize(
     levels: Annotated[str | None, typer.Option(help="As for export.")] = None,
     head_activation: Annotated[str | None, typer.Option(help="As for export.")] = None,
     weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    config: Annotated[Path | None, typer.Option(help="As for export.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
     std: Annotated[str | None, typer.Option(help="As for export.")] = None,
     crop_pct: Annotated[float | None, typer.Option(help="As for export.")] = None,
     interpolation: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    exif_orientation: ExifOrientation = False,
     rounding: Annotated[bool, typer.Option("--rounding", help="Try GPTQ for the weights: minutes.")] = False,
     weight_bits: Annotated[
-        str, typer.Option(help="7, 8 or auto. 7: no saturation on x86 without VNNI; auto: what the target needs here.")
+        str, typer.Option(help="7, 8 or auto. 7: exact and fast on x86 without VNNI; auto: what this machine wants.")
     ] = "auto",
     data: Annotated[str | None, typer.Option(help="Labelled images to search on, as for eval.")] = None,
     labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
+    class_order: ClassOrderOption = "torchvision",
     max_drop: Annotated[
         float | None, typer.Option(help="Search: tolerated drop of top-1, in percentage points.")
     ] = None,
@@ -82,7 +90,11 @@ def quantize(
         "task": one_of("--task", task, Task),
         "image_size": image_size_of(image_size),
         "preprocessing": given(
-            mean=numbers("--mean", mean), std=numbers("--std", std), crop_pct=crop_pct, interpolation=interpolation
+            mean=numbers("--mean", mean),
+            std=numbers("--std", std),
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            exif_orientation=exif_orientation or None,
         ),
         "tensorrt": None,
         "weight_bits": BITS[one_of("--weight-bits", weight_bits, Literal["auto", "7", "8"])],
@@ -107,9 +119,12 @@ def quantize(
             levels=levels,
             head_activation=head_activation_of(head_activation),
             weights_key=weights_key,
+            config=config,
             rounding=rounding,
             data=data,
             labels=labels,
+            annotations=annotations,
+            class_order=class_order_of(class_order),
             max_drop=max_drop,
             alpha=alpha,
             batch=batch,
@@ -119,16 +134,17 @@ def quantize(
             progress=lambda phase: lambda done, total: bar(done, total, phase) if bar else None,
             **wanted,
         )
+    turned = ("--exif-orientation",) if exif_orientation else ()
     kernels = ("--device", "cuda", "--kernels", "all") if formats.get(plan.target).kernels else ()
     repeated = {
         "weights": weights, "variant": variant, "input": None if input == "float32" else input,
         "image_size": image_size, "task": None if task == "classify" else task, "levels": levels,
         "head_activation": head_activation,
-        "weights_key": weights_key,
+        "weights_key": weights_key, "config": config,
         "mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation,
         "batch": f"1:{batch}:{max(batch, 32)}" if found else None, "target": target_gpu,
     }  # fmt: skip
-    hint = export_command(out, plan.target, repeated, *kernels)
+    hint = export_command(out, plan.target, repeated, *turned, *kernels)
     terminal.result({"path": str(out), "plan": plan, "search": found, "build": hint}, words(out, plan, found, hint))
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..records.accuracy import Check, Flip, Verdict
+from ..records.accuracy import Check, Flip, ScoreResult, ScoreVerdict, Verdict
 from ..reports.junit import Case, document
 from ..reports.markdown import escaped, table
 
@@ -13,6 +13,8 @@ Given = tuple[Path, Path]  # baseline and candidate as the user named them
 
 _TITLES = {
     "top1_drop": "top-1 drop, points",
+    "map_drop": "mAP drop, points",
+    "r2_drop": "R2 drop, points",
     "class_drop": "largest class drop beyond chance, points",
     "agreement": "agreement, %",
     "latency_ratio": "latency, candidate / baseline",
@@ -20,7 +22,32 @@ _TITLES = {
 }
 
 
-def text(verdict: Verdict, given: Given | None = None) -> str:
+METRICS = {"multi-label": "mAP", "regression": "R2"}
+
+
+def score_lines(found: ScoreResult) -> list[str]:
+    """An evaluation of a multi-label or regression model."""
+    parts = [f"{METRICS[found.problem]} {found.score:.2%}"]
+    if found.exact is not None:
+        parts.append(f"all labels right {found.exact:.2%}")
+    if found.mean_absolute_error is not None and found.root_mean_square_error is not None:
+        parts.append(f"mean absolute error {found.mean_absolute_error:.4g}")
+        parts.append(f"root mean square error {found.root_mean_square_error:.4g}")
+    lines = [
+        f"{'  '.join(parts)}  on {found.images} images of {found.data}",
+        f"{found.images_per_s:.1f} images/s including reading and resizing",
+    ]
+    if found.corrupt:
+        lines.append(f"{len(found.corrupt)} corrupt images left out, the first: {found.corrupt[0]}")
+    known = [(one.score, one.name) for one in found.per_output if one.score is not None]
+    lines.append("lowest outputs: " + ", ".join(f"{name} {score:.1%}" for score, name in sorted(known)[:3]))
+    without = len(found.per_output) - len(known)
+    if without:
+        lines.append(f"{without} outputs have no image and count in no mean")
+    return lines
+
+
+def text(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str:
     """The lines of a terminal, the decision first."""
     lines = [headline(verdict, given)]
     lines += [f"  {doubt}" for doubt in verdict.doubts]
@@ -31,6 +58,8 @@ def text(verdict: Verdict, given: Given | None = None) -> str:
     lines.append(counts(verdict))
     if verdict.checks[0].decision == "INCONCLUSIVE":
         lines.append(needed(verdict))
+    if isinstance(verdict, ScoreVerdict):
+        return "\n".join(lines)
     lines += warnings(verdict)
     if verdict.flips:
         said = ", the first:" if len(verdict.flips) > FLIPS_SHOWN else ":"
@@ -40,7 +69,7 @@ def text(verdict: Verdict, given: Given | None = None) -> str:
     return "\n".join(lines)
 
 
-def markdown(verdict: Verdict, given: Given | None = None) -> str:
+def markdown(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str:
     """A section of a GitHub step summary."""
     rows = [(_TITLES[c.name], _measured(c), _number(c, c.limit), f"**{c.decision}**") for c in verdict.checks]
     parts = [
@@ -51,6 +80,8 @@ def markdown(verdict: Verdict, given: Given | None = None) -> str:
     ]
     if verdict.checks[0].decision == "INCONCLUSIVE":
         parts.append(needed(verdict))
+    if isinstance(verdict, ScoreVerdict):
+        return "\n\n".join(parts) + "\n"
     warned = warnings(verdict)
     if warned:
         parts.append("\n".join(f"- {escaped(line)}" for line in warned))
@@ -62,7 +93,7 @@ def markdown(verdict: Verdict, given: Given | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def junit(verdict: Verdict, given: Given | None = None) -> bytes:
+def junit(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> bytes:
     """A test suite with a case a check, and one a doubt: FAIL is a failure, INCONCLUSIVE and a doubt are errors."""
     cases = [_case(check) for check in verdict.checks]
     cases += [
@@ -84,7 +115,7 @@ def _case(check: Check) -> Case:
     )
 
 
-def outputs(verdict: Verdict) -> str:
+def outputs(verdict: Verdict | ScoreVerdict) -> str:
     """A line a fact, as a GitHub step hands them on. The drop is in percentage points."""
     drop = verdict.checks[0]
     needed = "" if verdict.images_needed is None else str(verdict.images_needed)
@@ -104,7 +135,7 @@ def error_junit(message: str) -> bytes:
 ERROR_OUTPUTS = "decision=ERROR\ndrop=\nimages-needed=\n"
 
 
-def headline(verdict: Verdict, given: Given | None = None) -> str:
+def headline(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str:
     baseline, candidate = verdict.baseline, verdict.candidate
     if given is not None:
         baseline, candidate = _called(given[0], baseline), _called(given[1], candidate)
@@ -122,7 +153,12 @@ def _last_part(data: str) -> str:
     return data if data.startswith("hfds:") else Path(data).name or data
 
 
-def counts(verdict: Verdict) -> str:
+def counts(verdict: Verdict | ScoreVerdict) -> str:
+    if isinstance(verdict, ScoreVerdict):
+        return (
+            f"{METRICS[verdict.problem]} {verdict.baseline_score:.2%} before, {verdict.candidate_score:.2%} after; the "
+            f"drop's standard error is {verdict.standard_error * 100:.3f} points, over images that both saw"
+        )
     return (
         f"top-1 {verdict.baseline_top1:.2%} before, {verdict.candidate_top1:.2%} after: {_images(verdict.lost)} lost "
         f"(only the baseline is right), {verdict.gained} gained (only the candidate is); exact McNemar "
@@ -130,7 +166,7 @@ def counts(verdict: Verdict) -> str:
     )
 
 
-def needed(verdict: Verdict) -> str:
+def needed(verdict: Verdict | ScoreVerdict) -> str:
     """How many images would decide the drop."""
     if verdict.images_needed is None:
         return "no number of images will decide: the drop seen is too close to the limit"

@@ -1,33 +1,32 @@
 """Images in folders and in tar files, where the folder that an image lies in says its class.
 
-Classes are numbered in the order of their names as text, as torchvision's ImageFolder does. A folder is read as
-ImageFolder reads it: the class is the folder directly below the root. What lies elsewhere or twice is left out, and
-said.
+Classes are numbered in the order of their names as text, as torchvision's ImageFolder does, or as timm does. A folder
+is read as ImageFolder reads it: the class is the folder directly below the root (for timm the one directly around
+the image). What lies elsewhere or twice is left out, and said.
 """
 
 import os
-import re
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
 
 from ..errors import DataError
-from .image_source import ImageSource, one_line, refuse_large, unique
+from .image_source import ClassOrder, ImageSource, one_line, ordered, refuse_large, unique
 
-# Those of torchvision's ImageFolder; other files are left out.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Those of torchvision's ImageFolder, and what Pillow reads since; other files are left out.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif", ".jxl")
 SUFFIXES = ", ".join(IMAGE_SUFFIXES)
 
 # What `tarfile` raises for damaged archives.
 _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, IndexError, TypeError)
 
 
-def folder_source(data: str, root: Path) -> ImageSource | None:
+def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> ImageSource | None:
     """The images below a folder; None where there are none.
 
     Links to files are followed. A link to a folder is followed where that folder lies outside of the root and was not
@@ -37,9 +36,10 @@ def folder_source(data: str, root: Path) -> ImageSource | None:
         DataError: images both inside and outside of class folders, or a folder that cannot be listed.
     """
     left_out: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     try:
         classes: list[str] = []
-        files = sorted(_walk(root, classes, left_out))
+        files = sorted(_walk(root, classes, left_out, others))
     except OSError as error:
         raise DataError(f"{error.filename} in {data} cannot be listed: {error.strerror}") from None
 
@@ -48,15 +48,38 @@ def folder_source(data: str, root: Path) -> ImageSource | None:
             refuse_large(os.fstat(file.fileno()).st_size)
             return file.read()
 
-    labels_of = [file.partition("/")[0] if "/" in file else "" for file in files]
     notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
-    if any(file.count("/") > 1 for file in files):
-        notes.append("images in folders inside class folders count to the class folder, as in torchvision")
-    return _labelled(data, files, labels_of, classes, read_bytes, notes)
+    deep = any(file.count("/") > 1 for file in files)
+    if order == "timm":
+        labels_of = [PurePosixPath(file).parent.name for file in files]
+        # What timm finds no image in gets no number there.
+        classes = sorted(set(labels_of) - {""}) if deep else [name for name in classes if name in labels_of]
+        notes += ["images in folders inside class folders count to the inner folder, as in timm"] if deep else []
+    else:
+        labels_of = [file.partition("/")[0] if "/" in file else "" for file in files]
+        notes += ["images in folders inside class folders count to the class folder, as in torchvision"] if deep else []
+    top = {file.partition("/")[0] for file in files if "/" in file}
+    _refuse_classes_of_other_files(data, {name: count for name, count in others.items() if name not in top}, top)
+    return _labelled(data, files, labels_of, ordered(classes, order), read_bytes, notes, order)
 
 
-def _walk(root: Path, classes: list[str], left_out: Counter[str]) -> Iterator[str]:
-    """Paths of images relative to the root, with "/" between their parts; folders directly below it are classes."""
+def _refuse_classes_of_other_files(data: str, others: Mapping[str, int], classes: Collection[str]) -> None:
+    """Refuse class folders with files of which none is an image: without them the other classes would be renumbered."""
+    if others and classes:
+        name = min(others)
+        more = f", and so {len(others) - 1} more" if len(others) > 1 else ""
+        raise DataError(
+            f"the class folder {name} of {data} has {others[name]} files and not one image that is read{more}; "
+            f"expected {SUFFIXES}: convert the files, or remove the folder if it is no class"
+        )
+
+
+def _walk(root: Path, classes: list[str], left_out: Counter[str], others: Counter[str]) -> Iterator[str]:
+    """Paths of images relative to the root, with "/" between their parts; folders directly below it are classes.
+
+    Args:
+        others: counts files of other kinds by the class folder that they lie in.
+    """
     top = os.path.realpath(root)
     read = {top}  # real paths of the folders behind links, and the root
     waiting = [""]
@@ -78,6 +101,8 @@ def _walk(root: Path, classes: list[str], left_out: Counter[str]) -> Iterator[st
                     classes.append(path)
             elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
                 left_out["files of other kinds"] += 1
+                if below:
+                    others[below.partition("/")[0]] += 1
             elif _is_image_file(entry):
                 yield path
             else:
@@ -107,7 +132,9 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def tar_source(data: str, shards: list[Path], folder: Path | None) -> ImageSource | None:
+def tar_source(
+    data: str, shards: list[Path], folder: Path | None, order: ClassOrder = "torchvision"
+) -> ImageSource | None:
     """The images in tar files, whose class is the folder directly around them; None where there are none.
 
     A shard of a `folder` that has no class folders is itself one class, and so is a tar inside a tar.
@@ -117,11 +144,12 @@ def tar_source(data: str, shards: list[Path], folder: Path | None) -> ImageSourc
     """
     found: list[tuple[str, str, tuple[Path, int, int]]] = []  # name, class, where it lies
     left_out: Counter[str] = Counter()
+    others: list[tuple[str, PurePosixPath]] = []  # class and path of files of other kinds
     for shard in shards:
         prefix = "" if folder is None else shard.name
         try:
             with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                found += _members(tar, shard, prefix, os.fstat(file.fileno()).st_size, left_out)
+                found += _members(tar, shard, prefix, os.fstat(file.fileno()).st_size, left_out, others)
         except _TAR_ERRORS as error:
             raise DataError(f"{shard} cannot be read as uncompressed tar: {one_line(error)}") from None
     found.sort(key=lambda entry: entry[0])
@@ -138,13 +166,23 @@ def tar_source(data: str, shards: list[Path], folder: Path | None) -> ImageSourc
             raise DataError(f"{shard} was truncated while it was read; run again with the whole file")
         return content
 
-    labels_of = [label for _, label, _ in found]
+    names, labels_of = [name for name, _, _ in found], [label for _, label, _ in found]
     notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
-    return _labelled(data, [name for name, _, _ in found], labels_of, sorted(set(labels_of) - {""}), read_bytes, notes)
+    around = {PurePosixPath(name).parent.parent for name in names if "/" in name}  # of the class folders
+    beside = Counter(label for label, path in others if label and path.parent.parent in around)
+    with_images = set(labels_of)
+    _refuse_classes_of_other_files(data, {n: c for n, c in beside.items() if n not in with_images}, with_images)
+    return _labelled(data, names, labels_of, ordered(sorted(with_images - {""}), order), read_bytes, notes, order)
 
 
 def _members(
-    tar: tarfile.TarFile, shard: Path, prefix: str, end: int, left_out: Counter[str], start: int = 0
+    tar: tarfile.TarFile,
+    shard: Path,
+    prefix: str,
+    end: int,
+    left_out: Counter[str],
+    others: list[tuple[str, PurePosixPath]],
+    start: int = 0,
 ) -> Iterator[tuple[str, str, tuple[Path, int, int]]]:
     """(name, class, (shard, offset, bytes)) of the images of one archive; `start` is its own offset in the shard."""
     texts: list[PurePosixPath] = []
@@ -164,13 +202,15 @@ def _members(
         elif suffix == ".tar" and not start:
             inner = tar.extractfile(member)
             assert inner is not None  # of a regular member
-            yield from _nested(inner, shard, f"{prefix}/{member.name}".lstrip("/"), offset, member.size, left_out)
+            name = f"{prefix}/{member.name}".lstrip("/")
+            yield from _nested(inner, shard, name, offset, member.size, left_out, others)
         elif suffix in IMAGE_SUFFIXES:
             images.add(path.with_suffix(""))
             name = str(PurePosixPath(prefix, path))
             yield name, path.parent.name or PurePosixPath(prefix).stem, (shard, offset, member.size)
         else:
             left_out["files of other kinds"] += 1
+            others.append((path.parent.name or PurePosixPath(prefix).stem, PurePosixPath(prefix, path)))
             if suffix in {".cls", ".json", ".txt"} and len(texts) < 1000:
                 texts.append(path)
     for text in texts:
@@ -183,10 +223,16 @@ def _members(
 
 
 def _nested(
-    inner: IO[bytes], shard: Path, prefix: str, offset: int, size: int, left_out: Counter[str]
+    inner: IO[bytes],
+    shard: Path,
+    prefix: str,
+    offset: int,
+    size: int,
+    left_out: Counter[str],
+    others: list[tuple[str, PurePosixPath]],
 ) -> Iterable[tuple[str, str, tuple[Path, int, int]]]:
     with tarfile.open(fileobj=inner, mode="r:") as tar:
-        return list(_members(tar, shard, prefix, offset + size, left_out, offset))
+        return list(_members(tar, shard, prefix, offset + size, left_out, others, offset))
 
 
 def _labelled(
@@ -196,6 +242,7 @@ def _labelled(
     classes: list[str],
     read_bytes: Callable[[int], bytes],
     notes: list[str],
+    order: ClassOrder,
 ) -> ImageSource | None:
     """The source of images whose classes have these names; "" is none."""
     if not names:
@@ -211,31 +258,14 @@ def _labelled(
         empty = [name for name in classes if name not in with_class]
         if empty:
             more = f" and {len(empty) - 4} more" if len(empty) > 4 else ""
-            notes.append(
-                f"no image in the class folders {', '.join(empty[:4])}{more} ({SUFFIXES} are read); they keep their "
-                "numbers"
-            )
-        natural = sorted(classes, key=_natural)
-        if natural != classes:
-            first = next(one for one, other in zip(classes, natural, strict=True) if one != other)
-            second = natural[classes.index(first)]
-            notes.append(
-                f"class folders are numbered in the order of their names as text, as torchvision does: {first!r} is "
-                f"{number[first]} and {second!r} is {number[second]}; timm counts by the numbers in the names "
-                "(--labels gives another order)"
-            )
+            notes.append(f"nothing in the class folders {', '.join(empty[:4])}{more}; they keep their numbers")
     return ImageSource(
         name=data,
         names=unique(names),
         labels=labels,
         class_names=unique(classes) if with_class else None,
         read_bytes=read_bytes,
-        labels_from="folders",
+        labels_from="names",
+        ordered_by=f"the class folders sorted {'by name' if order == 'torchvision' else 'as timm does'}",
         notes=tuple(notes),
     )
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """timm's order, in which 2 comes before 10."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [(0, int(part[:300]), "") if part.isdecimal() else (1, 0, part) for part in parts]

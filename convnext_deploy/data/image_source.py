@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +17,12 @@ from PIL import Image
 from ..errors import DataError
 from . import decoding
 
-# Where the numbers of the labels come from: positions of class folders in the order of their names, a column of
-# numbers, or a map from class names to the model's outputs.
-LabelsFrom = Literal["folders", "column", "map"]
+# Where the numbers of the labels come from: positions of class names in an order that the source does not say, a column
+# of numbers, or a map from class names to the model's outputs.
+LabelsFrom = Literal["names", "column", "map"]
+
+# Who numbers classes by their names: torchvision sorts them as text ("10" before "2"), timm by the numbers in them.
+ClassOrder = Literal["torchvision", "timm"]
 
 MAX_FILE_BYTES = 2**28  # of one encoded image; a photograph of 100 megapixels takes half of that
 
@@ -28,10 +33,13 @@ class ImageSource:
 
     name: str  # as given to `open_source`, the split behind it
     names: tuple[str, ...]  # unique; relative paths where the source has them
-    labels: NDArray[np.int64] | None  # (N,); None: the source has no labels
+    labels: NDArray[np.int64] | None  # (N,); None: the source has no labels, or not one an image
     class_names: tuple[str, ...] | None  # by label
     read_bytes: Callable[[int], bytes]  # the encoded image of an index
     labels_from: LabelsFrom = "column"
+    ordered_by: str = "the class folders sorted by name"  # of labels from names, in words
+    label_sets: tuple[tuple[int, ...], ...] | None = None  # of images with any number of labels, in `labels`' place
+    values: NDArray[np.float64] | None = None  # (N, K): what a regression is to give, in `labels`' place
     notes: tuple[str, ...] = ()  # what was left out or assumed when the source was opened, a line each
 
     def __len__(self) -> int:
@@ -62,6 +70,10 @@ class ImageSource:
         digest = hashlib.sha256(msgspec.json.encode(self.names))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
+        if self.label_sets is not None:
+            digest.update(msgspec.json.encode(self.label_sets))
+        if self.values is not None:
+            digest.update(self.values.astype("<f8").tobytes())
         return digest.hexdigest()
 
 
@@ -80,6 +92,57 @@ def subset(source: ImageSource, limit: int) -> ImageSource:
     if limit >= len(source):
         return source
     return _chosen(source, [position * len(source) // limit for position in range(limit)])
+
+
+def with_one_label(source: ImageSource) -> ImageSource:
+    """The source with one label an image; images that have none are left out, and said.
+
+    Raises:
+        DataError: an image with several.
+    """
+    if source.label_sets is None:
+        return source
+    several = [index for index, found in enumerate(source.label_sets) if len(found) > 1]
+    if several:
+        names, first = source.class_names, source.label_sets[several[0]]
+        shown = ", ".join(names[label] if names else str(label) for label in first)
+        raise DataError(
+            f"{len(several):,} of the {len(source):,} images of {source.name} have several classes, such as "
+            f"{source.names[several[0]]} ({shown}); expected one an image: evaluate a model of several with "
+            "--problem multi-label, or give a list of the images that have one"
+        )
+    kept = [index for index, found in enumerate(source.label_sets) if found]
+    if not kept:
+        raise DataError(f"none of the {len(source):,} images of {source.name} has a label")
+    labels = np.array([source.label_sets[index][0] for index in kept], np.int64)
+    notes = source.notes
+    if len(kept) < len(source):
+        notes = (*notes, f"left out: {len(source) - len(kept):,} images without a label")
+    return replace(_chosen(replace(source, label_sets=None), kept), labels=labels, notes=notes)
+
+
+def ordered(names: Sequence[str], order: ClassOrder) -> list[str]:
+    """Class names as torchvision or timm numbers them.
+
+    Raises:
+        DataError: names that timm's order does not tell apart.
+    """
+    if order == "torchvision":
+        return sorted(names)
+    found = sorted(names, key=natural)
+    for one, other in itertools.pairwise(found):
+        if natural(one) == natural(other):
+            raise DataError(
+                f"the classes {one!r} and {other!r} are equal in timm's order, which numbers them by chance; give "
+                "--labels FILE with the model's classes in their order"
+            )
+    return found
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """timm's key, by which 2 comes before 10."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part[:300]), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def parts(source: ImageSource, sizes: Sequence[int], seed: int = 0) -> list[ImageSource]:
@@ -105,6 +168,8 @@ def _chosen(source: ImageSource, indices: list[int]) -> ImageSource:
         source,
         names=tuple(source.names[index] for index in indices),
         labels=None if source.labels is None else source.labels[indices],
+        label_sets=None if source.label_sets is None else tuple(source.label_sets[index] for index in indices),
+        values=None if source.values is None else source.values[indices],
         read_bytes=lambda position: source.read_bytes(indices[position]),
     )
 

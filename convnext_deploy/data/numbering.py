@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import DataError, UsageError
 from .image_source import ImageSource
+from .image_source import natural as natural_key
 
 IMAGENET_CLASSES = 1000
 SYNSETS = "imagenet_synsets.txt"  # timm's, in the order of the outputs
@@ -97,7 +98,7 @@ def numbered(
             f"the model has one output, which is the first of all on every image: its top-1 on {source.name} would be "
             "100 % whatever it computes; judge it by its logit (`load` and `run` in Python) and your own threshold"
         )
-    if source.labels is None or source.labels_from == "map":
+    if (source.labels is None and source.label_sets is None) or source.labels_from == "map":
         return source
     names = source.class_names
     if given is not None:
@@ -127,13 +128,27 @@ def numbered(
     if source.labels_from == "column":
         return source
     why = "the model has no labels" if not labels else "the model's labels are other words"
-    assumed = f"{why}: its outputs are assumed to be the class folders sorted by name, {names[0]!r} first"
-    return replace(source, notes=(*source.notes, assumed))
+    assumed = f"{why}: its outputs are assumed to be {source.ordered_by}, {names[0]!r} first"
+    return replace(source, notes=(*source.notes, assumed, *_other_order(source)))
+
+
+def _other_order(source: ImageSource) -> tuple[str, ...]:
+    """Where timm numbers the classes otherwise than torchvision: that it does, and which of the two is done here."""
+    names = list(source.class_names or ())
+    text, natural = sorted(names), sorted(names, key=natural_key)
+    if text == natural or names not in (text, natural):
+        return ()
+    first = next(one for one, other in zip(text, natural, strict=True) if one != other)
+    second = natural[text.index(first)]
+    mine, other, word = ("torchvision", "timm", "timm") if names == text else ("timm", "torchvision", "torchvision")
+    return (
+        f"the order is {mine}'s: {first!r} is {names.index(first)} and {second!r} is {names.index(second)}; {other} "
+        f"numbers them the other way (--class-order {word}), and --labels gives any order",
+    )
 
 
 def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int) -> ImageSource:
     names = source.class_names
-    assert source.labels is not None
     if names is None:
         raise DataError(f"{source.name} has numbers for classes and no names; leave --labels out")
     unknown = [name for name in names if name not in numbers]
@@ -154,7 +169,10 @@ def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int)
     same = (table == np.arange(len(names))).all()
     return replace(
         source,
-        labels=table[source.labels],
+        labels=None if source.labels is None else table[source.labels],
+        label_sets=None
+        if source.label_sets is None
+        else tuple(tuple(int(table[label]) for label in found) for found in source.label_sets),
         class_names=tuple(by_number.get(number, str(number)) for number in range(max(by_number) + 1)),
         labels_from="map",
         notes=source.notes if same and by == "the model's labels" else (*source.notes, said),
@@ -162,13 +180,11 @@ def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int)
 
 
 def _refuse_outside(source: ImageSource, classes: int) -> None:
-    assert source.labels is not None
-    outside = np.flatnonzero((source.labels < 0) | (source.labels >= classes))
-    if len(outside):
-        first = int(outside[0])
-        raise DataError(
-            f"{source.names[first]} of {source.name} has the label {source.labels[first]}; expected 0..{classes - 1}"
-        )
+    sets = source.label_sets if source.labels is None else ((int(label),) for label in source.labels)
+    for name, found in zip(source.names, sets or (), strict=True):
+        outside = [label for label in found if not 0 <= label < classes]
+        if outside:
+            raise DataError(f"{name} of {source.name} has the label {outside[0]}; expected 0..{classes - 1}")
 
 
 def _imagenet(outputs: int, names: Sequence[str]) -> dict[str, int] | None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ def transform(
     """timm's evaluation transform without the normalization: a decoded image to pixels, uint8 (C, H, W).
 
     It is written here in Pillow and numpy, so that an artifact that needs no torch can be evaluated without it, and
-    gives timm's pixels bit for bit (`tests/test_data.py`).
+    gives timm's pixels bit for bit (`tests/data/test_data.py`).
 
     Args:
         preprocessing: resize, crop and interpolation.
@@ -48,6 +49,7 @@ def transform(
     colour = (fill * in_chans)[:in_chans] if preprocessing.crop_mode == "border" else (0,) * in_chans
 
     def pixels(image: Image.Image) -> NDArray[np.uint8]:
+        image = decoding.upright(image) if preprocessing.exif_orientation else image
         height, width = _resized(image.height, image.width, preprocessing, image_size)
         if min(height, width) < 1:
             raise OSError(f"{image.width}x{image.height} pixels cannot be resized to {width}x{height}")
@@ -131,40 +133,60 @@ def decoders() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)  # the executor's own exit would first decode all that waits
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The images of these indices: those that were read, with the pixels of each, and those that were not."""
+
+    indices: range
+    read: list[int]
+    pixels: list[NDArray[np.uint8]]  # each (C, H, W)
+    failed: list[tuple[int, str]]  # with a line each
+    turned: list[int]  # read, with an EXIF orientation
+
+
 def decoded_batches(
     pool: ThreadPoolExecutor,
     read: Callable[[int], Image.Image],
     to_pixels: Callable[[Image.Image], NDArray[np.uint8]],
     indices: range,
     batch: int,
-) -> Iterator[tuple[range, list[int], list[NDArray[np.uint8]], list[tuple[int, str]]]]:
+) -> Iterator[Batch]:
     """Images in order, `batch` after another. One that cannot be read leaves its batch smaller and moves no other.
 
     Args:
         read: opens the image of an index, or raises OSError.
         to_pixels: of `transform`.
 
-    Yields:
-        The indices of a batch; those that were read, with the pixels of each; and those that were not, with a line.
     """
 
-    def decode(index: int) -> NDArray[np.uint8] | str:
+    def decode(index: int) -> tuple[NDArray[np.uint8], bool] | str:
         try:
-            return to_pixels(read(index))  # (C, H, W)
+            image = read(index)
+            return to_pixels(image), decoding.is_turned(image)
         except OSError as error:
             return " ".join(str(error).split())
 
     decoded = ahead(pool, decode, indices, batch + usable_cores())
     for first in range(indices.start, indices.stop, batch):
-        these = range(first, min(first + batch, indices.stop))
-        good, pixels, failed = list[int](), list[NDArray[np.uint8]](), list[tuple[int, str]]()
-        for index, outcome in zip(these, decoded, strict=False):  # `decoded` goes on in the next batch
+        found = Batch(range(first, min(first + batch, indices.stop)), [], [], [], [])
+        for index, outcome in zip(found.indices, decoded, strict=False):  # `decoded` goes on in the next batch
             if isinstance(outcome, str):
-                failed.append((index, outcome))
+                found.failed.append((index, outcome))
             else:
-                good.append(index)
-                pixels.append(outcome)
-        yield these, good, pixels, failed
+                found.read.append(index)
+                found.pixels.append(outcome[0])
+                found.turned.extend([index] if outcome[1] else [])
+        yield found
+
+
+def turned_words(count: int, first: str, preprocessing: Preprocessing) -> str | None:
+    """What is done with images that have an EXIF orientation; None where there is none to speak of."""
+    if not count:
+        return None
+    images = f"{count:,} image{'s have' if count > 1 else ' has'} an EXIF orientation, such as {first}"
+    if preprocessing.exif_orientation:
+        return f"{images}; they were turned as it says"
+    return f"{images}; it is left as it is, as training scripts leave it (export --exif-orientation turns them)"
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[int], T], indices: range, count: int) -> Iterator[T]:

@@ -1,9 +1,9 @@
-"""Labelled images from folders, tar shards, Hugging Face parquet and datasets: what lies at a path, opened.
+"""Labelled images from folders, tar shards, lists, annotations, Hugging Face parquet and datasets: a path, opened.
 
 How an image becomes pixels is timm's evaluation transform (`data.preprocess.transform`), so that an accuracy measured
 here is the one that timm's `validate.py` measures. Three things differ on purpose: a corrupt image is an error of that
 image (timm takes the next one in its place and counts that twice), class folders are numbered as torchvision's
-ImageFolder numbers them (timm counts by the numbers in their names), and images are read in the order of their names.
+ImageFolder numbers them unless timm's order is asked for, and images are read in the order of their names.
 """
 
 import re
@@ -11,60 +11,77 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError
+from .annotations import annotated_source, is_voc, list_source, voc_source
 from .class_folders import SUFFIXES, folder_source, tar_source
-from .image_source import ImageSource, parts, subset
+from .image_lists import LIST_SUFFIXES
+from .image_source import ClassOrder, ImageSource, parts, subset
 from .image_tables import dataset_source, parquet_source
 
-__all__ = ["ImageSource", "open_source", "parts", "subset"]
+__all__ = ["ClassOrder", "ImageSource", "open_source", "parts", "subset"]
 
 EXPECTED = (
     "expected a folder of class folders, a folder of images, a .tar file or a folder of them, "
-    "a .parquet file or a folder of them, or hfds:NAME"
+    "a .parquet file or a folder of them, a list of images (.csv, .tsv, .txt, .json, .jsonl), or hfds:NAME"
 )
 SPLITS = {"train", "val", "valid", "validation", "test", "eval"}
 
 
-def open_source(data: str, split: str | None = None) -> ImageSource:
+def open_source(
+    data: str, split: str | None = None, *, annotations: str | None = None, class_order: ClassOrder = "torchvision"
+) -> ImageSource:
     """Open an image source by what lies at a path, or a dataset by `hfds:NAME`.
 
-    Taken are a folder of class folders (numbered in the order of their names as text), a folder of images
-    without labels, .tar files with class folders inside, a folder of .tar shards (a shard without class folders is
-    itself one class), and parquet files with the columns `image` {bytes, path} and `label`.
+    Taken are a folder of class folders, a folder of images without labels, .tar files with class folders inside, a
+    folder of .tar shards (a shard without class folders is itself one class), parquet files with the columns `image`
+    {bytes, path} and `label`, lists of images with their labels (`image_lists`), and a folder of Pascal VOC.
 
     Args:
         data: a path, or `hfds:` and the name or path that `datasets.load_dataset` takes.
         split: a subfolder, the first part of parquet names such as `test-00000-of-00001.parquet`, or the split of a
             dataset. None where there is only one.
+        annotations: what says the labels of the images in the folder `data`: a list, COCO's or ImageNet's file, or
+            a folder of Pascal VOC's (`annotations`).
+        class_order: who numbers classes by their names.
 
     Raises:
         DataError: the source is absent, of no known kind, without images, or leaves open what its labels are.
         MissingPackageError: `hfds:` without the `datasets` package.
     """
-    source = _opened(data, split)
+    if annotations is not None:
+        if split is not None:
+            raise DataError(f"--annotations {annotations} says which images there are; leave --split {split} out")
+        if not Path(data).is_dir():
+            raise DataError(f"--annotations is for a folder of images, and {data} is none")
+        return annotated_source(data, Path(data), Path(annotations), class_order)
+    source = _opened(data, split, class_order)
     return source if split is None else replace(source, name=f"{data}, split {split}")
 
 
-def _opened(data: str, split: str | None) -> ImageSource:
+def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:
     if data.startswith("hfds:"):
         return dataset_source(data, data.removeprefix("hfds:"), split)
     path = Path(data)
     if not data or not path.exists():
         raise DataError(f"{data!r} does not exist; {EXPECTED}")
     if path.is_dir():
-        return _folder(data, path, split)
+        return _folder(data, path, split, order)
     if split is not None:
         raise DataError(f"{data} is one file and has no split {split!r}; leave --split out")
     if path.suffix.lower() == ".tar":
-        return _with_images(data, tar_source(data, [path], None))
+        return _with_images(data, tar_source(data, [path], None, order))
     if path.suffix.lower() == ".parquet":
         return parquet_source(data, [path])
+    if path.suffix.lower() in LIST_SUFFIXES:
+        return list_source(data, path, order)
     raise DataError(f"{data} is a file of another kind; {EXPECTED}")
 
 
-def _folder(data: str, path: Path, split: str | None) -> ImageSource:
+def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> ImageSource:
+    if is_voc(path):
+        return voc_source(data, path, split, order)
     folders = {child.name: child for child in path.iterdir() if child.is_dir()}
     if split in folders:
-        return _folder(data, folders[split], None)
+        return _folder(data, folders[split], None, order)
     parquets, tars = sorted(path.glob("*.parquet")), sorted(path.glob("*.tar"))
     if parquets and tars:
         raise DataError(f"{data} holds both .parquet and .tar files; give one of the two")
@@ -76,10 +93,10 @@ def _folder(data: str, path: Path, split: str | None) -> ImageSource:
         found = f"it has {', '.join(splits)}" if splits else "it has no splits, leave --split out"
         raise DataError(f"{data} has no folder for the split {split!r}; {found}")
     if tars:
-        return _with_images(data, tar_source(data, tars, path))
+        return _with_images(data, tar_source(data, tars, path, order))
     if splits:
         raise DataError(f"{data} has the split folders {', '.join(splits)}; choose one with --split")
-    return _with_images(data, folder_source(data, path))
+    return _with_images(data, folder_source(data, path, order))
 
 
 def _with_images(data: str, source: ImageSource | None) -> ImageSource:

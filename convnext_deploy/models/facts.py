@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 
 from ..errors import WeightsError
+from ..records.base import Problem
 from ..records.manifest import ModelSpec, Preprocessing
+from . import registry
 from .convnext import ACTIVATIONS
 from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
@@ -20,6 +22,11 @@ from .processor import processor_facts
 # Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
 # norm's.
 EPSILONS = {"convnext": 1e-12, "convnextv2": 1e-12, "dinov3_convnext": 1e-6}
+# transformers' words for what a classifier's outputs mean.
+PROBLEMS: dict[str, Problem] = {
+    "single_label_classification": "single-label", "multi_label_classification": "multi-label",
+    "regression": "regression",
+}  # fmt: skip
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -111,6 +118,12 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
             raise WeightsError(f"config.json asks for hidden_act {config['hidden_act']!r}; expected 'gelu'")
         if config.get("id2label"):
             facts["labels"] = label_list(config["id2label"])
+        if config.get("problem_type") is not None:
+            if config["problem_type"] not in PROBLEMS:
+                raise WeightsError(
+                    f"config.json has problem_type {config['problem_type']!r}; expected one of {', '.join(PROBLEMS)}"
+                )
+            facts["problem"] = PROBLEMS[config["problem_type"]]
         facts["global_pool"] = "avg"  # transformers has no other
         if "image_size" in config:
             size = config["image_size"]
@@ -172,10 +185,56 @@ def _timm_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSpec:
+    """With what the tensors do not show.
+
+    Raises:
+        WeightsError: what stands beside the tensors contradicts them.
+    """
+    for name in ("depths", "dims", "in_chans", "grn", "num_classes"):
+        seen, said = getattr(spec, name), facts.get(name)
+        if said is not None and said != seen and (name != "num_classes" or seen):
+            raise WeightsError(
+                f"{where}: its configuration says {name} {said}, and its tensors {seen}; mend one of them"
+            )
+    if facts.get("arch") is not None and not _is_arch(spec, facts["arch"]):
+        raise WeightsError(
+            f"{where}: its configuration says arch {facts['arch']!r}, and its tensors have depths {spec.depths} and "
+            f"widths {spec.dims}; mend one of them"
+        )
     if facts.get("norm", spec.norm) != spec.norm:
         raise WeightsError(f"{where}: config.json asks for norm_layer {facts['norm']!r}; its tensors say {spec.norm!r}")
-    hidden = ("activation", "norm_eps", "head_norm_eps")
+    hidden = ("activation", "norm_eps", "head_norm_eps", "head")
     return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
+
+
+def _is_arch(spec: ModelSpec, arch: str) -> bool:
+    """Whether mmpretrain's short name of an architecture has these depths and widths."""
+    known = [
+        registry.VARIANTS[name] for name in (f"convnext_{arch}", f"convnextv2_{arch}") if name in registry.VARIANTS
+    ]
+    return not known or any((spec.depths, spec.dims) == (one["depths"], one["dims"]) for one in known)
+
+
+def with_problem(spec: ModelSpec, said: Problem | None, asked: Problem | None, where: str) -> ModelSpec:
+    """With what the outputs mean, as the checkpoint or the user says it.
+
+    Raises:
+        WeightsError: they contradict each other, or the outputs cannot mean that.
+    """
+    if spec.task != "classify":
+        if asked is not None:
+            raise WeightsError(f"--problem {asked} is for a classifier's outputs, not for --task {spec.task}")
+        return spec
+    if said == "multi-label" and spec.num_classes == 1:
+        said = "binary"  # a loss of one logit, which transformers computes as one of several
+    if asked is not None and said not in (None, asked):
+        raise WeightsError(f"--problem {asked}, and config.json beside {where} says {said}; leave the option out")
+    found = asked or said
+    if found == "binary" and spec.num_classes != 1:
+        raise WeightsError(f"--problem binary is for one output, and {where} has {spec.num_classes}; leave it out")
+    if found in ("single-label", "multi-label") and spec.num_classes == 1:
+        raise WeightsError(f"{where} has one output and is said to be {found}; expected binary or regression")
+    return msgspec.structs.replace(spec, problem=found)
 
 
 def preprocessing_of(
@@ -200,6 +259,7 @@ def preprocessing_of(
     } | dict(silent or {})
     fields = {name: facts.get(name, value) for name, value in paper.items()}
     fields["crop_mode"] = facts.get("crop_mode", "center")  # not a guess: sources that use another say so
+    fields["exif_orientation"] = facts.get("exif_orientation", False)  # as the loaders of training scripts
     if "test" in facts and list(spec.image_size) == facts["test"][0]:
         fields["crop_pct"] = facts["test"][1]
     hidden = [("image_size", "input_size"), *([] if spec.task == "features" else [("global_pool", "global_pool")])]
@@ -251,7 +311,7 @@ def labels_of(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | No
     labels = facts.get("labels")
     if spec.task != "classify" or not labels:
         return None
-    if len(labels) != spec.num_classes:
+    if len(labels) != spec.num_classes and not (spec.problem == "binary" and len(labels) == 2):
         raise WeightsError(
             f"{len(labels)} labels for {spec.num_classes} classes beside the checkpoint; mend its config"
         )

@@ -1,18 +1,27 @@
-"""The configuration that mmengine and mmcv write into checkpoints, read as text: nothing of it is executed.
+"""Configurations of mmengine and mmcv, from a checkpoint or a file: read as text, and nothing of it is executed.
 
-`meta.cfg`, or `config` in older files, is a Python file of assignments. What is read are numbers, texts, lists, tuples,
+`meta.cfg` of a checkpoint, or `config` in older files, is a Python file of assignments, and so is the file that
+training was started with, which may begin in others (`_base_`). What is read are numbers, texts, lists, tuples,
 dictionaries, calls of `dict`, and names that were assigned before; anything else in it counts as unknown. Images come
 with blue first there, and a configuration says whether they are turned round.
 """
 
 import ast
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
+from .convnext import ACTIVATIONS
 
 TEXTS = ("cfg", "config")  # of mmengine's and of mmcv's `meta`
 MOST_BYTES = 1 << 20
+MOST_BASES = 20  # files that one begins in, and those in others
+
+# Names of mmpretrain and its relatives.
+BACKBONES = ("ConvNeXt", "ConvNeXtV2")
+WRAPPERS = ("TIMMBackbone", "HuggingFaceClassifier", "TimmClassifier")
+MULTI_LABEL_HEADS = ("MultiLabelLinearClsHead", "MultiLabelClsHead", "CSRAClsHead")
 
 
 class _Unknown(Exception):
@@ -25,14 +34,79 @@ def text_of(meta: Any) -> str | None:
     return found[0] if found and len(found[0]) <= MOST_BYTES else None
 
 
-def mm_facts(text: str, where: str) -> dict[str, Any]:
-    """mean, std, image size, crop and interpolation, as far as the configuration says them.
+def read_config(file: Path) -> dict[str, Any]:
+    """What a configuration file assigns, after the files that it begins in; a dictionary changes that of the same name.
 
     Raises:
-        WeightsError: images with blue first.
+        WeightsError: a file that cannot be read, is no Python, or begins in itself.
     """
-    facts: dict[str, Any] = {}
-    values = _assignments(text)
+    return _with_bases(file, (file.resolve(),))
+
+
+def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    try:
+        text = file.read_text("utf-8")
+    except OSError as error:
+        raise WeightsError(f"--config {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise WeightsError(f"--config {file} is no text; expected a configuration such as mmpretrain's") from None
+    if len(text) > MOST_BYTES:
+        raise WeightsError(f"--config {file} has {len(text):,} characters; at most {MOST_BYTES:,} are read")
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise WeightsError(f"--config {file} is no Python: {' '.join(str(error).split())}") from None
+    if any(isinstance(line, ast.With) for line in body):
+        raise WeightsError(
+            f"--config {file} imports its bases (with read_base()), which would run them; write it out with mmengine's "
+            "Config.fromfile(FILE).dump('whole.py'), and give that"
+        )
+    values = _assigned(body, {})
+    bases = values.pop("_base_", [])
+    known: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        path = (file.parent / str(base)).resolve()
+        if path in above or len(above) > MOST_BASES:
+            raise WeightsError(f"--config {file} begins in {base}, which begins in it again; expected an end")
+        known = _changed(known, _with_bases(path, (*above, path)))
+    return _changed(known, _assigned(body, known))
+
+
+def _changed(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """As mmengine merges: dictionaries by their names, unless one says `_delete_`; everything else is replaced."""
+    found = dict(base)
+    for name, value in over.items():
+        before = found.get(name)
+        if isinstance(value, Mapping) and isinstance(before, dict) and not value.get("_delete_"):
+            found[name] = _changed(before, value)
+        elif isinstance(value, Mapping):
+            found[name] = {key: entry for key, entry in value.items() if key != "_delete_"}
+        else:
+            found[name] = value
+    found.pop("_base_", None)
+    return found
+
+
+def mm_facts(text: str, where: str) -> dict[str, Any]:
+    """Facts in the configuration's text inside a checkpoint.
+
+    Raises:
+        WeightsError: as `facts_in`.
+    """
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}  # a dump in another form; nothing of it is known
+    return facts_in(_assigned(body, {}), where)
+
+
+def facts_in(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """mean, std, image size, crop, interpolation and what the model is, as far as the configuration says them.
+
+    Raises:
+        WeightsError: images with blue first, or another network than a ConvNeXt with a head that is known.
+    """
+    facts = _network(values.get("model"), where)
     for found, default in _normalizations(values):
         if not found.get("to_rgb", found.get("bgr_to_rgb", default)) and len(found["mean"]) == 3:
             raise WeightsError(
@@ -46,19 +120,70 @@ def mm_facts(text: str, where: str) -> dict[str, Any]:
     return facts | _geometry(pipeline if isinstance(pipeline, list) else [])
 
 
-def _assignments(text: str) -> dict[str, Any]:
-    try:
-        lines = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}  # a dump in another form; nothing of it is known
+def _assigned(lines: list[ast.stmt], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file's own lines assign. `known` is what they can name beside."""
     values: dict[str, Any] = {}
     for line in lines:
-        if isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name):
-            try:
-                values[line.targets[0].id] = _value(line.value, values)
-            except (_Unknown, RecursionError, TypeError):
-                values.pop(line.targets[0].id, None)
+        if not (isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name)):
+            continue
+        name = line.targets[0].id
+        try:
+            values[name] = _value(line.value, {**known, **values, "_base_": known})
+        except (_Unknown, RecursionError, TypeError):
+            values.pop(name, None)
     return values
+
+
+def _network(model: Any, where: str) -> dict[str, Any]:
+    """What the backbone and the head are, under the names of `facts.with_facts`."""
+    backbone = model.get("backbone") if isinstance(model, Mapping) else None
+    if not isinstance(backbone, Mapping):
+        return {}
+    kind = str(backbone.get("type", "")).rpartition(".")[2]
+    if kind in WRAPPERS:  # of another library's model, whose layout is that library's
+        return {}
+    if kind not in BACKBONES:
+        raise WeightsError(f"{where} describes a backbone {kind or 'without a type'!r}; expected ConvNeXt")
+    facts: dict[str, Any] = {}
+    arch, pooled = backbone.get("arch"), backbone.get("gap_before_final_norm", True)
+    if isinstance(arch, Mapping):
+        for name, own in (("depths", "depths"), ("channels", "dims")):
+            if isinstance(arch.get(name), list):
+                facts[own] = tuple(arch[name])
+    elif isinstance(arch, str):
+        facts["arch"] = arch
+    for name, own in (("in_channels", "in_chans"), ("use_grn", "grn")):
+        if name in backbone:
+            facts[own] = backbone[name]
+    if backbone.get("stem_patch_size", 4) != 4:
+        raise WeightsError(f"{where} asks for stem_patch_size {backbone['stem_patch_size']!r}; expected 4")
+    activation = (backbone.get("act_cfg") or {}).get("type", "GELU")
+    if activation.lower() not in ACTIVATIONS:
+        raise WeightsError(f"{where} asks for act_cfg {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+    facts["activation"] = activation.lower()
+    norm = backbone.get("norm_cfg") or {}
+    if norm.get("type", "LN2d") not in ("LN2d", "LN"):
+        raise WeightsError(f"{where} asks for norm_cfg {norm['type']!r}; expected LN2d")
+    facts["norm_eps"] = facts["head_norm_eps"] = float(norm.get("eps", 1e-6))
+    indices = backbone.get("out_indices")
+    if indices is not None:
+        facts["levels"] = tuple(sorted(index % 4 + 1 for index in ([indices] if isinstance(indices, int) else indices)))
+    return facts | _head(model, bool(pooled), where)
+
+
+def _head(model: Mapping[str, Any], pooled: bool, where: str) -> dict[str, Any]:
+    """Of a classifier. Necks and heads of detectors and segmenters are left out with their tensors."""
+    head, neck = model.get("head"), model.get("neck")
+    if not isinstance(head, Mapping) or "num_classes" not in head:
+        return {}
+    if isinstance(neck, Mapping) and str(neck.get("type", "")).rpartition(".")[2] != "GlobalAveragePooling":
+        raise WeightsError(f"{where} asks for the neck {neck.get('type')!r}; expected GlobalAveragePooling, or none")
+    facts: dict[str, Any] = {"num_classes": head["num_classes"], "global_pool": "avg"}
+    if not pooled:
+        facts["head"] = "norm_pool"
+    if str(head.get("type", "")).rpartition(".")[2] in MULTI_LABEL_HEADS:
+        facts["problem"] = "multi-label"
+    return facts
 
 
 def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
@@ -67,6 +192,8 @@ def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
             return node.value
         case ast.Name() if node.id in known:
             return known[node.id]
+        case ast.Attribute() | ast.Subscript():  # `_base_.model`, `model.backbone`, `image["size"]`
+            return _part(node, known)
         case ast.UnaryOp(op=ast.USub()):
             return -_value(node.operand, known)
         case ast.List() | ast.Tuple():
@@ -80,6 +207,15 @@ def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
                 made |= _value(item.value, known) if item.arg is None else {item.arg: _value(item.value, known)}
             return made
     raise _Unknown
+
+
+def _part(node: ast.Attribute | ast.Subscript, known: Mapping[str, Any]) -> Any:
+    whole = _value(node.value, known)
+    name = node.attr if isinstance(node, ast.Attribute) else _value(node.slice, known)
+    try:
+        return whole[name]
+    except (LookupError, TypeError):
+        raise _Unknown from None
 
 
 def _normalizations(values: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], bool]]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import arguments
-from ..records.base import Task
+from ..records.base import Problem, Task
 from ..records.manifest import HeadActivation
 
 if TYPE_CHECKING:  # it needs torch, and refusing an argument does not
@@ -26,6 +27,8 @@ class Source:
     preprocessing: Mapping[str, Any] | None = None  # fields of `Preprocessing` that override the checkpoint's
     levels: tuple[int, ...] | None = None  # of the task features, 1 to 4; None: those that have a norm, or all
     head_activation: HeadActivation | None = None  # between the linears of an MLP head, which tensors do not tell
+    config: Path | None = None  # what stands beside the checkpoint elsewhere: an mm configuration, or a JSON file
+    problem: Problem | None = None  # what a classifier's outputs mean; None: what the checkpoint says
 
     @classmethod
     def of(
@@ -41,6 +44,8 @@ class Source:
         preprocessing: Mapping[str, Any] | None = None,
         levels: Sequence[int] | str | None = None,
         head_activation: HeadActivation | None = None,
+        config: arguments.Location | None = None,
+        problem: Problem | None = None,
     ) -> "Source":
         """The arguments of a public function, each in any form that it may be written in.
 
@@ -49,7 +54,7 @@ class Source:
         """
         arguments.check(
             variant=variant, task=task, num_classes=num_classes, in_chans=in_chans, weights_key=weights_key,
-            head_activation=head_activation,
+            head_activation=head_activation, problem=problem,
         )  # fmt: skip
         return cls(
             weights=arguments.maybe(arguments.weights, "weights", weights),
@@ -62,6 +67,8 @@ class Source:
             preprocessing=arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing),
             levels=arguments.maybe(arguments.levels, "levels", levels),
             head_activation=head_activation,
+            config=arguments.maybe(arguments.path, "config", config),
+            problem=problem,
         )
 
     def load(self) -> "Loaded":
@@ -79,4 +86,6 @@ class Source:
             preprocessing=self.preprocessing,
             levels=self.levels,
             head_activation=self.head_activation,
+            config=self.config,
+            problem=self.problem,
         )

@@ -217,7 +217,10 @@ def opened(path: Path) -> ctypes.CDLL:
         "cnxt_session_isa": (text, [void]),
         "cnxt_session_bytes": (size, [void]),
         "cnxt_session_run": (number, [void, void, ctypes.POINTER(void)]),
-        "cnxt_peak": (number, [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_double, ctypes.POINTER(ctypes.c_double)]),
+        "cnxt_peak": (
+            number,
+            [text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_double, ctypes.POINTER(ctypes.c_double)],
+        ),
         "cnxt_session_profile": (
             number,
             [void, void, ctypes.POINTER(void), ctypes.POINTER(TimingEntry), size, ctypes.POINTER(size)],

@@ -4,9 +4,20 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import SCHEMA, Decision, Fraction, HandWritten, Images, Positive, Record, SchemaVersion, Sha256
+from .base import (
+    SCHEMA,
+    Decision,
+    Fraction,
+    HandWritten,
+    Images,
+    Positive,
+    Problem,
+    Record,
+    SchemaVersion,
+    Sha256,
+)
 
-CheckName = Literal["top1_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"]
+CheckName = Literal["top1_drop", "map_drop", "r2_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"]
 
 
 class ClassAccuracy(Record, frozen=True, kw_only=True):
@@ -32,12 +43,43 @@ class EvalResult(Record, frozen=True, kw_only=True):
     images_per_s: float  # whole pipeline: reading, decoding, resizing, inference
     predictions: str | None  # file name beside this result
     notes: tuple[str, ...] = ()  # what was left out, what was assumed about the classes, an accuracy at chance
+    problem: Problem = "single-label"
+
+
+class OutputScore(Record, frozen=True, kw_only=True):
+    """One output's average precision (multi-label) or R2 (regression)."""
+
+    output: Annotated[int, msgspec.Meta(ge=0)]
+    name: str
+    positives: int | None  # images that have the label; None of a regression
+    score: float | None  # None of a label that no image has
+
+
+class ScoreResult(Record, frozen=True, kw_only=True):
+    """How well a multi-label or regression model does on one image source; its outputs lie in `predictions`."""
+
+    schema_version: SchemaVersion = SCHEMA
+    problem: Problem
+    artifact: str
+    artifact_sha256: Sha256  # of manifest.json
+    data: str
+    data_sha256: Sha256  # of the sample names and labels
+    images: Images
+    corrupt: tuple[str, ...]
+    score: float  # multi-label: mean average precision over the labels; regression: mean R2 over the outputs
+    per_output: tuple[OutputScore, ...]
+    exact: Fraction | None  # multi-label: images whose labels are all right, where a probability of 0.5 decides
+    mean_absolute_error: float | None  # regression
+    root_mean_square_error: float | None  # likewise
+    images_per_s: float
+    predictions: str | None  # file name beside this result
+    notes: tuple[str, ...] = ()
 
 
 class Limits(HandWritten, frozen=True, kw_only=True):
     """What a candidate may lose against its baseline. Written by hand, hence in percent; None is not checked."""
 
-    max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, percentage points
+    max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, mAP or R2, percentage points
     alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.05  # chance of passing what lies at a limit
     max_class_drop: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None  # of one class's top-1, points
     min_agreement: Annotated[float, msgspec.Meta(gt=0, lt=100)] | None = None  # images with the same first class, %
@@ -66,6 +108,28 @@ class ClassDrop(Record, frozen=True, kw_only=True):
     gained: int
     p_value: Fraction  # one-sided exact McNemar, after Holm's adjustment for the number of classes
     beyond_chance: bool
+
+
+class ScoreVerdict(Record, frozen=True, kw_only=True):
+    """Whether a multi-label or regression model may take its baseline's place."""
+
+    schema_version: SchemaVersion = SCHEMA
+    decision: Decision
+    problem: Problem
+    limits: Limits
+    baseline: str
+    baseline_sha256: Sha256  # of manifest.json
+    candidate: str
+    candidate_sha256: Sha256
+    data: str
+    data_sha256: Sha256
+    images: Images
+    baseline_score: float
+    candidate_score: float
+    standard_error: float  # of the drop
+    images_needed: int | None  # as in `Verdict`
+    checks: Annotated[tuple[Check, ...], msgspec.Meta(min_length=1)]  # the drop first
+    doubts: tuple[str, ...] = ()
 
 
 class Flip(Record, frozen=True, kw_only=True):

@@ -6,6 +6,9 @@ import msgspec
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Task = Literal["classify", "embed", "features"]
+# What a classifier's outputs mean, as in transformers' `problem_type`: logits of classes of which an image has one, or
+# any number; the one logit of the second of two classes; or values.
+Problem = Literal["single-label", "multi-label", "binary", "regression"]
 InputKind = Literal["float32", "uint8"]
 Device = Literal["cpu", "cuda"]
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]

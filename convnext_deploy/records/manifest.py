@@ -12,6 +12,7 @@ from .base import (
     PlanType,
     Positive,
     Precision,
+    Problem,
     Record,
     SchemaVersion,
     Sha256,
@@ -47,6 +48,7 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     num_classes: Annotated[int, msgspec.Meta(ge=0)] = 1000  # 0: no classifier
     in_chans: Positive = 3
     task: Task = "classify"
+    problem: Problem | None = None  # of the task classify; None: nobody has said it
     image_size: tuple[Positive, Positive] = (224, 224)
     # Of the maps of the task features, ascending: strides 4, 8, 16 and 32.
     levels: Annotated[tuple[Level, ...], msgspec.Meta(min_length=1, max_length=4)] = (1, 2, 3, 4)
@@ -80,6 +82,7 @@ class Preprocessing(Record, frozen=True, kw_only=True):
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
     crop_pct: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
     crop_mode: Literal["center", "squash", "border"] = "center"
+    exif_orientation: bool = False  # turn images as EXIF says; the loaders of training scripts do not
     # What neither the user nor anything beside the checkpoint said: fields above, `image_size`, `global_pool`.
     assumed: tuple[str, ...] = ()
 

@@ -4,13 +4,16 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Record, Sha256
+from .base import Problem, Record, Sha256
 
 NamesFrom = Literal["artifact", "file", "imagenet", "none"]
 
 
 class ClassProbability(Record, frozen=True, kw_only=True):
-    """One of a model's outputs for one image. `name` is None where nothing says what the output means."""
+    """One class for one image. `name` is None where nothing says what the output means.
+
+    Probabilities sum to 1 over the classes of which an image has one. Those of a multi-label model are each for itself.
+    """
 
     number: Annotated[int, msgspec.Meta(ge=0)]
     name: str | None
@@ -22,6 +25,7 @@ class Prediction(Record, frozen=True, kw_only=True):
 
     image: str
     classes: tuple[ClassProbability, ...]
+    values: tuple[float, ...] = ()  # of a regression, in the order of its outputs
 
 
 class PredictResult(Record, frozen=True, kw_only=True):
@@ -33,3 +37,4 @@ class PredictResult(Record, frozen=True, kw_only=True):
     predictions: tuple[Prediction, ...]
     unreadable: tuple[str, ...]  # each with its reason
     notes: tuple[str, ...] = ()  # what was assumed
+    problem: Problem | None = None  # of a classifier: what its outputs mean

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from .. import formats
 from ..accuracy import evaluation
+from ..accuracy.partial import SCORED
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
 from ..data import numbering, sources
-from ..records.accuracy import EvalResult
+from ..records.accuracy import EvalResult, ScoreResult
+from ..records.base import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +19,17 @@ class Images:
     """Labelled images, and the file of the model's class names; each as in `api.evaluate`."""
 
     data: str
-    split: str | None
-    labels: Path | None
+    split: str | None = None
+    labels: Path | None = None
+    annotations: str | None = None
+    class_order: sources.ClassOrder = "torchvision"
+    problem: Problem | None = None
 
     def opened(self) -> tuple[sources.ImageSource, dict[str, int] | None]:
         """The source, and the number of each class by its name."""
         classes = numbering.class_map(self.labels) if self.labels is not None else None
-        return sources.open_source(self.data, self.split), classes
+        source = sources.open_source(self.data, self.split, annotations=self.annotations, class_order=self.class_order)
+        return source, classes
 
 
 def evaluate(
@@ -38,14 +44,17 @@ def evaluate(
     trust: bool = False,
     progress: Callable[[int, int], None] | None,
     say: Callable[[str], None],
-) -> EvalResult:
+) -> EvalResult | ScoreResult:
     """The steps of `api.evaluate`, on an artifact whose files were checked."""
+    problem = evaluation.problem_of(artifact.manifest.model, images.problem)
     source, classes = images.opened()
-    return evaluation.evaluate(
+    judge = evaluation.score if problem in SCORED else evaluation.evaluate
+    return judge(
         formats.opened(artifact, options, trust),
         source,
         artifact=artifact,
         batch=artifact.manifest.export.batch.opt if batch is None else batch,
+        problem=problem,
         out=out,
         limit=limit,
         classes=classes,

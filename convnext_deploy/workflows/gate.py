@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from .. import formats
-from ..accuracy.evaluation import labelled, read_result
+from ..accuracy.evaluation import labelled, problem_of
 from ..accuracy.gate import Side, judge, refuse_unmeasured
-from ..accuracy.predictions import read_predictions
+from ..accuracy.gate_scores import ScoredSide, judge_scores
+from ..accuracy.partial import read_any
+from ..accuracy.predictions import read_outputs, read_predictions
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
 from ..data import preprocess
 from ..errors import UsageError
-from ..records.accuracy import Limits, Verdict
+from ..records.accuracy import EvalResult, Limits, ScoreResult, ScoreVerdict, Verdict
 from ..records.timing import Timing
 from ..timing import measure
 from .evaluate import Images, evaluate
@@ -34,7 +36,7 @@ def gate(
     trust: bool,
     progress: Callable[[int, int], None] | None,
     say: Callable[[str], None],
-) -> Verdict:
+) -> Verdict | ScoreVerdict:
     """The steps of `api.gate`.
 
     Args:
@@ -59,7 +61,7 @@ def gate(
     if images is not None and not artifacts:
         raise UsageError(f"--data {images.data} is for artifacts, and both sides are results of eval; leave it out")
 
-    sides = {}
+    found: dict[str, Side | ScoredSide] = {}
     with tempfile.TemporaryDirectory(prefix="gate-") as temporary:
         for name, path in paths.items():
             if images is not None and name in artifacts:
@@ -67,27 +69,42 @@ def gate(
                 path = kept.with_name(f"{name}.json")
                 if not _is_evaluated(path, artifacts[name], images):
                     evaluate(artifacts[name], images, options, out=kept, trust=trust, progress=progress, say=say)
-            result = read_result(path)
-            if result.predictions is None:
-                raise UsageError(f"{path} has no predictions beside it; evaluate again with --out")
-            size = artifacts[name].bytes if name in artifacts else None
-            sides[name] = Side(
-                result=result, predictions=read_predictions(path.with_name(result.predictions)), bytes=size
-            )
+            found[name] = _side(read_any(path), path, artifacts[name].bytes if name in artifacts else None)
+    sides = {name: side for name, side in found.items() if isinstance(side, Side)}
+    scored = {name: side for name, side in found.items() if isinstance(side, ScoredSide)}
+    if sides and scored:
+        raise UsageError(
+            f"{' and '.join(f'{name} is a {side.result.problem} model' for name, side in found.items())}; expected two "
+            "of one kind"
+        )
+    if scored:
+        return judge_scores(scored["baseline"], scored["candidate"], limits)
     if limits.max_latency_ratio is not None:
         timings = _timed_beside_each_other(artifacts, options, trust)
         sides = {name: replace(side, timing=timings[name]) for name, side in sides.items()}
     return judge(sides["baseline"], sides["candidate"], limits)
 
 
+def _side(result: EvalResult | ScoreResult, path: Path, size: int | None) -> Side | ScoredSide:
+    """A result with the predictions that lie beside it."""
+    if result.predictions is None:
+        raise UsageError(f"{path} has no predictions beside it; evaluate again with --out")
+    beside = path.with_name(result.predictions)
+    if isinstance(result, ScoreResult):
+        return ScoredSide(result=result, outputs=read_outputs(beside), bytes=size)
+    return Side(result=result, predictions=read_predictions(beside), bytes=size)
+
+
 def _is_evaluated(result: Path, artifact: Artifact, images: Images) -> bool:
     """Whether an earlier call has finished this evaluation."""
     if not result.exists():
         return False
-    found = read_result(result)
+    found = read_any(result)
     source, classes = images.opened()
-    numbered = labelled(source, artifact, classes)
-    return (found.artifact_sha256, found.data_sha256) == (artifact.sha256, numbered.sha256)
+    problem = problem_of(artifact.manifest.model, images.problem)
+    numbered = labelled(source, artifact, classes, problem)
+    known = (found.artifact_sha256, found.data_sha256, found.problem)
+    return known == (artifact.sha256, numbered.sha256, problem)
 
 
 def _timed_beside_each_other(artifacts: dict[str, Artifact], options: RunOptions, trust: bool) -> dict[str, Timing]:

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..accuracy.evaluation import problem_of
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, sources
 from ..data.class_folders import IMAGE_SUFFIXES
 from ..data.image_source import MAX_FILE_BYTES, refuse_large
 from ..errors import CheckFailed, DataError, UsageError
+from ..records.base import Problem
 from ..records.manifest import Manifest
 from ..records.prediction import ClassProbability, NamesFrom, Prediction, PredictResult
 
@@ -40,6 +42,7 @@ def predict(
     batch: int,
     top: int = 5,
     labels: Path | None = None,
+    problem: Problem | None = None,
     out: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -51,6 +54,7 @@ def predict(
         artifact: what the session is of, where it is known.
         batch: images a call of the session.
         top: so many classes an image.
+        problem: what the outputs mean, where the model does not say it.
         labels: file of class names; None: the artifact's, or ImageNet-1k's where it has 1000 outputs.
         out: .csv (a line an image and class), .json (the result), or .npz (`images`, and the outputs `output0`,
             `output1`, ... float32, an image each).
@@ -64,16 +68,20 @@ def predict(
     """
     manifest, where = session.manifest, artifact.path if artifact else "the model"
     classes = manifest.model.num_classes if manifest.model.task == "classify" else 0
+    keeps = out is not None and out.suffix == ".npz"
+    # A file of raw outputs needs nobody to say what one output is.
+    silent_one = classes == 1 and keeps and problem is None and manifest.model.problem is None
+    problem = problem_of(manifest.model, problem) if classes and not silent_one else None
     if top < 1:
         raise UsageError(f"top {top}; expected at least 1 class")
     if out is not None and out.suffix not in SUFFIXES:
         raise UsageError(f"--out {out} ends in {out.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    if classes < 2 and (out is None or out.suffix != ".npz"):
-        what = "one output, which is no class" if classes else f"no classes: its task is {manifest.model.task}"
+    if not classes and not keeps:
+        what = f"no classes: its task is {manifest.model.task}"
         raise UsageError(f"{where} has {what}; keep its outputs with --out NAME.npz")
-    names, names_from = class_names(manifest, labels)
+    names, names_from = class_names(manifest, labels, problem)
     notes = []
-    if classes > 1 and names_from in ("imagenet", "none"):
+    if problem in ("single-label", "multi-label") and names_from in ("imagenet", "none"):
         notes.append(
             f"the artifact has no labels; its {classes} outputs are taken for ImageNet-1k's, give --labels otherwise"
             if names_from == "imagenet"
@@ -84,25 +92,32 @@ def predict(
     found: list[Prediction] = []
     unreadable: list[str] = []
     outputs: list[tuple[NDArray[np.float32], ...]] = []
-    keeps = out is not None and out.suffix == ".npz"
     report = progress or (lambda done, total: None)
     report(0, len(images))
-    for done, read, failed, maps in _batches(session, images, batch):
+    turned: list[str] = []
+    for done, read, failed, its_turned, maps in _batches(session, images, batch):
         unreadable += failed
+        turned += its_turned
         if read and not all(np.isfinite(one).all() for one in maps):
             raise CheckFailed(f"{where} gives outputs that are not finite for an image from {read[0]} on")
         if keeps and read:
             outputs.append(maps)
         for name, logits in zip(read, maps[0] if maps else (), strict=True):
-            best = most_probable(logits, top, names) if classes > 1 else ()
-            found.append(Prediction(image=name, classes=best))
+            best = probable(logits, problem, top, names)
+            values = tuple(map(float, logits)) if problem == "regression" else ()
+            found.append(Prediction(image=name, classes=best, values=values))
         report(done, len(images))
     if not found:
         raise DataError(f"none of the {len(unreadable)} images can be read; the first is {unreadable[0]}")
+    said = preprocess.turned_words(len(turned), turned[0] if turned else "", manifest.preprocessing)
+    if said is not None:
+        (say or (lambda line: None))(said)
+        notes.append(said)
     result = PredictResult(
         artifact=artifact.path.resolve().name if artifact else manifest.model.architecture,
         artifact_sha256=artifact.sha256 if artifact else None,
-        names_from=names_from if classes > 1 else "none",
+        names_from=names_from if classes else "none",
+        problem=problem,
         predictions=tuple(found),
         unreadable=tuple(unreadable),
         notes=tuple(notes),
@@ -110,6 +125,26 @@ def predict(
     if out is not None:
         write_file(out, _encoded(result, out.suffix, outputs))
     return result
+
+
+def probable(
+    logits: NDArray[np.float32], problem: Problem | None, top: int, names: Sequence[str] | None
+) -> tuple[ClassProbability, ...]:
+    """What an image's logits (classes,) say of its classes, the most probable first; of a regression nothing."""
+    if problem == "single-label":
+        return most_probable(logits, top, names)
+    if problem == "binary":
+        return most_probable(np.array([0, logits[0]], np.float32), top, names if len(names or ()) == 2 else None)
+    if problem != "multi-label":
+        return ()
+    wide = logits.astype(np.float64)
+    probabilities = np.where(wide >= 0, 1, np.exp(np.minimum(wide, 0))) / (1 + np.exp(-np.abs(wide)))
+    return tuple(
+        ClassProbability(
+            number=int(number), name=None if names is None else names[number], probability=float(probabilities[number])
+        )
+        for number in np.argsort(-wide, kind="stable")[:top]
+    )
 
 
 def most_probable(logits: NDArray[np.float32], top: int, names: Sequence[str] | None) -> tuple[ClassProbability, ...]:
@@ -125,22 +160,25 @@ def most_probable(logits: NDArray[np.float32], top: int, names: Sequence[str] | 
     )
 
 
-def class_names(manifest: Manifest, labels: Path | None) -> tuple[tuple[str, ...] | None, NamesFrom]:
-    """Names of a classifier's outputs in their order, and where they come from.
+def class_names(
+    manifest: Manifest, labels: Path | None, problem: Problem | None = None
+) -> tuple[tuple[str, ...] | None, NamesFrom]:
+    """Names of a classifier's outputs in their order, and where they come from; of a binary one, of both classes.
 
     Raises:
         UsageError: the file names other outputs than the model has.
     """
     model = manifest.model
+    count = 2 if problem == "binary" else model.num_classes
     if labels is not None:
         numbers = numbering.class_map(labels)
         by_number = {number: name for name, number in reversed(numbers.items())}  # of two names the first
-        if set(by_number) != set(range(model.num_classes)):
+        if set(by_number) != set(range(count)):
             raise UsageError(
-                f"--labels {labels} names {len(by_number)} outputs, up to number {max(by_number)}; the model has "
-                f"{model.num_classes} (0..{model.num_classes - 1})"
+                f"--labels {labels} names {len(by_number)} classes, up to number {max(by_number)}; the model has "
+                f"{count} (0..{count - 1})"
             )
-        return tuple(by_number[number] for number in range(model.num_classes)), "file"
+        return tuple(by_number[number] for number in range(count)), "file"
     if manifest.labels:
         return manifest.labels, "artifact"
     if model.task == "classify" and model.num_classes == numbering.IMAGENET_CLASSES:
@@ -161,21 +199,27 @@ def _imagenet() -> tuple[str, ...] | None:
 
 def _batches(
     session: Session, images: Sequence[Named], batch: int
-) -> Iterator[tuple[int, list[str], list[str], tuple[NDArray[np.float32], ...]]]:
-    """Images done, names of those read in this batch, those not read with the reason, and the outputs."""
+) -> Iterator[tuple[int, list[str], list[str], list[str], tuple[NDArray[np.float32], ...]]]:
+    """Images done; of this batch those read, those not read with the reason, those turned; and the outputs."""
     manifest = session.manifest
     to_pixels = preprocess.transform(manifest.preprocessing, manifest.model.image_size, manifest.model.in_chans)
 
     with preprocess.decoders() as pool:
         read = lambda index: images[index][1]()  # noqa: E731 - what opens the image of an index
         decoded = preprocess.decoded_batches(pool, read, to_pixels, range(len(images)), batch)
-        for indices, good, pixels, failed in decoded:
+        for these in decoded:
             maps: tuple[NDArray[np.float32], ...] = ()
-            if good:
-                batch_of = preprocess.as_input(np.stack(pixels), manifest.preprocessing, manifest.export.input)
+            if these.read:
+                batch_of = preprocess.as_input(np.stack(these.pixels), manifest.preprocessing, manifest.export.input)
                 maps = run_in_batches(session, batch_of, size=len(batch_of))
-            lines = [f"{images[index][0]}: {line}" for index, line in failed]
-            yield indices.stop, [images[index][0] for index in good], lines, maps
+            named, turned = ([images[index][0] for index in chosen] for chosen in (these.read, these.turned))
+            yield (
+                these.indices.stop,
+                named,
+                [f"{images[index][0]}: {line}" for index, line in these.failed],
+                turned,
+                maps,
+            )
 
 
 def _encoded(result: PredictResult, suffix: str, outputs: list[tuple[NDArray[np.float32], ...]]) -> bytes:
@@ -191,10 +235,13 @@ def _encoded(result: PredictResult, suffix: str, outputs: list[tuple[NDArray[np.
         return kept.getvalue()
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(("image", "rank", "number", "name", "probability"))
+    last = "value" if result.problem == "regression" else "probability"
+    writer.writerow(("image", "rank", "number", "name", last))
     for one in result.predictions:
         for rank, best in enumerate(one.classes, 1):
             writer.writerow((one.image, rank, best.number, best.name or "", f"{best.probability:.6g}"))
+        for number, value in enumerate(one.values):
+            writer.writerow((one.image, "", number, "", f"{value:.6g}"))
     return text.getvalue().encode()
 
 
@@ -236,7 +283,7 @@ def _at(place: str) -> list[Named]:
     path = Path(place)
     if place.startswith(("http://", "https://")):
         return [(place, lambda: decoding.decoded(_fetched(place)))]
-    if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, ".avif", ".gif", ".jp2"):
+    if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2"):
         return [(place, lambda: decoding.decoded(_content(path)))]
     source = sources.open_source(place)
     return [(name, functools.partial(source.read, index)) for index, name in enumerate(source.names)]

@@ -13,6 +13,7 @@ from ..artifact import manifest
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.trust import built_here
 from ..data import numbering, sources
+from ..data.image_source import with_one_label
 from ..errors import CheckFailed, DataError, UsageError
 from ..formats.base import Format
 from ..models import passes
@@ -36,6 +37,7 @@ from ..records.plan import (
     WeightBits,
 )
 from ..reports import plots
+from .evaluate import Images
 from .export import Say, export
 from .search import Budget, Workbench, search
 
@@ -71,8 +73,7 @@ class Recipe:
 class Goal:
     """What a search is to reach, and what it is measured on; each as in `api.quantize`."""
 
-    data: str
-    labels: Path | None
+    images: Images
     max_drop: float  # percentage points of top-1
     alpha: float
     batch: int
@@ -103,7 +104,7 @@ def quantize(
     kind = _refuse_early(fmt, how, out, recipe, goal, force)
     bits = _weight_bits(recipe.weight_bits, target, how, kind, searching=goal is not None)
     rest = recipe.rest or how.rest
-    classes = numbering.class_map(goal.labels) if goal is not None and goal.labels is not None else None
+    labelled, classes = (None, None) if goal is None else goal.images.opened()
     say("loading the checkpoint")
     loaded = source.load()
     if loaded.note:
@@ -111,17 +112,32 @@ def quantize(
     model, facts = loaded.model, loaded.preprocessing
     folder = None if goal is None else out.with_suffix(".search")
     whole = None
-    if goal is not None:
-        labelled = sources.open_source(goal.data)
-        whole = numbering.numbered(labelled, model.spec.num_classes, loaded.labels, classes)
+    if labelled is not None:
+        if model.spec.problem not in (None, "single-label"):
+            raise UsageError(
+                f"a search judges top-1, and the model is {model.spec.problem}; leave --data and --max-drop out, and "
+                "hold the artifact against its baseline with `gate`"
+            )
+        one_each = with_one_label(labelled)
+        if one_each.labels is None:
+            raise DataError(
+                f"{labelled.name} has no labels; expected class folders, a column label, a list, or --annotations"
+            )
+        whole = numbering.numbered(one_each, model.spec.num_classes, loaded.labels, classes)
     calibrated, held_out, selection, final = _sets(
-        recipe.calibration, recipe.split, recipe.images, goal.data if goal else None, whole, model.spec.image_size
+        recipe.calibration,
+        recipe.split,
+        recipe.images,
+        goal.images.data if goal else None,
+        whole,
+        model.spec.image_size,
     )
     images = len(calibrated)
     say(f"{images} images to calibrate on, {len(held_out)} held out to judge corrections on")
     if goal is not None and folder is not None:
         _check_identity(
-            folder, loaded.weights.tensors_sha256, recipe.calibration, recipe.split, goal.data, target, recipe.type,
+            folder, loaded.weights.tensors_sha256, recipe.calibration, recipe.split,
+            whole.sha256 if whole else None, target, recipe.type,
             recipe.method, images, input, rest, recipe.rounding, goal.batch, bits,
         )  # fmt: skip
 
@@ -267,15 +283,15 @@ def _require(source: sources.ImageSource, least: int, why: str = "") -> None:
 def _weight_bits(
     asked: WeightBits | None, target: Target, how: EightBits, kind: OperationType, *, searching: bool
 ) -> WeightBits:
-    """The bits of the weights: as asked, or what the target multiplies exactly here.
+    """The bits of the weights: as asked, or what this machine multiplies exactly and fast.
 
     Raises:
         UsageError: 7 bits where nothing can saturate, or a search with 8 bits where that does.
     """
     if asked == 7 and kind != "u8s8":
         raise UsageError(f"--weight-bits 7 is for targets that multiply u8 by s8; {target} multiplies {kind}")
-    exact = saturation.bits_for(how, kind)
-    if searching and asked == 8 and exact == 7:
+    exact = saturation.bits_for(kind)
+    if searching and asked == 8 and exact == 7 and how.saturates:
         raise UsageError(
             f"--weight-bits 8 saturates with {target} on this CPU (x86 without VNNI), where the search runs; "
             "leave it out, or search with --target native"

@@ -1,0 +1,100 @@
+"""The gate for multi-label and regression models: mAP or R2 in the place of top-1, paired image by image."""
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from ..errors import DataError, UsageError
+from ..records.accuracy import Check, CheckName, Limits, ScoreResult, ScoreVerdict
+from ..records.base import Decision
+from . import outputs
+from .gate import limits_from
+from .outputs import Outputs
+
+_NAMES: dict[str, CheckName] = {"multi-label": "map_drop", "regression": "r2_drop"}
+_OF_CLASSIFIERS = ("max_class_drop", "min_agreement", "max_latency_ratio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredSide:
+    """One of the two models: what `score` said of it, and its size where that is compared."""
+
+    result: ScoreResult
+    outputs: Outputs
+    bytes: int | None = None
+
+
+def judge_scores(baseline: ScoredSide, candidate: ScoredSide, limits: Limits) -> ScoreVerdict:
+    """Hold a candidate against its baseline.
+
+    Raises:
+        DataError: the two were not evaluated on the same images, or outputs are not those of their result.
+        UsageError: a limit that only classifiers of one label an image have.
+    """
+    limits = limits_from(msgspec.structs.asdict(limits))  # a record made in Python is not yet checked
+    problem = baseline.result.problem
+    for name in _OF_CLASSIFIERS:
+        if getattr(limits, name) is not None:
+            raise UsageError(f"{name} {getattr(limits, name)} is no limit for a {problem} model; expected max_drop")
+    if limits.max_size_ratio is not None and not (baseline.bytes and candidate.bytes):
+        raise UsageError(f"max_size_ratio {limits.max_size_ratio} compares artifacts; give artifact folders")
+    _check_same_images(baseline, candidate)
+    before, after = (outputs.scored(side.outputs, problem) for side in (baseline, candidate))
+    for side, found in ((baseline, before), (candidate, after)):
+        if not np.isclose(found.score, side.result.score, rtol=0, atol=1e-6):
+            raise DataError(f"the outputs beside the result of {side.result.artifact} are not its own; evaluate again")
+    drop = outputs.drop_between(before, after, limits.alpha)
+    limit, images = limits.max_drop / 100, len(baseline.outputs.names)
+    decision: Decision = "PASS" if drop.upper <= limit else "FAIL" if drop.lower > limit else "INCONCLUSIVE"
+    checks = [
+        Check(
+            name=_NAMES[problem], decision=decision, limit=limit, value=drop.value, lower=drop.lower, upper=drop.upper
+        )
+    ]
+    if limits.max_size_ratio is not None and baseline.bytes and candidate.bytes:
+        ratio = candidate.bytes / baseline.bytes
+        small: Decision = "PASS" if ratio <= limits.max_size_ratio else "FAIL"
+        checks.append(Check(name="size_ratio", decision=small, limit=limits.max_size_ratio, value=ratio))
+    doubts = tuple(
+        f"the {name}'s {outputs.chance_words(side.outputs, found, problem)}"
+        for name, side, found in (("baseline", baseline, before), ("candidate", candidate, after))
+        if not outputs.is_above_chance(side.outputs, found, problem)
+    )
+    decisions = [check.decision for check in checks]
+    worst: Decision = "FAIL" if "FAIL" in decisions else "INCONCLUSIVE" if "INCONCLUSIVE" in decisions else "PASS"
+    needed = None
+    if decision == "INCONCLUSIVE":
+        needed = outputs.images_needed(drop, images, limit)
+    return ScoreVerdict(
+        decision="INCONCLUSIVE" if worst == "PASS" and doubts else worst,
+        problem=problem,
+        limits=limits,
+        baseline=baseline.result.artifact,
+        baseline_sha256=baseline.result.artifact_sha256,
+        candidate=candidate.result.artifact,
+        candidate_sha256=candidate.result.artifact_sha256,
+        data=candidate.result.data,
+        data_sha256=candidate.result.data_sha256,
+        images=images,
+        baseline_score=before.score,
+        candidate_score=after.score,
+        standard_error=drop.standard_error,
+        images_needed=needed,
+        checks=tuple(checks),
+        doubts=doubts,
+    )
+
+
+def _check_same_images(baseline: ScoredSide, candidate: ScoredSide) -> None:
+    one, other = baseline.result, candidate.result
+    if one.problem != other.problem:
+        raise DataError(
+            f"the baseline is a {one.problem} model and the candidate a {other.problem} one; expected two of one kind"
+        )
+    same_targets = np.array_equal(baseline.outputs.targets, candidate.outputs.targets)
+    if one.data_sha256 != other.data_sha256 or baseline.outputs.names != candidate.outputs.names or not same_targets:
+        raise DataError(
+            f"the baseline was evaluated on {one.data} and the candidate on {other.data}, which hold other images or "
+            "labels, or could not be read alike; evaluate both on the same images"
+        )

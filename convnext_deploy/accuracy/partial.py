@@ -1,0 +1,116 @@
+"""The folder of an unfinished evaluation, `<out>.partial/`, and the files that it becomes."""
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from ..artifact.manifest import Artifact, write_file
+from ..data import sources
+from ..errors import DataError, UsageError
+from ..records.accuracy import EvalResult, ScoreResult
+from ..records.base import Problem, Record, Sha256
+from .predictions import SUFFIX, Chunk, decode
+
+IDENTITY_NAME = "identity.json"
+
+
+class Identity(Record, frozen=True, kw_only=True):
+    """What a folder of unfinished predictions belongs to. The batch size is not part of it."""
+
+    artifact_sha256: Sha256
+    data_sha256: Sha256
+    problem: Problem = "single-label"
+
+
+SCORED: tuple[Problem, ...] = ("multi-label", "regression")  # whose result is a ScoreResult
+
+
+class _Kind(Record, frozen=True, kw_only=True):
+    problem: Problem = "single-label"
+
+
+def read_any(path: Path) -> EvalResult | ScoreResult:
+    """Read the summary of an evaluation.
+
+    Raises:
+        DataError: the file cannot be read, or is not one of this version.
+    """
+    try:
+        content = path.read_bytes()
+        if msgspec.json.decode(content, type=_Kind).problem in SCORED:
+            return msgspec.json.decode(content, type=ScoreResult)
+        return msgspec.json.decode(content, type=EvalResult)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected a result of eval") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not a result of eval: {error}") from None
+
+
+def beside(out: Path, suffix: str) -> Path:
+    return out.with_name(out.name + suffix)
+
+
+def opened(out: Path, artifact: Artifact, source: sources.ImageSource, problem: Problem, force: bool) -> Path:
+    """The folder for unfinished predictions, new or of the same evaluation."""
+    if not out.name:
+        raise UsageError(f"--out {out} names no file; expected the first part of the result's file names")
+    folder, predictions, result = (beside(out, suffix) for suffix in (".partial", SUFFIX, ".json"))
+    if force:
+        _remove_result(result, predictions, folder)
+    for written in (result, predictions):
+        # Predictions without a summary, beside a folder, are of a process that was killed between the two.
+        if written.exists() and not (written == predictions and folder.is_dir()):
+            raise UsageError(f"{written} exists; choose another --out, or replace it with --force")
+    identity = Identity(artifact_sha256=artifact.sha256, data_sha256=source.sha256, problem=problem)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            write_file(folder / IDENTITY_NAME, msgspec.json.encode(identity))
+            return folder
+        found = msgspec.json.decode((folder / IDENTITY_NAME).read_bytes(), type=Identity)
+    except FileNotFoundError:
+        raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out") from None
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be used: {error.strerror}; choose another --out") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise UsageError(f"{folder / IDENTITY_NAME} is damaged; remove the folder or give another --out") from None
+    if found != identity:
+        other = "artifact" if found.artifact_sha256 != identity.artifact_sha256 else "set of images"
+        other = "problem" if found.problem != problem else other
+        raise UsageError(f"{folder} is of another {other}; remove the folder or give another --out")
+    return folder
+
+
+def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
+    """Remove what an evaluation wrote, and nothing that it did not write."""
+    if result.exists():
+        read_any(result)
+    if predictions.exists():
+        decode(predictions)
+    if folder.exists():
+        strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != SUFFIX]
+        if strange or not (folder / IDENTITY_NAME).is_file():
+            raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out")
+        remove(folder)
+    for written in (result, predictions):
+        written.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove what an evaluation has put there; a folder that somebody else has put more into stays."""
+    for path in (folder / IDENTITY_NAME, *folder.glob(f"[0-9]*{SUFFIX}")):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def chunks_of(folder: Path) -> list[Chunk]:
+    """What an interrupted evaluation has finished: chunks that follow one another from the first image on."""
+    chunks: list[Chunk] = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        chunk = decode(path)
+        if chunk.start != (chunks[-1].stop if chunks else 0):
+            raise UsageError(f"{folder} lacks predictions before {path.name}; remove it or give another --out")
+        chunks.append(chunk)
+    return chunks

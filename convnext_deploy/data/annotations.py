@@ -1,0 +1,277 @@
+"""Annotations beside a folder of images: lists, COCO's JSON, Pascal VOC's XML, and ImageNet's ground truth.
+
+A data set for detection says the classes of an image through its objects. Such an image has as many labels as its
+objects have classes; who needs one an image asks for it (`image_source.with_one_label`).
+"""
+
+import json
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..errors import DataError
+from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
+from .image_lists import LIST_SUFFIXES, Annotations, by_labels, named, read_list, text_of
+from .image_source import ClassOrder, ImageSource, one_line, refuse_large, unique
+
+_WORDNET = re.compile(r"n\d{8}")
+_OF_IMAGENET = re.compile(r"ILSVRC2012_val_(\d{8})")
+_DEVKIT = "meta.mat"  # of ImageNet's development kit: which WordNet id has which of its own numbers
+_IMAGENET_CLASSES = 1000
+
+
+class _Image(msgspec.Struct):
+    id: int | str
+    file_name: str
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+
+
+class _Object(msgspec.Struct):
+    image_id: int | str
+    category_id: int
+
+
+class _Coco(msgspec.Struct):
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Object]
+
+
+def list_source(data: str, file: Path, order: ClassOrder) -> ImageSource:
+    """The images that a list or a COCO file names, relative to the folder that it lies in.
+
+    Raises:
+        DataError: it cannot be read, or the images are not there.
+    """
+    found = _of_file(file, file.parent, order)
+    return _source(data, file.parent, file, found)
+
+
+def annotated_source(data: str, folder: Path, annotations: Path, order: ClassOrder) -> ImageSource:
+    """The images of a folder with the labels that a file, or a folder of XML, gives them.
+
+    Raises:
+        DataError: the annotations cannot be read, or are of other images.
+    """
+    if annotations.is_dir():
+        return _source(data, folder, annotations, _voc(annotations, sorted(annotations.glob("*.xml")), order))
+    if not annotations.is_file():
+        raise DataError(f"--annotations {annotations} does not exist; expected a list, a COCO file, or a folder of XML")
+    if annotations.suffix.lower() not in LIST_SUFFIXES:
+        raise DataError(
+            f"--annotations {annotations} ends in {annotations.suffix!r}; expected one of {', '.join(LIST_SUFFIXES)}"
+        )
+    return _source(data, folder, annotations, _of_file(annotations, folder, order))
+
+
+def _of_file(file: Path, folder: Path, order: ClassOrder) -> Annotations:
+    if file.suffix.lower() == ".json":
+        try:
+            document = json.loads(text_of(file))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file} is no JSON: {one_line(error)}") from None
+        if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
+            return _coco(document, file)
+    if file.suffix.lower() == ".txt":
+        lines = [line.strip() for line in text_of(file).splitlines() if line.strip()]
+        if lines and not any(re.search(r"[\s,;]", line) or line.lower().endswith(IMAGE_SUFFIXES) for line in lines):
+            return _of_positions(lines, file, folder, order)
+    return read_list(file, order)
+
+
+def _source(data: str, folder: Path, file: Path, found: Annotations) -> ImageSource:
+    if not found.images:
+        raise DataError(f"{file} names no images")
+    paths = _located(folder, found.images)
+    missing = [image for image, path in zip(found.images, paths, strict=True) if not os.path.lexists(path)]
+    if len(missing) == len(paths):
+        raise DataError(
+            f"none of the {len(paths):,} images of {file} is in {folder}, such as {missing[0]}; give the folder that "
+            "their paths begin in with --data, and the file with --annotations"
+        )
+    notes = list(found.notes)
+    if missing:
+        notes.append(f"{len(missing):,} images of {file.name} are not there, such as {missing[0]}")
+
+    def read_bytes(index: int) -> bytes:
+        with paths[index].open("rb") as opened:
+            refuse_large(os.fstat(opened.fileno()).st_size)
+            return opened.read()
+
+    labels, sets = None, found.sets
+    if sets is not None and all(len(one) == 1 for one in sets):
+        labels, sets = np.array([one[0] for one in sets], np.int64), None
+        if (labels == -1).all():
+            labels = None
+    return ImageSource(
+        name=data if str(file) == data else f"{data}, {file.name}",
+        names=unique(found.images),
+        labels=labels,
+        label_sets=None if sets is None else tuple(sets),
+        values=None if found.values is None else np.array(found.values, np.float64),
+        class_names=found.class_names,
+        read_bytes=read_bytes,
+        labels_from="column" if found.ordered_by is None else "names",
+        ordered_by=found.ordered_by or "",
+        notes=tuple(notes),
+    )
+
+
+def _located(folder: Path, images: list[str]) -> list[Path]:
+    """Where the images lie. A name without a suffix is that of the one image below the folder that has it."""
+    if all(image.lower().endswith(IMAGE_SUFFIXES) for image in images):
+        return [folder / image for image in images]
+    by_stem: dict[str, Path] = {}
+    for below, _, files in os.walk(folder):
+        for name in sorted(files):
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                stem = name.rpartition(".")[0]
+                if by_stem.setdefault(stem, Path(below, name)) != Path(below, name):
+                    raise DataError(
+                        f"{folder} has two images {stem}: {by_stem[stem]} and {Path(below, name)}; keep one"
+                    )
+    return [
+        folder / image if image.lower().endswith(IMAGE_SUFFIXES) else by_stem.get(image, folder / image)
+        for image in images
+    ]
+
+
+def _coco(document: dict[str, Any], file: Path) -> Annotations:
+    try:
+        found = msgspec.convert(document, _Coco)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{file} is no COCO file: {error}") from None
+    categories = sorted(found.categories, key=lambda category: category.id)
+    number = {category.id: index for index, category in enumerate(categories)}
+    sets: dict[int | str, set[int]] = {image.id: set() for image in found.images}
+    if len(number) < len(categories) or len(sets) < len(found.images):
+        raise DataError(f"{file} gives an id to two categories or to two images; expected each once")
+    for entry in found.annotations:
+        if entry.image_id not in sets or entry.category_id not in number:
+            what = f"the image {entry.image_id}" if entry.image_id not in sets else f"the category {entry.category_id}"
+            raise DataError(f"{file} annotates {what}, which it does not list")
+        sets[entry.image_id].add(number[entry.category_id])
+    return Annotations(
+        images=[image.file_name for image in found.images],
+        sets=[tuple(sorted(sets[image.id])) for image in found.images],
+        class_names=tuple(category.name for category in categories),
+        ordered_by="the categories by their ids",
+    )
+
+
+def is_voc(folder: Path) -> bool:
+    return (folder / "JPEGImages").is_dir() and (folder / "Annotations").is_dir()
+
+
+def voc_source(data: str, folder: Path, split: str | None, order: ClassOrder) -> ImageSource:
+    """The images of a folder of Pascal VOC, of one of its splits.
+
+    Raises:
+        DataError: no such split, several and none was asked for, or XML of another kind.
+    """
+    lists = folder / "ImageSets" / "Main"
+    splits = {file.stem: file for file in sorted(lists.glob("*.txt")) if "_" not in file.stem}
+    files = sorted((folder / "Annotations").glob("*.xml"))
+    if split is not None and split not in splits:
+        raise DataError(f"{data} has no split {split!r}; it has {', '.join(splits) or 'none, leave --split out'}")
+    if split is None and len(splits) > 1:
+        raise DataError(f"{data} has the splits {', '.join(splits)}; choose one with --split")
+    if splits:
+        chosen = splits[split or next(iter(splits))]
+        files = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in text_of(chosen).splitlines() if line]
+    return _source(data, folder / "JPEGImages", folder / "Annotations", _voc(folder / "Annotations", files, order))
+
+
+def _voc(folder: Path, files: list[Path], order: ClassOrder) -> Annotations:
+    images, names, difficult = [], [], 0
+    for file in files:
+        try:
+            root = ElementTree.fromstring(text_of(file))
+        except ElementTree.ParseError as error:
+            raise DataError(f"{file} is no XML: {error}") from None
+        objects = list(root.iter("object"))
+        image = root.findtext("filename", "").strip() or file.stem
+        if root.tag != "annotation" or any(not one.findtext("name", "").strip() for one in objects):
+            raise DataError(f"{file} is no annotation of Pascal VOC: expected <annotation> with <object><name>")
+        easy = [one for one in objects if one.findtext("difficult", "0").strip() != "1"]
+        difficult += len(objects) - len(easy)
+        images.append(image)
+        names.append(sorted({one.findtext("name", "").strip() for one in easy}))
+    if not images:
+        raise DataError(f"{folder} holds no .xml; expected the annotations of Pascal VOC")
+    notes = (
+        (f"{difficult:,} objects marked as difficult give no label, as in VOC's own evaluation",) if difficult else ()
+    )
+    return named(images, names, order, notes)
+
+
+def _of_positions(lines: list[str], file: Path, folder: Path, order: ClassOrder) -> Annotations:
+    """A label a line, for the images of a folder in the order of their names."""
+    images = list(_images_of(folder))
+    numbers = [int(match[1]) if match else None for match in map(_OF_IMAGENET.match, images)]
+    if all(numbers) and max(number or 0 for number in numbers) <= len(
+        lines
+    ):  # a part of ImageNet's validation images will do
+        labels = [lines[number - 1] for number in numbers if number]
+    elif len(lines) == len(images):
+        labels = lines
+    else:
+        raise DataError(
+            f"{file} has {len(lines):,} lines and {folder} {len(images):,} images; expected a label an image, in the "
+            "order of their names"
+        )
+    if all(_WORDNET.fullmatch(line) for line in lines):
+        return named(images, [[label] for label in labels], order)
+    if all(line.isdecimal() for line in lines) and (
+        "ground_truth" in file.name or max(map(int, lines)) == _IMAGENET_CLASSES
+    ):
+        wordnet = _devkit(file)
+        unknown = sorted({int(label) for label in labels} - wordnet.keys())
+        if unknown:
+            raise DataError(f"{file} has the class {unknown[0]}, which {_DEVKIT} of the development kit does not")
+        # All names, also those that no image here has, because their number is that of the classes.
+        classes = sorted(wordnet.values())
+        number = {name: index for index, name in enumerate(classes)}
+        sets: list[tuple[int, ...]] = [(number[wordnet[int(label)]],) for label in labels]
+        return Annotations(
+            images=images, sets=sets, class_names=tuple(classes), ordered_by="the WordNet ids sorted by name"
+        )
+    return by_labels(images, [[label] for label in labels], order, file)
+
+
+def _images_of(folder: Path) -> Iterator[str]:
+    source = folder_source(str(folder), folder)
+    if source is None:
+        raise DataError(f"{folder} holds no {SUFFIXES} images")
+    if any("/" in name for name in source.names):
+        raise DataError(f"{folder} has images in folders; a label a line is for a flat folder of images")
+    yield from source.names
+
+
+def _devkit(file: Path) -> dict[int, str]:
+    """WordNet ids by the numbers that ImageNet's own ground truth has, which are not those of any model's outputs."""
+    places = [file.parent / _DEVKIT, file.parent / "data" / _DEVKIT]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise DataError(
+            f"{file} has ImageNet's own numbers 1..{_IMAGENET_CLASSES}, which are not those of models; expected "
+            f"{_DEVKIT} of the development kit beside it"
+        )
+    from scipy.io import loadmat
+
+    try:
+        synsets = loadmat(found, squeeze_me=True)["synsets"]
+        pairs = [(int(one["ILSVRC2012_ID"]), str(one["WNID"])) for one in synsets]
+    except Exception as error:  # scipy's reader raises whatever a damaged file leads it into
+        raise DataError(f"{found} is no {_DEVKIT} of ImageNet's development kit: {one_line(error)}") from None
+    return {number: name for number, name in pairs if 1 <= number <= _IMAGENET_CLASSES}

@@ -1,0 +1,221 @@
+"""Folders and tar files as users have them: odd names, links, pipes, hidden and empty folders; against ImageFolder."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from timm.data.readers.reader_image_folder import find_images_and_targets
+from torchvision.datasets import ImageFolder
+
+from convnext_deploy.data import image_source, numbering, sources
+from convnext_deploy.errors import DataError, UsageError
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (10, 20, 30)).save(path)
+
+
+def imagefolder(root: Path) -> dict[str, int]:
+    return {str(Path(path).relative_to(root)): label for path, label in ImageFolder(str(root)).samples}
+
+
+def found(source: sources.ImageSource) -> dict[str, int]:
+    assert source.labels is not None
+    return dict(zip(source.names, source.labels.tolist(), strict=True))
+
+
+def test_numbers_as_names_are_sorted_as_text_as_torchvision_does_and_that_is_said(tmp_path: Path) -> None:
+    for number in range(12):
+        picture(tmp_path / str(number) / "a.png")
+    source = sources.open_source(str(tmp_path))
+    assert found(source) == imagefolder(tmp_path)
+    assert source.class_names == ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert source.notes == ()  # where the model's labels decide, there is nothing to say
+    note = numbering.numbered(source, 12, None).notes[-1]
+    assert note.startswith("the order is torchvision's: '10' is 2 and '2' is 4; timm numbers them the other way")
+    assert "--class-order timm" in note
+
+
+def test_classes_are_numbered_as_timms_reader_numbers_them_where_that_is_asked_for(tmp_path: Path) -> None:
+    for name in ("0", "2", "10", "b1", "B10", "b2", "img"):
+        picture(tmp_path / name / "deep" / f"{name}x.png")
+        picture(tmp_path / name / "a.png")
+    (tmp_path / "9").mkdir()  # without an image timm gives it no number
+    images, classes = find_images_and_targets(str(tmp_path))
+    source = sources.open_source(str(tmp_path), class_order="timm")
+    assert found(source) == {str(Path(path).relative_to(tmp_path)): label for path, label in images}
+    assert source.class_names == tuple(classes)
+    flat = tmp_path / "flat"
+    for name in ("0", "2", "10"):
+        picture(flat / name / "a.png")
+    source = sources.open_source(str(flat), class_order="timm")
+    assert source.class_names == tuple(find_images_and_targets(str(flat))[1]) == ("0", "2", "10")
+    assert "the order is timm's: '10' is 2 and '2' is 1" in numbering.numbered(source, 3, None).notes[-1]
+
+
+def test_tar_members_too_are_numbered_as_timm_does_and_names_equal_to_it_are_refused(tmp_path: Path) -> None:
+    for name in ("2", "10"):
+        picture(tmp_path / "set" / name / "a.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "set", "set")
+    assert sources.open_source(str(tmp_path / "a.tar"), class_order="timm").class_names == ("2", "10")
+    picture(tmp_path / "set" / "02" / "a.png")
+    with pytest.raises(DataError, match="classes '02' and '2' are equal in timm's order"):
+        sources.open_source(str(tmp_path / "set"), class_order="timm")
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".ppm", ".tif", ".JPEG"])
+def test_every_suffix_of_torchvision_is_read(tmp_path: Path, suffix: str) -> None:
+    picture(tmp_path / "ant" / f"a{suffix}")
+    picture(tmp_path / "bee" / "b.png")
+    source = sources.open_source(str(tmp_path))
+    assert found(source) == imagefolder(tmp_path)
+    assert source.read(0).size == (8, 8)
+
+
+def test_a_class_folder_without_files_keeps_its_number_and_is_named(tmp_path: Path) -> None:
+    for name in ("bee", "cat"):
+        picture(tmp_path / name / "a.png")
+    (tmp_path / "ant").mkdir()
+    source = sources.open_source(str(tmp_path))
+    assert source.class_names == ("ant", "bee", "cat")
+    assert found(source) == {"bee/a.png": 1, "cat/a.png": 2}
+    assert "nothing in the class folders ant; they keep their numbers" in source.notes
+
+
+def test_a_class_whose_files_are_all_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    for name in ("bee", "cat"):
+        picture(tmp_path / "val" / name / "a.png")
+    (tmp_path / "val" / "ant").mkdir()
+    (tmp_path / "val" / "ant" / "a.heic").write_bytes(b"x")
+    (tmp_path / "val" / "readme.txt").write_text("of no class")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "val", "val")
+    for data in (tmp_path / "val", tmp_path / "a.tar"):
+        with pytest.raises(DataError, match=r"class folder ant of .* has 1 files and not one image that is read"):
+            sources.open_source(str(data))
+
+
+def test_images_in_deeper_folders_belong_to_the_class_folder_as_in_torchvision(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):  # Tiny ImageNet's layout
+        picture(tmp_path / name / "images" / "a.png")
+    source = sources.open_source(str(tmp_path))
+    assert found(source) == imagefolder(tmp_path) == {"ant/images/a.png": 0, "bee/images/a.png": 1}
+
+
+def test_hidden_folders_and_files_are_left_out(tmp_path: Path) -> None:
+    for name in (".ipynb_checkpoints/a.png", "ant/._a.png", "ant/a.png", "bee/.git/b.png"):
+        picture(tmp_path / name)
+    with tarfile.open(tmp_path / "same.tar", "w") as tar:
+        tar.add(tmp_path / "ant", "./ant")
+        tar.add(tmp_path / ".ipynb_checkpoints", "./.ipynb_checkpoints")
+    (tmp_path / "folder").mkdir()
+    assert found(sources.open_source(str(tmp_path / "same.tar"))) == {"ant/a.png": 0}
+    os.remove(tmp_path / "same.tar")
+    os.rmdir(tmp_path / "folder")
+    source = sources.open_source(str(tmp_path))
+    assert (source.class_names, source.names) == (("ant", "bee"), ("ant/a.png",))
+    assert "left out: 3 hidden files and folders" in source.notes
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../..", "ant", "/"])
+def test_a_link_that_leads_back_is_not_followed(tmp_path: Path, target: str) -> None:
+    root = tmp_path / "set"
+    picture(root / "ant" / "a.png")
+    picture(root / "bee" / "b.png")
+    (root / "bee" / "up").symlink_to(target)
+    (root / "cat").symlink_to(target)
+    source = sources.open_source(str(root))
+    assert (source.names, source.class_names) == (("ant/a.png", "bee/b.png"), ("ant", "bee"))
+    assert any("links to folders that are read already" in note for note in source.notes) or target == "ant"
+
+
+def test_a_folder_elsewhere_is_followed_once(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    picture(tmp_path / "store" / "ants" / "a.png")
+    picture(root / "bee" / "b.png")
+    (tmp_path / "store" / "ants" / "round").symlink_to(tmp_path / "store")
+    (root / "ant").symlink_to(tmp_path / "store" / "ants")
+    (root / "cat").symlink_to(tmp_path / "store" / "ants")
+    source = sources.open_source(str(root))
+    assert found(source) == {"ant/a.png": 0, "bee/b.png": 1}
+    assert "left out: 2 links to folders that are read already" in source.notes
+
+
+def test_a_root_that_is_a_link_and_links_to_files_are_followed(tmp_path: Path) -> None:
+    picture(tmp_path / "store" / "a.png")
+    (tmp_path / "set" / "ant").mkdir(parents=True)
+    (tmp_path / "set" / "ant" / "a.png").symlink_to(tmp_path / "store" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    source = sources.open_source(str(tmp_path / "link"))
+    assert source.names == ("ant/a.png",)
+    assert source.read(0).size == (8, 8)
+
+
+def test_a_named_pipe_does_not_hang_and_a_looping_link_is_one_image_that_cannot_be_read(tmp_path: Path) -> None:
+    picture(tmp_path / "ant" / "a.png")
+    os.mkfifo(tmp_path / "ant" / "pipe.png")
+    (tmp_path / "ant" / "pipe2.png").symlink_to("pipe.png")
+    (tmp_path / "ant" / "loop.png").symlink_to("loop.png")
+    source = sources.open_source(str(tmp_path))
+    assert source.names == ("ant/a.png", "ant/loop.png")
+    assert "left out: 2 devices, sockets and named pipes" in source.notes
+    with pytest.raises(OSError, match="cannot be opened: Too many levels of symbolic links"):
+        source.read(1)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "ant" / "a.png")
+    picture(tmp_path / "bee" / "b.png")
+    real = os.scandir
+
+    def scandir(path: Path) -> object:  # a test may run as root, whom no permission stops
+        if Path(path).name == "bee":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"bee in .* cannot be listed: Permission denied"):
+        sources.open_source(str(tmp_path))
+
+
+def test_a_file_of_an_absurd_size_is_an_unreadable_image_and_is_not_read(tmp_path: Path) -> None:
+    picture(tmp_path / "ant" / "a.png")
+    with (tmp_path / "ant" / "b.png").open("wb") as file:
+        file.truncate(2**40)  # a hole: nothing is on the disk
+    source = sources.open_source(str(tmp_path))
+    with pytest.raises(OSError, match=f"1,099,511,627,776 bytes; at most {image_source.MAX_FILE_BYTES:,} are read"):
+        source.read(1)
+
+
+def test_a_member_larger_than_its_tar_is_refused(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("ant/a.png")
+    member.size = 2**40
+    (tmp_path / "a.tar").write_bytes(member.tobuf() + bytes(1024))
+    with pytest.raises(DataError, match="cannot be read as uncompressed tar"):
+        sources.open_source(str(tmp_path / "a.tar"))
+    with (tmp_path / "a.tar").open("r+b") as file:
+        file.truncate(2**40 + 4096)
+    source = sources.open_source(str(tmp_path / "a.tar"))
+    with pytest.raises(OSError, match="1,099,511,627,776 bytes; at most"):
+        source.read(0)
+
+
+def test_a_number_of_thousands_of_digits_is_a_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for digit in "12":
+            tar.addfile(tarfile.TarInfo(f"{digit * 5000}/a.png"))
+    assert len(sources.open_source(str(tmp_path / "a.tar"))) == 2
+
+
+def test_a_model_with_one_output_has_no_top_1_whatever_the_classes_are(tmp_path: Path) -> None:
+    """`eval`, `gate` and a search ask for the model's numbers of the classes first."""
+    for names in (("ant",), ("ant", "bee")):
+        picture(tmp_path / names[-1] / "a.png")
+        source = sources.open_source(str(tmp_path))
+        for given in (None, dict(zip(names, range(2), strict=False))):
+            with pytest.raises(UsageError, match=r"the model has one output, .* would be 100 % whatever it computes"):
+                numbering.numbered(source, 1, labels=None, given=given)

@@ -1,0 +1,309 @@
+"""Lists of images and annotations beside them; ImageNet's against torchvision's reader."""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from convnext_deploy.data import image_source, numbering, sources
+from convnext_deploy.errors import DataError
+
+
+def picture(path: Path, colour: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (colour, 20, 30)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index, name in enumerate(("a.png", "deep/b 1.jpg", "c.webp")):
+        picture(tmp_path / "set" / name, index)
+    return tmp_path / "set"
+
+
+def labels(source: sources.ImageSource) -> dict[str, Any]:
+    if source.labels is not None:
+        return dict(zip(source.names, source.labels.tolist(), strict=True))
+    if source.values is not None:
+        return dict(zip(source.names, source.values.tolist(), strict=True))
+    return dict(zip(source.names, source.label_sets or (), strict=True))
+
+
+NUMBERS = {"a.png": 2, "deep/b 1.jpg": 0, "c.webp": 2}
+LISTS = {
+    "plain.csv": "a.png,2\ndeep/b 1.jpg,0\nc.webp,2\n",
+    "header.csv": "path,label\na.png,2\ndeep/b 1.jpg,0\nc.webp,2\n",
+    "other columns.csv": "index,filename,target,split\n0,a.png,2,x\n1,deep/b 1.jpg,0,x\n2,c.webp,2,y\n",
+    "marked.csv": "\ufeffImage,Class\r\na.png,2\r\ndeep/b 1.jpg,0\r\nc.webp,2\r\n",
+    "semicolon.csv": 'path;label\n"a.png";2\n"deep/b 1.jpg";0\nc.webp;2\n',
+    "tab.tsv": "a.png\t2\ndeep/b 1.jpg\t0\nc.webp\t2\n",
+    "caffe.txt": "a.png 2\ndeep/b 1.jpg 0\nc.webp 2\n",
+    "records.json": '[{"path": "a.png", "label": 2}, {"path": "deep/b 1.jpg", "label": 0},'
+    '{"path": "c.webp", "label": 2}]',
+    "pairs.json": '[["a.png", 2], ["deep/b 1.jpg", 0], ["c.webp", 2]]',
+    "map.json": '{"a.png": 2, "deep/b 1.jpg": 0, "c.webp": 2}',
+    "metadata.jsonl": '{"file_name": "a.png", "label": 2}\n\n{"file_name": "deep/b 1.jpg", "label": 0}\n'
+    '{"file_name": "c.webp", "label": 2}\n',
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_any_form_gives_paths_and_numbers(folder: Path, name: str) -> None:
+    (folder / name).write_text(LISTS[name], "utf-8")
+    source = sources.open_source(str(folder / name))
+    assert labels(source) == NUMBERS
+    assert source.class_names is None
+    assert source.read(1).size == (8, 8)
+    elsewhere = folder.parent / f"elsewhere{Path(name).suffix}"
+    elsewhere.write_text(LISTS[name], "utf-8")
+    assert labels(sources.open_source(str(folder), annotations=str(elsewhere))) == NUMBERS
+    with pytest.raises(DataError, match=r"none of the 3 images .* such as a.png; give the folder that .* with --data"):
+        sources.open_source(str(elsewhere))
+
+
+def test_names_are_numbered_by_either_order_and_by_the_models_labels(folder: Path) -> None:
+    (folder / "a.csv").write_text("path,label\na.png,10\ndeep/b 1.jpg,2a\nc.webp,10\n")
+    text = sources.open_source(str(folder / "a.csv"))
+    assert (text.class_names, labels(text)) == (("10", "2a"), {"a.png": 0, "deep/b 1.jpg": 1, "c.webp": 0})
+    assert sources.open_source(str(folder / "a.csv"), class_order="timm").class_names == ("2a", "10")
+    notes = " ".join(numbering.numbered(text, 2, None).notes)
+    assert "assumed to be the class names sorted by name, '10' first" in notes
+    assert labels(numbering.numbered(text, 5, ("x", "2a", "y", "10", "z")))["a.png"] == 3
+
+
+def test_several_labels_of_an_image_are_a_set_and_one_an_image_is_asked_for(folder: Path) -> None:
+    forms = {
+        "again.csv": "path,label\na.png,cat\na.png,dog\ndeep/b 1.jpg,dog\nc.webp,\n",
+        "cells.csv": "path,label\na.png,cat|dog\ndeep/b 1.jpg,dog\nc.webp,\n",
+        "hot.csv": "path,cat,dog\na.png,1,1\ndeep/b 1.jpg,0,1\nc.webp,0,0\n",
+        "sets.json": '[{"image": "a.png", "labels": ["cat", "dog"]}, {"image": "deep/b 1.jpg", "labels": ["dog"]}, '
+        '{"image": "c.webp", "labels": []}]',
+    }
+    for name, content in forms.items():
+        (folder / name).write_text(content)
+        source = sources.open_source(str(folder / name))
+        assert source.class_names == ("cat", "dog")
+        assert labels(source) == {"a.png": (0, 1), "deep/b 1.jpg": (1,), "c.webp": ()}, name
+        with pytest.raises(DataError, match=r"1 of the 3 images .* several classes, such as a.png \(cat, dog\)"):
+            image_source.with_one_label(source)
+        mapped = numbering.numbered(source, 3, ("dog", "emu", "cat"))
+        assert labels(mapped)["a.png"] == (2, 0)
+    (folder / "some.csv").write_text("path,label\na.png,cat\nc.webp,\n")
+    one = image_source.with_one_label(sources.open_source(str(folder / "some.csv")))
+    assert labels(one) == {"a.png": 0}
+    assert "left out: 1 images without a label" in one.notes
+    assert one.sha256 != source.sha256
+
+
+def test_numbers_with_a_point_are_values_and_columns_of_them_are_several(folder: Path) -> None:
+    (folder / "age.csv").write_text("path,label\na.png,2.5\ndeep/b 1.jpg,3\nc.webp,-1e1\n")
+    ages = labels(sources.open_source(str(folder / "age.csv")))
+    assert ages == {"a.png": [2.5], "deep/b 1.jpg": [3.0], "c.webp": [-10.0]}
+    (folder / "xy.csv").write_text("image,x,y\na.png,2.5,1\ndeep/b 1.jpg,3,2\nc.webp,-1e1,3\n")
+    source = sources.open_source(str(folder / "xy.csv"))
+    assert labels(source)["c.webp"] == [-10.0, 3.0]
+    assert source.class_names == ("x", "y")
+    assert labels(sources.subset(source, 1)) == {"a.png": [2.5, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.csv", "", "is empty; expected a line an image"),
+        ("a.csv", "cat,1\n", "begins with 'cat,1', which is no image .* and no header with a column path"),
+        ("a.csv", "a.png,1\nc.webp\n", "has 1 columns in entry 2 and 2 in the first"),
+        ("a.csv", "path,label,class\na.png,1,2\n", "has the columns label, class; expected one of labels"),
+        ("a.csv", "path,x,y\na.png,red,blue\n", "2 columns beside the path, and none is called label"),
+        ("a.csv", "path,x,y\na.png,1,0\na.png,0,1\n", "names an image twice, a.png"),
+        ("a.csv", "path,x,y\na.png,nan,0\n", "holds a value that is not finite"),
+        ("a.json", "{", "is no JSON"),
+        ("a.json", "3", "holds no list of images"),
+        ("a.jsonl", '{"label": 1}', "entry 1 has no path and label"),
+        ("a.json", '[["a.png", {"x": 1}]]', "entry 1 has no path and label"),
+        ("a.csv", "path,label\na.png,0.5\na.png,0.6\n", "has 2 values for a.png; expected one"),
+    ],
+)
+def test_what_leaves_open_what_is_what_is_refused_in_a_line(folder: Path, name: str, content: str, why: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(DataError, match=why) as refusal:
+        sources.open_source(str(folder / name))
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_image_that_is_not_there_is_counted_and_unreadable(folder: Path) -> None:
+    (folder / "a.csv").write_text("a.png,1\nlost.png,0\n")
+    source = sources.open_source(str(folder / "a.csv"))
+    assert "1 images of a.csv are not there, such as lost.png" in source.notes
+    with pytest.raises(OSError, match="the file cannot be opened: No such file"):
+        source.read(1)
+
+
+def coco(**changed: Any) -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.png"},
+            {"id": 9, "file_name": "deep/b 1.jpg"},
+            {"id": 8, "file_name": "c.webp"},
+        ],
+        "categories": [{"id": 90, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "annotations": [
+            {"image_id": 7, "category_id": 90, "bbox": [1, 2, 3, 4]},
+            {"image_id": 7, "category_id": 90},
+            {"image_id": 9, "category_id": 3},
+        ],
+    } | changed
+
+
+def test_a_coco_file_gives_each_image_the_categories_of_its_annotations(folder: Path) -> None:
+    file = folder.parent / "instances.json"
+    file.write_text(json.dumps(coco()))
+    source = sources.open_source(str(folder), annotations=str(file))
+    assert source.class_names == ("dog", "cat")  # by their ids
+    assert labels(source) == {"a.png": (1,), "deep/b 1.jpg": (0,), "c.webp": ()}
+    assert labels(image_source.with_one_label(source)) == {"a.png": 1, "deep/b 1.jpg": 0}
+    several = [*coco()["annotations"], {"image_id": 7, "category_id": 3}]
+    file.write_text(json.dumps(coco(annotations=several)))
+    with pytest.raises(DataError, match=r"several classes, such as a.png \(dog, cat\)"):
+        image_source.with_one_label(sources.open_source(str(folder), annotations=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"annotations": [{"image_id": 1, "category_id": 3}]}, "annotates the image 1, which it does not list"),
+        ({"annotations": [{"image_id": 7, "category_id": 1}]}, "annotates the category 1, which it does not list"),
+        ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "an id to two categories or to two images"),
+        ({"images": [{"id": 7}]}, "is no COCO file"),
+    ],
+)
+def test_a_coco_file_that_contradicts_itself_is_refused(folder: Path, changed: dict[str, Any], why: str) -> None:
+    (folder / "x.json").write_text(json.dumps(coco(**changed)))
+    with pytest.raises(DataError, match=why):
+        sources.open_source(str(folder), annotations=str(folder / "x.json"))
+
+
+def voc(name: str, *objects: str) -> str:
+    inside = "".join(
+        f"<object><name>{one.strip('?')}</name><difficult>{int('?' in one)}</difficult></object>" for one in objects
+    )
+    return f"<annotation><filename>{name}</filename>{inside}</annotation>"
+
+
+def test_a_folder_of_pascal_voc_is_read_by_its_splits(tmp_path: Path) -> None:
+    root = tmp_path / "VOC2012"
+    for stem, objects in {"1": ["dog", "dog"], "2": ["cat", "person?"], "3": ["dog", "cat"]}.items():
+        picture(root / "JPEGImages" / f"{stem}.jpg")
+        (root / "Annotations").mkdir(exist_ok=True)
+        (root / "Annotations" / f"{stem}.xml").write_text(voc(f"{stem}.jpg", *objects))
+    splits = root / "ImageSets" / "Main"
+    splits.mkdir(parents=True)
+    for name, lines in {"train": "3\n", "val": "1\n2\n", "cat_val": "1 -1\n2 1\n"}.items():
+        (splits / f"{name}.txt").write_text(lines)
+    source = sources.open_source(str(root), "val")
+    assert source.class_names == ("cat", "dog")
+    assert labels(source) == {"1.jpg": 1, "2.jpg": 0}
+    assert "1 objects marked as difficult give no label, as in VOC's own evaluation" in source.notes
+    with pytest.raises(DataError, match="has the splits train, val; choose one with --split"):
+        sources.open_source(str(root))
+    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
+        sources.open_source(str(root), "test")
+    beside = sources.open_source(str(root / "JPEGImages"), annotations=str(root / "Annotations"))
+    assert labels(beside)["3.jpg"] == (0, 1)
+    (root / "Annotations" / "1.xml").write_text("<x/>")
+    with pytest.raises(DataError, match=r"1.xml is no annotation of Pascal VOC"):
+        sources.open_source(str(root), "val")
+
+
+WORDNET = {1: "n02119789", 2: "n02100735", 3: "n01440764", 4: "n02096294"}  # ImageNet's own first two, and others
+
+
+def devkit(folder: Path) -> Path:
+    """The development kit's two files, as small as they can be read by torchvision too."""
+    kit = folder / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    rows = [(number, name, f"words {number}", "", 0) for number, name in WORDNET.items()]
+    savemat(kit / "meta.mat", {"synsets": np.array([*rows, (1001, "n00001740", "entity", "", 4)], fields)[:, None]})
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n4\n1\n2\n")
+    return kit / "ILSVRC2012_validation_ground_truth.txt"
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    for number in range(1, 6):
+        picture(tmp_path / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", number)
+    return tmp_path / "val"
+
+
+def test_imagenets_flat_folder_gets_the_classes_that_torchvision_gives_it(
+    flat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import imagenet
+
+    truth, root = devkit(flat.parent), flat.parent
+    with tarfile.open(root / imagenet.ARCHIVE_META["devkit"][0], "w:gz") as tar:
+        tar.add(root / "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12")
+    monkeypatch.setattr(imagenet, "_verify_archive", lambda *_: None)  # which knows the real archive's hash
+    imagenet.parse_devkit_archive(root)
+    wanted = imagenet.load_meta_file(root)[1]
+    source = sources.open_source(str(flat), annotations=str(truth))
+    assert source.class_names == tuple(sorted(WORDNET.values()))
+    assert source.labels is not None
+    assert [source.class_names[label] for label in source.labels] == wanted
+    numbered = numbering.numbered(source, 1000, None)
+    assert numbered.labels is not None
+    assert numbered.labels[0] == 0  # n01440764, the tench, is the first output of every model
+    (flat / "ILSVRC2012_val_00000002.JPEG").unlink()  # a part of the images keeps its labels
+    part = sources.open_source(str(flat), annotations=str(truth))
+    assert part.labels is not None
+    assert [source.class_names[label] for label in part.labels] == [wanted[0], *wanted[2:]]
+
+
+def test_imagenets_own_numbers_without_the_development_kit_are_refused(flat: Path) -> None:
+    file = flat.parent / "ILSVRC2012_validation_ground_truth.txt"
+    file.write_text("3\n1\n4\n1\n2\n")
+    with pytest.raises(DataError, match=r"own numbers 1..1000, which are not those of models; expected meta.mat"):
+        sources.open_source(str(flat), annotations=str(file))
+    file.write_text("3\n1\n")
+    with pytest.raises(DataError, match=r"has 2 lines and .* 5 images"):
+        sources.open_source(str(flat), annotations=str(file))
+
+
+def test_kaggles_solution_of_imagenet_and_a_class_a_line_say_the_same(flat: Path) -> None:
+    names = [WORDNET[number] for number in (3, 1, 4, 1, 2)]
+    solution, lines = flat.parent / "LOC_val_solution.csv", flat.parent / "synsets.txt"
+    rows = [f"ILSVRC2012_val_{number:08d},{name} 1 2 3 4 {name} 5 6 7 8 " for number, name in enumerate(names, 1)]
+    solution.write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]))
+    lines.write_text("\n".join(names))
+    for file in (solution, lines):
+        source = sources.open_source(str(flat), annotations=str(file))
+        assert source.labels is not None
+        assert source.class_names is not None
+        found = [source.class_names[label] for _, label in sorted(zip(source.names, source.labels, strict=True))]
+        assert found == names
+        assert source.read(0).size == (8, 8)
+    solution.write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n01440764 1 2\n")
+    with pytest.raises(DataError, match="no boxes of ImageNet in line 2"):
+        sources.open_source(str(flat), annotations=str(solution))
+
+
+def test_annotations_go_with_a_folder_and_name_a_file_that_is_there(folder: Path) -> None:
+    for annotations, data, why in (
+        ("absent.csv", folder, "absent.csv does not exist; expected a list, a COCO file, or a folder of XML"),
+        (str(folder / "a.png"), folder, "ends in '.png'; expected one of .csv"),
+        (str(folder / "a.png"), folder / "a.png", "is for a folder of images"),
+        (str(folder), folder, "holds no .xml"),
+    ):
+        with pytest.raises(DataError, match=why):
+            sources.open_source(str(data), annotations=annotations)
+
+
+def test_text_that_is_no_text_is_refused(folder: Path) -> None:
+    (folder / "a.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is no UTF-8 text"):
+        sources.open_source(str(folder / "a.csv"))
