@@ -99,10 +99,9 @@ def commands() -> str:
 
 
 def _parameters(command: Callable[..., object]) -> list[Parameter]:
-    hints = typing.get_type_hints(command, include_extras=True)
     found = []
     for name, parameter in inspect.signature(command).parameters.items():
-        kind, info = typing.get_args(hints[name])
+        kind, info = typing.get_args(parameter.annotation)  # Python 3.10's get_type_hints would wrap it in Optional
         is_argument = isinstance(info, typer.models.ArgumentInfo)
         required = parameter.default is inspect.Parameter.empty
         word = f"{name.upper()}..." if "list[" in str(kind) else name.upper()

@@ -24,6 +24,7 @@ RUNTIMES = {"native": (), "onnx": ("onnxruntime",), "openvino": ("openvino",)}
 HIDDEN = sorted(
     {*env.EXTRAS, "scipy", "transformers", "datasets", "pandas", "sympy", "jinja2", "requests", "triton", "ml_dtypes"}
 )
+CLICK = "ignore:'click.utils.get_:DeprecationWarning"  # see pyproject.toml, of typer before it carried its own copy
 SITECUSTOMIZE = """
 import os, sys
 class Hidden:
@@ -61,7 +62,7 @@ def light(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         }
         program = ("-c", script) if script else ("-m", "convnext_deploy")
         done = subprocess.run(
-            [sys.executable, "-W", "error", *program, *map(str, arguments)],
+            [sys.executable, "-W", "error", "-W", CLICK, *program, *map(str, arguments)],
             capture_output=True, text=True, check=False, cwd=tmp_path / "work", env=environment, timeout=120,
         )  # fmt: skip
         assert done.returncode == code, (arguments, done.stdout, done.stderr)

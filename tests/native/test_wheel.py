@@ -20,7 +20,7 @@ from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import BuildError
 from convnext_deploy.native import compiler, library, shipped
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PHOTO = ROOT / "convnext_deploy" / "data" / "images" / "coffee.jpg"
 SETUP = [sys.executable, "setup.py", "--quiet"]
 needs_compiler = pytest.mark.skipif(
