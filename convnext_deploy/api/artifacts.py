@@ -63,6 +63,7 @@ def export(
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
     head_activation: HeadActivation | None = None,
+    patch_tokens: bool = False,
     config: arguments.Location | None = None,
     problem: Problem | None = None,
     num_classes: int | None = None,
@@ -95,6 +96,8 @@ def export(
             checkpoint, as a detector's backbone has, else all.
         head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
             not tell it.
+        patch_tokens: with task embed: the second output holds each pixel of the last map under the norm of the pooled
+            vector, as DINOv3 gives its patch tokens.
         config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its
             relatives, which is read and not executed, or a JSON file of timm, transformers or open_clip.
         problem: what a classifier's outputs mean, where the checkpoint does not say it: single-label, multi-label,
@@ -128,6 +131,7 @@ def export(
         preprocessing=preprocessing,
         levels=levels,
         head_activation=head_activation,
+        patch_tokens=patch_tokens,
         config=config,
         problem=problem,
     )

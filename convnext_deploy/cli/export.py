@@ -59,6 +59,9 @@ def export(
             help="features: which maps, such as 2,3,4 (strides 8,16,32). Default: those with a norm, else all."
         ),
     ] = None,
+    patch_tokens: Annotated[
+        bool, typer.Option("--patch-tokens", help="embed: a second output with the last map's pixels, as DINOv3.")
+    ] = False,
     head_activation: Annotated[
         str | None,
         typer.Option(help="Of an MLP head, which tensors do not tell: gelu, gelu_tanh, silu, relu, tanh, none."),
@@ -164,6 +167,7 @@ def export(
         head_activation=head_activation_of(head_activation),
         weights_key=weights_key,
         config=config,
+        patch_tokens=patch_tokens,
         verify_data=verify_data,
         plan=plan,
         force=force,

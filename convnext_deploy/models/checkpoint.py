@@ -26,7 +26,7 @@ from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Weights
 from . import open_clip, registry
 from .configured import configured
 from .convnext import ConvNeXt
-from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts, with_problem
+from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts, with_problem, with_tokens
 from .files import read_file
 from .layouts import Converted, convert, spec_of
 from .processor import merged
@@ -90,6 +90,7 @@ def load(
     preprocessing: Mapping[str, Any] | None = None,
     levels: tuple[int, ...] | None = None,
     head_activation: HeadActivation | None = None,
+    patch_tokens: bool = False,
     config: Path | None = None,
     problem: Problem | None = None,
 ) -> Loaded:
@@ -104,6 +105,7 @@ def load(
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
         head_activation: between the two linears of an MLP head, which tensors do not tell.
+        patch_tokens: of the task embed: also the last map's pixels, as DINOv3 gives them.
         config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives
             (.py, with the files that it begins in), or a JSON file of timm, transformers or open_clip.
         problem: what a classifier's outputs mean; None: what stands beside the checkpoint.
@@ -128,7 +130,7 @@ def load(
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
         spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
-        spec = with_problem(spec, None, problem, "random weights")
+        spec = with_problem(with_tokens(spec, patch_tokens), None, problem, "random weights")
         model = random_model(spec)
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
@@ -151,7 +153,7 @@ def load(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
     )
     spec = _with_levels(spec, levels, checkpoint.source, checkpoint.facts.get("levels"))
-    spec = with_problem(spec, checkpoint.facts.get("problem"), problem, checkpoint.source)
+    spec = with_problem(with_tokens(spec, patch_tokens), checkpoint.facts.get("problem"), problem, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
     model = filled(spec, converted, checkpoint.source)

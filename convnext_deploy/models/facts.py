@@ -207,6 +207,19 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
     return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
 
 
+def with_tokens(spec: ModelSpec, asked: bool) -> ModelSpec:
+    """With the patch tokens where they are asked for.
+
+    Raises:
+        WeightsError: another task, or a head that does not norm a pooled vector and nothing more.
+    """
+    if asked and spec.task != "embed":
+        raise WeightsError(f"--patch-tokens is for --task embed, not for {spec.task}; --task features gives maps")
+    if asked and (spec.head != "pool_norm" or spec.head_hidden):
+        raise WeightsError("--patch-tokens: the head norms before it pools, or has a linear; use --task features")
+    return msgspec.structs.replace(spec, patch_tokens=asked)
+
+
 def _is_arch(spec: ModelSpec, arch: str) -> bool:
     """Whether mmpretrain's short name of an architecture has these depths and widths."""
     known = [

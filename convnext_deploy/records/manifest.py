@@ -52,6 +52,7 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     image_size: tuple[Positive, Positive] = (224, 224)
     # Of the maps of the task features, ascending: strides 4, 8, 16 and 32.
     levels: Annotated[tuple[Level, ...], msgspec.Meta(min_length=1, max_length=4)] = (1, 2, 3, 4)
+    patch_tokens: bool = False  # of the task embed: also the last map's pixels, each with the norm of the pooled vector
     level_norms: tuple[Level, ...] = ()  # the levels whose maps have a norm of their own (backbones of detectors)
 
     @property
