@@ -1,7 +1,7 @@
 """Artifacts: made by `export` and `refit`, opened by `load`."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -14,6 +14,8 @@ from ..models.source import Source
 from ..records.base import Device, InputKind, KernelChoice, Precision, Problem, Task
 from ..records.manifest import BatchRange, ExportRequest, HeadActivation, TensorRtSpec
 from ..workflows.export import Say, silent
+
+ClassOrder = Literal["torchvision", "timm"]  # of `data.sources`, which needs Pillow
 
 if TYPE_CHECKING:
     from ..quantization.plan import LoadedPlan
@@ -71,6 +73,10 @@ def export(
     weights_key: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     verify_data: arguments.Location | None = None,
+    data: arguments.Location | None = None,
+    labels: arguments.Location | None = None,
+    annotations: arguments.Location | None = None,
+    class_order: ClassOrder = "torchvision",
     device: Device | None = None,
     force: bool = False,
     say: Say = silent,
@@ -106,6 +112,10 @@ def export(
             exif_orientation) that override what stands beside the checkpoint; a plain state dict says nothing about
             them. One number for `mean` or `std` is for every channel.
         verify_data: more images to verify on (anything `data.sources.open_source` reads), beside the bundled ones.
+        data: labelled images, as for `evaluate`. Likely image sizes, statistics and crops are tried on them in the
+            place of what is assumed, and a combination that is better beyond chance is an error that names it.
+        labels: file of the model's class names in their order, which go into the artifact and number those of `data`.
+        annotations, class_order: of `data`, as for `evaluate`.
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
@@ -146,12 +156,19 @@ def export(
         tensorrt=tensorrt,
         trt=trt,
         kernels=kernels,
+        class_order=class_order,
     )
     out = arguments.maybe(arguments.path, "out", out)
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
     verify_data = arguments.maybe(arguments.images, "verify_data", verify_data)
+    data = arguments.maybe(arguments.images, "data", data)
+    labels = arguments.maybe(arguments.path, "labels", labels)
+    annotations = arguments.maybe(arguments.images, "annotations", annotations)
+    if annotations is not None and data is None:
+        raise UsageError(f"annotations {annotations} are those of labelled images; give data too, or leave it out")
     refit_from = arguments.maybe(arguments.path, "refit_from", refit_from)
     from ..workflows import export as workflow
+    from ..workflows.evaluate import Images
 
     if format == "trt":
         from ..runtimes.tensorrt import choose
@@ -180,6 +197,10 @@ def export(
         out=out,
         force=force,
         verify_data=verify_data,
+        checked_on=None
+        if data is None
+        else Images(data=data, labels=labels, annotations=annotations, class_order=class_order),
+        class_names=labels,
         refit_from=refit_from,
         say=say,
     )

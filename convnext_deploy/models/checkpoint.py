@@ -22,7 +22,7 @@ from torch import Tensor
 from ..artifact.manifest import sha256_of
 from ..errors import WeightsError
 from ..records.base import STRIDE, Problem, Task
-from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, WeightsRecord
+from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Provenance, WeightsRecord
 from . import open_clip, registry
 from .configured import configured
 from .convnext import ConvNeXt
@@ -30,6 +30,7 @@ from .facts import facts_of, labels_of, preprocessing_of, understood, with_facts
 from .files import read_file
 from .layouts import Converted, convert, spec_of
 from .processor import merged
+from .provenance import joined, provenance, sourced
 
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -48,6 +49,7 @@ class Loaded:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     note: str | None = None  # which of several models in the file this is, and what of it was left out
+    provenance: dict[str, Provenance] = field(default_factory=dict)
     origin: "Origin | None" = None
 
 
@@ -173,12 +175,21 @@ def load(
     if converted.layout not in ("own", "timm"):
         known["global_pool"] = "avg"  # the code of those layouts has no other
     silent = open_clip.DEFAULTS if converted.layout == "open_clip" else {}
+    prepared = preprocessing_of({**known, **(preprocessing or {})}, spec, silent)
+    labels = labels_of(checkpoint.facts, spec)
+    given = {field: f"--{field.replace('_', '-')}" for field in preprocessing or {}}
+    given |= {} if image_size is None else {"image_size": "--image-size"}
+    given |= {} if name is None else {"activation": "--variant", "norm_eps": "--variant"}
+    facts = checkpoint.facts
+    if converted.normalization is not None:
+        facts = joined(facts, sourced({"mean": 0, "std": 0}, "the layer in front of the network"))
     return Loaded(
         model,
         record,
-        preprocessing_of({**known, **(preprocessing or {})}, spec, silent),
-        labels_of(checkpoint.facts, spec),
+        prepared,
+        labels,
         "; ".join(filter(None, (checkpoint.note, converted.note))) or None,
+        provenance(spec, prepared, labels, facts, converted.layout, given),
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
 
@@ -493,9 +504,10 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
     for file in files:
         read = read_file(file, key)
         state |= read.state
-        facts |= read.facts
+        facts = joined(facts, read.facts)
         prefix, note = read.prefix, read.note
-    facts |= understood(facts_of, config, f"{source}: config.json")
+    beside = open_clip.CONFIG if "open_clip" in config else "config.json"
+    facts = joined(facts, sourced(understood(facts_of, config, f"{source}: config.json"), beside))
     digest = sha256_of(files[0]) if len(files) == 1 else None
     licence = facts.get("license")
     return Checkpoint(source, state, facts, prefix, digest, licence, note, files=tuple(files), config=config)

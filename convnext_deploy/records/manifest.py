@@ -88,6 +88,14 @@ class Preprocessing(Record, frozen=True, kw_only=True):
     assumed: tuple[str, ...] = ()
 
 
+class Provenance(Record, frozen=True, kw_only=True):
+    """How one fact that tensors do not show came to be what it is."""
+
+    value: str  # as it is printed
+    how: Literal["known", "given", "assumed"]
+    source: str | None = None  # known: the file or code that says it; given: the option
+
+
 class WeightsRecord(Record, frozen=True, kw_only=True):
     source: str  # a timm name, `hf-hub:` id, file name, or "random"
     layout: str  # which of models.layouts recognised it
@@ -248,3 +256,5 @@ class Manifest(Record, frozen=True, kw_only=True):
     files: tuple[FileRecord, ...]
     oracle: OracleRecord | None = None  # None in artifacts of versions that asked none
     read_back: ReadBack | None = None  # None in artifacts of versions that did not read them
+    # Of image size, preprocessing, activation, epsilon, pooling, output stride and labels; empty in earlier versions'.
+    provenance: dict[str, Provenance] = msgspec.field(default_factory=dict)
