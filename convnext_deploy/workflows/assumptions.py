@@ -1,13 +1,13 @@
 """Which image size, statistics and crop a checkpoint was trained with, where only labelled images can tell.
 
 A checkpoint that says nothing of its images runs at any size and with any statistics, only worse. So the likely ones
-are tried, all combinations of what is assumed, on a few images; the better half goes on with twice as many, until one
-is left. It is then held against what is assumed, on images that nothing was chosen on.
+are tried on a few images, and the better half goes on with twice as many: first sizes with statistics, then crops,
+which matter less. What is left is held against what is assumed, on images that nothing was chosen on.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,6 +31,7 @@ MOST = 1024  # images that are looked at
 FIRST = 24  # of the first round
 BATCH = 16
 ALPHA = 0.01  # chance of calling what is assumed wrong where it is as good
+KEPT = 2  # sizes with statistics that crops are tried with
 SHOWN = 3  # candidates of the last round
 
 Say = Callable[[str], None]
@@ -81,8 +82,8 @@ def check(loaded: "Loaded", images: Images, say: Say) -> None:
         )
     for note in source.notes:
         say(note)
-    assumed, others = _candidates(loaded)
-    if not others:
+    assumed, bases, crops = _candidates(loaded)
+    if len(bases) * len(crops) == 1:
         say("image size, statistics and crop are known or given, so that --data has nothing to check")
         return
     count = min(len(source), MOST)
@@ -92,21 +93,28 @@ def check(loaded: "Loaded", images: Images, say: Say) -> None:
         )
     choosing, confirming = sources.parts(source, (count // 2, count - count // 2))
     trial = _Trial(loaded, choosing)
-    left = [assumed, *others]
-    seen, stop = 0, FIRST
-    while len(left) > 1 and seen < len(choosing):
-        stop = min(stop, len(choosing))
+    kept = _narrowed(trial, bases, KEPT, say)[:KEPT]
+    cropped = [replace(base, crop=crop) for base in kept for crop in crops]
+    _judge(loaded, confirming, assumed, _narrowed(trial, cropped, 1, say)[:SHOWN], say)
+
+
+def _narrowed(trial: "_Trial", left: list[Candidate], until: int, say: Say) -> list[Candidate]:
+    """The candidates of the last round, the best first; of equal ones the earlier."""
+    stop, images = FIRST, len(trial.source)
+    while len(left) > until:
+        stop = min(stop, images)
         say(f"trying {len(left)} combinations of size, statistics and crop on {stop} images")
         for candidate in left:
-            trial.extend(candidate, range(seen, stop))
-        left.sort(key=trial.right, reverse=True)  # stable: of equal ones the earlier, the assumed one first
-        last, left = left, left[: max(1, len(left) // 2)]
-        seen, stop = stop, 2 * stop
-    _judge(loaded, confirming, assumed, last[:SHOWN], say)
+            trial.extend(candidate, stop)
+        left = sorted(left, key=trial.right, reverse=True)
+        if stop == images or len(left) // 2 <= until:
+            break
+        left, stop = left[: len(left) // 2], 2 * stop
+    return left
 
 
-def _candidates(loaded: "Loaded") -> tuple[Candidate, list[Candidate]]:
-    """What is assumed, and everything likely that differs from it where nothing is known."""
+def _candidates(loaded: "Loaded") -> tuple[Candidate, list[Candidate], list[float]]:
+    """What is assumed; sizes and statistics that are likely where none are known, it first; and crops, likewise."""
     from ..models.facts import IMAGENET_MEAN, IMAGENET_STD
 
     facts, size = loaded.preprocessing, loaded.model.spec.image_size
@@ -117,17 +125,12 @@ def _candidates(loaded: "Loaded") -> tuple[Candidate, list[Candidate]]:
         usual.append((IMAGENET_MEAN, IMAGENET_STD))
     elif channels == 1:
         usual.append(((float(np.mean(IMAGENET_MEAN)),), (float(np.mean(IMAGENET_STD)),)))
-    sizes = [(side, side) for side in SIZES] if "image_size" in facts.assumed else []
-    norms = usual if {"mean", "std"} <= set(facts.assumed) else []
-    crops = list(CROPS) if "crop_pct" in facts.assumed else []
     # dict: each once, the assumed value first.
-    kinds = (
-        dict.fromkeys([own.size, *sizes]),
-        dict.fromkeys([(own.mean, own.std), *norms]),
-        dict.fromkeys([own.crop, *crops]),
-    )
-    made = [Candidate(side, mean, std, crop) for side, (mean, std), crop in itertools.product(*kinds)]
-    return own, [candidate for candidate in made if candidate != own]
+    sizes = dict.fromkeys([own.size, *((side, side) for side in SIZES if "image_size" in facts.assumed)])
+    norms = dict.fromkeys([(own.mean, own.std), *(usual if {"mean", "std"} <= set(facts.assumed) else [])])
+    crops = dict.fromkeys([own.crop, *(CROPS if "crop_pct" in facts.assumed else [])])
+    bases = [Candidate(side, mean, std, own.crop) for side, (mean, std) in itertools.product(sizes, norms)]
+    return own, bases, list(crops)
 
 
 class _Trial:
@@ -141,9 +144,12 @@ class _Trial:
     def right(self, candidate: Candidate) -> int:
         return int(self.hits[candidate].sum())
 
-    def extend(self, candidate: Candidate, indices: range) -> None:
-        """Images that cannot be read count as wrong for all candidates alike."""
+    def extend(self, candidate: Candidate, stop: int) -> None:
+        """Try it on the images before `stop`. Those that cannot be read count as wrong for all candidates alike."""
         import torch
+
+        before = self.hits.get(candidate, np.zeros(0, np.bool_))
+        indices = range(len(before), stop)
 
         model, labels = self.loaded.model, self.source.labels
         assert labels is not None
@@ -158,14 +164,13 @@ class _Trial:
                     batch = preprocess.as_input(np.stack(these.pixels), facts, "float32")
                     first = model(torch.from_numpy(batch)).argmax(1).numpy()
                     right[np.array(these.read) - indices.start] = first == labels[these.read]
-        before = self.hits.get(candidate)
-        self.hits[candidate] = right if before is None else np.concatenate([before, right])
+        self.hits[candidate] = np.concatenate([before, right])
 
 
 def _judge(loaded: "Loaded", source: sources.ImageSource, assumed: Candidate, best: list[Candidate], say: Say) -> None:
     trial, images = _Trial(loaded, source), len(source)
     for candidate in dict.fromkeys([*best, assumed]):
-        trial.extend(candidate, range(images))
+        trial.extend(candidate, images)
         low, high = statistics.share_bounds(trial.right(candidate), images, 0.025)
         what = "assumed" if candidate == assumed else "fits best" if candidate == best[0] else "next"
         say(f"{what}: {candidate}: top-1 {trial.right(candidate) / images:.2%} ({low:.2%} to {high:.2%}, 95 %)")
