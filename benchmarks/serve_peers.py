@@ -42,7 +42,7 @@ def fastapi(artifact: str, port: int) -> None:
     model = Classifier(artifact, threads=None)
     app = FastAPI()
 
-    @app.post("/classify")
+    @app.post("/classify")  # type: ignore[untyped-decorator]  # FastAPI is not installed where this is checked
     def classify(image: UploadFile) -> dict[str, Any]:
         (logits,) = model.session.run(model.input_of(image.file.read()))
         return model.labels(logits[0])
@@ -58,7 +58,7 @@ def fastapi_async(artifact: str, port: int) -> None:
     model = Classifier(artifact, threads=None)
     app = FastAPI()
 
-    @app.post("/classify")
+    @app.post("/classify")  # type: ignore[untyped-decorator]  # FastAPI is not installed where this is checked
     async def classify(image: UploadFile) -> dict[str, Any]:
         (logits,) = model.session.run(model.input_of(await image.read()))
         return model.labels(logits[0])

@@ -363,6 +363,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "rounding": flag,
     "cuda_graph": flag,
     "dynamic_image_size": flag,
+    "patch_tokens": flag,
     "say": called,
     "progress": called,
     "tensorrt": lambda name, value: record(name, value, TensorRtSpec, "a types.TensorRtSpec or its fields"),

@@ -163,7 +163,9 @@ def _timm(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
         if spec.task == "classify":
             return (model(images),)
         if spec.task == "embed":
-            return (model.forward_head(model.forward_features(images), pre_logits=True),)
+            map = model.forward_features(images)
+            vector = model.forward_head(map, pre_logits=True)
+            return (vector, model.head.norm(map).flatten(2).mT) if spec.patch_tokens else (vector,)
         maps, x = [], model.stem(images)
         for stage in model.stages:
             x = stage(x)
@@ -247,6 +249,8 @@ def _torchvision(state: State, config: Mapping[str, Any], loaded: "Loaded") -> B
         if spec.task == "classify":
             return (model(images),)
         if spec.task == "embed":
+            if spec.patch_tokens:
+                raise _NotBuilt("its ConvNeXt gives no patch tokens")
             return (model.classifier[:2](model.avgpool(model.features(images))),)
         maps, x = [], images
         for index, part in enumerate(model.features):
@@ -305,7 +309,11 @@ def _transformers(state: State, config: Mapping[str, Any], loaded: "Loaded") -> 
         body = model if third else model.base_model
         found = body(images, output_hidden_states=True)
         if spec.task == "embed":
-            return (found.pooler_output,)
+            if not spec.patch_tokens:
+                return (found.pooler_output,)
+            if not third:
+                raise _NotBuilt("its ConvNeXt gives no patch tokens")
+            return (found.pooler_output, found.last_hidden_state[:, 1:])
         return tuple(found.hidden_states[-4:][level - 1] for level in spec.levels)
 
     return model, call

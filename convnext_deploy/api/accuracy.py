@@ -1,7 +1,7 @@
 """Accuracy: measured by `evaluate`, and held against a baseline by `gate`."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -11,9 +11,7 @@ from ..errors import UsageError
 from ..records.accuracy import EvalResult, Limits, ScoreResult, ScoreVerdict, Verdict
 from ..records.base import Device, Problem
 from ..workflows.export import Say, silent
-from .artifacts import opened
-
-ClassOrder = Literal["torchvision", "timm"]  # of `data.sources`, which needs Pillow
+from .artifacts import ClassOrder, opened
 
 
 @env.missing_named()

@@ -1,7 +1,7 @@
 """Artifacts: made by `export` and `refit`, opened by `load`."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -14,6 +14,8 @@ from ..models.source import Source
 from ..records.base import Device, InputKind, KernelChoice, Precision, Problem, Task
 from ..records.manifest import BatchRange, ExportRequest, HeadActivation, TensorRtSpec
 from ..workflows.export import Say, silent
+
+ClassOrder = Literal["torchvision", "timm"]  # of `data.sources`, which needs Pillow
 
 if TYPE_CHECKING:
     from ..quantization.plan import LoadedPlan
@@ -63,6 +65,7 @@ def export(
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
     head_activation: HeadActivation | None = None,
+    patch_tokens: bool = False,
     config: arguments.Location | None = None,
     problem: Problem | None = None,
     num_classes: int | None = None,
@@ -70,6 +73,10 @@ def export(
     weights_key: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     verify_data: arguments.Location | None = None,
+    data: arguments.Location | None = None,
+    labels: arguments.Location | None = None,
+    annotations: arguments.Location | None = None,
+    class_order: ClassOrder = "torchvision",
     device: Device | None = None,
     force: bool = False,
     say: Say = silent,
@@ -95,6 +102,8 @@ def export(
             checkpoint, as a detector's backbone has, else all.
         head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
             not tell it.
+        patch_tokens: with task embed: the second output holds each pixel of the last map under the norm of the pooled
+            vector, as DINOv3 gives its patch tokens.
         config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its
             relatives, which is read and not executed, or a JSON file of timm, transformers or open_clip.
         problem: what a classifier's outputs mean, where the checkpoint does not say it: single-label, multi-label,
@@ -103,6 +112,10 @@ def export(
             exif_orientation) that override what stands beside the checkpoint; a plain state dict says nothing about
             them. One number for `mean` or `std` is for every channel.
         verify_data: more images to verify on (anything `data.sources.open_source` reads), beside the bundled ones.
+        data: labelled images, as for `evaluate`. Likely image sizes, statistics and crops are tried on them in the
+            place of what is assumed, and a combination that is better beyond chance is an error that names it.
+        labels: file of the model's class names in their order, which go into the artifact and number those of `data`.
+        annotations, class_order: of `data`, as for `evaluate`.
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
@@ -128,6 +141,7 @@ def export(
         preprocessing=preprocessing,
         levels=levels,
         head_activation=head_activation,
+        patch_tokens=patch_tokens,
         config=config,
         problem=problem,
     )
@@ -142,12 +156,19 @@ def export(
         tensorrt=tensorrt,
         trt=trt,
         kernels=kernels,
+        class_order=class_order,
     )
     out = arguments.maybe(arguments.path, "out", out)
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
     verify_data = arguments.maybe(arguments.images, "verify_data", verify_data)
+    data = arguments.maybe(arguments.images, "data", data)
+    labels = arguments.maybe(arguments.path, "labels", labels)
+    annotations = arguments.maybe(arguments.images, "annotations", annotations)
+    if annotations is not None and data is None:
+        raise UsageError(f"annotations {annotations} are those of labelled images; give data too, or leave it out")
     refit_from = arguments.maybe(arguments.path, "refit_from", refit_from)
     from ..workflows import export as workflow
+    from ..workflows.evaluate import Images
 
     if format == "trt":
         from ..runtimes.tensorrt import choose
@@ -176,6 +197,10 @@ def export(
         out=out,
         force=force,
         verify_data=verify_data,
+        checked_on=None
+        if data is None
+        else Images(data=data, labels=labels, annotations=annotations, class_order=class_order),
+        class_names=labels,
         refit_from=refit_from,
         say=say,
     )

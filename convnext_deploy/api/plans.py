@@ -10,7 +10,7 @@ from ..records.base import InputKind, PlanType, Precision, Task
 from ..records.manifest import HeadActivation, TensorRtSpec
 from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, SearchResult, Target, WeightBits
 from ..workflows.export import Say, silent
-from .accuracy import ClassOrder
+from .artifacts import ClassOrder
 
 Progress = Callable[[str], Callable[[int, int], None]]
 

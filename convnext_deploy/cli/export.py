@@ -7,14 +7,18 @@ import typer
 
 from ..errors import UsageError
 from .options import (
+    AnnotationsOption,
+    ClassOrderOption,
     Debug,
     ExifOrientation,
     Json,
+    LabelsOption,
     MultiLabel,
     ProblemOption,
     Quiet,
     Trust,
     batch_range,
+    class_order_of,
     given,
     head_activation_of,
     image_size_of,
@@ -59,6 +63,9 @@ def export(
             help="features: which maps, such as 2,3,4 (strides 8,16,32). Default: those with a norm, else all."
         ),
     ] = None,
+    patch_tokens: Annotated[
+        bool, typer.Option("--patch-tokens", help="embed: a second output with the last map's pixels, as DINOv3.")
+    ] = False,
     head_activation: Annotated[
         str | None,
         typer.Option(help="Activation of an MLP head, unknown from tensors: gelu, gelu_tanh, silu, relu, tanh, none."),
@@ -86,6 +93,12 @@ def export(
     exif_orientation: ExifOrientation = False,
     problem: ProblemOption = None,
     multi_label: MultiLabel = False,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled images that check the assumed size, statistics and crop, as for eval.")
+    ] = None,
+    labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
+    class_order: ClassOrderOption = "torchvision",
     verify_data: Annotated[str | None, typer.Option(help="More images to verify on: folder, tar or Parquet.")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda. Default: cpu, or cuda where the format needs it.")
@@ -170,6 +183,11 @@ def export(
         head_activation=head_activation_of(head_activation),
         weights_key=weights_key,
         config=config,
+        patch_tokens=patch_tokens,
+        data=data,
+        labels=labels,
+        annotations=annotations,
+        class_order=class_order_of(class_order),
         verify_data=verify_data,
         plan=plan,
         force=force,

@@ -192,7 +192,9 @@ def details(path: Path, found: "Manifest", size: int) -> str:
         f"weights: {origin}, licence {weights.licence or 'unknown'}, tensors sha256 {weights.tensors_sha256[:16]}",
         f"task: {model.task}, {model.num_classes} classes, {'x'.join(map(str, model.image_size))} pixels",
         f"preprocessing: mean {preprocessing.mean} std {preprocessing.std} {preprocessing.interpolation} "
-        f"crop {preprocessing.crop_pct} {preprocessing.crop_mode}",
+        f"crop {preprocessing.crop_pct} {preprocessing.crop_mode}"
+        + (", turned as EXIF says" if preprocessing.exif_orientation else ""),
+        *_provenance(found),
         f"batch: {export.batch.min} to {export.batch.max}, tuned for {export.batch.opt}; built for {export.device}",
     ]
     for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
@@ -203,6 +205,13 @@ def details(path: Path, found: "Manifest", size: int) -> str:
     lines += [f"file: {file.path} {file.bytes} bytes sha256 {file.sha256[:16]} intact" for file in found.files]
     lines.append(f"made {found.created} by {found.tool}")
     return "\n".join(lines)
+
+
+def _provenance(found: "Manifest") -> list[str]:
+    """Who said each fact that tensors do not show."""
+    from ..models import provenance
+
+    return [f"  {line}" for line in provenance.lines(found.provenance)]
 
 
 def _oracle(found: "Manifest") -> str:

@@ -60,6 +60,21 @@ def class_map(file: Path) -> dict[str, int]:
     return found
 
 
+def names_of(file: Path, count: int) -> tuple[str, ...]:
+    """The names of all outputs, in their order; of two names of one output the first.
+
+    Raises:
+        UsageError: as `class_map`, or names of other outputs than these.
+    """
+    by_number = {number: name for name, number in reversed(class_map(file).items())}
+    if set(by_number) != set(range(count)):
+        raise UsageError(
+            f"--labels {file} names {len(by_number)} classes, up to number {max(by_number)}; the model has {count} "
+            f"(0..{count - 1})"
+        )
+    return tuple(by_number[number] for number in range(count))
+
+
 def _pairs(document: Any) -> list[tuple[str, int]]:
     if isinstance(document, list):
         names = msgspec.convert(document, list[str])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..artifact.readback import Contents
 from ..artifact.session import Images, Profile, RunOptions, Session
 from ..env import usable_cores
+from ..errors import UsageError
 from ..native import library, packed_read
 from ..native.engine import Engine, Network
 from ..native.packed import TYPES
@@ -33,6 +34,8 @@ def build(graph: "DeployGraph", folder: Path) -> None:
     from ..native.network import network_of
 
     assert isinstance(graph.module, ConvNeXt)
+    if graph.model.patch_tokens:
+        raise UsageError("format native gives no patch tokens; leave --patch-tokens out, or use onnx or openvino")
     packed.write(network_of(graph.module), folder / FILE)
 
 

@@ -103,7 +103,12 @@ def output_records(model: ModelSpec, export: ExportSpec) -> tuple[TensorRecord, 
         return (TensorRecord(name="logits", dtype="float32", shape=(batch, model.num_classes)),)
     if model.task == "embed":
         width = model.head_hidden or model.dims[3]
-        return (TensorRecord(name="embedding", dtype="float32", shape=(batch, width)),)
+        embedding = TensorRecord(name="embedding", dtype="float32", shape=(batch, width))
+        if not model.patch_tokens:
+            return (embedding,)
+        height, wide = model.map_sizes()[3]
+        patches: int | str = "patches" if export.dynamic_image_size else height * wide
+        return (embedding, TensorRecord(name="patch_tokens", dtype="float32", shape=(batch, patches, width)))
     records = []
     for level in model.levels:
         channels, stride = model.dims[level - 1], 2 << level

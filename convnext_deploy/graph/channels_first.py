@@ -13,7 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.convnext import ACTIVATIONS, Block, ChannelNorm, ConvNeXt, Downsample, Grn, Head, Stem, nchw, type_of
+from ..models.convnext import (
+    ACTIVATIONS,
+    Block,
+    ChannelNorm,
+    ConvNeXt,
+    Downsample,
+    Grn,
+    Head,
+    Stem,
+    nchw,
+    nhwc,
+    type_of,
+)
 from ..quantization import operators
 from ..quantization.apply import QuantizedLinear
 
@@ -39,7 +51,7 @@ class ChannelsFirst(nn.Module):
             if model.head is None and index + 1 in self.spec.levels:
                 maps.append(_level(model, str(index + 1), x))
         if model.head is not None:
-            return _head(model.head, x)
+            return model.head.with_tokens(nhwc(x)) if self.spec.patch_tokens else _head(model.head, x)
         return tuple(maps)
 
 

@@ -207,7 +207,7 @@ def _fits(model: ConvNeXt, name: str) -> bool:
     if name == "stem":
         return type(model.stem) is Stem and model.spec.stem == "patch" and model.stem.norm.weight is not None
     if name == "head":
-        return type(model.head) is Head and not model.head.norm_first
+        return type(model.head) is Head and not model.head.norm_first and not model.spec.patch_tokens
     if name.startswith("downsamples"):
         part = model.get_submodule(name)
         return isinstance(part, Downsample) and _plain(part.norm) and isinstance(part.conv, nn.Conv2d)

@@ -6,7 +6,7 @@ branch, tag or commit), a folder with `config.json` (timm's or transformers'), a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import msgspec
 
 from ..errors import WeightsError
 from ..records.base import STRIDE, Problem, Task
-from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, WeightsRecord
+from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Provenance, WeightsRecord
 from . import open_clip, registry
 from .configured import configured
 from .convnext import ConvNeXt
-from .facts import labels_of, preprocessing_of, with_facts, with_problem
+from .facts import labels_of, preprocessing_of, with_facts, with_problem, with_tokens
 from .layouts import Converted, convert, spec_of
 from .locations import Checkpoint, read
 from .parameters import filled, random_model, refuse_not_finite, tensors_sha256
+from .provenance import joined, provenance, sourced
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Loaded:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     note: str | None = None  # which of several models in the file this is, and what of it was left out
+    provenance: dict[str, Provenance] = field(default_factory=dict)
     origin: "Origin | None" = None
 
 
@@ -59,6 +61,7 @@ def load(
     preprocessing: Mapping[str, Any] | None = None,
     levels: tuple[int, ...] | None = None,
     head_activation: HeadActivation | None = None,
+    patch_tokens: bool = False,
     config: Path | None = None,
     problem: Problem | None = None,
 ) -> Loaded:
@@ -73,6 +76,7 @@ def load(
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
         head_activation: between the two linears of an MLP head, which tensors do not tell.
+        patch_tokens: of the task embed: also the last map's pixels, as DINOv3 gives them.
         config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives
             (.py, with the files that it begins in), or a JSON file of timm, transformers or open_clip.
         problem: what a classifier's outputs mean; None: what stands beside the checkpoint.
@@ -97,7 +101,7 @@ def load(
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
         spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
-        spec = with_problem(spec, None, problem, "random weights")
+        spec = with_problem(with_tokens(spec, patch_tokens), None, problem, "random weights")
         model = random_model(spec)
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
@@ -120,7 +124,7 @@ def load(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
     )
     spec = _with_levels(spec, levels, checkpoint.source, checkpoint.facts.get("levels"))
-    spec = with_problem(spec, checkpoint.facts.get("problem"), problem, checkpoint.source)
+    spec = with_problem(with_tokens(spec, patch_tokens), checkpoint.facts.get("problem"), problem, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
     model = filled(spec, converted, checkpoint.source)
@@ -140,12 +144,21 @@ def load(
     if converted.layout not in ("own", "timm"):
         known["global_pool"] = "avg"  # the code of those layouts has no other
     silent = open_clip.DEFAULTS if converted.layout == "open_clip" else {}
+    prepared = preprocessing_of({**known, **(preprocessing or {})}, spec, silent)
+    labels = labels_of(checkpoint.facts, spec)
+    given = {field: f"--{field.replace('_', '-')}" for field in preprocessing or {}}
+    given |= {} if image_size is None else {"image_size": "--image-size"}
+    given |= {} if name is None else {"activation": "--variant", "norm_eps": "--variant"}
+    facts = checkpoint.facts
+    if converted.normalization is not None:
+        facts = joined(facts, sourced({"mean": 0, "std": 0}, "the layer in front of the network"))
     return Loaded(
         model,
         record,
-        preprocessing_of({**known, **(preprocessing or {})}, spec, silent),
-        labels_of(checkpoint.facts, spec),
+        prepared,
+        labels,
         "; ".join(filter(None, (checkpoint.note, converted.note))) or None,
+        provenance(spec, prepared, labels, facts, converted.layout, given),
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
 

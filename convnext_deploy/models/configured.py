@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import WeightsError
 from .facts import facts_of, understood
 from .mm_config import facts_in, read_config
+from .provenance import FROM, joined, sourced
 
 
 def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], s
         found = understood(facts_of, _of_json(file), f"--config {file}")
     else:
         raise WeightsError(f"--config {file} ends in {file.suffix!r}; expected .py (mmpretrain and relatives) or .json")
+    found.pop(FROM, None)
     for others, where in ((known, f"beside {source}"), (asked, "given")):
         for name in sorted(found.keys() & others.keys()):
             if not _equal(found[name], others[name]):
@@ -33,7 +35,7 @@ def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], s
                     f"{name} is {_shown(found[name])} in --config {file.name} and {_shown(others[name])} {where}; "
                     "leave one of them out"
                 )
-    return {**known, **found}
+    return joined(known, sourced(found, file.name))
 
 
 def _of_json(file: Path) -> dict[str, Any]:

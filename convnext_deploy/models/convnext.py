@@ -250,6 +250,12 @@ class Head(nn.Module):
             x = self.norm(x)
         return self.vector(x.to(wide).mean((1, 2)))
 
+    def with_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The pooled vector and each pixel, under one norm and in fp32: (N, H, W, C) -> (N, C), (N, H * W, C)."""
+        pixels = x.to(torch.promote_types(x.dtype, torch.float32)).flatten(1, 2)
+        both = self.norm(torch.cat([pixels.mean(1, keepdim=True), pixels], dim=1))
+        return both[:, 0], both[:, 1:]
+
     def vector(self, x: Tensor) -> Tensor:
         """What follows the pooling: (N, C) in fp32 -> (N, num_classes)."""
         return self.products(
@@ -275,7 +281,8 @@ class ConvNeXt(nn.Module):
 
     Output by `spec.task`, fp32 whatever the parameters' type (float64 for float64 parameters):
         classify: logits (N, num_classes)
-        embed: pooled and normalized features (N, dims[3]), or (N, head_hidden)
+        embed: pooled and normalized features (N, dims[3]), or (N, head_hidden); with `spec.patch_tokens` also each
+            pixel of the last map under the same norm, (N, H / 32 * W / 32, dims[3]), as DINOv3 gives its patch tokens
         features: maps (N, dims[i], H / s, W / s) of `spec.levels`, for strides s = 4, 8, 16, 32, each with its norm
             where `spec.level_norms` has it; stages after the last of them are not built
     """
@@ -314,7 +321,7 @@ class ConvNeXt(nn.Module):
             if self.head is None and index + 1 in self.spec.levels:
                 maps.append(nchw(self.level(index + 1, x)))
         if self.head is not None:
-            return self.head(x)
+            return self.head.with_tokens(x) if self.spec.patch_tokens else self.head(x)
         return tuple(maps)
 
     def level(self, level: int, x: Tensor) -> Tensor:

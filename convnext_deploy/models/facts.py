@@ -18,6 +18,7 @@ from . import registry
 from .convnext import ACTIVATIONS
 from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
+from .provenance import joined, sourced
 
 # Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
 # norm's.
@@ -87,6 +88,8 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(timm_config, Mapping):
         names = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license")
         facts = {name: timm_config[name] for name in names if timm_config.get(name) is not None}
+        if config.get("architecture"):
+            facts["architecture"] = config["architecture"]
         if "input_size" in timm_config:
             facts["input_size"] = list(timm_config["input_size"][-2:])
         if "test_input_size" in timm_config and timm_config.get("test_crop_pct"):
@@ -111,7 +114,8 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") in EPSILONS:
         kind = config["model_type"]
         epsilon = float(config.get("layer_norm_eps", EPSILONS[kind]))
-        facts["head_norm_eps"] = epsilon
+        facts |= {"head_norm_eps": epsilon, "activation": "gelu"}
+        facts["norm_eps"] = 1e-6  # of every norm but the last, which its code does not take from the configuration
         if kind == "dinov3_convnext":
             facts |= {"norm_eps": epsilon, "license": "dinov3-license"}
         if config.get("hidden_act", "gelu") != "gelu":
@@ -130,7 +134,9 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
             facts["input_size"] = list(size) if isinstance(size, list) else [size] * 2
     elif kind is not None:
         raise WeightsError(f"config.json describes a {kind!r}; expected {', '.join(EPSILONS)}, or a backbone of these")
-    return facts | processor_facts(preprocessor) if isinstance(preprocessor, Mapping) else facts
+    if not isinstance(preprocessor, Mapping):
+        return facts
+    return joined(facts, sourced(processor_facts(preprocessor), "the image processor's config"))
 
 
 def training_facts(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +211,19 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
         raise WeightsError(f"{where}: config.json asks for norm_layer {facts['norm']!r}; its tensors say {spec.norm!r}")
     hidden = ("activation", "norm_eps", "head_norm_eps", "head")
     return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
+
+
+def with_tokens(spec: ModelSpec, asked: bool) -> ModelSpec:
+    """With the patch tokens where they are asked for.
+
+    Raises:
+        WeightsError: another task, or a head that does not norm a pooled vector and nothing more.
+    """
+    if asked and spec.task != "embed":
+        raise WeightsError(f"--patch-tokens is for --task embed, not for {spec.task}; --task features gives maps")
+    if asked and (spec.head != "pool_norm" or spec.head_hidden):
+        raise WeightsError("--patch-tokens: the head norms before it pools, or has a linear; use --task features")
+    return msgspec.structs.replace(spec, patch_tokens=asked)
 
 
 def _is_arch(spec: ModelSpec, arch: str) -> bool:

@@ -18,6 +18,7 @@ from . import pickles
 from .facts import metadata_facts, training_facts, understood
 from .layouts import has_anchor
 from .mm_config import mm_facts, text_of
+from .provenance import joined, sourced
 
 # What training scripts wrap state dicts in. Where several hold a ConvNeXt, the averaged weights come first (as in
 # timm), and names that are not here come last.
@@ -83,7 +84,12 @@ def _safetensors(path: Path, key: str | None) -> Read:
     except Exception as error:  # beside its own errors, those of PyTorch for types and shapes that it has not
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path} is not a readable safetensors file: {reason}") from None
-    return Read(state, understood(metadata_facts, metadata, f"{path}: its metadata"), key, path.name)
+    return Read(
+        state,
+        sourced(understood(metadata_facts, metadata, f"{path}: its metadata"), "the file's header"),
+        key,
+        path.name,
+    )
 
 
 def _is_zip(path: Path) -> bool:
@@ -173,9 +179,10 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     given = content.get("args")
     given = vars(given) if isinstance(given, argparse.Namespace) else given
     facts = understood(training_facts, given, f"{path}: its args") if isinstance(given, Mapping) else {}
+    facts = sourced(facts, "the checkpoint's args")
     configuration = text_of(content.get("meta"))
     if configuration is not None:
-        facts = mm_facts(configuration, str(path)) | facts
+        facts = joined(sourced(mm_facts(configuration, str(path)), "the configuration in the checkpoint"), facts)
     return Read(state, facts, prefix, f"{path.name}[{best.called}]" if best.names else path.name, note)
 
 

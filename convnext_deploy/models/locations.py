@@ -17,6 +17,7 @@ from . import open_clip, registry
 from .facts import facts_of, understood
 from .files import read_file
 from .processor import merged
+from .provenance import joined, sourced
 
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -225,9 +226,10 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
     for file in files:
         read = read_file(file, key)
         state |= read.state
-        facts |= read.facts
+        facts = joined(facts, read.facts)
         prefix, note = read.prefix, read.note
-    facts |= understood(facts_of, config, f"{source}: config.json")
+    beside = open_clip.CONFIG if "open_clip" in config else "config.json"
+    facts = joined(facts, sourced(understood(facts_of, config, f"{source}: config.json"), beside))
     digest = sha256_of(files[0]) if len(files) == 1 else None
     licence = facts.get("license")
     return Checkpoint(source, state, facts, prefix, digest, licence, note, files=tuple(files), config=config)

@@ -27,6 +27,7 @@ class Source:
     preprocessing: Mapping[str, Any] | None = None  # fields of `Preprocessing` that override the checkpoint's
     levels: tuple[int, ...] | None = None  # of the task features, 1 to 4; None: those that have a norm, or all
     head_activation: HeadActivation | None = None  # between the linears of an MLP head, which tensors do not tell
+    patch_tokens: bool = False  # of the task embed: the last map's pixels too
     config: Path | None = None  # what stands beside the checkpoint elsewhere: an mm configuration, or a JSON file
     problem: Problem | None = None  # what a classifier's outputs mean; None: what the checkpoint says
 
@@ -44,6 +45,7 @@ class Source:
         preprocessing: Mapping[str, Any] | None = None,
         levels: Sequence[int] | str | None = None,
         head_activation: HeadActivation | None = None,
+        patch_tokens: bool = False,
         config: arguments.Location | None = None,
         problem: Problem | None = None,
     ) -> "Source":
@@ -54,7 +56,7 @@ class Source:
         """
         arguments.check(
             variant=variant, task=task, num_classes=num_classes, in_chans=in_chans, weights_key=weights_key,
-            head_activation=head_activation, problem=problem,
+            head_activation=head_activation, problem=problem, patch_tokens=patch_tokens,
         )  # fmt: skip
         return cls(
             weights=arguments.maybe(arguments.weights, "weights", weights),
@@ -67,6 +69,7 @@ class Source:
             preprocessing=arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing),
             levels=arguments.maybe(arguments.levels, "levels", levels),
             head_activation=head_activation,
+            patch_tokens=patch_tokens,
             config=arguments.maybe(arguments.path, "config", config),
             problem=problem,
         )
@@ -86,6 +89,7 @@ class Source:
             preprocessing=self.preprocessing,
             levels=self.levels,
             head_activation=self.head_activation,
+            patch_tokens=self.patch_tokens,
             config=self.config,
             problem=self.problem,
         )

@@ -52,6 +52,7 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     image_size: tuple[Positive, Positive] = (224, 224)
     # Of the maps of the task features, ascending: strides 4, 8, 16 and 32.
     levels: Annotated[tuple[Level, ...], msgspec.Meta(min_length=1, max_length=4)] = (1, 2, 3, 4)
+    patch_tokens: bool = False  # of the task embed: also the last map's pixels, each with the norm of the pooled vector
     level_norms: tuple[Level, ...] = ()  # the levels whose maps have a norm of their own (backbones of detectors)
 
     @property
@@ -85,6 +86,14 @@ class Preprocessing(Record, frozen=True, kw_only=True):
     exif_orientation: bool = False  # turn images as EXIF says; the loaders of training scripts do not
     # What neither the user nor anything beside the checkpoint said: fields above, `image_size`, `global_pool`.
     assumed: tuple[str, ...] = ()
+
+
+class Provenance(Record, frozen=True, kw_only=True):
+    """How one fact that tensors do not show came to be what it is."""
+
+    value: str  # as it is printed
+    how: Literal["known", "given", "assumed"]
+    source: str | None = None  # known: the file or code that says it; given: the option
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):
@@ -247,3 +256,5 @@ class Manifest(Record, frozen=True, kw_only=True):
     files: tuple[FileRecord, ...]
     oracle: OracleRecord | None = None  # None in artifacts of versions that asked none
     read_back: ReadBack | None = None  # None in artifacts of versions that did not read them
+    # Of image size, preprocessing, activation, epsilon, pooling, output stride and labels; empty in earlier versions'.
+    provenance: dict[str, Provenance] = msgspec.field(default_factory=dict)

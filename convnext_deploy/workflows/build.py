@@ -3,7 +3,7 @@
 import datetime
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..records.manifest import (
     PassRecord,
     PrecisionTruth,
     Preprocessing,
+    Provenance,
     ReadBack,
     WeightsRecord,
 )
@@ -40,6 +41,7 @@ class Prepared:
     weights: WeightsRecord
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
+    provenance: dict[str, Provenance] = field(default_factory=dict)
     passes: tuple[PassRecord, ...] = ()
     oracle: OracleRecord | None = None
     held: readback.Expected | None = None  # what the built files have to hold; None where nothing knows
@@ -70,6 +72,7 @@ def built(fmt: Format, prepared: Prepared, folder: Path) -> Built:
         prepared.weights,
         prepared.preprocessing,
         labels=prepared.labels,
+        provenance=prepared.provenance,
         passes=prepared.passes,
         oracle=prepared.oracle,
         read_back=_read_back(fmt, prepared.held, folder),

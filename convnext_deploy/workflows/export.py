@@ -17,6 +17,7 @@ from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
 from ..data import preprocess
 from ..errors import UsageError
+from ..models import provenance
 from ..models.source import Source
 from ..records.base import KernelChoice, Precision
 from ..records.manifest import (
@@ -24,6 +25,7 @@ from ..records.manifest import (
     ExportSpec,
     ModelSpec,
     OracleRecord,
+    Provenance,
 )
 from ..records.plan import Plan, QuantizationRecord
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from ..models.checkpoint import Loaded
     from ..quantization.plan import LoadedPlan
     from . import build
+    from .evaluate import Images
 
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 Say = Callable[[str], None]
@@ -52,6 +55,8 @@ def export(
     out: Path | None = None,
     force: bool = False,
     verify_data: str | None = None,
+    checked_on: "Images | None" = None,
+    class_names: Path | None = None,
     refit_from: Path | None = None,
     say: Say = silent,
 ) -> Artifact:
@@ -59,6 +64,8 @@ def export(
 
     Args:
         plan: whose `rest` is the request's precision.
+        checked_on: labelled images that tell whether what is assumed of the checkpoint's images fits.
+        class_names: file of the model's class names, which go into the artifact.
 
     Raises:
         UsageError: anything that can be refused before the work.
@@ -70,10 +77,14 @@ def export(
         manifest.check_target(out, force)
     say("loading the checkpoint")
     loaded = source.load()
+    if class_names is not None:
+        loaded = _named(loaded, class_names)
     if loaded.weights.licence:
         say(f"licence of the weights: {licences.words(loaded.weights.licence)}")
     if loaded.note:
         say(loaded.note)
+    for line in provenance.lines(loaded.provenance):
+        say(line)
     model = loaded.model.spec
     if plan is not None:
         from ..quantization.apply import check
@@ -83,6 +94,10 @@ def export(
     target = out or Path("build") / f"{model.architecture}-{fmt.name}-{name}"
     manifest.check_target(target, force)
     _refuse_without_space(target, sum(p.numel() for p in loaded.model.parameters()) * 4)
+    if checked_on is not None:
+        from . import assumptions
+
+        assumptions.check(loaded, checked_on, say)
     from . import build
 
     say("computing the reference in fp32")
@@ -96,6 +111,25 @@ def export(
         (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
     build.remember(fmt, target, manifest.MANIFEST_NAME, say)
     return manifest.read(target)
+
+
+def _named(loaded: "Loaded", file: Path) -> "Loaded":
+    """With the class names of a file, in the order of the outputs.
+
+    Raises:
+        UsageError: no classifier, or names of other outputs than the model has.
+    """
+    from ..data import numbering
+
+    model = loaded.model.spec
+    if model.task != "classify":
+        raise UsageError(
+            f"--labels {file} names the outputs of a classifier, and the task is {model.task}; leave it out"
+        )
+    count = 2 if model.problem == "binary" else model.num_classes
+    labels = numbering.names_of(file, count)
+    said = {"labels": Provenance(value=f"{len(labels)} names", how="given", source="--labels")}
+    return replace(loaded, labels=labels, provenance=loaded.provenance | said)
 
 
 def _refuse_early(fmt: "Format", request: ExportRequest, plan: "LoadedPlan | None", kernels: KernelChoice) -> None:
@@ -260,6 +294,7 @@ def _prepared(
         weights=loaded.weights,
         preprocessing=loaded.preprocessing,
         labels=loaded.labels,
+        provenance=loaded.provenance,
         passes=records,
         oracle=judge,
         held=held,

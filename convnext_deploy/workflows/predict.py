@@ -171,14 +171,7 @@ def class_names(
     model = manifest.model
     count = 2 if problem == "binary" else model.num_classes
     if labels is not None:
-        numbers = numbering.class_map(labels)
-        by_number = {number: name for name, number in reversed(numbers.items())}  # of two names the first
-        if set(by_number) != set(range(count)):
-            raise UsageError(
-                f"--labels {labels} names {len(by_number)} classes, up to number {max(by_number)}; the model has "
-                f"{count} (0..{count - 1})"
-            )
-        return tuple(by_number[number] for number in range(count)), "file"
+        return numbering.names_of(labels, count), "file"
     if manifest.labels:
         return manifest.labels, "artifact"
     if model.task == "classify" and model.num_classes == numbering.IMAGENET_CLASSES:

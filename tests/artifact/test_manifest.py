@@ -416,7 +416,7 @@ def test_a_field_of_a_later_version_is_not_read_and_is_named() -> None:
     assert manifest.unread(encode(PROBE), PROBE) == ()
 
 
-LATER = {"oracle", "read_back"}  # fields that older artifacts lack
+LATER = {"oracle", "provenance", "read_back"}  # fields that older artifacts lack
 
 
 @pytest.mark.parametrize("field", sorted(set(json.loads(encode(PROBE))) - LATER))
@@ -430,7 +430,7 @@ def test_an_artifact_that_was_made_before_a_field_was_added_is_still_read() -> N
     for parity in text["parity"]:
         del parity["batches"], parity["image_size"]
     found = decode(json.dumps(text).encode(), "manifest.json")
-    assert (found.oracle, found.read_back, found.parity[0].batches) == (None, None, ())
+    assert (found.oracle, found.read_back, found.provenance, found.parity[0].batches) == (None, None, {}, ())
 
 
 @pytest.mark.parametrize(

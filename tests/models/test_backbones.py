@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,8 +13,9 @@ import transformers
 from references import DEPTHS, DIMS, TOLERANCE, FirstNorm, Official, State, images, randomize_, relative_error
 from torch import Tensor, nn
 
+import convnext_deploy
 from convnext_deploy import api
-from convnext_deploy.errors import WeightsError
+from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models.checkpoint import Loaded, load
 from convnext_deploy.records.base import Task
 
@@ -287,6 +289,60 @@ def test_a_dinov3_of_transformers_gives_its_pooler_and_its_maps(dinov3: Any, tmp
         assert_equal(loaded, (expected.pooler_output,))
         assert (loaded.weights.layout, loaded.weights.licence) == ("dinov3_transformers", "dinov3-license")
         assert_equal(load(source, task="features"), expected.hidden_states[-4:])
+
+
+@torch.inference_mode()
+def test_a_dinov3s_patch_tokens_are_those_of_transformers(dinov3: Any, tmp_path: Path) -> None:
+    dinov3.save_pretrained(tmp_path / "folder")
+    expected = dinov3(images())
+    tokens = expected.last_hidden_state[:, 1:]
+    assert tokens.shape[1] > 1
+    for source in (str(tmp_path / "folder"), saved(dinov3.state_dict(), tmp_path)):
+        assert_equal(load(source, task="embed", patch_tokens=True), (expected.pooler_output, tokens))
+    reference = randomize_(Dinov3())
+    last = maps_of(reference, images())[3]
+    pooled = last.mean((2, 3))
+    official = load(saved(reference.state_dict(), tmp_path), task="embed", patch_tokens=True)
+    assert_equal(official, (reference.norm(pooled), reference.norm(last.flatten(2).mT)))
+    with pytest.raises(WeightsError, match="--patch-tokens is for --task embed, not for features"):
+        load(str(tmp_path / "folder"), task="features", patch_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("format", "dynamic"),
+    [
+        ("torchscript", True),
+        ("onnx", True),
+        pytest.param("onnx", False, marks=pytest.mark.slow),
+        pytest.param("openvino", True, marks=pytest.mark.slow),
+        pytest.param("openvino", False, marks=pytest.mark.slow),
+    ],
+)
+def test_patch_tokens_are_a_second_output_of_an_artifact(
+    format: str, dynamic: bool, dinov3: Any, tmp_path: Path
+) -> None:
+    dinov3.save_pretrained(tmp_path / "folder")
+    made = convnext_deploy.export(
+        tmp_path / "folder", task="embed", patch_tokens=True, format=format, image_size=64,
+        dynamic_image_size=dynamic, out=tmp_path / "out",
+    )  # fmt: skip
+    assert [output.name for output in made.manifest.outputs] == ["embedding", "patch_tokens"]
+    assert made.manifest.oracle is not None
+    assert made.manifest.oracle.name.startswith("transformers")
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 96 if dynamic else 64, 64)).astype(np.float32)
+    pooled, tokens = convnext_deploy.load(tmp_path / "out").run(pixels)
+    with torch.inference_mode():
+        expected = dinov3(torch.from_numpy(pixels))
+    np.testing.assert_allclose(pooled, expected.pooler_output, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(tokens, expected.last_hidden_state[:, 1:], rtol=1e-3, atol=1e-4)
+
+
+def test_native_and_other_tasks_refuse_patch_tokens(dinov3: Any, tmp_path: Path) -> None:
+    dinov3.save_pretrained(tmp_path / "folder")
+    with pytest.raises(UsageError, match="format native gives no patch tokens"):
+        convnext_deploy.export(
+            tmp_path / "folder", task="embed", patch_tokens=True, format="native", image_size=64, out=tmp_path / "out"
+        )
 
 
 @torch.inference_mode()

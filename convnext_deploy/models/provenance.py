@@ -1,0 +1,87 @@
+"""Of each fact that tensors do not show: whether it is known, and from where, was given by the user, or is assumed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..records.manifest import ModelSpec, Preprocessing, Provenance
+
+FROM = "from"  # in facts: where each of the others stood
+
+# Layouts of code that has one activation, one epsilon, one pooling and no dilation; the others' code is configured.
+_CONSTANT = ("official", "dinov3", "torchvision", "torchvision_features")
+_OF_TIMM = ("timm", "timm_features", "open_clip")
+_OPTIONS = "--image-size, --mean, --std, --crop-pct, --interpolation, --variant, --config, --labels"
+
+
+def sourced(facts: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Facts with the place that they stood in, unless they say another."""
+    places = {name: where for name in facts if name != FROM}
+    return {**facts, FROM: {**places, **facts.get(FROM, {})}}
+
+
+def joined(facts: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of two places; the second's go first."""
+    return {**facts, **over, FROM: {**facts.get(FROM, {}), **over.get(FROM, {})}}
+
+
+def provenance(
+    spec: ModelSpec,
+    preprocessing: Preprocessing,
+    labels: Sequence[str] | None,
+    facts: Mapping[str, Any],
+    layout: str,
+    given: Mapping[str, str],
+) -> dict[str, Provenance]:
+    """Of the image size, the preprocessing, what the network computes, and the labels.
+
+    Args:
+        facts: as `sourced` and `joined` make them.
+        given: names to the options that the user gave for them.
+    """
+    places = facts.get(FROM, {})
+
+    def said(name: str, value: str, fact: str | None = None, otherwise: str | None = None) -> Provenance:
+        if name in given:
+            return Provenance(value=value, how="given", source=given[name])
+        where = places.get(fact or name) or otherwise
+        return Provenance(value=value, how="known" if where else "assumed", source=where)
+
+    of_code = f"the code of the layout {layout}"
+    constant = of_code if layout in _CONSTANT else None
+    architecture = places.get("architecture")  # what timm's name of an architecture stands for
+    head = "" if spec.head_norm_eps == spec.norm_eps else f", head {spec.head_norm_eps:g}"
+    found = {
+        "image_size": said("image_size", "x".join(map(str, spec.image_size)), "input_size"),
+        "mean": said("mean", _joined(preprocessing.mean)),
+        "std": said("std", _joined(preprocessing.std)),
+        "interpolation": said("interpolation", preprocessing.interpolation),
+        "crop_pct": said("crop_pct", f"{preprocessing.crop_pct:.4g}"),
+        "activation": said("activation", spec.activation, otherwise=constant or architecture),
+        "norm_eps": said("norm_eps", f"{spec.norm_eps:g}{head}", otherwise=constant or architecture),
+    }
+    if spec.task != "features":
+        found["global_pool"] = said("global_pool", "avg", otherwise=of_code if layout not in _OF_TIMM else architecture)
+    found["output_stride"] = said("output_stride", "32", otherwise=of_code if layout not in _OF_TIMM else architecture)
+    if spec.task == "classify":
+        found["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
+    return found
+
+
+def _joined(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
+
+
+def lines(found: Mapping[str, Provenance]) -> list[str]:
+    """For the first lines of an output: what is given, what is known and from where, and what is assumed."""
+    result = []
+    for how in ("given", "known"):
+        places: dict[str, list[str]] = {}
+        for name, one in found.items():
+            if one.how == how:
+                places.setdefault(one.source or "", []).append(f"{name} {one.value}")
+        if places:
+            result.append(f"{how}: " + "; ".join(f"{', '.join(facts)} ({place})" for place, facts in places.items()))
+    assumed = [f"{name} {one.value}" for name, one in found.items() if one.how == "assumed"]
+    if assumed:
+        result.append(f"assumed: {', '.join(assumed)} (say otherwise with {_OPTIONS})")
+    return result

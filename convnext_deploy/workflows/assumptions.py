@@ -1,0 +1,187 @@
+"""Which image size, statistics and crop a checkpoint was trained with, where only labelled images can tell.
+
+A checkpoint that says nothing of its images runs at any size and with any statistics, only worse. So the likely ones
+are tried on a few images, and the better half goes on with twice as many: first sizes with statistics, then crops,
+which matter less. What is left is held against what is assumed, on images that nothing was chosen on.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..accuracy import binomial, statistics
+from ..data import preprocess, sources
+from ..data.image_source import with_one_label
+from ..data.numbering import numbered
+from ..errors import CheckFailed, DataError, UsageError
+from ..records.manifest import Preprocessing
+from .evaluate import Images
+
+if TYPE_CHECKING:
+    from ..models.checkpoint import Loaded
+
+SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384)  # pixels
+CROPS = (0.875, 0.95, 1.0)
+MOST = 1024  # images that are looked at
+FIRST = 24  # of the first round
+BATCH = 16
+ALPHA = 0.01  # chance of calling what is assumed wrong where it is as good
+KEPT = 2  # sizes with statistics that crops are tried with
+SHOWN = 3  # candidates of the last round
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One combination; everything else is as the checkpoint's preprocessing has it."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: float
+
+    def __str__(self) -> str:
+        high, wide = self.size
+        return f"{high}x{wide} pixels, mean {_listed(self.mean)} std {_listed(self.std)}, crop {self.crop:g}"
+
+    def options(self, other: "Candidate") -> str:
+        """What to add to a command so that it is this one and not the other."""
+        side = str(self.size[0]) if self.size[0] == self.size[1] else f"{self.size[0]}x{self.size[1]}"
+        words = [f"--image-size {side}"] if self.size != other.size else []
+        if (self.mean, self.std) != (other.mean, other.std):
+            words.append(f"--mean {_listed(self.mean)} --std {_listed(self.std)}")
+        return " ".join([*words, f"--crop-pct {self.crop:g}"] if self.crop != other.crop else words)
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
+
+
+def check(loaded: "Loaded", images: Images, say: Say) -> None:
+    """Try what is likely in the place of what is assumed, and say what fits best.
+
+    Raises:
+        UsageError: not a classifier of one label an image.
+        DataError: no labels, labels that are not the model's, or too few images.
+        CheckFailed: another combination is better than the assumed one, beyond chance; with the options that take it.
+    """
+    spec = loaded.model.spec
+    if spec.task != "classify" or spec.problem not in (None, "single-label") or spec.num_classes < 2:
+        raise UsageError("--data checks what is assumed by top-1, which only a classifier of one label an image has")
+    opened, classes = images.opened()
+    source = numbered(with_one_label(opened), spec.num_classes, loaded.labels, classes)
+    if source.labels is None:
+        raise DataError(
+            f"{source.name} has no labels; expected class folders, a column label, a list, or --annotations"
+        )
+    for note in source.notes:
+        say(note)
+    assumed, bases, crops = _candidates(loaded)
+    if len(bases) * len(crops) == 1:
+        say("image size, statistics and crop are known or given, so that --data has nothing to check")
+        return
+    count = min(len(source), MOST)
+    if count < 2 * FIRST:
+        raise DataError(
+            f"{source.name} has {len(source)} images; at least {2 * FIRST} are needed to check what is assumed"
+        )
+    choosing, confirming = sources.parts(source, (count // 2, count - count // 2))
+    trial = _Trial(loaded, choosing)
+    kept = _narrowed(trial, bases, KEPT, say)[:KEPT]
+    cropped = [replace(base, crop=crop) for base in kept for crop in crops]
+    _judge(loaded, confirming, assumed, _narrowed(trial, cropped, 1, say)[:SHOWN], say)
+
+
+def _narrowed(trial: "_Trial", left: list[Candidate], until: int, say: Say) -> list[Candidate]:
+    """The candidates of the last round, the best first; of equal ones the earlier."""
+    stop, images = FIRST, len(trial.source)
+    while len(left) > until:
+        stop = min(stop, images)
+        say(f"trying {len(left)} combinations of size, statistics and crop on {stop} images")
+        for candidate in left:
+            trial.extend(candidate, stop)
+        left = sorted(left, key=trial.right, reverse=True)
+        if stop == images or len(left) // 2 <= until:
+            break
+        left, stop = left[: len(left) // 2], 2 * stop
+    return left
+
+
+def _candidates(loaded: "Loaded") -> tuple[Candidate, list[Candidate], list[float]]:
+    """What is assumed; sizes and statistics that are likely where none are known, it first; and crops, likewise."""
+    from ..models.facts import IMAGENET_MEAN, IMAGENET_STD
+
+    facts, size = loaded.preprocessing, loaded.model.spec.image_size
+    own = Candidate(size, facts.mean, facts.std, facts.crop_pct)
+    channels = loaded.model.spec.in_chans
+    usual = [((0.5,) * channels, (0.5,) * channels)]
+    if channels == 3:
+        usual.append((IMAGENET_MEAN, IMAGENET_STD))
+    elif channels == 1:
+        usual.append(((float(np.mean(IMAGENET_MEAN)),), (float(np.mean(IMAGENET_STD)),)))
+    # dict: each once, the assumed value first.
+    sizes = dict.fromkeys([own.size, *((side, side) for side in SIZES if "image_size" in facts.assumed)])
+    norms = dict.fromkeys([(own.mean, own.std), *(usual if {"mean", "std"} <= set(facts.assumed) else [])])
+    crops = dict.fromkeys([own.crop, *(CROPS if "crop_pct" in facts.assumed else [])])
+    bases = [Candidate(side, mean, std, own.crop) for side, (mean, std) in itertools.product(sizes, norms)]
+    return own, bases, list(crops)
+
+
+class _Trial:
+    """Which images of a source each candidate gets right, as far as it was tried."""
+
+    def __init__(self, loaded: "Loaded", source: sources.ImageSource) -> None:
+        self.loaded = loaded
+        self.source = source
+        self.hits: dict[Candidate, NDArray[np.bool_]] = {}
+
+    def right(self, candidate: Candidate) -> int:
+        return int(self.hits[candidate].sum())
+
+    def extend(self, candidate: Candidate, stop: int) -> None:
+        """Try it on the images before `stop`. Those that cannot be read count as wrong for all candidates alike."""
+        import torch
+
+        before = self.hits.get(candidate, np.zeros(0, np.bool_))
+        indices = range(len(before), stop)
+
+        model, labels = self.loaded.model, self.source.labels
+        assert labels is not None
+        facts: Preprocessing = msgspec.structs.replace(
+            self.loaded.preprocessing, mean=candidate.mean, std=candidate.std, crop_pct=candidate.crop
+        )
+        to_pixels = preprocess.transform(facts, candidate.size, model.spec.in_chans)
+        right = np.zeros(len(indices), np.bool_)
+        with preprocess.decoders() as pool, torch.inference_mode():
+            for these in preprocess.decoded_batches(pool, self.source.read, to_pixels, indices, BATCH):
+                if these.read:
+                    batch = preprocess.as_input(np.stack(these.pixels), facts, "float32")
+                    first = model(torch.from_numpy(batch)).argmax(1).numpy()
+                    right[np.array(these.read) - indices.start] = first == labels[these.read]
+        self.hits[candidate] = np.concatenate([before, right])
+
+
+def _judge(loaded: "Loaded", source: sources.ImageSource, assumed: Candidate, best: list[Candidate], say: Say) -> None:
+    trial, images = _Trial(loaded, source), len(source)
+    for candidate in dict.fromkeys([*best, assumed]):
+        trial.extend(candidate, images)
+        low, high = binomial.share_bounds(trial.right(candidate), images, 0.025)
+        what = "assumed" if candidate == assumed else "fits best" if candidate == best[0] else "next"
+        say(f"{what}: {candidate}: top-1 {trial.right(candidate) / images:.2%} ({low:.2%} to {high:.2%}, 95 %)")
+    one, other = trial.hits[best[0]], trial.hits[assumed]
+    gained, lost = int((one & ~other).sum()), int((~one & other).sum())
+    p_value = statistics.mcnemar(lost, gained)
+    if best[0] == assumed or gained <= lost or p_value > ALPHA:
+        say(f"what is assumed is as good as any other, as far as {images} images show that nothing was chosen on")
+        return
+    raise CheckFailed(
+        f"what is assumed does not fit: {best[0]} is right on {trial.right(best[0])} of {images} images that nothing "
+        f"was chosen on, and {assumed} on {trial.right(assumed)} (p = {p_value:.1g}); export again with "
+        f"{best[0].options(assumed)}, or give the assumed values to keep them"
+    )

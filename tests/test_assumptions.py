@@ -1,0 +1,155 @@
+"""What is known, given or assumed of a checkpoint; and planted models whose preprocessing labelled images tell."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import convnext_deploy
+from convnext_deploy.cli.app import app
+from convnext_deploy.data import preprocess
+from convnext_deploy.errors import CheckFailed, DataError, UsageError
+from convnext_deploy.models.checkpoint import load
+from convnext_deploy.records.manifest import Preprocessing
+from convnext_deploy.workflows import assumptions
+
+CLASSES = 5
+IMAGES = 120
+RIGHT = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict and images in class folders, which it gets all right at 64 pixels, with 0.5 and uncropped."""
+    folder = tmp_path_factory.mktemp("planted")
+    generator = np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = timm.create_model("test_convnext2", num_classes=CLASSES).eval()
+    torch.nn.init.normal_(model.head.fc.weight, std=1.0)
+    pictures = []
+    for _ in range(IMAGES):
+        coarse = generator.integers(0, 256, (int(generator.integers(3, 24)),) * 2 + (3,), np.uint8)
+        pictures.append(Image.fromarray(coarse).resize((96, 80), Image.Resampling.BICUBIC))
+    read = preprocess.transform(RIGHT, (64, 64), 3)
+    batch = torch.from_numpy(preprocess.as_input(np.stack([read(one) for one in pictures]), RIGHT, "float32"))
+    with torch.inference_mode():
+        logits = model(batch)
+        model.head.fc.bias -= logits.mean(0)
+        labels = (logits - logits.mean(0)).argmax(1)
+    for number, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
+        (folder / "val" / f"c{label}").mkdir(parents=True, exist_ok=True)
+        picture.save(folder / "val" / f"c{label}" / f"{number:03d}.png")
+    assert len(list((folder / "val").iterdir())) == CLASSES
+    torch.save(model.state_dict(), folder / "my.pth")
+    return folder
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assumptions, "SIZES", (64, 224))
+
+
+@pytest.mark.usefixtures("few")
+def test_images_tell_the_size_statistics_and_crop_that_a_model_was_made_for(planted: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    options: dict[str, Any] = {"data": planted / "val", "format": "eager", "out": tmp_path / "a", "say": said.append}
+    with pytest.raises(CheckFailed, match=r"what is assumed does not fit: 64x64 pixels, mean 0.5,0.5,0.5") as refusal:
+        convnext_deploy.export(planted / "my.pth", **options)
+    assert "--image-size 64 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --crop-pct 1" in str(refusal.value)
+    assert not (tmp_path / "a").exists()
+    best = next(line for line in said if line.startswith("fits best: "))
+    found = re.search(r"top-1 ([\d.]+)% \(([\d.]+)% to ([\d.]+)%, 95 %\)", best)
+    assert found is not None
+    assert float(found[1]) == 100
+    assert float(found[2]) < 100
+    assert any(line.startswith("assumed: 224x224 pixels, mean 0.485,0.456,0.406") for line in said)
+
+    given = {"image_size": 64, "preprocessing": {"mean": 0.5, "std": 0.5, "crop_pct": 1.0}}
+    convnext_deploy.export(planted / "my.pth", **options, **given)
+    assert said[-1] != best
+    assert any("so that --data has nothing to check" in line for line in said)
+    assert convnext_deploy.evaluate(tmp_path / "a", planted / "val").top1 == 1.0
+
+
+@pytest.mark.usefixtures("few")
+def test_what_is_given_is_not_tried_and_what_fits_is_exported(planted: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    known: dict[str, Any] = {"image_size": 64, "preprocessing": {"mean": 0.5, "std": 0.5}}
+    with pytest.raises(CheckFailed, match="export again with --crop-pct 1, or give"):
+        convnext_deploy.export(planted / "my.pth", data=planted / "val", out=tmp_path / "a", say=said.append, **known)
+    tried = [line for line in said if line.startswith("trying")]
+    assert tried[0] == "trying 3 combinations of size, statistics and crop on 24 images"
+    known["preprocessing"]["crop_pct"] = 1.0
+    del known["image_size"]
+    with pytest.raises(CheckFailed, match="export again with --image-size 64, or give"):
+        convnext_deploy.export(planted / "my.pth", data=planted / "val", out=tmp_path / "a", **known)
+
+
+def test_too_few_images_and_other_models_are_refused(planted: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.csv").write_text(
+        "\n".join(
+            f"{path.parent.name}/{path.name},{path.parent.name}"
+            for path in sorted((planted / "val").rglob("*.png"))[::4]
+        )
+    )
+    options: dict[str, Any] = {"data": planted / "val", "annotations": tmp_path / "few.csv", "out": tmp_path / "a"}
+    with pytest.raises(DataError, match="has 30 images; at least 48 are needed"):
+        convnext_deploy.export(planted / "my.pth", **options)
+    with pytest.raises(UsageError, match="which only a classifier of one label an image has"):
+        convnext_deploy.export(planted / "my.pth", task="embed", **options)
+
+
+def test_each_fact_is_known_given_or_assumed_in_the_first_lines_the_manifest_and_inspect(
+    planted: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("\n".join("abcde"))
+    command = ["export", "--weights", str(planted / "my.pth"), "--format", "eager", "--out", str(tmp_path / "a")]
+    shown = CliRunner().invoke(app, [*command, "--image-size", "64", "--labels", str(tmp_path / "names.txt")])
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stderr.splitlines()
+    assert "given: image_size 64x64 (--image-size); labels 5 names (--labels)" in lines[:4]
+    assumed = next(line for line in lines[:4] if line.startswith("assumed: "))
+    for fact in ("crop_pct 0.875", "activation gelu_tanh", "norm_eps 1e-05", "global_pool avg", "output_stride 32"):
+        assert fact in assumed
+    found = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert found["labels"] == list("abcde")
+    assert found["provenance"]["image_size"] == {"value": "64x64", "how": "given", "source": "--image-size"}
+    assert found["provenance"]["crop_pct"]["how"] == "assumed"
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "a")])
+    assert "given: image_size 64x64 (--image-size)" in shown.output
+    assert "assumed: mean" in shown.output
+
+
+def test_a_known_fact_names_the_file_that_says_it(tmp_path: Path) -> None:
+    import transformers
+    from references import DEPTHS, DIMS
+
+    config = transformers.ConvNextConfig(depths=DEPTHS, hidden_sizes=DIMS, num_labels=3, image_size=64)
+    transformers.ConvNextForImageClassification(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1], "crop_pct": 0.9, "resample": 3})
+    )
+    found = load(str(tmp_path)).provenance
+    assert {name: one.source for name, one in found.items()} == {
+        "image_size": "config.json",
+        "mean": "the image processor's config",
+        "std": "the image processor's config",
+        "interpolation": "the image processor's config",
+        "crop_pct": "the image processor's config",
+        "activation": "config.json",
+        "norm_eps": "config.json",
+        "global_pool": "config.json",
+        "output_stride": "the code of the layout transformers",
+        "labels": "config.json",
+    }
+    assert {one.how for one in found.values()} == {"known"}
+    (tmp_path / "config.json").unlink()
+    bare = load(str(tmp_path / "model.safetensors"), variant=None).provenance
+    assert bare["activation"].how == bare["labels"].how == "assumed"
