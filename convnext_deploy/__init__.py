@@ -8,13 +8,27 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import api
-    from .api import bench, evaluate, export, gate, half, load, predict, profile, quantize, refit, report, roofline
+    from .api import (
+        bench,
+        evaluate,
+        export,
+        gate,
+        half,
+        load,
+        optimize,
+        predict,
+        profile,
+        quantize,
+        refit,
+        report,
+        roofline,
+    )  # fmt: skip
 
     __version__: str
 
 __all__ = [
-    "__version__", "api", "bench", "evaluate", "export", "gate", "half", "load", "predict", "profile", "quantize",
-    "refit", "report", "roofline",
+    "__version__", "api", "bench", "evaluate", "export", "gate", "half", "load", "optimize", "predict", "profile",
+    "quantize", "refit", "report", "roofline",
 ]  # fmt: skip
 
 

@@ -361,6 +361,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "dynamic_image_size": flag,
     "say": called,
     "progress": called,
+    "watch": called,
     "tensorrt": lambda name, value: record(name, value, TensorRtSpec, "a types.TensorRtSpec or its fields"),
 }
 

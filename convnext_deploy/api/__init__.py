@@ -2,11 +2,12 @@
 
 from .accuracy import evaluate, gate
 from .artifacts import export, load, refit
+from .optimization import optimize
 from .plans import half, quantize
 from .predictions import predict
 from .timings import bench, profile, report, roofline
 
 __all__ = [
-    "bench", "evaluate", "export", "gate", "half", "load", "predict", "profile", "quantize", "refit", "report",
-    "roofline",
+    "bench", "evaluate", "export", "gate", "half", "load", "optimize", "predict", "profile", "quantize", "refit",
+    "report", "roofline",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from .export import export, refit
 from .gate import gate, record_error
 from .half import half
 from .look import doctor, inspect, list_
+from .optimize import optimize
 from .predict import predict
 from .profile import profile
 from .quantize import quantize
@@ -35,9 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, Callable[..., object]] = {
-    "export": export, "quantize": quantize, "half": half, "predict": predict, "eval": evaluate, "gate": gate,
-    "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor, "profile": profile,
-    "roofline": roofline, "report": report,
+    "optimize": optimize, "export": export, "quantize": quantize, "half": half, "predict": predict, "eval": evaluate,
+    "gate": gate, "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor,
+    "profile": profile, "roofline": roofline, "report": report,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
@@ -47,7 +48,8 @@ SYNONYMS = {
     "classify": "predict", "infer": "predict", "inference": "predict", "run": "predict", "evaluate": "eval",
     "test": "eval", "validate": "eval", "val": "eval", "accuracy": "eval",
     "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
-    "convert": "export", "compile": "export", "build": "export", "optimize": "quantize", "optimise": "quantize",
+    "convert": "export", "compile": "export", "build": "export",
+    "optimise": "optimize", "tune": "optimize", "search": "optimize", "auto": "optimize",
     "int8": "quantize", "ptq": "quantize", "calibrate": "quantize", "fp16": "half", "bf16": "half",
     "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench", "serve": "bench",
     "compare": "gate", "diff": "gate", "models": "list", "variants": "list", "formats": "list", "ls": "list",
@@ -81,7 +83,13 @@ def _hinted(message: str, arguments: list[str]) -> str:
     if "unexpected extra argument" not in message:
         return message
     words = [word for word in arguments[1:] if word in re.split(r"[ ()]+", message)]
-    option = {"export": "--weights", "quantize": "--weights", "half": "--weights", "eval": "--data"}.get(arguments[0])
+    option = {
+        "export": "--weights",
+        "optimize": "--weights",
+        "quantize": "--weights",
+        "half": "--weights",
+        "eval": "--data",
+    }.get(arguments[0])
     return f"{message}; did you mean {option} {words[0]}?" if option and words else message
 
 
