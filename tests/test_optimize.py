@@ -1,5 +1,6 @@
 """`optimize`: the race with times and accuracies made up, and the command on the bundled model."""
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import typer
 
 import convnext_deploy
 from convnext_deploy import env, formats
@@ -356,3 +358,40 @@ def test_the_page_of_a_run_stands_alone_and_says_how_to_repeat_it(
     code = cli.run(["report", str(optimize.work_folder(out) / optimize.RESULT), "--out", str(out.parent / "all.html")])
     assert code == 0
     assert "Candidates: " in (out.parent / "all.html").read_text()
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_help_of_every_command_ends_with_an_example_that_the_program_takes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([name, "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.endswith(f"Example: convnext-deploy {cli.EXAMPLES[name]}")
+    group = typer.main.get_command(cli.app)
+    group.commands[name].make_context(name, cli.EXAMPLES[name].split()[1:])  # type: ignore[attr-defined]
+
+
+def test_an_error_as_json_has_what_to_do_as_a_field_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["optimize", "--data", "x", "--out", "y", "--maximize", "speeed", "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"].startswith("--maximize speeed; expected one of latency, throughput")
+    assert document["hint"]
+
+
+def test_the_table_survives_sixty_columns() -> None:
+    from rich.console import Console
+
+    from convnext_deploy.cli import optimize as shown
+
+    row = Candidate(name="openvino-int8-linears", runtime="openvino", precision="fp32", eight_bits="int8", ms=12.345,
+                    agreement=0.9912, state="not proven", reason="a long reason " * 9)  # fmt: skip
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(shown.table((row,)))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert len([line for line in lines if line.strip()]) == 2
+    for word in ("openvino-int8-linears", "12.3", "99.1%", "not proven"):
+        assert word in lines[1]

@@ -21,7 +21,7 @@ def unwatched(_: "View") -> None:
 
 @env.missing_named()
 def optimize(
-    weights: arguments.Location | None = None,
+    weights: arguments.Weights = None,
     *,
     data: arguments.Location,
     out: arguments.Location,

@@ -20,7 +20,7 @@ def no_progress(_: str) -> Callable[[int, int], None]:
 
 @env.missing_named()
 def quantize(
-    weights: arguments.Location | None = None,
+    weights: arguments.Weights = None,
     *,
     out: arguments.Location,
     calibration: arguments.Location,
@@ -111,7 +111,7 @@ def quantize(
 
 @env.missing_named()
 def half(
-    weights: arguments.Location | None = None,
+    weights: arguments.Weights = None,
     *,
     out: arguments.Location,
     data: arguments.Location,

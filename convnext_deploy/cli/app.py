@@ -40,8 +40,26 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "gate": gate, "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor,
     "profile": profile, "roofline": roofline, "report": report,
 }  # fmt: skip
+# One a command, at the end of its --help.
+EXAMPLES = {
+    "optimize": "optimize --weights my.pth --data val/ --max-drop 0.5 --out build/best",
+    "export": "export --weights my.pth --format openvino --out build/fp32",
+    "quantize": "quantize --weights my.pth --calibration train/ --target native --out build/plan.json",
+    "half": "half --weights my.pth --data train/ --out build/half.json",
+    "predict": "predict build/best cat.jpg",
+    "eval": "eval build/best --data val/ --out build/best-val",
+    "gate": "gate --baseline build/fp32 --candidate build/best --data val/ --max-drop 0.5",
+    "bench": "bench build/fp32 build/best --batch 1,8",
+    "inspect": "inspect build/best",
+    "refit": "refit build/engine --weights newer.pth --out build/engine-2",
+    "list": "list",
+    "doctor": "doctor",
+    "profile": "profile build/best --batch 1",
+    "roofline": "roofline --variant tiny --precision bf16",
+    "report": "report results.jsonl --out report.html",
+}
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, epilog=f"Example: convnext-deploy {EXAMPLES[name]}")(command)
 
 # What people call these commands elsewhere.
 SYNONYMS = {
@@ -132,6 +150,12 @@ def run(arguments: list[str]) -> int:
     return code
 
 
+def _hint_in(line: str) -> str | None:
+    """What to do, where an error's line says it behind what was wrong."""
+    _, found, hint = line.rpartition("; ")
+    return hint if found else None
+
+
 def _failed(message: str, code: int, arguments: list[str]) -> int:
     line = " ".join(message.split()).encode(errors="backslashreplace").decode()  # a name that is not UTF-8
     print(f"error: {line}", file=sys.stderr)
@@ -140,5 +164,7 @@ def _failed(message: str, code: int, arguments: list[str]) -> int:
     if "--json" in arguments:
         import msgspec
 
-        print(msgspec.json.encode({"error": line, "exit_code": code}).decode())
+        document = {"error": line, "exit_code": code}
+        hint = _hint_in(line)
+        print(msgspec.json.encode(document | ({"hint": hint} if hint else {})).decode())
     return code

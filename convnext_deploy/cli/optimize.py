@@ -184,11 +184,12 @@ def table(rows: "tuple[Candidate, ...]") -> "RenderableType":
     from rich.text import Text
 
     found = Table(box=None, pad_edge=False, header_style="bold")
-    found.add_column("candidate", no_wrap=True)
-    found.add_column("ms", justify="right", no_wrap=True)
-    found.add_column("agrees", justify="right", no_wrap=True)
-    found.add_column("state", no_wrap=True)
-    found.add_column("why", overflow="ellipsis", no_wrap=True, ratio=1)
+    # Where the terminal is narrow, the reasons are cut off and nothing else is.
+    found.add_column("candidate", no_wrap=True, min_width=max((len(row.name) for row in rows), default=9))
+    found.add_column("ms", justify="right", no_wrap=True, min_width=6)
+    found.add_column("agrees", justify="right", no_wrap=True, min_width=6)
+    found.add_column("state", no_wrap=True, min_width=10)
+    found.add_column("why", overflow="ellipsis", no_wrap=True)
     ordered = sorted(rows, key=lambda row: (row.state == "left out", math.inf if row.ms is None else row.ms))
     for row in ordered[:ROWS_SHOWN]:
         agrees = (

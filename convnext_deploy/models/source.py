@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .. import arguments
 from ..records.base import Task
 from ..records.manifest import HeadActivation
+from . import given
 
 if TYPE_CHECKING:  # it needs torch, and refusing an argument does not
     from .checkpoint import Loaded
@@ -30,7 +31,7 @@ class Source:
     @classmethod
     def of(
         cls,
-        weights: arguments.Location | None,
+        weights: arguments.Weights | None,
         *,
         variant: str | None = None,
         task: Task = "classify",
@@ -52,7 +53,7 @@ class Source:
             head_activation=head_activation,
         )  # fmt: skip
         return cls(
-            weights=arguments.maybe(arguments.weights, "weights", weights),
+            weights=arguments.maybe(given.weights, "weights", weights),
             variant=variant,
             task=task,
             image_size=arguments.maybe(arguments.image_size, "image_size", image_size),

@@ -268,12 +268,15 @@ def front(result: OptimizeResult, name: str = "front") -> str | None:
             marker = "D" if chosen else "o" if c.exact else "s" if c.eight_bits else "^"
             panel.plot(ms, agrees, marker=marker, markersize=10 if chosen else 6, color=colour, linestyle="none",
                        label=c.runtime)  # fmt: skip
-            panel.annotate(c.name + (", chosen" if chosen else ""), (ms, agrees), (5, 5), fontsize=7,
-                           textcoords="offset points", rotation=20)  # fmt: skip
         line = [(-speed, agrees) for speed, agrees in pareto_front([(-ms, agrees) for _, ms, agrees in timed])]
         panel.plot(*zip(*line, strict=True), color=INK, alpha=0.5, linewidth=1, linestyle=":", label="front")
+        for c, ms, agrees in timed:  # names of all would lie on one another; the table has them
+            if c.name in (result.chosen, result.baseline) or (ms, agrees) in line:
+                panel.annotate(c.name + (", chosen" if c.name == result.chosen else ""), (ms, agrees), (6, -10),
+                               fontsize=7, textcoords="offset points")  # fmt: skip
         panel.set_xscale("log")
         _plain_numbers(panel, "x")
+        panel.xaxis.set_minor_formatter("")
         panel.margins(x=0.2, y=0.3)
         panel.set(xlabel=f"ms a batch of {result.batch}", ylabel="first class as fp32, %")
         _legend(figure, axes)
