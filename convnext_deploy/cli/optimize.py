@@ -184,12 +184,11 @@ def table(rows: "tuple[Candidate, ...]") -> "RenderableType":
     from rich.text import Text
 
     found = Table(box=None, pad_edge=False, header_style="bold")
-    # Where the terminal is narrow, the reasons are cut off and nothing else is.
-    found.add_column("candidate", no_wrap=True, min_width=max((len(row.name) for row in rows), default=9))
-    found.add_column("ms", justify="right", no_wrap=True, min_width=6)
-    found.add_column("agrees", justify="right", no_wrap=True, min_width=6)
-    found.add_column("state", no_wrap=True, min_width=10)
-    found.add_column("why", overflow="ellipsis", no_wrap=True)
+    found.add_column("candidate", no_wrap=True)
+    found.add_column("ms", justify="right", no_wrap=True)
+    found.add_column("agrees", justify="right", no_wrap=True)
+    found.add_column("state", no_wrap=True)
+    found.add_column("why")  # the only one that gives way in a narrow terminal; its text is cut off, not wrapped
     ordered = sorted(rows, key=lambda row: (row.state == "left out", math.inf if row.ms is None else row.ms))
     for row in ordered[:ROWS_SHOWN]:
         agrees = (
@@ -199,7 +198,11 @@ def table(rows: "tuple[Candidate, ...]") -> "RenderableType":
         style = STYLES.get(row.state, "")
         state = Text(row.state, style)
         found.add_row(
-            Text(row.name, "bold" if row.state == "chosen" else ""), ms, agrees, state, Text(row.reason or "", "dim")
+            Text(row.name, "bold" if row.state == "chosen" else ""),
+            ms,
+            agrees,
+            state,
+            Text(row.reason or "", "dim", no_wrap=True, overflow="ellipsis"),
         )
     if len(ordered) > ROWS_SHOWN:
         found.add_row(f"and {len(ordered) - ROWS_SHOWN} more", "", "", "", "")
