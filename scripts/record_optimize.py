@@ -1,9 +1,10 @@
-"""Record a run of `optimize` on the bundled model as the picture that README.md shows.
+"""Draw a finished run of `optimize` on the bundled model as the picture that README.md shows.
 
-    python scripts/record_optimize.py [FOLDER]
+    convnext-deploy optimize --weights examples/fashion-mnist/model.safetensors --input uint8 \\
+        --data examples/fashion-mnist/test-2000.parquet --runtime native,onnx,openvino --out build/best
+    python scripts/record_optimize.py build/best.optimize/result.json
 
-The run is a real one, on this machine; FOLDER keeps it, and is taken up again where it was interrupted. Written is
-`docs/images/optimize.svg`.
+Written is `docs/images/optimize.svg`: the command, and what it printed at its end.
 """
 
 import io
@@ -11,10 +12,11 @@ import shlex
 import sys
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
-import convnext_deploy
 from convnext_deploy.cli import optimize as shown
+from convnext_deploy.records.optimize import OptimizeResult
 from convnext_deploy.reports.optimized import next_commands
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,18 +27,10 @@ OUT, DATA = Path("build/best"), EXAMPLE / "test-2000.parquet"
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "recorded"
-    command = ["convnext-deploy", "optimize", "--weights", str(EXAMPLE / "model.safetensors"), "--input", "uint8"]
-    command += ["--data", str(DATA), "--max-drop", "0.5", "--out", str(OUT)]
-    result = convnext_deploy.optimize(
-        ROOT / EXAMPLE / "model.safetensors",
-        data=ROOT / DATA,
-        out=folder / "best",
-        input="uint8",
-        max_drop=0.5,
-        force=True,
-        say=lambda line: print(line, file=sys.stderr),
-    )
+    result = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=OptimizeResult)
+    runtimes = ",".join(dict.fromkeys(row.runtime for row in result.candidates))
+    command = ["convnext-deploy", "optimize", "--weights", str(EXAMPLE / "model.safetensors"), "--input", result.input]
+    command += ["--data", str(DATA), "--max-drop", f"{result.max_drop:g}", "--runtime", runtimes, "--out", str(OUT)]
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(f"[bold]$[/bold] {shlex.join(command)}", highlight=False)
     console.print(shown.table(result.candidates))

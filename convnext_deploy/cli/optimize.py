@@ -152,13 +152,13 @@ def verdict(out: Path, result: "OptimizeResult") -> str:
     from ..workflows.optimize import PAGE, work_folder
 
     rows = {row.name: row for row in result.candidates}
-    chosen, baseline = rows[result.chosen or result.baseline], rows[result.baseline]
+    chosen, baseline = rows[result.chosen or result.baseline], result.fastest_exact
     assert chosen.ms is not None
     assert baseline.ms is not None
     per_s = 1e3 * result.batch / chosen.ms
     speed = f"{chosen.ms:.3g} ms a batch of {result.batch}" if result.batch > 1 else f"{chosen.ms:.3g} ms an image"
     faster = "" if chosen.exact else f", {baseline.ms / chosen.ms:.2f} times as fast as {baseline.name}"
-    lines = [f"{out}: {chosen.name}, {speed} ({per_s:.4g} images/s){faster}, {(chosen.bytes or 0) / 1e6:.1f} MB"]
+    lines = [f"{out}: {chosen.name}, {speed} ({per_s:,.0f} images/s){faster}, {(chosen.bytes or 0) / 1e6:.1f} MB"]
     if chosen.verdict is not None:
         check = chosen.verdict.checks[0]
         lines.append(

@@ -81,3 +81,9 @@ class OptimizeResult(Record, frozen=True, kw_only=True, tag_field="record", tag=
     command: tuple[str, ...] | None = None  # that repeats it
     machine: dict[str, str | int]
     versions: dict[str, str]
+
+    @property
+    def fastest_exact(self) -> Candidate:
+        """In fp32, by the last times; the baseline was the fastest before them."""
+        timed = [row for row in self.candidates if row.exact and row.ms is not None]
+        return min(timed, key=lambda row: row.ms or 0.0)

@@ -77,7 +77,7 @@ def next_commands(out: Path, data: str, result: OptimizeResult) -> tuple[str, ..
 def _verdict(result: OptimizeResult, rows: Mapping[str, Candidate], chosen: Candidate | None) -> str:
     if chosen is None or chosen.ms is None:
         return f'<div class="verdict none"><strong>Nothing was chosen</strong><p>{escape(result.why)}</p></div>'
-    baseline = rows[result.baseline]
+    baseline = result.fastest_exact
     facts = [
         ("ms a batch" if result.batch > 1 else "ms an image", three_digits(chosen.ms)),
         ("images/s", three_digits(1e3 * result.batch / chosen.ms)),

@@ -385,7 +385,7 @@ class Race:
             bound = drop.checks[0].upper
             return order, passed[-1], (
                 f"the fastest that is proven to lose at most {goal.max_drop:g} points of top-1 (upper bound "
-                f"{100 * (bound or 0):.2f}, alpha {goal.alpha:g} over all {len(order)} finalists)"
+                f"{100 * (bound or 0):.2f}, alpha {goal.alpha:g} over all {len(order)} that could be tried)"
             )  # fmt: skip
         if limit is not None:
             return (
