@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         gate,
         half,
         load,
+        optimize,
         package,
         predict,
         profile,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "__version__", "api", "asgi", "bench", "evaluate", "export", "gate", "half", "load", "package", "predict",
-    "profile", "quantize", "refit", "report", "roofline", "serve",
+    "__version__", "api", "asgi", "bench", "evaluate", "export", "gate", "half", "load", "optimize", "package",
+    "predict", "profile", "quantize", "refit", "report", "roofline", "serve",
 ]  # fmt: skip
 
 

@@ -22,11 +22,12 @@ from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorR
 from .records.plan import RangeMethod, WeightBits
 
 Location = str | os.PathLike[str]
+Weights = Any  # a `Location`, a module of PyTorch, or a state dict: `Location | nn.Module | Mapping[str, Tensor]`
 ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"
 Batch = int | Sequence[int] | str | BatchRange  # one size, (min, opt, max), "8" or "1:8:32"
 
 T = TypeVar("T")
-WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, or random"
+WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, random, or in Python a module or a state dict"
 IMAGES = "a folder, tar, Parquet file or list of images, or hfds:NAME"
 NAME_BYTES = 255  # what file systems take as one name
 
@@ -140,12 +141,7 @@ def weights(name: str, value: Any) -> str:
     if isinstance(value, str | os.PathLike):
         path(name, value, WEIGHTS)
         return os.fspath(value)
-    hint = ""
-    if hasattr(value, "state_dict"):
-        hint = "; save its state_dict() with torch.save, and give that file"
-    elif isinstance(value, Mapping):
-        hint = "; save it with torch.save, and give that file"
-    raise _refused(name, value, WEIGHTS + hint)
+    raise _refused(name, value, WEIGHTS)
 
 
 def images(name: str, value: Any) -> str:
@@ -366,6 +362,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "patch_tokens": flag,
     "say": called,
     "progress": called,
+    "watch": called,
     "tensorrt": lambda name, value: record(name, value, TensorRtSpec, "a types.TensorRtSpec or its fields"),
 }
 

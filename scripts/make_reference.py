@@ -25,7 +25,7 @@ import msgspec
 import typer
 
 from convnext_deploy.cli import app as cli
-from convnext_deploy.records import accuracy, manifest, plan, prediction, timing
+from convnext_deploy.records import accuracy, manifest, optimize, plan, prediction, timing
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 MADE = "<!-- Made by scripts/make_reference.py from {}; run `make reference`, do not edit. -->"
@@ -42,7 +42,7 @@ FILES: list[tuple[str, str, Record]] = [
     ("verdict, multi-label and regression", "likewise", accuracy.ScoreVerdict),
     ("PLAN.json", "`quantize` and `half`", plan.Plan),
     ("PLAN.calibration.json", "`quantize`", plan.CalibrationReport),
-    ("PLAN.search.json", "`quantize --max-drop`", plan.SearchResult),
+    ("OUT.optimize/result.json", "`optimize`", optimize.OptimizeResult),
     ("PLAN.half.json", "`half`", plan.HalfReport),
     ("rows of bench", "`bench --save FILE`, a line each", timing.BenchResult),
     ("row of profile", "`profile --out FILE`", timing.ProfileResult),

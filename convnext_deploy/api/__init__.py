@@ -2,12 +2,13 @@
 
 from .accuracy import evaluate, gate
 from .artifacts import export, load, refit
+from .optimization import optimize
 from .plans import half, quantize
 from .predictions import predict
 from .serving import asgi, package, serve
 from .timings import bench, profile, report, roofline
 
 __all__ = [
-    "asgi", "bench", "evaluate", "export", "gate", "half", "load", "package", "predict", "profile", "quantize", "refit",
-    "report", "roofline", "serve",
+    "asgi", "bench", "evaluate", "export", "gate", "half", "load", "optimize", "package", "predict", "profile",
+    "quantize", "refit", "report", "roofline", "serve",
 ]  # fmt: skip

@@ -52,7 +52,7 @@ def opened(path: arguments.Location, **given: Any) -> Artifact:
 
 @env.missing_named()
 def export(
-    weights: arguments.Location | None = None,
+    weights: arguments.Weights = None,
     *,
     variant: str | None = None,
     format: str = "onnx",
@@ -89,7 +89,8 @@ def export(
     """Turn a checkpoint into a verified artifact.
 
     Args:
-        weights: file, folder, timm name, `hf-hub:owner/name`, or "random"; None takes `variant`'s published ones.
+        weights: file, folder, timm name, `hf-hub:owner/name`, or "random"; or a module of timm, transformers,
+            torchvision or your own, or its state dict; None takes `variant`'s published ones.
         variant: which ConvNeXt; None infers it from the tensors.
         format: one of `formats.names()`, or "trt": TensorRT or TensorRT-RTX, as `trt` says.
         out: the artifact's folder; None: `build/<architecture>-<format>-<precision>`.

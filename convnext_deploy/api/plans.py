@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from .. import arguments, env
-from ..errors import UsageError
 from ..models.source import Source
 from ..records.base import InputKind, PlanType, Precision, Task
-from ..records.manifest import HeadActivation, TensorRtSpec
-from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, SearchResult, Target, WeightBits
+from ..records.manifest import HeadActivation
+from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, Target, WeightBits
 from ..workflows.export import Say, silent
-from .artifacts import ClassOrder
 
 Progress = Callable[[str], Callable[[int, int], None]]
 
@@ -22,7 +20,7 @@ def no_progress(_: str) -> Callable[[int, int], None]:
 
 @env.missing_named()
 def quantize(
-    weights: arguments.Location | None = None,
+    weights: arguments.Weights = None,
     *,
     out: arguments.Location,
     calibration: arguments.Location,
@@ -43,30 +41,20 @@ def quantize(
     config: arguments.Location | None = None,
     rounding: bool = False,
     weight_bits: WeightBits | None = None,
-    data: arguments.Location | None = None,
-    labels: arguments.Location | None = None,
-    annotations: arguments.Location | None = None,
-    class_order: ClassOrder = "torchvision",
-    max_drop: float | None = None,
-    alpha: float = 0.05,
-    batch: int = 1,
-    threads: int | None = None,
-    tensorrt: TensorRtSpec | None = None,
     force: bool = False,
     say: Say = silent,
     progress: Progress = no_progress,
-) -> tuple[Plan, SearchResult | None]:
+) -> Plan:
     """Write the plan that `export(plan=...)` builds 8-bit artifacts from.
 
-    Without `max_drop`: the linears of all blocks in 8 bits. With it: the fastest plan whose top-1 drop on labelled
-    `data` is below it, as measured on this machine and runtime (see `search`).
+    The linears of all blocks run in 8 bits. `optimize` chooses the operations by what they cost and save here.
 
     The checkpoint is given as for `export`: weights, variant, image_size, task, levels, head_activation,
     preprocessing, weights_key, config, input.
 
     Args:
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
-            `<name>.calibration.json`, what a search measured to `<name>.search.json` and, drawn, `<name>.search.svg`.
+            `<name>.calibration.json`.
         calibration: real images, labels not needed; "random" is noise, and is marked as such.
         target: the format that the plan is for.
         method: how ranges are chosen (`records.plan.RangeMethod`).
@@ -75,15 +63,9 @@ def quantize(
         rounding: try GPTQ for the weights.
         weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI, and is faster there; None: what
             this machine multiplies exactly and fast (see `saturation`).
-        data: labelled images that a search judges on, as for `evaluate`.
-        labels, annotations, class_order: of `data`, as for `evaluate`.
-        max_drop: percentage points of top-1.
-        batch: the batch whose latency counts.
-        tensorrt: for a search with `target` tensorrt or tensorrt_rtx.
 
     Raises:
         UsageError: what can be refused before the work.
-        CheckFailed: a search found no plan that is faster and passes; its `<name>.search.json` says why.
     """
     source = Source.of(
         weights,
@@ -106,29 +88,13 @@ def quantize(
         input=input,
         rounding=rounding,
         weight_bits=weight_bits,
-        max_drop=max_drop,
-        alpha=alpha,
-        threads=threads,
-        tensorrt=tensorrt,
-        class_order=class_order,
         force=force,
         say=say,
         progress=progress,
     )
     out = arguments.path("out", out)
     calibration = arguments.images("calibration", calibration)
-    data = arguments.maybe(arguments.images, "data", data)
-    labels = arguments.maybe(arguments.path, "labels", labels)
-    annotations = arguments.maybe(arguments.images, "annotations", annotations)
-    batch = arguments.whole("batch", batch)
-    if annotations is not None and data is None:
-        raise UsageError(f"annotations {annotations} are those of labelled images; give data too, or leave it out")
-    if labels is not None and data is None:
-        raise UsageError(f"labels {labels} are those of labelled images; give data too, or leave labels out")
-    if (max_drop is None) != (data is None):
-        raise UsageError("--max-drop and --data belong together: the drop is measured on labelled images")
     from ..workflows import quantize as workflow
-    from ..workflows.evaluate import Images
 
     recipe = workflow.Recipe(
         calibration=calibration,
@@ -141,18 +107,13 @@ def quantize(
         input=input,
         rounding=rounding,
         weight_bits=weight_bits,
-        tensorrt=tensorrt,
     )
-    goal = None
-    if data is not None and max_drop is not None:
-        images_of = Images(data=data, labels=labels, annotations=annotations, class_order=class_order)
-        goal = workflow.Goal(images=images_of, max_drop=max_drop, alpha=alpha, batch=batch, threads=threads)
-    return workflow.quantize(source, recipe, goal, out=out, force=force, say=say, progress=progress)
+    return workflow.quantize(source, recipe, out=out, force=force, say=say, progress=progress)
 
 
 @env.missing_named()
 def half(
-    weights: arguments.Location | None = None,
+    weights: arguments.Weights = None,
     *,
     out: arguments.Location,
     data: arguments.Location,

@@ -16,6 +16,7 @@ from .export import export, refit
 from .gate import gate, record_error
 from .half import half
 from .look import doctor, inspect, list_
+from .optimize import optimize
 from .package import package
 from .predict import predict
 from .profile import profile
@@ -37,19 +38,38 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, Callable[..., object]] = {
-    "export": export, "quantize": quantize, "half": half, "predict": predict, "eval": evaluate, "gate": gate,
-    "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor, "profile": profile,
-    "roofline": roofline, "report": report, "serve": serve, "package": package,
+    "optimize": optimize, "export": export, "quantize": quantize, "half": half, "predict": predict, "eval": evaluate,
+    "gate": gate, "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor,
+    "profile": profile, "roofline": roofline, "report": report, "serve": serve, "package": package,
 }  # fmt: skip
+# One a command, at the end of its --help.
+EXAMPLES = {
+    "optimize": "optimize --weights my.pth --data val/ --max-drop 0.5 --out build/best",
+    "export": "export --weights my.pth --format openvino --out build/fp32",
+    "quantize": "quantize --weights my.pth --calibration train/ --target native --out build/plan.json",
+    "half": "half --weights my.pth --data train/ --out build/half.json",
+    "predict": "predict build/best cat.jpg",
+    "eval": "eval build/best --data val/ --out build/best-val",
+    "gate": "gate --baseline build/fp32 --candidate build/best --data val/ --max-drop 0.5",
+    "bench": "bench build/fp32 build/best --batch 1,8",
+    "inspect": "inspect build/best",
+    "refit": "refit build/engine --weights newer.pth --out build/engine-2",
+    "list": "list",
+    "doctor": "doctor",
+    "profile": "profile build/best --batch 1",
+    "roofline": "roofline --variant tiny --precision bf16",
+    "report": "report results.jsonl --out report.html",
+}
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, epilog=f"Example: convnext-deploy {EXAMPLES[name]}")(command)
 
 # What people call these commands elsewhere.
 SYNONYMS = {
     "classify": "predict", "infer": "predict", "inference": "predict", "run": "predict", "evaluate": "eval",
     "test": "eval", "validate": "eval", "val": "eval", "accuracy": "eval",
     "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
-    "convert": "export", "compile": "export", "build": "export", "optimize": "quantize", "optimise": "quantize",
+    "convert": "export", "compile": "export", "build": "export",
+    "optimise": "optimize", "tune": "optimize", "search": "optimize", "auto": "optimize",
     "int8": "quantize", "ptq": "quantize", "calibrate": "quantize", "fp16": "half", "bf16": "half",
     "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench",
     "server": "serve", "deploy": "serve", "triton": "package", "kserve": "package", "docker": "package",
@@ -80,7 +100,13 @@ def _hinted(message: str, arguments: list[str]) -> str:
     if "unexpected extra argument" not in message:
         return message
     words = [word for word in arguments[1:] if word in re.split(r"[ ()]+", message)]
-    option = {"export": "--weights", "quantize": "--weights", "half": "--weights", "eval": "--data"}.get(arguments[0])
+    option = {
+        "export": "--weights",
+        "optimize": "--weights",
+        "quantize": "--weights",
+        "half": "--weights",
+        "eval": "--data",
+    }.get(arguments[0])
     return f"{message}; did you mean {option} {words[0]}?" if option and words else message
 
 
@@ -123,6 +149,12 @@ def run(arguments: list[str]) -> int:
     return code
 
 
+def _hint_in(line: str) -> str | None:
+    """What to do, where an error's line says it behind what was wrong."""
+    _, found, hint = line.rpartition("; ")
+    return hint if found else None
+
+
 def _failed(message: str, code: int, arguments: list[str]) -> int:
     line = " ".join(message.split()).encode(errors="backslashreplace").decode()  # a name that is not UTF-8
     print(f"error: {line}", file=sys.stderr)
@@ -131,5 +163,7 @@ def _failed(message: str, code: int, arguments: list[str]) -> int:
     if "--json" in arguments:
         import msgspec
 
-        print(msgspec.json.encode({"error": line, "exit_code": code}).decode())
+        document = {"error": line, "exit_code": code}
+        hint = _hint_in(line)
+        print(msgspec.json.encode(document | ({"hint": hint} if hint else {})).decode())
     return code

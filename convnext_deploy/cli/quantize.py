@@ -7,15 +7,10 @@ import typer
 
 from .hints import export_command
 from .options import (
-    AnnotationsOption,
-    ClassOrderOption,
     Debug,
     ExifOrientation,
     Json,
-    LabelsOption,
     Quiet,
-    Threads,
-    class_order_of,
     given,
     head_activation_of,
     image_size_of,
@@ -25,7 +20,7 @@ from .options import (
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
-    from ..records.plan import Plan, SearchResult, WeightBits
+    from ..records.plan import Plan, WeightBits
 
 
 def quantize(
@@ -57,27 +52,13 @@ def quantize(
     weight_bits: Annotated[
         str, typer.Option(help="7, 8 or auto. 7: exact and fast on x86 without VNNI; auto: what this machine wants.")
     ] = "auto",
-    data: Annotated[str | None, typer.Option(help="Labelled images to search on, as for eval.")] = None,
-    labels: LabelsOption = None,
-    annotations: AnnotationsOption = None,
-    class_order: ClassOrderOption = "torchvision",
-    max_drop: Annotated[
-        float | None, typer.Option(help="Search: tolerated drop of top-1, in percentage points.")
-    ] = None,
-    alpha: Annotated[float, typer.Option(help="Search: chance of passing a drop at the limit.")] = 0.05,
-    batch: Annotated[int, typer.Option(min=1, help="Search: the batch whose latency counts.")] = 1,
-    target_gpu: Annotated[
-        str | None, typer.Option(help="Search with TensorRT-RTX: GPUs to build for, as export's --target.")
-    ] = None,
-    threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a plan that exists.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Choose what runs in 8 bits, from real images; with --max-drop: the fastest plan that keeps the accuracy."""
+    """Write the plan that export --plan builds 8-bit artifacts from. `optimize` does the whole way at once."""
     from ..records.base import InputKind, PlanType, Precision, Task
-    from ..records.manifest import TensorRtSpec
     from ..records.plan import RangeMethod
 
     terminal = Terminal(json, quiet)
@@ -96,20 +77,15 @@ def quantize(
             interpolation=interpolation,
             exif_orientation=exif_orientation or None,
         ),
-        "tensorrt": None,
         "weight_bits": BITS[one_of("--weight-bits", weight_bits, Literal["auto", "7", "8"])],
     }
-    if target_gpu is not None:
-        from ..runtimes.tensorrt import choose
-
-        wanted["tensorrt"] = TensorRtSpec(targets=choose.targets_of(target_gpu))
     from .. import formats
 
     formats.eight_bits_of(target)  # before the checkpoint's libraries are imported, so that a typo costs nothing
     from .. import api
 
     with progress_bar(terminal, "preparing") as bar:
-        plan, found = api.quantize(
+        plan = api.quantize(
             weights,
             out=out,
             calibration=calibration,
@@ -121,14 +97,6 @@ def quantize(
             weights_key=weights_key,
             config=config,
             rounding=rounding,
-            data=data,
-            labels=labels,
-            annotations=annotations,
-            class_order=class_order_of(class_order),
-            max_drop=max_drop,
-            alpha=alpha,
-            batch=batch,
-            threads=threads,
             force=force,
             say=terminal.say,
             progress=lambda phase: lambda done, total: bar(done, total, phase) if bar else None,
@@ -142,16 +110,15 @@ def quantize(
         "head_activation": head_activation,
         "weights_key": weights_key, "config": config,
         "mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation,
-        "batch": f"1:{batch}:{max(batch, 32)}" if found else None, "target": target_gpu,
     }  # fmt: skip
     hint = export_command(out, plan.target, repeated, *turned, *kernels)
-    terminal.result({"path": str(out), "plan": plan, "search": found, "build": hint}, words(out, plan, found, hint))
+    terminal.result({"path": str(out), "plan": plan, "build": hint}, words(out, plan, hint))
 
 
 BITS: dict[str, "WeightBits | None"] = {"auto": None, "7": 7, "8": 8}
 
 
-def words(out: Path, plan: "Plan", found: "SearchResult | None", hint: str) -> str:
+def words(out: Path, plan: "Plan", hint: str) -> str:
     """What was chosen, on what grounds, and what to type next."""
     types = [operation.type for operation in plan.operations.values()]
     counted = ", ".join(f"{types.count(name)} {name}" for name in dict.fromkeys(types))
@@ -165,17 +132,5 @@ def words(out: Path, plan: "Plan", found: "SearchResult | None", hint: str) -> s
             f"correction {correction.name} {verb}: distance {correction.kl_without:.3g} without, "
             f"{correction.kl_with:.3g} with, on {correction.images} held-out images"
         )
-    if found is not None:
-        for candidate in found.candidates:
-            if candidate.rejected is not None:
-                lines.append(f"{candidate.name}: rejected, {candidate.rejected}")
-                continue
-            time = "not timed" if candidate.latency is None else f"{candidate.latency.median_ms:.2f} ms"
-            top1 = (
-                "" if candidate.top1 is None else f", top-1 {candidate.top1:.2%}, agreement {candidate.agreement:.2%}"
-            )
-            final = "" if candidate.final is None else f", final images: {candidate.final}"
-            lines.append(f"{candidate.name}: {len(candidate.operations)} in 8 bits, {time}{top1}{final}")
-        lines.append(f"chosen: {found.chosen}, {found.why} (accuracy of the {found.accuracy_of})")
     lines.append(f"build it with: {hint}")
     return "\n".join(lines)

@@ -57,8 +57,12 @@ class Terminal:
             table.add_column(column, no_wrap=whole and not number, overflow="fold" if whole else "ellipsis")
         for row in rows:
             table.add_row(*map(Text, row))  # a str would be read as markup, and "[openvino]" as a style
-        # In a file or a pipe nothing is cut off: rich would take such a reader to have 80 columns.
-        Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+        Console(width=console_width()).print(table)
+
+
+def console_width() -> int | None:
+    """In a file or a pipe nothing is cut off: rich would take such a reader to have 80 columns."""
+    return None if sys.stdout.isatty() else WIDE
 
 
 @contextmanager

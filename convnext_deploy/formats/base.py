@@ -56,3 +56,4 @@ class Format:
     eight_bits: EightBits | None = None  # how it computes what a plan quantizes; None: it takes no such plan
     bf16_features: frozenset[str] = frozenset()  # CPU features, any of which makes its bf16 faster than its fp32
     benched: frozenset[Device] = frozenset()  # where `bench` takes it without being told to
+    optimized: frozenset[Device] = frozenset()  # where `optimize` tries it without being told to

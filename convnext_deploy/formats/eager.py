@@ -144,6 +144,7 @@ FORMAT = Format(
     runs_code=False,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
+    optimized=frozenset({"cuda"}),
     typed_graph=True,
     own_network=True,
     kernels=True,

@@ -151,6 +151,7 @@ FORMAT = Format(
     runs_code=False,
     precisions=frozenset({"fp32", "bf16"}),
     devices=frozenset({"cpu"}),
+    optimized=frozenset({"cpu"}),
     typed_graph=True,
     build=build,
     load=load,

@@ -82,6 +82,7 @@ FORMAT = Format(
     runs_code=True,
     precisions=frozenset({"fp32", "tf32", "fp16", "bf16"}),
     devices=frozenset({"cuda"}),
+    optimized=frozenset({"cuda"}),
     typed_graph=True,
     build=build,
     load=load,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import arguments
 from ..records.base import Problem, Task
 from ..records.manifest import HeadActivation
+from . import given
 
 if TYPE_CHECKING:  # it needs torch, and refusing an argument does not
     from .checkpoint import Loaded
@@ -34,7 +35,7 @@ class Source:
     @classmethod
     def of(
         cls,
-        weights: arguments.Location | None,
+        weights: arguments.Weights | None,
         *,
         variant: str | None = None,
         task: Task = "classify",
@@ -59,7 +60,7 @@ class Source:
             head_activation=head_activation, problem=problem, patch_tokens=patch_tokens,
         )  # fmt: skip
         return cls(
-            weights=arguments.maybe(arguments.weights, "weights", weights),
+            weights=arguments.maybe(given.weights, "weights", weights),
             variant=variant,
             task=task,
             image_size=arguments.maybe(arguments.image_size, "image_size", image_size),

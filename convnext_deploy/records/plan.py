@@ -1,4 +1,4 @@
-"""Quantization: the plan, its calibration report, the search for it, and half precision's report."""
+"""Quantization: the plan, its calibration report, and half precision's report."""
 
 from collections.abc import Collection
 from typing import Annotated, Literal
@@ -7,7 +7,6 @@ import msgspec
 
 from .base import (
     SCHEMA,
-    Decision,
     Fraction,
     HandWritten,
     InputKind,
@@ -18,7 +17,6 @@ from .base import (
     SchemaVersion,
     Sha256,
 )
-from .timing import Timing
 
 # Calibration
 Scheme = Literal["u8_asymmetric", "s8_symmetric", "fp8_e4m3"]
@@ -125,42 +123,6 @@ class Plan(HandWritten, frozen=True, kw_only=True):
     def eight_bits(self) -> PlanType | None:
         """What its products are in; None where it quantizes nothing."""
         return eight_bits(self.types)
-
-
-class PlanCandidate(Record, frozen=True, kw_only=True):
-    """One artifact that a search measured. A float one has no operations in 8 bits."""
-
-    name: str
-    operations: tuple[str, ...]  # in 8 bits
-    predicted: float  # distance from the float outputs: the sum of its operations' sensitivities
-    agreement: Fraction | None  # with the fp32 baseline, on the selection images
-    top1: Fraction | None  # on the selection images
-    latency: Timing | None  # None where the runtime cannot run here
-    bytes: int  # 0 where it was rejected
-    selection: Decision | None  # the gate on the selection images; None where it was rejected
-    final: Decision | None  # and on the final ones; None: not tried
-    final_drop: tuple[float, float, float] | None  # top-1 drop there and its one-sided bounds, fractions
-    rejected: str | None = None  # why it could not be built, or does not compute its plan
-
-
-class SearchResult(Record, frozen=True, kw_only=True):
-    """`<plan>.search.json`: what a search under an accuracy budget measured, and what it chose."""
-
-    schema_version: SchemaVersion = SCHEMA
-    target: Target
-    max_drop: float  # percentage points
-    alpha: float
-    batch: Positive
-    images: dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)]]  # calibration, selection, final: disjoint
-    sensitivities: dict[str, float]  # operation to mean distance when it alone is quantized
-    gains_ms: dict[str, float]  # group of operations to what its 8 bits save of a batch's latency
-    corrections: tuple[CorrectionRecord, ...]
-    candidates: tuple[PlanCandidate, ...]
-    accuracy_of: Literal["runtime", "simulation"]
-    chosen: str | None
-    why: str
-    machine: dict[str, str | int]
-    versions: dict[str, str]
 
 
 class QuantizationRecord(Record, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ Whatever comes from a file is escaped; the page's own policy allows one script, 
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from html import escape
 
 from . import plots, tables
@@ -68,25 +69,35 @@ def page(results: Results, title: str) -> str:
     parts = [_conditions(results)]
     timed: list[tables.Timed] = [*shown, *results.profiles, *results.rooflines]
     if timed:
-        parts.append(_table(tables.conditions(timed)))
+        parts.append(table(tables.conditions(timed)))
     if results.evaluations:
-        parts.append(_table(tables.evaluated(results.evaluations)))
-    parts += [_table(tables.judged(verdict)) for verdict in results.verdicts]
-    parts += [_table(tables.searched(result)) for result in results.searches]
+        parts.append(table(tables.evaluated(results.evaluations)))
+    parts += [table(tables.judged(verdict)) for verdict in results.verdicts]
+    parts += [table(tables.optimized(result)) for result in results.optimizations]
     if shown:
-        parts.append(_table(tables.measured(shown, results.evaluations)))
-    parts += [_figure(*plot) for plot in plots.all_of(results, shown)]
+        parts.append(table(tables.measured(shown, results.evaluations)))
+    parts += [figure(*plot) for plot in plots.all_of(results, shown)]
     if results.profiles:
-        parts += [_table(tables.kinds(results.profiles)), _table(tables.gaps(results.profiles))]
-        parts += [_table(tables.slowest(profile)) for profile in results.profiles]
-    parts += [_table(tables.roofline(result)) for result in results.rooflines]
+        parts += [table(tables.kinds(results.profiles)), table(tables.gaps(results.profiles))]
+        parts += [table(tables.slowest(profile)) for profile in results.profiles]
+    parts += [table(tables.roofline(result)) for result in results.rooflines]
+    return document(title, parts)
+
+
+def document(title: str, parts: Sequence[str], style: str = "", *, images: bool = False) -> str:
+    """Everything around a page's parts, which are HTML.
+
+    Args:
+        images: it shows some, which come with it.
+    """
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    shown = "img-src data:; " if images else ""
+    policy = f"default-src 'none'; {shown}style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         + "\n".join(parts)
         + f"\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -96,7 +107,7 @@ def _conditions(results: Results) -> str:
     counts = (
         (len(results.measurements), "measurements"), (len(results.profiles), "profiles"),
         (len(results.rooflines), "rooflines"), (len(results.evaluations), "evaluations"),
-        (len(results.verdicts), "verdicts"), (len(results.searches), "searches"),
+        (len(results.verdicts), "verdicts"), (len(results.optimizations), "runs of optimize"),
     )  # fmt: skip
     shown = ", ".join(f"{count} {name}" for count, name in counts if count)
     text = f"From {', '.join(results.files)}: {shown}."
@@ -108,14 +119,14 @@ def _conditions(results: Results) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in table.columns)
-    body = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
-    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+def table(shown: Table) -> str:
+    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in shown.columns)
+    body = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in shown.rows)
+    note = f'<p class="note">{escape(shown.note)}</p>' if shown.note else ""
     return (
-        f"<h2>{escape(table.title)}</h2>\n{note}"
+        f"<h2>{escape(shown.title)}</h2>\n{note}"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-        + _footnotes(table)
+        + _footnotes(shown)
     )
 
 
@@ -137,5 +148,5 @@ def _cell(cell: Cell) -> str:
     return f"<td{given}>{escape(cell.text)}</td>"
 
 
-def _figure(title: str, caption: str, svg: str) -> str:
+def figure(title: str, caption: str, svg: str) -> str:
     return f'<h2>{escape(title)}</h2>\n<figure>{svg}<figcaption class="note">{escape(caption)}</figcaption></figure>'

@@ -35,7 +35,7 @@ def page(results: Results, title: str) -> str:
     if results.evaluations:
         wanted.append(tables.evaluated(results.evaluations))
     wanted += [tables.judged(verdict) for verdict in results.verdicts]
-    wanted += [tables.searched(result) for result in results.searches]
+    wanted += [tables.optimized(result) for result in results.optimizations]
     if shown:
         wanted.append(tables.measured(shown, results.evaluations))
     if results.profiles:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..env import needs
 from ..records.accuracy import EvalResult
-from ..records.plan import SearchResult
+from ..records.optimize import OptimizeResult
 from ..records.timing import ProfileResult, RooflineResult
 from .published import PAIRS, accuracies
 from .results import KINDS, Measurement, Results, accuracy_of, by_kind, machine_words, share_interval, type_of
@@ -244,35 +244,41 @@ def _shortened(data: str) -> str:
     return data if len(data) <= 40 else "…" + data[-39:]
 
 
-def search(result: SearchResult, name: str = "search") -> str | None:
-    """Top-1 against latency of every artifact that a search timed, and the front of those that none beats in both."""
-    timed = [(c, c.latency.median_ms, 100 * c.top1) for c in result.candidates if c.latency and c.top1 is not None]
+FRONT = (
+    "Circles fp32, triangles half precision, squares 8 bits; the diamond was chosen. The dotted line joins what no "
+    "other candidate beats in both."
+)
+
+
+def front(result: OptimizeResult, name: str = "front") -> str | None:
+    """Agreement with fp32 against the time of a batch, of every candidate that was timed; fp32 is at the top."""
+    timed = [
+        (c, c.ms, 100 * (c.agreement or 0.0) if not c.exact else 100.0)
+        for c in result.candidates
+        if c.ms is not None and (c.exact or c.agreement is not None)
+    ]
     if not timed:
         return None
-    images = result.images.get("selection", 0)
-    before = next((100 * c.top1 for c in result.candidates if c.name == "fp32" and c.top1 is not None), None)
+    styles = _styles(c.runtime for c, _, _ in timed)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
         (panel,) = axes
-        for index, (candidate, ms, top1) in enumerate(timed):
-            chosen, colour = candidate.name == result.chosen, COLOURS[index % len(COLOURS)]
-            if images:
-                low, high = share_interval(top1 / 100, images)
-                panel.vlines(ms, 100 * low, 100 * high, color=colour, linewidth=1)
-            panel.plot(
-                ms, top1, marker="D" if chosen else "o", color=colour, linestyle="none",
-                label=f"{candidate.name}: {len(candidate.operations)} in 8 bits" + (", chosen" if chosen else ""),
-            )  # fmt: skip
-        front = [(-speed, top1) for speed, top1 in pareto_front([(-ms, top1) for _, ms, top1 in timed])]
-        panel.plot(*zip(*front, strict=True), color=INK, alpha=0.5, linewidth=1, linestyle=":", label="front")
-        if before is not None:
-            panel.axhline(before - result.max_drop, color=INK, linewidth=1, linestyle="--",
-                          label=f"fp32 less {result.max_drop:g} points, the budget")  # fmt: skip
-        panel.set(
-            title=f"{result.target}, batch {result.batch}, {images} selection images",
-            xlabel="ms a batch, median", ylabel="top-1, %, with its 95 % interval",
-        )  # fmt: skip
-        panel.margins(0.15)
+        for c, ms, agrees in timed:
+            colour, chosen = styles[c.runtime]["color"], c.name == result.chosen
+            marker = "D" if chosen else "o" if c.exact else "s" if c.eight_bits else "^"
+            panel.plot(ms, agrees, marker=marker, markersize=10 if chosen else 6, color=colour, linestyle="none",
+                       label=c.runtime)  # fmt: skip
+        line = [(-speed, agrees) for speed, agrees in pareto_front([(-ms, agrees) for _, ms, agrees in timed])]
+        panel.plot(*zip(*line, strict=True), color=INK, alpha=0.5, linewidth=1, linestyle=":", label="front")
+        for c, ms, agrees in timed:  # names of all would lie on one another; the table has them
+            if c.name in (result.chosen, result.baseline) or (ms, agrees) in line:
+                panel.annotate(c.name + (", chosen" if c.name == result.chosen else ""), (ms, agrees), (6, -10),
+                               fontsize=7, textcoords="offset points")  # fmt: skip
+        panel.set_xscale("log")
+        _plain_numbers(panel, "x")
+        panel.xaxis.set_minor_formatter("")
+        panel.margins(x=0.2, y=0.3)
+        panel.set(xlabel=f"ms a batch of {result.batch}", ylabel="first class as fp32, %")
         _legend(figure, axes)
 
     return _drawn(name, 1, draw)
@@ -366,8 +372,8 @@ def all_of(results: Results, measurements: Sequence[Measurement]) -> list[tuple[
              "artifacts have their own evaluations or none.", pareto(found, results.evaluations, f"pareto{index}")),
         ]  # fmt: skip
     plots.append(("Where the time goes", "Layers by kind, from each runtime's own profiler.", kinds(results.profiles)))
-    for index, search_ in enumerate(results.searches):
-        plots.append(("Search", "What a search under an accuracy budget timed.", search(search_, f"search{index}")))
+    for index, run in enumerate(results.optimizations):
+        plots.append((f"Front: {run.model}", FRONT, front(run, f"front{index}")))
     for index, result in enumerate(results.rooflines):
         caption = f"Ceilings: {result.ceilings.name}, {result.ceilings.source}."
         plots.append(("Roofline", caption, roofline(result, measurements, f"roofline{index}")))

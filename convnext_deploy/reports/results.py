@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..models import registry
 from ..records.accuracy import EvalResult, Verdict
 from ..records.base import Above0, PlanType, Positive, Task
-from ..records.plan import SearchResult
+from ..records.optimize import OptimizeResult
 from ..records.timing import Ceilings, LayerKind, ProfileResult, RooflineResult
 from ..timing import roofline
 from ..timing.measure import quantile
@@ -84,7 +84,7 @@ class Results:
     rooflines: tuple[RooflineResult, ...] = ()
     evaluations: tuple[EvalResult, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
-    searches: tuple[SearchResult, ...] = ()
+    optimizations: tuple[OptimizeResult, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)  # records of a kind that no page shows
 
 
@@ -107,7 +107,7 @@ def read(paths: Sequence[Path]) -> Results:
         listed = ", ".join(f"{count} {name}" for name, count in left_out.items()) or "nothing"
         raise DataError(
             f"{', '.join(map(str, paths))}: no result that a report shows (found: {listed}); expected what `bench`, "
-            "`profile`, `roofline`, `eval`, `gate --json` or a search wrote"
+            "`profile`, `roofline`, `eval`, `gate --json` or `optimize` wrote"
         )
     return Results(
         files=tuple(path.name for path in paths),
@@ -148,13 +148,14 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-SHOWN = ("measurements", "profiles", "rooflines", "evaluations", "verdicts", "searches")
+SHOWN = ("measurements", "profiles", "rooflines", "evaluations", "verdicts", "optimizations")
 
 
 def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
     """Which kind of record a document is, and the record; other kinds are given by name only."""
     types: dict[str, tuple[str, Any]] = {
         "profile": ("profiles", ProfileResult), "roofline": ("rooflines", RooflineResult),
+        "optimize": ("optimizations", OptimizeResult),
     }  # fmt: skip
     kind = document.get("record")
     if isinstance(kind, str) and kind in types:
@@ -165,8 +166,6 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
         name, type_ = "verdicts", Verdict
     elif {"per_class", "data_sha256"} <= document.keys():
         name, type_ = "evaluations", EvalResult
-    elif {"candidates", "sensitivities"} <= document.keys():
-        name, type_ = "searches", SearchResult
     else:
         named = str(kind or document.get("benchmark") or document.get("what") or "unknown")
         return " ".join(named.split())[:40], None

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..records.accuracy import EvalResult, Verdict
-from ..records.plan import SearchResult
+from ..records.optimize import OptimizeResult
 from ..records.timing import ProfileResult, RooflineResult
 from .results import Measurement, accuracy_of, by_kind, machine_words, share_interval, type_of
 
@@ -111,17 +111,31 @@ def judged(verdict: Verdict) -> Table:
     return Table(title, ("check", "decision", "measured", "lower", "upper", "limit"), tuple(rows), note)
 
 
-def searched(result: SearchResult) -> Table:
-    """Every artifact that a search under an accuracy budget measured."""
-    rows = tuple(
-        (Cell(c.name + (", chosen" if c.name == result.chosen else "")), number(len(c.operations), "d"),
-         number(c.latency.median_ms if c.latency else None), number(None if c.top1 is None else 100 * c.top1, ".2f"),
-         number(c.bytes / 1e6), Cell(c.selection or ""), Cell(c.final or ""))
-        for c in result.candidates
-    )  # fmt: skip
-    columns = ("artifact", "in 8 bits", "median ms", "top-1 %", "MB", "gate, selection", "gate, final")
-    note = f"At most {result.max_drop:g} points of top-1 may be lost, batch {result.batch}: {result.why}."
-    return Table(f"Search: {result.target}", columns, rows, note)
+def optimized(result: OptimizeResult) -> Table:
+    """Every candidate of a run of `optimize`, the fastest first, and why it was not chosen."""
+    rows = []
+    for c in sorted(result.candidates, key=lambda c: (c.ms is None, c.ms or 0.0)):
+        check = None if c.verdict is None else c.verdict.checks[0]
+        bounds = None if check is None or check.upper is None else check.upper
+        spread = (
+            "" if c.interval_ms is None else f"{three_digits(c.interval_ms[0])} to {three_digits(c.interval_ms[1])}"
+        )
+        agrees = None if c.agreement is None else 100 * c.agreement
+        rows.append(
+            (Cell(c.name), Cell(c.state), number(c.ms), Cell(spread), number(agrees, ".1f"),
+             number(None if check is None else 100 * check.value, ".2f"),
+             number(None if bounds is None else 100 * bounds, ".2f"),
+             number(None if c.bytes is None else c.bytes / 1e6), number(len(c.operations) or None, "d"),
+             number(c.parity, ".1e"), Cell(c.reason or (c.timing or "").replace("valid", "")))
+        )  # fmt: skip
+    columns = ("candidate", "state", "ms a batch", "95 % of the median", "agrees %", "drop, points", "at most",
+               "MB", "in 8 bits", "relative error", "why")  # fmt: skip
+    note = (
+        f"Batch {result.batch} on {result.device}. Agreement with {result.baseline} on {result.images['selection']:,} "
+        f"images, drop of top-1 with its upper bound on {result.images['final']:,} others; limit {result.max_drop:g} "
+        "points. Relative error against the fp32 source on the bundled images."
+    )
+    return Table(f"Candidates: {result.model}", columns, tuple(rows), note)
 
 
 def _p95(samples: Sequence[float]) -> float | None:

@@ -25,6 +25,14 @@ class Images:
     class_order: sources.ClassOrder = "torchvision"
     problem: Problem | None = None
 
+    def words(self) -> tuple[str, ...]:
+        """The options of the command line that name the same images."""
+        given = {
+            "--data": self.data, "--split": self.split, "--labels": self.labels, "--annotations": self.annotations,
+            "--class-order": None if self.class_order == "torchvision" else self.class_order, "--problem": self.problem,
+        }  # fmt: skip
+        return tuple(word for option, value in given.items() if value is not None for word in (option, str(value)))
+
     def opened(self) -> tuple[sources.ImageSource, dict[str, int] | None]:
         """The source, and the number of each class by its name."""
         classes = numbering.class_map(self.labels) if self.labels is not None else None

@@ -188,8 +188,8 @@ def test_one_number_in_a_plan_is_a_plan_of_it() -> None:
         ({"kernels": "measure"}, "kernels measure; expected one of none, measured, all; did you mean measured?"),
         ({"format": "onxx"}, "unknown format 'onxx'; did you mean onnx?"),
         ({"preprocessing": {"means": 1}}, "preprocessing has 'means'; expected any of mean, std, interpolation"),
-        ({"weights": nn.Linear(1, 1)}, "weights of type torch.nn.modules.linear.Linear; expected a file, a folder"),
-        ({"weights": {"a": torch.zeros(1)}}, "weights {'a': tensor([0.])}; expected a file"),
+        ({"weights": nn.Linear}, "weights of type builtins.type; expected a file, a folder"),
+        ({"weights": {"a": 1}}, "weights {'a': 1}; expected a file"),
     ],
 )  # fmt: skip
 def test_a_word_outside_its_set_is_refused_with_the_set_and_the_nearest(options: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import convnext_deploy
 from convnext_deploy import api
@@ -57,3 +58,37 @@ def test_what_an_artifact_is_is_recorded_whole_and_in_one_place(record: str, pla
         if f"{record}(" in line and not line.startswith("class ")
     ]
     assert len(made) == places, made
+
+
+@pytest.mark.parametrize("form", ["timm", "transformers", "torchvision", "state dict"])
+def test_a_model_in_memory_is_read_as_its_own_file_would_be(form: str) -> None:
+    """Outputs as those of the library's own module, and the facts that the library states."""
+    import timm
+    import torchvision
+    import transformers
+
+    torch.manual_seed(0)
+    if form == "transformers":
+        config = transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_labels=5)
+        given: Any = transformers.ConvNextForImageClassification(config).eval()
+    elif form == "torchvision":
+        setting = torchvision.models.convnext.CNBlockConfig
+        stages = [setting(8, 16, 1), setting(16, 24, 1), setting(24, 32, 1), setting(32, None, 1)]
+        given = torchvision.models.ConvNeXt(stages, num_classes=5).eval()
+    else:
+        given = timm.create_model("test_convnext", num_classes=5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = given(images)
+        loaded = Source.of(given.state_dict() if form == "state dict" else given, image_size=64).load()
+        found = loaded.model.eval()(images)
+    torch.testing.assert_close(found, getattr(expected, "logits", expected), rtol=1e-4, atol=1e-4)
+    if form == "timm":
+        assert loaded.preprocessing.mean == tuple(given.pretrained_cfg["mean"])
+        assert "mean" not in loaded.preprocessing.assumed
+
+
+def test_what_is_no_model_is_refused_with_what_is_taken() -> None:
+    for wrong in ({"a": 1}, {}, 3, object()):
+        with pytest.raises(UsageError, match="or in Python a module or a state dict"):
+            Source.of(wrong)

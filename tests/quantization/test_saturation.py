@@ -124,21 +124,6 @@ def test_openvino_refuses_a_plan_that_would_saturate_here_before_any_work(withou
         openvino.refuse(REQUEST, harmless)
 
 
-def test_a_search_with_weights_that_saturate_here_is_refused_before_any_work(
-    without_vnni: None, tmp_path: Path, need_format: Any
-) -> None:
-    need_format("openvino")
-    with pytest.raises(UsageError, match="--weight-bits 8 saturates with openvino"):
-        quantized(Path("absent"), "openvino", tmp_path, weight_bits=8, data="x", max_drop=1.0)
-
-
-def test_a_search_with_weights_of_8_bits_goes_on_where_the_runtime_is_exact(without_vnni: None) -> None:
-    for target in ("native", "onnx"):
-        how = formats.eight_bits_of(target)
-        assert quantize._weight_bits(8, target, how, "u8s8", searching=True) == 8
-        assert quantize._weight_bits(None, target, how, "u8s8", searching=True) == 7
-
-
 def test_openvino_does_not_load_what_was_built_where_nothing_saturates(without_vnni: None) -> None:
     manifest: Any = SimpleNamespace(export=spec_of("openvino", record()))
     with pytest.raises(ArtifactError, match=r"model\.xml: OpenVINO multiplies 8 bits with 16-bit saturation"):
@@ -241,7 +226,7 @@ def quantized(checkpoint: Path, target: Any, folder: Path, **options: Any) -> Pl
     return api.quantize(
         str(checkpoint), out=folder / f"{target}.json", calibration="random", target=target, images=8,
         image_size=(32, 32), **options,
-    )[0]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_onnxruntime_is_told_to_multiply_exactly_and_the_manifest_says_so(

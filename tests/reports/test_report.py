@@ -23,12 +23,16 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_records import MACHINE, bench_row, evaluation, profile, search_result, verdict
+from PIL import Image
+from sample_records import MACHINE, bench_row, evaluation, profile, verdict
 
 from convnext_deploy import api, cli
 from convnext_deploy.errors import DataError
 from convnext_deploy.models import registry
-from convnext_deploy.reports import html, markdown, plots, published, results, tables
+from convnext_deploy.records.accuracy import Flip
+from convnext_deploy.records.manifest import Preprocessing
+from convnext_deploy.records.optimize import Candidate, OptimizeResult
+from convnext_deploy.reports import html, markdown, optimized, plots, published, results, tables
 from convnext_deploy.reports.results import Measurement
 from convnext_deploy.timing import roofline
 
@@ -420,8 +424,6 @@ def test_no_row_is_taller_than_three_lines_and_every_reason_is_in_sight(
 def test_a_screenshot_has_ink_on_the_schemes_paper(browser: Any, page: str, scheme: str, tmp_path: Path) -> None:
     from io import BytesIO
 
-    from PIL import Image
-
     path = tmp_path / "report.html"
     path.write_text(page)
     feature = {"name": "prefers-color-scheme", "value": scheme}
@@ -543,13 +545,34 @@ def test_what_was_disturbed_is_marked_beside_the_papers() -> None:
 # The commands --------------------------------------------------------------------------------------------------------
 
 
+def optimize_result(**fields: Any) -> OptimizeResult:
+    flips = (Flip(name="a/1.png", label=1, baseline=1, candidate=2, baseline_margin=1.5, candidate_margin=0.1),)
+    rows = (
+        Candidate(name="native-fp32", runtime="native", precision="fp32", state="slower", reason="slower", ms=2.0),
+        Candidate(name="native-int8", runtime="native", precision="fp32", eight_bits="int8", operations=("stem",),
+                  state="chosen", ms=1.0, interval_ms=(0.9, 1.1), agreement=0.9, bytes=10**6,
+                  verdict=verdict(flips=flips)),
+        Candidate(name="onnx-fp16", runtime="onnx", precision="fp16", state="left out", reason="no <b>fp16</b>"),
+    )  # fmt: skip
+    given: dict[str, Any] = {
+        "created": "2026-11-27", "model": "convnext_tiny", "weights": "my.pth", "weights_sha256": "0" * 64,
+        "image_size": (64, 64), "input": "uint8", "device": "cpu", "threads": None, "objective": "latency",
+        "preprocessing": Preprocessing(mean=(0.5,), std=(0.5,), assumed=("crop_pct",)), "batch": 1, "max_drop": 0.5,
+        "alpha": 0.05, "max_latency_ms": None, "data": "val", "images": {"calibration": 8, "selection": 8, "final": 9},
+        "candidates": rows, "baseline": "native-fp32", "baseline_top1": 0.9, "order": ("native-int8",),
+        "chosen": "native-int8", "why": "the fastest", "timings": (), "seconds": {"build": 2.0}, "machine": MACHINE,
+        "versions": {"torch": "2"}, "command": ("convnext-deploy", "optimize"),
+    }  # fmt: skip
+    return OptimizeResult(**(given | fields))
+
+
 @pytest.mark.parametrize("suffix", [".html", ".md"])
-def test_evaluations_verdicts_and_searches_alone_make_a_page(suffix: str, tmp_path: Path) -> None:
+def test_evaluations_verdicts_and_runs_of_optimize_alone_make_a_page(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     for record, words in (
         (evaluation(), ["Accuracy", "val.parquet", "200", "90.00", "84.98 to 93.78", "99.00"]),
         (verdict(), ["Gate: FAIL, int8 against fp32", "1.000", "0.300"]),
-        (search_result(), ["Search: native", "plan1, chosen", "89.80", "At most 0.5 points"]),
+        (optimize_result(), ["Candidates: convnext_tiny", "native-int8", "chosen", "90.0", "limit 0.5"]),
     ):
         path.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
         text = api.report([path], out=tmp_path / f"r{suffix}").read_text()
@@ -558,11 +581,50 @@ def test_evaluations_verdicts_and_searches_alone_make_a_page(suffix: str, tmp_pa
         assert "Machines and versions" not in text  # nothing says them
 
 
-def test_a_searchs_plot_has_intervals_and_the_budget() -> None:
-    svg = plots.search(search_result()) or ""
+def test_the_front_names_what_was_timed_and_marks_what_was_chosen() -> None:
+    svg = plots.front(optimize_result()) or ""
     words = ["".join(e.itertext()) for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
-    assert "fp32 less 0.5 points, the budget" in words
-    assert svg.count("LineCollection") == 2
+    assert "native-int8, chosen" in words
+    assert "native-fp32" in words
+    assert not any("fp16" in word for word in words)
+    assert plots.front(optimize_result(candidates=())) is None
+
+
+def test_the_page_of_optimize_escapes_what_comes_from_files_and_allows_no_connection() -> None:
+    page = optimized.page(optimize_result(why="a <script>"), lambda name: Image.new("L", (28, 28)), ("next one",))
+    assert "a &lt;script&gt;" in page
+    assert "no &lt;b&gt;fp16" in page
+    assert "default-src 'none'; img-src data:" in page
+    assert "assumed: nothing says it" in page
+    assert page.count("<img") == 1
+    assert "before: <b class=" in page
+    assert page.index("a &lt;script&gt;") < page.index("<table")  # the verdict comes first
+    none = optimized.page(optimize_result(chosen=None, why="nothing keeps 2 ms"), lambda name: Image.new("L", (1, 1)))
+    assert "Nothing was chosen" in none
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [420, 1280])
+def test_the_page_of_optimize_fits_and_can_be_read_in_both_schemes(
+    browser: Any, scheme: str, width: int, tmp_path: Path
+) -> None:
+    from io import BytesIO
+
+    path = tmp_path / "optimize.html"
+    path.write_text(optimized.page(optimize_result(), lambda name: Image.effect_noise((28, 28), 90), ("next",)))
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    size = {"width": width, "height": 1200, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(path.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    loaded = "return [...document.images].map(image => image.naturalWidth)"
+    assert set(browser.execute_script(loaded)) == {28}
+    grey = np.asarray(Image.open(BytesIO(browser.get_screenshot_as_png())).convert("L")).astype(int)
+    assert np.median(grey) > 240 if scheme == "light" else np.median(grey) < 40
+    assert browser.get_log("browser") == []
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_the_document_of_bench_json_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from convnext_deploy import api
 from convnext_deploy.errors import UsageError
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.records.plan import Plan
-from convnext_deploy.workflows import quantize
 
 
 def refusal(out: Path, force: bool = False) -> str:
@@ -73,16 +72,3 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.setattr(tempfile, "TemporaryFile", refused)  # root may write anywhere
     wanted = tmp_path / "plan.json"
     assert refusal(wanted) == f"{wanted} cannot be written: {tmp_path}: Permission denied; write elsewhere"
-
-
-def test_a_folder_of_something_else_is_not_searched_in(tmp_path: Path) -> None:
-    folder = tmp_path / "plan.search"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"plan\.search holds no search of `quantize`"):
-        quantize._check_identity(folder, "facts")
-    assert os.listdir(folder) == ["notes.txt"]
-    quantize._check_identity(tmp_path / "new.search", "facts")
-    quantize._check_identity(tmp_path / "new.search", "facts")
-    with pytest.raises(UsageError, match="is of another search"):
-        quantize._check_identity(tmp_path / "new.search", "others")

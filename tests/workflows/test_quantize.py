@@ -1,7 +1,6 @@
-"""The command `quantize`: drafting, corrections, and the search under an accuracy budget, on the bundled model."""
+"""The command `quantize`: drafting and corrections, on the bundled model."""
 
 import copy
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 
 from convnext_deploy import api, cli, formats
 from convnext_deploy.data import sources
-from convnext_deploy.errors import CheckFailed, DataError, UsageError
+from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.models import passes, registry
 from convnext_deploy.models.checkpoint import load
 from convnext_deploy.models.convnext import ConvNeXt
@@ -26,9 +25,7 @@ from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization.calibrate import Calibration, calibrate
 from convnext_deploy.quantization.distance import pixels_of
 from convnext_deploy.quantization.plan import LoadedPlan
-from convnext_deploy.records.plan import CalibrationReport, OperationPlan, Plan, SearchResult
-from convnext_deploy.records.timing import Timing
-from convnext_deploy.workflows import search
+from convnext_deploy.records.plan import OperationPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "fashion-mnist"
@@ -195,45 +192,6 @@ def test_a_centred_tensor_uses_the_codes_that_a_symmetric_range_leaves_empty(
         assert -128 * operation.scale + operation.shift == pytest.approx(low, abs=1e-6)  # its floor is the first code
 
 
-# The search's choices ------------------------------------------------------------------------------------------------
-
-
-def test_nested_plans_keep_the_cheapest_damage_longest() -> None:
-    known = {"stages.0.0.expand": 8.0, "stages.0.0.project": 1.0, "stages.1.0.expand": 4.0, "stem": 3.0}
-    gains = {"stages.0": 2.0, "stages.1": 8.0, "stem": 0.0}
-    useful = [name for name in known if name != "stem"]
-    found = search._nested(known, gains, useful)
-    # Damage per millisecond: expand of stage 1 0.5, project of stage 0 1, expand of stage 0 8.
-    assert found == [
-        ("stages.1.0.expand", "stages.0.0.project", "stages.0.0.expand"),
-        ("stages.1.0.expand", "stages.0.0.project"),
-    ]
-    for larger, smaller in itertools.pairwise(found):
-        assert set(smaller) < set(larger)
-
-
-def timing(name: str, median: float) -> Timing:
-    samples = tuple(np.random.default_rng(0).normal(median, 0.01 * median, 64).tolist())
-    return Timing(
-        artifact=name, batch=1, threads=2, samples_ms=samples, median_ms=median, images_per_s=1e3 / median
-    )  # fmt: skip
-
-
-def test_only_what_is_faster_than_float_and_not_refused_is_tried() -> None:
-    from convnext_deploy.records.plan import PlanCandidate
-
-    def candidate(name: str, decision: Any) -> PlanCandidate:
-        return PlanCandidate(
-            name=name, operations=(), predicted=0.0, agreement=1.0, top1=0.9, latency=None, bytes=1,
-            selection=decision, final=None, final_drop=None,
-        )  # fmt: skip
-
-    decisions = {"a": "PASS", "b": "FAIL", "c": "INCONCLUSIVE", "d": "PASS"}
-    found = {name: candidate(name, decision) for name, decision in decisions.items()}
-    times = {name: timing(name, ms) for name, ms in {"fp32": 10.0, "a": 6.0, "b": 4.0, "c": 5.0, "d": 10.0}.items()}
-    assert search._worth_trying(found, times, decisions, "fp32", 0.05) == ["c", "a"]
-
-
 # The command ---------------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +200,6 @@ def test_only_what_is_faster_than_float_and_not_refused_is_tried() -> None:
     [
         ({"out": "plan.yaml"}, "ends in .json"),
         ({"type": "fp8"}, "--type fp8 is for NVIDIA GPUs"),
-        ({"max_drop": 0.3}, "belong together"),
-        ({"max_drop": -1.0, "data": str(IMAGES)}, "max_drop -1.0; expected percentage points"),
         ({"calibration": "nowhere"}, "nowhere"),
         ({"images": 5000}, "2000"),
     ],
@@ -272,94 +228,6 @@ def test_noise_is_calibrated_on_only_by_name_and_is_marked(tmp_path: Path, capsy
     kinds = {name.rpartition(".")[2] for name in document["operations"]}
     assert kinds == {"expand", "project"}
     assert {c["name"] for c in document["corrections"]} == {"balance", "bias"}
-
-
-def made_up(artifacts: Any, batch: int, bench: Any) -> dict[str, Timing]:
-    """10 ms in floats, and 0.2 less for each product in 8 bits: a shared machine's own timings decide nothing."""
-    return {
-        name: timing(name, 10 - 0.2 * (artifact.manifest.precision.quantized or 0))
-        for name, artifact in artifacts.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, SearchResult]:
-    out = tmp_path_factory.mktemp("search") / "plan.json"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_timed", made_up)
-        plan, found = api.quantize(
-            str(WEIGHTS), out=out, calibration=str(IMAGES), target="onnx", images=64, data=str(IMAGES), max_drop=3.0
-        )
-    assert found is not None
-    return out, plan, found
-
-
-@pytest.mark.slow
-def test_a_search_ends_with_a_plan_that_passed_on_images_it_had_not_seen(
-    searched: tuple[Path, Plan, SearchResult], tmp_path: Path
-) -> None:
-    out, plan, found = searched
-    assert found.chosen is not None
-    chosen = next(candidate for candidate in found.candidates if candidate.name == found.chosen)
-    assert chosen.final == "PASS"
-    assert chosen.final_drop is not None
-    assert chosen.final_drop[2] <= 0.03
-    assert sum(found.images.values()) == 2000
-    assert plans.quantized(plan) == chosen.operations
-    assert set(found.sensitivities) >= set(chosen.operations)
-    for operation in chosen.operations:
-        assert found.gains_ms[search._group(operation)] > 0
-    read = msgspec.json.decode(out.with_suffix(".search.json").read_bytes(), type=SearchResult)
-    assert read == found
-    report = msgspec.json.decode(out.with_suffix(".calibration.json").read_bytes(), type=CalibrationReport)
-    assert plan.calibration is not None
-    assert report.data_sha256 == plan.calibration.data_sha256
-    assert {tensor.clip_rate < 0.01 for tensor in report.tensors} == {True}
-    drawn = out.with_suffix(".search.svg").read_text()
-    assert drawn.startswith("<svg")
-    assert all(candidate.name in drawn for candidate in found.candidates)
-    artifact = api.export(str(WEIGHTS), format="onnx", plan=out, out=tmp_path / "model")
-    assert artifact.manifest.precision.quantized == len(chosen.operations)
-
-
-@pytest.mark.slow
-def test_a_search_goes_on_where_it_stopped(
-    searched: tuple[Path, Plan, SearchResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was calibrated, measured and evaluated is not done again."""
-    out, _, found = searched
-
-    def again(*_: Any, **__: Any) -> Any:
-        raise AssertionError("evaluated twice")
-
-    monkeypatch.setattr(search, "evaluate", again)
-    monkeypatch.setattr(search, "_timed", made_up)
-    _, second = api.quantize(
-        str(WEIGHTS), out=out, calibration=str(IMAGES), target="onnx", images=64, data=str(IMAGES), max_drop=3.0,
-        force=True,
-    )  # fmt: skip
-    assert second is not None
-    assert second.sensitivities == found.sensitivities
-    with pytest.raises(UsageError, match="is of another search"):
-        api.quantize(
-            str(WEIGHTS), out=out, calibration=str(IMAGES), target="onnx", images=32, data=str(IMAGES), max_drop=3.0,
-            force=True,
-        )  # fmt: skip
-
-
-def test_where_8_bits_are_not_faster_the_search_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_gains", lambda bench, loaded, *_: dict.fromkeys(
-        map(search._group, plans.quantized(loaded.plan)), 0.0
-    ))  # fmt: skip
-    monkeypatch.setattr(distance, "sensitivities", lambda *_: iter([("stages.0.0.expand", 1.0)]))
-    out = tmp_path / "plan.json"
-    with pytest.raises(CheckFailed, match="no group of operations faster"):
-        api.quantize(
-            str(WEIGHTS), out=out, calibration=str(IMAGES), target="onnx", images=16, data=str(IMAGES), max_drop=3.0
-        )
-    assert not out.exists()
-    read = msgspec.json.decode(out.with_suffix(".search.json").read_bytes(), type=SearchResult)
-    assert read.chosen is None
 
 
 def test_a_model_without_linears_in_8_bits_is_left_as_it_is(model: ConvNeXt) -> None:

@@ -1,0 +1,270 @@
+"""`optimize`."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import (
+    AnnotationsOption,
+    ClassOrderOption,
+    Debug,
+    DeviceOption,
+    ExifOrientation,
+    Json,
+    LabelsOption,
+    Quiet,
+    Threads,
+    class_order_of,
+    given,
+    head_activation_of,
+    image_size_of,
+    numbers,
+    one_of,
+)
+from .terminal import Terminal, clock_words
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..records.optimize import Candidate, OptimizeResult
+    from ..workflows.agenda import View
+
+ROWS_SHOWN = 24
+STYLES = {
+    "chosen": "bold green", "passed": "green", "rejected": "red", "dropped": "red", "not proven": "yellow",
+    "left out": "dim", "slower": "dim", "not tried": "dim", "waiting": "dim",
+}  # fmt: skip
+
+
+def optimize(
+    data: Annotated[str, typer.Option(help="Labelled images, as for eval; best none that training saw.")],
+    out: Annotated[Path, typer.Option(help="Artifact folder; the page and the work go to OUT.optimize.")],
+    weights: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    variant: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    max_drop: Annotated[float, typer.Option(help="Percentage points of top-1 that may be lost.")] = 0.5,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="The one that loses least among those that take so long at most.")
+    ] = None,
+    maximize: Annotated[str, typer.Option(help="latency (shortest) or throughput (images a second).")] = "latency",
+    batch: Annotated[int | None, typer.Option(min=1, help="Whose time counts. Default: 1; throughput: 32.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Images for the scales, labels not needed. Default: an eighth of --data.")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Formats to choose among, comma separated. Default: all that run here.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Chance of choosing one that loses more, over all tried.")] = 0.05,
+    split: Annotated[str | None, typer.Option(help="Of --data, where it has several.")] = None,
+    labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
+    class_order: ClassOrderOption = "torchvision",
+    input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
+    image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
+    weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    config: Annotated[Path | None, typer.Option(help="As for export.")] = None,
+    head_activation: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="As for export.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help="As for export.")] = None,
+    exif_orientation: ExifOrientation = False,
+    device: DeviceOption = "cpu",
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The fastest artifact on this machine whose accuracy is proven: every runtime and type, in one command.
+
+    convnext-deploy optimize --weights my.pth --data val/ --max-drop 0.5 --out build/best
+
+    Ctrl-C keeps everything; the same command goes on where it stopped.
+    """
+    from ..records.base import Device, InputKind
+    from ..records.optimize import Objective
+
+    terminal = Terminal(json, quiet)
+    wanted = {
+        "maximize": one_of("--maximize", maximize, Objective),
+        "input": one_of("--input", input, InputKind),
+        "device": one_of("--device", device, Device),
+        "image_size": image_size_of(image_size),
+        "head_activation": head_activation_of(head_activation),
+        "preprocessing": given(
+            mean=numbers("--mean", mean),
+            std=numbers("--std", std),
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            exif_orientation=exif_orientation or None,
+        ),
+        "class_order": class_order_of(class_order),
+    }
+    names = [word for part in (runtime or "").split(",") if (word := part.strip())]
+    from .. import api
+
+    with _table(terminal) as (say, watch):
+        try:
+            result = api.optimize(
+                weights,
+                data=data,
+                out=out,
+                variant=variant,
+                max_drop=max_drop,
+                max_latency_ms=max_latency_ms,
+                batch=batch,
+                calibration=calibration,
+                runtimes=names,
+                alpha=alpha,
+                split=split,
+                labels=labels,
+                annotations=annotations,
+                weights_key=weights_key,
+                config=config,
+                threads=threads,
+                force=force,
+                say=say,
+                watch=watch,
+                command=_command(),
+                **wanted,
+            )
+        except KeyboardInterrupt:
+            say("everything is kept; the same command goes on where this one stopped")
+            raise
+    from ..reports.optimized import next_commands
+    from ..workflows.evaluate import Images
+
+    images = Images(
+        data=data, split=split, labels=labels, annotations=annotations, class_order=class_order_of(class_order)
+    )
+    next_ = next_commands(out, images.words(), result)
+    if json:
+        terminal.result({"path": str(out), "result": result, "next": next_}, "")
+        return
+    show(terminal, result)
+    terminal.line(verdict(out, result))
+    terminal.line("next:\n" + "\n".join(f"  {line}" for line in next_))
+
+
+def _command() -> tuple[str, ...]:
+    """What was typed, to be shown and repeated; without the program's path."""
+    return ("convnext-deploy", *sys.argv[1:])
+
+
+def show(terminal: Terminal, result: "OptimizeResult") -> None:
+    if terminal.quiet or terminal.json:
+        return
+    from rich.console import Console
+
+    from .terminal import console_width
+
+    Console(width=console_width(), highlight=False).print(table(result.candidates))
+
+
+def verdict(out: Path, result: "OptimizeResult") -> str:
+    """A few lines: what was chosen, how fast it is, what it loses, and on what grounds."""
+    from ..workflows.optimize import PAGE, work_folder
+
+    rows = {row.name: row for row in result.candidates}
+    chosen, baseline = rows[result.chosen or result.baseline], result.fastest_exact
+    assert chosen.ms is not None
+    assert baseline.ms is not None
+    per_s = 1e3 * result.batch / chosen.ms
+    speed = f"{chosen.ms:.3g} ms a batch of {result.batch}" if result.batch > 1 else f"{chosen.ms:.3g} ms an image"
+    faster = "" if chosen.exact else f", {baseline.ms / chosen.ms:.2f} times as fast as {baseline.name}"
+    lines = [f"{out}: {chosen.name}, {speed} ({per_s:,.0f} images/s){faster}, {(chosen.bytes or 0) / 1e6:.1f} MB"]
+    if chosen.verdict is not None:
+        check = chosen.verdict.checks[0]
+        lines.append(
+            f"top-1 {chosen.verdict.baseline_top1:.2%} before, {chosen.verdict.candidate_top1:.2%} after on "
+            f"{chosen.verdict.images:,} images that nothing was chosen on: drop {100 * check.value:.2f} points "
+            f"({100 * (check.lower or 0):.2f} to {100 * (check.upper or 0):.2f}), limit {result.max_drop:g}"
+        )
+    lines.append(f"why: {result.why}")
+    disturbed = [row.name for row in result.candidates if row.ms is not None and row.timing != "valid"]
+    if chosen.name in disturbed or baseline.name in disturbed:
+        lines.append(f"the machine was not quiet while it was timed ({chosen.timing}); on a quiet one run it again")
+    if result.preprocessing.assumed:
+        lines.append(f"assumed, nothing says it: {', '.join(result.preprocessing.assumed)} (see inspect)")
+    lines.append(f"page: {work_folder(out) / PAGE}")
+    return "\n".join(lines)
+
+
+def table(rows: "tuple[Candidate, ...]") -> "RenderableType":
+    """The candidates, the fastest first; what was not timed below them."""
+    import math
+
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=None, pad_edge=False, header_style="bold")
+    found.add_column("candidate", no_wrap=True)
+    found.add_column("ms", justify="right", no_wrap=True)
+    found.add_column("agrees", justify="right", no_wrap=True)
+    found.add_column("state", no_wrap=True)
+    found.add_column("why")  # the only one that gives way in a narrow terminal; its text is cut off, not wrapped
+    ordered = sorted(rows, key=lambda row: (row.state == "left out", math.inf if row.ms is None else row.ms))
+    for row in ordered[:ROWS_SHOWN]:
+        agrees = (
+            "exact" if row.exact and row.ms is not None else "" if row.agreement is None else f"{row.agreement:.1%}"
+        )
+        ms = "" if row.ms is None else f"{row.ms:.3g}"
+        style = STYLES.get(row.state, "")
+        state = Text(row.state, style)
+        found.add_row(
+            Text(row.name, "bold" if row.state == "chosen" else ""),
+            ms,
+            agrees,
+            state,
+            Text(row.reason or "", "dim", no_wrap=True, overflow="ellipsis"),
+        )
+    if len(ordered) > ROWS_SHOWN:
+        found.add_row(f"and {len(ordered) - ROWS_SHOWN} more", "", "", "", "")
+    return found
+
+
+@contextmanager
+def _table(terminal: Terminal) -> Iterator[tuple[Any, Any]]:
+    """(say, watch): a live table on stderr; plain lines where nobody watches a terminal."""
+    if terminal.quiet or terminal.json or not sys.stderr.isatty():
+        yield terminal.say, _lines(terminal)
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    latest: list[View] = []
+    began = time.monotonic()
+
+    def drawn() -> "RenderableType":
+        if not latest:
+            return Text(f"preparing, {clock_words(None, None, time.monotonic() - began)}", "dim")
+        view = latest[-1]
+        steps = f" {view.done:,}/{view.total:,}" if view.total else ""
+        left = clock_words(1, view.left_s, view.elapsed_s)
+        return Group(table(view.rows), Text(f"{view.doing}{steps}   about {left}", "cyan"))
+
+    def watch(view: "View") -> None:
+        latest[:] = [view]
+
+    # Redrawn once a second: more often would take time from what is being measured.
+    with Live(get_renderable=drawn, console=Console(stderr=True), refresh_per_second=1, transient=True):
+        yield (lambda line: None), watch
+
+
+def _lines(terminal: Terminal) -> Any:
+    """A line whenever something else is being done."""
+    last = [""]
+
+    def watch(view: "View") -> None:
+        kind = view.doing.partition(" ")[0]
+        if view.doing and view.doing != last[0] and kind not in ("timing", "warming", "loading", "starting"):
+            last[0] = view.doing
+            terminal.say(f"{view.doing}, about {clock_words(1, view.left_s, view.elapsed_s)}")
+
+    return watch

@@ -1,0 +1,49 @@
+"""A model that is in memory already, as the files that every reader of a checkpoint takes."""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import arguments
+
+
+def weights(name: str, value: Any) -> str:
+    """Where a checkpoint is; a module or a state dict is written to a folder that goes when the process ends.
+
+    What a library says beside its module (preprocessing, labels, epsilon) is written as that library itself writes it:
+    transformers by `save_pretrained`, timm by `save_for_hf`. torchvision and plain modules say nothing.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if hasattr(value, "state_dict") and hasattr(value, "named_modules") and not isinstance(value, type):
+        folder = _folder()
+        if hasattr(value, "save_pretrained"):
+            value.save_pretrained(folder)
+            return str(folder)
+        if isinstance(getattr(value, "pretrained_cfg", None), Mapping):
+            from timm.models import save_for_hf
+
+            save_for_hf(value, str(folder), safe_serialization=True)
+            return str(folder)
+        return _saved(folder, value.state_dict())
+    if isinstance(value, Mapping) and value and all(hasattr(tensor, "untyped_storage") for tensor in value.values()):
+        return _saved(_folder(), dict(value))
+    return arguments.weights(name, value)
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="convnext-deploy-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _saved(folder: Path, state: Mapping[str, Any]) -> str:
+    import torch
+
+    path = folder / "state_dict.pth"
+    torch.save(dict(state), path)
+    return str(path)

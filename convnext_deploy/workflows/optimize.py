@@ -1,0 +1,193 @@
+"""From a checkpoint and labelled images to the fastest artifact on this machine that is proven to keep its accuracy.
+
+    fp32        every runtime, built and timed beside each other                  this machine
+    shorter     half precision and 8 bits, where they can be the fastest          calibration images
+    agreement   what is faster than fp32, and has a chance on the final images    selection images
+    smaller     plans with less in 8 bits, where the whole has little chance      selection images
+    timing      all that is left, interleaved                                     this machine
+    gate        the front from the safest to the fastest (`accuracy.finalists`)   final images
+
+The three sets of images are disjoint, and the final ones are looked at only once the order of the finalists is fixed.
+Everything is kept below `<out>.optimize/`, so that the same call goes on where one was interrupted.
+"""
+
+import datetime
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from .. import env, formats
+from ..accuracy.evaluation import problem_of
+from ..artifact import manifest
+from ..artifact.manifest import encode, write_file
+from ..data import numbering, sources
+from ..data.image_source import with_one_label
+from ..errors import CheckFailed, DataError, UsageError
+from ..models.source import Source
+from ..records.manifest import BatchRange
+from ..records.optimize import OptimizeResult
+from ..reports import optimized
+from . import build
+from .agenda import Agenda, View
+from .candidates import Goal, Workshop, listed
+from .race import Outcome, Race
+
+CALIBRATION = 256  # images, at most an eighth of the labelled ones where these serve for it
+SELECTION = 256  # likewise
+LEAST_IMAGES = 64  # labelled
+RESULT, PAGE, IDENTITY = "result.json", "report.html", "identity.json"
+
+
+def work_folder(out: Path) -> Path:
+    """Where a run keeps what it has done."""
+    return out.with_name(f"{out.name}.optimize")
+
+
+def optimize(
+    source: Source,
+    goal: Goal,
+    *,
+    out: Path,
+    force: bool,
+    say: Callable[[str], None],
+    watch: Callable[[View], None],
+    command: tuple[str, ...] | None = None,
+) -> OptimizeResult:
+    """The steps of `api.optimize`, on arguments that are checked.
+
+    Raises:
+        UsageError: what can be refused before the work.
+        CheckFailed: not even fp32 could be built, or nothing keeps the limit of latency; `result.json` says why.
+    """
+    manifest.check_target(out, force)
+    taken, left_out = listed(goal.runtimes, goal.device)
+    if not taken:
+        raise UsageError(f"no runtime is installed that runs on {goal.device}: {'; '.join(left_out.values())}")
+    opened, classes = goal.images.opened()
+    labelled = with_one_label(opened)
+    if labelled.labels is None:
+        raise DataError(
+            f"{labelled.name} has no labels; expected class folders, a column label, a list, or --annotations"
+        )
+    say("loading the checkpoint")
+    loaded = source.load()
+    if loaded.note:
+        say(loaded.note)
+    model = loaded.model.spec
+    problem = problem_of(model, goal.images.problem)
+    if problem != "single-label":
+        raise UsageError(
+            f"optimize judges top-1, and the model is {problem}; export it, and hold the artifact against its baseline "
+            "with `gate`"
+        )
+    whole = numbering.numbered(labelled, model.num_classes, loaded.labels, classes)
+    for note in whole.notes:
+        say(note)
+    sets = _sets(whole, goal.calibration)
+    folder = work_folder(out)
+    _check_identity(
+        folder, loaded.weights.tensors_sha256, loaded.preprocessing, model, goal, [part.sha256 for part in sets],
+        env.versions(), env.machine(),
+    )  # fmt: skip
+    workshop = Workshop(
+        folder=folder,
+        source=source,
+        input=goal.input,
+        batch=BatchRange(min=1, opt=goal.batch, max=max(goal.batch, 32)),
+        device=goal.device,
+    )
+    race = Race(workshop, loaded, goal, *sets, say, Agenda(watch), {})
+    try:
+        outcome = race.run(taken)
+    finally:
+        workshop.close()
+    result = _result(race, outcome, left_out, command)
+    write_file(folder / RESULT, encode(result))
+    final = sets[2]
+    places = {name: index for index, name in enumerate(final.names)}
+    page = optimized.page(
+        result, lambda name: final.read(places[name]), optimized.next_commands(out, goal.images.words(), result)
+    )
+    write_file(folder / PAGE, page.encode())
+    if outcome.chosen is None:
+        raise CheckFailed(f"{outcome.why} (see {folder / PAGE})")
+    _put(workshop.path(race.rows[outcome.chosen]), out, say)
+    for row in race.rows.values():  # what was measured of the others stays
+        if (workshop.path(row) / manifest.MANIFEST_NAME).is_file():
+            manifest.remove(workshop.path(row))
+    return result
+
+
+def _sets(
+    whole: sources.ImageSource, calibration: str | None
+) -> tuple[sources.ImageSource, sources.ImageSource, sources.ImageSource]:
+    """Disjoint images: to calibrate on, to select on, and for the final gate, which gets the most."""
+    if len(whole) < LEAST_IMAGES:
+        raise DataError(f"{whole.name} has {len(whole)} images; at least {LEAST_IMAGES} labelled ones are needed")
+    eighth = len(whole) // 8
+    if calibration is None:
+        first, selection, final = sources.parts(whole, (min(CALIBRATION, eighth), min(SELECTION, eighth), -1))
+        return first, selection, final
+    selection, final = sources.parts(whole, (min(SELECTION, eighth), -1))
+    images = sources.open_source(calibration)
+    return sources.parts(images, (min(CALIBRATION, len(images)),))[0], selection, final
+
+
+def _check_identity(folder: Path, *facts: object) -> None:
+    """Make the folder; refuse one that holds the work of something else, or none at all."""
+    path, identity = folder / IDENTITY, msgspec.json.encode(facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        write_file(path, identity)
+    elif not path.is_file():
+        raise UsageError(f"{folder} holds no work of `optimize`; remove it or choose another --out")
+    elif path.read_bytes() != identity:
+        raise UsageError(
+            f"{folder} is of other options, images or versions than these; remove it, or choose another --out"
+        )
+
+
+def _result(
+    race: Race, outcome: Outcome, left_out: Mapping[str, str], command: tuple[str, ...] | None
+) -> OptimizeResult:
+    loaded, goal = race.loaded, race.goal
+    sizes = (len(race.calibration), len(race.selection), len(race.final))
+    return OptimizeResult(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        model=loaded.model.spec.architecture,
+        weights=loaded.weights.source,
+        weights_sha256=loaded.weights.tensors_sha256,
+        image_size=loaded.model.spec.image_size,
+        input=goal.input,
+        preprocessing=loaded.preprocessing,
+        device=goal.device,
+        threads=goal.threads,
+        objective=goal.objective,
+        batch=goal.batch,
+        max_drop=goal.max_drop,
+        alpha=goal.alpha,
+        max_latency_ms=goal.max_latency_ms,
+        data=race.final.name,
+        images=dict(zip(("calibration", "selection", "final"), sizes, strict=True)),
+        candidates=tuple(race.rows.values()),
+        baseline=outcome.baseline,
+        baseline_top1=outcome.baseline_top1,
+        order=outcome.order,
+        chosen=outcome.chosen,
+        why=outcome.why,
+        timings=outcome.timings,
+        seconds=race.agenda.seconds,
+        notes=(*race.final.notes, *(f"{name} did not take part: {why}" for name, why in left_out.items())),
+        command=command,
+        machine=env.machine(),
+        versions=env.versions(),
+    )
+
+
+def _put(made: Path, out: Path, say: Callable[[str], None]) -> None:
+    """The chosen folder at its place, in one step."""
+    with manifest.staged(out, say) as folder:
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+    build.remember(formats.of(manifest.read(out)), out, manifest.MANIFEST_NAME, say)
