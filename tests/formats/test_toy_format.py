@@ -65,7 +65,7 @@ def test_a_new_format_quantizes_exports_and_loads_from_its_one_file(
 ) -> None:
     """It runs convolutions as such, takes GELU's tanh form, and gets 7 bits where the CPU saturates: all as it says."""
     monkeypatch.setattr("convnext_deploy.quantization.saturation.saturates", lambda: True)
-    plan, _ = api.quantize(
+    plan = api.quantize(
         checkpoint, out=tmp_path / "plan.json", calibration="random", target="toy", images=24, image_size=32
     )
     assert (plan.target, plan.weight_bits, plan.rest) == ("toy", 7, "fp32")

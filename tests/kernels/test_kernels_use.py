@@ -280,7 +280,7 @@ def test_a_plan_is_exported_verified_and_loaded_in_kernels(type: Any, tmp_path: 
 
     example = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
     weights, images = str(example / "model.safetensors"), str(example / "test-2000.parquet")
-    plan, _ = api.quantize(
+    plan = api.quantize(
         weights, out=tmp_path / "plan.json", calibration=images, target="eager", type=type, images=64, rest="fp32"
     )
     if type == "int8":  # a shift and a balance, whether or not they were found to help
