@@ -26,7 +26,7 @@ def artifact(artifact_of: Callable[..., Artifact]) -> Artifact:
 
 def config(folder: Path) -> Any:
     """As Triton reads it: an unknown field is an error."""
-    pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
+    pytest.importorskip("grpc", reason="the extra triton is not installed")
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
@@ -34,7 +34,7 @@ def config(folder: Path) -> Any:
 
 
 def test_a_model_repository_says_what_the_artifact_takes_and_gives(artifact: Artifact, tmp_path: Path) -> None:
-    pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
+    pytest.importorskip("grpc", reason="the extra triton is not installed")
     convnext_deploy.package(artifact.path, "triton", out=tmp_path / "models", name="m", instances=2)
     found = config(tmp_path / "models" / "m")
     batch = artifact.manifest.export.batch
@@ -74,7 +74,7 @@ def test_backends_names_and_batches_are_those_that_triton_expects(
     artifact_of: Callable[..., Artifact], format: str, options: dict[str, Any],
     backend: tuple[str, ...], shape: list[int], most: int, tmp_path: Path,
 ) -> None:  # fmt: skip
-    pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
+    pytest.importorskip("grpc", reason="the extra triton is not installed")
     convnext_deploy.package(artifact_of(format, **options).path, "triton", out=tmp_path / "r", name="m")
     found = config(tmp_path / "r" / "m")
     assert (found.backend, found.platform, found.input[0].name, found.output[0].name) == backend

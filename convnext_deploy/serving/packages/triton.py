@@ -64,6 +64,8 @@ def written(artifact: Artifact, name: str, folder: Path, *, instances: int, dela
 
 def _config(artifact: Artifact, name: str, instances: int, delay_us: int) -> Any:
     """The model's configuration, as Triton's own message."""
+    with needs("grpc"):
+        import grpc  # noqa: F401 - without it tritonclient raises an error of its own
     with needs("tritonclient"):
         from tritonclient.grpc import model_config_pb2 as triton
 
