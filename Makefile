@@ -12,12 +12,12 @@ demo: .venv/.installed
 # TensorRT-RTX builds in a process of its own, as a user's does: beside every other runtime and dozens of compiled
 # packages in one process it crashed once, which could not be repeated.
 test: .venv/.installed-dev
-	$(PYTEST) -n 2 --ignore tests/test_nvinfer.py
-	$(PYTEST) tests/test_nvinfer.py
+	$(PYTEST) -n 2 --ignore tests/runtimes/test_nvinfer.py
+	$(PYTEST) tests/runtimes/test_nvinfer.py
 
 test-fast: .venv/.installed-dev
-	$(PYTEST) -n 2 -m "not slow" --ignore tests/test_nvinfer.py
-	$(PYTEST) -m "not slow" tests/test_nvinfer.py
+	$(PYTEST) -n 2 -m "not slow" --ignore tests/runtimes/test_nvinfer.py
+	$(PYTEST) -m "not slow" tests/runtimes/test_nvinfer.py
 
 # The fast tests with the lowest versions that pyproject.toml states, on the oldest Python and on a new one.
 test-lowest:
@@ -48,7 +48,7 @@ docs: .venv/.installed-dev
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[openvino]' --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable '.[export,openvino]' --constraint constraints.txt
 	touch $@
 
 .venv/.installed-dev: .venv/.installed

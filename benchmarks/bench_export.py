@@ -23,6 +23,7 @@ import torch, timm, onnx, onnxscript, onnxruntime, openvino, torch.onnx, torch._
 from convnext_deploy import api, formats; from convnext_deploy.models import passes
 from convnext_deploy.graph import capture, onnx_write as onnx_graph
 from convnext_deploy.models import checkpoint as weights, registry
+from convnext_deploy.models import parameters
 variant, fmt, precision, out = sys.argv[1:]
 formats.get(fmt)
 peak = lambda who: resource.getrusage(who).ru_maxrss * 1024
@@ -30,7 +31,7 @@ before = peak(resource.RUSAGE_SELF)
 start = time.perf_counter()
 artifact = api.export("random", variant=variant, format=fmt, precision=precision, out=out)
 seconds = time.perf_counter() - start
-weight_bytes = 4 * sum(p.numel() for p in torch.nn.Module.parameters(weights.random_model(artifact.manifest.model)))
+weight_bytes = 4 * sum(p.numel() for p in torch.nn.Module.parameters(parameters.random_model(artifact.manifest.model)))
 print(json.dumps({
     "seconds": seconds, "weight_bytes": weight_bytes, "artifact_bytes": artifact.bytes,
     "peak_growth_bytes": peak(resource.RUSAGE_SELF) - before, "compiler_peak_bytes": peak(resource.RUSAGE_CHILDREN),

@@ -8,13 +8,28 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import api
-    from .api import bench, evaluate, export, gate, half, load, predict, profile, quantize, refit, report, roofline
+    from .api import (  # fmt: skip
+        asgi,
+        bench,
+        evaluate,
+        export,
+        gate,
+        half,
+        load,
+        predict,
+        profile,
+        quantize,
+        refit,
+        report,
+        roofline,
+        serve,
+    )
 
     __version__: str
 
 __all__ = [
-    "__version__", "api", "bench", "evaluate", "export", "gate", "half", "load", "predict", "profile", "quantize",
-    "refit", "report", "roofline",
+    "__version__", "api", "asgi", "bench", "evaluate", "export", "gate", "half", "load", "predict", "profile",
+    "quantize", "refit", "report", "roofline", "serve",
 ]  # fmt: skip
 
 

@@ -18,16 +18,24 @@ REPORTED = (
 )  # fmt: skip
 
 
-# Which extra of this package installs what is imported under these names; the base installation has the rest.
+# Which extra of this package installs what is imported under these names. The base installation has the rest: what
+# runs, evaluates, compares and times an artifact of the native engine.
 EXTRAS = {
+    **dict.fromkeys(
+        ("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "onnx", "onnxscript", "onnx_ir",
+         "setuptools"),
+        "export",
+    ),
+    "onnxruntime": "onnx", "pyarrow": "parquet",
     "openvino": "openvino", "tensorrt": "trt", "tensorrt_rtx": "trt-rtx", "torch_tensorrt": "torch-tensorrt",
     "datasets": "hf", "matplotlib": "report", "pynvml": "nvml",
+    "anyio": "serve", "prometheus_client": "serve", "python_multipart": "serve", "starlette": "serve",
+    "uvicorn": "serve", "uvloop": "serve", "httptools": "serve",
 }  # fmt: skip
+BROUGHT_BY_EXPORT = {"onnx", "parquet"}  # extras that the extra `export` brings with it
 # Whose absence is somebody's installation, and not our mistake.
 PACKAGES = frozenset({
-    *EXTRAS, "torch", "torchvision", "timm", "safetensors", "huggingface_hub", "onnx", "onnxscript", "onnx_ir",
-    "onnxruntime", "numpy", "scipy", "PIL", "pyarrow", "rich", "msgspec", "setuptools", "tomli", "triton",
-    "transformers",
+    *EXTRAS, "numpy", "PIL", "rich", "typer", "msgspec", "tomli", "scipy", "triton", "transformers",
 })  # fmt: skip
 
 
@@ -84,15 +92,17 @@ def _is_there(module: str) -> bool:
         return False
 
 
-def missing_line(module: str) -> str:
-    """The refusal for one missing package, with the command that installs it."""
-    return f"{module} is not installed; run: {pip_line(module)}"
+def missing_line(*modules: str) -> str:
+    """The refusal for missing packages: the first by its name, and the command that installs all of them."""
+    return f"{modules[0]} is not installed; run: {pip_line(*modules)}"
 
 
-def pip_line(module: str) -> str:
-    """The command that installs what is imported under that name."""
-    extra = EXTRAS.get(module)
-    return f"pip install 'convnext-deploy[{extra}]'" if extra else "pip install convnext-deploy"
+def pip_line(*modules: str) -> str:
+    """The command that installs what is imported under these names."""
+    extras = {EXTRAS[module] for module in modules if module in EXTRAS}
+    if "export" in extras:
+        extras -= BROUGHT_BY_EXPORT
+    return f"pip install 'convnext-deploy[{','.join(sorted(extras))}]'" if extras else "pip install convnext-deploy"
 
 
 def version() -> str:

@@ -6,21 +6,20 @@ from typing import Any
 
 import fuzz
 import msgspec
-from test_manifest import PROBE
-from test_regress import noisy
-from test_regress import row as bench_row
-from test_report import evaluation, profile, search_result, verdict
+from artifact_files import PROBE
+from sample_records import bench_row, evaluation, noisy, profile, search_result, verdict
 
 from convnext_deploy.accuracy import gate
 from convnext_deploy.accuracy.evaluation import read_result
 from convnext_deploy.artifact import manifest as manifests
 from convnext_deploy.cli import terminal
 from convnext_deploy.quantization import plan as plans
-from convnext_deploy.records.manifest import Parity, Preprocessing
+from convnext_deploy.records.manifest import EngineRecord, Parity, Preprocessing
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
 from convnext_deploy.records.timing import Ceilings, RooflineResult, RooflineRow
 from convnext_deploy.reports import comparisons, results
 from convnext_deploy.reports.markdown import page
+from convnext_deploy.runtimes.tensorrt import files, preflight
 from convnext_deploy.timing import compare
 
 Reader = tuple[Sequence[bytes], Callable[[Sequence[bytes], int], Iterator[bytes]], Callable[[bytes], object]]
@@ -55,6 +54,17 @@ def roofline() -> RooflineResult:
     )  # fmt: skip
 
 
+def engine(folder: Path) -> EngineRecord:
+    """The record of an engine; the engine itself, as far as it is read before it is loaded, goes to `folder`."""
+    header = files.HEADER.pack(b"ptrt", files.HEADER.size, 1, 7, 1, 0, b"ptrt", 0x40)
+    (folder / files.ENGINE_FILE).write_bytes(header)
+    return EngineRecord(
+        module="tensorrt_rtx", version="1.7.1", targets=("sm86",), profiles=({"images": ((1, 3), (8, 3), (8, 3))},),
+        layers={"convolution fp16": 5}, products={"stem": ("fp16", 1e6)}, build_s=1.0, engine_bytes=32,
+        peak_memory_mb=100.0, timing_cache=None,
+    )  # fmt: skip
+
+
 def readers(folder: Path) -> dict[str, Reader]:
     """Name to files, how they are damaged, and what reads and shows one."""
     path = folder / "x.json"
@@ -83,6 +93,10 @@ def readers(folder: Path) -> dict[str, Reader]:
         found = manifests.decode(content, "m")
         return terminal.details(folder, found, 1)
 
+    def loadable(content: bytes) -> object:
+        (folder / files.RECORD_FILE).write_bytes(content)
+        return preflight.inspected(folder, PROBE)
+
     def lines(*records: Any) -> bytes:
         return b"\n".join(map(msgspec.json.encode, records))
 
@@ -104,5 +118,6 @@ def readers(folder: Path) -> dict[str, Reader]:
         "evaluation": ([lines(evaluation())], fuzz.records, from_file(read_result)),
         "plan": ([lines(plan())], fuzz.records, from_file(plans.read)),
         "limits": ([LIMITS], fuzz.damaged, limited),
+        "engine": ([lines(engine(folder))], fuzz.records, loadable),
         "manifest": ([lines(PROBE), lines(with_parity)], fuzz.records, inspected),
     }

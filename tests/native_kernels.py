@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from convnext_deploy.native import library, packed
 
 Array = NDArray[Any]
+TYPES: tuple[packed.ProductType, ...] = ("fp32", "bf16", "int8")
 
 
 class Epilogue(ctypes.Structure):
@@ -24,7 +25,7 @@ class Gemm(ctypes.Structure):
     _fields_ = (
         ("type", c_uint32), ("rows", c_uint32), ("steps", c_uint32), ("first", c_uint32), ("last", c_uint32),
         ("a", c_void_p), ("a_stride", c_size_t), ("weights", c_void_p), ("bias", c_void_p), ("scale", c_void_p),
-        ("offset", c_void_p), ("next", c_void_p), ("epilogue", Epilogue),
+        ("offset", c_void_p), ("order", c_void_p), ("next", c_void_p), ("epilogue", Epilogue),
     )  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def gemm(
     )  # fmt: skip
     arguments = Gemm(
         packed.TYPES.index(type), rows, a.shape[1] * a.itemsize // 4, 0, n // 16, at(a), a.strides[0], at(weights),
-        at(bias), at(scale), at(offset), None, epilogue,
+        at(bias), at(scale), at(offset), None, None, epilogue,
     )  # fmt: skip
     call(isa, "gemm", arguments)
     return result
@@ -125,3 +126,34 @@ def depthwise(isa: str, x: Array, weight: Array, bias: Array, first: int, last: 
     )  # fmt: skip
     call(isa, "depthwise", arguments)
     return result[:, :channels]
+
+
+def operands(type: packed.ProductType, rows: int, k: int, n: int, seed: int) -> dict[str, Any]:
+    """Arguments of `native.gemm`, and the float64 result as `expected`."""
+    random = np.random.default_rng(seed)
+    bias = random.normal(size=n).astype(np.float32)
+    if type == "int8":
+        a = random.integers(0, 256, (rows, k), np.uint8)
+        w = random.integers(-127, 128, (n, k), np.int8)
+        zero_point = int(random.integers(0, 256))
+        scale = random.uniform(0.5, 2, n).astype(np.float32) / np.float32(40 * np.sqrt(k) * 127)
+        offset = (-zero_point * w.astype(np.int64).sum(1)).astype(np.int32)
+        expected = (a.astype(np.float64) - zero_point) @ w.T.astype(np.float64) * scale + bias
+        return {"a": a, "w": w, "bias": bias, "scale": scale, "offset": offset, "expected": expected}
+    a, w = random.normal(size=(rows, k)).astype(np.float32), random.normal(size=(n, k)).astype(np.float32)
+    w /= np.float32(np.sqrt(k))
+    if type == "bf16":
+        a, w = packed.bf16_bits(a), packed.bf16_bits(w)
+        expected = bf16_values(a).astype(np.float64) @ bf16_values(w).T.astype(np.float64) + bias
+    else:
+        expected = a.astype(np.float64) @ w.T.astype(np.float64) + bias
+    return {"a": a, "w": w, "bias": bias, "expected": expected}
+
+
+def check_product(isa: str, type: packed.ProductType, rows: int, k: int, n: int, seed: int = 0) -> None:
+    arguments = operands(type, rows, k, n, seed)
+    expected = arguments.pop("expected")
+    found = gemm(isa, type, **arguments)
+    # One sum of k rounded float32 products; int8 sums are exact, then rounded once beside the bias.
+    tolerance = (2e-6 + 3e-7 * np.sqrt(k)) * np.maximum(1, np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)

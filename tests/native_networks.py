@@ -5,16 +5,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import randomized
 from torch import nn
 
 from convnext_deploy import formats
+from convnext_deploy.models import passes
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.native import network, packed
 from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization.observers import scale_and_zero_point
 from convnext_deploy.quantization.plan import LoadedPlan
+from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 from convnext_deploy.records.plan import OperationPlan, Plan
+
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SIZE = (64, 96)  # pixels: the last map is 2x3
 
 
 def network_of(model: ConvNeXt, precision: packed.ProductType = "fp32") -> packed.Network:
@@ -63,3 +69,23 @@ def quantize_(
         calibration=None, operations=operations,
     )  # fmt: skip
     applying.apply(model, LoadedPlan(plan, {}, eight_bits=formats.eight_bits_of(target)))
+
+
+def folded(spec: ModelSpec, uint8: bool = False) -> ConvNeXt:
+    model = randomized(ConvNeXt(spec))
+    assert isinstance(model, ConvNeXt)
+    passes.fold_norm_affine(model)
+    if spec.layer_scale:
+        passes.fold_layer_scale(model)
+    if spec.grn:
+        passes.fold_grn_bias(model)
+    if uint8:
+        passes.fold_preprocessing(model, IMAGENET)
+    return model
+
+
+def images_for(model: ConvNeXt, batch: int, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if model.takes_uint8:
+        return torch.randint(0, 256, (batch, *size, model.spec.in_chans), dtype=torch.uint8, generator=generator)
+    return torch.randn((batch, model.spec.in_chans, *size), generator=generator)

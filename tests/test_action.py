@@ -41,13 +41,13 @@ def write_evaluation(out: Path, right: int) -> Path:
     hits = first == labels
     result = EvalResult(
         artifact="m", artifact_sha256="0" * 64, data="d", data_sha256="0" * 64, images=IMAGES, corrupt=(),
-        top1=float(hits.mean()), top5=1.0, images_per_s=1.0, predictions=f"{out.name}.parquet",
+        top1=float(hits.mean()), top5=1.0, images_per_s=1.0, predictions=f"{out.name}.npz",
         per_class=tuple(
             ClassAccuracy(label=n, name=str(n), images=IMAGES // CLASSES, top1=float(hits[labels == n].mean()))
             for n in range(CLASSES)
         ),
     )  # fmt: skip
-    out.with_name(f"{out.name}.parquet").write_bytes(files.encode(files.Chunk(0, IMAGES, predictions, ())))
+    out.with_name(f"{out.name}.npz").write_bytes(files.encode(files.Chunk(0, IMAGES, predictions, ())))
     out.with_name(f"{out.name}.json").write_bytes(manifest.encode(result))
     return out.with_name(f"{out.name}.json")
 

@@ -56,7 +56,7 @@ def test_both_artifacts_score_what_timms_own_model_scores(artifacts: dict[str, P
     expected = logits.argmax(1).numpy()
     for name, path in artifacts.items():
         result = api.evaluate(path, str(IMAGES), out=tmp_path / name)
-        predicted = read_predictions(tmp_path / f"{name}.parquet").top_classes[:, 0]
+        predicted = read_predictions(tmp_path / f"{name}.npz").top_classes[:, 0]
         assert np.mean(predicted == expected) >= 0.999
         assert result.top1 == pytest.approx(float(np.mean(expected == source.labels)), abs=1e-3)
 

@@ -41,7 +41,7 @@ def test_what_0_1_0_evaluated_is_what_its_artifact_gives_today(tmp_path: Path) -
     assert read_result(GOLDEN / "eager-eval.json").images == 12
     result = api.evaluate(GOLDEN / "eager", GOLDEN / "images", out=tmp_path / "today")
     assert result.top1 == read_result(GOLDEN / "eager-eval.json").top1
-    after = read_predictions(tmp_path / "today.parquet")
+    after = read_predictions(tmp_path / "today.npz")
     assert after.names == before.names
     np.testing.assert_array_equal(after.top_classes[:, 0], before.top_classes[:, 0])
     np.testing.assert_allclose(after.label_log_prob, before.label_log_prob, atol=1e-3)

@@ -50,8 +50,8 @@ def test_every_step_is_well_formed(check: Any) -> None:
     assert names.index("compile") < names.index("kernels")  # which launches what that compiles
     assert names[-1] == "rtx"
     run = {part for step in check.STEPS for part in step.command}
-    marked = [path for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text()]
-    assert {f"tests/{path.name}" for path in marked if path.name != Path(__file__).name} <= run
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    assert {str(path.relative_to(ROOT)) for path in marked if path.name != Path(__file__).name} <= run
 
 
 def test_a_step_that_fails_in_any_way_is_recorded_and_costs_no_other(check: Any, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Images are decoded by a pool of threads while the session runs the batch before. Finished predictions go to
 `<out>.partial/` as the work proceeds, so that an interrupted evaluation goes on where it stopped; at the end they
-become `<out>.parquet`, and the summary `<out>.json`.
+become `<out>.npz`, and the summary `<out>.json`.
 """
 
 import time
@@ -28,12 +28,12 @@ from . import outputs, partial, statistics
 from .outputs import Outputs
 from .predictions import (
     NONE,
+    SUFFIX,
     Chunk,
     Predictions,
     encode,
     hits,
     joined,
-    needs_pyarrow,
     of_logits,
     per_class,
 )
@@ -69,7 +69,7 @@ def evaluate(
         source: its labels index the model's outputs, or its class names tell which ones (`data.numbering.numbered`).
         artifact: gives preprocessing, class names and identity.
         batch: images a call of the session; the last one may be smaller.
-        out: `<out>.json` and `<out>.parquet` are written, and `<out>.partial/` until then. None keeps nothing.
+        out: `<out>.json` and `<out>.npz` are written, and `<out>.partial/` until then. None keeps nothing.
         limit: evaluate at most so many images, evenly spaced over the source.
         classes: class names and the outputs that they mean; None: the artifact's labels, WordNet ids, or positions.
         problem: single-label or binary; None: as the artifact says. A binary model's one logit is that of class 1.
@@ -118,7 +118,7 @@ def evaluate(
         top5=float(np.mean(hits(predictions, 5))),
         per_class=per_class(predictions, names or source.class_names),
         images_per_s=run.images_per_s,
-        predictions=None if out is None else f"{out.name}.parquet",
+        predictions=None if out is None else f"{out.name}{SUFFIX}",
         notes=notes,
         problem=problem,
     )
@@ -191,7 +191,7 @@ def score(
         mean_absolute_error=None if is_labels else float(np.abs(errors).mean()),
         root_mean_square_error=None if is_labels else float(np.sqrt((errors**2).mean())),
         images_per_s=run.images_per_s,
-        predictions=None if out is None else f"{out.name}.parquet",
+        predictions=None if out is None else f"{out.name}{SUFFIX}",
         notes=notes,
     )
     _keep(out, run.outcome, result)
@@ -247,8 +247,6 @@ def _run(
     to_pixels = preprocess.transform(preprocessing, model.image_size, model.in_chans)
     for note in source.notes:
         tell(note)
-    if out is not None:
-        needs_pyarrow()  # before the work and not after it
     folder = None if out is None else partial.opened(out, artifact, source, problem, force)
     finished = [] if folder is None else partial.chunks_of(folder)
     done = finished[-1].stop if finished else 0
@@ -260,7 +258,7 @@ def _run(
             return
         chunk = joined(pending)
         if folder is not None:
-            write_file(folder / f"{chunk.start:09d}.parquet", encode(chunk))
+            write_file(folder / f"{chunk.start:09d}{SUFFIX}", encode(chunk))
         finished.append(chunk)
         pending.clear()
 
@@ -295,7 +293,7 @@ def _run(
 def _keep(out: Path | None, outcome: Chunk, result: EvalResult | ScoreResult) -> None:
     if out is not None:
         # The summary last: where it exists, the predictions do too.
-        write_file(partial.beside(out, ".parquet"), encode(outcome))
+        write_file(partial.beside(out, SUFFIX), encode(outcome))
         write_file(partial.beside(out, ".json"), manifest.encode(result))
         partial.remove(partial.beside(out, ".partial"))
 

@@ -18,7 +18,7 @@ from ..errors import DataError, UsageError
 from ..records.accuracy import Check, CheckName, ClassAccuracy, ClassDrop, EvalResult, Flip, Limits, Verdict
 from ..records.base import Decision
 from ..records.timing import Timing
-from . import statistics
+from . import binomial, statistics
 from .predictions import Predictions
 
 CONFIDENT_NATS = math.log(2)  # between the first two classes: the first at least twice as probable
@@ -255,7 +255,7 @@ def _class_drop(per_class: tuple[ClassDrop, ...], limit: float) -> Check:
 
 
 def _agreement(agreeing: int, images: int, limit: float, alpha: float) -> Check:
-    lower, upper = statistics.share_bounds(agreeing, images, alpha)
+    lower, upper = binomial.share_bounds(agreeing, images, alpha)
     decision: Decision = "PASS" if lower >= limit else "FAIL" if upper < limit else "INCONCLUSIVE"
     return Check(
         name="agreement", decision=decision, limit=limit, value=agreeing / images, lower=lower, upper=upper

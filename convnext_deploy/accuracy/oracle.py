@@ -30,7 +30,7 @@ from ..records.manifest import ModelSpec, OracleRecord
 if TYPE_CHECKING:
     from ..models.checkpoint import Loaded
 
-LIMIT = 1e-5  # relative, fp32: all architectures of all layouts measure at most 7e-7 (tests/test_layouts.py)
+LIMIT = 1e-5  # relative, fp32: all architectures of all layouts measure at most 7e-7 (tests/models/test_layouts.py)
 # Of normalized pixels: timm's own transform takes the same steps, transformers resizes with another library, whose
 # pixels differ by a level or two at edges.
 PIXELS = {"timm": 1e-5, "transformers": 0.05}  # the mean difference

@@ -117,7 +117,7 @@ def drop_between(baseline: Scored, candidate: Scored, alpha: float) -> Drop:
     Bounds are normal ones, widened by what chance can hide where nothing has changed: of a change that costs an image
     all that it holds, a share of 1 - alpha^(1/N) is seen on none of N images with probability alpha. N is Kish's
     effective number, because a rare label is held by few images. The two are independent, so their squares are added;
-    how often a drop at the limit passes then is simulated in `tests/test_outputs.py`.
+    how often a drop at the limit passes then is simulated in `tests/accuracy/test_outputs.py`.
     """
     moves = baseline.moves - candidate.moves
     standard_error = float(np.sqrt(np.sum((moves - moves.mean()) ** 2)))

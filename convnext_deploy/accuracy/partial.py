@@ -10,7 +10,7 @@ from ..data import sources
 from ..errors import DataError, UsageError
 from ..records.accuracy import EvalResult, ScoreResult
 from ..records.base import Problem, Record, Sha256
-from .predictions import Chunk, decode
+from .predictions import SUFFIX, Chunk, decode
 
 IDENTITY_NAME = "identity.json"
 
@@ -55,7 +55,7 @@ def opened(out: Path, artifact: Artifact, source: sources.ImageSource, problem: 
     """The folder for unfinished predictions, new or of the same evaluation."""
     if not out.name:
         raise UsageError(f"--out {out} names no file; expected the first part of the result's file names")
-    folder, predictions, result = (beside(out, suffix) for suffix in (".partial", ".parquet", ".json"))
+    folder, predictions, result = (beside(out, suffix) for suffix in (".partial", SUFFIX, ".json"))
     if force:
         _remove_result(result, predictions, folder)
     for written in (result, predictions):
@@ -89,7 +89,7 @@ def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
     if predictions.exists():
         decode(predictions)
     if folder.exists():
-        strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != ".parquet"]
+        strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != SUFFIX]
         if strange or not (folder / IDENTITY_NAME).is_file():
             raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out")
         remove(folder)
@@ -99,7 +99,7 @@ def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Remove what an evaluation has put there; a folder that somebody else has put more into stays."""
-    for path in (folder / IDENTITY_NAME, *folder.glob("[0-9]*.parquet")):
+    for path in (folder / IDENTITY_NAME, *folder.glob(f"[0-9]*{SUFFIX}")):
         path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -108,7 +108,7 @@ def remove(folder: Path) -> None:
 def chunks_of(folder: Path) -> list[Chunk]:
     """What an interrupted evaluation has finished: chunks that follow one another from the first image on."""
     chunks: list[Chunk] = []
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
         chunk = decode(path)
         if chunk.start != (chunks[-1].stop if chunks else 0):
             raise UsageError(f"{folder} lacks predictions before {path.name}; remove it or give another --out")

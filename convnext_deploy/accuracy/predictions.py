@@ -1,7 +1,11 @@
-"""What a model said about each image, and the Parquet file that keeps it: its columns, its checks, its counts."""
+"""What a model said about each image, and the .npz file that keeps it: its columns, its checks, its counts."""
 
 import io
 import itertools
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +21,9 @@ from ..errors import CheckFailed, DataError
 from ..records.accuracy import ClassAccuracy
 from .outputs import Outputs
 
-_METADATA = b"convnext-deploy"  # key in a predictions file's schema
+SUFFIX = ".npz"
+_METADATA = b"convnext-deploy"  # key in the schema of a Parquet file
+_MOST_BYTES = 2**32  # of a file, decompressed; ten million images take less than half
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Chunk:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read the predictions of an evaluation, `<out>.parquet`.
+    """Read the predictions of an evaluation, `<out>.npz`, or the `<out>.parquet` that version 0.1 wrote.
 
     Raises:
         DataError: the file cannot be read, or does not hold predictions of classes.
@@ -59,11 +65,6 @@ def read_outputs(path: Path) -> Outputs:
     if not isinstance(found, Outputs):
         raise DataError(f"{path} holds predictions of classes; expected outputs of a multi-label or regression model")
     return found
-
-
-def needs_pyarrow() -> None:
-    with needs("pyarrow"):
-        import pyarrow  # noqa: F401
 
 
 def of_logits(names: tuple[str, ...], labels: NDArray[np.int64], logits: NDArray[np.float32]) -> Predictions:
@@ -144,65 +145,100 @@ def per_class(predictions: Predictions, names: tuple[str, ...] | None) -> tuple[
 
 
 def encode(chunk: Chunk) -> bytes:
-    """As a parquet file: a row an image, and what concerns the whole chunk in the schema."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """As an .npz file of numpy: an array a column, and in two of them JSON: the names, and what concerns the chunk."""
     found = chunk.predictions
-    columns: list[tuple[str, Any, Any]] = [("name", pa.string(), found.names)]
+    columns: dict[str, NDArray[Any]] = {
+        "about": np.frombuffer(msgspec.json.encode((chunk.start, chunk.stop, chunk.corrupt)), np.uint8),
+        "names": np.frombuffer(msgspec.json.encode(found.names), np.uint8),
+    }
     if isinstance(found, Outputs):
-        columns += [
-            ("targets", pa.list_(pa.float32()), list(found.targets)),
-            ("outputs", pa.list_(pa.float32()), list(found.outputs)),
-        ]
+        columns |= {"targets": found.targets, "outputs": found.outputs}
     else:
-        columns += [
-            ("label", pa.int64(), found.labels),
-            ("top_classes", pa.list_(pa.int32()), list(found.top_classes)),
-            ("top_log_probs", pa.list_(pa.float32()), list(found.top_log_probs)),
-            ("label_log_prob", pa.float32(), found.label_log_prob),
-        ]
-    schema = pa.schema(
-        [(name, kind) for name, kind, _ in columns],
-        metadata={_METADATA: msgspec.json.encode((chunk.start, chunk.stop, chunk.corrupt))},
-    )
-    arrays = [pa.array(column, kind) for _, kind, column in columns]
+        columns |= {
+            "labels": found.labels,
+            "top_classes": found.top_classes,
+            "top_log_probs": found.top_log_probs,
+            "label_log_prob": found.label_log_prob,
+        }
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file, compression="zstd")
+    np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # the stub takes a name for an option
     return file.getvalue()
 
 
-_DAMAGED = (*PARQUET_ERRORS, msgspec.MsgspecError)
-
-
 def decode(path: Path) -> Chunk:
-    with needs("pyarrow"):
-        import pyarrow.parquet as pq
+    """What `encode` wrote, or the Parquet file that it wrote up to version 0.1.
 
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+        MissingPackageError: a Parquet file without pyarrow.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; expected predictions of eval") from None
+    read = _of_parquet if path.suffix == ".parquet" else _of_npz
     try:
-        table = pq.ParquetFile(io.BytesIO(content)).read()
-        start, stop, corrupt = msgspec.json.decode(
-            table.schema.metadata[_METADATA], type=tuple[int, int, tuple[str, ...]]
-        )
-        names = tuple(table["name"].to_pylist())
-        if "targets" in table.column_names:
-            outputs = Outputs(names, _matrix(table["targets"], np.float32), _matrix(table["outputs"], np.float32))
+        chunk = read(content)
+    except _DAMAGED as error:
+        raise DataError(f"{path} does not hold predictions of eval: {' '.join(str(error).split())}") from None
+    return chunk
+
+
+# What numpy and zipfile raise for damaged files; where warnings are errors, those too.
+_DAMAGED = (
+    *PARQUET_ERRORS, msgspec.MsgspecError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+    EOFError, RuntimeError, SyntaxError, Warning,
+)  # fmt: skip
+
+
+def _of_npz(content: bytes) -> Chunk:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > _MOST_BYTES:
+            raise ValueError(f"it holds {size:,} bytes; at most {_MOST_BYTES:,} are read")
+
+        def column(name: str, dtype: type, dimensions: int) -> NDArray[Any]:
+            with archive.open(f"{name}.npy") as file:
+                return _typed(np.lib.format.read_array(file, allow_pickle=False), dtype, dimensions)
+
+        about = column("about", np.uint8, 1).tobytes()
+        start, stop, corrupt = msgspec.json.decode(about, type=tuple[int, int, tuple[str, ...]])
+        names = msgspec.json.decode(column("names", np.uint8, 1).tobytes(), type=tuple[str, ...])
+        if "outputs.npy" in archive.namelist():
+            outputs = Outputs(names, column("targets", np.float32, 2), column("outputs", np.float32, 2))
             _check_outputs(outputs)
             return Chunk(start, stop, outputs, corrupt)
         predictions = Predictions(
             names=names,
-            labels=_column(table["label"], np.int64),
-            top_classes=_matrix(table["top_classes"], np.int32),
-            top_log_probs=_matrix(table["top_log_probs"], np.float32),
-            label_log_prob=_column(table["label_log_prob"], np.float32),
+            labels=column("labels", np.int64, 1),
+            top_classes=column("top_classes", np.int32, 2),
+            top_log_probs=column("top_log_probs", np.float32, 2),
+            label_log_prob=column("label_log_prob", np.float32, 1),
         )
-        _check_predictions(predictions)
-    except _DAMAGED as error:
-        raise DataError(f"{path} does not hold predictions of eval: {' '.join(str(error).split())}") from None
+    _check_predictions(predictions)
+    return Chunk(start, stop, predictions, corrupt)
+
+
+def _typed(column: NDArray[Any], dtype: type, dimensions: int) -> NDArray[Any]:
+    if column.dtype != dtype or column.ndim != dimensions:
+        raise ValueError(f"a column is {column.dtype} {column.shape}; expected {np.dtype(dtype)}")
+    return column
+
+
+def _of_parquet(content: bytes) -> Chunk:
+    with needs("pyarrow"):
+        import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(io.BytesIO(content)).read()
+    start, stop, corrupt = msgspec.json.decode(table.schema.metadata[_METADATA], type=tuple[int, int, tuple[str, ...]])
+    predictions = Predictions(
+        names=tuple(table["name"].to_pylist()),
+        labels=_column(table["label"], np.int64),
+        top_classes=_matrix(table["top_classes"], np.int32),
+        top_log_probs=_matrix(table["top_log_probs"], np.float32),
+        label_log_prob=_column(table["label_log_prob"], np.float32),
+    )
+    _check_predictions(predictions)
     return Chunk(start, stop, predictions, corrupt)
 
 

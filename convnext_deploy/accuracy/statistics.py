@@ -13,6 +13,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .binomial import rising_root, share_bounds, tail
+
 POWER = 0.8  # chance that the images asked for decide, if the models are what they seem to be
 MOST_IMAGES = 10_000_000  # where more would be needed, no set of images decides
 
@@ -47,7 +49,7 @@ def _gained_share(lost: NDArray[np.float64], gained: NDArray[np.float64], images
     slope = (2 * images - lost + gained) * drop - lost - gained
     product = gained * drop * (1 - drop)
     root = np.sqrt(slope**2 + 8 * images * product)
-    with np.errstate(invalid="ignore"):  # 0 / 0 in the branch that is not taken
+    with np.errstate(invalid="ignore", divide="ignore"):  # by 0 in the branch that is not taken
         return np.where(slope > 0, 2 * product / (root + slope), (root - slope) / (4 * images))
 
 
@@ -70,8 +72,6 @@ def drop_bounds(lost: int, gained: int, images: int, alpha: float) -> tuple[floa
 
 def _tango_upper(lost: int, gained: int, images: int, alpha: float) -> float:
     """The drop, in [-1, 1], that the observed one lies z standard errors below."""
-    from scipy.optimize import brentq
-
     z = NormalDist().inv_cdf(1 - alpha)
     if lost == images:
         return 1.0
@@ -85,16 +85,8 @@ def _tango_upper(lost: int, gained: int, images: int, alpha: float) -> float:
 
     just_inside = math.nextafter(1.0, 0.0)
     if gained == images:  # the observed drop is -1, where the statistic is not defined
-        return float(brentq(excess, -just_inside, just_inside, xtol=1e-14))
-    return float(brentq(excess, (lost - gained) / images, just_inside, xtol=1e-14))
-
-
-def share_bounds(count: int, images: int, alpha: float) -> tuple[float, float]:
-    """Clopper and Pearson's exact lower and upper bound of a share."""
-    from scipy.stats import binomtest
-
-    exact = binomtest(count, images).proportion_ci(1 - 2 * alpha, method="exact")
-    return float(exact.low), float(exact.high)
+        return rising_root(lambda drop: -excess(drop), -just_inside, just_inside)
+    return rising_root(lambda drop: -excess(drop), (lost - gained) / images, just_inside)
 
 
 def expected_agreement(one: NDArray[Any], other: NDArray[Any]) -> float:
@@ -111,25 +103,17 @@ def expected_agreement(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 def is_above_chance(count: int, images: int, chance: float) -> bool:
     """Whether so many hits, or more, have a binomial probability of `CHANCE_ALPHA` at most."""
-    from scipy.stats import binom
-
-    return bool(binom.sf(count - 1, images, min(chance, 1.0)) <= CHANCE_ALPHA)
+    return tail(count, images, chance) <= CHANCE_ALPHA
 
 
 def mcnemar(lost: int, gained: int) -> float:
     """Exact two-sided p-value of McNemar's test: flips are lost or gained with equal chance."""
-    return _sign_test(lost, gained, "two-sided")
+    return min(1.0, 2 * tail(max(lost, gained), lost + gained, 0.5))
 
 
 def mcnemar_loss(lost: int, gained: int) -> float:
     """Exact one-sided p-value: so many lost, or more, if flips were lost or gained with equal chance."""
-    return _sign_test(lost, gained, "greater")
-
-
-def _sign_test(lost: int, gained: int, alternative: str) -> float:
-    from scipy.stats import binomtest
-
-    return float(binomtest(lost, lost + gained, alternative=alternative).pvalue) if lost + gained else 1.0
+    return tail(lost, lost + gained, 0.5)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -4,9 +4,10 @@ from .accuracy import evaluate, gate
 from .artifacts import export, load, refit
 from .plans import half, quantize
 from .predictions import predict
+from .serving import asgi, serve
 from .timings import bench, profile, report, roofline
 
 __all__ = [
-    "bench", "evaluate", "export", "gate", "half", "load", "predict", "profile", "quantize", "refit", "report",
-    "roofline",
+    "asgi", "bench", "evaluate", "export", "gate", "half", "load", "predict", "profile", "quantize", "refit",
+    "report", "roofline", "serve",
 ]  # fmt: skip

@@ -50,7 +50,7 @@ def evaluate(
         batch: images at once; None: the size the artifact is tuned for.
         limit: only so many images, evenly spaced over the source.
         labels: file of the model's class names in their order: a name a line, or JSON (`data.numbering.class_map`).
-        out: path without suffix for `<out>.json` and `<out>.parquet`.
+        out: path without suffix for `<out>.json` and `<out>.npz`.
         force: replace what an earlier call wrote there.
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
         trust: as for `load`.

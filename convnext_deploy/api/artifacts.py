@@ -228,10 +228,10 @@ def refit(
     weights = arguments.weights("weights", weights)
     out = arguments.path("out", out)
     artifact = opened(path, force=force, say=say, trust=trust)
-    from ..runtimes.tensorrt import build
+    from ..runtimes.tensorrt import refit
 
     spec, model = artifact.manifest.export, artifact.manifest.model
-    engine = build.refittable(artifact)
+    engine = refit.refittable(artifact)
     formats.refuse_untrusted(formats.get(spec.format), artifact, trust)
     return export(
         weights,

@@ -73,8 +73,8 @@ def quantize(
         images: how many are calibrated on; None: 512, or four fifths of a source with fewer than 640 (at least 32).
         rest: the type of everything else; None: fp32, on GPUs fp16.
         rounding: try GPTQ for the weights.
-        weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI; None: what `target` multiplies
-            exactly on this machine (see `saturation`).
+        weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI, and is faster there; None: what
+            this machine multiplies exactly and fast (see `saturation`).
         data: labelled images that a search judges on, as for `evaluate`.
         labels, annotations, class_order: of `data`, as for `evaluate`.
         max_drop: percentage points of top-1.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from .. import arguments, env, formats
 from ..artifact import manifest
 from ..artifact.session import RunOptions
-from ..errors import UsageError
+from ..errors import MissingPackageError, UsageError
 from ..records.base import STRIDE, Device, Precision, Task
 from ..records.timing import BenchResult, ProfileResult, RooflineResult
 from ..workflows.export import Say, silent
@@ -213,7 +213,10 @@ def _rows(
         rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
         if rated:
             say("measuring what this machine can do at most")
-            ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
+            try:
+                ceilings = contenders.measured_ceilings(plan.device, plan.threads, sorted({c.precision for c in rated}))
+            except MissingPackageError as error:
+                say(f"rows have no share of the bound: {error}")
         for number, group in enumerate(groups):
             shifted = progress and _shifted(progress, number, len(groups))
             yield from run(group, plan, ceilings=ceilings, progress=shifted)

@@ -29,7 +29,7 @@ class Tolerance:
 # worst measured with random weights, every format, was 1.5e-6 / 1.2e-3 / 1.2e-2 (docs/design/verification.md); the
 # limits lie a factor of 6 to 8 above. In fp32 that catches GELU's other form (1.6e-4) and an epsilon of 1e-5 for 1e-6
 # (V1 1.7e-5, V2 4e-5); a missing residual, swapped sides or channels (above 0.8) fail in every precision
-# (tests/test_formats.py).
+# (tests/formats/test_formats.py).
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(relative_error=1e-5, cosine=1 - 1e-8),
     # Products of inputs rounded to 11 bits, as fp16's, but sums and storage in fp32: fp16's limits hold with room.
@@ -87,7 +87,7 @@ def simulation_tolerance(
     errors of the same size that are partly independent. So each may be as far from the source as the plan moves its
     worst sample, and they differ by up to twice that (measured: 1.5 times, with a large offset in the residual stream,
     which makes its float rounding coarse), and by the tolerance of the type that the rest runs in. A wrong bias or
-    weight scale moves them further (tests/test_quantize_export.py).
+    weight scale moves them further (tests/quantization/test_quantize_export.py).
 
     That is one sample at its worst, its two errors pointing in opposite directions. Over all samples, the squares of
     independent errors add up, and the two have the weights' rounding in common: in the root mean square they are at

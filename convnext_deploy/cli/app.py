@@ -21,6 +21,7 @@ from .profile import profile
 from .quantize import quantize
 from .report import report
 from .roofline import roofline
+from .serve import serve
 
 # What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -37,7 +38,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., object]] = {
     "export": export, "quantize": quantize, "half": half, "predict": predict, "eval": evaluate, "gate": gate,
     "bench": bench, "inspect": inspect, "refit": refit, "list": list_, "doctor": doctor, "profile": profile,
-    "roofline": roofline, "report": report,
+    "roofline": roofline, "report": report, "serve": serve,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
@@ -49,13 +50,10 @@ SYNONYMS = {
     "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
     "convert": "export", "compile": "export", "build": "export", "optimize": "quantize", "optimise": "quantize",
     "int8": "quantize", "ptq": "quantize", "calibrate": "quantize", "fp16": "half", "bf16": "half",
-    "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench", "serve": "bench",
+    "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench", "server": "serve", "deploy": "serve",
     "compare": "gate", "diff": "gate", "models": "list", "variants": "list", "formats": "list", "ls": "list",
     "env": "doctor", "trace": "profile", "plot": "report", "update": "refit", "version": "--version", "help": "--help",
 }  # fmt: skip
-_NOT_HERE = {
-    "serve": "serving is not part of this tool; `bench --scenario server` measures an artifact under load",
-}
 
 
 @app.callback()
@@ -69,8 +67,7 @@ def _no_command(word: str) -> str:
     """The refusal of a word that is no command, with the one that does the job."""
     near = [SYNONYMS[word.lower()]] if word.lower() in SYNONYMS else difflib.get_close_matches(word, COMMANDS, 1, 0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
-    more = f" ({_NOT_HERE[word.lower()]})" if word.lower() in _NOT_HERE else ""
-    return f"no command {word!r}{hint}{more} (commands: {', '.join(COMMANDS)})"
+    return f"no command {word!r}{hint} (commands: {', '.join(COMMANDS)})"
 
 
 def _hinted(message: str, arguments: list[str]) -> str:

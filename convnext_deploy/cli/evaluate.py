@@ -37,7 +37,7 @@ def evaluate(
     problem: ProblemOption = None,
     multi_label: MultiLabel = False,
     limit: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.parquet; resumes when run again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.npz; resumes when run again.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the result of an earlier run.")] = False,
     device: DeviceOption = "cpu",
     threads: Threads = None,
@@ -78,7 +78,7 @@ def evaluate(
 
         lines = words.score_lines(result)
         if out is not None:
-            lines.append(f"outputs in {out.with_name(f'{out.name}.parquet')}")
+            lines.append(f"outputs in {out.with_name(f'{out.name}.npz')}")
         terminal.result(result, "\n".join(lines))
         return
     lines = [
@@ -90,5 +90,5 @@ def evaluate(
     worst = sorted(result.per_class, key=lambda c: c.top1)[:3]
     lines.append("lowest classes: " + ", ".join(f"{c.name} {c.top1:.1%}" for c in worst))
     if out is not None:
-        lines.append(f"predictions in {out.with_name(f'{out.name}.parquet')}")
+        lines.append(f"predictions in {out.with_name(str(result.predictions))}")
     terminal.result(result, "\n".join(lines))

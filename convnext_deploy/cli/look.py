@@ -25,9 +25,9 @@ def inspect(
 
     terminal = Terminal(json, quiet)
     if artifact.is_file():
-        from ..runtimes.tensorrt import session
+        from ..runtimes.tensorrt import preflight
 
-        fits = session.preflight(artifact, trust=trust)
+        fits = preflight.preflight(artifact, trust=trust)
         terminal.result({"facts": fits.facts, "problems": fits.problems}, fits_words(fits.facts, fits.problems))
         return
     opened = manifest.verified(artifact)
@@ -36,9 +36,9 @@ def inspect(
     if later:
         text += f"\nof a later version, and not read: {', '.join(dict.fromkeys(later))}"
     if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
-        from ..runtimes.tensorrt import session
+        from ..runtimes.tensorrt import preflight
 
-        fits = session.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
+        fits = preflight.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
         text += "\n" + fits_words(fits.facts, fits.problems)
     terminal.result(opened.manifest, text)
 
@@ -66,15 +66,15 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
     rows, lacking = [], []
     for name in formats.names():
         entry = _listed(name)
-        if entry["missing"]:
-            lacking.append(f"{name}: {env.pip_line(entry['missing'][0])}")
+        if entry["missing"] or entry["missing_to_export"]:
+            lacking.append(f"{name}: {env.pip_line(*entry['missing'], *entry['missing_to_export'])}")
         rows.append(
             [
                 name,
                 entry.get("summary", ""),
                 " ".join(entry.get("precisions", ())),
                 "" if "runs_code" not in entry else "code" if entry["runs_code"] else "data",
-                "missing" if entry["missing"] else "installed",
+                "missing" if entry["missing"] else "runs" if entry["missing_to_export"] else "installed",
             ]
         )
     terminal.table("Formats", ["name", "what", "precisions", "holds", "state"], rows, whole=True)
@@ -91,11 +91,12 @@ def _listed(name: str) -> dict[str, Any]:
     try:
         fmt = formats.get(name)
     except MissingPackageError:
-        return {"name": name, "missing": env.missing(FRAMEWORK) or ("torch",)}
+        return {"name": name, "missing": env.missing(FRAMEWORK) or ("torch",), "missing_to_export": ()}
     return {
         "name": fmt.name, "summary": fmt.summary, "runtime": fmt.runtime, "suffix": fmt.suffix,
         "precisions": sorted(fmt.precisions), "devices": sorted(fmt.devices), "runs_code": fmt.runs_code,
-        "extra": fmt.extra, "missing": env.missing(fmt.requires + fmt.build_requires),
+        "extra": fmt.extra, "missing": env.missing(fmt.requires),
+        "missing_to_export": env.missing(fmt.build_requires),
     }  # fmt: skip
 
 
@@ -104,6 +105,10 @@ FRAMEWORK = ("torch", "numpy", "timm", "safetensors", "PIL")  # what the formats
 
 def doctor(
     clean: Annotated[bool, typer.Option("--clean", help="Empty the caches that are listed.")] = False,
+    peaks: Annotated[
+        bool,
+        typer.Option("--peaks", help="Also measure for a second what this CPU multiplies (builds the native engine)."),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -116,25 +121,31 @@ def doctor(
 
     terminal = Terminal(json, quiet)
     removed = caches.clean() if clean else None
+    rates = _peaks() if peaks else None
     states, saturating = {}, []
     for name in formats.names():
         try:
             fmt = formats.get(name)
             if fmt.eight_bits is not None and fmt.eight_bits.saturates:
                 saturating.append(name)
-            states[name] = formats.state(fmt)
+            states[name] = formats.run_state(fmt)
         except ConvNextDeployError as error:
             states[name] = str(error).removeprefix(f"format {name}: ")
     gpus, words = env.nvidia_gpus(), saturation.words(saturating)
     kept = caches.found()
     document = {
         "machine": env.machine(), "eight_bits": words, "gpus": gpus, "versions": env.versions(),
-        "formats": states, "caches": kept, "removed": removed,
+        "formats": states, "caches": kept, "removed": removed, "peaks": rates,
     }  # fmt: skip
     if json:
         terminal.result(document, "")
         return
     terminal.table("Machine", ["what", "value"], [*([k, str(v)] for k, v in env.machine().items()), ["8 bits", words]])
+    if rates is not None:
+        title = f"Products by {rates['path']}, GMAC/s"
+        columns = ["type", *(f"{threads} threads" if threads > 1 else "1 thread" for threads in rates["threads"])]
+        rows = [[type, *(f"{rate:.0f}" for rate in found)] for type, found in rates["gmacs_per_s"].items()]
+        terminal.table(title, columns, rows)
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])
     terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()], whole=True)
@@ -142,3 +153,18 @@ def doctor(
     terminal.table("Caches", ["of", "where", "holds"], rows, whole=True)
     if removed is not None:
         terminal.line(f"removed {sum(c.entries for c in removed)} of {sum(c.bytes for c in removed) / 1e6:.1f} MB")
+
+
+def _peaks() -> dict[str, Any]:
+    """What the CPU multiplies, on one core and on all that this process may use: the best of three short bursts."""
+    from .. import env
+    from ..native import library, peak
+    from ..native.packed import TYPES
+
+    path = library.chosen_isa(None) or library.isas()[0]
+    threads = sorted({1, env.usable_cores()})
+    rates = {
+        type: [max(peak.gmacs_per_s(type, count, 1 / 18, path) for _ in range(3)) for count in threads]
+        for type in TYPES
+    }
+    return {"path": path, "threads": threads, "gmacs_per_s": rates}

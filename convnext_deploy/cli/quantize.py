@@ -55,7 +55,7 @@ def quantize(
     exif_orientation: ExifOrientation = False,
     rounding: Annotated[bool, typer.Option("--rounding", help="Try GPTQ for the weights: minutes.")] = False,
     weight_bits: Annotated[
-        str, typer.Option(help="7, 8 or auto. 7: no saturation on x86 without VNNI; auto: what the target needs here.")
+        str, typer.Option(help="7, 8 or auto. 7: exact and fast on x86 without VNNI; auto: what this machine wants.")
     ] = "auto",
     data: Annotated[str | None, typer.Option(help="Labelled images to search on, as for eval.")] = None,
     labels: LabelsOption = None,

@@ -36,31 +36,31 @@ def is_of_the_file(error: OSError) -> bool:
     return error.errno in _OF_THE_FILE
 
 
-def decoded(content: bytes) -> Image.Image:
+def decoded(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Decode an encoded image; 16 bits a channel become 8.
 
     Grey images of 16 bits are divided by 257 and rounded, so that black stays 0 and white becomes 255. Pillow itself
     would cut them off at 255. Colour images of 16 bits are Pillow's own: it keeps the upper eight bits.
 
     Raises:
-        UnreadableImage: empty, none of `FORMATS`, damaged, of more than `MAX_PIXELS`, or of a pixel type without a
+        UnreadableImage: empty, none of `formats`, damaged, of more than `max_pixels`, or of a pixel type without a
             known white. One line, and always the same one for the same bytes.
     """
     if not content:
         raise UnreadableImage("the file is empty")
     try:
-        image = Image.open(io.BytesIO(content), formats=_formats())
-        refuse_many(image.width, image.height)
+        image = Image.open(io.BytesIO(content), formats=_built_in(formats))
+        refuse_many(image.width, image.height, max_pixels)
         image.load()
-        refuse_many(image.width, image.height)  # what a file holds may be larger than its head says
+        refuse_many(image.width, image.height, max_pixels)  # what a file holds may be larger than its head says
         return _eight_bits(image)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:  # its own text holds a memory address
         for name, (_, package, begins) in _WITH_PACKAGE.items():
-            if name not in _formats() and content.startswith(begins):
+            if name in formats and name not in _built_in(formats) and content.startswith(begins):
                 raise UnreadableImage(f"this Pillow does not read {name}; pip install '{package}'") from error
-        raise UnreadableImage(f"not an image in a format that is read here ({', '.join(FORMATS)})") from error
+        raise UnreadableImage(f"not an image in a format that is read here ({', '.join(formats)})") from error
     # Everything: decoders of third parties raise what their authors never thought of, AttributeError and MemoryError
     # among it, and one damaged image must not end an evaluation of thousands. The type is part of the line.
     except Exception as error:
@@ -68,13 +68,13 @@ def decoded(content: bytes) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with; it fails for a name that it does not know."""
+def _built_in(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the formats that this Pillow was built with; it fails for a name that it does not know."""
     Image.init()
     for name, (module, _, _) in _WITH_PACKAGE.items():
         if name not in Image.OPEN and importlib.util.find_spec(module) is not None:
             importlib.import_module(module)  # which makes the format known to Pillow
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in formats if name in Image.OPEN)
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -90,14 +90,14 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if is_turned(image) else image
 
 
-def refuse_many(width: int, height: int) -> None:
-    """Refuse an image of more than `MAX_PIXELS`.
+def refuse_many(width: int, height: int, most: int = MAX_PIXELS) -> None:
+    """Refuse an image of more than that many pixels.
 
     Raises:
         UnreadableImage: with its size and the limit.
     """
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{width}x{height} pixels; at most {MAX_PIXELS:,} are decoded, make it smaller first")
+    if width * height > most:
+        raise UnreadableImage(f"{width}x{height} pixels; at most {most:,} are decoded, make it smaller first")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -29,7 +29,7 @@ def transform(
     """timm's evaluation transform without the normalization: a decoded image to pixels, uint8 (C, H, W).
 
     It is written here in Pillow and numpy, so that an artifact that needs no torch can be evaluated without it, and
-    gives timm's pixels bit for bit (`tests/test_data.py`).
+    gives timm's pixels bit for bit (`tests/data/test_data.py`).
 
     Args:
         preprocessing: resize, crop and interpolation.

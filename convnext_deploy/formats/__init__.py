@@ -10,7 +10,7 @@ from ..arguments import shown
 from ..artifact import trust as trusted
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
-from ..env import PACKAGES, import_line, missing, missing_line
+from ..env import PACKAGES, import_line, missing, missing_line, pip_line
 from ..errors import ArtifactError, MissingPackageError, UsageError
 from ..quantization.eight_bits import EightBits
 from ..records.base import Device
@@ -85,9 +85,9 @@ def require(fmt: Format, build: bool = False) -> None:
     Raises:
         MissingPackageError: the `pip install` to run.
     """
-    line = _missing(fmt.requires + fmt.build_requires if build else fmt.requires)
-    if line is not None:
-        raise MissingPackageError(f"format {fmt.name}: {line}")
+    absent = missing(fmt.build_requires + fmt.requires if build else fmt.requires)
+    if absent:
+        raise MissingPackageError(f"format {fmt.name}: {missing_line(*absent)}")
 
 
 def state(fmt: Format) -> str:
@@ -96,16 +96,23 @@ def state(fmt: Format) -> str:
     Raises:
         MissingPackageError: what to install.
     """
-    line = _missing(fmt.requires + fmt.build_requires)
-    if line is not None:
-        raise MissingPackageError(line)
+    absent = missing(fmt.build_requires + fmt.requires)
+    if absent:
+        raise MissingPackageError(missing_line(*absent))
     return fmt.ready()
 
 
-def _missing(packages: tuple[str, ...]) -> str | None:
-    """The first that is not installed, and the `pip install` to run."""
-    absent = missing(packages)
-    return missing_line(absent[0]) if absent else None
+def run_state(fmt: Format) -> str:
+    """Whether artifacts of it run here, and whether they can be built, in a few words.
+
+    Raises:
+        MissingPackageError: what to install, so that they run.
+    """
+    absent = missing(fmt.requires)
+    if absent:
+        raise MissingPackageError(missing_line(*absent))
+    lacking = missing(fmt.build_requires)
+    return f"{fmt.ready()}, to run; to export: {pip_line(*lacking)}" if lacking else fmt.ready()
 
 
 def of(artifact: Artifact) -> Format:

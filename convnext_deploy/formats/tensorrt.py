@@ -7,16 +7,16 @@ from ..graph.capture import DeployGraph
 from ..quantization.eight_bits import EightBits
 from ..records.manifest import ExportRequest, Manifest
 from ..records.plan import Plan
-from ..runtimes.tensorrt import session
+from ..runtimes.tensorrt import artifact, session
 from .base import Format, StandIn
 
 
 def refuse(request: ExportRequest, plan: Plan | None) -> None:
-    session.refuse("tensorrt", request)
+    artifact.refuse("tensorrt", request)
 
 
 def build(graph: DeployGraph, folder: Path) -> StandIn | None:
-    return session.build("tensorrt", graph, folder)
+    return artifact.build("tensorrt", graph, folder)
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> session.EngineSession:

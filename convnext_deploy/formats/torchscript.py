@@ -10,7 +10,7 @@ from ..artifact.session import RunOptions
 from ..graph.capture import DeployGraph
 from ..graph.torch_contents import contents_of_script
 from ..records.manifest import Manifest
-from ..runtimes.torch_files import reserve
+from ..runtimes.torch_files import copy_without, reserve
 from ..runtimes.torch_session import TorchSession, opening
 from .base import Format
 
@@ -23,8 +23,12 @@ def build(graph: DeployGraph, folder: Path) -> None:
         frozen = torch.jit.freeze(traced)
         del traced
         tensors = [*graph.module.parameters(), *graph.module.buffers()]
-        reserve(folder / FILE, sum(tensor.nbytes for tensor in tensors) + BESIDE_TENSORS)
-        torch.jit.save(frozen, str(folder / FILE))
+        whole = folder / f".{FILE}"
+        reserve(whole, sum(tensor.nbytes for tensor in tensors) + BESIDE_TENSORS)
+        torch.jit.save(frozen, str(whole))
+    # Its debugging information names the folders of this machine, file by file.
+    copy_without(whole, folder / FILE, lambda record: record.endswith(".debug_pkl"))
+    whole.unlink()
 
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
@@ -49,7 +53,7 @@ FORMAT = Format(
     runtime="torch",
     requires=("torch", "safetensors"),
     build_requires=("timm",),
-    extra=None,
+    extra="export",
     runs_code=True,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),

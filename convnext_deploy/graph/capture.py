@@ -75,6 +75,8 @@ class DeployGraph:
             if name in SIDES:
                 symbol = images.meta["val"].shape[axis].node.expr
                 program.range_constraints[symbol] = ValueRanges(STRIDE, MAX_SIDE)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # names the folders of this machine, in every file built from it
         return program
 
     def release(self) -> None:

@@ -60,7 +60,8 @@ def keep_batch(model: ir.Model) -> None:
         if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is None:
             continue
         shape = node.inputs[1].const_value.numpy()
-        if shape[0] == -1:  # all of this package's reshapes leave the first axis alone
+        # All of this package's reshapes leave the first axis alone; the exporter's make vectors of single sizes.
+        if len(shape) > 1 and shape[0] == -1:
             value = ir.Value(name=f"{node.outputs[0].name}_shape", const_value=ir.tensor(np.array([0, *shape[1:]])))
             model.graph.register_initializer(value)
             node.replace_input_with(1, value)

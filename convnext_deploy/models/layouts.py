@@ -362,9 +362,13 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
         WeightsError: the tensors contradict `variant`, or they fit several or no variants where it matters.
     """
     norm_bias = any(name.endswith("norm.bias") for name in converted.tensors)
-    names = registry.recognise(converted.visible, norm_bias)
-    found = converted.visible | {"norm": f"with{'' if norm_bias else 'out'} bias"}
+    visible = converted.visible
+    names = registry.recognise(visible, norm_bias)
     counts: dict[str, Any] = {"num_classes": converted.num_classes, "in_chans": converted.in_chans}
+    if not names and visible["head_hidden"] is not None:  # a head of its own on the network of a variant
+        visible, counts["head_hidden"] = visible | {"head_hidden": None}, visible["head_hidden"]
+        names = registry.recognise(visible, norm_bias)
+    found = visible | {"norm": f"with{'' if norm_bias else 'out'} bias"}
     if converted.mlp is not None:
         counts["head_hidden"], counts["head_activation"] = converted.mlp
     if converted.level_norms:
@@ -389,7 +393,7 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
         raise WeightsError(f"{where} fits {', '.join(names)}; choose one with --variant")
     if not norm_bias:
         raise WeightsError(
-            f"{where} has norms without bias and widths {converted.visible['dims']} of no published variant, so "
+            f"{where} has norms without bias and widths {visible['dims']} of no published variant, so "
             "whether they are RMSNorm or SimpleNorm cannot be told; only published variants of these can be loaded"
         )
-    return ModelSpec(architecture="custom", **(converted.visible | counts))
+    return ModelSpec(architecture="custom", **(visible | counts))

@@ -20,12 +20,14 @@ COMPILERS = ("c++", "g++", "clang++")
 # Contracting a product and a sum into one rounding is what the kernels are written for; nothing else of fast-math is.
 FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
-    "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+    "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-psabi", "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
 )  # fmt: skip
 COMMON = ("api", "cpu", "model", "operations", "peak", "pool", "session", "testing", "kernels_portable")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
 X86: dict[str, tuple[str, ...]] = {
     "kernels_avx2": ("-mavx2", "-mfma"),
+    "kernels_avx_vnni": ("-mavx2", "-mfma", "-mavxvnni"),
     "kernels_avx512": _AVX512,
     "kernels_avx512_vnni": (*_AVX512, "-mavx512vnni"),
     "kernels_avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
@@ -280,7 +282,10 @@ def opened(path: Path) -> ctypes.CDLL:
         "cnxt_session_isa": (text, [void]),
         "cnxt_session_bytes": (size, [void]),
         "cnxt_session_run": (number, [void, void, ctypes.POINTER(void)]),
-        "cnxt_peak": (number, [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_double, ctypes.POINTER(ctypes.c_double)]),
+        "cnxt_peak": (
+            number,
+            [text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_double, ctypes.POINTER(ctypes.c_double)],
+        ),
         "cnxt_session_profile": (
             number,
             [void, void, ctypes.POINTER(void), ctypes.POINTER(TimingEntry), size, ctypes.POINTER(size)],

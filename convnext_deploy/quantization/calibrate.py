@@ -26,8 +26,8 @@ from ..data import preprocess
 from ..data import sources as data
 from ..env import usable_cores
 from ..errors import DataError, UsageError
-from ..models.checkpoint import tensors_sha256
 from ..models.convnext import ConvNeXt, nhwc
+from ..models.parameters import tensors_sha256
 from ..records.base import Record, Sha256
 from ..records.manifest import Preprocessing
 from ..records.plan import CalibrationReport, RangeMethod, Scheme, TensorRange

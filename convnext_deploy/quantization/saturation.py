@@ -2,8 +2,9 @@
 
 Before VNNI, x86 multiplies u8 by s8 with `vpmaddubsw`, which adds two products in 16 bits and saturates: 255 * 127 * 2
 is 64,770, and 32,767 is the largest sum that it holds. With weights of 7 bits (at most 64 in magnitude) the largest is
-255 * 64 * 2 = 32,640, and nothing saturates. ONNX Runtime has an option that multiplies exactly and more slowly;
-OpenVINO has none; this package's engine widens to 16 bits before it multiplies and is exact everywhere.
+255 * 64 * 2 = 32,640, and nothing saturates. So a plan that is made on such a machine gets weights of 7 bits, for every
+format. With 8 bits ONNX Runtime has an option that multiplies exactly and more slowly, OpenVINO has none, and this
+package's engine widens to 16 bits where it has to, which is slower too.
 """
 
 import platform
@@ -27,9 +28,9 @@ def saturates() -> bool:
     return x86 and not EXACT_FEATURES & env.cpu_features()
 
 
-def bits_for(eight_bits: EightBits, type: OperationType) -> WeightBits:
-    """The weights' bits that a format multiplies exactly on this machine."""
-    return 7 if eight_bits.saturates and type == "u8s8" and saturates() else 8
+def bits_for(type: OperationType) -> WeightBits:
+    """The weights' bits that every runtime multiplies exactly on this machine, and those that can, fast."""
+    return 7 if type == "u8s8" and saturates() else 8
 
 
 def in_danger(record: Plan | QuantizationRecord | None) -> bool:
@@ -70,6 +71,6 @@ def words(formats: Collection[str]) -> str:
     if not saturates():
         return "exact here; quantize uses weights of 8 bits"
     return (
-        f"u8 by s8 saturates at 16 bits here (no VNNI); quantize uses weights of 7 bits for {', '.join(formats)}, "
-        f"onnxruntime runs with {ORT_OPTION}=1, native is exact"
+        "u8 by s8 saturates at 16 bits here (no VNNI); quantize uses weights of 7 bits, which are exact and fast. "
+        f"Plans with 8 bits: refused for {', '.join(formats)}; slower in native, and in onnxruntime with {ORT_OPTION}=1"
     )

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from ..accuracy import statistics
+from ..accuracy import binomial
 from ..errors import DataError
 from ..models import registry
 from ..records.accuracy import EvalResult, Verdict
@@ -259,7 +259,7 @@ def accuracy_of(m: Measurement, evaluations: Sequence[EvalResult]) -> tuple[Eval
 
 def share_interval(share: float, count: int) -> tuple[float, float]:
     """95 % interval of a share of `count` images, exact (Clopper and Pearson)."""
-    return statistics.share_bounds(round(share * count), count, 0.025)
+    return binomial.share_bounds(round(share * count), count, 0.025)
 
 
 def type_of(profile: ProfileResult) -> str:

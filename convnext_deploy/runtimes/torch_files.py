@@ -3,11 +3,13 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
+
+import torch
 
 
 class _Patient(RawIOBase):
@@ -63,3 +65,23 @@ def reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         elif shutil.disk_usage(path.parent).free < size:  # macOS
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def copy_without(source: Path, path: Path, dropped: Callable[[str], bool]) -> None:
+    """Copy one of PyTorch's zip files, record by record, without those whose names are `dropped`.
+
+    Raises:
+        OSError: the copy cannot be written.
+    """
+    reader = torch._C.PyTorchFileReader(str(source))
+    with written(path) as file:
+        writer = torch._C.PyTorchFileWriter(file)
+        writer.set_min_version(int(reader.get_record(".data/version")))
+        for name in reader.get_all_records():
+            if name not in OWN_RECORDS and not dropped(name):
+                record = reader.get_record(name)
+                writer.write_record(name, record, len(record))
+        writer.write_end_of_file()
+
+
+OWN_RECORDS = {"version", "byteorder", ".data/version", ".data/serialization_id"}  # which the writer adds itself

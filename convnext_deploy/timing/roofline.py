@@ -14,10 +14,14 @@ that stays in the caches, because bytes are counted at the rate of main memory.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from ..env import missing, usable_cores
 from ..errors import MissingPackageError, UsageError
 from ..records.base import Device
 from ..records.manifest import ModelSpec
@@ -204,7 +208,8 @@ def measure(
     a shape that would take longer than `SECONDS` once is left out.
 
     Matrix products in fp32, bf16 and int8 (on a GPU also tf32 and fp16; PyTorch's CPU product in fp16 is no ceiling of
-    anything), and a copy. The vector rate is that of the fp32 product, which uses the same units.
+    anything), and a copy. The vector rate is that of the fp32 product, which uses the same units. Without PyTorch a
+    CPU's are those of the engine.
 
     Args:
         threads: of PyTorch and of the engine while they measure; None: PyTorch's own setting.
@@ -213,7 +218,10 @@ def measure(
 
     Raises:
         UsageError: there is no GPU.
+        MissingPackageError: a GPU without PyTorch, or a CPU without it and without an engine.
     """
+    if device == "cpu" and missing(("torch",)):
+        return _measured_by_the_engine(threads or usable_cores(), precisions, progress)
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -247,6 +255,26 @@ def measure(
         matrix_tflops=rates,
         vector_tflops=rates["fp32"],
         copy_gb_s=copied,
+    )
+
+
+def _measured_by_the_engine(threads: int, precisions: Sequence[str] | None, progress: Progress | None) -> Ceilings:
+    names = [name for name in _measured("cpu") if precisions is None or name in ("fp32", *precisions)]
+    say, rates = progress or (lambda done, total, what: None), {}
+    for done, name in enumerate(names):
+        say(done, len(names) + 1, f"measuring {name} products")
+        rates[name] = _native_tflops(name, threads)
+    say(len(names), len(names) + 1, "measuring copies")
+    parts = np.array_split(np.ones(COPY_BYTES["cpu"], np.uint8), threads)
+    into = [np.zeros_like(part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:  # numpy copies without the interpreter's lock
+        seconds = _best_s(lambda: list(pool.map(np.copyto, into, parts)), "cpu", SECONDS)
+    return Ceilings(
+        name=f"this CPU, {threads} threads",
+        source=f"measured with the native engine's kernels, and copy of {COPY_BYTES['cpu'] >> 20} MiB with numpy",
+        matrix_tflops=rates,
+        vector_tflops=rates["fp32"],
+        copy_gb_s=2 * COPY_BYTES["cpu"] / seconds / 1e9,
     )
 
 
@@ -298,8 +326,8 @@ def _native(device: Device) -> bool:
 def _native_tflops(precision: str, threads: int) -> float:
     from ..native import packed, peak
 
-    type: packed.ProductType = "int8" if precision == "int8" else "bf16"
-    return max(peak.tflops(type, threads, SECONDS / 3) for _ in range(3))
+    found = next(type for type in packed.TYPES if type == precision)
+    return max(2 * peak.gmacs_per_s(found, threads, SECONDS / 3) / 1e3 for _ in range(3))
 
 
 def _copy_gb_s(device: Device) -> float:
@@ -311,7 +339,8 @@ def _copy_gb_s(device: Device) -> float:
 
 
 def _best_s(call: Callable[[], Any], device: Device, seconds: float) -> float:
-    import torch
+    if device == "cuda":
+        import torch
 
     end = time.perf_counter() + seconds
     call()

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accuracy import statistics
+from ..accuracy import binomial, statistics
 from ..data import preprocess, sources
 from ..data.image_source import with_one_label
 from ..data.numbering import numbered
@@ -171,7 +171,7 @@ def _judge(loaded: "Loaded", source: sources.ImageSource, assumed: Candidate, be
     trial, images = _Trial(loaded, source), len(source)
     for candidate in dict.fromkeys([*best, assumed]):
         trial.extend(candidate, images)
-        low, high = statistics.share_bounds(trial.right(candidate), images, 0.025)
+        low, high = binomial.share_bounds(trial.right(candidate), images, 0.025)
         what = "assumed" if candidate == assumed else "fits best" if candidate == best[0] else "next"
         say(f"{what}: {candidate}: top-1 {trial.right(candidate) / images:.2%} ({low:.2%} to {high:.2%}, 95 %)")
     one, other = trial.hits[best[0]], trial.hits[assumed]

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from .. import env
-from ..accuracy import probes
+from ..accuracy import canary, probes
 from ..artifact import licences, manifest, readback, trust, verify
 from ..artifact.session import RunOptions, Session
 from ..errors import ParityError, PrecisionError
@@ -136,8 +136,9 @@ def verified(
         made.manifest,
         parity=probes.judged(session, made.manifest, made.sets, reload),
         precision=session.precision(),
-        files=manifest.file_records(folder),
     )
+    (folder / canary.FILE).write_bytes(canary.recorded(record, made.sets[0]))
+    record = msgspec.structs.replace(record, files=manifest.file_records(folder))
     _judge(record, fmt, folder, target, own)
     return record
 

@@ -12,6 +12,7 @@ from ..artifact import manifest
 from ..artifact.trust import built_here
 from ..errors import MissingPackageError, WorkerError
 from ..models.source import Source
+from ..native import library
 from ..records.base import Device, PlanType, Precision, Record, Sha256, Task
 from ..records.manifest import BatchRange, ExportRequest, ModelSpec
 from ..records.timing import Ceilings
@@ -82,9 +83,15 @@ def measured_ceilings(device: Device, threads: int | None, precisions: Sequence[
         precisions: that are asked for; None: all.
 
     Raises:
+        MissingPackageError: a CPU needs PyTorch or the native engine for it, a GPU PyTorch.
         WorkerError: it failed.
     """
-    worker = Worker("measuring ceilings", ("convnext_deploy.timing.roofline", "torch"))
+    absent = env.missing(("torch",))
+    if absent and device == "cuda":
+        raise MissingPackageError(env.missing_line(*absent))
+    if absent:
+        library.state()
+    worker = Worker("measuring ceilings", ("convnext_deploy.timing.roofline", *(() if absent else ("torch",))))
     try:
         found = worker.call(
             "call",
@@ -179,8 +186,6 @@ def of_artifacts(
         ArtifactError: a folder that is not an artifact, or was changed.
         UsageError: a format that is not installed or does not run on the device, an unknown counterpart.
     """
-    from ..models import baselines
-
     found = [of_artifact(path, device, cuda_graph, trust) for path in paths]
     names = [contender.subject for contender in found]
     found = [
@@ -189,6 +194,10 @@ def of_artifacts(
         else msgspec.structs.replace(contender, label=str(contender.artifact))
         for contender in found
     ]
+    if not compare:
+        return found
+    from ..models import baselines
+
     wanted = [
         Wanted(
             model=baselines.counterpart(word, contender.model, contender.image_size),

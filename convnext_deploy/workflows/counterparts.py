@@ -15,7 +15,7 @@ from ..data import preprocess
 from ..errors import UsageError
 from ..graph.capture import DeployGraph
 from ..models.baselines import Baseline, preprocessing_of
-from ..models.checkpoint import tensors_sha256
+from ..models.parameters import tensors_sha256
 from ..records.base import Device
 from ..records.manifest import ExportSpec, WeightsRecord
 from ..runtimes.torch_session import TorchSession

@@ -283,15 +283,15 @@ def _require(source: sources.ImageSource, least: int, why: str = "") -> None:
 def _weight_bits(
     asked: WeightBits | None, target: Target, how: EightBits, kind: OperationType, *, searching: bool
 ) -> WeightBits:
-    """The bits of the weights: as asked, or what the target multiplies exactly here.
+    """The bits of the weights: as asked, or what this machine multiplies exactly and fast.
 
     Raises:
         UsageError: 7 bits where nothing can saturate, or a search with 8 bits where that does.
     """
     if asked == 7 and kind != "u8s8":
         raise UsageError(f"--weight-bits 7 is for targets that multiply u8 by s8; {target} multiplies {kind}")
-    exact = saturation.bits_for(how, kind)
-    if searching and asked == 8 and exact == 7:
+    exact = saturation.bits_for(kind)
+    if searching and asked == 8 and exact == 7 and how.saturates:
         raise UsageError(
             f"--weight-bits 8 saturates with {target} on this CPU (x86 without VNNI), where the search runs; "
             "leave it out, or search with --target native"

@@ -20,7 +20,7 @@ import numpy as np
 from .. import env, formats
 from ..accuracy import gate, statistics
 from ..accuracy.evaluation import evaluate, read_result
-from ..accuracy.predictions import read_predictions
+from ..accuracy.predictions import SUFFIX, read_predictions
 from ..artifact.manifest import Artifact, encode, remove, write_file
 from ..artifact.session import RunOptions, Session
 from ..data import preprocess, sources
@@ -305,7 +305,7 @@ def _side(
     result = read_result(result_file)
     if result.artifact_sha256 != artifact.sha256 or result.data_sha256 != images.sha256:
         raise UsageError(f"{result_file} is of another artifact or other images; remove {bench.folder} and run again")
-    return gate.Side(result=result, predictions=read_predictions(out.with_name(f"{out.name}.parquet")))
+    return gate.Side(result=result, predictions=read_predictions(out.with_name(f"{out.name}{SUFFIX}")))
 
 
 def _worth_trying(

@@ -3,6 +3,10 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace cnxt {
 namespace {
 
@@ -18,6 +22,14 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+// Its registers are AVX2's; compilers of 2022 do not know its name yet.
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
 #endif
 
 constexpr Path PATHS[] = {
@@ -26,8 +38,9 @@ constexpr Path PATHS[] = {
      []() -> bool { return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"); },
      avx512_bf16_kernels},
     {"avx512_vnni", []() -> bool { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, avx512_vnni_kernels},
+    {"avx_vnni", has_avx_vnni, avx_vnni_kernels},
     {"avx512", has_avx512, avx512_kernels},
-    {"avx2", []() -> bool { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2_kernels},
+    {"avx2", has_avx2, avx2_kernels},
 #endif
     {"portable", [] { return true; }, portable_kernels},
 };
@@ -44,7 +57,10 @@ const char *available_kernels() {
   static const std::string names = [] {
     std::string all;
     for (const Path &path : PATHS)
-      if (path.here()) all += (all.empty() ? "" : " ") + std::string(path.name);
+      if (path.here()) {
+        if (!all.empty()) all += ' ';
+        all += path.name;
+      }
     return all;
   }();
   return names.c_str();

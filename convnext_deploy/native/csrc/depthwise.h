@@ -99,17 +99,18 @@ INLINE void store_row(const Normalize &n, const float *x, uint32_t columns, floa
                       char *out) {
   const float gain = TYPE == INT8 ? n.inverse_step : 1.0f;
   const Floats scale = splat(AFFINE ? factor : factor * gain), move = splat(AFFINE ? term : term * gain);
-  for (uint32_t c = 0; c < columns; c += L) {
-    Floats y = load<Floats>(x + c) * scale + move;
-    if constexpr (AFFINE) {
-      if (n.weight) y *= load<Floats>(n.weight + c);
-      if (n.bias) y += load<Floats>(n.bias + c);
-      if constexpr (TYPE == INT8) y *= gain;
+  for (uint32_t block = 0; block < columns; block += BLOCK) {
+    Floats y[PARTS];
+    for (int p = 0; p < PARTS; p++) {
+      const uint32_t c = block + p * L;
+      y[p] = load<Floats>(x + c) * scale + move;
+      if constexpr (AFFINE) {
+        if (n.weight) y[p] *= load<Floats>(n.weight + c);
+        if (n.bias) y[p] += load<Floats>(n.bias + c);
+        if constexpr (TYPE == INT8) y[p] *= gain;
+      }
     }
-    char *to = out + c * bytes_of(TYPE);
-    if constexpr (TYPE == INT8) store_codes(to, y, q);
-    if constexpr (TYPE == BF16) store_bf16(to, y);
-    if constexpr (TYPE == FP32) store(to, y);
+    store_block<TYPE>(out + block * bytes_of(TYPE), y, q);
   }
 }
 

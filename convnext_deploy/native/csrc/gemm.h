@@ -1,151 +1,217 @@
 // Matrix products on packed weights. Included by kernels_body.h only.
 #pragma once
+#include "dot.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace cnxt {
 namespace {
 
-// The tile that stays in registers: ROWS rows by GROUPS blocks of 16 outputs.
-#if defined(__AVX512VNNI__)
-constexpr int ROWS = 14, GROUPS = 2;
-#elif defined(__AVX512F__)
-constexpr int ROWS = 12, GROUPS = 2;
-#elif defined(__AVX2__)
-constexpr int ROWS = 4, GROUPS = 1;
-#else
-constexpr int ROWS = 2, GROUPS = 1;
-#endif
-
-// How one step of 4 bytes of a row multiplies one vector of weights; sums are Ints or Floats.
+// One tile's sums, `[rows][groups * 16]`, are left in the first-level cache for the epilogue.
 template <uint32_t TYPE>
-struct Dot;
+constexpr int ROWS = TILES[TYPE].rows;
+template <uint32_t TYPE>
+constexpr int GROUPS = TILES[TYPE].groups;
+template <uint32_t TYPE>
+constexpr int WIDTH = GROUPS<TYPE> * BLOCK;
 
-template <>
-struct Dot<INT8> {
-  using Sum = Ints;
-#if defined(__AVX512VNNI__)
-  using Weights = Ints;
-  using Inputs = Ints;
-  INLINE Weights weights(const uint8_t *from) { return load<Ints>(from); }
-  INLINE Inputs inputs(const uint8_t *from) { return splat(load<int32_t>(from)); }
-  INLINE Sum add(Sum s, Weights w, Inputs a) { return (Ints)_mm512_dpbusd_epi32((__m512i)s, (__m512i)a, (__m512i)w); }
-#else
-  typedef int16_t Shorts __attribute__((vector_size(4 * L), may_alias));
-  struct Pair { Ints even, odd; };  // 16-bit halves: inputs 0 and 2 of each step, and 1 and 3
-  using Weights = Pair;
-  using Inputs = Pair;
-  INLINE Weights weights(const uint8_t *from) {
-    const Shorts w = load<Shorts>(from);
-    return {(Ints)((w << 8) >> 8), (Ints)(w >> 8)};
+// Up to 14 rows of A. Three bases keep their addresses to base + {0, 1, 2, 3, 4} strides and leave registers for the
+// loop.
+struct Rows {
+  const uint8_t *bases[3];
+  size_t stride, three;
+
+  INLINE Rows from(const uint8_t *a, size_t stride) {
+    return {{a, a + 5 * stride, a + 10 * stride}, stride, 3 * stride};
   }
-  INLINE Inputs inputs(const uint8_t *from) {
-    const int32_t bytes = load<int32_t>(from);
-    return {splat(bytes & 0x00FF00FF), splat((bytes >> 8) & 0x00FF00FF)};
+  inline __attribute__((always_inline)) const uint8_t *at(int row) const {
+    return bases[row / 5] + (row % 5 == 3 ? three : row % 5 * stride);
   }
-  INLINE Ints pairs(Ints a, Ints b) {
-#if defined(__AVX512F__)
-    return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#else
-    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
-#endif
+  inline __attribute__((always_inline)) void advance(size_t bytes) {
+    bases[0] += bytes, bases[1] += bytes, bases[2] += bytes;
   }
-  INLINE Sum add(Sum s, Weights w, Inputs a) { return s + pairs(w.even, a.even) + pairs(w.odd, a.odd); }
-#endif
 };
 
-template <>
-struct Dot<BF16> {
-  using Sum = Floats;
-#if defined(__AVX512BF16__)
-  using Weights = Ints;
-  using Inputs = Ints;
-  INLINE Weights weights(const uint8_t *from) { return load<Ints>(from); }
-  INLINE Inputs inputs(const uint8_t *from) { return splat(load<int32_t>(from)); }
-  INLINE Sum add(Sum s, Weights w, Inputs a) {
-    return (Floats)_mm512_dpbf16_ps((__m512)s, (__m512bh)(__m512i)a, (__m512bh)(__m512i)w);
+template <int M, int V, class Sum>
+INLINE void begin(Sum (&s)[M][V], const void *start) {
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) {
+    const auto first = load<Sum>(static_cast<const char *>(start) + v * L * 4);
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++) s[m][v] = first;
   }
-#else
-  struct Pair { Floats even, odd; };
-  using Weights = Pair;
-  using Inputs = Pair;
-  INLINE Weights weights(const uint8_t *from) {
-    const Words w = load<Words>(from);
-    return {as_floats(w << 16), as_floats(w & 0xFFFF0000u)};
-  }
-  INLINE Inputs inputs(const uint8_t *from) {
-    const Words a = (Words)splat(load<int32_t>(from));
-    return {as_floats(a << 16), as_floats(a & 0xFFFF0000u)};
-  }
-  INLINE Sum add(Sum s, Weights w, Inputs a) { return s + w.even * a.even + w.odd * a.odd; }
-#endif
-};
+}
 
-template <>
-struct Dot<FP32> {
-  using Sum = Floats;
-  using Weights = Floats;
-  using Inputs = Floats;
-  INLINE Weights weights(const uint8_t *from) { return load<Floats>(from); }
-  INLINE Inputs inputs(const uint8_t *from) { return splat(load<float>(from)); }
-  INLINE Sum add(Sum s, Weights w, Inputs a) { return s + w * a; }
-};
+template <uint32_t TYPE, int M, int V, class Sum>
+INLINE void leave(const Sum (&s)[M][V], void *sums) {
+#pragma GCC unroll 14
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(static_cast<char *>(sums) + (m * WIDTH<TYPE> + v * L) * 4, s[m][v]);
+}
 
-// One tile's sums, `[ROWS][GROUPS * 16]`, left in the first-level cache for the epilogue.
-constexpr int TILE = GROUPS * BLOCK;
+// Adds one step's products, whose weights are those of group 0 at `w` and follow after `group` bytes each.
+template <uint32_t TYPE, int M, int V, class Sum>
+INLINE void add_step(Sum (&s)[M][V], const Rows &rows, size_t offset, const uint8_t *w, size_t group) {
+  using D = Dot<TYPE>;
+  typename D::Weights b[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) b[v] = D::weights(w + (v / PARTS) * group + (v % PARTS) * (4 * L));
+#pragma GCC unroll 14
+  for (int m = 0; m < M; m++) {
+    const auto x = D::inputs(rows.at(m) + offset);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) s[m][v] = D::add(s[m][v], b[v], x);
+  }
+}
 
 // Sums that begin with `start`, one value an output: a product's offset or bias. `next` is brought into the second-level
 // cache meanwhile, a line a step.
 template <uint32_t TYPE, int M, int G>
 __attribute__((noinline)) void multiply(const uint8_t *a, size_t stride, const uint8_t *w, size_t group, uint32_t steps,
-                                        const void *start, const uint8_t *next, void *sums) {
-  using D = Dot<TYPE>;
-  constexpr int V = G * PARTS;
-  typename D::Sum s[M][V];
-#pragma GCC unroll 8
-  for (int v = 0; v < V; v++) {
-    const auto first = load<typename D::Sum>(static_cast<const char *>(start) + v * L * 4);
-#pragma GCC unroll 14
-    for (int m = 0; m < M; m++) s[m][v] = first;
-  }
-  // Three bases keep the row addresses to base + {0, 1, 2, 3, 4} strides and leave registers for the loop.
-  const uint8_t *rows[3] = {a, a + 5 * stride, a + 10 * stride};
-  const size_t three = 3 * stride;
-  for (uint32_t step = 0; step < steps; step++, w += 64, next += 64) {
-    __builtin_prefetch(next, 0, 2);
-    typename D::Weights b[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) b[v] = D::weights(w + (v / PARTS) * group + (v % PARTS) * (4 * L));
-#pragma GCC unroll 14
-    for (int m = 0; m < M; m++) {
-      const int of = m % 5;
-      const auto x = D::inputs(rows[m / 5] + (of == 3 ? three : of * stride));
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) s[m][v] = D::add(s[m][v], b[v], x);
+                                        const void *start, const uint8_t *next, const uint16_t *, void *sums) {
+  constexpr int V = G * PARTS, STEPS = TILES[TYPE].steps;
+  typename Dot<TYPE>::Sum s[M][V];
+  begin(s, start);
+  Rows rows = Rows::from(a, stride);
+  for (uint32_t step = 0; step < steps; step += STEPS, w += 64 * STEPS, next += 64 * STEPS) {
+#pragma GCC unroll 4
+    for (int i = 0; i < STEPS; i++) {
+      __builtin_prefetch(next + 64 * i, 0, 2);
+      add_step<TYPE>(s, rows, 4 * i, w + 64 * i, group);
     }
-    rows[0] += 4, rows[1] += 4, rows[2] += 4;
+    rows.advance(4 * STEPS);
   }
-#pragma GCC unroll 14
-  for (int m = 0; m < M; m++)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) store(static_cast<char *>(sums) + (m * TILE + v * L) * 4, s[m][v]);
+  leave<TYPE>(s, sums);
 }
 
+#if ADDS_IN_16_BITS
+// Adds to sums what the pairs of steps come to that have to be added one step at a time or in 32 bits.
+template <int M>
+__attribute__((noinline)) void add_wide(const uint8_t *a, size_t stride, const uint8_t *w, const uint16_t *places,
+                                        int single, int wide, void *sums) {
+  Ints s[M][PARTS];
+#pragma GCC unroll 14
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 2
+    for (int v = 0; v < PARTS; v++) s[m][v] = load<Ints>(static_cast<char *>(sums) + (m * BLOCK + v * L) * 4);
+  for (int i = 0; i < single; i++) {
+    const Rows rows = Rows::from(a + 8 * size_t{*places}, stride);
+    const uint8_t *from = w + 128 * size_t{*places++};
+#pragma GCC unroll 2
+    for (int step = 0; step < 2; step++) {
+      Ints b[PARTS];
+#pragma GCC unroll 2
+      for (int v = 0; v < PARTS; v++) b[v] = load<Ints>(from + 64 * step + v * 4 * L);
+#pragma GCC unroll 14
+      for (int m = 0; m < M; m++) {
+        const Ints x = splat(load<int32_t>(rows.at(m) + 4 * step));
+#pragma GCC unroll 2
+        for (int v = 0; v < PARTS; v++) s[m][v] += widened(code_sums(x, b[v]));
+      }
+    }
+  }
+  for (int i = 0; i < wide; i++) {
+    const Rows rows = Rows::from(a + 8 * size_t{*places}, stride);
+    const uint8_t *from = w + 128 * size_t{*places++};
+    add_step<INT8>(s, rows, 0, from, 0);
+    add_step<INT8>(s, rows, 4, from + 64, 0);
+  }
+  leave<INT8>(s, sums);
+}
+
+// The same for codes: first the pairs of steps that are added in 16 bits.
+template <int M, int G>
+__attribute__((noinline)) void multiply_codes(const uint8_t *a, size_t stride, const uint8_t *w, size_t,
+                                              uint32_t steps, const void *start, const uint8_t *next,
+                                              const uint16_t *order, void *sums) {
+  static_assert(G == 1);
+  const int pairs = order[0], single = order[1];
+  const uint16_t *places = order + 2;
+  Ints s[M][PARTS];
+  begin(s, start);
+  for (int i = 0; i < pairs; i++, next += 128) {
+    __builtin_prefetch(next, 0, 2);
+    __builtin_prefetch(next + 64, 0, 2);
+    const Rows rows = Rows::from(a + 8 * size_t{*places}, stride);
+    const uint8_t *from = w + 128 * size_t{*places++};
+    Ints first[PARTS], second[PARTS];
+#pragma GCC unroll 2
+    for (int v = 0; v < PARTS; v++) first[v] = load<Ints>(from + v * 4 * L), second[v] = load<Ints>(from + 64 + v * 4 * L);
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++) {
+      const Ints x = splat(load<int32_t>(rows.at(m))), y = splat(load<int32_t>(rows.at(m) + 4));
+#pragma GCC unroll 2
+      for (int v = 0; v < PARTS; v++) s[m][v] += widened(code_sums(x, first[v]) + code_sums(y, second[v]));
+    }
+  }
+  leave<INT8>(s, sums);
+  const int wide = static_cast<int>(steps / 2) - pairs - single;
+  if (single + wide) {
+    for (int i = 0; i < single + wide; i++, next += 128) __builtin_prefetch(next, 0, 2), __builtin_prefetch(next + 64, 0, 2);
+    add_wide<M>(a, stride, w, places, single, wide, sums);
+  }
+}
+
+INLINE bool any(Shorts v) {
+  typedef uint64_t Quads __attribute__((vector_size(4 * L), may_alias));
+  uint64_t found = 0;
+  for (int i = 0; i < L / 2; i++) found |= ((Quads)v)[i];
+  return found != 0;
+}
+
+// How the products of two steps may be added without any input making a sum saturate: both in 16 bits, each in 16 bits,
+// or in 32. 255 times what the positive weights among those that are added come to, and the negative ones, has to fit.
+enum Width : uint8_t { PAIR, SINGLE, WIDE };
+
+Width width_of(const uint8_t *weights) {
+  constexpr int16_t MOST = 128;  // 255 * 128 is 32,640; 255 * 129 is beyond 32,767
+  const auto above = [](Shorts v) { return v & (v > 0); };
+  Shorts single = {}, both = {};
+  for (size_t part = 0; part < 64; part += 4 * L) {
+    Shorts positive = {}, negative = {};
+    for (size_t step = 0; step < 128; step += 64) {
+      const Shorts w = load<Shorts>(weights + step + part), even = (w << 8) >> 8, odd = w >> 8;
+      const Shorts p = above(even) + above(odd), n = above(-even) + above(-odd);
+      single |= (p > MOST) | (n > MOST);
+      positive += p, negative += n;
+    }
+    both |= (positive > MOST) | (negative > MOST);
+  }
+  return any(single) ? WIDE : any(both) ? SINGLE : PAIR;
+}
+
+void find_order(const uint8_t *weights, uint32_t pairs, uint16_t *order) {
+  Width widths[MAX_CHANNELS / 8];
+  uint32_t counts[3] = {};
+  for (uint32_t pair = 0; pair < pairs; pair++) counts[widths[pair] = width_of(weights + size_t{pair} * 128)]++;
+  order[0] = static_cast<uint16_t>(counts[PAIR]), order[1] = static_cast<uint16_t>(counts[SINGLE]);
+  uint16_t *ends[3] = {order + 2, order + 2 + counts[PAIR], order + 2 + counts[PAIR] + counts[SINGLE]};
+  for (uint32_t pair = 0; pair < pairs; pair++) *ends[widths[pair]]++ = static_cast<uint16_t>(pair);
+}
+#endif
+
 using Multiply = void (*)(const uint8_t *, size_t, const uint8_t *, size_t, uint32_t, const void *, const uint8_t *,
-                          void *);
+                          const uint16_t *, void *);
+
+template <uint32_t TYPE, int M, int G>
+constexpr Multiply multiply_of_type() {
+#if ADDS_IN_16_BITS
+  if constexpr (TYPE == INT8) return multiply_codes<M, G>;
+#endif
+  return multiply<TYPE, M, G>;
+}
 
 template <uint32_t TYPE, int G, int... M>
 INLINE Multiply multiply_of(int rows, std::integer_sequence<int, M...>) {
-  static constexpr Multiply table[] = {multiply<TYPE, M + 1, G>...};
+  static constexpr Multiply table[] = {multiply_of_type<TYPE, M + 1, G>()...};
   return table[rows - 1];
 }
 
 template <uint32_t TYPE>
 INLINE Multiply multiply_of(int rows, int groups) {
-  using All = std::make_integer_sequence<int, ROWS>;
-  return groups == GROUPS ? multiply_of<TYPE, GROUPS>(rows, All{}) : multiply_of<TYPE, 1>(rows, All{});
+  using All = std::make_integer_sequence<int, ROWS<TYPE>>;
+  return groups == GROUPS<TYPE> ? multiply_of<TYPE, GROUPS<TYPE>>(rows, All{}) : multiply_of<TYPE, 1>(rows, All{});
 }
 
 // What turns sums into outputs, for one vector of them.
@@ -169,14 +235,16 @@ void rows_epilogue(const Gemm &g, const float *sums, size_t row, int rows, size_
   const Quantizer q = quantizer(e.inverse_step, e.shift, e.zero_point);
   const float gain = OUT == INT8 ? e.inverse_step : 1.0f;
   const size_t width = bytes_of(OUT);
-  for (int v = 0; v < groups * PARTS; v++) {
-    const Outputs<TYPE> outputs = Outputs<TYPE>::of(g, group * BLOCK + v * L);
-    char *to = static_cast<char *>(e.out) + row * e.stride + (group * BLOCK + v * L) * width;
+  for (int block = 0; block < groups; block++) {
+    Outputs<TYPE> outputs[PARTS];
+    for (int p = 0; p < PARTS; p++) outputs[p] = Outputs<TYPE>::of(g, (group + block) * BLOCK + p * L);
+    char *to = static_cast<char *>(e.out) + row * e.stride + (group + block) * BLOCK * width;
     for (int m = 0; m < rows; m++, to += e.stride) {
-      const Floats y = activated<A, E>(Outputs<TYPE>::from(sums + m * TILE + v * L, outputs), gain);
-      if constexpr (OUT == INT8) store_codes(to, y, q);
-      if constexpr (OUT == BF16) store_bf16(to, y);
-      if constexpr (OUT == FP32) store(to, y);
+      Floats y[PARTS];
+#pragma GCC unroll 4
+      for (int p = 0; p < PARTS; p++)
+        y[p] = activated<A, E>(Outputs<TYPE>::from(sums + m * WIDTH<TYPE> + block * BLOCK + p * L, outputs[p]), gain);
+      store_block<OUT>(to, y, q);
     }
   }
 }
@@ -189,7 +257,7 @@ void stream_epilogue(const Gemm &g, const float *sums, size_t row, int rows, siz
     const size_t plane = (group + v / PARTS) * e.stride, part = v % PARTS * L;
     for (int m = 0; m < rows; m++) {
       const size_t at = (plane + e.pixels[row + m]) * BLOCK + part;
-      Floats y = Outputs<TYPE>::from(sums + m * TILE + v * L, outputs);
+      Floats y = Outputs<TYPE>::from(sums + m * WIDTH<TYPE> + v * L, outputs);
       if constexpr (RESIDUAL) y += load<Floats>(e.residual + at);
       store(static_cast<float *>(e.out) + at, y);
     }
@@ -225,22 +293,24 @@ INLINE Finish finish_of(const Epilogue &e) {
 
 template <uint32_t TYPE>
 void gemm_of(const Gemm &g) {
-  alignas(64) float sums[ROWS * TILE];
+  alignas(64) float sums[ROWS<TYPE> * WIDTH<TYPE>];
   const Finish finish = finish_of<TYPE>(g.epilogue);
   const auto *start = TYPE == INT8 ? reinterpret_cast<const float *>(g.offset) : g.bias;
   const size_t group_bytes = size_t{g.steps} * 64;
-  const uint32_t blocks = (g.rows + ROWS - 1) / ROWS;
+  const uint32_t blocks = (g.rows + ROWS<TYPE> - 1) / ROWS<TYPE>;
+  constexpr uint32_t GROUPS = TILES[TYPE].groups;
   for (uint32_t group = g.first; group < g.last; group += GROUPS) {
-    const int groups = group + GROUPS <= g.last ? GROUPS : 1;
+    const int groups = group + GROUPS <= g.last ? static_cast<int>(GROUPS) : 1;
     uint32_t row = 0;
     const uint8_t *weights = g.weights + group * group_bytes, *next = weights + GROUPS * group_bytes;
+    const uint16_t *order = g.order ? g.order + size_t{group} * order_length(g.steps) : nullptr;
     if (group + GROUPS >= g.last) next = g.next;
     for (uint32_t block = 0; block < blocks; block++) {  // rows spread evenly over the blocks
       const int rows = static_cast<int>((g.rows - row + blocks - block - 1) / (blocks - block));
       // The first two blocks bring in the weights of the next two groups; later ones what is there anyway.
       const uint8_t *fetched = block < GROUPS && next ? next + block * group_bytes : weights;
       multiply_of<TYPE>(rows, groups)(g.a + row * g.a_stride, g.a_stride, weights, group_bytes, g.steps,
-                                      start + group * BLOCK, fetched, sums);
+                                      start + group * BLOCK, fetched, order, sums);
       finish(g, sums, row, rows, group, groups);
       row += rows;
     }

@@ -7,6 +7,11 @@
 
 namespace cnxt {
 
+// Kernels that add products of codes in 16 bits take two steps at a time, where no input makes a sum saturate. Of each
+// group of 16 outputs they are told how many pairs of steps are added in 16 bits together, and how many one step at a
+// time; then the pairs' places, these first, those next, and last what has to be added in 32 bits.
+constexpr size_t order_length(uint32_t steps) { return 2 + steps / 2; }
+
 // Where a matrix product's rows go. `m` counts rows of the call, `n` outputs.
 struct Epilogue {
   enum Kind : uint32_t { ROWS, STREAM } kind;
@@ -35,6 +40,7 @@ struct Gemm {
   const float *bias;
   const float *scale;       // INT8
   const int32_t *offset;    // INT8
+  const uint16_t *order;    // INT8: [padded(N) / 16][order_length(steps)], for kernels that have `find_order`
   const uint8_t *next;      // weights of the product that follows, or NULL: brought into the cache at the end
   Epilogue epilogue;
 };
@@ -70,6 +76,8 @@ struct Normalize {
 struct Kernels {
   const char *name;
   bool multiplies_bf16;
+  // The order of the pairs of steps of one group, 128 bytes of an INT8 product's weights each; NULL: not asked for.
+  void (*find_order)(const uint8_t *weights, uint32_t pairs, uint16_t *order);
   void (*gemm)(const Gemm &);
   void (*depthwise)(const Depthwise &);
   void (*normalize)(const Normalize &);
@@ -77,10 +85,13 @@ struct Kernels {
   void (*scale_rows)(const Normalize &, uint32_t columns);
   // sums[c] = the rows' sum of x[r][c]^2.
   void (*sum_squares)(const float *in, size_t stride, uint32_t rows, uint32_t columns, float *sums);
+  // Multiplies and adds registers of that type, `rounds` times; the multiply-accumulates done. INT8: of 7-bit weights.
+  double (*multiply_registers)(uint32_t type, uint32_t rounds);
 };
 
 const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
+const Kernels *avx_vnni_kernels();
 const Kernels *avx512_kernels();
 const Kernels *avx512_vnni_kernels();
 const Kernels *avx512_bf16_kernels();

@@ -7,17 +7,25 @@
 #include "depthwise.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "sweep.h"
 
 #if defined(__AVX512BF16__)
 #define MULTIPLIES_BF16 true
 #else
 #define MULTIPLIES_BF16 false
 #endif
+#if ADDS_IN_16_BITS
+#define FIND_ORDER find_order
+#else
+#define FIND_ORDER nullptr
+#endif
 
-#define KERNELS(NAME)                                                                             \
-  namespace cnxt {                                                                                \
-  const Kernels *NAME##_kernels() {                                                               \
-    static constexpr Kernels table = {#NAME, MULTIPLIES_BF16, gemm, depthwise, normalize, scale_rows, sum_squares}; \
-    return &table;                                                                                \
-  }                                                                                               \
+#define KERNELS(NAME)                                                                                      \
+  namespace cnxt {                                                                                         \
+  const Kernels *NAME##_kernels() {                                                                        \
+    static constexpr Kernels table = {#NAME,     MULTIPLIES_BF16, FIND_ORDER, gemm,                         \
+                                      depthwise, normalize,       scale_rows, sum_squares,                  \
+                                      multiply_registers};                                                 \
+    return &table;                                                                                         \
+  }                                                                                                        \
   }

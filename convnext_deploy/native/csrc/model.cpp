@@ -74,8 +74,32 @@ bool channels_are_valid(uint64_t channels) { return channels >= 1 && channels <=
 
 }  // namespace
 
+void Orders::find(const Kernels &kernels, const uint8_t *data, const std::vector<Operation> &operations) {
+  if (!kernels.find_order) return;
+  std::call_once(once, [&] {
+    std::map<Place, std::vector<uint16_t>> made;
+    for (const Operation &op : operations)
+      for (const Product *p : {&op.a, &op.b}) {
+        if (p->type != INT8) continue;
+        const uint32_t steps = p->inputs / 4, pairs = steps / 2;  // inputs are a multiple of 16
+        const size_t groups = padded(p->outputs) / BLOCK;
+        std::vector<uint16_t> &order = made[{p->weights, p->inputs}];
+        if (order.size() < groups * order_length(steps)) order.resize(groups * order_length(steps));
+        for (size_t group = 0; group < groups; group++)
+          kernels.find_order(data + p->weights + group * steps * 64, pairs, &order[group * order_length(steps)]);
+      }
+    found = std::move(made);
+  });
+}
+
+const uint16_t *Orders::of(const Product &p) const {
+  const auto at = p.type == INT8 ? found.find({p.weights, p.inputs}) : found.end();
+  return at == found.end() ? nullptr : at->second.data();
+}
+
 Model read_model(const void *data, size_t bytes) {
-  Model model{static_cast<const uint8_t *>(data), bytes, false, nullptr, {}, {}};
+  Model model;
+  model.data = static_cast<const uint8_t *>(data), model.bytes = bytes;
   const auto fail = [](const std::string &what) { throw Failure{CNXT_BAD_FILE, what}; };
   if (reinterpret_cast<uintptr_t>(data) % ALIGNMENT)
     throw Failure{CNXT_BAD_ARGUMENT, "the data is not aligned to 64 bytes"};

@@ -2,11 +2,15 @@
 #pragma once
 #include <array>
 #include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "convnext_deploy.h"
 #include "format.h"
+#include "kernels.h"
 
 namespace cnxt {
 
@@ -16,17 +20,32 @@ struct Failure {
   std::string line;
 };
 
+// The order of the pairs of steps of every INT8 product, for the kernels that ask for it: found once, by the first
+// session with such kernels.
+class Orders {
+ public:
+  void find(const Kernels &kernels, const uint8_t *data, const std::vector<Operation> &operations);
+  const uint16_t *of(const Product &product) const;  // NULL: not found, or not INT8
+
+ private:
+  using Place = std::pair<uint64_t, uint32_t>;  // of weights in the file, and their inputs
+
+  std::once_flag once;
+  std::map<Place, std::vector<uint16_t>> found;  // the longest of those that begin at one place
+};
+
 struct Model {
-  const uint8_t *data;
-  size_t bytes;
-  bool owned;  // our own copy of a file, released when the model is closed
-  const Header *header;
+  const uint8_t *data = nullptr;
+  size_t bytes = 0;
+  bool owned = false;  // our own copy of a file, released when the model is closed
+  const Header *header = nullptr;
   std::vector<Operation> operations;
 
-  std::array<uint32_t, 4> channels;     // of each stage
+  std::array<uint32_t, 4> channels = {};  // of each stage
   std::array<uint32_t, 4> margin = {};  // pixels that the stage's widest depthwise kernel reaches beyond the map
   uint32_t maps = 0;                    // the stages whose maps are put out, as bits; 0: there is a head
   uint32_t width = 0;                   // of the output vector otherwise
+  std::shared_ptr<Orders> orders = std::make_shared<Orders>();
 
   template <class T>
   const T *tensor(uint64_t offset) const {

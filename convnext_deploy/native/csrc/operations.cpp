@@ -69,6 +69,7 @@ Gemm Session::product(const Product &p, const uint8_t *a, size_t rows) const {
   g.bias = model.tensor<float>(p.bias);
   g.scale = model.tensor<float>(p.scale);
   g.offset = model.tensor<int32_t>(p.offset);
+  g.order = model.orders->of(p);
   return g;
 }
 

@@ -138,6 +138,12 @@ int threads(const std::vector<uint8_t> &file, uint32_t height, uint32_t width, u
 
 struct Fuzzer {
   size_t opened = 0, refused = 0, ran = 0;
+  std::vector<std::string> isas;
+
+  Fuzzer() {
+    std::istringstream names(cnxt_isas());
+    for (std::string isa; names >> isa;) isas.push_back(isa);
+  }
 
   void attempt(const uint8_t *data, size_t size) {
     cnxt_model *model;
@@ -147,7 +153,8 @@ struct Fuzzer {
     }
     if (opened++ % 64 == 0) {  // what is accepted must also run
       Runner runner;
-      if (runner.open(model, {1, 32, 32, 1, nullptr}) == CNXT_OK) runner.run(), ran++;
+      const char *isa = isas[ran % isas.size()].c_str();
+      if (runner.open(model, {1, 32, 32, 1, isa}) == CNXT_OK) runner.run(), ran++;
     }
     cnxt_model_close(model);
   }

@@ -48,6 +48,7 @@ Session::Session(const Model &model, const cnxt_options &options)
     throw Failure{CNXT_BAD_ARGUMENT, "images of " + size + " pixels; sides are 32 to 32768"};
   if (threads < 1 || threads > 1024)
     throw Failure{CNXT_BAD_ARGUMENT, std::to_string(threads) + " threads; 1 to 1024"};
+  model.orders->find(kernels, model.data, model.operations);
   scratch.resize(threads);
   arena_bytes = lay_out(nullptr);
   void *memory = mmap(nullptr, arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

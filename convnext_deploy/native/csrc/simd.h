@@ -25,6 +25,7 @@ constexpr int PARTS = BLOCK / L;  // vectors in a block of channels
 typedef float Floats __attribute__((vector_size(4 * L), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * L), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * L), may_alias));
+typedef int16_t Shorts __attribute__((vector_size(4 * L), may_alias));
 typedef uint8_t Bytes __attribute__((vector_size(L), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(2 * L), may_alias));
 
@@ -113,16 +114,34 @@ INLINE Quantizer quantizer(float inverse_step, float shift, int32_t zero_point) 
           splat(255.0f - static_cast<float>(zero_point)), splat(zero_point)};
 }
 
-// `scaled` is v / step.
-INLINE void store_codes(void *to, Floats scaled, const Quantizer &q) {
+// The codes of a block of 16 channels; `scaled` is v / step.
+INLINE void store_codes(void *to, const Floats (&scaled)[PARTS], const Quantizer &q) {
 #if defined(__AVX512F__)
   // What is too large for an int32 becomes its smallest, which as an unsigned number is saturated like the others.
-  const Ints codes = rounded(greatest(scaled + q.move, q.low)) + q.zero_point;
+  const Ints codes = rounded(greatest(scaled[0] + q.move, q.low)) + q.zero_point;
   _mm_storeu_si128(static_cast<__m128i *>(to), _mm512_cvtusepi32_epi8((__m512i)codes));
+#elif defined(__AVX2__)
+  Ints codes[2];
+  for (int p = 0; p < 2; p++) codes[p] = rounded(least(scaled[p] + q.move, q.high)) + q.zero_point;
+  const __m256i shorts = _mm256_packs_epi32((__m256i)codes[0], (__m256i)codes[1]);  // channels 0 to 3 and 8 to 11, others
+  const __m128i mixed = _mm_packus_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
+  _mm_storeu_si128(static_cast<__m128i *>(to), _mm_shuffle_epi32(mixed, 0xD8));
 #else
-  const Ints codes = rounded(greatest(least(scaled + q.move, q.high), q.low)) + q.zero_point;
-  store(to, __builtin_convertvector(codes, Bytes));
+  for (int p = 0; p < PARTS; p++) {
+    const Ints codes = rounded(greatest(least(scaled[p] + q.move, q.high), q.low)) + q.zero_point;
+    store(static_cast<char *>(to) + p * L, __builtin_convertvector(codes, Bytes));
+  }
 #endif
+}
+
+template <uint32_t TYPE>
+INLINE void store_block(void *to, const Floats (&y)[PARTS], const Quantizer &q) {
+  if constexpr (TYPE == INT8) return store_codes(to, y, q);
+  for (int p = 0; p < PARTS; p++) {
+    char *part = static_cast<char *>(to) + p * L * bytes_of(TYPE);
+    if constexpr (TYPE == BF16) store_bf16(part, y[p]);
+    if constexpr (TYPE == FP32) store(part, y[p]);
+  }
 }
 
 // e^v for v in [-87, 87], relative error below 3e-7.

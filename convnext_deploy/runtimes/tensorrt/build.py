@@ -2,11 +2,9 @@
 
 Networks are strongly typed: precision is that of the ONNX graph, no builder flag changes it. TensorRT builds on the
 GPU it builds for. TensorRT-RTX needs none and then builds ahead of time, for the compute capabilities it is given.
-What running needs is in `runtimes.tensorrt.session`.
 """
 
 import contextlib
-import errno
 import re
 import resource
 import signal
@@ -16,24 +14,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ... import env
 from ...artifact import private
-from ...artifact.manifest import Artifact, write_file
+from ...artifact.manifest import write_file
 from ...errors import BuildError, UsageError
 from ...graph.capture import DeployGraph
 from ...records.base import STRIDE
 from ...records.manifest import EngineRecord, ExportSpec, ModelSpec, TensorRtSpec
 from .choose import TITLES, Name, import_module, known_targets
+from .files import ENGINE_FILE, save_record, unwritten, write_engine
 from .network import layer_census, products_of_network
 
 Say = Callable[[str], None]
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smallest, tuned for, largest
-
-ENGINE_FILE = "model.engine"
-RECORD_FILE = "build.json"
-
 
 FP8_SINCE = 89
 
@@ -224,18 +217,6 @@ def _config(
     return config
 
 
-def write_engine(path: Path, content: memoryview) -> None:
-    try:
-        write_file(path, content)  # type: ignore[arg-type]  # any buffer; a copy of a 1.4 GB engine is not needed
-    except OSError as error:
-        raise _unwritten(path, error) from None
-
-
-def _unwritten(path: Path, error: OSError) -> BuildError:
-    cure = "; free some space or choose another --out" if error.errno == errno.ENOSPC else ""
-    return BuildError(f"the engine cannot be written to {path.parent}: {error.strerror}{cure}")
-
-
 def _streamed(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> int | None:
     """Build into the file, without the engine in memory beside the builder's weights; its size, None without success.
 
@@ -260,7 +241,7 @@ def _streamed(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> 
         failed.append(error)
     if failed:
         path.unlink(missing_ok=True)
-        raise _unwritten(path, failed[0]) from None
+        raise unwritten(path, failed[0]) from None
     return size if built else None
 
 
@@ -351,13 +332,6 @@ def _timing_cache(trt: Any, name: Name, config: Any) -> Iterator[list[str]]:
     told.append(f"{path.name}: {len(before)} -> {len(after)} bytes")
 
 
-# For the two formats --------------------------------------------------------------------------------------------------
-
-
-def save_record(folder: Path, record: EngineRecord) -> None:
-    (folder / RECORD_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-
-
 def build_artifact(name: Name, graph: DeployGraph, onnx: Path, folder: Path) -> EngineRecord:
     """The engine and `build.json` of one captured graph, whose ONNX lies at `onnx`."""
     spec = graph.export.tensorrt or TensorRtSpec()
@@ -374,19 +348,3 @@ def build_artifact(name: Name, graph: DeployGraph, onnx: Path, folder: Path) -> 
     where = ", ".join(spec.targets) or ("the GPU here" if name == "tensorrt" else "every GPU from Ampere on")
     graph.say(f"  built for {where} in {record.build_s:.1f} s, {record.engine_bytes / 1e6:.1f} MB")
     return record
-
-
-def refittable(artifact: Artifact) -> Path:
-    """The engine of an artifact whose weights can be replaced.
-
-    Raises:
-        UsageError: it is no engine, cannot be refitted, or there is no GPU.
-    """
-    spec = artifact.manifest.export
-    if spec.tensorrt is None or spec.format not in TITLES:
-        raise UsageError(f"{artifact.path} is {spec.format}; only TensorRT engines are refitted, export it again")
-    if spec.tensorrt.refit == "none":
-        raise UsageError(f"{artifact.path} was not exported with --refit refit or --refit strip; export it again")
-    if not env.nvidia_gpus():
-        raise UsageError("refitting an engine needs an NVIDIA GPU, and there is none here")
-    return artifact.path / ENGINE_FILE

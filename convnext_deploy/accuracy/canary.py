@@ -1,0 +1,97 @@
+"""Export's own comparison, kept in the artifact so that it can be made again on any machine that opens it.
+
+The file holds the reference's outputs on the first bundled images, and the limits that export's verification set. A
+machine whose processor, driver or runtime computes something else is found by it before the first answer.
+"""
+
+import hashlib
+import io
+import math
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ..artifact import verify
+from ..artifact.session import Session, run_in_batches
+from ..artifact.verify import Tolerance
+from ..data import preprocess
+from ..errors import ArtifactError
+from ..records.manifest import Manifest, Parity
+from .probes import Probe
+
+FILE = "canary.npz"
+MOST_BYTES = 2**20  # of outputs; feature maps of one image may be more
+MOST_IMAGES = verify.RMS_SAMPLES
+
+
+def recorded(manifest: Manifest, probe: Probe) -> bytes:
+    """The file's content.
+
+    Args:
+        manifest: with the comparisons that the artifact passed.
+        probe: the bundled images, with the outputs of every reference.
+    """
+    expected = probe.expected if probe.simulated is None else probe.simulated
+    image_bytes = sum(output[0].nbytes for output in expected)
+    count = min(len(probe.pixels), MOST_IMAGES, max(1, MOST_BYTES // image_bytes))
+    limit = _limit(manifest, probe)
+    kept: dict[str, Any] = {f"output{index}": output[:count] for index, output in enumerate(expected)}
+    rms = math.nan if limit.rms_error is None or count < verify.RMS_SAMPLES else limit.rms_error
+    kept["limit"] = np.array([limit.relative_error, limit.cosine, rms])
+    kept["reference"] = np.array("source" if probe.simulated is None else "simulation")
+    kept["pixels_sha256"] = np.array(_sha256(probe.pixels[:count]))
+    content = io.BytesIO()
+    np.savez(content, **kept)
+    return content.getvalue()
+
+
+def _limit(manifest: Manifest, probe: Probe) -> Tolerance:
+    """The limit that the artifact was held to; the source's rounding comes on top where that was beside float64."""
+    if probe.simulated is not None:
+        return verify.simulation_tolerance(
+            probe.simulated, probe.expected, manifest.export.precision, probe.simulated_typed
+        )
+    limit = verify.TOLERANCES[manifest.export.precision]
+    rounding = next((one.source_rounding for one in manifest.parity if one.source_rounding is not None), None)
+    if rounding is None:
+        return limit
+    error = min(max(limit.relative_error, verify.SOURCE_ROUNDING * rounding), verify.LOOSEST_FP32) + rounding
+    return Tolerance(relative_error=error, cosine=limit.cosine)
+
+
+def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str:
+    """The artifact's outputs on this machine beside the reference's.
+
+    Returns:
+        The comparison, whose `failures` say what is wrong; or in words why there is none.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    if not any(file.path == FILE for file in manifest.files):
+        return "the artifact keeps no outputs to compare with; export it again"
+    try:
+        with (folder / FILE).open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            expected = tuple(kept[f"output{index}"] for index in range(len(manifest.outputs)))
+            error, cosine, rms = (float(value) for value in kept["limit"])
+            reference, sha256 = str(kept["reference"]), str(kept["pixels_sha256"])
+    except (OSError, ValueError, KeyError, BadZipFile) as problem:
+        raise ArtifactError(f"{folder / FILE} cannot be read: {problem}; export the model again") from None
+    pixels = preprocess.probe_images(manifest.model.in_chans, manifest.model.image_size, len(expected[0]))
+    if _sha256(pixels) != sha256:
+        return "Pillow's JPEG decoder gives other pixels here than where the model was exported"
+    images = preprocess.as_input(pixels, manifest.preprocessing, manifest.export.input)
+    return verify.compare(
+        run_in_batches(session, images),
+        expected,
+        Tolerance(relative_error=error, cosine=cosine, rms_error=None if math.isnan(rms) else rms),
+        "bundled",
+        manifest.model.task == "classify",
+        "simulation" if reference == "simulation" else "source",
+    )
+
+
+def _sha256(pixels: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()

@@ -1,0 +1,93 @@
+"""`serve`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from .options import Debug, DeviceOption, LabelsOption, Quiet, Trust, given, one_of
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from ..serving.server import Server
+
+TOKEN = "CONVNEXT_DEPLOY_TOKEN"
+HERE = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    artifact: Annotated[list[str], typer.Argument(help="Artifact folders, or NAME=FOLDER; the first is the default.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    admin: Annotated[str | None, typer.Option(help="HOST:PORT that takes POST /reload; SIGHUP always does.")] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="Refuse (429) what would take longer than this.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Images of a batch; default: 8.")] = None,
+    max_wait_ms: Annotated[float, typer.Option(help="That the first image of a batch waits for others.")] = 0.0,
+    sessions: Annotated[int | None, typer.Option(help="Batches that run at once; default: a core each.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each batch; default: cores by sessions.")] = None,
+    room: Annotated[int | None, typer.Option(help="Images on their way at once; more are refused: 1024.")] = None,
+    deadline_ms: Annotated[float | None, typer.Option(help="After which a request is given up: 30000.")] = None,
+    max_body_mb: Annotated[float | None, typer.Option(help="Largest body of a request, in MB: 33.5.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Of an image before it is resized: 67108864.")] = None,
+    drain_s: Annotated[float | None, typer.Option(help="That requests may take at the end: 30.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help=f"File with the bearer token that requests bring; or set {TOKEN}.")
+    ] = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="Serve and reload only what this verdict of `gate --json` passed.")
+    ] = None,
+    labels: LabelsOption = None,
+    device: DeviceOption = "cpu",
+    trust: Trust = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Serve artifacts over HTTP: POST /classify, and the Open Inference Protocol at /v2. Ctrl-C or SIGTERM ends it."""
+    from .. import api
+    from ..records.base import Device
+
+    terminal = Terminal(False, quiet)
+    token = _token(token_file)
+    if host not in HERE and token is None:
+        terminal.say(f"anyone who reaches {host}:{port} can use it; --token-file asks for a token")
+    names = ", ".join(artifact)
+
+    def ready(server: "Server") -> None:
+        terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs)")
+
+    api.serve(
+        artifact,
+        host=host,
+        port=port,
+        admin=admin,
+        ready=ready,
+        say=terminal.say,
+        labels=labels,
+        gate=gate,
+        device=one_of("--device", device, Device),
+        trust=trust,
+        max_wait_ms=max_wait_ms,
+        **given(
+            slo_ms=slo_ms,
+            max_batch=max_batch,
+            sessions=sessions,
+            threads=threads,
+            room=room,
+            deadline_ms=deadline_ms,
+            max_body_bytes=None if max_body_mb is None else int(max_body_mb * 1e6),
+            max_pixels=max_pixels,
+            drain_s=drain_s,
+            token=token,
+        ),
+    )
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get(TOKEN)
+    try:
+        return file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--token-file {file} cannot be read: {error}") from None

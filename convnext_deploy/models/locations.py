@@ -1,0 +1,235 @@
+"""Where checkpoints are: timm's published names, the Hugging Face hub, folders and files. What is there is read."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..artifact.manifest import sha256_of
+from ..errors import WeightsError
+from . import open_clip, registry
+from .facts import facts_of, understood
+from .files import read_file
+from .processor import merged
+from .provenance import joined, sourced
+
+WEIGHT_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
+)  # fmt: skip
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+REMEDIES = "give a checkpoint with --weights FILE, or --weights random for a model without training"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was read, before it is known to be a ConvNeXt. `facts` are what stood beside the tensors."""
+
+    source: str
+    state: Mapping[str, Tensor]
+    facts: dict[str, Any]
+    prefix: str | None
+    file_sha256: str | None
+    licence: str | None
+    note: str | None = None
+    revision: str | None = None
+    files: tuple[Path, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(weights: str | None, name: str | None, tag: str | None, key: str | None) -> Checkpoint:
+    if weights is None:
+        if name is None:
+            raise WeightsError("which model? give --variant (see `convnext-deploy list`) or --weights FILE")
+        return _published(name, tag)
+    if weights.startswith(("hf-hub:", "hf_hub:")):
+        repository, _, revision = weights.partition(":")[2].partition("@")
+        return _from_hub(repository, weights, revision or None)
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        return _from_folder(path, weights, key)
+    if path.is_file():
+        read = read_file(path, key)
+        return Checkpoint(
+            read.label, read.state, read.facts, read.prefix, sha256_of(path), read.facts.get("license"), read.note,
+            files=(path,),
+        )  # fmt: skip
+    plain = weights.removeprefix("timm:").removeprefix("timm/")
+    if plain.partition(".")[0] in registry.VARIANTS or registry.is_deprecated(plain):
+        found, its_tag = registry.resolve(plain)
+        if name is not None and found != name:
+            raise WeightsError(f"--weights {weights} is not a {name}; leave --variant out or make them agree")
+        return _published(found, its_tag)
+    raise WeightsError(
+        f"--weights {weights}: no such file or folder, and not a published timm name; {REMEDIES}, or hf-hub:owner/name"
+    )
+
+
+def _published(name: str, tag: str | None) -> Checkpoint:
+    """timm's published weights, from the Hugging Face hub or its cache."""
+    from timm.models import get_pretrained_cfg
+
+    full = f"{name}.{tag}" if tag else name
+    try:
+        config = get_pretrained_cfg(full)
+    except RuntimeError:  # timm's word for a tag it does not know
+        config = None
+    if config is None or not config.hf_hub_id:
+        from timm import list_pretrained
+
+        published = list_pretrained(f"{name}.*")
+        raise WeightsError(
+            f"timm publishes no weights {full!r}"
+            + (f"; it has {', '.join(published)}" if published else f" for {name}; {REMEDIES}")
+        )
+    found = _from_hub(config.hf_hub_id, f"timm:{name}.{config.tag}")
+    return replace(found, licence=found.licence or config.license)
+
+
+def _from_hub(repository: str, source: str, revision: str | None = None) -> Checkpoint:
+    """A repository of the Hugging Face hub, every file of the one commit that the first file was found at.
+
+    Args:
+        revision: a branch, tag or commit; None: the main branch as it is now.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    commit = revision
+
+    def fetched(filename: str) -> Path:
+        nonlocal commit
+        with _quiet("huggingface_hub"):  # it logs what it then raises
+            file = Path(hf_hub_download(repository, filename, revision=commit))
+        commit = _commit_of(file) or commit
+        return file
+
+    unreachable = None
+    try:
+        try:
+            config = _json(fetched("config.json"))
+        except EntryNotFoundError as error:  # a LocalEntryNotFoundError where the network is not reached
+            try:
+                config = {"open_clip": _json(fetched(open_clip.CONFIG))}
+            except EntryNotFoundError:
+                raise error from None
+        if "model_type" in config:  # transformers, which keeps the preprocessing in a file of its own
+            beside: dict[str, dict[str, Any] | None] = {}
+            for name in PROCESSOR_FILES:
+                try:
+                    beside[name] = _json(fetched(name))
+                except LocalEntryNotFoundError:
+                    if name == PROCESSOR_FILES[0]:
+                        raise
+                    beside[name] = None  # offline; older repositories do not have it
+                except EntryNotFoundError:
+                    beside[name] = None
+            config["preprocessor"] = merged(*(beside[name] for name in PROCESSOR_FILES))
+        for candidate in WEIGHT_FILES:
+            try:
+                file = fetched(candidate)
+            except LocalEntryNotFoundError as error:  # offline; another of the repository's files may be cached
+                unreachable = unreachable or error
+                continue
+            except EntryNotFoundError:
+                continue
+            files = [file]
+            if candidate.endswith(".index.json"):
+                files = [fetched(part) for part in _shards(file)]
+            return replace(_with_config(source, files, config), revision=commit)
+        if unreachable is not None:
+            raise unreachable
+    except HFValidationError:
+        raise WeightsError(f"{source} is not a hub name; expected hf-hub:owner/name or owner/name@revision") from None
+    except RevisionNotFoundError:
+        raise WeightsError(f"{source}: the hub's {repository} has no branch, tag or commit {revision!r}") from None
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+        # The hub's own messages run over several lines; the first says what happened.
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise WeightsError(
+            f"{source} cannot be fetched from the hub and is not cached ({reason}); {REMEDIES}"
+        ) from None
+    raise WeightsError(f"{source} has none of {', '.join(WEIGHT_FILES)}; {REMEDIES}")
+
+
+def _commit_of(file: Path) -> str | None:
+    """The commit that a file of the hub's cache, `snapshots/<commit>/<name>`, is of."""
+    parts = file.parts
+    if "snapshots" not in parts[:-2]:
+        return None
+    return parts[len(parts) - parts[::-1].index("snapshots")]
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Logging is global: silence one library's logger for a while, and put it back."""
+    found = logging.getLogger(logger)
+    before = found.level
+    found.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        found.setLevel(before)
+
+
+def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
+    config_file = folder / "config.json"
+    files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not files:
+        raise WeightsError(f"{folder} has none of {', '.join(WEIGHT_FILES)}; name the file itself with --weights")
+    parts = [folder / part for part in _shards(files[0])] if files[0].suffix == ".json" else files[:1]
+    config = _json(config_file) if config_file.is_file() else {}
+    if (folder / open_clip.CONFIG).is_file():
+        config["open_clip"] = _json(folder / open_clip.CONFIG)
+    beside = [_json(folder / name) if (folder / name).is_file() else None for name in PROCESSOR_FILES]
+    if any(found is not None for found in beside):
+        config["preprocessor"] = merged(*beside)
+    return _with_config(source, parts, config, key)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{file} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted({Path(part).name for part in _json(index)["weight_map"].values()})
+    except (KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{index} is not an index of weight files: {error!r}") from None
+
+
+def _with_config(source: str, files: list[Path], config: dict[str, Any], key: str | None = None) -> Checkpoint:
+    missing = [file for file in files if not os.path.isfile(file)]  # false for a name that no file can have, too
+    if missing:
+        raise WeightsError(f"{source} lacks the part {missing[0].name!r}")
+    state: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    prefix = note = None
+    for file in files:
+        read = read_file(file, key)
+        state |= read.state
+        facts = joined(facts, read.facts)
+        prefix, note = read.prefix, read.note
+    beside = open_clip.CONFIG if "open_clip" in config else "config.json"
+    facts = joined(facts, sourced(understood(facts_of, config, f"{source}: config.json"), beside))
+    digest = sha256_of(files[0]) if len(files) == 1 else None
+    licence = facts.get("license")
+    return Checkpoint(source, state, facts, prefix, digest, licence, note, files=tuple(files), config=config)

@@ -1,0 +1,172 @@
+"""One artifact that is served: its session, its queue, its names, and what turns a file into its input."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from .. import formats
+from ..accuracy import canary
+from ..accuracy.evaluation import problem_of
+from ..artifact.manifest import Artifact
+from ..artifact.session import Images, Session, run_in_batches
+from ..data import decoding, preprocess
+from ..env import usable_cores
+from ..errors import CheckFailed, ParityError, UsageError
+from ..records.prediction import ClassProbability, NamesFrom
+from ..workflows.predict import class_names, probable
+from .batching import Job, Outputs, Queue
+from .metrics import Metrics
+from .options import ServeOptions
+
+KINDS = ("JPEG", "PNG", "WEBP")  # of image files; every other decoder is one more that strangers could attack
+
+
+class Model:
+    """An artifact, opened, checked and warmed up.
+
+    Args:
+        artifact: verified.
+        name: in addresses.
+        say: told how the outputs compare with those of the export.
+        deliver: told of jobs that are over, in another thread.
+
+    Raises:
+        UsageError: it does not run as the options say.
+        CheckFailed: it gives wrong outputs here.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        name: str,
+        options: ServeOptions,
+        metrics: Metrics,
+        deliver: Callable[[Sequence[Job]], None],
+        *,
+        labels: Path | None = None,
+        trust: bool = False,
+        say: Callable[[str], None],
+    ) -> None:
+        self.name, self.artifact, self.manifest = name, artifact, artifact.manifest
+        self.sha256 = artifact.sha256
+        facts = self.manifest
+        self.labels: tuple[str, ...] | None
+        self.names_from: NamesFrom
+        classes = facts.model.num_classes if facts.model.task == "classify" else 0
+        # One output that nobody has explained may be a logit or a value.
+        explained = classes > 1 or (classes == 1 and facts.model.problem is not None)
+        self.problem = problem_of(facts.model, None) if explained else None
+        self.labels, self.names_from = class_names(facts, labels, self.problem)
+        self.has_classes = self.problem not in (None, "regression")
+        self._largest = options.largest(facts.export.batch)
+        self._max_pixels = options.max_pixels
+        self._to_pixels = None
+        if facts.model.in_chans in (1, 3):
+            self._to_pixels = preprocess.transform(facts.preprocessing, facts.model.image_size, facts.model.in_chans)
+        self.session: Session = formats.opened(artifact, options.run, trust)
+        threads = options.sessions or self.session.at_once
+        if threads > self.session.at_once:
+            raise UsageError(
+                f"sessions {threads} of {self.session.options.threads or usable_cores()} threads each; at most "
+                f"{self.session.at_once} run at once here"
+            )
+        observe = metrics.batches(name)
+        self.queue = Queue(
+            self._run,
+            deliver,
+            largest=self._largest,
+            threads=threads,
+            wait_s=options.max_wait_ms / 1e3,
+            room=options.room,
+            limit_s=None if options.slo_ms is None else options.slo_ms / 1e3,
+            observe=observe,
+        )
+        try:
+            self._warm_up(threads)
+            self._prove(say)
+        except BaseException:
+            self.queue.close()
+            raise
+
+    @property
+    def threads(self) -> int:
+        """Batches that run at once."""
+        return self.queue.threads
+
+    def _run(self, images: Images) -> Outputs:
+        return run_in_batches(self.session, images, self._largest)
+
+    def _warm_up(self, threads: int) -> None:
+        """Every size of batch, in as many threads as will run: what a runtime plans or compiles at its first call."""
+        facts = self.manifest
+        height, width = facts.model.image_size
+        pixels = np.zeros((self._largest, facts.model.in_chans, height, width), np.uint8)
+        images = preprocess.as_input(pixels, facts.preprocessing, facts.export.input)
+        together = threading.Barrier(threads)
+
+        def run(_: int) -> bool:
+            together.wait()
+            return all(
+                bool(np.isfinite(output).all()) for size in self.queue.sizes for output in self._run(images[:size])
+            )
+
+        with ThreadPoolExecutor(threads) as pool:
+            if not all(pool.map(run, range(threads))):
+                raise CheckFailed(
+                    f"{self.artifact.path} gives outputs that are not finite for black images; export again"
+                )
+
+    def _prove(self, say: Callable[[str], None]) -> None:
+        """Make export's own comparison on this machine.
+
+        Raises:
+            ParityError: the outputs are others than where the artifact was exported.
+        """
+        found = canary.compared(self.session, self.manifest, self.artifact.path)
+        if isinstance(found, str):
+            say(f"{self.name}: outputs are not compared with the export's: {found}")
+        elif found.failures:
+            raise ParityError(
+                f"{self.artifact.path} computes something else on this machine than where it was exported: "
+                f"{'; '.join(found.failures)}; export it here, or take another format"
+            )
+        else:
+            say(
+                f"{self.name}: {found.samples} outputs compared with the export's {found.reference}, relative error "
+                f"{found.relative_error:.2g}"
+            )
+
+    def input_of(self, content: bytes) -> tuple[Images, float]:
+        """The model's input (1, ...) from the bytes of an image file, and the seconds that it took.
+
+        Raises:
+            UnreadableImage: one line.
+            UsageError: the model takes no images.
+        """
+        if self._to_pixels is None:
+            raise UsageError(
+                f"{self.name} takes {self.manifest.model.in_chans} channels, which no image file has; send tensors to "
+                f"/v2/models/{self.name}/infer"
+            )
+        started = time.perf_counter()
+        image = decoding.decoded(content, self._max_pixels, KINDS)
+        try:
+            pixels = self._to_pixels(image)
+        except decoding.UnreadableImage:
+            raise
+        except OSError as error:
+            raise decoding.UnreadableImage(" ".join(str(error).split())) from error
+        images = preprocess.as_input(pixels[None], self.manifest.preprocessing, self.manifest.export.input)
+        return images, (time.perf_counter() - started) / usable_cores()
+
+    def best(self, outputs: Outputs, top: int) -> tuple[ClassProbability, ...]:
+        """The most probable classes of the first image."""
+        return probable(outputs[0][0], self.problem, top, self.labels)
+
+    def close(self) -> None:
+        """Take no more work; what was taken is answered. Returns at once."""
+        self.queue.close()

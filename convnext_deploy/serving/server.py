@@ -1,0 +1,264 @@
+"""The process that listens: addresses, slow clients, signals, and an end that loses nothing."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ..errors import CheckFailed, ConvNextDeployError, UsageError
+from . import application
+from .service import Service
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75  # of a connection without a request
+LEAVE_S = 1.0  # between "not ready" and the end of listening: connections close behind their answers meanwhile
+OWN_FILES = 200  # that the process may have open beside its connections
+
+
+class _Connection(HttpToolsProtocol):
+    """A connection whose client has to send a whole request head in time, and that is one of not too many."""
+
+    idle_s = 15.0
+    most = 2**20
+    _timer: asyncio.TimerHandle | None = None
+    _asked = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            transport.abort()
+            return
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._unset()
+        self._wait()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._unset()
+        self._asked = True
+        super().on_headers_complete()
+
+    def shutdown(self) -> None:
+        """At the end of the server: a new connection, whose request may be on its way, has a moment to send it."""
+        if not self._asked and not self.transport.is_closing():
+            self._unset()
+            self._timer = self.loop.call_later(LEAVE_S, self.transport.close)
+        else:
+            super().shutdown()
+
+    def _wait(self) -> None:
+        self._timer = self.loop.call_later(self.idle_s, self.transport.close)
+
+    def _unset(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are `run`'s: it has one server or two, and ends with an exit code instead of the signal."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What was connected before the end of listening is served: closing a listener resets what waits in it."""
+        loop = asyncio.get_running_loop()
+        rest = [one.dup() for one in sockets or ()]
+        for server in self.servers:
+            server.close()
+        for one in rest:
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    connected, _ = one.accept()
+                    await loop.connect_accepted_socket(self._connection, connected)
+            one.close()
+        await super().shutdown(sockets)
+
+    def _connection(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+
+def bound(host: str, port: int, option: str) -> socket.socket:
+    """A socket that has the address, and does not listen yet.
+
+    Raises:
+        UsageError: the address is taken, or none of this machine's.
+    """
+    if not 0 <= port < 2**16:
+        raise UsageError(f"{option} {host}:{port}; expected a port from 0 to 65535")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, proto)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+        except BaseException:
+            made.close()
+            raise
+    except OSError as error:
+        raise UsageError(f"{option} {host}:{port} cannot be listened on: {error.strerror}; choose another") from None
+    return made
+
+
+def address(listener: socket.socket) -> str:
+    """http://HOST:PORT of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server:
+    """A service on its addresses. `run` blocks; `stop` is for other threads.
+
+    Args:
+        listener: of `bound`.
+        admin: likewise, for whoever runs the server; None: there is no such address.
+    """
+
+    def __init__(self, service: Service, listener: socket.socket, admin: socket.socket | None = None) -> None:
+        self.service, self._sockets = service, [listener] if admin is None else [listener, admin]
+        self.address = address(listener)
+        self._loop = uvloop.new_event_loop()
+        connection = type(
+            "Connection", (_Connection,), {"idle_s": service.options.idle_s, "most": _open_files() - OWN_FILES}
+        )
+        apps = [application.application(service), application.admin(service)]
+        self._servers = [_configured(app, service, connection) for app, _ in zip(apps, self._sockets, strict=False)]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, ready: Callable[["Server"], None] = lambda server: None) -> None:
+        """Serve until `stop`, SIGTERM or Ctrl-C; what was asked until then is answered. SIGHUP reloads.
+
+        Signals are handled where this is the main thread.
+
+        Args:
+            ready: told when requests are taken.
+
+        Raises:
+            CheckFailed: requests took longer than the time to end, and were given up.
+        """
+        try:
+            self._loop.run_until_complete(self._run(ready))
+        finally:
+            self.service.close()
+            self._loop.close()
+
+    def stop(self) -> None:
+        """End, from any thread: as SIGTERM. A second time: at once."""
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def connections(self) -> int:
+        """How many are open."""
+        return sum(len(one.server_state.connections) for one in self._servers)
+
+    async def _run(self, ready: Callable[["Server"], None]) -> None:
+        self.service.metrics.connections.set_function(self.connections)
+        with self._signals():
+            tasks = [
+                asyncio.ensure_future(one.serve(sockets=[where]))
+                for one, where in zip(self._servers, self._sockets, strict=True)
+            ]
+            while not all(one.started for one in self._servers) and not any(task.done() for task in tasks):
+                await asyncio.sleep(0.005)
+            ready(self)
+            await asyncio.gather(*tasks)
+            await asyncio.sleep(0)  # what was cancelled ends
+        left = sum(not task.done() for one in self._servers for task in one.server_state.tasks)
+        lost = self.service.abandoned + left
+        if lost:
+            raise CheckFailed(f"{lost} requests had no answer when the server ended; --drain-s gives them more time")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handled = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGHUP: self._reload}
+        for number, act in handled.items():
+            self._loop.add_signal_handler(number, act)
+        try:
+            yield
+        finally:
+            for number in handled:
+                self._loop.remove_signal_handler(number)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _stop(self) -> None:
+        if self.service.draining:
+            for one in self._servers:
+                one.should_exit = one.force_exit = True
+        else:
+            self._start(self._leave())
+
+    async def _leave(self) -> None:
+        self.service.say("ending: requests under way are answered; once more to end at once")
+        self.service.drain()
+        await asyncio.sleep(LEAVE_S)
+        for one in self._servers:
+            one.should_exit = True
+
+    def _reload(self) -> None:
+        self._start(self._reloaded())
+
+    async def _reloaded(self) -> None:
+        try:
+            lines = await self._loop.run_in_executor(None, self.service.reload)
+        except ConvNextDeployError as error:
+            self.service.say(f"reload refused: {error}")
+        else:
+            for line in lines:
+                self.service.say(f"reloaded {line}")
+
+
+def _configured(app: Any, service: Service, connection: type[_Connection]) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            log_level="critical",
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(service.options.drain_s)),
+        )
+    )
+
+
+def _open_files() -> int:
+    """How many files the process may have open, after asking for as many as it may ask for."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(OSError, ValueError):  # a system that allows fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 2**20)

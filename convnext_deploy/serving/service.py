@@ -1,0 +1,229 @@
+"""What a server serves: its models by name, exchanged without losing a request, and the threads that decode."""
+
+import asyncio
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from ..artifact import manifest
+from ..artifact.manifest import Artifact
+from ..env import usable_cores
+from ..errors import CheckFailed, ConvNextDeployError, UsageError
+from ..records.accuracy import Verdict
+from .batching import Job
+from .metrics import Metrics
+from .model import Model
+from .options import ServeOptions
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+Say = Callable[[str], None]
+
+
+def named(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Artifact folders by the names they are served under: NAME=FOLDER, or the folder's own name.
+
+    Raises:
+        UsageError: none, a name that cannot stand in an address, or the same name twice.
+    """
+    found: dict[str, Path] = {}
+    for given in map(str, paths):
+        name, equals, folder = given.partition("=")
+        if not (equals and _NAME.fullmatch(name)):
+            name, folder = Path(given).resolve().name, given
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{given!r} cannot stand in an address; serve it as NAME={given}")
+        if name in found:
+            raise UsageError(f"two artifacts are called {name}; serve one of them as NAME={given}")
+        found[name] = Path(folder)
+    if not found:
+        raise UsageError("no artifact; expected at least one folder made by `convnext-deploy export`")
+    return found
+
+
+class Service:
+    """Opened models, and what they share.
+
+    Args:
+        artifacts: folders by name; the first is the default.
+        labels: of a server of one model.
+        gate: likewise: what `gate --json` printed, read again at every reload; only what it passed is served.
+        say: told what happens, a line each.
+
+    Raises:
+        UsageError, ArtifactError: an artifact that cannot be opened or does not run as the options say.
+        CheckFailed: one that gives wrong outputs here.
+    """
+
+    def __init__(
+        self,
+        artifacts: Mapping[str, Path],
+        options: ServeOptions,
+        *,
+        labels: Path | None = None,
+        gate: Path | None = None,
+        trust: bool = False,
+        say: Say = lambda line: None,
+    ) -> None:
+        for option, file in (("--labels", labels), ("--gate", gate)):
+            if file is not None and len(artifacts) > 1:
+                raise UsageError(f"{option} {file} with {len(artifacts)} artifacts; serve them one by one")
+        self.options, self.metrics = options, Metrics()
+        self._say = say
+        self.draining = False
+        self.abandoned = 0  # requests that the end of the server cancelled
+        self.body_bytes = 0  # of requests under way; the event loop's
+        self._paths, self._labels, self._gate, self._trust = dict(artifacts), labels, gate, trust
+        self._reloading = threading.Lock()
+        self.pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+        self.models: dict[str, Model] = {}
+        try:
+            for name, path in self._paths.items():
+                self.models[name] = self._opened(name, path)
+        except BaseException:
+            self.close()
+            raise
+        for model in self.models.values():
+            self._tell(model)
+        self.metrics.ready.set(1)
+
+    def _opened(self, name: str, path: Path) -> Model:
+        artifact = manifest.verified(path)
+        if self._gate is not None:
+            refuse_ungated(artifact, self._gate)
+        return Model(
+            artifact,
+            name,
+            self.options,
+            self.metrics,
+            deliver,
+            labels=self._labels,
+            trust=self._trust,
+            say=self.say,
+        )
+
+    def _tell(self, model: Model) -> None:
+        self.metrics.model.labels(*_facts(model)).set(1)
+        for gauge, read in (
+            (self.metrics.waiting, lambda: self.models[model.name].queue.waiting),
+            (self.metrics.admitted, lambda: self.models[model.name].queue.admitted),
+        ):
+            gauge.labels(model.name).set_function(read)
+
+    def say(self, line: str) -> None:
+        """Tell what happened; a log that cannot be written, as on a full disk, ends no request."""
+        with contextlib.suppress(OSError):
+            self._say(line)
+
+    @property
+    def default(self) -> str:
+        """The name of the first model."""
+        return next(iter(self._paths))
+
+    def reload(self) -> list[str]:
+        """Open every artifact folder that has changed anew; requests go on with the old one until the new one is ready.
+
+        Blocks; to be called in a thread.
+
+        Returns:
+            A line for each model.
+
+        Raises:
+            UsageError: another reload is going on, or an artifact cannot be taken; nothing has changed then.
+            CheckFailed: an artifact gives wrong outputs; nothing has changed then.
+        """
+        if not self._reloading.acquire(blocking=False):
+            raise UsageError("a reload is going on already; wait for its end")
+        fresh: dict[str, Model] = {}
+        try:
+            lines = []
+            for name, path in self._paths.items():
+                old = self.models[name]
+                if manifest.verified(path).sha256 == old.sha256:
+                    lines.append(f"{name}: {path} has not changed")
+                    continue
+                fresh[name] = self._opened(name, path)
+                lines.append(f"{name}: {old.sha256[:12]} -> {fresh[name].sha256[:12]}")
+        except ConvNextDeployError:
+            for model in fresh.values():
+                model.close()
+            self.metrics.reloads.labels("refused").inc()
+            raise
+        else:
+            for name, model in fresh.items():
+                old, self.models[name] = self.models[name], model
+                self.metrics.model.remove(*_facts(old))
+                self._tell(model)
+                old.close()  # after the exchange: whoever finds it closed finds the new one in its place
+            self.metrics.reloads.labels("done").inc()
+            return lines
+        finally:
+            self._reloading.release()
+
+    def drain(self) -> None:
+        """Not ready any more; what comes is still answered, and connections close behind their answers."""
+        self.draining = True
+        self.metrics.ready.set(0)
+
+    def close(self) -> None:
+        """End the threads; requests under way are answered first."""
+        for model in self.models.values():
+            model.close()
+        for model in self.models.values():
+            model.queue.join(self.options.drain_s)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def refuse_ungated(artifact: Artifact, file: Path) -> None:
+    """Refuse an artifact that a gate has not passed.
+
+    Args:
+        file: with the verdict, as `gate --json` prints it.
+
+    Raises:
+        UsageError: it holds no verdict.
+        CheckFailed: the verdict is another than PASS, or of another artifact.
+    """
+    try:
+        verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
+    except OSError as error:
+        raise UsageError(f"--gate {file} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(f"--gate {file} holds no verdict: {error}; expected what `gate --json` prints") from None
+    if verdict.candidate_sha256 != artifact.sha256:
+        raise CheckFailed(
+            f"--gate {file} is about the candidate {verdict.candidate_sha256[:12]}, and {artifact.path} is "
+            f"{artifact.sha256[:12]}; run the gate on it"
+        )
+    if verdict.decision != "PASS":
+        raise CheckFailed(f"--gate {file} says {verdict.decision} of {artifact.path}; only PASS is served")
+
+
+def _facts(model: Model) -> tuple[str, str, str, str]:
+    """The labels of the metric `model_info`."""
+    export = model.manifest.export
+    return model.name, export.format, export.eight_bits or export.precision, model.sha256
+
+
+def deliver(jobs: Sequence[Job]) -> None:
+    """Wake whoever waits for these jobs: their owners are futures of an event loop in another thread."""
+    loops: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+    for job in jobs:
+        loops.setdefault(job.owner.get_loop(), []).append(job)
+    for loop, these in loops.items():
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            loop.call_soon_threadsafe(_resolve, these)
+
+
+def _resolve(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.owner.done():
+            continue
+        if job.error is not None:
+            job.owner.set_exception(job.error)
+        else:
+            job.owner.set_result(job.outputs)

@@ -1,0 +1,249 @@
+"""Damaged images, tars, parquet files, results and predictions: nothing but this project's own errors comes out.
+
+`python tests/data/test_fuzz_data.py 20000` runs so many mutations of each kind; the suite runs a few hundred.
+"""
+
+import io
+import sys
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, features
+
+from convnext_deploy.accuracy import evaluation as evaluate
+from convnext_deploy.accuracy import gate
+from convnext_deploy.accuracy import predictions as predicted
+from convnext_deploy.data import decoding, sources
+from convnext_deploy.errors import ConvNextDeployError
+from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits
+
+IN_THE_SUITE = 300
+GOLDEN = Path(__file__).parent / "golden" / "0.1.0"
+SEED = 19
+
+
+def mutated(content: bytes, generator: np.random.Generator) -> bytes:
+    """One to eight of: bytes replaced, bits flipped, a piece removed, repeated or zeroed, the end cut off."""
+    made = bytearray(content)
+    for _ in range(int(generator.integers(1, 9))):
+        if not made:
+            break
+        place, length = int(generator.integers(len(made))), int(generator.integers(1, 17))
+        match int(generator.integers(7)):
+            case 0:
+                made[place] = int(generator.integers(256))
+            case 1:
+                made[place] ^= 1 << int(generator.integers(8))
+            case 2:
+                del made[place : place + length]
+            case 3:
+                made[place:place] = made[place : place + length]
+            case 4:
+                made[place : place + length] = bytes(len(made[place : place + length]))
+            case 5:
+                made[place : place + length] = b"\xff" * len(made[place : place + length])
+            case 6 if generator.random() < 0.2:
+                del made[place:]
+    return bytes(made)
+
+
+def images() -> list[bytes]:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((21, 17))
+    wide = Image.fromarray(np.arange(21 * 17, dtype=np.uint16).reshape(17, 21) * 180)
+    kinds: list[tuple[Image.Image, str, dict[str, object]]] = [
+        (picture, "PNG", {}), (picture.convert("P"), "PNG", {}), (wide, "PNG", {}), (picture, "JPEG", {}),
+        (picture, "JPEG", {"progressive": True}), (picture.convert("CMYK"), "JPEG", {}), (picture, "WEBP", {}),
+        (picture.convert("RGBA"), "WEBP", {"lossless": True}), (picture, "BMP", {}), (picture, "GIF", {}),
+        (picture, "PPM", {}), (picture, "TIFF", {}), (picture, "TIFF", {"compression": "tiff_lzw"}), (wide, "TIFF", {}),
+        (picture, "ICO", {}), (picture, "DDS", {}), (picture.convert("F"), "SPIDER", {}), (picture, "TGA", {}),
+        (picture, "PCX", {}), (picture, "SGI", {}), (picture, "EPS", {}),
+    ]  # fmt: skip
+    kinds += [(picture, "AVIF", {})] if features.check("avif") else []
+    kinds += [(picture, "JPEG2000", {})] if features.check("jpg_2000") else []
+    made = []
+    for image, kind, options in kinds:
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        made.append(file.getvalue())
+    return made
+
+
+def check_is_a_line(error: Exception) -> None:
+    assert "\n" not in str(error)
+
+
+def read_image(content: bytes, folder: Path) -> None:
+    try:
+        assert decoding.decoded(content).mode not in ("I;16", "I", "F")
+    except decoding.UnreadableImage as error:
+        check_is_a_line(error)
+
+
+def tars() -> list[bytes]:
+    made = []
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        for nested in (False, True):
+            file = io.BytesIO()
+            with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+                names = ["ant/1.png", "bee/2.png", f"{'deep/' * 15}3.jpg", "ünï/4.png", "notes.txt"]
+                bodies = [b"x" * (40 * number) for number in range(5)]
+                if nested:
+                    names, bodies = ["cat.tar", "dog.tar"], [made[0], made[0]]
+                for name, body in zip(names, bodies, strict=True):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(body)
+                    tar.addfile(member, io.BytesIO(body))
+            made.append(file.getvalue())
+    return made
+
+
+def open_and_read(file: Path) -> None:
+    try:
+        source = sources.open_source(str(file))
+        for index in range(min(len(source), 3)):
+            try:
+                source.read(index)
+            except decoding.UnreadableImage as error:
+                check_is_a_line(error)
+    except ConvNextDeployError as error:
+        check_is_a_line(error)
+
+
+def read_tar(content: bytes, folder: Path) -> None:
+    (folder / "a.tar").write_bytes(content)
+    open_and_read(folder / "a.tar")
+
+
+def parquets() -> list[bytes]:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    features = b'{"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["a", "b"]}}}}'
+    made = []
+    for compression in ("none", "snappy", "zstd"):
+        rows = [{"bytes": b"not an image" * 3, "path": f"{number}.png"} for number in range(6)]
+        schema = pa.schema([("image", image), ("label", pa.int64())], metadata={b"huggingface": features})
+        file = io.BytesIO()
+        table = pa.table({"image": rows, "label": [0, 1] * 3}, schema=schema)
+        pq.write_table(table, file, compression=compression, row_group_size=4)
+        made.append(file.getvalue())
+    return made
+
+
+def read_parquet(content: bytes, folder: Path) -> None:
+    (folder / "a.parquet").write_bytes(content)
+    open_and_read(folder / "a.parquet")
+
+
+def evaluation() -> tuple[EvalResult, predicted.Predictions]:
+    labels = np.arange(12) % 3
+    predictions = predicted.of_logits(
+        tuple(f"{number}.png" for number in range(12)), labels, np.eye(3, dtype=np.float32)[labels]
+    )
+    result = EvalResult(
+        artifact="a", artifact_sha256="a" * 64, data="d", data_sha256="d" * 64, images=12, corrupt=("x: y",), top1=1.0,
+        top5=1.0, per_class=tuple(ClassAccuracy(label=n, name="c", images=4, top1=1.0) for n in range(3)),
+        images_per_s=1.0, predictions="a.npz",
+    )  # fmt: skip
+    return result, predictions
+
+
+def results() -> list[bytes]:
+    return [msgspec.json.encode(evaluation()[0])]
+
+
+def predictions() -> list[bytes]:
+    return [predicted.encode(predicted.Chunk(0, 12, evaluation()[1], ("x: y",)))]
+
+
+def judge(result: EvalResult, found: predicted.Predictions) -> None:
+    side = gate.Side(result=result, predictions=found)
+    other = gate.Side(result=evaluation()[0], predictions=evaluation()[1])
+    for pair in ((side, other), (other, side)):
+        gate.judge(*pair, Limits(max_drop=1))
+
+
+def read_result(content: bytes, folder: Path) -> None:
+    (folder / "a.json").write_bytes(content)
+    try:
+        judge(evaluate.read_result(folder / "a.json"), evaluation()[1])
+    except ConvNextDeployError as error:
+        check_is_a_line(error)
+
+
+MEMBERS = ("about", "names", "labels", "top_classes", "top_log_probs", "label_log_prob")
+
+
+def columns() -> list[bytes]:
+    """Each array of a file of predictions, behind a byte that says which: zip's checksums would catch most damage."""
+    with zipfile.ZipFile(io.BytesIO(predictions()[0])) as archive:
+        return [bytes([number]) + archive.read(f"{name}.npy") for number, name in enumerate(MEMBERS)]
+
+
+def read_columns(content: bytes, folder: Path) -> None:
+    chosen = MEMBERS[content[0] % len(MEMBERS)] if content else ""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(predictions()[0])) as archive, zipfile.ZipFile(packed, "w") as other:
+        for name in MEMBERS:
+            other.writestr(f"{name}.npy", content[1:] if name == chosen else archive.read(f"{name}.npy"))
+    read_predictions(packed.getvalue(), folder)
+
+
+def old_predictions() -> list[bytes]:
+    return [(GOLDEN / "eager-eval.parquet").read_bytes()]
+
+
+def read_predictions(content: bytes, folder: Path, suffix: str = ".npz") -> None:
+    (folder / f"a{suffix}").write_bytes(content)
+    try:
+        judge(evaluation()[0], predicted.read_predictions(folder / f"a{suffix}"))
+    except ConvNextDeployError as error:
+        check_is_a_line(error)
+
+
+def read_old_predictions(content: bytes, folder: Path) -> None:
+    read_predictions(content, folder, ".parquet")
+
+
+KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None]]] = {
+    "image": (images, read_image),
+    "tar": (tars, read_tar),
+    "parquet": (parquets, read_parquet),
+    "result": (results, read_result),
+    "predictions": (predictions, read_predictions),
+    "columns": (columns, read_columns),
+    "old predictions": (old_predictions, read_old_predictions),
+}
+
+
+def fuzz(kind: str, count: int, folder: Path) -> int:
+    """Run so many mutations; how many still decode is of no interest, that nothing else is raised is."""
+    make, read = KINDS[kind]
+    seeds, generator = make(), np.random.default_rng(SEED)
+    for seed in seeds:
+        read(seed, folder)
+    for number in range(count):
+        read(mutated(seeds[number % len(seeds)], generator), folder)
+    return count
+
+
+@pytest.mark.filterwarnings("ignore")  # decoders warn of what is damaged
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_only_our_own_errors_come_out_of_damaged_files(kind: str, tmp_path: Path) -> None:
+    assert fuzz(kind, IN_THE_SUITE, tmp_path) == IN_THE_SUITE
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    warnings.simplefilter("ignore")
+    for chosen in sys.argv[2:] or KINDS:
+        with tempfile.TemporaryDirectory() as made:
+            print(chosen, fuzz(chosen, int(sys.argv[1]), Path(made)), "mutations, no foreign exception", flush=True)

@@ -1,0 +1,431 @@
+"""Backbones of detectors and segmenters, and DINOv3's: which norms their maps have, and what stands beside them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from reference_models import NECK, Dinov3, OfficialBackbone, maps_of, mm_names
+from references import DEPTHS, DIMS, TOLERANCE, Official, State, images, randomize_, relative_error
+from torch import Tensor, nn
+
+import convnext_deploy
+from convnext_deploy import api
+from convnext_deploy.errors import UsageError, WeightsError
+from convnext_deploy.models.checkpoint import Loaded, load
+
+Maps = tuple[Tensor, ...]
+SIZES: dict[str, Any] = {"depths": list(DEPTHS), "hidden_sizes": list(DIMS)}
+ALL = (1, 2, 3, 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def saved(state: State, folder: Path) -> str:
+    torch.save(state, folder / "model.pth")
+    return str(folder / "model.pth")
+
+
+def read(state: State, folder: Path, task: str = "features", **arguments: Any) -> Loaded:
+    return load(saved(state, folder), task=task, image_size=(64, 64), **arguments)
+
+
+def assert_equal(loaded: Loaded, expected: Maps) -> None:
+    with torch.inference_mode():
+        found = loaded.model(images())
+    found = (found,) if isinstance(found, Tensor) else found
+    assert len(found) == len(expected)
+    assert max(relative_error(a, b) for a, b in zip(found, expected, strict=True)) <= TOLERANCE
+
+
+# One norm a level ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("v2", [pytest.param(False, id="V1"), pytest.param(True, id="V2")])
+@pytest.mark.parametrize("names", ["official", "mmpretrain"])
+@pytest.mark.parametrize("levels", [ALL, (2, 3, 4), (2,)])
+@torch.inference_mode()
+def test_a_detectors_backbone_gives_its_normalized_maps(
+    v2: bool, names: str, levels: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Those that have a norm, and no others: its own code gives no others."""
+    reference = randomize_(OfficialBackbone(v2, levels))
+    state = mm_names(reference.state_dict()) if names == "mmpretrain" else reference.state_dict()
+    whole = {f"backbone.{key}": value for key, value in state.items()} | NECK
+    for loaded in (read(whole, tmp_path), read(whole, tmp_path, weights_key="backbone."), read(state, tmp_path)):
+        assert loaded.weights.layout == names
+        assert loaded.model.spec.levels == loaded.model.spec.level_norms == levels
+        assert_equal(loaded, reference(images()))
+    note = read(whole, tmp_path).note
+    assert note is not None
+    assert "neck.lateral_convs.0.conv.weight, rpn_head.rpn_cls.bias" in note
+
+
+@torch.inference_mode()
+def test_a_detector_with_the_last_map_alone_has_its_norm(tmp_path: Path) -> None:
+    """mmpretrain's classifiers call another norm `norm3`; a neck beside the backbone says which it is."""
+    reference = randomize_(OfficialBackbone(levels=(4,)))
+    state = {f"backbone.{key}": value for key, value in mm_names(reference.state_dict()).items()}
+    for key in (None, "backbone."):
+        loaded = read(state | NECK, tmp_path, weights_key=key)
+        assert loaded.model.spec.levels == (4,)
+        assert_equal(loaded, reference(images()))
+
+
+@torch.inference_mode()
+def test_a_classifier_of_mmpretrain_has_maps_without_norms(tmp_path: Path) -> None:
+    reference = randomize_(Official(DEPTHS, DIMS, v2=False, classes=7))
+    state = {f"backbone.{key.replace('norm.', 'norm3.') if key.startswith('norm.') else key}": value
+             for key, value in mm_names(reference.state_dict()).items() if not key.startswith("head.")}  # fmt: skip
+    state |= {f"head.fc.{key}": value for key, value in reference.head.state_dict().items()}
+    assert_equal(read(state, tmp_path, "classify"), (reference(images()),))
+    assert_equal(read(state, tmp_path), maps_of(reference, images()))
+    pooled = reference.norm(maps_of(reference, images())[3].mean((2, 3)))
+    assert_equal(read(state, tmp_path, "embed"), (pooled,))
+
+
+@pytest.mark.parametrize("kind", ["ConvNext", "ConvNextV2"])
+@pytest.mark.parametrize("levels", [ALL, (2, 4)])
+@torch.inference_mode()
+def test_a_backbone_of_transformers_gives_its_feature_maps(kind: str, levels: tuple[int, ...], tmp_path: Path) -> None:
+    config = getattr(transformers, f"{kind}Config")(**SIZES, out_features=[f"stage{level}" for level in levels])
+    reference = randomize_(getattr(transformers, f"{kind}Backbone")(config))
+    reference.save_pretrained(tmp_path / "folder")
+    expected = reference(images()).feature_maps
+    for loaded in (read(reference.state_dict(), tmp_path), load(str(tmp_path / "folder"), task="features")):
+        assert loaded.model.spec.levels == levels
+        assert_equal(loaded, expected)
+
+
+@pytest.fixture(scope="module")
+def upernet() -> nn.Module:
+    backbone = transformers.ConvNextConfig(**SIZES, out_features=[f"stage{level}" for level in ALL])
+    config = transformers.UperNetConfig(
+        backbone_config=backbone, hidden_size=8, num_labels=4, pool_scales=[1], use_auxiliary_head=False
+    )
+    return randomize_(transformers.UperNetForSemanticSegmentation(config))
+
+
+@torch.inference_mode()
+def test_the_backbone_of_an_upernet_folder_is_read(upernet: nn.Module, tmp_path: Path) -> None:
+    upernet.save_pretrained(tmp_path / "folder")
+    loaded = load(str(tmp_path / "folder"), task="features")
+    assert_equal(loaded, upernet.backbone(images()).feature_maps)
+    assert loaded.labels is None
+    assert "decode_head." in str(loaded.note)
+
+
+@torch.inference_mode()
+def test_the_backbone_of_a_mask_former_is_found_below_its_prefix(upernet: nn.Module, tmp_path: Path) -> None:
+    prefix = "model.pixel_level_module.encoder."
+    state = {prefix + key: value for key, value in upernet.backbone.state_dict().items()}
+    state |= {
+        "model.transformer_module.queries_embedder.weight": torch.ones(3, 3),
+        "criterion.empty_weight": torch.ones(5),
+    }
+    assert_equal(read(state, tmp_path), upernet.backbone(images()).feature_maps)
+
+
+@pytest.mark.parametrize("task", ["classify", "embed"])
+def test_a_backbone_has_no_head(task: str, tmp_path: Path) -> None:
+    state = {f"backbone.{key}": value for key, value in OfficialBackbone().state_dict().items()} | NECK
+    with pytest.raises(WeightsError, match="is a backbone: it gives maps and has no head; use --task features"):
+        read(state, tmp_path, task)
+
+
+# Levels --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [(2, 3, 4), (1, 2), (3,), (1, 4)])
+@torch.inference_mode()
+def test_levels_choose_maps_and_leave_out_the_stages_after_them(levels: tuple[int, ...], tmp_path: Path) -> None:
+    plain, normed = randomize_(Official(DEPTHS, DIMS, v2=False)), randomize_(OfficialBackbone())
+    for reference, maps in ((plain, maps_of(plain, images())), (normed, normed(images()))):
+        loaded = read(reference.state_dict(), tmp_path, levels=levels)
+        assert loaded.model.spec.levels == levels
+        assert len(loaded.model.stages) == max(levels)
+        assert_equal(loaded, tuple(maps[level - 1] for level in levels))
+
+
+def test_a_level_without_its_norm_is_refused(tmp_path: Path) -> None:
+    state = OfficialBackbone(levels=(2, 3, 4)).state_dict()
+    with pytest.raises(WeightsError, match=r"norm for the maps of levels 2,3,4 and none for level 1,"):
+        read(state, tmp_path, levels=(1, 2))
+
+
+def test_levels_are_for_maps(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"levels 2,3 are for --task features, not for embed"):
+        read(Official(DEPTHS, DIMS, v2=False).state_dict(), tmp_path, "embed", levels=(2, 3))
+
+
+# Backbones without norms ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnext_atto_ols", "convnextv2_atto", "convnext_zepto_rms"])
+@torch.inference_mode()
+def test_timms_features_only_is_read_in_its_own_names(name: str, tmp_path: Path) -> None:
+    """As segmentation_models_pytorch holds it too."""
+    sizes = {} if name == "convnext_zepto_rms" else {"depths": DEPTHS, "dims": DIMS}  # RMSNorm needs a published one
+    reference = randomize_(timm.create_model(name, features_only=True, **sizes))
+    state = {f"encoder.model.{key}": value for key, value in reference.state_dict().items()}
+    state |= {"decoder.blocks.0.conv1.0.weight": torch.ones(8, 8, 3, 3), "segmentation_head.0.bias": torch.ones(1)}
+    loaded = read(state, tmp_path)
+    assert loaded.weights.layout == "timm_features"
+    assert_equal(loaded, tuple(reference(images())))
+
+
+def test_a_backbone_that_was_cut_is_refused(tmp_path: Path) -> None:
+    reference = timm.create_model("convnext_atto", features_only=True, out_indices=(0, 1), depths=DEPTHS, dims=DIMS)
+    with pytest.raises(WeightsError, match="is incomplete: stage 2 has no block 0"):
+        read(reference.state_dict(), tmp_path)
+
+
+@torch.inference_mode()
+def test_the_body_of_torchvisions_detectors_is_read(tmp_path: Path) -> None:
+    from torchvision.models.convnext import CNBlockConfig
+
+    outs = [*DIMS[1:], None]
+    stages = [CNBlockConfig(*stage) for stage in zip(DIMS, outs, DEPTHS, strict=True)]  # type: ignore[arg-type]
+    model = randomize_(torchvision.models.ConvNeXt(stages))
+    layers = {str(index): str(index // 2) for index in (1, 3, 5, 7)}
+    body = torchvision.models._utils.IntermediateLayerGetter(model.features, layers)
+    state = {f"backbone.body.{key}": value for key, value in body.state_dict().items()}
+    loaded = read(state | {"backbone.fpn.inner_blocks.0.0.weight": torch.ones(8, 16, 1, 1)}, tmp_path)
+    assert loaded.weights.layout == "torchvision_features"
+    assert_equal(loaded, tuple(body(images()).values()))
+
+
+# DINOv3 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dinov3() -> nn.Module:
+    return randomize_(transformers.DINOv3ConvNextModel(transformers.DINOv3ConvNextConfig(**SIZES)))
+
+
+@torch.inference_mode()
+def test_the_official_dinov3_gives_its_class_token_and_maps(tmp_path: Path) -> None:
+    reference = randomize_(Dinov3())
+    state = reference.state_dict()
+    maps = maps_of(reference, images())
+    assert {"norms.3.weight", "norm.weight"} < state.keys()
+    for prefix in ("", "teacher.backbone."):
+        named = {prefix + key: value for key, value in state.items()}
+        embedding = read(named, tmp_path, "embed")
+        assert_equal(embedding, (reference.norm(maps[3].mean((2, 3))),))
+        assert_equal(read(named, tmp_path), maps)
+        assert (embedding.weights.layout, embedding.weights.licence) == ("dinov3", "dinov3-license")
+
+
+def test_a_second_copy_that_differs_is_refused(tmp_path: Path) -> None:
+    state = dict(Dinov3().state_dict())
+    state["norms.3.bias"] = state["norm.bias"] + 1e-3
+    with pytest.raises(WeightsError, match=r"norms\.3\.bias differs from the head\.norm\.bias that it is a copy of"):
+        read(state, tmp_path, "embed")
+
+
+@torch.inference_mode()
+def test_a_dinov3_of_transformers_gives_its_pooler_and_its_maps(dinov3: Any, tmp_path: Path) -> None:
+    """Files leave out the `model.` that a module's own state dict has."""
+    dinov3.save_pretrained(tmp_path / "folder")
+    expected = dinov3(images(), output_hidden_states=True)
+    for source in (str(tmp_path / "folder"), saved(dinov3.state_dict(), tmp_path)):
+        loaded = load(source, task="embed")
+        assert_equal(loaded, (expected.pooler_output,))
+        assert (loaded.weights.layout, loaded.weights.licence) == ("dinov3_transformers", "dinov3-license")
+        assert_equal(load(source, task="features"), expected.hidden_states[-4:])
+
+
+@torch.inference_mode()
+def test_a_dinov3s_patch_tokens_are_those_of_transformers(dinov3: Any, tmp_path: Path) -> None:
+    dinov3.save_pretrained(tmp_path / "folder")
+    expected = dinov3(images())
+    tokens = expected.last_hidden_state[:, 1:]
+    assert tokens.shape[1] > 1
+    for source in (str(tmp_path / "folder"), saved(dinov3.state_dict(), tmp_path)):
+        assert_equal(load(source, task="embed", patch_tokens=True), (expected.pooler_output, tokens))
+    reference = randomize_(Dinov3())
+    last = maps_of(reference, images())[3]
+    pooled = last.mean((2, 3))
+    official = load(saved(reference.state_dict(), tmp_path), task="embed", patch_tokens=True)
+    assert_equal(official, (reference.norm(pooled), reference.norm(last.flatten(2).mT)))
+    with pytest.raises(WeightsError, match="--patch-tokens is for --task embed, not for features"):
+        load(str(tmp_path / "folder"), task="features", patch_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("format", "dynamic"),
+    [
+        ("torchscript", True),
+        ("onnx", True),
+        pytest.param("onnx", False, marks=pytest.mark.slow),
+        pytest.param("openvino", True, marks=pytest.mark.slow),
+        pytest.param("openvino", False, marks=pytest.mark.slow),
+    ],
+)
+def test_patch_tokens_are_a_second_output_of_an_artifact(
+    format: str, dynamic: bool, dinov3: Any, tmp_path: Path
+) -> None:
+    dinov3.save_pretrained(tmp_path / "folder")
+    made = convnext_deploy.export(
+        tmp_path / "folder", task="embed", patch_tokens=True, format=format, image_size=64,
+        dynamic_image_size=dynamic, out=tmp_path / "out",
+    )  # fmt: skip
+    assert [output.name for output in made.manifest.outputs] == ["embedding", "patch_tokens"]
+    assert made.manifest.oracle is not None
+    assert made.manifest.oracle.name.startswith("transformers")
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 96 if dynamic else 64, 64)).astype(np.float32)
+    pooled, tokens = convnext_deploy.load(tmp_path / "out").run(pixels)
+    with torch.inference_mode():
+        expected = dinov3(torch.from_numpy(pixels))
+    np.testing.assert_allclose(pooled, expected.pooler_output, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(tokens, expected.last_hidden_state[:, 1:], rtol=1e-3, atol=1e-4)
+
+
+def test_native_and_other_tasks_refuse_patch_tokens(dinov3: Any, tmp_path: Path) -> None:
+    dinov3.save_pretrained(tmp_path / "folder")
+    with pytest.raises(UsageError, match="format native gives no patch tokens"):
+        convnext_deploy.export(
+            tmp_path / "folder", task="embed", patch_tokens=True, format="native", image_size=64, out=tmp_path / "out"
+        )
+
+
+@torch.inference_mode()
+def test_every_norm_of_a_dinov3_has_the_epsilon_of_its_config(tmp_path: Path) -> None:
+    config = transformers.DINOv3ConvNextConfig(**SIZES, layer_norm_eps=0.3, image_size=96)
+    reference = randomize_(transformers.DINOv3ConvNextModel(config))
+    reference.save_pretrained(tmp_path)
+    loaded = load(str(tmp_path), task="embed")
+    assert loaded.model.spec.image_size == (96, 96)
+    assert_equal(loaded, (reference(images()).pooler_output,))
+
+
+@torch.inference_mode()
+def test_a_dinov3_backbone_of_transformers_gives_its_feature_maps(tmp_path: Path) -> None:
+    config = transformers.DINOv3ConvNextConfig(**SIZES, out_features=["stage2", "stage4"])
+    reference = randomize_(transformers.DINOv3ConvNextBackbone(config))
+    reference.save_pretrained(tmp_path)
+    assert_equal(load(str(tmp_path), task="features", levels=(2, 4)), reference(images()).feature_maps)
+
+
+@pytest.mark.parametrize(
+    ("of", "licence"),
+    [("dinov3_convnext_tiny_pretrain_lvd1689m-21b726bb.pth", "dinov3-license"), ("model.pth", None)],
+)
+def test_the_name_of_a_file_tells_its_licence(of: str, licence: str | None, tmp_path: Path) -> None:
+    torch.save(Official(DEPTHS, DIMS, v2=False).state_dict(), tmp_path / of)
+    assert load(str(tmp_path / of), task="embed").weights.licence == licence
+
+
+def test_a_licence_that_has_to_be_passed_on_is_in_the_artifact(
+    dinov3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from convnext_deploy import cli
+
+    dinov3.save_pretrained(tmp_path / "folder")
+    out = tmp_path / "artifact"
+    command = ["export", "--weights", str(tmp_path / "folder"), "--task", "embed", "--format", "eager"]
+    assert cli.run([*command, "--image-size", "64", "--out", str(out)]) == 0
+    text = (out / "dinov3-license.md").read_text("utf-8")
+    assert text.startswith("# DINOv3 License")
+    assert "you shall provide a copy of this Agreement" in text
+    second = capsys.readouterr().out.splitlines()[1]
+    assert second.startswith("LICENCE of the weights: dinov3-license; it binds this artifact too")
+    assert cli.run(["inspect", str(out)]) == 0
+    assert "file: dinov3-license.md" in capsys.readouterr().out
+
+
+# Formats -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[OfficialBackbone, Path]:
+    reference = randomize_(OfficialBackbone())
+    assert isinstance(reference, OfficialBackbone)
+    path = tmp_path_factory.mktemp("detector") / "detector.pth"
+    torch.save({"state_dict": {f"backbone.{key}": value for key, value in reference.state_dict().items()} | NECK}, path)
+    return reference, path
+
+
+SLOW = pytest.mark.slow
+FORMATS = [
+    "eager", "onnx", "torchscript", "native", pytest.param("openvino", marks=SLOW), pytest.param("pt2", marks=SLOW),
+    pytest.param("aotinductor", marks=SLOW),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_gives_the_normalized_maps_that_are_asked_for(
+    format: str, detector: tuple[OfficialBackbone, Path], need_format: Callable[[str], None], tmp_path: Path
+) -> None:
+    need_format(format)
+    reference, path = detector
+    made = api.export(
+        str(path),
+        format=format,
+        task="features",
+        levels=(2, 3),
+        image_size=(64, 64),
+        batch=(1, 2, 4),
+        out=tmp_path / "a",
+    )
+    assert [output.name for output in made.manifest.outputs] == ["stride8", "stride16"]
+    assert made.manifest.oracle is not None
+    assert made.manifest.oracle.name.startswith("timm ")
+    found = api.load(made.path).run(images().numpy())
+    with torch.inference_mode():
+        expected = reference(images())[1:3]
+    errors = [relative_error(torch.from_numpy(a), b) for a, b in zip(found, expected, strict=True)]
+    assert max(errors) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("format", "precision"),
+    [pytest.param("onnx", "fp16", marks=SLOW), pytest.param("openvino", "bf16", marks=SLOW), ("native", "bf16")],
+)
+def test_norms_of_maps_stay_in_fp32(
+    format: str,
+    precision: Any,
+    detector: tuple[OfficialBackbone, Path],
+    need_format: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    """The export holds the file to it: it is read back, tensor by tensor."""
+    need_format(format)
+    made = api.export(
+        str(detector[1]), format=format, precision=precision, task="features", levels="2,4", image_size=64,
+        batch=2, out=tmp_path / "a",
+    )  # fmt: skip
+    assert {output.dtype for output in made.manifest.outputs} == {"float32"}
+
+
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=SLOW), pytest.param("openvino", marks=SLOW), "native"])
+def test_a_plan_in_8_bits_has_the_same_levels_and_norms(
+    format: Any, detector: tuple[OfficialBackbone, Path], need_format: Callable[[str], None], tmp_path: Path
+) -> None:
+    need_format(format)
+    wanted: dict[str, Any] = {"task": "features", "levels": [1, 3], "image_size": 64}
+    plan, _ = api.quantize(
+        str(detector[1]), out=tmp_path / "plan.json", calibration="random", target=format, images=32, **wanted
+    )
+    assert not any(name.startswith(("stages.3", "downsamples.2", "head")) for name in plan.operations)
+    made = api.export(
+        str(detector[1]), format=format, plan=tmp_path / "plan.json", out=tmp_path / "a", batch=2, **wanted
+    )
+    assert made.manifest.export.eight_bits == "int8"
+    found = api.load(made.path).run(images().numpy())
+    with torch.inference_mode():
+        expected = detector[0](images())
+    errors = [relative_error(torch.from_numpy(a), expected[level - 1]) for a, level in zip(found, (1, 3), strict=True)]
+    assert max(errors) < 0.1

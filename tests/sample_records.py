@@ -1,0 +1,86 @@
+"""Records with made-up values, one of each kind that a file can contain. Keywords change single fields."""
+
+from typing import Any
+
+import numpy as np
+
+from convnext_deploy.records.accuracy import Check, EvalResult, Limits, Verdict
+from convnext_deploy.records.plan import PlanCandidate, SearchResult
+from convnext_deploy.records.timing import BenchResult, LayerTime, ProfileResult, Timing
+
+MACHINE = {"cpu": "Test CPU", "cores": 2, "system": "Linux"}
+
+
+def bench_row(turns: list[list[float]], **changes: Any) -> BenchResult:
+    """A result with these samples by turn."""
+    samples = [sample for turn in turns for sample in turn]
+    facts: dict[str, Any] = {
+        "created": "2026-01-01T00:00:00+00:00", "run": "a", "subject": "convnext_tiny onnx fp32",
+        "model": "convnext_tiny", "runtime": "onnx", "precision": "fp32", "task": "classify",
+        "image_size": (224, 224), "device": "cpu", "threads": 2, "batch": 1, "scenario": "single-stream",
+        "scope": "compute", "artifact": None, "artifact_sha256": None, "artifact_bytes": None,
+        "random_weights": True, "status": "valid", "samples_ms": tuple(samples),
+        "turns": tuple(map(len, turns)), "turn_images_per_s": tuple(1e3 / float(np.median(turn)) for turn in turns),
+        "median_ms": float(np.median(samples)), "images_per_s": 1e3 / float(np.median(samples)), "quantiles": (),
+        "yardstick_ms": (4.0,) * len(turns),
+        "warmup_s": 1.0, "steady": True, "load_s": 1.0, "first_inference_ms": 1.0, "peak_memory_bytes": 1,
+        "conditions": None, "machine": {"cpu": "a", "cores": 2}, "versions": {},
+    }  # fmt: skip
+    return BenchResult(**(facts | changes))
+
+
+def noisy(seed: int, level: float = 1.0, turns: int = 12) -> list[list[float]]:
+    """Turns whose samples share a level of their own (2 %), so that neighbours resemble each other."""
+    generator = np.random.default_rng(seed)
+    return [(50 * level * generator.normal(1, 0.02) * generator.normal(1, 0.005, 20)).tolist() for _ in range(turns)]
+
+
+def profile(**fields: Any) -> ProfileResult:
+    layers = tuple(
+        LayerTime(name=name, op="op", kind=kind, type="fp32", ms=ms)
+        for name, kind, ms in (("big", "GEMM", 6.0), ("small", "GEMM", 1.0), ("dw", "depthwise", 2.0))
+    )
+    given: dict[str, Any] = {
+        "time": "2026-11-22T00:00:00+00:00", "artifact": "a", "artifact_sha256": "0" * 64, "format": "onnx",
+        "precision": "fp32", "model": "convnext_tiny", "image_size": (224, 224), "batch": 1, "threads": 2,
+        "device": "cpu", "steps": 5, "profiler": "P", "layers": layers, "layers_ms": 9.0, "wall_ms": 10.0,
+        "plain_ms": 9.5, "note": None, "machine": MACHINE, "versions": {"torch": "2.15.0"},
+    }  # fmt: skip
+    return ProfileResult(**(given | fields))
+
+
+def evaluation(**fields: Any) -> EvalResult:
+    given: dict[str, Any] = {
+        "artifact": "fast", "artifact_sha256": "a" * 64, "data": "val.parquet", "data_sha256": "d" * 64, "images": 200,
+        "corrupt": (), "top1": 0.9, "top5": 0.99, "per_class": (), "images_per_s": 5.0, "predictions": None,
+    }  # fmt: skip
+    return EvalResult(**(given | fields))
+
+
+def verdict(**fields: Any) -> Verdict:
+    check = Check(name="top1_drop", decision="FAIL", limit=0.003, value=0.01, lower=0.005, upper=0.02)
+    given: dict[str, Any] = {
+        "decision": "FAIL", "limits": Limits(max_drop=0.3), "baseline": "fp32", "baseline_sha256": "0" * 64,
+        "candidate": "int8", "candidate_sha256": "1" * 64, "data": "val", "data_sha256": "2" * 64, "images": 2000,
+        "baseline_top1": 0.9, "candidate_top1": 0.89, "lost": 25, "gained": 5, "p_value": 0.01, "images_needed": None,
+        "checks": (check,), "agreement": 0.98, "confident": 1500, "confident_flips": 3, "kl_at_least": 0.1,
+        "per_class": (), "flips": (),
+    }  # fmt: skip
+    return Verdict(**(given | fields))
+
+
+def search_result(**fields: Any) -> SearchResult:
+    def candidate(name: str, ms: float, top1: float, operations: tuple[str, ...] = ()) -> PlanCandidate:
+        timing = Timing(artifact=name, batch=1, threads=2, samples_ms=(ms,), median_ms=ms, images_per_s=1e3 / ms)
+        return PlanCandidate(
+            name=name, operations=operations, predicted=0.0, agreement=1.0, top1=top1, latency=timing, bytes=1000,
+            selection="PASS", final="PASS" if operations else None, final_drop=None,
+        )  # fmt: skip
+
+    given: dict[str, Any] = {
+        "target": "native", "max_drop": 0.5, "alpha": 0.05, "batch": 1, "images": {"selection": 500},
+        "sensitivities": {"stem": 0.1}, "gains_ms": {}, "corrections": (), "accuracy_of": "runtime",
+        "candidates": (candidate("fp32", 2.0, 0.9), candidate("plan1", 1.0, 0.898, ("stem",))), "chosen": "plan1",
+        "why": "the fastest", "machine": MACHINE, "versions": {},
+    }  # fmt: skip
+    return SearchResult(**(given | fields))

@@ -1,0 +1,187 @@
+"""What a model says of images that nobody has labelled."""
+
+import csv
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import convnext_deploy
+from convnext_deploy.cli.app import app
+from convnext_deploy.errors import DataError, UsageError
+from convnext_deploy.records.prediction import PredictResult
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / "examples" / "fashion-mnist" / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("predict") / "bundled"
+    convnext_deploy.export(WEIGHTS, format="torchscript", out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three images, one of them damaged."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg"):
+        Image.fromarray(generator.integers(0, 256, (40, 30), np.uint8)).save(folder / name)
+    (folder / "c.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    return folder
+
+
+def by_hand(artifact: Path, file: Path) -> np.ndarray:
+    """Probabilities through torch's own softmax and the session's `run`."""
+    from convnext_deploy.data import preprocess
+
+    session = convnext_deploy.load(artifact)
+    manifest = session.manifest
+    read = preprocess.transform(manifest.preprocessing, manifest.model.image_size, manifest.model.in_chans)
+    batch = preprocess.as_input(read(Image.open(file))[None], manifest.preprocessing, manifest.export.input)
+    (logits,) = session.run(batch)
+    return torch.from_numpy(logits[0]).double().softmax(0).numpy()
+
+
+def test_the_most_probable_classes_come_with_their_names(artifact: Path, images: Path) -> None:
+    result = convnext_deploy.predict(artifact, images / "a.png", top=3)
+    (one,) = result.predictions
+    right, names = by_hand(artifact, images / "a.png"), convnext_deploy.load(artifact).manifest.labels
+    assert names is not None
+    assert [best.number for best in one.classes] == list(np.argsort(-right)[:3])
+    np.testing.assert_allclose([best.probability for best in one.classes], np.sort(right)[::-1][:3], rtol=1e-6)
+    assert [best.name for best in one.classes] == [names[best.number] for best in one.classes]
+    assert result.names_from == "artifact"
+
+
+def test_a_folder_is_read_in_batches_and_what_cannot_be_read_is_listed(artifact: Path, images: Path) -> None:
+    result = convnext_deploy.predict(artifact, images, batch=2)
+    assert [one.image for one in result.predictions] == ["a.png", "b.jpg"]
+    assert len(result.unreadable) == 1
+    assert result.unreadable[0].startswith("c.png: ")
+    for one in result.predictions:
+        right = by_hand(artifact, images / one.image)
+        assert one.classes[0].probability == pytest.approx(right.max(), rel=1e-5)
+
+
+def test_files_open_files_and_images_of_pillow_say_the_same(artifact: Path, images: Path) -> None:
+    session = convnext_deploy.load(artifact)
+    with (images / "a.png").open("rb") as file:
+        result = convnext_deploy.predict(session, [images / "a.png", Image.open(images / "a.png"), file])
+    assert len({one.classes for one in result.predictions}) == 1
+    assert len(result.predictions) == 3
+    assert result.artifact_sha256 is None
+
+
+def test_an_address_is_fetched(artifact: Path, images: Path) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/a.png" else 404)
+            self.end_headers()
+            if self.path == "/a.png":
+                self.wfile.write((images / "a.png").read_bytes())
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        found = convnext_deploy.predict(artifact, f"{address}/a.png")
+        with pytest.raises(DataError, match=r"none of the 1 images can be read; .*Not Found"):
+            convnext_deploy.predict(artifact, f"{address}/absent.png")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert found.predictions[0].classes == convnext_deploy.predict(artifact, images / "a.png").predictions[0].classes
+
+
+def test_results_are_kept_as_csv_json_and_npz(artifact: Path, images: Path, tmp_path: Path) -> None:
+    for suffix in ("csv", "json", "npz"):
+        result = convnext_deploy.predict(artifact, images, top=2, out=tmp_path / f"out.{suffix}")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["rank"]) for row in rows] == [
+        ("a.png", "1"), ("a.png", "2"), ("b.jpg", "1"), ("b.jpg", "2")
+    ]  # fmt: skip
+    assert msgspec.json.decode((tmp_path / "out.json").read_bytes(), type=PredictResult) == result
+    with np.load(tmp_path / "out.npz") as kept:
+        assert list(kept["images"]) == ["a.png", "b.jpg"]
+        powers = np.exp(kept["output0"].astype(np.float64))
+        right = by_hand(artifact, images / "a.png")
+        np.testing.assert_allclose(powers[0] / powers[0].sum(), right, rtol=1e-5)
+
+
+def test_a_model_without_classes_gives_its_outputs(images: Path, tmp_path: Path) -> None:
+    convnext_deploy.export(WEIGHTS, format="torchscript", task="embed", out=tmp_path / "embed")
+    with pytest.raises(UsageError, match=r"no classes: its task is embed; keep its outputs with --out NAME.npz"):
+        convnext_deploy.predict(tmp_path / "embed", images)
+    result = convnext_deploy.predict(tmp_path / "embed", images, out=tmp_path / "out.npz")
+    assert all(not one.classes for one in result.predictions)
+    with np.load(tmp_path / "out.npz") as kept:
+        assert kept["output0"].shape == (2, convnext_deploy.load(tmp_path / "embed").manifest.model.dims[-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"top": 0}, "top 0; expected at least 1"),
+        ({"out": "x.txt"}, "ends in '.txt'; expected one of .csv, .json, .npz"),
+        ({"images": "absent.png"}, "'absent.png' does not exist"),
+        ({"images": []}, "expected at least one"),
+        ({"images": 3}, "images of type int; expected a path"),
+    ],
+)
+def test_mistakes_are_refused_in_a_line(artifact: Path, images: Path, options: dict[str, object], why: str) -> None:
+    arguments = {"images": images, **options}
+    with pytest.raises((UsageError, DataError), match=why):
+        convnext_deploy.predict(artifact, **arguments)  # type: ignore[arg-type]
+
+
+def test_labels_of_a_file_go_before_the_artifacts_and_must_be_all(artifact: Path, images: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"kind {number}" for number in range(10)))
+    best = convnext_deploy.predict(artifact, images / "a.png", labels=names).predictions[0].classes[0]
+    assert best.name == f"kind {best.number}"
+    names.write_text("one\ntwo\n")
+    with pytest.raises(UsageError, match=r"names 2 classes, up to number 1; the model has 10 \(0..9\)"):
+        convnext_deploy.predict(artifact, images / "a.png", labels=names)
+
+
+def test_the_thousand_outputs_of_a_model_without_labels_are_taken_for_imagenets_and_that_is_said(
+    images: Path, tmp_path: Path
+) -> None:
+    convnext_deploy.export("random", variant="test_convnext", format="torchscript", image_size=64, out=tmp_path / "r")
+    said: list[str] = []
+    result = convnext_deploy.predict(tmp_path / "r", images / "a.png", say=said.append)
+    assert result.names_from == "imagenet"
+    assert "taken for ImageNet-1k's" in said[0]
+    assert result.notes == tuple(said)
+    import timm.data
+
+    best = result.predictions[0].classes[0]
+    assert best.name == timm.data.ImageNetInfo().index_to_description(best.number)
+
+
+def test_the_command_prints_a_table_or_json_and_reads_standard_input(artifact: Path, images: Path) -> None:
+    run = CliRunner()
+    table = run.invoke(app, ["predict", str(artifact), str(images)])
+    assert table.exit_code == 0
+    assert "a.png" in table.stdout
+    assert "1 images cannot be read, the first: c.png: " in table.stdout
+    piped = run.invoke(app, ["predict", str(artifact), "-", "--json"], input=(images / "a.png").read_bytes())
+    assert piped.exit_code == 0, piped.output
+    found = json.loads(piped.stdout)["predictions"][0]["classes"]
+    assert found[0]["number"] == int(by_hand(artifact, images / "a.png").argmax())

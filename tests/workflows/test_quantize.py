@@ -1,0 +1,379 @@
+"""The command `quantize`: drafting, corrections, and the search under an accuracy budget, on the bundled model."""
+
+import copy
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convnext_deploy import api, cli, formats
+from convnext_deploy.data import sources
+from convnext_deploy.errors import CheckFailed, DataError, UsageError
+from convnext_deploy.models import passes, registry
+from convnext_deploy.models.checkpoint import load
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.parameters import random_model
+from convnext_deploy.quantization import apply as applying
+from convnext_deploy.quantization import corrections, distance
+from convnext_deploy.quantization import plan as plans
+from convnext_deploy.quantization.calibrate import Calibration, calibrate
+from convnext_deploy.quantization.distance import pixels_of
+from convnext_deploy.quantization.plan import LoadedPlan
+from convnext_deploy.records.plan import CalibrationReport, OperationPlan, Plan, SearchResult
+from convnext_deploy.records.timing import Timing
+from convnext_deploy.workflows import search
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "fashion-mnist"
+WEIGHTS, IMAGES = EXAMPLE / "model.safetensors", EXAMPLE / "test-2000.parquet"
+
+
+@pytest.fixture(scope="module")
+def model() -> ConvNeXt:
+    loaded = load(str(WEIGHTS))
+    example = torch.zeros(2, 1, 64, 64)
+    passes.fold(loaded.model, None, lambda m: (m(example),))
+    return loaded.model
+
+
+@pytest.fixture(scope="module")
+def sha256() -> str:
+    return load(str(WEIGHTS)).weights.tensors_sha256
+
+
+@pytest.fixture(scope="module")
+def pixels(model: ConvNeXt) -> distance.Pixels:
+    return pixels_of(sources.subset(sources.open_source(str(IMAGES)), 48), load(str(WEIGHTS)).preprocessing, model)
+
+
+@pytest.fixture(scope="module")
+def calibration(model: ConvNeXt) -> Calibration:
+    facts = load(str(WEIGHTS)).preprocessing
+    paths = tuple(plans.products(model).values())
+    return calibrate(model, paths, sources.open_source(str(IMAGES)), preprocessing=facts, images=48, batch=16)
+
+
+def drafted(model: ConvNeXt, calibration: Calibration, sha256: str, target: Any = "onnx") -> LoadedPlan:
+    how = formats.eight_bits_of(target)
+    plan = plans.draft(
+        model, calibration, tuple(plans.products(model)), type=how.int8, target=target, eight_bits=how,
+        method="mse", input="float32", rest="fp32", weights_sha256=sha256,
+    )  # fmt: skip
+    return LoadedPlan(plan, {}, calibration, how)
+
+
+# Distances -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_distance_of_classes_is_the_divergence_of_their_probabilities() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(2, 5, 7))
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (b, a))
+    expected = (p * np.log(p / q)).sum(1)
+    found = distance.distances([torch.from_numpy(a)], [torch.from_numpy(b)], classify=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert distance.distances([torch.from_numpy(a)], [torch.from_numpy(a)], classify=True).max() == 0
+
+
+def test_the_distance_of_features_is_their_squared_relative_error() -> None:
+    maps = [torch.ones(2, 3, 4, 4), torch.ones(2, 6, 2, 2)]
+    moved = [maps[0] * 1.1, maps[1] * 0.8]
+    np.testing.assert_allclose(distance.distances(moved, maps, classify=False), (0.1**2 + 0.2**2) / 2, rtol=1e-5)
+
+
+def test_one_class_has_a_distance_though_its_probability_is_always_1() -> None:
+    """The divergence of one class is 0 whatever the logit does."""
+    model = random_model(msgspec.structs.replace(registry.spec("test_convnext"), num_classes=1))
+    assert not distance.classifies(model)
+    logits = torch.tensor([[1.0], [-1.0], [0.0]])
+    found = distance.distances([logits * 1.1 + 0.1], [logits], classify=distance.classifies(model))
+    np.testing.assert_allclose(found, [0.04, 0, 0.01 / (2 / 3)], rtol=1e-5, atol=1e-9)
+    zero = torch.zeros(3, 1)
+    assert distance.distances([zero], [zero], classify=False).max() == 0
+
+
+def test_a_coarser_quantizer_makes_an_operation_more_sensitive(
+    model: ConvNeXt, calibration: Calibration, sha256: str, pixels: distance.Pixels
+) -> None:
+    loaded = drafted(model, calibration, sha256)
+    facts = load(str(WEIGHTS)).preprocessing
+    names = ("stages.1.0.expand", "stages.2.0.project")
+    fine = plans.restricted(loaded, names)
+    coarse = {
+        name: msgspec.structs.replace(operation, scale=20 * operation.scale, zero_point=operation.zero_point // 20)
+        for name, operation in fine.plan.operations.items()
+        if operation.scale is not None
+    }
+    rough = replace(fine, plan=msgspec.structs.replace(fine.plan, operations=coarse))
+    found = [dict(distance.sensitivities(model, plan, pixels, facts, {})) for plan in (fine, rough)]
+    for name in names:
+        assert found[1][name] > 20 * found[0][name] > 0
+    assert dict(distance.sensitivities(model, fine, pixels[:4], facts, {names[0]: 1.0})).keys() == {names[1]}
+
+
+# Corrections ---------------------------------------------------------------------------------------------------------
+
+
+def test_balance_makes_channels_reach_equally_far(
+    model: ConvNeXt, calibration: Calibration, sha256: str, pixels: distance.Pixels
+) -> None:
+    name = "stages.2.1.expand"
+    factors = corrections.balance_factors(model, calibration, (name, "stages.2.1.project"))
+    assert factors.keys() == {f"balance/{name}"}  # nothing scales across GELU
+    values = factors[f"balance/{name}"].double()
+    statistics = calibration.whole(plans.products(model)[name])
+    activations = torch.maximum(statistics.low.abs(), statistics.high.abs())
+    weights = model.get_submodule(f"{name}.linear").weight.double().abs().amax(0)
+    reach = (activations / values) / (weights * values)
+    torch.testing.assert_close(reach / reach.mean(), torch.ones_like(reach), rtol=1e-5, atol=1e-5)
+    assert values.log().mean().abs() < 1e-6
+
+
+def test_bias_correction_takes_the_mean_error_away(
+    model: ConvNeXt, calibration: Calibration, sha256: str, pixels: distance.Pixels
+) -> None:
+    facts = load(str(WEIGHTS)).preprocessing
+    name = "stages.0.1.project"
+    loaded = plans.restricted(drafted(model, calibration, sha256), (name,))
+    coarse = msgspec.structs.replace(loaded.plan.operations[name], scale=0.2, zero_point=1)
+    loaded = replace(loaded, plan=msgspec.structs.replace(loaded.plan, operations={name: coarse}))
+    corrected = replace(loaded, tensors=corrections.bias_corrections(model, loaded, pixels, facts))
+    errors = []
+    for plan in (loaded, corrected):
+        changed = copy.deepcopy(model)
+        applying.apply(changed, plan)
+        seen: list[torch.Tensor] = []
+        linear, replaced = model.get_submodule(f"{name}.linear"), changed.get_submodule(f"{name}.linear")
+        handle = linear.register_forward_hook(lambda m, a, y: seen.append((y - replaced(a[0])).flatten(0, -2)))  # noqa: B023
+        with torch.no_grad():
+            for batch in distance.inputs(model, pixels, facts):
+                model(batch)
+        handle.remove()
+        errors.append(torch.cat(seen).mean(0).abs().max().item())
+    assert errors[1] < 1e-3 * errors[0]
+
+
+def test_gptq_lowers_the_error_of_the_product_and_nothing_of_its_grid() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(48, 48, generator=generator)
+    x = torch.randn(512, 48, generator=generator) @ mixing  # correlated inputs, which is what it lives on
+    rows = torch.randn(16, 48, generator=generator)
+    scales = rows.abs().amax(1) / 7  # coarse, so that rounding matters
+    operation = OperationPlan(type="u8s8", scale=1.0)
+    nearest = applying.rounded(rows, scales, operation)
+    found = corrections.gptq(rows, scales, x.T @ x, operation)
+    assert found.dtype == torch.int8
+
+    def error(codes: torch.Tensor) -> float:
+        return ((codes.float() * scales[:, None] - rows) @ x.T).norm().item()
+
+    assert error(found) < 0.8 * error(nearest)
+    assert found.abs().max() <= 127
+
+
+def test_a_centred_tensor_uses_the_codes_that_a_symmetric_range_leaves_empty(
+    model: ConvNeXt, calibration: Calibration, sha256: str
+) -> None:
+    loaded = drafted(model, calibration, sha256, "tensorrt_rtx")
+    shifted = corrections.shifted(loaded, calibration, model)
+    for name, operation in shifted.operations.items():
+        before = loaded.plan.operations[name]
+        if plans.kind_of(name) != "project":
+            assert operation == before
+            continue
+        assert operation.scale is not None
+        assert before.scale is not None
+        assert operation.scale < 0.6 * before.scale
+        low = calibration.whole(plans.products(model)[name]).low.min().item()
+        assert -128 * operation.scale + operation.shift == pytest.approx(low, abs=1e-6)  # its floor is the first code
+
+
+# The search's choices ------------------------------------------------------------------------------------------------
+
+
+def test_nested_plans_keep_the_cheapest_damage_longest() -> None:
+    known = {"stages.0.0.expand": 8.0, "stages.0.0.project": 1.0, "stages.1.0.expand": 4.0, "stem": 3.0}
+    gains = {"stages.0": 2.0, "stages.1": 8.0, "stem": 0.0}
+    useful = [name for name in known if name != "stem"]
+    found = search._nested(known, gains, useful)
+    # Damage per millisecond: expand of stage 1 0.5, project of stage 0 1, expand of stage 0 8.
+    assert found == [
+        ("stages.1.0.expand", "stages.0.0.project", "stages.0.0.expand"),
+        ("stages.1.0.expand", "stages.0.0.project"),
+    ]
+    for larger, smaller in itertools.pairwise(found):
+        assert set(smaller) < set(larger)
+
+
+def timing(name: str, median: float) -> Timing:
+    samples = tuple(np.random.default_rng(0).normal(median, 0.01 * median, 64).tolist())
+    return Timing(
+        artifact=name, batch=1, threads=2, samples_ms=samples, median_ms=median, images_per_s=1e3 / median
+    )  # fmt: skip
+
+
+def test_only_what_is_faster_than_float_and_not_refused_is_tried() -> None:
+    from convnext_deploy.records.plan import PlanCandidate
+
+    def candidate(name: str, decision: Any) -> PlanCandidate:
+        return PlanCandidate(
+            name=name, operations=(), predicted=0.0, agreement=1.0, top1=0.9, latency=None, bytes=1,
+            selection=decision, final=None, final_drop=None,
+        )  # fmt: skip
+
+    decisions = {"a": "PASS", "b": "FAIL", "c": "INCONCLUSIVE", "d": "PASS"}
+    found = {name: candidate(name, decision) for name, decision in decisions.items()}
+    times = {name: timing(name, ms) for name, ms in {"fp32": 10.0, "a": 6.0, "b": 4.0, "c": 5.0, "d": 10.0}.items()}
+    assert search._worth_trying(found, times, decisions, "fp32", 0.05) == ["c", "a"]
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": "plan.yaml"}, "ends in .json"),
+        ({"type": "fp8"}, "--type fp8 is for NVIDIA GPUs"),
+        ({"max_drop": 0.3}, "belong together"),
+        ({"max_drop": -1.0, "data": str(IMAGES)}, "max_drop -1.0; expected percentage points"),
+        ({"calibration": "nowhere"}, "nowhere"),
+        ({"images": 5000}, "2000"),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_is_one_line(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"out": "plan.json", "calibration": str(IMAGES), "target": "onnx"} | options
+    settings["out"] = tmp_path / settings["out"]
+    with pytest.raises((UsageError, DataError)) as caught:
+        api.quantize(str(WEIGHTS), **settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_noise_is_calibrated_on_only_by_name_and_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.json"
+    code = cli.run(
+        ["quantize", "--weights", str(WEIGHTS), "--calibration", "random", "--images", "16", "--out", str(out)]
+    )
+    assert code == 0
+    assert "CALIBRATED ON NOISE" in capsys.readouterr().out
+    document = json.loads(out.read_text())
+    assert document["calibration"]["random"] is True
+    kinds = {name.rpartition(".")[2] for name in document["operations"]}
+    assert kinds == {"expand", "project"}
+    assert {c["name"] for c in document["corrections"]} == {"balance", "bias"}
+
+
+def made_up(artifacts: Any, batch: int, bench: Any) -> dict[str, Timing]:
+    """10 ms in floats, and 0.2 less for each product in 8 bits: a shared machine's own timings decide nothing."""
+    return {
+        name: timing(name, 10 - 0.2 * (artifact.manifest.precision.quantized or 0))
+        for name, artifact in artifacts.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, SearchResult]:
+    out = tmp_path_factory.mktemp("search") / "plan.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_timed", made_up)
+        plan, found = api.quantize(
+            str(WEIGHTS), out=out, calibration=str(IMAGES), target="onnx", images=64, data=str(IMAGES), max_drop=3.0
+        )
+    assert found is not None
+    return out, plan, found
+
+
+@pytest.mark.slow
+def test_a_search_ends_with_a_plan_that_passed_on_images_it_had_not_seen(
+    searched: tuple[Path, Plan, SearchResult], tmp_path: Path
+) -> None:
+    out, plan, found = searched
+    assert found.chosen is not None
+    chosen = next(candidate for candidate in found.candidates if candidate.name == found.chosen)
+    assert chosen.final == "PASS"
+    assert chosen.final_drop is not None
+    assert chosen.final_drop[2] <= 0.03
+    assert sum(found.images.values()) == 2000
+    assert plans.quantized(plan) == chosen.operations
+    assert set(found.sensitivities) >= set(chosen.operations)
+    for operation in chosen.operations:
+        assert found.gains_ms[search._group(operation)] > 0
+    read = msgspec.json.decode(out.with_suffix(".search.json").read_bytes(), type=SearchResult)
+    assert read == found
+    report = msgspec.json.decode(out.with_suffix(".calibration.json").read_bytes(), type=CalibrationReport)
+    assert plan.calibration is not None
+    assert report.data_sha256 == plan.calibration.data_sha256
+    assert {tensor.clip_rate < 0.01 for tensor in report.tensors} == {True}
+    drawn = out.with_suffix(".search.svg").read_text()
+    assert drawn.startswith("<svg")
+    assert all(candidate.name in drawn for candidate in found.candidates)
+    artifact = api.export(str(WEIGHTS), format="onnx", plan=out, out=tmp_path / "model")
+    assert artifact.manifest.precision.quantized == len(chosen.operations)
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_stopped(
+    searched: tuple[Path, Plan, SearchResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was calibrated, measured and evaluated is not done again."""
+    out, _, found = searched
+
+    def again(*_: Any, **__: Any) -> Any:
+        raise AssertionError("evaluated twice")
+
+    monkeypatch.setattr(search, "evaluate", again)
+    monkeypatch.setattr(search, "_timed", made_up)
+    _, second = api.quantize(
+        str(WEIGHTS), out=out, calibration=str(IMAGES), target="onnx", images=64, data=str(IMAGES), max_drop=3.0,
+        force=True,
+    )  # fmt: skip
+    assert second is not None
+    assert second.sensitivities == found.sensitivities
+    with pytest.raises(UsageError, match="is of another search"):
+        api.quantize(
+            str(WEIGHTS), out=out, calibration=str(IMAGES), target="onnx", images=32, data=str(IMAGES), max_drop=3.0,
+            force=True,
+        )  # fmt: skip
+
+
+def test_where_8_bits_are_not_faster_the_search_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_gains", lambda bench, loaded, *_: dict.fromkeys(
+        map(search._group, plans.quantized(loaded.plan)), 0.0
+    ))  # fmt: skip
+    monkeypatch.setattr(distance, "sensitivities", lambda *_: iter([("stages.0.0.expand", 1.0)]))
+    out = tmp_path / "plan.json"
+    with pytest.raises(CheckFailed, match="no group of operations faster"):
+        api.quantize(
+            str(WEIGHTS), out=out, calibration=str(IMAGES), target="onnx", images=16, data=str(IMAGES), max_drop=3.0
+        )
+    assert not out.exists()
+    read = msgspec.json.decode(out.with_suffix(".search.json").read_bytes(), type=SearchResult)
+    assert read.chosen is None
+
+
+def test_a_model_without_linears_in_8_bits_is_left_as_it_is(model: ConvNeXt) -> None:
+    assert all(not isinstance(module, applying.QuantizedLinear) for module in model.modules())
+    assert isinstance(model.get_submodule("head.classifier"), nn.Linear)
+
+
+def test_half_says_what_it_keeps_and_export_takes_its_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "half.json"
+    code = cli.run(["half", "--weights", str(WEIGHTS), "--data", str(IMAGES), "--images", "8", "--out", str(out)])
+    assert code == 0
+    assert "0 of " in capsys.readouterr().out  # a healthy model
+    assert json.loads(out.with_suffix(".half.json").read_text())["kept_share"] == 0
+    artifact = api.export(str(WEIGHTS), format="eager", plan=out, out=tmp_path / "model")
+    assert artifact.manifest.export.precision == "fp16"
+    with pytest.raises(UsageError, match="exists"):
+        api.half(str(WEIGHTS), out=out, data=str(IMAGES))
