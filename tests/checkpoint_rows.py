@@ -12,9 +12,18 @@ from typing import Any
 import timm
 import torch
 import transformers
+from reference_models import (
+    NECK,
+    Dinov3,
+    OfficialBackbone,
+    clip,
+    maps_of,
+    mm_names,
+    mmpretrain,
+    torchvision_model,
+    transformers_model,
+)
 from references import DEPTHS, DIMS, Official, State, images, randomize_, relative_error
-from test_backbones import NECK, Dinov3, OfficialBackbone, maps_of, mm_names
-from test_layouts import clip, mmpretrain, torchvision_model, transformers_model
 from torch import Tensor, nn
 
 from convnext_deploy.errors import WeightsError

@@ -10,7 +10,8 @@ import timm
 import torch
 import torchvision
 import transformers
-from references import DEPTHS, DIMS, TOLERANCE, FirstNorm, Official, State, images, randomize_, relative_error
+from reference_models import NECK, Dinov3, OfficialBackbone, maps_of, mm_names
+from references import DEPTHS, DIMS, TOLERANCE, Official, State, images, randomize_, relative_error
 from torch import Tensor, nn
 
 import convnext_deploy
@@ -32,47 +33,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class OfficialBackbone(Official):
-    """As the detection code of the papers' repositories has it: `norm0` to `norm3` and no head."""
-
-    def __init__(self, v2: bool = False, levels: tuple[int, ...] = ALL) -> None:
-        super().__init__(DEPTHS, DIMS, v2)
-        del self.norm, self.head
-        self.levels = levels
-        for level in levels:
-            self.add_module(f"norm{level - 1}", FirstNorm(DIMS[level - 1]))
-
-    def forward(self, x: Tensor) -> Maps:  # type: ignore[override]  # a backbone's outputs are several
-        maps = []
-        for index, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = stage(downsample(x))
-            if index + 1 in self.levels:
-                maps.append(self.get_submodule(f"norm{index}")(x))
-        return tuple(maps)
-
-
-class Dinov3(Official):
-    """As facebookresearch/dinov3 has it: `norms` is three identities and `norm` a second time."""
-
-    def __init__(self) -> None:
-        super().__init__(DEPTHS, DIMS, v2=False)
-        self.add_module("head", nn.Identity())
-        self.norms = nn.ModuleList([*(nn.Identity() for _ in range(3)), self.norm])
-
-
-def maps_of(model: Any, x: Tensor) -> Maps:
-    maps: list[Tensor] = []
-    for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
-        x = stage(downsample(x))
-        maps.append(x)
-    return tuple(maps)
-
-
-def mm_names(state: State) -> State:
-    names = {"dwconv": "depthwise_conv", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
-    return {".".join(names.get(part, part) for part in key.split(".")): value for key, value in state.items()}
-
-
 def saved(state: State, folder: Path) -> str:
     torch.save(state, folder / "model.pth")
     return str(folder / "model.pth")
@@ -88,9 +48,6 @@ def assert_equal(loaded: Loaded, expected: Maps) -> None:
     found = (found,) if isinstance(found, Tensor) else found
     assert len(found) == len(expected)
     assert max(relative_error(a, b) for a, b in zip(found, expected, strict=True)) <= TOLERANCE
-
-
-NECK = {"neck.lateral_convs.0.conv.weight": torch.ones(8, 16, 1, 1), "rpn_head.rpn_cls.bias": torch.zeros(3)}
 
 
 # One norm a level ----------------------------------------------------------------------------------------------------

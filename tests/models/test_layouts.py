@@ -11,11 +11,10 @@ import msgspec
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_models import Clip, clip, mmpretrain, torchvision_model, transformers_model
 from references import DEPTHS, DIMS, TOLERANCE, Official, State, empty, images, randomize_, relative_error
 from torch import Tensor, nn
 
@@ -163,13 +162,6 @@ def test_two_layouts_in_one_file_are_refused() -> None:
 # transformers --------------------------------------------------------------------------------------------------------
 
 
-def transformers_model(v2: bool, depths: tuple[int, ...] = DEPTHS, dims: tuple[int, ...] = DIMS) -> nn.Module:
-    settings = {"depths": list(depths), "hidden_sizes": list(dims), "num_labels": 11}
-    if v2:
-        return transformers.ConvNextV2ForImageClassification(transformers.ConvNextV2Config(**settings))
-    return transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**settings))
-
-
 @pytest.mark.parametrize("name", ["convnext_tiny", "convnextv2_atto", "convnextv2_nano"])
 @torch.inference_mode()
 def test_a_transformers_checkpoint_equals_transformers(name: str) -> None:
@@ -243,47 +235,7 @@ def test_a_torchvision_checkpoint_equals_torchvision(size: str) -> None:
     assert relative_error(model(images()), reference(images())) <= TOLERANCE
 
 
-def torchvision_model(depths: tuple[int, ...], dims: tuple[int, ...]) -> nn.Module:
-    from torchvision.models.convnext import CNBlockConfig
-    from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
-
-    outs = [*dims[1:], None]
-    return TorchvisionConvNeXt(
-        [CNBlockConfig(*stage) for stage in zip(dims, outs, depths, strict=True)], num_classes=11
-    )
-
-
 # open_clip -----------------------------------------------------------------------------------------------------------
-
-
-class Clip(nn.Module):
-    """What of open_clip's image tower matters: a timm trunk without classifier, then a projection without bias."""
-
-    def __init__(self, name: str, mlp: int | None, width: int, out: int = 24, **arguments: object) -> None:
-        super().__init__()
-        trunk = timm.create_model(name, num_classes=0, **arguments)
-        head = nn.Module()
-        if mlp is None:
-            head.proj = nn.Linear(width, out, bias=False)
-        else:
-            head.mlp = nn.Module()
-            head.mlp.fc1, head.mlp.fc2 = nn.Linear(width, mlp), nn.Linear(mlp, out, bias=False)
-        self.visual = nn.Module()
-        self.visual.trunk, self.visual.head = trunk, head
-        self.positional_embedding = nn.Parameter(torch.zeros(77, 16))
-        self.token_embedding = nn.Embedding(100, 16)
-        self.transformer = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16))
-        self.logit_scale = nn.Parameter(torch.zeros([]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.visual.get_submodule("trunk")(x)
-        head: Any = self.visual.head
-        return head.proj(x) if hasattr(head, "proj") else head.mlp.fc2(F.gelu(head.mlp.fc1(x)))
-
-
-def clip(mlp: int | None = None, name: str = "convnext_atto", **arguments: Any) -> Any:
-    width = arguments.get("dims", registry.spec(name).dims)[-1]
-    return randomize_(empty(lambda: Clip(name, mlp, width, **arguments)))
 
 
 @pytest.mark.parametrize("mlp", [pytest.param(None, id="linear"), pytest.param(48, id="mlp")])
@@ -341,17 +293,6 @@ def small_of(
     else:
         model = randomize_(Official(depths, dims, False, 11))
     return model, mmpretrain(model.state_dict()) if layout == "mmpretrain" else model.state_dict()
-
-
-def mmpretrain(state: State) -> State:
-    """A classifier's official names as mmpretrain has them: its backbone, and its head beside it."""
-    names = {"dwconv": "depthwise_conv", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
-    found = {}
-    for key, value in state.items():
-        key = ".".join(names.get(part, part) for part in key.split("."))
-        key = re.sub(r"^norm\.", "norm3.", key)
-        found[key.replace("head.", "head.fc.") if key.startswith("head.") else f"backbone.{key}"] = value
-    return found
 
 
 NAMES = ["open_clip", "timm", "official", "mmpretrain", "transformers", "torchvision"]  # those that have classifiers

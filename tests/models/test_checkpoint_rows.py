@@ -9,7 +9,7 @@ from references import TOLERANCE
 
 from convnext_deploy.models.names import LAYOUTS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "checkpoints.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "checkpoints.md"
 
 
 def written() -> list[list[str]]:
