@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two workers with a thread each: many of the tests build small things, which more threads do not speed up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test test-all test-fast test-lowest lint schema reference tables docs clean
+.PHONY: demo test test-all test-fast test-lowest test-light lint schema reference tables docs clean
 
 demo: .venv/.installed
 	$(BIN)/python scripts/demo.py
@@ -24,7 +24,11 @@ test-lowest:
 	scripts/check_lowest 3.10
 	scripts/check_lowest 3.13
 
-test-all: lint test test-lowest
+# The base installation alone: its size, an image classified without a compiler, and the tests that need no more.
+test-light:
+	scripts/check_light $(PYTHON)
+
+test-all: lint test test-lowest test-light
 
 lint: .venv/.installed-dev
 	scripts/check
