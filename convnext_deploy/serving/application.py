@@ -166,7 +166,7 @@ class _Served:
         seconds = timeout_s(self.service.options, _number(query.get("timeout_ms"), "timeout_ms"))
         name = query.get("model", self.service.default)
         model = self._model(name)
-        if model.classes < 2:
+        if not model.has_classes:
             raise UsageError(f"{name} gives no classes; its outputs are at /v2/models/{name}/infer")
         async with body_of(request, self.service) as body:
             kind = request.headers.get("content-type", "")

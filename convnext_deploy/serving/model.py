@@ -10,13 +10,14 @@ import numpy as np
 
 from .. import formats
 from ..accuracy import canary
+from ..accuracy.evaluation import problem_of
 from ..artifact.manifest import Artifact
 from ..artifact.session import Images, Session, run_in_batches
 from ..data import decoding, preprocess
 from ..env import usable_cores
 from ..errors import CheckFailed, ParityError, UsageError
 from ..records.prediction import ClassProbability, NamesFrom
-from ..workflows.predict import class_names, most_probable
+from ..workflows.predict import class_names, probable
 from .batching import Job, Outputs, Queue
 from .metrics import Metrics
 from .options import ServeOptions
@@ -55,8 +56,12 @@ class Model:
         facts = self.manifest
         self.labels: tuple[str, ...] | None
         self.names_from: NamesFrom
-        self.labels, self.names_from = class_names(facts, labels)
-        self.classes = facts.model.num_classes if facts.model.task == "classify" else 0
+        classes = facts.model.num_classes if facts.model.task == "classify" else 0
+        # One output that nobody has explained may be a logit or a value.
+        explained = classes > 1 or (classes == 1 and facts.model.problem is not None)
+        self.problem = problem_of(facts.model, None) if explained else None
+        self.labels, self.names_from = class_names(facts, labels, self.problem)
+        self.has_classes = self.problem not in (None, "regression")
         self._largest = options.largest(facts.export.batch)
         self._max_pixels = options.max_pixels
         self._to_pixels = None
@@ -160,7 +165,7 @@ class Model:
 
     def best(self, outputs: Outputs, top: int) -> tuple[ClassProbability, ...]:
         """The most probable classes of the first image."""
-        return most_probable(outputs[0][0], top, self.labels)
+        return probable(outputs[0][0], self.problem, top, self.labels)
 
     def close(self) -> None:
         """Take no more work; what was taken is answered. Returns at once."""

@@ -12,7 +12,7 @@ _ERROR = {"description": 'one line in JSON: {"error": ...}'}
 def document(service: Service) -> dict[str, Any]:
     """The OpenAPI document of what is served now."""
     names = list(service.models)
-    classifiers = [name for name, model in service.models.items() if model.classes > 1]
+    classifiers = [name for name, model in service.models.items() if model.has_classes]
     secured: dict[str, Any] = {}
     components: dict[str, Any] = {}
     if service.options.token is not None:

@@ -84,6 +84,25 @@ def test_an_image_gets_the_classes_that_predict_gives(one: Running, format: str,
     assert (answer["model"], answer["artifact_sha256"]) == (model, one.service.models[model].sha256)
 
 
+@pytest.mark.parametrize(("problem", "classes"), [("multi-label", 10), ("binary", 1), ("regression", 1)])
+def test_what_outputs_mean_is_what_the_artifact_says(
+    problem: str, classes: int, artifact_of: Callable[..., Artifact]
+) -> None:
+    path = artifact_of("onnx", {"num_classes": classes}, problem=problem).path
+    predicted = convnext_deploy.predict(path, io.BytesIO(picture()), top=3).predictions[0].classes
+    with serving(f"m={path}") as running:
+        status, answer, _ = running.ask("POST", "/classify?top=3", picture())
+    if problem == "regression":
+        assert (status, predicted) == (400, ())
+        return
+    assert status == 200
+    found = answer["predictions"][0]["classes"]
+    assert [best["number"] for best in found] == [best.number for best in predicted]
+    np.testing.assert_allclose(
+        [best["probability"] for best in found], [best.probability for best in predicted], rtol=1e-5
+    )
+
+
 def test_a_form_may_hold_several_images_each_answered_by_its_name(one: Running) -> None:
     files = [(f"{seed}.jpg", picture(seed=seed)) for seed in range(5)]
     body, headers = form(*files)
