@@ -9,7 +9,7 @@ WORKERS := -n 2 --dist loadfile
 # packages in one process it crashed once, which could not be repeated.
 ALONE := tests/runtimes/test_nvinfer.py
 
-.PHONY: demo test test-slow test-all test-lowest lint schema reference tables docs clean
+.PHONY: demo test test-slow test-all test-lowest test-light lint schema reference tables docs clean
 
 demo: .venv/.installed
 	$(BIN)/python scripts/demo.py
@@ -30,6 +30,10 @@ test-all: test test-slow
 test-lowest:
 	scripts/check_lowest 3.10
 	scripts/check_lowest 3.13
+
+# The base installation alone: its size, an image classified without a compiler, and the tests that need no more.
+test-light:
+	scripts/check_light $(PYTHON)
 
 lint: .venv/.installed-dev
 	scripts/check
