@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models.checkpoint import load
+from convnext_deploy.records.base import Task
 
 SIZES: dict[str, Any] = {"depths": list(DEPTHS), "hidden_sizes": list(DIMS)}
 CLASSES = 7
@@ -43,7 +44,7 @@ class Row:
     what: str
     head: str
     oracle: str  # a package, or the published code rebuilt
-    task: str
+    task: Task
     make: Callable[[Path], Made]
     options: dict[str, Any] | None = None
 
@@ -83,8 +84,8 @@ def of_timm(**arguments: Any) -> nn.Module:
     return randomize_(made)
 
 
-def with_head(*parts: nn.Module) -> nn.Module:
-    model = of_timm()
+def with_head(*parts: nn.Module) -> Any:
+    model: Any = of_timm()
     model.head.fc = nn.Sequential(*parts)
     return randomize_(model)
 
@@ -98,13 +99,12 @@ def averaged(_: Path) -> Made:
 
     model = of_timm()
     ema = randomize_(AveragedModel(model), 3)
-    _, expected = of(ema)
-    return {"model": model.state_dict(), "model_ema": ema.state_dict()}, expected
+    return {"model": model.state_dict(), "model_ema": ema.state_dict()}, of(ema)[1]
 
 
 def of_transformers(kind: str, folder: Path, **arguments: Any) -> nn.Module:
     config = getattr(transformers, f"{kind.removesuffix('Model').removesuffix('Backbone')}Config")(**SIZES, **arguments)
-    model = randomize_(getattr(transformers, kind)(config))
+    model: Any = randomize_(getattr(transformers, kind)(config))
     model.save_pretrained(folder / "folder")
     return model
 
@@ -120,7 +120,7 @@ def dinov3(folder: Path, *, tokens: bool) -> Made:
 
 
 def dinov3_official(_: Path) -> Made:
-    model = randomize_(Dinov3())
+    model: Any = randomize_(Dinov3())
     return of(model, call=lambda x: model.norm(maps_of(model, x)[3].mean((2, 3))))
 
 
@@ -136,7 +136,7 @@ def upernet(folder: Path) -> Made:
         backbone_config=transformers.ConvNextConfig(**SIZES, out_features=names), hidden_size=16, num_labels=3,
         auxiliary_in_channels=DIMS[2],
     )  # fmt: skip
-    model = randomize_(transformers.UperNetForSemanticSegmentation(config))
+    model: Any = randomize_(transformers.UperNetForSemanticSegmentation(config))
     model.save_pretrained(folder / "folder")
     return folder / "folder", of(model, call=lambda x: model.backbone(x).feature_maps)[1]
 
@@ -147,7 +147,7 @@ def features_only(_: Path) -> Made:
 
 
 def torchvision_features(_: Path) -> Made:
-    model = randomize_(torchvision_model(DEPTHS, DIMS))
+    model: Any = randomize_(torchvision_model(DEPTHS, DIMS))
 
     def call(x: Tensor) -> Outputs:
         maps = []

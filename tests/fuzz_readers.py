@@ -7,7 +7,7 @@ from typing import Any
 import fuzz
 import msgspec
 from artifact_files import PROBE
-from sample_records import bench_row, evaluation, noisy, profile, search_result, verdict
+from sample_records import bench_row, evaluation, noisy, optimize_result, profile, verdict
 
 from convnext_deploy.accuracy import gate
 from convnext_deploy.accuracy.evaluation import read_result
@@ -111,7 +111,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     old.append(bench_row(noisy(0), **offline))
     measured = lines(bench_row(noisy(0, turns=2)), bench_row([[50.0]] * 8, **offline))
     every = [lines(bench_row([[5.0] * 3] * 2)), lines(profile()), lines(roofline(), profile()), lines(evaluation()),
-             lines(verdict()), lines(search_result())]  # fmt: skip
+             lines(verdict()), lines(optimize_result())]  # fmt: skip
     return {
         "report": (every, fuzz.records, shown),
         "bench": ([measured], fuzz.records, compared),

@@ -1,6 +1,7 @@
 """Small models as other libraries and the published code make them, which several test files load."""
 
 import re
+from typing import Any
 
 import timm
 import torch
@@ -52,12 +53,12 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros([]))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.visual.trunk(x)
-        head = self.visual.head
+        x = self.visual.get_submodule("trunk")(x)
+        head: Any = self.visual.head
         return head.proj(x) if hasattr(head, "proj") else head.mlp.fc2(F.gelu(head.mlp.fc1(x)))
 
 
-def clip(mlp: int | None = None, name: str = "convnext_atto", **arguments: object) -> nn.Module:
+def clip(mlp: int | None = None, name: str = "convnext_atto", **arguments: Any) -> Any:
     width = arguments.get("dims", registry.spec(name).dims)[-1]
     return randomize_(empty(lambda: Clip(name, mlp, width, **arguments)))
 
@@ -83,7 +84,7 @@ class OfficialBackbone(Official):
         for level in levels:
             self.add_module(f"norm{level - 1}", FirstNorm(DIMS[level - 1]))
 
-    def forward(self, x: Tensor) -> Maps:
+    def forward(self, x: Tensor) -> Maps:  # type: ignore[override]  # a backbone's outputs are several
         maps = []
         for index, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
             x = stage(downsample(x))
@@ -97,12 +98,12 @@ class Dinov3(Official):
 
     def __init__(self) -> None:
         super().__init__(DEPTHS, DIMS, v2=False)
-        self.head = nn.Identity()
+        self.add_module("head", nn.Identity())
         self.norms = nn.ModuleList([*(nn.Identity() for _ in range(3)), self.norm])
 
 
-def maps_of(model: Official, x: Tensor) -> Maps:
-    maps = []
+def maps_of(model: Any, x: Tensor) -> Maps:
+    maps: list[Tensor] = []
     for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
         x = stage(downsample(x))
         maps.append(x)

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from convnext_deploy.records.accuracy import Check, EvalResult, Limits, Verdict
-from convnext_deploy.records.plan import PlanCandidate, SearchResult
-from convnext_deploy.records.timing import BenchResult, LayerKind, LayerTime, ProfileResult, Timing
+from convnext_deploy.records.accuracy import Check, EvalResult, Flip, Limits, Verdict
+from convnext_deploy.records.manifest import Preprocessing
+from convnext_deploy.records.optimize import Candidate, OptimizeResult
+from convnext_deploy.records.timing import BenchResult, LayerKind, LayerTime, ProfileResult
 
 MACHINE = {"cpu": "Test CPU", "cores": 2, "system": "Linux"}
 
@@ -73,18 +74,22 @@ def verdict(**fields: Any) -> Verdict:
     return Verdict(**(given | fields))
 
 
-def search_result(**fields: Any) -> SearchResult:
-    def candidate(name: str, ms: float, top1: float, operations: tuple[str, ...] = ()) -> PlanCandidate:
-        timing = Timing(artifact=name, batch=1, threads=2, samples_ms=(ms,), median_ms=ms, images_per_s=1e3 / ms)
-        return PlanCandidate(
-            name=name, operations=operations, predicted=0.0, agreement=1.0, top1=top1, latency=timing, bytes=1000,
-            selection="PASS", final="PASS" if operations else None, final_drop=None,
-        )  # fmt: skip
-
+def optimize_result(**fields: Any) -> OptimizeResult:
+    flips = (Flip(name="a/1.png", label=1, baseline=1, candidate=2, baseline_margin=1.5, candidate_margin=0.1),)
+    rows = (
+        Candidate(name="native-fp32", runtime="native", precision="fp32", state="slower", reason="slower", ms=2.0),
+        Candidate(name="native-int8", runtime="native", precision="fp32", eight_bits="int8", operations=("stem",),
+                  state="chosen", ms=1.0, interval_ms=(0.9, 1.1), agreement=0.9, bytes=10**6,
+                  verdict=verdict(flips=flips)),
+        Candidate(name="onnx-fp16", runtime="onnx", precision="fp16", state="left out", reason="no <b>fp16</b>"),
+    )  # fmt: skip
     given: dict[str, Any] = {
-        "target": "native", "max_drop": 0.5, "alpha": 0.05, "batch": 1, "images": {"selection": 500},
-        "sensitivities": {"stem": 0.1}, "gains_ms": {}, "corrections": (), "accuracy_of": "runtime",
-        "candidates": (candidate("fp32", 2.0, 0.9), candidate("plan1", 1.0, 0.898, ("stem",))), "chosen": "plan1",
-        "why": "the fastest", "machine": MACHINE, "versions": {},
+        "created": "2026-11-27", "model": "convnext_tiny", "weights": "my.pth", "weights_sha256": "0" * 64,
+        "image_size": (64, 64), "input": "uint8", "device": "cpu", "threads": None, "objective": "latency",
+        "preprocessing": Preprocessing(mean=(0.5,), std=(0.5,), assumed=("crop_pct",)), "batch": 1, "max_drop": 0.5,
+        "alpha": 0.05, "max_latency_ms": None, "data": "val", "images": {"calibration": 8, "selection": 8, "final": 9},
+        "candidates": rows, "baseline": "native-fp32", "baseline_top1": 0.9, "order": ("native-int8",),
+        "chosen": "native-int8", "why": "the fastest", "timings": (), "seconds": {"build": 2.0}, "machine": MACHINE,
+        "versions": {"torch": "2"}, "command": ("convnext-deploy", "optimize"),
     }  # fmt: skip
-    return SearchResult(**(given | fields))
+    return OptimizeResult(**(given | fields))

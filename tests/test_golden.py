@@ -18,7 +18,7 @@ from convnext_deploy.accuracy.predictions import read_predictions
 from convnext_deploy.artifact import manifest
 from convnext_deploy.cli import app as cli
 from convnext_deploy.quantization import plan as plans
-from convnext_deploy.records import accuracy, base, plan, timing
+from convnext_deploy.records import accuracy, base, optimize, plan, timing
 from convnext_deploy.records.accuracy import EvalResult, Verdict
 from convnext_deploy.records.manifest import Manifest
 
@@ -70,7 +70,7 @@ def test_the_record_says_that_a_field_is_of_a_later_version(tmp_path: Path) -> N
 
 
 READ_AGAIN = (
-    Manifest, plan.Plan, plan.SearchResult, plan.HalfReport, plan.CalibrationReport, accuracy.EvalResult,
+    Manifest, plan.Plan, optimize.OptimizeResult, plan.HalfReport, plan.CalibrationReport, accuracy.EvalResult,
     accuracy.Verdict, timing.BenchResult, timing.ProfileResult, timing.RooflineResult,
 )  # fmt: skip
 

@@ -59,6 +59,8 @@ EXAMPLES = {
     "profile": "profile build/best --batch 1",
     "roofline": "roofline --variant tiny --precision bf16",
     "report": "report results.jsonl --out report.html",
+    "serve": "serve build/best --port 8000",
+    "package": "package build/best --for docker --out build/docker",
 }
 for name, command in COMMANDS.items():
     app.command(name, epilog=f"Example: convnext-deploy {EXAMPLES[name]}")(command)

@@ -442,13 +442,6 @@ def test_fp8_is_refused_where_the_gpu_has_none(
         api.export(str(checkpoint), format="eager", plan=plan, kernels="all", out=tmp_path / "out")
 
 
-def test_a_search_for_kernels_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--max-drop chooses single operations, and eager runs both linears"):
-        api.quantize(
-            str(checkpoint), out=tmp_path / "plan.json", calibration="random", target="eager", data="x", max_drop=1.0
-        )
-
-
 OPERATION = OperationPlan(type="s8s8", scale=0.01)
 
 

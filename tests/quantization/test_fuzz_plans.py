@@ -38,7 +38,7 @@ from convnext_deploy.quantization import calibrate, observers
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.records.manifest import Preprocessing
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
-from convnext_deploy.workflows import search
+from convnext_deploy.workflows import drafts
 
 EXPAND, PROJECT, HEAD = "stages.0.0.expand", "stages.1.0.project", "head"
 SHA = "0" * 64
@@ -188,12 +188,12 @@ def test_damaged_class_names_are_refused_in_one_line(suffix: str, tmp_path: Path
     assert fuzz.tracebacks(damage(contents, fuzz.THINNED), read) == {}
 
 
-def test_what_an_interrupted_search_measured_is_read_or_refused(tmp_path: Path) -> None:
-    path = tmp_path / "gains.json"
+def test_what_an_interrupted_run_of_optimize_measured_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sensitivities.json"
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        assert all(isinstance(value, float) for value in (search._kept(path) or {}).values())
+        assert all(isinstance(value, float) for value in drafts._read(path).values())
 
     contents = [msgspec.json.encode({"stages.0": 0.25, "head": -0.01})]
     assert fuzz.tracebacks(fuzz.records(contents, fuzz.THINNED), read) == {}

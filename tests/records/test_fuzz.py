@@ -7,7 +7,7 @@ import fuzz
 import msgspec
 import pytest
 from fuzz_readers import readers
-from sample_records import bench_row, evaluation, noisy, profile, search_result
+from sample_records import bench_row, evaluation, noisy, optimize_result, profile
 
 from convnext_deploy import cli
 from convnext_deploy.cli import terminal
@@ -89,7 +89,9 @@ def test_outputs_that_could_not_be_compared_are_unknown_and_no_traceback() -> No
 @pytest.mark.slow  # draws every plot
 def test_a_damaged_record_draws_a_page_or_none(tmp_path: Path) -> None:
     path = tmp_path / "r"
-    contents = [msgspec.json.encode(r) for r in (bench_row([[5.0] * 3] * 2), profile(), evaluation(), search_result())]
+    contents = [
+        msgspec.json.encode(r) for r in (bench_row([[5.0] * 3] * 2), profile(), evaluation(), optimize_result())
+    ]
 
     def shown(content: bytes) -> object:
         path.write_bytes(content)

@@ -24,14 +24,11 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sample_records import MACHINE, bench_row, evaluation, profile, verdict
+from sample_records import MACHINE, bench_row, evaluation, optimize_result, profile, verdict
 
 from convnext_deploy import api, cli
 from convnext_deploy.errors import DataError
 from convnext_deploy.models import registry
-from convnext_deploy.records.accuracy import Flip
-from convnext_deploy.records.manifest import Preprocessing
-from convnext_deploy.records.optimize import Candidate, OptimizeResult
 from convnext_deploy.reports import html, markdown, optimized, plots, published, results, tables
 from convnext_deploy.reports.results import Measurement
 from convnext_deploy.timing import roofline
@@ -543,27 +540,6 @@ def test_what_was_disturbed_is_marked_beside_the_papers() -> None:
 
 
 # The commands --------------------------------------------------------------------------------------------------------
-
-
-def optimize_result(**fields: Any) -> OptimizeResult:
-    flips = (Flip(name="a/1.png", label=1, baseline=1, candidate=2, baseline_margin=1.5, candidate_margin=0.1),)
-    rows = (
-        Candidate(name="native-fp32", runtime="native", precision="fp32", state="slower", reason="slower", ms=2.0),
-        Candidate(name="native-int8", runtime="native", precision="fp32", eight_bits="int8", operations=("stem",),
-                  state="chosen", ms=1.0, interval_ms=(0.9, 1.1), agreement=0.9, bytes=10**6,
-                  verdict=verdict(flips=flips)),
-        Candidate(name="onnx-fp16", runtime="onnx", precision="fp16", state="left out", reason="no <b>fp16</b>"),
-    )  # fmt: skip
-    given: dict[str, Any] = {
-        "created": "2026-11-27", "model": "convnext_tiny", "weights": "my.pth", "weights_sha256": "0" * 64,
-        "image_size": (64, 64), "input": "uint8", "device": "cpu", "threads": None, "objective": "latency",
-        "preprocessing": Preprocessing(mean=(0.5,), std=(0.5,), assumed=("crop_pct",)), "batch": 1, "max_drop": 0.5,
-        "alpha": 0.05, "max_latency_ms": None, "data": "val", "images": {"calibration": 8, "selection": 8, "final": 9},
-        "candidates": rows, "baseline": "native-fp32", "baseline_top1": 0.9, "order": ("native-int8",),
-        "chosen": "native-int8", "why": "the fastest", "timings": (), "seconds": {"build": 2.0}, "machine": MACHINE,
-        "versions": {"torch": "2"}, "command": ("convnext-deploy", "optimize"),
-    }  # fmt: skip
-    return OptimizeResult(**(given | fields))
 
 
 @pytest.mark.parametrize("suffix", [".html", ".md"])

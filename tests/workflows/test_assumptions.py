@@ -17,6 +17,7 @@ from convnext_deploy.cli.app import app
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
 from convnext_deploy.models.checkpoint import load
+from convnext_deploy.records.accuracy import EvalResult
 from convnext_deploy.records.manifest import Preprocessing
 from convnext_deploy.workflows import assumptions
 
@@ -71,11 +72,13 @@ def test_images_tell_the_size_statistics_and_crop_that_a_model_was_made_for(plan
     assert float(found[2]) < 100
     assert any(line.startswith("assumed: 224x224 pixels, mean 0.485,0.456,0.406") for line in said)
 
-    given = {"image_size": 64, "preprocessing": {"mean": 0.5, "std": 0.5, "crop_pct": 1.0}}
+    given: dict[str, Any] = {"image_size": 64, "preprocessing": {"mean": 0.5, "std": 0.5, "crop_pct": 1.0}}
     convnext_deploy.export(planted / "my.pth", **options, **given)
     assert said[-1] != best
     assert any("so that --data has nothing to check" in line for line in said)
-    assert convnext_deploy.evaluate(tmp_path / "a", planted / "val").top1 == 1.0
+    result = convnext_deploy.evaluate(tmp_path / "a", planted / "val")
+    assert isinstance(result, EvalResult)
+    assert result.top1 == 1.0
 
 
 @pytest.mark.usefixtures("few")

@@ -24,8 +24,9 @@ from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
 from convnext_deploy.workflows import candidates, optimize, race
 from convnext_deploy.workflows.agenda import Agenda, View
 from convnext_deploy.workflows.candidates import Goal, Workshop
+from convnext_deploy.workflows.evaluate import Images
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "examples" / "fashion-mnist" / "model.safetensors"
 IMAGES = ROOT / "examples" / "fashion-mnist" / "test-2000.parquet"
 NAMES = ("stem", "stages.0.0.expand", "stages.0.0.project", "stages.1.0.expand", "stages.1.0.project", "head")
@@ -73,8 +74,7 @@ class MadeUp(race.Race):
         self.built: list[str] = []
         self.times, self.flips, self.refused, self.drops = times, flips or {}, refused or {}, drops or {}
         given: dict[str, Any] = {
-            "data": "x", "split": None, "labels": None, "calibration": None, "max_drop": 1.0, "alpha": 0.05,
-            "objective": "latency", "batch": 1, "max_latency_ms": None, "runtimes": (), "input": "float32",
+            "images": Images("x"), "calibration": None, "max_drop": 1.0, "alpha": 0.05, "objective": "latency", "batch": 1, "max_latency_ms": None, "runtimes": (), "input": "float32",
             "device": "cpu", "threads": None,
         }  # fmt: skip
         workshop: Any = SimpleNamespace(folder=folder, kept=lambda row, sha: None, built=self._made)
@@ -112,6 +112,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate itself, on counts that the candidate's table says, of 1,000 images."""
     from convnext_deploy.accuracy import statistics
     from convnext_deploy.records.accuracy import Check
+    from convnext_deploy.records.base import Decision
 
     def judged(before: Any, after: Any, limits: Any) -> Any:
         of = CURRENT[0]
@@ -120,7 +121,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> None:
         lost = gained + (round(10 * of.drops.get(after.name, 0.0)) if after.kind == "final" else 0)
         lower, upper = statistics.drop_bounds(lost, gained, 1000, limits.alpha)
         drop, limit = (lost - gained) / 1000, limits.max_drop / 100
-        decision = "PASS" if upper <= limit else "FAIL" if lower > limit else "INCONCLUSIVE"
+        decision: Decision = "PASS" if upper <= limit else "FAIL" if lower > limit else "INCONCLUSIVE"
         check = Check(name="top1_drop", decision=decision, limit=limit, value=drop, lower=lower, upper=upper)
         return SimpleNamespace(
             decision=decision, agreement=1 - (lost + gained) / 1000, lost=lost, gained=gained, images=1000,
@@ -292,7 +293,7 @@ def test_a_request_that_cannot_be_carried_out_is_refused_before_any_work(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises((UsageError, DataError)) as caught:
-        convnext_deploy.optimize(WEIGHTS, **({"data": IMAGES, "out": tmp_path / "best"} | options))  # type: ignore[arg-type]
+        convnext_deploy.optimize(WEIGHTS, **({"data": IMAGES, "out": tmp_path / "best"} | options))
     assert message in str(caught.value)
     assert not list(tmp_path.iterdir())
 
