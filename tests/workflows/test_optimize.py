@@ -74,8 +74,8 @@ class MadeUp(race.Race):
         self.built: list[str] = []
         self.times, self.flips, self.refused, self.drops = times, flips or {}, refused or {}, drops or {}
         given: dict[str, Any] = {
-            "images": Images("x"), "calibration": None, "max_drop": 1.0, "alpha": 0.05, "objective": "latency", "batch": 1, "max_latency_ms": None, "runtimes": (), "input": "float32",
-            "device": "cpu", "threads": None,
+            "images": Images(data="x"), "calibration": None, "max_drop": 1.0, "alpha": 0.05, "objective": "latency",
+            "batch": 1, "max_latency_ms": None, "runtimes": (), "input": "float32", "device": "cpu", "threads": None,
         }  # fmt: skip
         workshop: Any = SimpleNamespace(folder=folder, kept=lambda row, sha: None, built=self._made)
         images = random_images(1000, (32, 32))
