@@ -12,7 +12,7 @@ import msgspec
 from .. import env, formats
 from ..accuracy import finalists, gate
 from ..accuracy.evaluation import evaluate, read_result
-from ..accuracy.predictions import read_predictions
+from ..accuracy.predictions import SUFFIX, read_predictions
 from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
 from ..artifact.session import RunOptions
@@ -245,15 +245,15 @@ class Race:
             threads=goal.threads,
             warmup_limit_s=4.0,
         )
-        seats = []
+        entries = []
         for name in names:
             graphs = goal.device == "cuda" and formats.get(self.rows[name].runtime).cuda_graphs
             path = self.workshop.path(self.rows[name])
-            seat = contenders.of_artifact(path, goal.device, graphs, trust=True)  # built here, by `Workshop`
-            seats.append(msgspec.structs.replace(seat, label=name))
-        self.agenda.begin("time", f"timing {len(seats)} candidates", units=len(seats))
-        yield from bench.bench(seats, plan, progress=self.agenda.steps)
-        self.agenda.end("time", units=len(seats))
+            entry = contenders.of_artifact(path, goal.device, graphs, trust=True)  # built here, by `Workshop`
+            entries.append(msgspec.structs.replace(entry, label=name))
+        self.agenda.begin("time", f"timing {len(entries)} candidates", units=len(entries))
+        yield from bench.bench(entries, plan, progress=self.agenda.steps)
+        self.agenda.end("time", units=len(entries))
 
     def _drop_slow(self, baseline: str) -> None:
         """What is no faster than the fastest fp32 has something to lose, and nothing to give."""
@@ -335,7 +335,7 @@ class Race:
         result = read_result(path)
         if (result.artifact_sha256, result.data_sha256) != (artifact.sha256, images.sha256):
             raise UsageError(f"{path} is of another artifact or other images; remove {self.workshop.folder}")
-        return gate.Side(result=result, predictions=read_predictions(out.with_name(f"{out.name}.parquet")))
+        return gate.Side(result=result, predictions=read_predictions(out.with_name(f"{out.name}{SUFFIX}")))
 
     # The end
 

@@ -26,7 +26,7 @@ from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits
 
 IN_THE_SUITE = 300
-GOLDEN = Path(__file__).parent / "golden" / "0.1.0"
+GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0"
 SEED = 19
 
 
