@@ -363,6 +363,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "say": called,
     "progress": called,
     "watch": called,
+    "ready": called,
     "tensorrt": lambda name, value: record(name, value, TensorRtSpec, "a types.TensorRtSpec or its fields"),
 }
 

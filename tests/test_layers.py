@@ -59,7 +59,7 @@ def copy(tree: Path) -> Iterator[Path]:
         ("runtimes/stand_in.py", "import tensorrt_rtx", "TensorRT is imported by runtimes.tensorrt only"),
         ("timing/worker.py", "import triton", "Triton is imported by kernels only BROKEN"),
         ("records/base.py", "import torch", FRAMEWORK),
-        ("records/timing.py", "from .plan import Plan", "No circles BROKEN"),
+        ("records/plan.py", "from .manifest import Manifest", "No circles BROKEN"),
         ("artifact/verify.py", "import onnx", FRAMEWORK),
     ],
 )

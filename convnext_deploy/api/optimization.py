@@ -104,6 +104,7 @@ def optimize(
         split=split, input=input, alpha=alpha, device=device, threads=threads, force=force, say=say, watch=watch,
         class_order=class_order,
     )  # fmt: skip
+    words = arguments.texts("command", command, "the words of a command")
     drop = arguments.number("max_drop", max_drop, 0, 100, "percentage points above 0 and at most 100")
     from ..workflows import optimize as workflow
     from ..workflows.candidates import Goal
@@ -128,5 +129,5 @@ def optimize(
         force=force,
         say=say,
         watch=watch,
-        command=tuple(command) or None,
+        command=words or None,
     )

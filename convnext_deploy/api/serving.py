@@ -43,6 +43,8 @@ def serve(
         UsageError, ArtifactError: one line each, before anything is served.
         CheckFailed: an artifact gives wrong outputs here, or requests were given up at the end.
     """
+    arguments.check(say=say, ready=ready)
+    port = arguments.whole("port", port, least=0)
     from ..serving import server
 
     listener, second = server.bound(arguments.text("host", host), port, "the address"), None
@@ -50,7 +52,7 @@ def serve(
         if admin is not None:
             name, _, number = arguments.text("admin", admin).rpartition(":")
             if not name or not number.isdecimal():
-                raise UsageError(f"admin {admin}; expected HOST:PORT such as 127.0.0.1:8001")
+                raise UsageError(f"admin {arguments.shown(admin)}; expected HOST:PORT such as 127.0.0.1:8001")
             second = server.bound(name.strip("[]"), int(number[:9]), "admin")
         service = _service(artifacts, say, options)
         server.Server(service, listener, second).run(ready)
@@ -114,7 +116,11 @@ def package(
     Raises:
         UsageError, ArtifactError: one line each.
     """
-    word = arguments.one_of("--for", target, ("triton", "kserve", "docker"))
+    word = arguments.one_of("target", target, ("triton", "kserve", "docker"))
+    for argument, value in (
+        ("name", name), ("image", image), ("storage_uri", storage_uri), ("requirement", requirement)
+    ):  # fmt: skip
+        arguments.maybe(arguments.text, argument, value)
     folder = arguments.path("out", out)
     instances = arguments.whole("instances", instances)
     manifest.check_target(folder, force=False)

@@ -67,7 +67,9 @@ class ServeOptions:
             raise UsageError(f"max_wait_ms {self.max_wait_ms:g} leaves nothing of slo_ms {self.slo_ms:g}")
         if self.max_pixels > MAX_PIXELS:
             raise UsageError(f"max_pixels {self.max_pixels}; at most {MAX_PIXELS} are decoded")
-        if self.token is not None and (not self.token.isascii() or not self.token.strip() or "\n" in self.token):
+        if self.token is not None and (
+            not isinstance(self.token, str) or not self.token.isascii() or not self.token.strip() or "\n" in self.token
+        ):
             raise UsageError(
                 "the token is empty or not one line of ASCII; expected something like `openssl rand -hex 32`"
             )

@@ -12,6 +12,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ..arguments import shown
 from ..errors import CheckFailed, ConvNextDeployError, UsageError
 from . import application
 from .service import Service
@@ -103,7 +104,7 @@ def bound(host: str, port: int, option: str) -> socket.socket:
         UsageError: the address is taken, or none of this machine's.
     """
     if not 0 <= port < 2**16:
-        raise UsageError(f"{option} {host}:{port}; expected a port from 0 to 65535")
+        raise UsageError(f"{option} {shown(host)}, {shown(port)}; expected a port from 0 to 65535")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -115,8 +116,11 @@ def bound(host: str, port: int, option: str) -> socket.socket:
         except BaseException:
             made.close()
             raise
+    except UnicodeError:  # of a name that the domain name system cannot have
+        raise UsageError(f"{option} {shown(host)} is no host's name; expected one, or an address") from None
     except OSError as error:
-        raise UsageError(f"{option} {host}:{port} cannot be listened on: {error.strerror}; choose another") from None
+        where = f"{shown(host)[1:-1]}:{port}"
+        raise UsageError(f"{option} {where} cannot be listened on: {error.strerror}; choose another") from None
     return made
 
 

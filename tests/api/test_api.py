@@ -366,7 +366,7 @@ def test_the_manifest_says_what_was_done(old: Path) -> None:
     assert found.parity[0].images == "bundled"
     assert found.parity[0].samples == export.probes.IMAGES
     assert found.precision.graph == {"fp32": 1.0}
-    assert {file.path for file in found.files} == {"model.safetensors"}
+    assert {file.path for file in found.files} == {"model.safetensors", "canary.npz"}
 
 
 # Loading -------------------------------------------------------------------------------------------------------------

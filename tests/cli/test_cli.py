@@ -110,6 +110,7 @@ def test_every_command_is_tested() -> None:
         "gate",  # tests/accuracy/test_gate.py
         "quantize",  # tests/workflows/test_quantize.py
         "half",  # likewise
+        "optimize",  # tests/workflows/test_optimize.py
         "predict",  # tests/workflows/test_predict.py
         "serve",  # tests/serving/test_serve_process.py
         "package",  # tests/serving/test_packages.py
@@ -220,7 +221,7 @@ RANDOM = ["export", "--weights", "random", "--variant", "test_convnext"]
         ([*RANDOM, "--num-classes", "0"], "0 classes; expected at least 1"),
         ([*RANDOM, "--nosuch"], "No such option"),
         ([*RANDOM, "--out"], "Option '--out' requires an argument"),
-        (["nosuch"], "no command 'nosuch' (commands: export, "),
+        (["nosuch"], "no command 'nosuch' (commands: optimize, export, "),
         (["eval", "/nowhere"], "Missing option '--data'"),
         (["eval", "/nowhere", "--data", "/nowhere"], "/nowhere is not a folder; expected an artifact"),
         (["inspect"], "Missing argument 'ARTIFACT'"),
@@ -501,10 +502,10 @@ def test_an_export_in_a_process_of_its_own_prints_no_foreign_words(tmp_path: Pat
         (["export", "--precision", "int8"], r"^--precision int8; expected one of fp32.*quantize.*--plan"),
         (["classify", "x.png"], r"^no command 'classify'; did you mean predict\?"),
         (["server"], r"^no command 'server'; did you mean serve\?"),
-        (["benchmark"], r"^no command 'benchmark'; did you mean bench\? \(commands: export, "),
+        (["benchmark"], r"^no command 'benchmark'; did you mean bench\? \(commands: optimize, export, "),
         (["convert"], r"^no command 'convert'; did you mean export\?"),
         (["qantize"], r"^no command 'qantize'; did you mean quantize\?"),
-        (["xyzzy"], r"^no command 'xyzzy' \(commands: export, "),
+        (["xyzzy"], r"^no command 'xyzzy' \(commands: optimize, export, "),
     ],
 )
 def test_a_word_in_the_wrong_place_names_what_does_the_job(arguments: list[str], line: str, capsys: Captured) -> None:

@@ -96,7 +96,8 @@ def test_the_extra_that_is_named_installs_the_package() -> None:
     """Against pyproject.toml, by the names of the distributions."""
     project = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
     distributions = {"tensorrt_rtx": "tensorrt-rtx-cu13", "torch_tensorrt": "torch-tensorrt", "pynvml": "nvidia-ml-py",
-                     "PIL": "pillow", "onnx_ir": "onnx-ir", "python_multipart": "python-multipart"}  # fmt: skip
+                     "PIL": "pillow", "onnx_ir": "onnx-ir", "python_multipart": "python-multipart",
+                     "google": "tritonclient", "grpc": "tritonclient"}  # fmt: skip
     installed = {name: " ".join(lines) for name, lines in project["optional-dependencies"].items()}
     for module, extra in env.EXTRAS.items():
         assert re.search(rf"\b{distributions.get(module, module)}\b", installed[extra]), module
