@@ -54,10 +54,7 @@ def roofline() -> RooflineResult:
     )  # fmt: skip
 
 
-def engine(folder: Path) -> EngineRecord:
-    """The record of an engine; the engine itself, as far as it is read before it is loaded, goes to `folder`."""
-    header = files.HEADER.pack(b"ptrt", files.HEADER.size, 1, 7, 1, 0, b"ptrt", 0x40)
-    (folder / files.ENGINE_FILE).write_bytes(header)
+def engine() -> EngineRecord:
     return EngineRecord(
         module="tensorrt_rtx", version="1.7.1", targets=("sm86",), profiles=({"images": ((1, 3), (8, 3), (8, 3))},),
         layers={"convolution fp16": 5}, products={"stem": ("fp16", 1e6)}, build_s=1.0, engine_bytes=32,
@@ -94,6 +91,9 @@ def readers(folder: Path) -> dict[str, Reader]:
         return terminal.details(folder, found, 1)
 
     def loadable(content: bytes) -> object:
+        # As far as it is read before it is loaded.
+        header = files.HEADER.pack(b"ptrt", files.HEADER.size, 1, 7, 1, 0, b"ptrt", 0x40)
+        (folder / files.ENGINE_FILE).write_bytes(header)
         (folder / files.RECORD_FILE).write_bytes(content)
         return preflight.inspected(folder, PROBE)
 
@@ -118,6 +118,6 @@ def readers(folder: Path) -> dict[str, Reader]:
         "evaluation": ([lines(evaluation())], fuzz.records, from_file(read_result)),
         "plan": ([lines(plan())], fuzz.records, from_file(plans.read)),
         "limits": ([LIMITS], fuzz.damaged, limited),
-        "engine": ([lines(engine(folder))], fuzz.records, loadable),
+        "engine": ([lines(engine())], fuzz.records, loadable),
         "manifest": ([lines(PROBE), lines(with_parity)], fuzz.records, inspected),
     }
