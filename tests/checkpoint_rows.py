@@ -183,7 +183,8 @@ def transformers_classifier(v2: bool) -> Callable[[Path], Made]:
 
 def script(folder: Path) -> Made:
     model = of_timm()
-    traced = torch.jit.trace(model, images())
+    trace: Any = torch.jit.trace  # which has no types
+    traced = trace(model, images())
     traced.save(str(folder / "checkpoint.pt"))
     return folder / "checkpoint.pt", of(model)[1]
 
