@@ -348,7 +348,7 @@ def test_the_manifest_says_that_the_engine_was_not_run(artifact: manifest.Artifa
     assert found.precision.executed is None
     assert "not executed" in (found.precision.note or "")
     assert found.versions["tensorrt-rtx-cu13"]
-    assert [file.path for file in found.files] == ["build.json", "model.engine"]
+    assert [file.path for file in found.files] == ["build.json", "canary.npz", "model.engine"]
     record = msgspec.json.decode((artifact.path / "build.json").read_bytes(), type=EngineRecord)
     assert record.targets == BOTH
     assert record.build_s > 0
