@@ -1,5 +1,6 @@
 """The server: `serve` runs it, `asgi` gives the application to whoever has a server already."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,6 +124,8 @@ def package(
         arguments.maybe(arguments.text, argument, value)
     folder = arguments.path("out", out)
     instances = arguments.whole("instances", instances)
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} exists; choose another --out")
     manifest.check_target(folder, force=False)
     artifact = opened(path)
     from ..serving.names import checked, named

@@ -1,5 +1,6 @@
 """The command line: `main` for the program, `run` for one command. Nothing else is imported before they are called."""
 
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,9 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else somebody ignores it, as `nohup` and a shell's `&` do
         signal.signal(signal.SIGINT, _ended)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding does not have
     from .app import run
 
     if before is signal.default_int_handler:

@@ -326,11 +326,13 @@ class Race:
         images = self.selection if kind == "selection" else self.final
         out = self.workshop.folder / f"{name}-{kind}"
         path = out.with_name(f"{out.name}.json")
-        if not path.is_file():
+        # With --force, after a run that ended: what it evaluated was another file, even if it computes the same.
+        kept = read_result(path) if path.is_file() else None
+        if kept is None or kept.artifact_sha256 != artifact.sha256:
             self.agenda.begin("evaluate", f"{name} on {len(images)} {kind} images", units=len(images))
             session = formats.opened(artifact, RunOptions(device=self.goal.device, threads=self.goal.threads), True)
             batch = min(artifact.manifest.export.batch.max, 16)
-            evaluate(session, images, artifact=artifact, batch=batch, out=out, progress=self.agenda.count)
+            evaluate(session, images, artifact=artifact, batch=batch, out=out, force=True, progress=self.agenda.count)
             self.agenda.end("evaluate", units=len(images))
         result = read_result(path)
         if (result.artifact_sha256, result.data_sha256) != (artifact.sha256, images.sha256):

@@ -190,3 +190,21 @@ def test_a_format_without_a_backend_is_told_the_other_way(artifact_of: Callable[
     with pytest.raises(UsageError, match="has no backend; give --image"):
         convnext_deploy.package(made.path, "kserve", out=tmp_path / "r", storage_uri="s3://x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_container_serves_the_model_under_its_own_name(artifact: Artifact, tmp_path: Path) -> None:
+    convnext_deploy.package(artifact.path, "docker", out=tmp_path / "image", name="clothes")
+    assert 'CMD ["serve", "clothes=/artifact", ' in (tmp_path / "image" / "Dockerfile").read_text()
+    convnext_deploy.package(artifact.path, "kserve", out=tmp_path / "k", name="clothes", image="a.example/c:1")
+    assert '"serve", "clothes=/artifact", ' in (tmp_path / "k" / "inferenceservice.yaml").read_text()
+    with pytest.raises(UsageError, match=r"exists; choose another --out$"):
+        convnext_deploy.package(artifact.path, "docker", out=tmp_path / "image")
+
+
+@pytest.mark.parametrize("requirement", ['a"; rm -rf /', "a\nRUN b", "$(c)", "`d`"])
+def test_what_pip_installs_cannot_be_another_line_of_the_dockerfile(
+    requirement: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is no requirement of pip's"):
+        convnext_deploy.package(artifact.path, "docker", out=tmp_path / "image", requirement=requirement)
+    assert not (tmp_path / "image").exists()

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -341,6 +342,22 @@ def test_an_interrupted_run_goes_on_and_ends_with_a_proven_artifact(
     assert not [path for path in work.iterdir() if path.is_dir()]  # the others are gone, what they did is not
     with pytest.raises(UsageError, match="exists; choose another --out"):
         convnext_deploy.optimize(WEIGHTS, data=IMAGES, out=out)
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_can_be_made_again(
+    run: tuple[Path, OptimizeResult, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # what stands for the machine and the judge in the other tests
+    shutil.copytree(run[0], tmp_path / "best")
+    shutil.copytree(optimize.work_folder(run[0]), optimize.work_folder(tmp_path / "best"))
+    monkeypatch.setattr(race, "FIRST_S", 0.2)
+    monkeypatch.setattr(race, "LAST_S", 0.2)
+    again = convnext_deploy.optimize(
+        WEIGHTS, data=IMAGES, out=tmp_path / "best", max_drop=2, runtimes="native", input="uint8", force=True
+    )
+    assert again.chosen is not None
+    assert convnext_deploy.load(tmp_path / "best").manifest.export.format == "native"
 
 
 @pytest.mark.slow

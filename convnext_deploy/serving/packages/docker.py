@@ -1,6 +1,7 @@
 """A container image for `serve`, and a compose file with Prometheus and Grafana beside it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ...errors import UsageError
 USER = 10001
 PORT = 8000
 PYTHON = "3.12"
+_REQUIREMENT = re.compile(r"[A-Za-z0-9._/:@%+,=<>!~ \[\]-]+")  # nothing that a Dockerfile or a shell reads as its own
 
 
 def written(artifact: Artifact, name: str, folder: Path, *, package: str | None = None) -> list[str]:
@@ -37,11 +39,13 @@ def written(artifact: Artifact, name: str, folder: Path, *, package: str | None 
     (folder / "wheels").mkdir()
     (folder / "wheels" / "README").write_text("Wheels here are found by pip before those of PyPI.\n")
     requirement = package or f"convnext-deploy[{extras}]=={env.version()}"
+    if not _REQUIREMENT.fullmatch(requirement):
+        raise UsageError(f"{requirement!r} is no requirement of pip's; expected such as 'convnext-deploy[serve]==1.0'")
     native = export.format == "native"
     files: dict[str, str] = {
         "Dockerfile": _DOCKERFILE.format(
             python=PYTHON, requirement=requirement, user=USER, port=PORT, build=_COMPILER if native else "",
-            library=_LIBRARY if native else "RUN mkdir -p /opt/cache",
+            library=_LIBRARY if native else "RUN mkdir -p /opt/cache", name=name,
         ),
         ".dockerignore": "*\n!artifact\n!wheels\n",
         "compose.yaml": _COMPOSE.format(name=name.lower(), port=PORT),
@@ -87,7 +91,7 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \\
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/readyz', timeout=2)"]
 ENTRYPOINT ["convnext-deploy"]
-CMD ["serve", "/artifact", "--host", "0.0.0.0", "--port", "{port}"]
+CMD ["serve", "{name}=/artifact", "--host", "0.0.0.0", "--port", "{port}"]
 """
 _COMPOSE = """\
 name: {name}

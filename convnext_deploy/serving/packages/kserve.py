@@ -29,7 +29,9 @@ def written(
             "--image"
         )
     head = _HEAD.format(name=_dns(name), sha256=artifact.sha256)
-    body = _OWN.format(image=_quoted(image)) if image else _TRITON.format(uri=_quoted(storage_uri or ""))
+    body = (
+        _OWN.format(image=_quoted(image), name=_dns(name)) if image else _TRITON.format(uri=_quoted(storage_uri or ""))
+    )
     (folder / FILE).write_text(head + body, "utf-8")
     return [f"kubectl apply -f {{out}}/{FILE} serves it as {_dns(name)}"]
 
@@ -60,7 +62,7 @@ _OWN = """\
     containers:
       - name: kserve-container
         image: {image}
-        args: ["serve", "/artifact", "--host", "0.0.0.0", "--port", "8080"]
+        args: ["serve", "{name}=/artifact", "--host", "0.0.0.0", "--port", "8080"]
         ports:
           - containerPort: 8080
             protocol: TCP
