@@ -156,3 +156,21 @@ def test_a_known_fact_names_the_file_that_says_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     bare = load(str(tmp_path / "model.safetensors"), variant=None).provenance
     assert bare["activation"].how == bare["labels"].how == "assumed"
+
+
+def test_what_is_advised_is_the_best_of_what_was_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice was made on other images, where two crops may have been a few images apart."""
+    sides, norm = (64, 64), ((0.5,), (0.5,))
+    first, second, assumed = (assumptions.Candidate(sides, *norm, crop) for crop in (0.95, 1.0, 0.875))
+    right = {first: 870, second: 890, assumed: 700}
+
+    def extend(self: Any, candidate: assumptions.Candidate, stop: int) -> None:
+        self.hits[candidate] = np.arange(stop) < right[candidate]
+
+    monkeypatch.setattr(assumptions._Trial, "extend", extend)
+    said: list[str] = []
+    source: Any = range(1000)
+    with pytest.raises(CheckFailed, match=r"crop 1(\.0)?\b.* is right on 890 of 1000"):
+        assumptions._judge(None, source, assumed, [first, second], said.append)  # type: ignore[arg-type]
+    assert said[0].startswith("fits best: ")
+    assert "89.00%" in said[0]
