@@ -25,6 +25,7 @@ from .requests import ClientGone, Refusal, authorize, body_of, error_response, f
 from .service import Service
 
 INLINE_BYTES = 2**18  # of a body that is read in the event loop; larger ones would hold up others
+CLASSIFY_PARAMETERS = ("top", "model", "timeout_ms")
 CLOSED_REQUEST = 499  # the status under which metrics count a client that went away
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -162,6 +163,9 @@ class _Served:
 
     async def classify(self, request: Request) -> Response:
         query = request.query_params
+        unknown = sorted(set(query) - set(CLASSIFY_PARAMETERS))
+        if unknown:
+            raise InputError(f"no parameter {unknown[0][:50]!r}; expected {', '.join(CLASSIFY_PARAMETERS)}")
         top = _whole(query.get("top", "5"), "top")
         seconds = timeout_s(self.service.options, _number(query.get("timeout_ms"), "timeout_ms"))
         name = query.get("model", self.service.default)

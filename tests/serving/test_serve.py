@@ -84,6 +84,11 @@ def test_an_image_gets_the_classes_that_predict_gives(one: Running, format: str,
     assert (answer["model"], answer["artifact_sha256"]) == (model, one.service.models[model].sha256)
 
 
+def test_a_parameter_that_is_not_there_is_refused_by_name(one: Running) -> None:
+    status, answer, _ = one.ask("POST", "/classify?tpo=2", picture())
+    assert (status, answer["error"]) == (400, "no parameter 'tpo'; expected top, model, timeout_ms")
+
+
 @pytest.mark.parametrize(("problem", "classes"), [("multi-label", 10), ("binary", 1), ("regression", 1)])
 def test_what_outputs_mean_is_what_the_artifact_says(
     problem: str, classes: int, artifact_of: Callable[..., Artifact]
