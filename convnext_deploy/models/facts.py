@@ -37,7 +37,7 @@ def understood(
     """Facts as `read` finds them; a value of the wrong type or form is the file's fault, not ours."""
     try:
         return read(text)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{where} cannot be understood ({error!r}); mend it, or load the weights file alone"
         ) from None

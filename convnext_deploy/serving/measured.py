@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from ..errors import UsageError
-from ..records.timing import BenchResult
+from ..errors import DataError, UsageError
+from ..timing import compare
 
 
 def settings(file: Path, sha256: str, slo_ms: float | None) -> tuple[dict[str, Any], str]:
@@ -21,11 +19,8 @@ def settings(file: Path, sha256: str, slo_ms: float | None) -> tuple[dict[str, A
         UsageError: no row of the artifact carried a rate within the limit.
     """
     try:
-        lines = file.read_bytes().splitlines()
-        rows = [msgspec.json.decode(line, type=BenchResult) for line in lines if line.strip()]
-    except OSError as error:
-        raise UsageError(f"--bench {file} cannot be read: {error.strerror}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        rows = compare.read_results(file)
+    except DataError as error:
         raise UsageError(f"--bench {file} holds no rows of `bench --save`: {error}") from None
     carried = [
         (row.server.queries_per_s, row, row.server)

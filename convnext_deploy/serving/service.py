@@ -169,7 +169,7 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
         verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
     except OSError as error:
         raise UsageError(f"--gate {file} cannot be read: {error.strerror}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"--gate {file} holds no verdict: {error}; expected what `gate --json` prints") from None
     if verdict.candidate_sha256 != artifact.sha256:
         raise CheckFailed(

@@ -319,3 +319,11 @@ def test_a_tower_without_its_configuration_is_assumed_to_have_open_clips_default
     assert timms is not None
     assert (found.mean, found.std) == (tuple(timms.mean), tuple(timms.std))
     assert {"mean", "std"} <= set(found.assumed)
+
+
+def test_a_header_that_nests_deeper_than_python_reads_is_refused_in_one_line(
+    reference: nn.Module, tmp_path: Path
+) -> None:
+    save_file(reference.state_dict(), tmp_path / "a.safetensors", {"labels": "[" * 100_000})
+    with pytest.raises(WeightsError, match="cannot be understood"):
+        load(str(tmp_path / "a.safetensors"))

@@ -1,6 +1,7 @@
 """A server's settings from measured rows."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 from convnext_deploy.errors import UsageError
 from convnext_deploy.records.timing import BenchResult, ServerLoad
 from convnext_deploy.serving.measured import settings
+from convnext_deploy.serving.service import refuse_ungated
 
 ONE, OTHER = "1" * 64, "2" * 64
 
@@ -53,3 +55,12 @@ def test_rows_that_say_nothing_of_the_artifact_are_refused(content: bytes | None
     with pytest.raises(UsageError) as error:
         settings(file, ONE, 20)
     assert message in str(error.value)
+
+
+def test_a_file_that_nests_deeper_than_python_reads_is_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "deep.json"
+    file.write_bytes(b'{"unknown": ' + b"[" * 100_000)
+    with pytest.raises(UsageError, match="holds no rows of `bench --save`"):
+        settings(file, ONE, None)
+    with pytest.raises(UsageError, match="holds no verdict"):
+        refuse_ungated(SimpleNamespace(), file)  # type: ignore[arg-type]  # is not looked at
