@@ -104,8 +104,8 @@ def judge(baseline: Side, candidate: Side, limits: Limits) -> Verdict:
         checks.append(_latency(baseline.timing, candidate.timing, limits.max_latency_ratio, limits.alpha))
     if limits.max_size_ratio is not None and baseline.bytes and candidate.bytes:
         ratio = candidate.bytes / baseline.bytes
-        checks.append(_check("size_ratio", limits.max_size_ratio, ratio))
-    decision = _worst([check.decision for check in checks])
+        checks.append(check_of("size_ratio", limits.max_size_ratio, ratio))
+    decision = worst([check.decision for check in checks])
     doubts = _doubts(before, after)
     if decision == "PASS" and doubts:
         decision = "INCONCLUSIVE"
@@ -245,13 +245,13 @@ def _finite(margin: float) -> float | None:
 
 def _drop(lost: int, gained: int, images: int, limits: Limits) -> Check:
     lower, upper = statistics.drop_bounds(lost, gained, images, limits.alpha)
-    return _check("top1_drop", limits.max_drop / 100, (lost - gained) / images, lower, upper)
+    return check_of("top1_drop", limits.max_drop / 100, (lost - gained) / images, lower, upper)
 
 
 def _class_drop(per_class: tuple[ClassDrop, ...], limit: float) -> Check:
     """A tripwire: classes have too few images to prove that none drops, so only what is beyond chance counts."""
     drops = [(found.lost - found.gained) / found.images for found in per_class if found.beyond_chance]
-    return _check("class_drop", limit, max(drops, default=0.0))
+    return check_of("class_drop", limit, max(drops, default=0.0))
 
 
 def _agreement(agreeing: int, images: int, limit: float, alpha: float) -> Check:
@@ -264,10 +264,10 @@ def _agreement(agreeing: int, images: int, limit: float, alpha: float) -> Check:
 
 def _latency(baseline: Timing, candidate: Timing, limit: float, alpha: float) -> Check:
     ratio, lower, upper = statistics.ratio_of_medians(candidate.samples_ms, baseline.samples_ms, alpha)
-    return _check("latency_ratio", limit, ratio, lower, upper)
+    return check_of("latency_ratio", limit, ratio, lower, upper)
 
 
-def _check(
+def check_of(
     name: CheckName, limit: float, value: float, lower: float | None = None, upper: float | None = None
 ) -> Check:
     """Of something that must not exceed its limit; without bounds, the value itself decides."""
@@ -276,7 +276,7 @@ def _check(
     return Check(name=name, decision=decision, limit=limit, value=value, lower=lower, upper=upper)
 
 
-def _worst(decisions: list[Decision]) -> Decision:
+def worst(decisions: list[Decision]) -> Decision:
     return "FAIL" if "FAIL" in decisions else "INCONCLUSIVE" if "INCONCLUSIVE" in decisions else "PASS"
 
 

@@ -6,10 +6,9 @@ import msgspec
 import numpy as np
 
 from ..errors import DataError, UsageError
-from ..records.accuracy import Check, CheckName, Limits, ScoreResult, ScoreVerdict
-from ..records.base import Decision
+from ..records.accuracy import CheckName, Limits, ScoreResult, ScoreVerdict
 from . import outputs
-from .gate import limits_from
+from .gate import check_of, limits_from, worst
 from .outputs import Outputs
 
 _NAMES: dict[str, CheckName] = {"multi-label": "map_drop", "regression": "r2_drop"}
@@ -46,28 +45,20 @@ def judge_scores(baseline: ScoredSide, candidate: ScoredSide, limits: Limits) ->
             raise DataError(f"the outputs beside the result of {side.result.artifact} are not its own; evaluate again")
     drop = outputs.drop_between(before, after, limits.alpha)
     limit, images = limits.max_drop / 100, len(baseline.outputs.names)
-    decision: Decision = "PASS" if drop.upper <= limit else "FAIL" if drop.lower > limit else "INCONCLUSIVE"
-    checks = [
-        Check(
-            name=_NAMES[problem], decision=decision, limit=limit, value=drop.value, lower=drop.lower, upper=drop.upper
-        )
-    ]
+    checks = [check_of(_NAMES[problem], limit, drop.value, drop.lower, drop.upper)]
     if limits.max_size_ratio is not None and baseline.bytes and candidate.bytes:
-        ratio = candidate.bytes / baseline.bytes
-        small: Decision = "PASS" if ratio <= limits.max_size_ratio else "FAIL"
-        checks.append(Check(name="size_ratio", decision=small, limit=limits.max_size_ratio, value=ratio))
+        checks.append(check_of("size_ratio", limits.max_size_ratio, candidate.bytes / baseline.bytes))
     doubts = tuple(
         f"the {name}'s {outputs.chance_words(side.outputs, found, problem)}"
         for name, side, found in (("baseline", baseline, before), ("candidate", candidate, after))
         if not outputs.is_above_chance(side.outputs, found, problem)
     )
-    decisions = [check.decision for check in checks]
-    worst: Decision = "FAIL" if "FAIL" in decisions else "INCONCLUSIVE" if "INCONCLUSIVE" in decisions else "PASS"
+    decision = worst([check.decision for check in checks])
     needed = None
-    if decision == "INCONCLUSIVE":
+    if checks[0].decision == "INCONCLUSIVE":
         needed = outputs.images_needed(drop, images, limit)
     return ScoreVerdict(
-        decision="INCONCLUSIVE" if worst == "PASS" and doubts else worst,
+        decision="INCONCLUSIVE" if decision == "PASS" and doubts else decision,
         problem=problem,
         limits=limits,
         baseline=baseline.result.artifact,

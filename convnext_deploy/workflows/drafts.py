@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -24,6 +25,7 @@ PROBE = 4  # images that folding is checked on
 LINEARS = ("expand", "project")  # of all blocks: nearly all of the arithmetic
 SENSITIVITY_IMAGES = 32
 
+T = TypeVar("T")
 Progress = Callable[[str], Callable[[int, int], None]]
 
 
@@ -113,7 +115,7 @@ class Drafts:
     def _sensitivities(self, whole: LoadedPlan) -> dict[str, float]:
         """Of every operation of a plan; kept after each."""
         path = self.folder / "sensitivities.json"
-        known = _read(path)
+        known = read_kept(path, dict[str, float])
         steps = distance.sensitivities(
             self.loaded.model,
             whole,
@@ -133,10 +135,15 @@ def _within(names: Sequence[str], damage: Sequence[float], share: float) -> Coll
     return names[: int(np.searchsorted(sums, share * sums[-1] * (1 + 1e-9), side="right"))]
 
 
-def _read(path: Path) -> dict[str, float]:
+def read_kept(path: Path, kind: type[T]) -> T:
+    """What an earlier call of `optimize` has kept, or nothing where it has not.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        return {}
+        return kind()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged: {error}; remove it, and it is measured again") from None
+        raise UsageError(f"{path} is damaged: {error}; remove it, and it is made again") from None

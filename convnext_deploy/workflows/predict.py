@@ -139,24 +139,24 @@ def probable(
         return ()
     wide = logits.astype(np.float64)
     probabilities = np.where(wide >= 0, 1, np.exp(np.minimum(wide, 0))) / (1 + np.exp(-np.abs(wide)))
-    return tuple(
-        ClassProbability(
-            number=int(number), name=None if names is None else names[number], probability=float(probabilities[number])
-        )
-        for number in np.argsort(-wide, kind="stable")[:top]
-    )
+    return _first(wide, probabilities, top, names)
 
 
 def most_probable(logits: NDArray[np.float32], top: int, names: Sequence[str] | None) -> tuple[ClassProbability, ...]:
     """Logits (classes,) to the `top` largest softmax probabilities; of equal ones the smaller number is first."""
     wide = logits.astype(np.float64)
     powers = np.exp(wide - wide.max())
-    probabilities = powers / powers.sum()
+    return _first(wide, powers / powers.sum(), top, names)
+
+
+def _first(
+    logits: NDArray[np.float64], probabilities: NDArray[np.float64], top: int, names: Sequence[str] | None
+) -> tuple[ClassProbability, ...]:
     return tuple(
         ClassProbability(
             number=int(number), name=None if names is None else names[number], probability=float(probabilities[number])
         )
-        for number in np.argsort(-wide, kind="stable")[:top]
+        for number in np.argsort(-logits, kind="stable")[:top]
     )
 
 

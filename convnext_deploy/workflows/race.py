@@ -1,10 +1,8 @@
 """The race of `optimize`: candidates are built, timed, compared and dropped, until one is chosen."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,7 +28,7 @@ from ..timing.measure import quantile
 from . import bench, contenders
 from .agenda import Agenda
 from .candidates import Goal, Workshop, candidate, floats, hopeless, reason_of, rest_of
-from .drafts import Drafts, folded
+from .drafts import Drafts, folded, read_kept
 
 HELD_OUT = 64  # of the selection images, that corrections are judged on
 FIRST_S, LAST_S = 1.2, 3.0  # of timing, a candidate: to sort, and to decide
@@ -140,7 +138,8 @@ class Race:
 
     def _build(self, names: Sequence[str], plans_of: Mapping[str, LoadedPlan] | None = None) -> None:
         """Each becomes "built" or "rejected"; what an earlier call has built is taken, and refused again."""
-        refused = _refused(self.workshop.folder)
+        rejected = self.workshop.folder / "rejected.json"
+        refused = read_kept(rejected, dict[str, str])
         for name in names:
             row, plan = self.rows[name], (plans_of or {}).get(name)
             self.agenda.begin("build", f"building {name}")
@@ -156,7 +155,7 @@ class Race:
             except (WorkerError, ArtifactError) as error:
                 reason = reason_of(error, name) if isinstance(error, WorkerError) else str(error)
                 refused[name] = reason
-                write_file(self.workshop.folder / "rejected.json", encode(refused))
+                write_file(rejected, encode(refused))
                 self._set(row, state="rejected", reason=reason)
             else:
                 parity = next((p.relative_error for p in artifact.manifest.parity if p.reference == "source"), None)
@@ -407,14 +406,3 @@ def _batch_ms(row: BenchResult) -> float:
     if row.images_per_s is None or row.status == "failed":
         return math.inf
     return 1e3 * row.batch / row.images_per_s
-
-
-def _refused(folder: Path) -> dict[str, str]:
-    """Candidates that an earlier call could not build, and why."""
-    path = folder / "rejected.json"
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UsageError(f"{path} is damaged: {error}; remove it") from None
-    return {}

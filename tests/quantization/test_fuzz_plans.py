@@ -193,7 +193,7 @@ def test_what_an_interrupted_run_of_optimize_measured_is_read_or_refused(tmp_pat
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        assert all(isinstance(value, float) for value in drafts._read(path).values())
+        assert all(isinstance(value, float) for value in drafts.read_kept(path, dict[str, float]).values())
 
     contents = [msgspec.json.encode({"stages.0": 0.25, "head": -0.01})]
     assert fuzz.tracebacks(fuzz.records(contents, fuzz.THINNED), read) == {}
