@@ -3,7 +3,7 @@
 // The packed weights are what the instructions read: 16 steps of 16 outputs are one register. Two registers of rows
 // and two of weights make four of sums, so that each is used twice. Rows and weights whose bytes are no multiple of 64
 // end in a copy that is filled up with zeros. Where rows are no multiple of 16, the last register's overlap those
-// before: their sums are the same, and are left out.
+// before: their sums are the same, and are written twice.
 #pragma once
 #include "gemm.h"
 #include "tiles.h"
@@ -20,8 +20,27 @@ struct TileInputs {
   size_t stride;
   const uint8_t *weights[2];  // of the two groups
   const uint8_t *weight_ends[2];
-  uint32_t whole;  // registers before the ends
-  bool rest;       // whether there are ends
+  uint32_t whole;   // registers before the ends
+  bool rest;        // whether there are ends
+  uint32_t second;  // rows from the first register's to the second's
+};
+
+// Sums that wait for their epilogue. It runs in pieces between the next block's tile instructions, which other parts of
+// a core execute.
+struct Waiting {
+  const Gemm &g;
+  const Finish finish;
+  const float *sums = nullptr;
+  uint32_t row = 0, rows = 0, group = 0;
+  int groups = 0;
+
+  template <uint32_t TYPE>
+  INLINE void finish_some(Waiting &w, uint32_t most) {
+    const uint32_t count = w.rows < most ? w.rows : most;
+    if (count == 0) return;
+    w.finish(w.g, w.sums, w.row, static_cast<int>(count), w.group, w.groups);
+    w.sums += count * WIDTH<TYPE>, w.row += count, w.rows -= count;
+  }
 };
 
 template <uint32_t TYPE, int R, int G>
@@ -41,27 +60,32 @@ INLINE void multiply_step(const uint8_t *const (&rows)[2], size_t at, size_t str
   }
 }
 
-// `next` is brought into the second-level cache meanwhile, as much of it as the weights that are read.
+// `next` is brought into the second-level cache meanwhile, as much of it as the weights that are read. `waiting` is
+// done when this returns, and its sums may be where these are written.
 template <uint32_t TYPE, int R, int G>
 __attribute__((noinline)) void multiply_block(const TileInputs &in, const float *start, const uint8_t *next,
-                                              float *sums) {
+                                              Waiting &waiting, float *sums) {
   load_tile<0>(start, 0);  // the same line for every row
   if constexpr (G == 2) load_tile<1>(start + BLOCK, 0);
   if constexpr (R == 2) load_tile<2>(start, 0);
   if constexpr (R == 2 && G == 2) load_tile<3>(start + BLOCK, 0);
+  const uint32_t steps = in.whole + in.rest, some = (waiting.rows + steps - 1) / steps;
   for (uint32_t k = 0; k < in.whole; k++) {
     for (size_t line = 0; line < WEIGHTS_BYTES; line += 64) __builtin_prefetch(next + k * WEIGHTS_BYTES + line, 0, 2);
     multiply_step<TYPE, R, G>(in.rows, k * size_t{TILE_BYTES}, in.stride, in.weights, k * WEIGHTS_BYTES);
+    Waiting::finish_some<TYPE>(waiting, some);
   }
   if (in.rest) multiply_step<TYPE, R, G>(in.ends, 0, TILE_BYTES, in.weight_ends, 0);
+  Waiting::finish_some<TYPE>(waiting, waiting.rows);
   constexpr size_t PITCH = WIDTH<TYPE> * sizeof(float);
   store_tile<0>(sums, PITCH);
   if constexpr (G == 2) store_tile<1>(sums + BLOCK, PITCH);
-  if constexpr (R == 2) store_tile<2>(sums + TILE_ROWS * WIDTH<TYPE>, PITCH);
-  if constexpr (R == 2 && G == 2) store_tile<3>(sums + TILE_ROWS * WIDTH<TYPE> + BLOCK, PITCH);
+  float *second = sums + in.second * WIDTH<TYPE>;
+  if constexpr (R == 2) store_tile<2>(second, PITCH);
+  if constexpr (R == 2 && G == 2) store_tile<3>(second + BLOCK, PITCH);
 }
 
-using MultiplyBlock = void (*)(const TileInputs &, const float *, const uint8_t *, float *);
+using MultiplyBlock = void (*)(const TileInputs &, const float *, const uint8_t *, Waiting &, float *);
 
 // The rows [row, row + count) of all groups of outputs.
 template <uint32_t TYPE>
@@ -69,7 +93,7 @@ void multiply_rows(const Gemm &g, uint32_t row, uint32_t count, Finish finish) {
   static_assert(GROUPS<TYPE> == 2);
   static constexpr MultiplyBlock blocks[2][2] = {{multiply_block<TYPE, 1, 1>, multiply_block<TYPE, 1, 2>},
                                                  {multiply_block<TYPE, 2, 1>, multiply_block<TYPE, 2, 2>}};
-  alignas(64) float sums[2 * TILE_ROWS * WIDTH<TYPE>];
+  alignas(64) float sums[2][2 * TILE_ROWS * WIDTH<TYPE>];  // of this block, and of the one before
   alignas(64) uint8_t ends[ROWS_AT_ONCE][TILE_BYTES], weight_ends[2][WEIGHTS_BYTES];
   const auto *start = TYPE == INT8 ? reinterpret_cast<const float *>(g.offset) : g.bias;
   const size_t group_bytes = size_t{g.steps} * 64;
@@ -79,12 +103,15 @@ void multiply_rows(const Gemm &g, uint32_t row, uint32_t count, Finish finish) {
   in.stride = g.a_stride;
   in.whole = g.steps / TILE_STEPS;
   in.rest = g.steps % TILE_STEPS != 0;
+  in.second = 0;
   const size_t end = size_t{in.whole} * TILE_BYTES, end_bytes = size_t{g.steps} * 4 - end;
   if (in.rest)
     for (uint32_t r = 0; r < count; r++) {
       __builtin_memset(ends[r], 0, TILE_BYTES);
       __builtin_memcpy(ends[r], a + r * g.a_stride + end, end_bytes);
     }
+  Waiting waiting{g, finish};
+  int buffer = 0;
   for (uint32_t group = g.first; group < g.last; group += 2) {
     const int groups = group + 2 <= g.last ? 2 : 1;
     for (int i = 0; i < groups; i++) {
@@ -95,25 +122,26 @@ void multiply_rows(const Gemm &g, uint32_t row, uint32_t count, Finish finish) {
       __builtin_memcpy(weight_ends[i], in.weights[i] + in.whole * WEIGHTS_BYTES, end_bytes * 16);
     }
     const uint8_t *next = group + 2 < g.last ? in.weights[0] + 2 * group_bytes : g.next;
-    for (uint32_t tile = 0; tile < tiles; tile += 2) {
-      const int pair = tile + 1 < tiles ? 2 : 1;
-      uint32_t first[2];
-      for (int i = 0; i < pair; i++) {
-        first[i] = (tile + i) * TILE_ROWS;
+    for (uint32_t tile = 0; tile < tiles; tile += 2, buffer = 1 - buffer) {
+      const uint32_t pair = tile + 1 < tiles ? 2 : 1, from = tile * TILE_ROWS;
+      uint32_t first[2] = {};
+      for (uint32_t i = 0; i < pair; i++) {
+        first[i] = from + i * TILE_ROWS;
         if (first[i] + height > count) first[i] = count - height;
         in.rows[i] = a + first[i] * g.a_stride;
         in.ends[i] = ends[first[i]];
       }
+      if (pair == 2) in.second = first[1] - first[0];  // of less than 16: the same sums are written twice
       // The first two blocks bring in the weights of the next two groups; later ones what is there anyway.
       const uint8_t *fetched = tile < 4 && next ? next + tile / 2 * group_bytes : in.weights[0];
-      blocks[pair - 1][groups - 1](in, start + group * BLOCK, fetched, sums);
-      for (int i = 0; i < pair; i++) {
-        const uint32_t from = (tile + i) * TILE_ROWS, to = from + TILE_ROWS < count ? from + TILE_ROWS : count;
-        finish(g, sums + (i * TILE_ROWS + from - first[i]) * WIDTH<TYPE>, row + from, static_cast<int>(to - from),
-               group, groups);
-      }
+      blocks[pair - 1][groups - 1](in, start + group * BLOCK, fetched, waiting, sums[buffer]);
+      waiting.sums = sums[buffer] + (from - first[0]) * WIDTH<TYPE>;
+      waiting.row = row + from;
+      waiting.rows = (from + pair * TILE_ROWS < count ? from + pair * TILE_ROWS : count) - from;
+      waiting.group = group, waiting.groups = groups;
     }
   }
+  Waiting::finish_some<TYPE>(waiting, waiting.rows);
 }
 
 template <uint32_t TYPE>
