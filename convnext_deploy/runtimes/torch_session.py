@@ -199,7 +199,7 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch h
             for weight in (args[1], args[8]) if name == "mlp" else (args[1],):
                 self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * made.numel() / made.shape[-1]))
             return result
-        multiplies = any(word in name for word in ("conv", "linear", "mm"))
+        multiplies = any(word in name for word in ("conv", "linear", "mm", "matmul"))
         index = 2 if name == "addmm" else 1  # of the weight among the arguments
         if multiplies and isinstance(result, Tensor) and isinstance(args[index], Tensor):
             weight = args[index]

@@ -594,7 +594,7 @@ def test_targets_are_names_or_compute_capabilities() -> None:
     assert choose.targets_of("rtx-5090,sm80,A100") == ("sm80", "sm120")
 
 
-def test_torch_tensorrt_is_guarded(tmp_path: Path) -> None:
+def test_torch_tensorrt_is_refused_without_a_gpu(tmp_path: Path) -> None:
     fmt = formats.get("torch_tensorrt")
     with pytest.raises(ConvNextDeployError, match="NVIDIA GPU"):
         fmt.build(SimpleNamespace(), tmp_path)  # type: ignore[arg-type]
