@@ -20,7 +20,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code that an artifact of others brings; see SECURITY.md.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of the runtime; default: all cores.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="CPU threads of the runtime; default: the cores it may use.")
+]
 LabelsOption = Annotated[
     Path | None, typer.Option("--labels", help="The model's class names in their order: a name a line, or JSON.")
 ]
