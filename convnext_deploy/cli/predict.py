@@ -6,34 +6,27 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    Debug,
-    DeviceOption,
-    Json,
-    LabelsOption,
-    MultiLabel,
-    ProblemOption,
-    Quiet,
-    Threads,
-    Trust,
-    one_of,
-    problem_of,
-)
+from .groups import Meaning, grouped
+from .options import OUTPUT, RUNTIME, Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, one_of
 from .terminal import Terminal, progress_bar
 
 SHOWN = 20  # images in the table
 
 
+@grouped
 def predict(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     images: Annotated[str, typer.Argument(help="Image, folder, tar, Parquet, http(s) address, or - for stdin.")],
-    top: Annotated[int, typer.Option(help="Classes an image.")] = 5,
+    meaning: Meaning,
     labels: LabelsOption = None,
-    problem: ProblemOption = None,
-    multi_label: MultiLabel = False,
-    batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
+    top: Annotated[int, typer.Option(help="Classes an image.", rich_help_panel=OUTPUT)] = 5,
     out: Annotated[
-        Path | None, typer.Option(help="Keep the result: NAME.csv, .json, or .npz with all outputs.")
+        Path | None,
+        typer.Option(help="Keep the result: NAME.csv, .json, or .npz with all outputs.", rich_help_panel=OUTPUT),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Images at once. Default: what the artifact is tuned for.", rich_help_panel=RUNTIME),
     ] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
@@ -53,7 +46,7 @@ def predict(
             sys.stdin.buffer if images == "-" else images,
             top=top,
             labels=labels,
-            problem=problem_of(problem, multi_label),
+            problem=meaning.read(),
             batch=batch,
             out=out,
             device=one_of("--device", device, Device),
