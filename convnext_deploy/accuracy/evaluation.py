@@ -20,7 +20,7 @@ from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import numbering, preprocess, sources
 from ..data.image_source import with_one_label
-from ..errors import CheckFailed, DataError, UsageError
+from ..errors import CheckFailed, DataError, UsageError, printable
 from ..records.accuracy import EvalResult, OutputScore, ScoreResult
 from ..records.base import Problem
 from ..records.manifest import ModelSpec
@@ -108,7 +108,7 @@ def evaluate(
         tell(notes[-1])
     names = None if problem == "binary" and len(artifact.manifest.labels or ()) < 2 else artifact.manifest.labels
     result = EvalResult(
-        artifact=artifact.path.resolve().name,
+        artifact=printable(artifact.path.resolve().name),
         artifact_sha256=artifact.sha256,
         data=source.name,
         data_sha256=source.sha256,
@@ -171,7 +171,7 @@ def score(
     called = artifact.manifest.labels or source.class_names or ()
     result = ScoreResult(
         problem=problem,
-        artifact=artifact.path.resolve().name,
+        artifact=printable(artifact.path.resolve().name),
         artifact_sha256=artifact.sha256,
         data=source.name,
         data_sha256=source.sha256,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConvNextDeployError
+from ..errors import ConvNextDeployError, plain, printable
 from . import INTERRUPTED
 from .bench import bench
 from .evaluate import evaluate
@@ -26,6 +26,7 @@ from .quantize import quantize
 from .report import report
 from .roofline import roofline
 from .serve import serve
+from .terminal import print_json
 
 # What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -170,9 +171,10 @@ def run(arguments: list[str]) -> int:
 
         return _failed(import_line(error), 2, arguments)
     except OSError as error:  # the file system's own refusals: a name too long, a folder that cannot be read
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
-        return _failed(str(error), 2, arguments)
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return _failed(f"{named}{plain(error)}", 2, arguments)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code and say nothing
@@ -188,14 +190,11 @@ def split_hint(line: str) -> tuple[str, str | None]:
 
 def _failed(message: str, code: int, arguments: list[str]) -> int:
     """One line on stderr, a second one with what to do, and with --json a document that has both."""
-    line = " ".join(message.split()).encode(errors="backslashreplace").decode()  # a name that is not UTF-8
+    line = printable(" ".join(message.split()))
     wrong, hint = split_hint(line)
     print(f"error: {wrong}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
     if arguments[:1] == ["gate"]:
         record_error(arguments, line)
     if "--json" in arguments:
-        import msgspec
-
-        document = {"error": line, "exit_code": code}
-        print(msgspec.json.encode(document | ({"hint": hint} if hint else {})).decode())
+        print_json({"error": line, "exit_code": code} | ({"hint": hint} if hint else {}))
     return code

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import OUTPUT, CudaGraph, Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
+from .options import OUTPUT, WRITES, CudaGraph, Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def bench(
     cuda_graph: CudaGraph = False,
     trust: Trust = False,
     save: Annotated[
-        Path | None, typer.Option(help="Write the results, every sample, as JSON Lines.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(**WRITES, help="Write the results, every sample, as JSON Lines.", rich_help_panel=OUTPUT),
     ] = None,
     against: Annotated[
         Path | None,
@@ -108,10 +109,12 @@ def bench(
         typer.Option(help="With --against: a smaller increase of time counts as the same.", rich_help_panel=COMPARISON),
     ] = "5%",
     junit: Annotated[
-        Path | None, typer.Option(help="With --against: the verdicts as JUnit XML.", rich_help_panel=COMPARISON)
+        Path | None,
+        typer.Option(**WRITES, help="With --against: the verdicts as JUnit XML.", rich_help_panel=COMPARISON),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="With --against: the verdicts as a Markdown table.", rich_help_panel=COMPARISON)
+        Path | None,
+        typer.Option(**WRITES, help="With --against: the verdicts as a Markdown table.", rich_help_panel=COMPARISON),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

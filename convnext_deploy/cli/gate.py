@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from .groups import Labelled, Meaning, grouped
-from .options import DATA, OUTPUT, Debug, DeviceOption, Json, Quiet, Threads, Trust, given, one_of, resumable
+from .options import DATA, OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, given, one_of, resumable
 from .terminal import Terminal, progress_bar
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
@@ -45,15 +45,19 @@ def gate(
         typer.Option(help="Folder that keeps the evaluations; resumes when run again.", rich_help_panel=OUTPUT),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="Append the verdict to this file, as Markdown.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(**WRITES, help="Append the verdict to this file, as Markdown.", rich_help_panel=OUTPUT),
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option(help="Write the verdict to this file, as JUnit XML.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(**WRITES, help="Write the verdict to this file, as JUnit XML.", rich_help_panel=OUTPUT),
     ] = None,
     outputs: Annotated[
         Path | None,
         typer.Option(
-            help="Append decision, drop and images-needed to this file, as NAME=VALUE lines.", rich_help_panel=OUTPUT
+            **WRITES,
+            help="Append decision, drop and images-needed to this file, as NAME=VALUE lines.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     device: DeviceOption = "cpu",
@@ -81,7 +85,7 @@ def gate(
         try:
             settings = limits_from_toml(limits.read_text("utf-8"), str(limits))
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--limits {limits} cannot be read: {error}") from None
+            raise UsageError(f"--limits {limits} cannot be read: {plain(error)}") from None
     terminal = Terminal(json, quiet)
     with progress_bar(terminal) as progress, resumable(terminal, out is not None):
         found = api.gate(
@@ -129,7 +133,7 @@ def record_error(arguments: Sequence[str], message: str) -> None:
 def _values(arguments: Sequence[str], option: str) -> list[Path]:
     found = [text.partition("=")[2] for text in arguments if text.startswith(f"{option}=")]
     found += [value for name, value in itertools.pairwise(arguments) if name == option]
-    return [Path(text) for text in found[-1:]]
+    return [Path(text) for text in found[-1:] if not text.endswith("/")]  # which names a folder
 
 
 def _append(path: Path, text: str) -> None:

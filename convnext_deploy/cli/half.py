@@ -7,13 +7,15 @@ import typer
 
 from .groups import Checkpoint, Outputs, grouped
 from .hints import export_command
-from .options import Debug, Force, Json, Quiet, one_of
+from .options import WRITES, Debug, Force, Json, Quiet, one_of
 from .terminal import Terminal, progress_bar
 
 
 @grouped
 def half(
-    out: Annotated[Path, typer.Option(help="The plan, NAME.json; NAME.half.json says why each operation is kept.")],
+    out: Annotated[
+        Path, typer.Option(**WRITES, help="The plan, NAME.json; NAME.half.json says why each operation is kept.")
+    ],
     data: Annotated[str, typer.Option(help="Real images: folder, tar or Parquet.")],
     checkpoint: Checkpoint,
     outputs: Outputs,

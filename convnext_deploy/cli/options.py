@@ -41,6 +41,15 @@ LabelsOption = Annotated[
 ]
 
 
+def _file(text: str) -> Path:
+    from .. import arguments
+
+    return arguments.file("file", text)
+
+
+WRITES: dict[str, Any] = {"parser": _file, "metavar": "<path>"}  # of an option that names a file to write
+
+
 @contextmanager
 def resumable(terminal: Terminal, kept: bool) -> Iterator[None]:
     """Says on Ctrl-C whether the same command goes on where it stopped."""

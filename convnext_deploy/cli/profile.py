@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import OUTPUT, Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
+from .options import OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
 from .terminal import Terminal
 
 
@@ -18,7 +18,8 @@ def profile(
     threads: Threads = None,
     trust: Trust = False,
     out: Annotated[
-        Path | None, typer.Option(help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(**WRITES, help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -7,7 +7,7 @@ import typer
 
 from .groups import Checkpoint, Outputs, grouped
 from .hints import export_command
-from .options import Debug, Force, Json, Quiet, one_of
+from .options import WRITES, Debug, Force, Json, Quiet, one_of
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ PLAN, CALIBRATION = "Plan", "Calibration"  # panels of --help
 
 @grouped
 def quantize(
-    out: Annotated[Path, typer.Option(help="The plan, NAME.json; tensors and measurements go beside it.")],
+    out: Annotated[Path, typer.Option(**WRITES, help="The plan, NAME.json; tensors and measurements go beside it.")],
     calibration: Annotated[str, typer.Option(help="Real images: folder, tar or Parquet; or, by name, random.")],
     checkpoint: Checkpoint,
     outputs: Outputs,

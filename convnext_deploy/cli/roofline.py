@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import OUTPUT, Debug, Json, Quiet, Threads, image_size_of, one_of
+from .options import OUTPUT, WRITES, Debug, Json, Quiet, Threads, image_size_of, one_of
 from .terminal import Terminal, progress_bar
 
 
@@ -20,7 +20,8 @@ def roofline(
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
     threads: Threads = None,
     out: Annotated[
-        Path | None, typer.Option(help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(**WRITES, help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -618,7 +618,10 @@ def test_latency_and_size_of_artifacts_are_measured(
             "--candidate {0}/none does not exist; expected",
         ),
         (["--candidate", "{0}/baseline.json", "--limits", "/no"], "--limits /no cannot be read: "),
-        (["--candidate", "{0}/baseline.json", "--max-drop", "101"], "limits: Expected `float` <= 100.0"),
+        (
+            ["--candidate", "{0}/baseline.json", "--max-drop", "101"],
+            "limit max_drop 101.0; expected percentage points from 0 to 100",
+        ),
         (["--candidate", "{0}/good", "--max-drop", "1", "--junit", "/no/j.xml"], "--junit /no/j.xml; expected a file"),
     ],
 )

@@ -479,7 +479,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     arguments = ["export", "--variant", "test_convnext", "--weights", "random", "--format", "trt", "--quiet"]
     assert cli.run([*arguments, "--out", str(tmp_path / "engine")]) == 2
     error = capsys.readouterr().err
-    assert f"{tmp_path} is full; make room" in error
+    assert f"{tmp_path} is full\nhint: make room" in error
     assert error.replace("\nhint: ", "; ").count("\n") == 1
     assert not list(tmp_path.iterdir())
 
