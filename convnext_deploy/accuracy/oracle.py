@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..artifact import deviation
 from ..data import preprocess
 from ..env import missing
-from ..errors import ParityError
+from ..errors import ParityError, plain
 from ..models import beside
 from ..models.files import read_file
 from ..models.names import LAYOUTS
@@ -67,7 +67,7 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
         state = _bare(_read(origin.files, origin.key), origin.layout)
         model, call = BUILDERS[library](state, origin.config, loaded)
     except (_NotBuilt, RuntimeError, TypeError, ValueError, KeyError, StopIteration) as reason:
-        return _self(f"{library} does not take the file: {' '.join(str(reason).split())[:200]}")
+        return _self(f"{library} does not take the file: {plain(reason)}")
     with torch.inference_mode():
         outputs = call(model.eval(), torch.from_numpy(images))
     name = f"{library} {importlib.metadata.version(library)}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..artifact import verify
 from ..artifact.session import Session, run_in_batches
 from ..data import preprocess
-from ..errors import DataError, WeightsError
+from ..errors import DataError, WeightsError, plain
 from ..records.manifest import ExportSpec, Manifest, ModelSpec, Parity
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _pixels_of(loaded: "Loaded", verify_data: str) -> Pixels:
     try:
         return np.stack([to_pixels(chosen.read(index)) for index in range(len(chosen))])
     except OSError as error:
-        raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {error}") from None
+        raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {plain(error)}") from None
 
 
 def _finite(loaded: "Loaded", found: verify.Outputs) -> verify.Outputs:

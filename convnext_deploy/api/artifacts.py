@@ -74,6 +74,7 @@ def export(
     preprocessing: Mapping[str, Any] | None = None,
     verify_data: arguments.Location | None = None,
     data: arguments.Location | None = None,
+    split: str | None = None,
     labels: arguments.Location | None = None,
     annotations: arguments.Location | None = None,
     class_order: ClassOrder = "torchvision",
@@ -116,7 +117,7 @@ def export(
         data: labelled images, as for `evaluate`. Likely image sizes, statistics and crops are tried on them in the
             place of what is assumed, and a combination that is better beyond chance is an error that names it.
         labels: file of the model's class names in their order, which go into the artifact and number those of `data`.
-        annotations, class_order: of `data`, as for `evaluate`.
+        split, annotations, class_order: of `data`, as for `evaluate`.
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
@@ -158,6 +159,7 @@ def export(
         trt=trt,
         kernels=kernels,
         class_order=class_order,
+        split=split,
     )
     out = arguments.maybe(arguments.path, "out", out)
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
@@ -165,8 +167,11 @@ def export(
     data = arguments.maybe(arguments.images, "data", data)
     labels = arguments.maybe(arguments.path, "labels", labels)
     annotations = arguments.maybe(arguments.images, "annotations", annotations)
-    if annotations is not None and data is None:
-        raise UsageError(f"annotations {annotations} are those of labelled images; give data too, or leave it out")
+    for name, value in (("annotations", annotations), ("split", split)):
+        if value is not None and data is None:
+            raise UsageError(
+                f"{name} {value} is of labelled images, and there are none; give --data too, or leave it out"
+            )
     refit_from = arguments.maybe(arguments.path, "refit_from", refit_from)
     from ..workflows import export as workflow
     from ..workflows.evaluate import Images
@@ -200,7 +205,7 @@ def export(
         verify_data=verify_data,
         checked_on=None
         if data is None
-        else Images(data=data, labels=labels, annotations=annotations, class_order=class_order),
+        else Images(data=data, split=split, labels=labels, annotations=annotations, class_order=class_order),
         class_names=labels,
         refit_from=refit_from,
         say=say,
@@ -223,7 +228,7 @@ def refit(
         trust: as for `load`.
 
     Raises:
-        UsageError: the artifact is no engine, or was not exported with `--refit refit` or `--refit strip`.
+        UsageError: the artifact is no engine, or was not exported with `--trt-refit refit` or `--trt-refit strip`.
         CheckFailed: as `export`.
     """
     weights = arguments.weights("weights", weights)

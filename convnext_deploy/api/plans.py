@@ -92,7 +92,7 @@ def quantize(
         say=say,
         progress=progress,
     )
-    out = arguments.path("out", out)
+    out = arguments.file("out", out)
     calibration = arguments.images("calibration", calibration)
     from ..workflows import quantize as workflow
 
@@ -159,7 +159,7 @@ def half(
     )
     arguments.one_of("precision", precision, HalfPrecision)
     arguments.check(images=images, split=split, input=input, force=force, say=say, progress=progress)
-    out = arguments.path("out", out)
+    out = arguments.file("out", out)
     data = arguments.images("data", data)
     from ..workflows import half as workflow
 

@@ -123,7 +123,7 @@ def report(
         DataError: a file cannot be read, or holds no result that a report shows.
     """
     files = arguments.paths("results", results, "a file of JSON Lines, or several")
-    out = arguments.path("out", out)
+    out = arguments.file("out", out)
     arguments.check(title=title)
     from ..reports import html, markdown
     from ..reports import results as recorded

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from .options import Debug, DeviceOption, LabelsOption, Quiet, Trust, given, one_of
 from .terminal import Terminal
 
@@ -94,4 +94,4 @@ def _token(file: Path | None) -> str | None:
     try:
         return file.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--token-file {file} cannot be read: {error}") from None
+        raise UsageError(f"--token-file {file} cannot be read: {plain(error)}") from None

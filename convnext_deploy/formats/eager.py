@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..artifact.readback import Contents
 from ..artifact.session import Images, RunOptions
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, plain
 from ..graph.capture import DeployGraph
 from ..graph.module_contents import stored
 from ..models.convnext import ConvNeXt
@@ -76,7 +76,7 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     try:
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
-        raise ArtifactError(f"{folder / FILE} does not fit its manifest: {error}".replace("\n", " ")) from None
+        raise ArtifactError(f"{folder / FILE} does not fit its manifest: {plain(error)}".replace("\n", " ")) from None
     if manifest.export.kernels:
         from ..kernels.use import use_kernels  # which looks for triton
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 from ..records.base import Problem
 from ..records.manifest import ModelSpec, Preprocessing
 from . import registry
@@ -39,7 +39,7 @@ def understood(
         return read(text)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise WeightsError(
-            f"{where} cannot be understood ({error!r}); mend it, or load the weights file alone"
+            f"{where} cannot be understood ({plain(error)}); mend it, or load the weights file alone"
         ) from None
 
 
@@ -291,7 +291,7 @@ def preprocessing_of(
     try:
         found = msgspec.convert({**fields, "assumed": tuple(assumed)}, Preprocessing)
     except msgspec.ValidationError as error:
-        raise WeightsError(f"the preprocessing given, or beside the checkpoint: {error}") from None
+        raise WeightsError(f"the preprocessing given, or beside the checkpoint: {plain(error)}") from None
     _check_normalization(found, channels)
     return found
 

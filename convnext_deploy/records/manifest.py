@@ -94,6 +94,7 @@ class Provenance(Record, frozen=True, kw_only=True):
     value: str  # as it is printed
     how: Literal["known", "given", "assumed"]
     source: str | None = None  # known: the file or code that says it; given: the option
+    contradicts: str | None = None  # given: what stands beside the checkpoint, where that says another
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):

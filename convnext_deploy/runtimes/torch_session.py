@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..artifact.session import Images, Profile, RunOptions, Session
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, plain
 from ..graph.onnx_read import macs_of, shares
 from ..records.base import Device, Precision
 from ..records.manifest import Manifest, PrecisionTruth
@@ -109,8 +109,7 @@ def opening(path: Path, options: RunOptions) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, KeyError, OSError, EOFError, BadZipFile, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ArtifactError(f"PyTorch cannot load {path}: {reason}; export the model again") from error
+        raise ArtifactError(f"PyTorch cannot load {path}: {plain(error)}; export the model again") from error
 
 
 _CHANGING = threading.RLock()  # held while PyTorch's number of threads is another than the process's own

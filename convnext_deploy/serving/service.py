@@ -12,7 +12,7 @@ import msgspec
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..env import usable_cores
-from ..errors import CheckFailed, ConvNextDeployError, UsageError
+from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
 from ..records.accuracy import Verdict
 from .batching import Job
 from .metrics import Metrics
@@ -168,9 +168,11 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
     try:
         verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
     except OSError as error:
-        raise UsageError(f"--gate {file} cannot be read: {error.strerror}") from None
+        raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"--gate {file} holds no verdict: {error}; expected what `gate --json` prints") from None
+        raise UsageError(
+            f"--gate {file} holds no verdict: {plain(error)}; expected what `gate --json` prints"
+        ) from None
     if verdict.candidate_sha256 != artifact.sha256:
         raise CheckFailed(
             f"--gate {file} is about the candidate {verdict.candidate_sha256[:12]}, and {artifact.path} is "

@@ -78,10 +78,12 @@ def targets_of(words: str) -> tuple[str, ...]:
         numbered = re.fullmatch(r"sm(\d{2,3})", plain)
         number = int(numbered[1]) if numbered else COMPUTE_CAPABILITIES.get(plain)
         if number is None:
-            raise UsageError(f"--target {word} is not a known GPU; give its compute capability, such as sm80 for A100")
+            raise UsageError(
+                f"--trt-target {word} is not a known GPU; give its compute capability, such as sm80 for A100"
+            )
         found.add(number)
     if not found:
-        raise UsageError(f"--target {words!r} names no GPU; expected for example a100,rtx4090")
+        raise UsageError(f"--trt-target {words!r} names no GPU; expected for example a100,rtx4090")
     return tuple(f"sm{number}" for number in sorted(found))
 
 
