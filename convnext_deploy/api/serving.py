@@ -1,6 +1,7 @@
 """The server: `serve` runs it, `asgi` gives the application to whoever has a server already."""
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,7 +143,7 @@ def package(
             notes = kserve.written(artifact, called, made, image=image, storage_uri=storage_uri)
         else:
             notes = docker.written(artifact, called, made, package=requirement)
-    return [note.format(out=folder) for note in notes]
+    return [note.format(out=shlex.quote(str(folder))) for note in notes]
 
 
 def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str, Any]) -> "Service":
