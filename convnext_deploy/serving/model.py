@@ -80,7 +80,6 @@ class Model:
                 f"{self.session.at_once} run at once here"
             )
         measured, why = drift.reference_words(self.manifest)
-        say(f"{name}: {why}")
         self.drift = Drift(self.manifest, self.problem) if measured else None
         self._watchers: tuple[Watcher, ...] = ()
         self.watch()
@@ -98,7 +97,9 @@ class Model:
         )
         try:
             self._warm_up(threads)
+            self._refuse_limit()
             self._prove(say)
+            say(f"{name}: {why}")
         except BaseException:
             self.queue.close()
             raise
@@ -144,6 +145,28 @@ class Model:
                 raise CheckFailed(
                     f"{self.artifact.path} gives outputs that are not finite for black images; export again"
                 )
+
+    def _refuse_limit(self) -> None:
+        """Refuse a limit that not even one image alone would keep.
+
+        Raises:
+            UsageError: with what one takes.
+        """
+        if self.options.slo_ms is None:
+            return
+        facts = self.manifest
+        pixels = np.zeros((1, facts.model.in_chans, *facts.model.image_size), np.uint8)
+        images = preprocess.as_input(pixels, facts.preprocessing, facts.export.input)
+        taken = []
+        for _ in range(5):
+            started = time.perf_counter()
+            self._run(images)
+            taken.append(time.perf_counter() - started)
+        if min(taken) * 1e3 > self.options.slo_ms:
+            raise UsageError(
+                f"slo_ms {self.options.slo_ms:g}: {self.name} takes {min(taken) * 1e3:.3g} ms for one image alone "
+                "here, so that nothing could be answered in time; give more, or serve a faster artifact"
+            )
 
     def _prove(self, say: Callable[[str], None]) -> None:
         """Make export's own comparison on this machine.

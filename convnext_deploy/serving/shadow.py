@@ -10,7 +10,7 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ class Shadow:
         return {
             "baseline": self.baseline.name, "baseline_sha256": self.baseline.sha256,
             "candidate": str(self.options.path), "candidate_sha256": self.sha256,
-            **asdict(found), "decision": decision, "more_images": more,
+            "decision": decision, "images": found.images, "other_answers": found.hits, "share": found.share,
+            "lower": found.lower, "upper": found.upper, "limit": found.limit, "alpha": found.alpha, "more_images": more,
             "more_requests": None if more is None else math.ceil(more / self.options.share), **counts,
         }  # fmt: skip
 
@@ -130,12 +131,9 @@ class Shadow:
         images = CounterMetricFamily(
             f"{PREFIX}_shadow_images", "Images that the candidate was asked, by what came of it.", labels=["outcome"]
         )
-        same = state["images"] - state["hits"]
-        for outcome, count in (
-            ("same", same),
-            ("other", state["hits"]),
-            *((k, state[k]) for k in ("dropped", "repeated")),
-        ):
+        others = state["other_answers"]
+        counts = {"same": state["images"] - others, "other": others}
+        for outcome, count in {**counts, "dropped": state["dropped"], "repeated": state["repeated"]}.items():
             images.add_metric([outcome], count)
         yield images
         share = GaugeMetricFamily(
