@@ -146,6 +146,7 @@ def draft(
             images=identity.images,
             random=calibration.data == RANDOM,
             method=method,
+            inputs=calibration.inputs,
         ),
         operations=operations,
     )
