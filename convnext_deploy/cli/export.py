@@ -56,7 +56,10 @@ def export(
         str | None, typer.Option(help="Pixels: 224 or HEIGHTxWIDTH. Default: what the checkpoint says, else 224.")
     ] = None,
     dynamic_image_size: Annotated[bool, typer.Option("--dynamic-image-size", help="Take any size from 32x32.")] = False,
-    task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
+    task: Annotated[str, typer.Option(help="classify, embed, features or segment (UPerNet).")] = "classify",
+    argmax: Annotated[
+        bool, typer.Option("--argmax", help="segment: put out each pixel's class, resized in the graph, not logits.")
+    ] = False,
     levels: Annotated[
         str | None,
         typer.Option(
@@ -177,6 +180,7 @@ def export(
         format=format,
         out=out,
         dynamic_image_size=dynamic_image_size,
+        argmax=argmax,
         num_classes=num_classes,
         in_chans=in_chans,
         levels=levels,

@@ -33,14 +33,14 @@ def half(
     debug: Debug = False,
 ) -> None:
     """Which operations overflow or lose their values in fp16 or bf16, and a plan that keeps these in fp32."""
-    from ..records.base import InputKind, Task
+    from ..records.base import InputKind, NetworkTask
     from ..records.plan import HalfPrecision
 
     terminal = Terminal(json, quiet)
     wanted = {
         "precision": one_of("--precision", precision, HalfPrecision),
         "input": one_of("--input", input, InputKind),
-        "task": one_of("--task", task, Task),
+        "task": one_of("--task", task, NetworkTask),
         "image_size": image_size_of(image_size),
         "preprocessing": given(mean=numbers("--mean", mean), std=numbers("--std", std)),
     }

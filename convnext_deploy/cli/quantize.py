@@ -58,7 +58,7 @@ def quantize(
     debug: Debug = False,
 ) -> None:
     """Write the plan that export --plan builds 8-bit artifacts from. `optimize` does the whole way at once."""
-    from ..records.base import InputKind, PlanType, Precision, Task
+    from ..records.base import InputKind, NetworkTask, PlanType, Precision
     from ..records.plan import RangeMethod
 
     terminal = Terminal(json, quiet)
@@ -68,7 +68,7 @@ def quantize(
         "method": one_of("--method", method, RangeMethod),
         "rest": None if rest is None else one_of("--rest", rest, Precision),
         "input": one_of("--input", input, InputKind),
-        "task": one_of("--task", task, Task),
+        "task": one_of("--task", task, NetworkTask),
         "image_size": image_size_of(image_size),
         "preprocessing": given(
             mean=numbers("--mean", mean),
