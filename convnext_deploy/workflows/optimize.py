@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from .. import env, formats
-from ..accuracy.evaluation import problem_of
+from ..accuracy.targets import problem_of
 from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
 from ..data import numbering, sources

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..accuracy.evaluation import problem_of
+from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, sources
