@@ -35,6 +35,7 @@ NAME_BYTES = 255  # what file systems take as one name
 SYNONYMS = {
     "half": "fp16", "float16": "fp16", "float": "fp32", "float32": "fp32", "bfloat16": "bf16", "f32": "fp32",
     "u8": "uint8", "gpu": "cuda", "pooled": "embed", "backbone": "features", "feature_maps": "features",
+    "segmentation": "segment", "semantic": "segment",
 }  # fmt: skip
 EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and export takes it with --plan"
 HINTS = {
@@ -367,6 +368,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "rounding": flag,
     "cuda_graph": flag,
     "dynamic_image_size": flag,
+    "argmax": flag,
     "patch_tokens": flag,
     "say": called,
     "progress": called,

@@ -88,7 +88,7 @@ def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str
         expected,
         Tolerance(relative_error=error, cosine=cosine, rms_error=None if math.isnan(rms) else rms),
         "bundled",
-        manifest.model.task == "classify",
+        manifest.model.task in ("classify", "segment"),
         "simulation" if reference == "simulation" else "source",
     )
 

@@ -174,7 +174,7 @@ def judged(
         reload: reads the source again, as it is before any rewrite; asked only where fp32's own limit is missed.
     """
     records = []
-    classify = found.model.task == "classify"
+    classify = found.model.task in ("classify", "segment")
     limit = verify.TOLERANCES[found.export.precision]
     for index, probe in enumerate(sets):
         images = preprocess.as_input(probe.pixels, found.preprocessing, found.export.input)

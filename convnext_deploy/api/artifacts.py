@@ -62,6 +62,7 @@ def export(
     batch: arguments.Batch | None = None,
     image_size: arguments.ImageSize | None = None,
     dynamic_image_size: bool = False,
+    argmax: bool = False,
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
     head_activation: HeadActivation | None = None,
@@ -100,6 +101,9 @@ def export(
         batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
         image_size: one number or (height, width), in pixels, at least 32; None: what the checkpoint says, else 224.
         dynamic_image_size: take any size of at least 32x32 pixels.
+        argmax: of the task segment: put out the class of each pixel of the image (N, H, W), int32, in the place of the
+            logits (N, classes, H / 4, W / 4): resizing and the choice of the class are part of the graph.
+        task: classify; embed (the pooled vector); features (the maps); segment (a UPerNet with its head).
         levels: of the task features: which maps, of 1 to 4 (strides 4 to 32); None: those that have a norm in the
             checkpoint, as a detector's backbone has, else all.
         head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
@@ -152,6 +156,7 @@ def export(
         precision=precision,
         input=input,
         dynamic_image_size=dynamic_image_size,
+        argmax=argmax,
         device=device,
         force=force,
         say=say,
@@ -192,6 +197,7 @@ def export(
         input=input,
         batch=sizes,
         dynamic_image_size=dynamic_image_size,
+        argmax=argmax,
         device=device or ("cpu" if "cpu" in fmt.devices else "cuda"),
         tensorrt=tensorrt,
     )

@@ -123,7 +123,7 @@ def bench(
     """Measure latency and throughput. Without arguments, compares ConvNeXt-T with Swin-T."""
     from .. import api, env
     from ..artifact import manifest
-    from ..records.base import Device, Precision, Task
+    from ..records.base import Device, NetworkTask, Precision
     from ..records.timing import Scenario, Scope
     from ..reports import comparisons
     from ..timing import compare as regress
@@ -168,7 +168,7 @@ def bench(
                 runtimes=_words(runtime),
                 precisions=[one_of("--precision", word, Precision) for word in _words(precision)],
                 image_sizes=[size for word in _words(image_size) if (size := image_size_of(word))],
-                task=one_of("--task", task, Task),
+                task=one_of("--task", task, NetworkTask),
                 cuda_graph=cuda_graph,
                 trust=trust,
                 say=terminal.say,

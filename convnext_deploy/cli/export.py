@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .groups import Checkpoint, Labelled, Meaning, Outputs, TensorRt, grouped
+from .groups import AllOutputs, Checkpoint, Labelled, Meaning, TensorRt, grouped
 from .options import DATA, OUTPUT, RUNTIME, Debug, Force, Json, Quiet, Trust, batch_range, one_of
 from .terminal import Terminal, summary
 
@@ -14,7 +14,7 @@ from .terminal import Terminal, summary
 def export(
     *,
     checkpoint: Checkpoint,
-    outputs: Outputs,
+    outputs: AllOutputs,
     num_classes: Annotated[
         int | None,
         typer.Option(help="Must agree with the checkpoint; shapes random weights.", rich_help_panel="Checkpoint"),

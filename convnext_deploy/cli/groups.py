@@ -158,12 +158,28 @@ class Outputs:
     ] = None
 
     def read(self) -> dict[str, Any]:
-        from ..records.base import Task
+        from ..records.base import NetworkTask
 
-        return {"task": one_of("--task", self.task, Task), "levels": self.levels}
+        return {"task": one_of("--task", self.task, NetworkTask), "levels": self.levels}
 
     def words(self) -> list[str]:
         return words(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllOutputs(Outputs):
+    """The same, with a head that belongs to another network."""
+
+    task: Annotated[str, _checkpoint(help="classify, embed, features or segment (UPerNet).")] = "classify"
+    argmax: Annotated[
+        bool,
+        _checkpoint("--argmax", help="segment: put out each pixel's class, resized in the graph, not logits."),
+    ] = False
+
+    def read(self) -> dict[str, Any]:
+        from ..records.base import Task
+
+        return {"task": one_of("--task", self.task, Task), "levels": self.levels, "argmax": self.argmax}
 
 
 @dataclass(frozen=True, kw_only=True)

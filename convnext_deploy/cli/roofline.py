@@ -30,7 +30,7 @@ def roofline(
     """The shortest time a device can take for a model, and what bounds each operation."""
     from .. import api
     from ..artifact import manifest
-    from ..records.base import Task
+    from ..records.base import NetworkTask
 
     terminal = Terminal(json, quiet)
     if out is not None:
@@ -44,7 +44,7 @@ def roofline(
             precision=precision,
             batch=batch,
             image_size=size,
-            task=one_of("--task", task, Task),
+            task=one_of("--task", task, NetworkTask),
             threads=threads,
             progress=progress,
         )

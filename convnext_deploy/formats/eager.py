@@ -64,6 +64,10 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     with torch.device("meta"):
         module = ConvNeXt(manifest.model)
     module.takes_uint8 = manifest.export.input == "uint8"
+    module.puts_out_classes = manifest.export.argmax
+    if module.segmenter is not None:
+        for _, unit in module.segmenter.units():
+            unit.norm = None  # folded into its convolution
     if "stem.input_mean" in tensors:
         module.stem.input_mean = tensors["stem.input_mean"]
     if manifest.export.quantization is not None:
@@ -144,6 +148,7 @@ FORMAT = Format(
     runs_code=False,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
+    tasks=frozenset({"classify", "embed", "features", "segment"}),
     optimized=frozenset({"cuda"}),
     typed_graph=True,
     own_network=True,

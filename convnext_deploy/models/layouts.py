@@ -87,6 +87,7 @@ def convert(
     if backbone and task != "features":
         raise WeightsError(
             f"{where} ({layout.name} layout) is a backbone: it gives maps and has no head; use --task features"
+            + (", or --task segment for the whole" if any("decode_head." in key for key in whole) else "")
         )
     normalization = beside.normalization(state, outside, _channels(tensors), where)
     if normalization is not None:

@@ -92,10 +92,15 @@ def provenance(
         "activation": said("activation", spec.activation, otherwise=constant or architecture),
         "norm_eps": said("norm_eps", f"{spec.norm_eps:g}{head}", otherwise=constant or architecture),
     }
-    if spec.task != "features":
+    if not spec.has_maps:
         found["global_pool"] = said("global_pool", "avg", otherwise=of_code if layout not in _OF_TIMM else architecture)
     found["output_stride"] = said("output_stride", "32", otherwise=of_code if layout not in _OF_TIMM else architecture)
-    if spec.task == "classify":
+    if spec.segmentation is not None:
+        masks = spec.segmentation
+        found["pool_scales"] = said("pool_scales", _joined(masks.pool_scales))
+        found["ignored"] = said("ignored", str(masks.ignored))
+        found["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
+    if spec.task in ("classify", "segment"):
         found["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
     return found
 

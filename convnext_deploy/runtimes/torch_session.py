@@ -82,7 +82,8 @@ class TorchSession(Session):
 
     def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         # A copy even on the CPU: compiled code may hand out the same buffer at the next step.
-        return tuple(np.array(output.cpu().numpy(), dtype=np.float32) for output in self._outputs)
+        pairs = zip(self._outputs, self.manifest.outputs, strict=True)
+        return tuple(np.array(output.cpu().numpy(), dtype=record.dtype) for output, record in pairs)
 
     def _precision(self) -> PrecisionTruth:
         with MacCounter() as counter:
