@@ -27,7 +27,9 @@ Trust = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", help="CPU threads of the runtime. Default: the cores it may use.", rich_help_panel=RUNTIME),
+    typer.Option(
+        "--threads", help="CPU threads of the runtime. Default: the cores it may use.", rich_help_panel=RUNTIME
+    ),
 ]
 CudaGraph = Annotated[
     bool, typer.Option("--cuda-graph", help="On a GPU: replay a captured CUDA graph.", rich_help_panel=RUNTIME)
