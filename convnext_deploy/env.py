@@ -197,16 +197,22 @@ _NOTABLE = {
     "amx_tile",
     "amx_bf16",
     "amx_int8",
+    "asimddp",  # Arm's dot products; its other names are these three
+    "i8mm",
+    "bf16",
+    "sve",
 }
 
 
 def cpu_features() -> set[str]:
     """Instruction-set flags as Linux names them; empty where /proc/cpuinfo does not exist."""
-    return set(_cpuinfo("flags").split())
+    return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
 
 
 def _cpu_model() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    part = _cpuinfo("CPU part")  # Linux on Arm has numbers for a name: those of implementer and core
+    arm = f"{platform.machine()} {_cpuinfo('CPU implementer')} {part}" if part else ""
+    return _cpuinfo("model name") or arm or platform.processor() or platform.machine()
 
 
 def _cpuinfo(field: str) -> str:

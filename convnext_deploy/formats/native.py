@@ -164,5 +164,5 @@ FORMAT = Format(
     own_network=True,
     eight_bits=EightBits(int8="u8s8"),
     benched=frozenset({"cpu"}),
-    bf16_features=frozenset({"avx512_bf16", "amx_bf16"}),
+    bf16_features=frozenset({"avx512_bf16", "amx_bf16", "bf16"}),  # the last is Arm's
 )

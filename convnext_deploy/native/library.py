@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..artifact import private, staging
 from ..artifact.manifest import sha256_of
-from ..errors import BuildError, MissingPackageError, UsageError
+from ..errors import BuildError, MissingPackageError, UsageError, plain
 from . import shipped
 from .compiler import COMPILERS, FLAGS, SOURCES, compile_library, compiler_key, find_compiler, source_key, units
 
@@ -98,7 +98,7 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
         staging.clear(folder / BUILD_NAME)
     except OSError as error:
         raise BuildError(
-            f"the native engine cannot be built into {folder}: {error.strerror}; set XDG_CACHE_HOME to a folder of "
+            f"the native engine cannot be built into {folder}: {plain(error)}; set XDG_CACHE_HOME to a folder of "
             "your own that can be written"
         ) from None
     return path

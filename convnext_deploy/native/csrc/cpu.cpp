@@ -5,6 +5,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 #if defined(__x86_64__) && defined(__linux__)
 #include <cerrno>
@@ -68,6 +70,17 @@ bool has_tiles() {
   return has_avx512_bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & NEEDED) == NEEDED;
 #endif
 }
+#elif defined(__aarch64__)
+// What Linux says of every core, by the bits of its asm/hwcap.h, of which older headers lack some. Other systems are
+// not asked.
+#if defined(__linux__)
+bool has(unsigned long kind, unsigned long bits) { return (getauxval(kind) & bits) == bits; }
+bool has_dotprod() { return has(AT_HWCAP, 1UL << 20); }
+bool has_i8mm_and_bf16() { return has_dotprod() && has(AT_HWCAP2, 1UL << 13 | 1UL << 14); }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm_and_bf16() { return false; }
+#endif
 #endif
 
 constexpr Path PATHS[] = {
@@ -78,6 +91,10 @@ constexpr Path PATHS[] = {
     {"avx_vnni", has_avx_vnni, avx_vnni_kernels},
     {"avx512", has_avx512, avx512_kernels},
     {"avx2", has_avx2, avx2_kernels},
+#elif defined(__aarch64__)
+    {"neon_bf16", has_i8mm_and_bf16, neon_bf16_kernels},
+    {"neon_dotprod", has_dotprod, neon_dotprod_kernels},
+    {"neon", [] { return true; }, neon_kernels},
 #endif
     {"portable", [] { return true; }, portable_kernels},
 };

@@ -9,7 +9,7 @@
 #include "kernels.h"
 #include "sweep.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || MULTIPLIES_MATRICES
 #define MULTIPLIES_BF16 true
 #else
 #define MULTIPLIES_BF16 false
