@@ -15,8 +15,11 @@ constexpr size_t MOST_BYTES = size_t{1} << 44;
 
 const Kernels &kernels_for(const char *isa) {
   const Kernels *found = choose_kernels(isa);
-  if (!found)
-    throw Failure{CNXT_BAD_ARGUMENT, std::string("this CPU has no path '") + isa + "'; it has " + available_kernels()};
+  if (!found) {
+    const std::string refused = refused_kernels(), why = refused.empty() ? "" : "; " + refused;
+    throw Failure{CNXT_BAD_ARGUMENT,
+                  std::string("this CPU has no path '") + isa + "'; it has " + available_kernels() + why};
+  }
   return *found;
 }
 
