@@ -178,7 +178,8 @@ double sweep_tiles(uint32_t rounds) {
     multiply_tiles<TYPE, 3, 5, 7>();
   }
   release_tiles();
-  return double(rounds) * 4 * TILE_ROWS * BLOCK * (TILE_BYTES / bytes_of(TYPE));
+  constexpr uint64_t INPUTS = TILE_BYTES / bytes_of(TYPE);
+  return double(rounds) * 4 * TILE_ROWS * BLOCK * INPUTS;
 }
 
 double multiply_tile_registers(uint32_t type, uint32_t rounds) {
