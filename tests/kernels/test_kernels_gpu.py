@@ -74,7 +74,10 @@ def test_products_for_hopper_equal_float64(
         )  # fmt: skip
 
     agrees(bare, F.linear, x, weight, bias)
-    agrees(project, lambda x, weight, bias, residual: residual + F.linear(x, weight, bias), x, weight, bias, residual)
+    if width in hopper.PROJECT_WIDTHS:
+        agrees(
+            project, lambda x, weight, bias, residual: residual + F.linear(x, weight, bias), x, weight, bias, residual
+        )
     agrees(expand, lambda x, weight, bias: F.gelu(F.linear(normalized(x), weight, bias)), x, weight, bias)
 
 
