@@ -22,9 +22,13 @@ extern "C" const char* run(const u16* x, const int* sizes, const int* box, const
 
 
 def dwconv_moments(
-    x: Tensor, taps: Tensor, bias: Tensor, chunk: int, folder: Path, programs: int = 2
+    x: Tensor, taps: Tensor, bias: Tensor, chunk: int, folder: Path, programs: int = 2, text: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """`dwconv_mma.dwconv_moments` of CPU tensors, by so many programs; the results that it does not write are NaN.
+
+    Args:
+        folder: for the build.
+        text: of the kernel, in the place of the package's.
 
     Raises:
         AssertionError: a race, a bank conflict, a deadlock or an address that is wrong.
@@ -32,9 +36,9 @@ def dwconv_moments(
     images, height, width, channels = x.shape
     kernel, tiling = dwconv_mma.kernel(height, width, channels, chunk, x.dtype), dwconv_mma.tiling(height, width, chunk)
     defines = "".join(f"#define {name} {value}\n" for name, value in kernel.constants)
-    source = folder / "kernel.cpp"
-    source.write_text(f'{defines}#include "{HEADER}"\n#include "{nvrtc.FOLDER / kernel.file}"\n{ENTRY}')
-    library = folder / f"{kernel.file}.{abs(hash(kernel))}.so"
+    text = (nvrtc.FOLDER / kernel.file).read_text(encoding="utf-8") if text is None else text
+    source, library = folder / "kernel.cpp", folder / f"kernel.{abs(hash((kernel, text)))}.so"
+    source.write_text(f'{defines}#include "{HEADER}"\n{text}\n{ENTRY}', encoding="utf-8")
     subprocess.run(["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", str(source), "-o", str(library)], check=True)
     run = ctypes.CDLL(str(library)).run
     run.restype = ctypes.c_char_p

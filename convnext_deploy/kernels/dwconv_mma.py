@@ -128,8 +128,9 @@ def kernel(height: int, width: int, channels: int, chunk: int, dtype: torch.dtyp
     constants = (
         ("CHUNK", chunk), ("STRIPS", t.strips), ("ROWS", t.rows), ("BLOCKS", t.blocks), ("IMAGES", t.images),
         ("TILE_ROWS", t.tile_rows), ("TILE_COLUMNS", t.tile_columns), ("PLANE", t.plane), ("MAP", t.map),
-        ("PITCH", t.pitch), ("PROGRAMS", programs(t, chunk)), ("H", height), ("W", width), ("C", channels),
-        ("BF16", int(dtype == torch.bfloat16)),
+        ("PITCH", t.pitch), ("PROGRAMS", programs(t, chunk)), ("SHARE", int(t.blocks > 1)),
+        ("KEEP", int(chunk == STEP_CHANNELS and programs(t, chunk) < MOST_PROGRAMS)),
+        ("H", height), ("W", width), ("C", channels), ("BF16", int(dtype == torch.bfloat16)),
     )  # fmt: skip
     return Kernel(
         "dwconv_mma_sm90.cu", "dwconv_moments", constants, THREADS, t.shared_bytes(chunk), programs=programs(t, chunk)

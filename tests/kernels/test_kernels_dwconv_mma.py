@@ -67,18 +67,29 @@ def test_its_source_on_the_host_equals_float64_without_a_race(
 
 @needs_a_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [FP16, BF16], ids=str)
 @pytest.mark.parametrize(
-    "shape",
-    [(1, 56, 56, 96), (2, 28, 28, 64), (3, 14, 14, 384), (9, 7, 7, 192), (3, 9, 7, 96), (2, 20, 18, 40),
-     (1, 75, 75, 64), (2, 12, 12, 200), (3, 9, 9, 72), (1, 24, 24, 64), (1, 48, 48, 32), (1, 36, 36, 32), (3, 1, 1, 64),
-     (1, 3, 40, 32), (2, 40, 1, 32), (9, 5, 8, 8)],
+    ("shape", "dtype"),
+    [((1, 56, 56, 96), FP16), ((2, 28, 28, 64), BF16), ((3, 14, 14, 384), FP16), ((9, 7, 7, 192), FP16),
+     ((3, 9, 7, 96), BF16), ((2, 20, 18, 40), FP16), ((1, 75, 75, 64), BF16), ((2, 12, 12, 200), FP16),
+     ((3, 9, 9, 72), BF16), ((1, 24, 24, 64), FP16), ((1, 48, 48, 32), BF16), ((1, 36, 36, 32), FP16),
+     ((3, 1, 1, 64), BF16), ((1, 3, 40, 32), FP16), ((2, 40, 1, 32), BF16), ((9, 5, 8, 8), FP16)],
     ids=str,
 )  # fmt: skip
 def test_every_tiling_on_the_host_equals_float64(
     shape: tuple[int, int, int, int], dtype: torch.dtype, tmp_path: Path
 ) -> None:
     check_against_float64(shape, dtype, 0.0, tmp_path)
+
+
+@needs_a_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("left_out", [1, 2, 3])  # 0: the one behind the start
+def test_a_barrier_that_is_left_out_is_found(left_out: int, tmp_path: Path) -> None:
+    parts = (nvrtc.FOLDER / "dwconv_mma_sm90.cu").read_text(encoding="utf-8").split("__syncthreads();")
+    text = "__syncthreads();".join(parts[: left_out + 1]) + "__syncthreads();".join(parts[left_out + 1 :])
+    x, taps, bias = (torch.zeros(shape, dtype=FP16) for shape in ((3, 9, 9, 64), (49, 64), (64,)))
+    with pytest.raises(AssertionError, match="race"):
+        emulated_kernels.dwconv_moments(x, taps, bias, 64, tmp_path, text=text)
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [*((s, s, c) for s, c in STAGES), *OTHERS])
@@ -106,8 +117,8 @@ def test_it_multiplies_on_matrix_units_and_does_not_spill(
     code = of_cubin(nvrtc.cubin(kernel), shared_bytes=kernel.shared_bytes, threads=kernel.threads)
     assert code.stack_bytes == 0
     assert code.registers * kernel.threads * kernel.programs <= 65536
-    assert code.opcodes["HMMA"] % (7 * dict(kernel.constants)["ROWS"]) == 0
-    assert code.opcodes["HMMA"] > 0
+    assert code.opcodes["HMMA"] >= 7 * dict(kernel.constants)["ROWS"]  # of a channel, and sums over channels
+    assert code.instructions <= 1300
     assert {"UTMALDG", "LDSM"} <= set(code.opcodes)
 
 

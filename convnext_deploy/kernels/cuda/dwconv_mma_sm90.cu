@@ -28,6 +28,8 @@
 //   PLANE, MAP     pieces from a block to the next, from an image to the next
 //   PITCH          bytes from a channel to the next
 //   PROGRAMS       on a multiprocessor
+//   SHARE          1: a quarter of a product's inputs is copied from another instead of loaded (BLOCKS > 1)
+//   KEEP           1: bands stay in registers from tile to tile (a CHUNK of 32)
 //   H, W, C        of a map
 //   BF16           1: bfloat16 instead of float16
 
@@ -35,9 +37,6 @@ constexpr int TAPS = 7, PAD = 3, STEP_CHANNELS = 32, WARPS = 8, THREADS = 32 * W
 constexpr int HEIGHT = TILE_ROWS + 2 * PAD, WIDTH = TILE_COLUMNS + 2 * PAD;
 constexpr int OWN_BLOCKS = (TILE_COLUMNS + 7) / 8;  // the others have no outputs
 constexpr int HALVES = OWN_BLOCKS + 1, PAIRS = BLOCKS == 1 ? 1 : BLOCKS / 2;
-#ifndef SHARE
-#define SHARE (BLOCKS > 1)
-#endif
 constexpr int RUN = (HEIGHT + ROWS - 1) / ROWS > STRIPS ? (HEIGHT + ROWS - 1) / ROWS : STRIPS;  // of one remainder
 // On the way out: warps side by side, rows between those of a warp, and how often it takes one of each image.
 constexpr int WARPS_ACROSS = OWN_BLOCKS == 3 ? 4 : OWN_BLOCKS, DISTANCE = WARPS / WARPS_ACROSS;
@@ -47,7 +46,7 @@ constexpr int ACROSS = (W + TILE_COLUMNS - 1) / TILE_COLUMNS, DOWN = (H + TILE_R
 constexpr u32 ONES = BF16 ? 0x3F803F80 : 0x3C003C00;
 static_assert(STRIPS * BLOCKS * IMAGES == 16 && (BLOCKS == 1 || BLOCKS % 2 == 0) && ROWS % 2 == 0);
 static_assert(TILE_ROWS <= STRIPS * ROWS && TILE_COLUMNS <= BLOCKS * 8 && OWN_BLOCKS >= BLOCKS - 1);
-static_assert(PITCH % 128 == PIECE);
+static_assert(PITCH % 128 == PIECE && (!SHARE || BLOCKS > 1) && (!KEEP || CHUNK == 32));
 
 // Shared memory, bytes from a multiple of 512. What is read beyond the last row brought is 16 pixels of zeros.
 constexpr int PIXEL_BYTES = STEP_CHANNELS * 2, BROUGHT_BYTES = IMAGES * HEIGHT * WIDTH * PIXEL_BYTES;
@@ -152,6 +151,8 @@ dwconv_moments(const __grid_constant__ TensorMap x, const u16* __restrict__ weig
   u32 turned_to = base + TURNED + of_channel(eight) + four * 4;
   u32 turned_back = base + TURNED + of_channel(site / 2 * 8 + part * 2 + site % 2);
 
+  constexpr int PER_WARP = STEP_CHANNELS / WARPS;
+  u32 kept[PER_WARP][8];
   int tile = blockIdx.x, step = 0, current = -1;
   u32 parity = 0;
   while (tile < tiles) {
@@ -159,7 +160,8 @@ dwconv_moments(const __grid_constant__ TensorMap x, const u16* __restrict__ weig
     int left = rest % ACROSS * TILE_COLUMNS, top = rest / ACROSS % DOWN * TILE_ROWS, image = rest / (ACROSS * DOWN) * IMAGES;
 
     // A thread: one channel, one pair of neighbours of each row of taps. The bias is where an eighth row would be.
-    if (start != current) {
+    bool fresh = start != current;
+    if (fresh) {
       int channel = start + lane;
       bool real = C % STEP_CHANNELS == 0 || channel < C;
       u32 pairs[8];
@@ -200,12 +202,21 @@ dwconv_moments(const __grid_constant__ TensorMap x, const u16* __restrict__ weig
       ask(next_tile, next_step);
     }
 
-#pragma unroll 1
-    for (int channel = warp; channel < STEP_CHANNELS; channel += WARPS) {
+    auto read_band = [&](u32 (&to)[8], int channel) {
       uint4 head = read_vector(band + channel * 256), tail = read_vector(band + channel * 256 + 128);
-      u32 pairs[TAPS] = {head.x, head.y, head.z, head.w, tail.x, tail.y, tail.z};
-      float bias_here = __uint_as_float(tail.w);
-      u32 at = of_channel(channel);
+      to[0] = head.x, to[1] = head.y, to[2] = head.z, to[3] = head.w, to[4] = tail.x, to[5] = tail.y, to[6] = tail.z, to[7] = tail.w;
+    };
+    if (KEEP && fresh)
+#pragma unroll
+      for (int k = 0; k < PER_WARP; ++k) read_band(kept[k], warp + k * WARPS);
+#pragma unroll (KEEP ? PER_WARP : 1)
+    for (int k = 0; k < PER_WARP; ++k) {
+      int channel = warp + k * WARPS;
+      u32 read[8];
+      if (!KEEP) read_band(read, channel);
+      u32(&pairs)[8] = KEEP ? kept[k] : read;
+      float bias_here = __uint_as_float(pairs[7]);
+      u32 at = of_channel(warp) + k * (of_channel(WARPS) - of_channel(0));
       u32 b0[TAPS], b1[TAPS];
       float sums[ROWS][4];
 #pragma unroll
