@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from . import launch
+from . import dwconv_mma, launch
 from .nvrtc import Boxes, Kernel, available, start
 from .operation import recorded
 
@@ -161,6 +161,7 @@ def downsample(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 PAD, STRIP = 3, 7  # of 7 x 7; rows that a thread computes
 MOST_GROUPS = 7 * 64  # across, times the channels: 14 warps in two strips
+ON_MATRIX_UNITS: tuple[torch.dtype, ...] = ()  # types that `dwconv_mma` takes; none, until a GPU has timed it
 
 
 def dwconv_kernel(height: int, width: int, channels: int, chunk: int) -> Kernel:
@@ -190,13 +191,15 @@ def takes_dwconv(x: Tensor, weight: Tensor) -> bool:
     """Whether `dwconv_moments` of x (N, H, W, C) and a weight (C, 1, K, K) runs here."""
     images, height, width, channels = x.shape
     return (
-        here(x, torch.float16) and weight.shape[-1] == 7 and channels % 8 == 0
+        here(x, torch.float16, *ON_MATRIX_UNITS) and weight.shape[-1] == 7 and channels % 8 == 0
         and images * -(-height // 14) * -(-width // 28) * -(-channels // 64) >= launch.processors(x)
     )  # fmt: skip
 
 
 def dwconv_moments(x: Tensor, taps: Tensor, bias: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """(N, H, W, C), (49, C), (C,) -> (N, H, W, C), and moments (N, H, W, chunks, 2) fp32; float16."""
+    """(N, H, W, C), (49, C), (C,) -> (N, H, W, C), and moments (N, H, W, chunks, 2) fp32; types of `takes_dwconv`."""
+    if x.dtype in ON_MATRIX_UNITS:
+        return dwconv_mma.dwconv_moments(x, taps, bias, chunk)
     images, height, width, channels = x.shape
     kernel = dwconv_kernel(height, width, channels, chunk)
     c = dict(kernel.constants)
