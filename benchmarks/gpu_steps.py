@@ -24,6 +24,7 @@ from torch import Tensor
 
 from convnext_deploy import env
 from convnext_deploy.kernels import mlp
+from convnext_deploy.kernels.choice import ONE_KERNEL
 from convnext_deploy.kernels.use import MLP, alternatives, parts
 from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt
@@ -125,9 +126,9 @@ def fitting(name: str, cases: list[Case]) -> list[Case]:
 
 
 def in_few_kernels(model: ConvNeXt) -> tuple[str, ...]:
-    """Narrow stages with both linears in one kernel."""
-    others = alternatives(model)
-    return (*others, *(part for part in parts(model) if part + MLP not in others))
+    """As `--kernels all` has it at large batches: stages of up to `choice.ONE_KERNEL` channels in fewer kernels."""
+    stages = {name for name in alternatives(model) if model.spec.dims[int(name.split(".")[1])] <= ONE_KERNEL}
+    return tuple(part + MLP if part + MLP in stages else part for part in parts(model))
 
 
 def libraries(place: Place) -> Found:

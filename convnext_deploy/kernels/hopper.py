@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from . import launch
+from . import dwconv_mma, launch
 from .nvrtc import Boxes, Kernel, available, start
 from .operation import recorded
 
@@ -50,29 +50,41 @@ def wgmma(name: str, width: int, dtype: torch.dtype, registers: bool = False) ->
 # Products -------------------------------------------------------------------------------------------------------------
 
 ROWS, STEP = 128, 64  # of a tile, and of K that comes at a time
-WIDTHS = (192, 128, 64)
-THREADS = 384  # one warp group that asks for operands, two that multiply
-ALIGNMENT, BARRIERS = 1024, 128  # bytes
+CHUNK = {"expand": 32, "project": 64}  # columns of results that leave at a time
+COPY_ROWS = 16
+WIDTHS = (192, 160, 128, 64)
+PROJECT_WIDTHS = (192, 128, 64)
+DEEP = 512  # inputs of a product from which on its tiles are wide
+GROUPS = 2  # of warps that multiply, beside one that brings what they need
+THREADS = (1 + GROUPS) * 128
+ALIGNMENT, BARRIERS = 1024, 256  # bytes
 
 
-def tile_width(outputs: int, activated: bool) -> int:
-    """Columns of a tile. Measured on an H200, fp16, batch 256, for the widths of T and B.
+def tile_width(outputs: int, inputs: int, activated: bool) -> int:
+    """Columns of an expand's tile. Measured on an H200, fp16, batch 256, for the widths of T and B.
 
-    Behind an activation 128 is faster than 192 everywhere (C = 512: 225 and 274 us), and with a residual where it
-    divides the outputs (C = 512: 161 and 182; C = 192: 170 and 133). For bare products 192 suffices.
+    Behind an activation a narrow product is fastest with 128 (C = 256: 259 us; 192: 324), since the end of a wide tile
+    takes longer than the next one's product, and a deep one with 160 or 192 (C = 1024: 217 us; 128: 229), whichever
+    computes less beyond the outputs. For bare products 192 suffices.
     """
-
-    def computed(width: int) -> int:
-        return -(-outputs // width) * width
-
-    widths = (128, 192, 64) if activated else WIDTHS
-    fitting = [width for width in widths if computed(width) <= 1.13 * outputs]
-    return fitting[0] if fitting else min(widths, key=computed)
+    if activated and inputs >= DEEP:
+        return min((192, 160), key=lambda width: computed(outputs, width))
+    return fitting(outputs, (128, 192, 64) if activated else WIDTHS)
 
 
 def project_width(outputs: int) -> int:
-    """The same with a residual."""
-    return 128 if outputs % 128 == 0 else tile_width(outputs, activated=False)
+    """The same with a residual: 128 where it divides the outputs (C = 512: 154 us; 192: 182; 64: 186)."""
+    return 128 if outputs % 128 == 0 else fitting(outputs, PROJECT_WIDTHS)
+
+
+def computed(outputs: int, width: int) -> int:
+    return -(-outputs // width) * width
+
+
+def fitting(outputs: int, widths: tuple[int, ...]) -> int:
+    """The first that computes at most an eighth more, else the one that computes least."""
+    good = [width for width in widths if computed(outputs, width) <= 1.13 * outputs]
+    return good[0] if good else min(widths, key=lambda width: computed(outputs, width))
 
 
 def product_kernel(width: int, kind: str, dtype: torch.dtype, norm: str = "none", activation: str = "none") -> Kernel:
@@ -80,12 +92,15 @@ def product_kernel(width: int, kind: str, dtype: torch.dtype, norm: str = "none"
     width: columns of a tile, one of `WIDTHS`.
     kind: "expand" (norm, bias, activation) or "project" (bias, residual).
     """
-    fixed = ALIGNMENT + BARRIERS + (0 if norm == "none" else 2 * ROWS * 8) + 2 * ROWS * width * 2
+    columns = width if kind == "project" else 2 * CHUNK["expand"]  # of results that a group has room for
+    of_a_group = ROWS * columns * 2 + (width // 2 * 8 if norm == "none" else width // 2 * 16 + ROWS * 8)
+    fixed = ALIGNMENT + BARRIERS + GROUPS * of_a_group
     stage = (ROWS + width) * STEP * 2
     stages = min(6, (SHARED_BYTES - fixed) // stage)
     constants = (
-        ("BN", width), ("STAGES", stages), ("PROJECT", int(kind == "project")), ("BF16", int(dtype == torch.bfloat16)),
-        ("NORM", NORMS.index(norm)), ("ACTIVATION", ACTIVATIONS.index(activation)),
+        ("BN", width), ("STAGES", stages), ("PROJECT", int(kind == "project")),
+        ("BF16", int(dtype == torch.bfloat16)), ("NORM", NORMS.index(norm)),
+        ("ACTIVATION", ACTIVATIONS.index(activation)),
     )  # fmt: skip
     insert = wgmma("multiply", width, dtype)
     return Kernel("product_sm90.cu", "product", constants, THREADS, fixed + stages * stage, insert)
@@ -98,10 +113,11 @@ def launch_product(
     """(..., K), (N, K), (N,) -> (..., N); K and N multiples of 8."""
     outputs, inputs = weight.shape
     flat, width, tile = x.reshape(-1, inputs).contiguous(), dict(kernel.constants)["BN"], (ROWS, STEP)
+    chunk_of_results = CHUNK["project" if dict(kernel.constants)["PROJECT"] else "expand"]
     out = torch.empty((len(flat), outputs), dtype=x.dtype, device=x.device)
     start(
         kernel, x, -(-len(flat) // ROWS) * -(-outputs // width), Boxes(flat, tile),
-        Boxes(weight.contiguous(), (width, STEP)), Boxes(out, tile),
+        Boxes(weight.contiguous(), (width, STEP)), Boxes(out, (COPY_ROWS, chunk_of_results), 2 * chunk_of_results),
         Boxes(out if residual is None else residual.reshape(-1, outputs).contiguous(), tile), bias, row_sums, moments,
         len(flat), outputs, inputs, chunk, 1 if moments is None else moments.shape[-2], eps,
     )  # fmt: skip
@@ -122,7 +138,9 @@ def expand(
     row_sums: Tensor, chunk: int,
 ) -> Tensor:  # fmt: skip
     """`expand.expand`."""
-    kernel = product_kernel(tile_width(len(weight), activation != "none"), "expand", x.dtype, norm, activation)
+    outputs, inputs = weight.shape
+    width = tile_width(outputs, inputs, activation != "none")
+    kernel = product_kernel(width, "expand", x.dtype, norm, activation)
     return launch_product(kernel, x, weight, bias, row_sums=row_sums, moments=moments, chunk=chunk, eps=eps)
 
 
@@ -135,7 +153,7 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> T
 
 def downsample(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(N, H, W, 4 * C), of normalized pixels, (O, C, 2, 2), (O,) -> (N, H, W, O)."""
-    kernel = product_kernel(tile_width(len(weight), activated=False), "expand", patches.dtype)
+    kernel = product_kernel(tile_width(len(weight), weight[0].numel(), False), "expand", patches.dtype)
     return launch_product(kernel, patches, weight.permute(0, 2, 3, 1).reshape(len(weight), -1), bias)
 
 
@@ -143,6 +161,7 @@ def downsample(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 PAD, STRIP = 3, 7  # of 7 x 7; rows that a thread computes
 MOST_GROUPS = 7 * 64  # across, times the channels: 14 warps in two strips
+ON_MATRIX_UNITS: tuple[torch.dtype, ...] = ()  # types that `dwconv_mma` takes; none, until a GPU has timed it
 
 
 def dwconv_kernel(height: int, width: int, channels: int, chunk: int) -> Kernel:
@@ -172,13 +191,15 @@ def takes_dwconv(x: Tensor, weight: Tensor) -> bool:
     """Whether `dwconv_moments` of x (N, H, W, C) and a weight (C, 1, K, K) runs here."""
     images, height, width, channels = x.shape
     return (
-        here(x, torch.float16) and weight.shape[-1] == 7 and channels % 8 == 0
+        here(x, torch.float16, *ON_MATRIX_UNITS) and weight.shape[-1] == 7 and channels % 8 == 0
         and images * -(-height // 14) * -(-width // 28) * -(-channels // 64) >= launch.processors(x)
     )  # fmt: skip
 
 
 def dwconv_moments(x: Tensor, taps: Tensor, bias: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """(N, H, W, C), (49, C), (C,) -> (N, H, W, C), and moments (N, H, W, chunks, 2) fp32; float16."""
+    """(N, H, W, C), (49, C), (C,) -> (N, H, W, C), and moments (N, H, W, chunks, 2) fp32; types of `takes_dwconv`."""
+    if x.dtype in ON_MATRIX_UNITS:
+        return dwconv_mma.dwconv_moments(x, taps, bias, chunk)
     images, height, width, channels = x.shape
     kernel = dwconv_kernel(height, width, channels, chunk)
     c = dict(kernel.constants)

@@ -30,6 +30,7 @@ class Kernel:
     architecture: as NVRTC names it.
     threads: of a program; shared_bytes: of shared memory that it asks for.
     insert: the text that stands for a line WGMMA.
+    programs: that share a multiprocessor.
     """
 
     file: str
@@ -40,6 +41,7 @@ class Kernel:
     insert: str = ""
     common: str = "sm90.cuh"
     architecture: str = "sm_90a"
+    programs: int = 1
 
     @property
     def cost(self) -> int:
@@ -140,7 +142,7 @@ def _function(kernel: Kernel, device: int) -> Any:
 
 
 def start(kernel: Kernel, like: Tensor, tiles: int, *arguments: Boxes | Tensor | float | None) -> None:
-    """Launch programs that share so many tiles, at most one a multiprocessor, on the current stream.
+    """Launch programs that share so many tiles, at most `kernel.programs` a multiprocessor, on the current stream.
 
     Within `operation.recording` it is recorded instead.
 
@@ -168,7 +170,7 @@ def start(kernel: Kernel, like: Tensor, tiles: int, *arguments: Boxes | Tensor |
             types.append(ctypes.c_int if isinstance(argument, int) else ctypes.c_float)
     device = like.device.index or 0
     answer = driver.cuLaunchKernel(
-        _function(kernel, device), min(tiles, processors(like)), 1, 1, kernel.threads, 1, 1, kernel.shared_bytes,
-        torch.cuda.current_stream(device).cuda_stream, (tuple(values), tuple(types)), 0,
+        _function(kernel, device), min(tiles, kernel.programs * processors(like)), 1, 1, kernel.threads, 1, 1,
+        kernel.shared_bytes, torch.cuda.current_stream(device).cuda_stream, (tuple(values), tuple(types)), 0,
     )  # fmt: skip
     checked(answer, f"launching {kernel.entry}")

@@ -35,7 +35,8 @@ def chunk_of(channels: int) -> int:
 
 def products() -> Iterator[nvrtc.Kernel]:
     for width in hopper.WIDTHS:
-        yield hopper.product_kernel(width, "project", FP16)
+        if width in hopper.PROJECT_WIDTHS:
+            yield hopper.product_kernel(width, "project", FP16)
         yield hopper.product_kernel(width, "expand", FP16)
         yield hopper.product_kernel(width, "expand", FP16, "layernorm", "gelu")
     yield hopper.product_kernel(128, "project", BF16)
@@ -69,7 +70,7 @@ def an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kernel", [*products(), *convolutions(), *mlps()], ids=named)
 def test_a_kernel_fits_a_multiprocessor(kernel: nvrtc.Kernel) -> None:
-    assert kernel.shared_bytes + 4096 <= hopper.SHARED_BYTES or kernel.entry != "mlp"  # and its own columns
+    assert kernel.shared_bytes + 5120 <= hopper.SHARED_BYTES or kernel.entry != "mlp"  # and its own columns and norms
     assert kernel.shared_bytes <= hopper.SHARED_BYTES
     assert kernel.threads <= 512
     assert kernel.threads % 32 == 0
@@ -88,15 +89,16 @@ def test_the_convolution_covers_a_map_with_tiles_that_waste_little() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "bare", "activated", "with_residual"),
-    [(96, 128, 128, 128), (128, 128, 128, 128), (192, 192, 192, 192), (384, 192, 128, 128), (512, 192, 128, 128),
-     (768, 192, 128, 128), (40, 64, 64, 64)],
+    ("outputs", "inputs", "bare", "activated", "with_residual"),
+    [(96, 24, 128, 128, 128), (128, 32, 128, 128, 128), (192, 48, 192, 192, 192), (384, 96, 192, 128, 128),
+     (512, 128, 192, 128, 128), (768, 192, 192, 128, 128), (1536, 384, 192, 128, 128), (2048, 512, 192, 160, 128),
+     (3072, 768, 192, 192, 128), (4096, 1024, 192, 160, 128), (320, 80, 160, 64, 64), (40, 10, 64, 64, 64)],
 )  # fmt: skip
 def test_tiles_are_as_wide_as_measured_to_be_fastest(
-    outputs: int, bare: int, activated: int, with_residual: int
+    outputs: int, inputs: int, bare: int, activated: int, with_residual: int
 ) -> None:
-    assert hopper.tile_width(outputs, activated=False) == bare
-    assert hopper.tile_width(outputs, activated=True) == activated
+    assert hopper.tile_width(outputs, inputs, activated=False) == bare
+    assert hopper.tile_width(outputs, inputs, activated=True) == activated
     assert hopper.project_width(outputs) == with_residual
 
 
@@ -104,7 +106,8 @@ def test_tiles_are_as_wide_as_measured_to_be_fastest(
 @pytest.mark.parametrize("kernel", list(products()), ids=named)
 def test_a_product_is_made_of_warp_group_products_and_bulk_copies(kernel: nvrtc.Kernel) -> None:
     code = taken_apart(kernel)
-    assert code.stack_bytes <= 8
+    # Beside tiles of 192 the warps that bring what others need have 24 registers, and put some aside.
+    assert code.stack_bytes <= (64 if dict(kernel.constants)["BN"] > 160 else 8)
     assert code.opcodes["HGMMA"] % 8 == 0  # 64 of K, of two times 64 rows; the compiler may unroll the loop
     assert code.opcodes["HGMMA"] > 0
     assert {"UTMALDG", "UTMASTG", "USETMAXREG"} <= set(code.opcodes)

@@ -26,7 +26,9 @@ mlp(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w1, c
     const u32* __restrict__ back_bias, const float2* __restrict__ moments, int M, int chunk, int chunks, float eps) {
   extern __shared__ unsigned char memory[];
   __shared__ alignas(8) u64 barriers[1 + 2 * GROUPS];
-  __shared__ alignas(16) float2 columns[HIDDEN];  // of each hidden column: the sum of its weights, and its bias
+  __shared__ alignas(16) float2 columns[HIDDEN];  // of each hidden column: the sum of its weights, and HALF its bias
+  __shared__ float2 offsets[C / 2];               // biases of each two columns of the result
+  __shared__ float2 norms[GROUPS][ROWS];
   u32 wide = (shared(memory) + 1023) & ~1023u, back = wide + WIDE_BYTES;
   int group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
   u32 rows = back + WIDE_BYTES + group * TILE_BYTES, results = rows + GROUPS * TILE_BYTES;
@@ -59,21 +61,30 @@ mlp(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w1, c
         sum += value.x + value.y;
       }
     float2 two = unpacked(bias[column / 2]);
-    columns[column] = make_float2(sum, column % 2 ? two.y : two.x);
+    columns[column] = make_float2(sum, HALF * (column % 2 ? two.y : two.x));
   }
+  if (threadIdx.x < C / 2) offsets[threadIdx.x] = unpacked(back_bias[threadIdx.x]);
+  auto normalize = [&](int tile) {
+    if (thread >= ROWS) return;
+    int row[1] = {min(tile * ROWS + thread, M - 1)};
+    float2 norm[1];
+    normalizers(norm, moments, row, C, chunk, chunks, eps);
+    norms[group][thread] = norm[0];
+  };
+  if (tile < tiles) normalize(tile);
   __syncthreads();
 
   int first_row = warp * 16 + lane / 4;  // of the two that this thread has: + 8
-  u32 place = results + first_row * SLICE * 2 + (lane & 3) * 4, turned = lane / 8;  // of the swizzle: row / 2 % 4
+  // Of the 8 x 8 results that this lane gives the place of: it has four of them, 8 rows and 8 columns apart.
+  u32 place = results + (warp * 16 + (lane & 15)) * SLICE * 2, turned = lane >> 1 & 3, right = lane >> 4;
   for (u32 parity = 0; tile < tiles; tile += apart, parity ^= 1) {
     if (thread == 0) {
       puts_have_been_read();
       expect(loaded, TILE_BYTES);
       for (int s = 0; s < SLICES; ++s) fetch(results + s * SLICE_BYTES, &residual, s * SLICE, tile * ROWS, loaded);
     }
-    float2 norms[2];
-    for (int r = 0; r < 2; ++r)
-      norms[r] = normalizer(moments, min(tile * ROWS + first_row + r * 8, M - 1), C, chunk, chunks, eps);
+    float2 norm[2];
+    for (int r = 0; r < 2; ++r) norm[r] = norms[group][first_row + r * 8];
     float totals[C / 2];
     wait(here, parity);
 #pragma unroll 1
@@ -87,19 +98,24 @@ mlp(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w1, c
       commit();
       ended<0>();
       if (first + BLOCK == HIDDEN) {
-        meet(1 + group);  // nobody reads the rows any more
+        meet(1 + group);  // nobody reads the rows or their norms any more
         if (thread == 0 && tile + apart < tiles) ask(tile + apart);
       }
       u32 codes[BLOCK / 16][4];
+      float t[2][8];  // of the activation of 16 columns, and while its slow instruction is under way, those before end
 #pragma unroll
-      for (int j = 0; j < BLOCK / 8; ++j) {
-        float4 column = *reinterpret_cast<const float4*>(columns + first + j * 8 + (lane & 3) * 2);
+      for (int j = 0; j <= BLOCK / 16; ++j) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float low = hidden[j * 4 + r * 2], high = hidden[j * 4 + r * 2 + 1];
-          low = activated(fmaf(norms[r].x, fmaf(-norms[r].y, column.x, low), column.y));
-          high = activated(fmaf(norms[r].x, fmaf(-norms[r].y, column.z, high), column.w));
-          codes[j / 2][j % 2 * 2 + r] = packed(low, high);
+        for (int i = 0; i < 8 && j < BLOCK / 16; ++i) {
+          float2 column = columns[first + j * 16 + i / 4 * 8 + (lane & 3) * 2 + i % 2];
+          float& half = hidden[j * 8 + i];
+          half = fmaf(norm[i / 2 % 2].x, fmaf(-norm[i / 2 % 2].y, column.x, half), column.y);
+          t[j % 2][i] = turned_down(half);
+        }
+#pragma unroll
+        for (int i = 0; i < 4 && j > 0; ++i) {
+          const float *half = hidden + (j - 1) * 8 + i * 2, *its = t[(j - 1) % 2] + i * 2;
+          codes[j - 1][i] = packed(ended_by(half[0], its[0]), ended_by(half[1], its[1]));
         }
       }
       begin();
@@ -110,20 +126,20 @@ mlp(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w1, c
       }
       commit();
     }
+    if (tile + apart < tiles) normalize(tile + apart);  // while the last product is under way
     ended<0>();
     wait(loaded, parity);
 #pragma unroll
-    for (int j = 0; j < C / 8; ++j) {
-      float2 offset = unpacked(back_bias[j * 4 + (lane & 3)]);
-      u32 to = place + j / 4 * SLICE_BYTES + (((j % 4) ^ turned) << 4);
+    for (int j = 0; j < C / 8; j += 2) {
+      u32 to = place + j / 4 * SLICE_BYTES + ((j % 4 + right ^ turned) << 4), codes[4];
+      load_matrices(codes, to);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        u32 old;
-        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(old) : "r"(to + r * 8 * SLICE * 2));
-        float2 before = unpacked(old);
-        u32 both = packed(totals[j * 4 + r * 2] + offset.x + before.x, totals[j * 4 + r * 2 + 1] + offset.y + before.y);
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + r * 8 * SLICE * 2), "r"(both) : "memory");
+      for (int i = 0; i < 4; ++i) {
+        float2 before = unpacked(codes[i]), offset = offsets[(j + i / 2) * 4 + (lane & 3)];
+        int at = (j + i / 2) * 4 + i % 2 * 2;
+        codes[i] = packed(totals[at] + offset.x + before.x, totals[at + 1] + offset.y + before.y);
       }
+      store_matrices(to, codes);
     }
     publish();
     meet(1 + group);

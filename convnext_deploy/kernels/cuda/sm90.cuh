@@ -49,6 +49,16 @@ __device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync
 template <int UNDER_WAY>
 __device__ __forceinline__ void ended() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(UNDER_WAY) : "memory"); }
 
+// Four 8 x 8 matrices of 16 bits, each lane giving the place of one row.
+__device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from));
+}
+__device__ __forceinline__ void store_matrices(u32 to, const u32 (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::
+                   "r"(to), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3]));
+}
+
 // Of the warp group: 128 threads.
 __device__ __forceinline__ void meet(int barrier) { asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory"); }
 // What threads wrote to shared memory is seen by the copy engine.
@@ -88,43 +98,68 @@ __device__ __forceinline__ float2 unpacked(u32 both) {
 
 // As `triton_blocks.activated`: x times the sigmoid of a polynomial, which here is (1 + tanh of its half) / 2. The tanh
 // is one instruction of the hardware, and as good as the exponential and the root in the results' 16 bits (measured).
-constexpr float SCALE = -0.34657359f;  // of coefficients that are times -log2(e)
-__device__ __forceinline__ float activated(float x) {
+// It takes x / 2, since the norm and the bias in front of it can be halved for nothing, and exactly.
+constexpr float HALF = ACTIVATION == 0 ? 1.0f : 0.5f;  // what x is times, before it is activated
+constexpr float SCALE = 2 * -0.34657359f;              // of coefficients that are times -log2(e), and of x for its half
+// In two steps, since the tanh takes a while: its value, and what is made of it.
+__device__ __forceinline__ float turned_down(float half) {
 #if ACTIVATION == 0
-  return x;
+  return 0;
 #else
 #if ACTIVATION == 3
-  float q = x * (-1.4426950408889634f * SCALE);
+  float q = half * (-1.4426950408889634f * SCALE);
 #elif ACTIVATION == 2
-  float q = x * fmaf(x * x, -0.1029432346f * SCALE, -2.302208198f * SCALE);
+  float q = half * fmaf(half * half, 4 * -0.1029432346f * SCALE, -2.302208198f * SCALE);
 #else
-  float u = fminf(x * x, 27.0f);
-  float q = x * fmaf(u, fmaf(u, 0.0010145001f * SCALE, -0.1067768461f * SCALE), -2.301120344f * SCALE);
+  float u = fminf(half * half, 27.0f / 4);
+  float q = half * fmaf(u, fmaf(u, 16 * 0.0010145001f * SCALE, 4 * -0.1067768461f * SCALE), -2.301120344f * SCALE);
 #endif
   float t;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(q));
-  float half = 0.5f * x;
-  return fmaf(half, t, half);
+  asm volatile("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(q));  // volatile: it stays ahead of what the caller does next
+  return t;
 #endif
 }
+__device__ __forceinline__ float ended_by(float half, float t) { return ACTIVATION == 0 ? half : fmaf(half, t, half); }
 
 #if NORM < 3
-// What the norm does to a row, (y - shift) * scale, from moments that the convolution wrote a chunk at a time.
-__device__ __forceinline__ float2 normalizer(const float2* moments, int row, int channels, int chunk, int chunks, float eps) {
-  const float2* mine = moments + (long long)row * chunks;
-  float mean = 0, power = 0;
-  for (int c = 0; c < chunks; ++c) mean += mine[c].x * (float)min(channels - c * chunk, chunk);
-  mean /= (float)channels;
-  for (int c = 0; c < chunks; ++c) {
-    float step = mine[c].x - mean;
-    power += mine[c].y + step * step * (float)min(channels - c * chunk, chunk);
+// What the norm does to rows, (y - shift) * scale, and HALF of it, from moments that the convolution wrote a chunk at a
+// time. Rows side by side wait for their loads together.
+template <int ROWS>
+__device__ __forceinline__ void normalizers(float2 (&norm)[ROWS], const float2* moments, const int (&rows)[ROWS], int channels,
+                                            int chunk, int chunks, float eps) {
+  const float2* mine[ROWS];
+  float mean[ROWS], power[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    mine[r] = moments + (long long)rows[r] * chunks;
+    mean[r] = power[r] = 0;
   }
+#pragma unroll 4
+  for (int c = 0; c < chunks; ++c) {
+    float width = (float)min(channels - c * chunk, chunk);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) mean[r] += mine[r][c].x * width;
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) mean[r] /= (float)channels;
+#pragma unroll 2
+  for (int c = 0; c < chunks; ++c) {
+    float width = (float)min(channels - c * chunk, chunk);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      float2 both = mine[r][c];
+      float step = both.x - mean[r];
+      power[r] += both.y + step * step * width;
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r)
 #if NORM == 0
-  return make_float2(rsqrtf(power / (float)channels + eps), mean);
+    norm[r] = make_float2(HALF * rsqrtf(power[r] / (float)channels + eps), mean[r]);
 #elif NORM == 1
-  return make_float2(rsqrtf(power / (float)channels + mean * mean + eps), 0.0f);
+    norm[r] = make_float2(HALF * rsqrtf(power[r] / (float)channels + mean[r] * mean[r] + eps), 0.0f);
 #else
-  return make_float2(rsqrtf(power / (float)(channels - 1) + eps), 0.0f);
+    norm[r] = make_float2(HALF * rsqrtf(power[r] / (float)(channels - 1) + eps), 0.0f);
 #endif
 }
 #endif
