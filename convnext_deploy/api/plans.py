@@ -9,6 +9,8 @@ from ..records.base import InputKind, PlanType, Precision, Task
 from ..records.manifest import HeadActivation
 from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, Target, WeightBits
 from ..workflows.export import Say, silent
+from .images import Images
+from .images import images as images_of
 
 Progress = Callable[[str], Callable[[int, int], None]]
 
@@ -23,7 +25,7 @@ def quantize(
     weights: arguments.Weights = None,
     *,
     out: arguments.Location,
-    calibration: arguments.Location,
+    calibration: Images,
     target: Target,
     variant: str | None = None,
     type: PlanType = "int8",
@@ -93,7 +95,7 @@ def quantize(
         progress=progress,
     )
     out = arguments.file("out", out)
-    calibration = arguments.images("calibration", calibration)
+    calibration = images_of("calibration", calibration)
     from ..workflows import quantize as workflow
 
     recipe = workflow.Recipe(
@@ -116,7 +118,7 @@ def half(
     weights: arguments.Weights = None,
     *,
     out: arguments.Location,
-    data: arguments.Location,
+    data: Images,
     variant: str | None = None,
     precision: Literal["fp16", "bf16"] = "fp16",
     images: int = 64,
@@ -160,7 +162,7 @@ def half(
     arguments.one_of("precision", precision, HalfPrecision)
     arguments.check(images=images, split=split, input=input, force=force, say=say, progress=progress)
     out = arguments.file("out", out)
-    data = arguments.images("data", data)
+    data = images_of("data", data)
     from ..workflows import half as workflow
 
     return workflow.half(
