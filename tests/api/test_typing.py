@@ -1,4 +1,4 @@
-"""What type checkers other than mypy say of uses of the public functions: pyright, where it is installed (`pip install 'pyright[nodejs]'`)."""
+"""What pyright says of the public functions, where it is installed: `pip install 'pyright[nodejs]'`."""
 
 import shutil
 import subprocess

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
