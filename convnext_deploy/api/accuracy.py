@@ -42,7 +42,9 @@ def evaluate(
     ids; without any of these there must be as many classes as the model has outputs, and their order is assumed.
 
     Args:
-        data: folder of class folders, tar, Parquet, a list of images, or `hfds:NAME`.
+        data: folder of class folders, tar, Parquet, a list of images, or `hfds:NAME`; or what a program holds: a list
+            of (image, label), a dataset or loader of PyTorch, or a dataset of Hugging Face, whose images are paths,
+            Pillow's, or arrays of uint8.
         annotations: what says the labels of the images in the folder `data`: a list, a COCO file, a folder of Pascal
             VOC's XML, or ImageNet's ground truth.
         class_order: how classes are numbered by their names: as torchvision ("10" before "2") or as timm.

@@ -112,7 +112,7 @@ def export(
         preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode,
             exif_orientation) that override what stands beside the checkpoint; a plain state dict says nothing about
             them. One number for `mean` or `std` is for every channel.
-        verify_data: more images to verify on (anything `data.sources.open_source` reads), beside the bundled ones.
+        verify_data: more images to verify on (in any form that `evaluate` takes), beside the bundled ones.
         data: labelled images, as for `evaluate`. Likely image sizes, statistics and crops are tried on them in the
             place of what is assumed, and a combination that is better beyond chance is an error that names it.
         labels: file of the model's class names in their order, which go into the artifact and number those of `data`.

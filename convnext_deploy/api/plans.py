@@ -57,7 +57,7 @@ def quantize(
     Args:
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
             `<name>.calibration.json`.
-        calibration: real images, labels not needed; "random" is noise, and is marked as such.
+        calibration: real images in any form that `evaluate` takes, labels not needed; "random" is noise, and is marked as such.
         target: the format that the plan is for.
         method: how ranges are chosen (`records.plan.RangeMethod`).
         images: how many are calibrated on; None: 512, or four fifths of a source with fewer than 640 (at least 32).
@@ -142,7 +142,7 @@ def half(
 
     Args:
         out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
-        data: real images, labels not needed.
+        data: real images in any form that `evaluate` takes, labels not needed.
         images: how many are looked at.
 
     Raises:
