@@ -57,7 +57,8 @@ def quantize(
     Args:
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
             `<name>.calibration.json`.
-        calibration: real images in any form that `evaluate` takes, labels not needed; "random" is noise, and is marked as such.
+        calibration: real images in any form that `evaluate` takes, labels not needed; "random" is noise, and is
+            marked as such.
         target: the format that the plan is for.
         method: how ranges are chosen (`records.plan.RangeMethod`).
         images: how many are calibrated on; None: 512, or four fifths of a source with fewer than 640 (at least 32).
