@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..artifact import verify
 from ..artifact.session import Session, run_in_batches
 from ..data import preprocess
+from ..data.image_source import ImageSource
 from ..errors import DataError, WeightsError, plain
 from ..records.manifest import ExportSpec, Manifest, ModelSpec, Parity
 
@@ -50,7 +51,7 @@ class Probe:
         return self.pixels.shape[2], self.pixels.shape[3]
 
 
-def of_source(loaded: "Loaded", dynamic_image_size: bool, verify_data: str | None) -> tuple[Probe, ...]:
+def of_source(loaded: "Loaded", dynamic_image_size: bool, verify_data: str | ImageSource | None) -> tuple[Probe, ...]:
     """All sets with the source's outputs in fp32, before any rewrite.
 
     Raises:
@@ -64,11 +65,11 @@ def of_source(loaded: "Loaded", dynamic_image_size: bool, verify_data: str | Non
                 name = f"bundled, {size[0]}x{size[1]}"
                 sets.append((name, preprocess.probe_images(model.in_chans, size, CHUNK)))
     if verify_data is not None:
-        sets.append((verify_data, _pixels_of(loaded, verify_data)))
+        sets.append((str(verify_data), _pixels_of(loaded, verify_data)))
     return tuple(Probe(name, pixels, _finite(loaded, outputs(loaded, loaded.model, pixels))) for name, pixels in sets)
 
 
-def _pixels_of(loaded: "Loaded", verify_data: str) -> Pixels:
+def _pixels_of(loaded: "Loaded", verify_data: str | ImageSource) -> Pixels:
     from ..data import sources
 
     model = loaded.model.spec

@@ -11,13 +11,14 @@ from ..errors import UsageError, plain
 from ..records.accuracy import EvalResult, Limits, ScoreResult, ScoreVerdict, Verdict
 from ..records.base import Device, Problem
 from ..workflows.export import Say, silent
-from .artifacts import ClassOrder, opened
+from .artifacts import opened
+from .images import ClassOrder, Images, images
 
 
 @env.missing_named()
 def evaluate(
     path: arguments.Location,
-    data: arguments.Location,
+    data: Images,
     *,
     split: str | None = None,
     batch: int | None = None,
@@ -41,7 +42,9 @@ def evaluate(
     ids; without any of these there must be as many classes as the model has outputs, and their order is assumed.
 
     Args:
-        data: folder of class folders, tar, Parquet, a list of images, or `hfds:NAME`.
+        data: folder of class folders, tar, Parquet, a list of images, or `hfds:NAME`; or what a program holds: a list
+            of (image, label), a dataset or loader of PyTorch, or a dataset of Hugging Face, whose images are paths,
+            Pillow's, or arrays of uint8.
         annotations: what says the labels of the images in the folder `data`: a list, a COCO file, a folder of Pascal
             VOC's XML, or ImageNet's ground truth.
         class_order: how classes are numbered by their names: as torchvision ("10" before "2") or as timm.
@@ -57,7 +60,7 @@ def evaluate(
         progress: told (images done, images in all).
         say: told what is assumed about the images, and where an interrupted call goes on.
     """
-    data = arguments.images("data", data)
+    data = images("data", data, class_order)
     annotations = arguments.maybe(arguments.images, "annotations", annotations)
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)
@@ -100,7 +103,7 @@ def gate(
     candidate: arguments.Location,
     *,
     limits: Limits | Mapping[str, Any] | arguments.Location,
-    data: arguments.Location | None = None,
+    data: Images | None = None,
     split: str | None = None,
     labels: arguments.Location | None = None,
     annotations: arguments.Location | None = None,
@@ -134,7 +137,7 @@ def gate(
         name: arguments.path(name, given, "an artifact folder, or OUT.json of an evaluation")
         for name, given in (("baseline", baseline), ("candidate", candidate))
     }
-    data = arguments.maybe(arguments.images, "data", data)
+    data = None if data is None else images("data", data, class_order)
     annotations = arguments.maybe(arguments.images, "annotations", annotations)
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.path, "out", out)

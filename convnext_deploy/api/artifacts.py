@@ -1,7 +1,7 @@
 """Artifacts: made by `export` and `refit`, opened by `load`."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,8 +14,7 @@ from ..models.source import Source
 from ..records.base import Device, InputKind, KernelChoice, Precision, Problem, Task
 from ..records.manifest import BatchRange, ExportRequest, HeadActivation, TensorRtSpec
 from ..workflows.export import Say, silent
-
-ClassOrder = Literal["torchvision", "timm"]  # of `data.sources`, which needs Pillow
+from .images import ClassOrder, Images, images
 
 if TYPE_CHECKING:
     from ..quantization.plan import LoadedPlan
@@ -73,8 +72,8 @@ def export(
     in_chans: int | None = None,
     weights_key: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
-    verify_data: arguments.Location | None = None,
-    data: arguments.Location | None = None,
+    verify_data: Images | None = None,
+    data: Images | None = None,
     split: str | None = None,
     labels: arguments.Location | None = None,
     annotations: arguments.Location | None = None,
@@ -117,7 +116,7 @@ def export(
         preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode,
             exif_orientation) that override what stands beside the checkpoint; a plain state dict says nothing about
             them. One number for `mean` or `std` is for every channel.
-        verify_data: more images to verify on (anything `data.sources.open_source` reads), beside the bundled ones.
+        verify_data: more images to verify on (in any form that `evaluate` takes), beside the bundled ones.
         data: labelled images, as for `evaluate`. Likely image sizes, statistics and crops are tried on them in the
             place of what is assumed, and a combination that is better beyond chance is an error that names it.
         labels: file of the model's class names in their order, which go into the artifact and number those of `data`.
@@ -168,15 +167,13 @@ def export(
     )
     out = arguments.maybe(arguments.path, "out", out)
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
-    verify_data = arguments.maybe(arguments.images, "verify_data", verify_data)
-    data = arguments.maybe(arguments.images, "data", data)
+    verify_data = None if verify_data is None else images("verify_data", verify_data)
+    data = None if data is None else images("data", data, class_order)
     labels = arguments.maybe(arguments.path, "labels", labels)
     annotations = arguments.maybe(arguments.images, "annotations", annotations)
     for name, value in (("annotations", annotations), ("split", split)):
         if value is not None and data is None:
-            raise UsageError(
-                f"{name} {value} is of labelled images, and there are none; give --data too, or leave it out"
-            )
+            raise UsageError(f"{name} {arguments.shown(value)} is of labelled images; give --data too, or leave it out")
     refit_from = arguments.maybe(arguments.path, "refit_from", refit_from)
     from ..workflows import export as workflow
     from ..workflows.evaluate import Images

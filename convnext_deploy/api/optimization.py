@@ -10,7 +10,7 @@ from ..records.base import Device, InputKind
 from ..records.manifest import HeadActivation
 from ..records.optimize import Objective, OptimizeResult
 from ..workflows.export import Say, silent
-from .artifacts import ClassOrder
+from .images import ClassOrder, Images, images
 
 if TYPE_CHECKING:
     from ..workflows.agenda import View
@@ -24,13 +24,13 @@ def unwatched(_: "View") -> None:
 def optimize(
     weights: arguments.Weights = None,
     *,
-    data: arguments.Location,
+    data: Images,
     out: arguments.Location,
     max_drop: float = 0.5,
     maximize: Objective = "latency",
     max_latency_ms: float | None = None,
     batch: int | None = None,
-    calibration: arguments.Location | None = None,
+    calibration: Images | None = None,
     split: str | None = None,
     labels: arguments.Location | None = None,
     annotations: arguments.Location | None = None,
@@ -87,9 +87,9 @@ def optimize(
         head_activation=head_activation,
         config=config,
     )
-    data = arguments.images("data", data)
+    data = images("data", data, class_order)
     out = arguments.path("out", out)
-    calibration = arguments.maybe(arguments.images, "calibration", calibration)
+    calibration = None if calibration is None else images("calibration", calibration, class_order)
     labels = arguments.maybe(arguments.path, "labels", labels)
     annotations = arguments.maybe(arguments.images, "annotations", annotations)
     names = arguments.texts("runtimes", runtimes, "a format, or several")

@@ -9,6 +9,8 @@ from ..records.base import InputKind, NetworkTask, PlanType, Precision
 from ..records.manifest import HeadActivation
 from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, Target, WeightBits
 from ..workflows.export import Say, silent
+from .images import Images
+from .images import images as images_of
 
 Progress = Callable[[str], Callable[[int, int], None]]
 
@@ -23,7 +25,7 @@ def quantize(
     weights: arguments.Weights = None,
     *,
     out: arguments.Location,
-    calibration: arguments.Location,
+    calibration: Images,
     target: Target,
     variant: str | None = None,
     type: PlanType = "int8",
@@ -55,7 +57,8 @@ def quantize(
     Args:
         out: `<name>.json`; tensors go to `<name>.safetensors`, ranges, clip rates and outliers of every tensor to
             `<name>.calibration.json`.
-        calibration: real images, labels not needed; "random" is noise, and is marked as such.
+        calibration: real images in any form that `evaluate` takes, labels not needed; "random" is noise, and is
+            marked as such.
         target: the format that the plan is for.
         method: how ranges are chosen (`records.plan.RangeMethod`).
         images: how many are calibrated on; None: 512, or four fifths of a source with fewer than 640 (at least 32).
@@ -94,7 +97,7 @@ def quantize(
         progress=progress,
     )
     out = arguments.file("out", out)
-    calibration = arguments.images("calibration", calibration)
+    calibration = images_of("calibration", calibration)
     from ..workflows import quantize as workflow
 
     recipe = workflow.Recipe(
@@ -117,7 +120,7 @@ def half(
     weights: arguments.Weights = None,
     *,
     out: arguments.Location,
-    data: arguments.Location,
+    data: Images,
     variant: str | None = None,
     precision: Literal["fp16", "bf16"] = "fp16",
     images: int = 64,
@@ -141,7 +144,7 @@ def half(
 
     Args:
         out: `<name>.json`, for `export(plan=...)`; `<name>.half.json` says why each operation is kept.
-        data: real images, labels not needed.
+        data: real images in any form that `evaluate` takes, labels not needed.
         images: how many are looked at.
 
     Raises:
@@ -162,7 +165,7 @@ def half(
     arguments.one_of("precision", precision, HalfPrecision)
     arguments.check(images=images, split=split, input=input, force=force, say=say, progress=progress)
     out = arguments.file("out", out)
-    data = arguments.images("data", data)
+    data = images_of("data", data)
     from ..workflows import half as workflow
 
     return workflow.half(

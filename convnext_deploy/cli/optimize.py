@@ -166,8 +166,12 @@ def verdict(out: Path, result: "OptimizeResult") -> str:
     return "\n".join(lines)
 
 
-def table(rows: "tuple[Candidate, ...]") -> "RenderableType":
-    """The candidates, the fastest first; what was not timed below them."""
+def table(rows: "tuple[Candidate, ...]", live: bool = False) -> "RenderableType":
+    """The candidates, the fastest first; what was not timed below them.
+
+    Args:
+        live: redrawn in place: a line a candidate, and what does not fit is cut off.
+    """
     import math
 
     from rich.table import Table
@@ -178,7 +182,7 @@ def table(rows: "tuple[Candidate, ...]") -> "RenderableType":
     found.add_column("ms", justify="right", no_wrap=True)
     found.add_column("agrees", justify="right", no_wrap=True)
     found.add_column("state", no_wrap=True)
-    found.add_column("why")  # the only one that gives way in a narrow terminal; its text is cut off, not wrapped
+    found.add_column("why")  # the only one that gives way in a narrow terminal
     ordered = sorted(rows, key=lambda row: (row.state == "left out", math.inf if row.ms is None else row.ms))
     for row in ordered[:ROWS_SHOWN]:
         agrees = (
@@ -192,7 +196,7 @@ def table(rows: "tuple[Candidate, ...]") -> "RenderableType":
             ms,
             agrees,
             state,
-            Text(row.reason or "", "dim", no_wrap=True, overflow="ellipsis"),
+            Text(row.reason or "", "dim", no_wrap=live, overflow="ellipsis" if live else "fold"),
         )
     if len(ordered) > ROWS_SHOWN:
         found.add_row(f"and {len(ordered) - ROWS_SHOWN} more", "", "", "", "")
@@ -218,7 +222,7 @@ def _table(terminal: Terminal) -> Iterator[tuple[Any, Any]]:
         view = latest[-1]
         steps = f" {view.done:,}/{view.total:,}" if view.total else ""
         left = clock_words(1, view.left_s, view.elapsed_s)
-        return Group(table(view.rows), Text(f"{view.doing}{steps}   about {left}", "cyan"))
+        return Group(table(view.rows, live=True), Text(f"{view.doing}{steps}   about {left}", "cyan"))
 
     def watch(view: "View") -> None:
         latest[:] = [view]

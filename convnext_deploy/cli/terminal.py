@@ -1,5 +1,6 @@
 """How results reach a terminal: JSON or words on stdout, progress on stderr."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..records.manifest import Manifest
 
 WIDE = 200  # columns of a reader that is not a terminal
+UNBOUND = 10_000  # columns, to ask what a table would take
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,43 @@ class Terminal:
             print(printable(text))
 
     def table(self, title: str, columns: list[str], rows: list[list[str]], whole: bool = False) -> None:
-        """A table as wide as the terminal.
+        """A table as wide as the terminal, whose words are broken rather than cut off.
+
+        Where not even its longest words fit beside each other, each row is a paragraph with a line a column.
 
         Args:
-            whole: words of the first column stay whole, and the others are broken rather than cut off.
+            whole: words of the first column stay whole.
         """
         if self.quiet or self.json:
             return
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table
         from rich.text import Text
 
+        console = Console(width=console_width(), highlight=False)
         table = Table(title=title, title_justify="left")
         for number, column in enumerate(columns):
-            table.add_column(column, no_wrap=whole and not number, overflow="fold" if whole else "ellipsis")
+            table.add_column(column, no_wrap=whole and not number, overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))  # a str would be read as markup, and "[openvino]" as a style
-        Console(width=console_width()).print(table)
+        if (
+            len(columns) < 3
+            or Measurement.get(console, console.options.update(max_width=UNBOUND), table).minimum <= console.width
+        ):
+            console.print(table)
+            return
+        console.print(Text(title, "italic"))
+        for row in rows:
+            console.print(Text(row[0], "bold"))
+            for column, cell in zip(columns[1:], row[1:], strict=True):
+                if cell:
+                    console.print(Text(f"  {column}: {cell}"))
+
+
+def console_width() -> int | None:
+    """In a file or a pipe nothing is cut off, unless COLUMNS asks for it: rich would take such a reader to have 80."""
+    return None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal() else WIDE
 
 
 def print_json(document: Any) -> None:
@@ -73,11 +95,6 @@ def print_json(document: Any) -> None:
 
         text = json.dumps(json.loads(text), separators=(",", ":"))
     print(text)
-
-
-def console_width() -> int | None:
-    """In a file or a pipe nothing is cut off: rich would take such a reader to have 80 columns."""
-    return None if sys.stdout.isatty() else WIDE
 
 
 @contextmanager

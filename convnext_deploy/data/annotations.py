@@ -8,7 +8,7 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,18 @@ def _source(data: str, folder: Path, file: Path, found: Annotations) -> ImageSou
             refuse_large(os.fstat(opened.fileno()).st_size)
             return opened.read()
 
+    return source_of(data if str(file) == data else f"{data}, {file.name}", found, read_bytes, tuple(notes))
+
+
+def source_of(name: str, found: Annotations, read_bytes: Callable[[int], bytes], notes: tuple[str, ...]) -> ImageSource:
+    """The source of what annotations say, whoever wrote them."""
     labels, sets = None, found.sets
     if sets is not None and all(len(one) == 1 for one in sets):
         labels, sets = np.array([one[0] for one in sets], np.int64), None
         if (labels == -1).all():
             labels = None
     return ImageSource(
-        name=data if str(file) == data else f"{data}, {file.name}",
+        name=name,
         names=unique(found.images),
         labels=labels,
         label_sets=None if sets is None else tuple(sets),
@@ -123,7 +128,7 @@ def _source(data: str, folder: Path, file: Path, found: Annotations) -> ImageSou
         read_bytes=read_bytes,
         labels_from="column" if found.ordered_by is None else "names",
         ordered_by=found.ordered_by or "",
-        notes=tuple(notes),
+        notes=notes,
     )
 
 

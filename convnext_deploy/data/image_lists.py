@@ -90,7 +90,7 @@ def text_of(file: Path) -> str:
 
 
 def by_labels(
-    images: list[str], labels: Sequence[Sequence[str | int | float]], order: ClassOrder, where: Path
+    images: list[str], labels: Sequence[Sequence[str | int | float]], order: ClassOrder, where: Path | str
 ) -> Annotations:
     """Entries with labels as they are written: whole numbers count as numbers, others as values, words as names.
 

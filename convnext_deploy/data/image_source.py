@@ -45,6 +45,9 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __str__(self) -> str:
+        return self.name
+
     def read(self, index: int) -> Image.Image:
         """Read and decode one image; 8 bits a channel.
 
@@ -93,7 +96,7 @@ def subset(source: ImageSource, limit: int) -> ImageSource:
     """At most `limit` images, evenly spaced over the source: the first ones of a class folder are all of one class."""
     if limit >= len(source):
         return source
-    return _chosen(source, [position * len(source) // limit for position in range(limit)])
+    return chosen(source, [position * len(source) // limit for position in range(limit)])
 
 
 def with_one_label(source: ImageSource) -> ImageSource:
@@ -120,7 +123,7 @@ def with_one_label(source: ImageSource) -> ImageSource:
     notes = source.notes
     if len(kept) < len(source):
         notes = (*notes, f"left out: {len(source) - len(kept):,} images without a label")
-    return replace(_chosen(replace(source, label_sets=None), kept), labels=labels, notes=notes)
+    return replace(chosen(replace(source, label_sets=None), kept), labels=labels, notes=notes)
 
 
 def ordered(names: Sequence[str], order: ClassOrder) -> list[str]:
@@ -160,12 +163,13 @@ def parts(source: ImageSource, sizes: Sequence[int], seed: int = 0) -> list[Imag
     found, start = [], 0
     for size in sizes:
         stop = len(source) if size == -1 else start + size
-        found.append(_chosen(source, sorted(order[start:stop].tolist())))
+        found.append(chosen(source, sorted(order[start:stop].tolist())))
         start = stop
     return found
 
 
-def _chosen(source: ImageSource, indices: list[int]) -> ImageSource:
+def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
+    """Those images of a source, in that order."""
     return replace(
         source,
         names=tuple(source.names[index] for index in indices),

@@ -27,7 +27,11 @@ SPLITS = {"train", "val", "valid", "validation", "test", "eval"}
 
 
 def open_source(
-    data: str, split: str | None = None, *, annotations: str | None = None, class_order: ClassOrder = "torchvision"
+    data: str | ImageSource,
+    split: str | None = None,
+    *,
+    annotations: str | None = None,
+    class_order: ClassOrder = "torchvision",
 ) -> ImageSource:
     """Open an image source by what lies at a path, or a dataset by `hfds:NAME`.
 
@@ -36,7 +40,8 @@ def open_source(
     {bytes, path} and `label`, lists of images with their labels (`image_lists`), and a folder of Pascal VOC.
 
     Args:
-        data: a path, or `hfds:` and the name or path that `datasets.load_dataset` takes.
+        data: a path, or `hfds:` and the name or path that `datasets.load_dataset` takes; or a source, which is given
+            back (`data.held` makes one of what a program holds).
         split: a subfolder, the first part of parquet names such as `test-00000-of-00001.parquet`, or the split of a
             dataset. None where there is only one.
         annotations: what says the labels of the images in the folder `data`: a list, COCO's or ImageNet's file, or
@@ -47,6 +52,11 @@ def open_source(
         DataError: the source is absent, of no known kind, without images, or leaves open what its labels are.
         MissingPackageError: `hfds:` without the `datasets` package.
     """
+    if isinstance(data, ImageSource):
+        for option, value in (("split", split), ("annotations", annotations)):
+            if value is not None:
+                raise DataError(f"{option} {value} is for a path, and {data} is in memory; leave it out")
+        return data
     if annotations is not None:
         if split is not None:
             raise DataError(f"--annotations {annotations} says which images there are; leave --split {split} out")

@@ -75,7 +75,9 @@ class Calibration:
         return merged(*self.halves(name))
 
 
-def open_images(source: str, split: str | None, *, images: int, image_size: tuple[int, int]) -> data.ImageSource:
+def open_images(
+    source: str | data.ImageSource, split: str | None, *, images: int, image_size: tuple[int, int]
+) -> data.ImageSource:
     """Anything that `data.sources.open_source` opens; noise only where "random" is asked for.
 
     Raises:

@@ -13,6 +13,7 @@ from .. import env, formats
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..artifact.trust import built_here
+from ..data.image_source import ImageSource
 from ..errors import MissingPackageError, UsageError, WorkerError
 from ..formats.base import Format
 from ..models.source import Source
@@ -31,7 +32,7 @@ class Goal:
     """What the artifact is to reach, and what it is measured on; each as in `api.optimize`."""
 
     images: Images
-    calibration: str | None
+    calibration: str | ImageSource | None
     max_drop: float  # percentage points of top-1
     alpha: float
     objective: Objective

@@ -19,7 +19,7 @@ from ..records.base import Problem
 class Images:
     """Labelled images, and the file of the model's class names; each as in `api.evaluate`."""
 
-    data: str
+    data: str | sources.ImageSource
     split: str | None = None
     labels: Path | None = None
     annotations: str | None = None
@@ -29,7 +29,8 @@ class Images:
     def words(self) -> tuple[str, ...]:
         """The options of the command line that name the same images."""
         given = {
-            "--data": self.data, "--split": self.split, "--labels": self.labels, "--annotations": self.annotations,
+            "--data": self.data if isinstance(self.data, str) else "DATA", "--split": self.split,
+            "--labels": self.labels, "--annotations": self.annotations,
             "--class-order": None if self.class_order == "torchvision" else self.class_order, "--problem": self.problem,
         }  # fmt: skip
         return tuple(word for option, value in given.items() if value is not None for word in (option, str(value)))

@@ -16,6 +16,7 @@ from ..artifact import licences, manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
 from ..data import preprocess
+from ..data.image_source import ImageSource
 from ..errors import UsageError
 from ..models import provenance
 from ..models.source import Source
@@ -54,7 +55,7 @@ def export(
     kernels: KernelChoice = "none",
     out: Path | None = None,
     force: bool = False,
-    verify_data: str | None = None,
+    verify_data: str | ImageSource | None = None,
     checked_on: "Images | None" = None,
     class_names: Path | None = None,
     refit_from: Path | None = None,

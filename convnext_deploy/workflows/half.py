@@ -7,6 +7,7 @@ from typing import Literal
 from ..artifact import manifest
 from ..artifact.manifest import write_file
 from ..data import preprocess
+from ..data.image_source import ImageSource
 from ..models import passes, provenance
 from ..models.source import Source
 from ..quantization import plan as plans
@@ -22,7 +23,7 @@ PROBE = 4  # images that folding is checked on
 
 def half(
     source: Source,
-    data: str,
+    data: str | ImageSource,
     *,
     out: Path,
     precision: Literal["fp16", "bf16"],

@@ -14,6 +14,7 @@ Everything is kept below `<out>.optimize/`, so that the same call goes on where 
 import datetime
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ def optimize(
     sets = _sets(whole, goal.calibration)
     folder = work_folder(out)
     _check_identity(
-        folder, weights=loaded.weights.tensors_sha256, preprocessing=loaded.preprocessing, model=model, options=goal,
-        images=[part.sha256 for part in sets], versions=env.versions(), machine=env.machine(),
+        folder, weights=loaded.weights.tensors_sha256, preprocessing=loaded.preprocessing, model=model,
+        options=_named(goal), images=[part.sha256 for part in sets], versions=env.versions(), machine=env.machine(),
     )  # fmt: skip
     workshop = Workshop(
         folder=folder,
@@ -126,7 +127,7 @@ def optimize(
 
 
 def _sets(
-    whole: sources.ImageSource, calibration: str | None
+    whole: sources.ImageSource, calibration: str | sources.ImageSource | None
 ) -> tuple[sources.ImageSource, sources.ImageSource, sources.ImageSource]:
     """Disjoint images: to calibrate on, to select on, and for the final gate, which gets the most."""
     if len(whole) < LEAST_IMAGES:
@@ -154,6 +155,12 @@ def _check_identity(folder: Path, **facts: object) -> None:
         raise UsageError(
             f"{folder} holds the work of a call with {_differences(kept, identity)}; remove it, or choose another --out"
         )
+
+
+def _named(goal: Goal) -> Goal:
+    """With the names of images that are in memory: what they are is told by `images`."""
+    given = replace(goal.images, data=str(goal.images.data))
+    return replace(goal, images=given, calibration=None if goal.calibration is None else str(goal.calibration))
 
 
 def _differences(kept: bytes, asked: bytes) -> str:

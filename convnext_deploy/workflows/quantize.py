@@ -31,7 +31,7 @@ LEAST_HELD_OUT = 8  # with fewer the error of a mean difference says nothing
 class Recipe:
     """What a plan is drafted for, from which images and how; each as in `api.quantize`."""
 
-    calibration: str
+    calibration: str | sources.ImageSource
     split: str | None
     images: int | None
     target: Target
@@ -103,7 +103,7 @@ def _refuse_early(fmt: Format, how: EightBits, out: Path, recipe: Recipe, force:
 
 
 def _sets(
-    calibration: str, split: str | None, images: int | None, image_size: tuple[int, int]
+    calibration: str | sources.ImageSource, split: str | None, images: int | None, image_size: tuple[int, int]
 ) -> tuple[sources.ImageSource, sources.ImageSource]:
     """Disjoint images: to calibrate on, and to judge corrections on."""
     source = open_images(calibration, split, images=(images or IMAGES) + HELD_OUT, image_size=image_size)

@@ -445,10 +445,10 @@ def test_a_limit_on_what_was_not_measured_is_refused(limit: str) -> None:
         ("max_drp = 1", "limits.toml sets 'max_drp', which is no limit; did you mean max_drop? (limits: max_drop, "),
         ("[gate]\nmax_drop = 1", "limits.toml sets 'gate', which is no limit (limits: "),
         ("max_drop =", "limits.toml is not a TOML file: "),
-        ("max_drop = '1'", "limits: Expected `float`, got `str` - at `$.max_drop`"),
-        ("max_drop = nan", "limits: Expected `float` >= 0.0 - at `$.max_drop`"),
-        ("max_drop = -1", "limits: Expected `float` >= 0.0 - at `$.max_drop`"),
-        ("max_drop = 1\nalpha = 0.5", "limits: Expected `float` < 0.5 - at `$.alpha`"),
+        ("max_drop = '1'", "limit max_drop '1'; expected percentage points from 0 to 100"),
+        ("max_drop = nan", "limit max_drop nan; expected percentage points from 0 to 100"),
+        ("max_drop = -1", "limit max_drop -1; expected percentage points from 0 to 100"),
+        ("max_drop = 1\nalpha = 0.5", "limit alpha 0.5; expected a chance above 0 and below 0.5"),
         ("alpha = 0.1", "no limit for the drop; give --max-drop POINTS, or max_drop in the file of --limits"),
     ],
 )
@@ -482,7 +482,7 @@ def undecided() -> Verdict:
 
 
 def test_words_say_what_was_decided_and_how_many_images_would_decide(undecided: Verdict) -> None:
-    lines = verdict.text(undecided).splitlines()
+    lines = verdict.text(msgspec.structs.replace(undecided, candidate_sha256="1" * 64)).splitlines()
     assert lines[0] == "INCONCLUSIVE: model against model on 2,000 images of images"
     assert lines[1].startswith("  INCONCLUSIVE: top-1 drop, points: 0.050 (-0.4")
     assert lines[2] == "  PASS: largest class drop beyond chance, points: 0.000; limit 5.000"

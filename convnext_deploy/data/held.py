@@ -1,0 +1,232 @@
+"""Images that a program holds: lists, datasets and loaders of PyTorch, datasets of Hugging Face, images of Pillow.
+
+They become the same source as a folder or file does. Images in memory are encoded without loss, so that whatever reads
+a source reads them as well. A dataset's own transform would change what the artifact computes: images that it has
+turned into floats are refused, and of an ImageFolder the files are read.
+"""
+
+import io
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..arguments import shown
+from ..errors import DataError, UsageError, plain
+from .annotations import source_of
+from .decoding import UnreadableImage
+from .image_lists import LABELS, PATHS, Annotations, by_labels
+from .image_source import ClassOrder, ImageSource, chosen, refuse_large, unique
+
+EXPECTED = (
+    "a path, a list of (image, label), a dataset or loader of PyTorch, or a dataset of Hugging Face; an image is a "
+    "path, one of Pillow's, or an array of uint8"
+)
+COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
+
+
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """Numbered images with their labels, before these are understood."""
+
+    name: str
+    images: list[str]  # names
+    labels: list[list[str | int | float]]
+    read: Callable[[int], bytes]
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def opened(name: str, value: Any, order: ClassOrder = "torchvision") -> ImageSource:
+    """The source of what a program gives in the place of a path.
+
+    Args:
+        name: of the argument, for errors.
+
+    Raises:
+        UsageError: it is nothing that holds images.
+        DataError: it is empty, or an item is no image with its label.
+    """
+    if isinstance(value, ImageSource):
+        return value
+    if hasattr(value, "dataset") and hasattr(value, "batch_size"):
+        return opened(name, value.dataset, order)  # the loader's batches and their order are its own affair
+    if hasattr(value, "dataset") and hasattr(value, "indices"):  # a Subset
+        whole, indices = opened(name, value.dataset, order), [operator.index(index) for index in value.indices]
+        if not indices:
+            raise UsageError(f"{name} is a subset of {whole} without an image; expected at least one")
+        part = chosen(whole, indices)
+        return replace(part, name=f"{len(indices):,} of {whole}", names=unique(part.names))
+    if isinstance(value, Mapping) and value and all(hasattr(part, "column_names") for part in value.values()):
+        first = next(iter(value))
+        raise UsageError(f"{name} has the splits {', '.join(map(str, value))}; give one of them, such as {first!r}")
+    if hasattr(value, "column_names") and hasattr(value, "features"):
+        return _source(_hugging_face(name, value), order)
+    if isinstance(value, (str, bytes, os.PathLike, Mapping, set)) or not (
+        hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, type)
+    ):
+        raise UsageError(f"{name} {shown(value)}; expected {EXPECTED}")
+    if hasattr(value, "ndim"):
+        raise UsageError(f"{name} is an array without labels; expected {EXPECTED}")
+    if len(value) == 0:
+        raise UsageError(f"{name} {shown(value)} is empty; expected {EXPECTED}")
+    return _source(_sequence(name, value), order)
+
+
+def _source(items: _Items, order: ClassOrder) -> ImageSource:
+    names = unique(items.images)
+    found = by_labels(list(names), items.labels, order, items.name)
+    if items.class_names is not None:
+        if found.sets is None:
+            raise DataError(f"{items.name} names its classes, and its labels are no numbers of them")
+        found = Annotations(images=found.images, sets=found.sets, class_names=items.class_names)
+    return source_of(items.name, found, items.read, items.notes)
+
+
+def _sequence(name: str, value: Any) -> _Items:
+    """A list of pairs, or a dataset of PyTorch."""
+    kind = type(value).__name__
+    called = f"a {kind} of {len(value):,} images"
+    classes = getattr(value, "classes", None)
+    class_names = tuple(map(str, classes)) if isinstance(classes, Iterable) and not isinstance(classes, str) else None
+    samples = getattr(value, "samples", None)  # of an ImageFolder: paths and numbers, which no transform has touched
+    rows = value if samples is None else samples
+    notes: tuple[str, ...] = ()
+    if samples is not None and getattr(value, "transform", None) is not None:
+        notes = ("the dataset's own transform is not applied: the artifact has its own",)
+    labels: list[list[str | int | float]] = []
+    names: list[str] = []
+    for index in range(len(rows)):
+        image, label = _pair(name, _item(name, rows, index), index)
+        names.append(_name(name, image, index))
+        labels.append(_labels(name, label, index))
+
+    def read(index: int) -> bytes:
+        return _encoded(_pair(name, _item(name, rows, index), index)[0])
+
+    return _Items(called, names, labels, read, class_names, notes)
+
+
+def _item(name: str, rows: Any, index: int) -> Any:
+    try:
+        return rows[index]
+    except ConnectionError as error:
+        raise DataError(f"{name}: item {index} cannot be read: {plain(error)}; run again to go on") from None
+    except Exception as error:  # of the caller's own code, which raises anything
+        raise DataError(f"{name}: item {index} cannot be read: {plain(error)}") from error
+
+
+def _pair(name: str, item: Any, index: int) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        keys = {str(key).lower(): value for key, value in item.items()}
+        image = next((keys[key] for key in (*COLUMNS, *PATHS) if keys.get(key) is not None), None)
+        return image, next((keys[key] for key in LABELS if key in keys), None)
+    if isinstance(item, (tuple, list)):
+        if len(item) != 2:
+            raise UsageError(f"{name}: item {index} has {len(item)} parts; expected (image, label)")
+        return item[0], item[1]
+    return item, None
+
+
+def _name(name: str, image: Any, index: int) -> str:
+    """What an image is called; refuses what is none."""
+    if isinstance(image, (str, os.PathLike)):
+        return str(os.fspath(image))
+    if isinstance(image, Image.Image):
+        return str(getattr(image, "filename", "") or f"image {index}")
+    if hasattr(image, "dtype") and hasattr(image, "shape"):
+        if str(image.dtype).removeprefix("torch.") != "uint8" or len(image.shape) not in (2, 3):
+            raise UsageError(
+                f"{name}: item {index} is an array of {str(image.dtype).removeprefix('torch.')} "
+                f"{tuple(image.shape)}, which a transform has made; give the dataset without its transform, for the "
+                "artifact has its own"
+            )
+        return f"image {index}"
+    raise UsageError(
+        f"{name}: item {index} is {shown(image)}; expected a path, an image of Pillow's, or an array of uint8"
+    )
+
+
+def _labels(name: str, label: Any, index: int) -> list[str | int | float]:
+    if hasattr(label, "tolist"):  # arrays and tensors, those of one number among them
+        label = label.tolist()
+    if label is None:
+        return []
+    if isinstance(label, (list, tuple, set)):
+        return [one for part in label for one in _labels(name, part, index)]
+    if isinstance(label, (str, float)):
+        return [label]
+    try:
+        return [operator.index(label)]
+    except TypeError:
+        raise UsageError(f"{name}: the label of item {index} is {shown(label)}; expected a number or a name") from None
+
+
+def _encoded(image: Any) -> bytes:
+    """The bytes of an image, those of a file as they are."""
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        refuse_large(path.stat().st_size)
+        return path.read_bytes()
+    if not isinstance(image, Image.Image):
+        image = _pillow(image)
+    if image.mode in ("I", "F") and image.format not in ("PNG", "PPM"):
+        raise UnreadableImage(f"pixels of 32 bits (mode {image.mode}) have no known white; convert it to 8 bits")
+    kept = io.BytesIO()
+    exif = image.getexif().tobytes()
+    if image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):
+        image.save(kept, "PNG", compress_level=1, **({"exif": exif} if len(image.getexif()) else {}))
+    else:
+        image.save(kept, "TIFF")  # CMYK and its like, of which PNG has none
+    return kept.getvalue()
+
+
+def _pillow(array: Any) -> Image.Image:
+    """(H, W), (H, W, C), or a tensor's (C, H, W), of uint8."""
+    pixels = np.asarray(array)
+    channels, is_tensor = (1, 3, 4), hasattr(array, "permute")
+    if pixels.ndim == 3 and pixels.shape[0] in channels and (is_tensor or pixels.shape[2] not in channels):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim == 3 and pixels.shape[2] not in channels:
+        raise UnreadableImage(f"an array of shape {tuple(np.shape(array))}; expected 1, 3 or 4 channels")
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _hugging_face(name: str, value: Any) -> _Items:
+    """A dataset of Hugging Face: the encoded bytes of its column of images, and the names of its classes."""
+    features = value.features
+    if features is None or not hasattr(value, "__len__"):
+        raise UsageError(f"{name} is a dataset that streams; load it without streaming=True")
+    images = [column for column, kind in features.items() if type(kind).__name__ == "Image"]
+    if len(images) != 1:
+        found = f"{len(images)} columns of images" if images else "no column of images"
+        raise UsageError(f"{name} has {found} ({', '.join(features)}); expected one")
+    if len(value) == 0:
+        raise UsageError(f"{name} is a dataset without a row; expected {EXPECTED}")
+    column = images[0]
+    classes = [other for other, kind in features.items() if type(kind).__name__ == "ClassLabel"]
+    labels = next((other for other in (*features, *classes) if other.lower() in LABELS or other in classes), None)
+    raw = value.cast_column(column, type(features[column])(decode=False))
+    class_names = getattr(features[labels], "names", None) if labels else None
+    inner = getattr(features[labels], "feature", None) if labels else None  # of several labels an image
+    said: Any = raw[labels] if labels else [None] * len(raw)
+    return _Items(
+        name=f"a dataset of {len(value):,} images",
+        images=[f"row {index}" for index in range(len(raw))],
+        labels=[_labels(name, one, index) for index, one in enumerate(said)],
+        read=lambda index: _row(raw[index][column]),
+        class_names=tuple(class_names or getattr(inner, "names", None) or ()) or None,
+    )
+
+
+def _row(image: Mapping[str, Any]) -> bytes:
+    content: bytes = image["bytes"] or (_encoded(image["path"]) if image["path"] else b"")
+    refuse_large(len(content))
+    return content
