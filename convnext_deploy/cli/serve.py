@@ -12,6 +12,7 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..serving.server import Server
+    from ..serving.workers import Workers
 
 TOKEN = "CONVNEXT_DEPLOY_TOKEN"
 HERE = ("127.0.0.1", "::1", "localhost")
@@ -25,6 +26,9 @@ def serve(
     slo_ms: Annotated[float | None, typer.Option(help="Refuse (429) what would take longer than this.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Images of a batch; default: 8.")] = None,
     max_wait_ms: Annotated[float, typer.Option(help="That the first image of a batch waits for others.")] = 0.0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes, for models faster than one Python: they share the cores.")
+    ] = 1,
     sessions: Annotated[int | None, typer.Option(help="Batches that run at once; default: cores by threads.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each batch; default: 4 at most.")] = None,
     room: Annotated[int | None, typer.Option(help="Images on their way at once; more are refused: 1024.")] = None,
@@ -62,7 +66,7 @@ def serve(
         terminal.say(f"anyone who reaches {host}:{port} can use it; --token-file asks for a token")
     names = ", ".join(artifact)
 
-    def ready(server: "Server") -> None:
+    def ready(server: "Server | Workers") -> None:
         terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs)")
 
     api.serve(
@@ -78,6 +82,7 @@ def serve(
         device=one_of("--device", device, Device),
         trust=trust,
         max_wait_ms=max_wait_ms,
+        workers=workers,
         **given(
             slo_ms=slo_ms,
             max_batch=max_batch,

@@ -16,6 +16,7 @@ from ..arguments import shown
 from ..errors import CheckFailed, ConvNextDeployError, UsageError
 from . import application
 from .service import Service
+from .siblings import Siblings
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75  # of a connection without a request
@@ -136,16 +137,24 @@ class Server:
     Args:
         listener: of `bound`.
         admin: likewise, for whoever runs the server; None: there is no such address.
+        siblings: the other processes of this server; None: there are none.
     """
 
-    def __init__(self, service: Service, listener: socket.socket, admin: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        listener: socket.socket,
+        admin: socket.socket | None = None,
+        siblings: Siblings | None = None,
+    ) -> None:
         self.service, self._sockets = service, [listener] if admin is None else [listener, admin]
         self.address = address(listener)
         self._loop = uvloop.new_event_loop()
         connection = type(
             "Connection", (_Connection,), {"idle_s": service.options.idle_s, "most": _open_files() - OWN_FILES}
         )
-        apps = [application.application(service), application.admin(service)]
+        self._siblings = siblings
+        apps = [application.application(service, siblings), application.admin(service, siblings)]
         self._servers = [_configured(app, service, connection) for app, _ in zip(apps, self._sockets, strict=False)]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -184,8 +193,11 @@ class Server:
             ]
             while not all(one.started for one in self._servers) and not any(task.done() for task in tasks):
                 await asyncio.sleep(0.005)
+            between = None if self._siblings is None else await self._siblings.listen()
             ready(self)
             await asyncio.gather(*tasks)
+            if between is not None:
+                between.close()
             await asyncio.sleep(0)  # what was cancelled ends
         left = sum(not task.done() for one in self._servers for task in one.server_state.tasks)
         lost = self.service.abandoned + left
