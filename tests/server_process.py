@@ -127,8 +127,9 @@ def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 def serving(*artifacts: str | Path, say: Callable[[str], None] = print, **options: Any) -> Iterator[Running]:
     """A server until the end of the block, which is a drained end."""
     extra = {name: options.pop(name) for name in ("labels", "gate", "shadow", "trust") if name in options}
+    grpc_port = options.pop("grpc_port", None)
     service = Service(named(artifacts), ServeOptions(**options), say=say, **extra)
-    running = Running(Server(service, server.bound("127.0.0.1", 0, "port")))
+    running = Running(Server(service, server.bound("127.0.0.1", 0, "port"), grpc_port=grpc_port))
     ready = threading.Event()
 
     def run() -> None:

@@ -33,6 +33,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     admin: str | None = None,
+    grpc_port: int | None = None,
     ready: "Callable[[Server | Workers], None]" = lambda server: None,
     say: Callable[[str], None] = lambda line: None,
     **options: Any,
@@ -43,6 +44,8 @@ def serve(
         artifacts: a folder, several, or folders by the names they are served under.
         port: 0 takes a free one.
         admin: HOST:PORT that takes `POST /reload`; None: only SIGHUP reloads.
+        grpc_port: for clients of gRPC, on the same host; 0 takes a free one, None: there is none. It needs the extra
+            `triton`.
         ready: told when requests are taken; its argument has the `address`, and `stop` for other threads.
         say: told what happens, a line each.
         options: those of `asgi`, and `workers`, processes behind the one address (1).
@@ -53,6 +56,11 @@ def serve(
     """
     arguments.check(say=say, ready=ready)
     port = arguments.whole("port", port, least=0)
+    if grpc_port is not None:
+        arguments.whole("grpc_port", grpc_port, least=0)
+        # Where one is missing, that is said before anything is opened.
+        import grpc  # noqa: F401
+        import tritonclient.grpc  # noqa: F401
     from ..serving import server, workers
 
     listener, second = server.bound(arguments.text("host", host), port, "the address"), None
@@ -63,10 +71,12 @@ def serve(
                 raise UsageError(f"admin {arguments.shown(admin)}; expected HOST:PORT such as 127.0.0.1:8001")
             second = server.bound(name.strip("[]"), int(number[:9]), "admin")
         told = _settings(artifacts, say, options)
+        if told[1].workers > 1 and grpc_port is not None:
+            raise UsageError(f"grpc_port {grpc_port} with {told[1].workers} workers; gRPC is served by one process")
         if told[1].workers > 1:
             workers.Workers(workers.order(*told), listener, second, say).run(ready)
         else:
-            server.Server(_service(told, say), listener, second).run(ready)
+            server.Server(_service(told, say), listener, second, grpc_port=grpc_port).run(ready)
     finally:
         listener.close()
         if second is not None:

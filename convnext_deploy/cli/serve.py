@@ -23,6 +23,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     admin: Annotated[str | None, typer.Option(help="HOST:PORT that takes POST /reload and GET /shadow.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port for clients of gRPC; 0 takes a free one.")] = None,
     slo_ms: Annotated[float | None, typer.Option(help="Refuse (429) what would take longer than this.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Images of a batch; default: 8.")] = None,
     max_wait_ms: Annotated[float, typer.Option(help="That the first image of a batch waits for others.")] = 0.0,
@@ -67,13 +68,16 @@ def serve(
     names = ", ".join(artifact)
 
     def ready(server: "Server | Workers") -> None:
-        terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs)")
+        grpc = getattr(server, "grpc_address", None)
+        also = "" if grpc is None else f"; gRPC on {grpc}"
+        terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs){also}")
 
     api.serve(
         artifact,
         host=host,
         port=port,
         admin=admin,
+        grpc_port=grpc_port,
         ready=ready,
         say=terminal.say,
         labels=labels,
