@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from .options import Debug, DeviceOption, LabelsOption, Quiet, Trust, given, one_of
 from .terminal import Terminal
 
@@ -68,8 +68,7 @@ def serve(
     names = ", ".join(artifact)
 
     def ready(server: "Server | Workers") -> None:
-        grpc = getattr(server, "grpc_address", None)
-        also = "" if grpc is None else f"; gRPC on {grpc}"
+        also = "" if server.grpc_address is None else f"; gRPC on {server.grpc_address}"
         terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs){also}")
 
     api.serve(
@@ -111,4 +110,4 @@ def _token(file: Path | None) -> str | None:
     try:
         return file.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--token-file {file} cannot be read: {error}") from None
+        raise UsageError(f"--token-file {file} cannot be read: {plain(error)}") from None

@@ -25,7 +25,7 @@ from ..artifact.manifest import write_file
 from ..data import description, preprocess
 from ..data import sources as data
 from ..env import usable_cores
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, plain
 from ..models.convnext import ConvNeXt, nhwc
 from ..models.parameters import tensors_sha256
 from ..records.base import Record, Sha256
@@ -172,7 +172,7 @@ def calibrate(
         try:
             return read(index)  # (C, H, W)
         except OSError as error:
-            reason = " ".join(str(error).split())
+            reason = plain(error)
             raise DataError(
                 f"{source.names[index]} of {source.name}: {reason}; replace or remove it, calibration leaves none out"
             ) from None
@@ -237,7 +237,7 @@ def content_sha256(source: data.ImageSource) -> str:
         try:
             content = source.read_bytes(index)
         except OSError as error:
-            raise DataError(f"{name} of {source.name} cannot be read: {error.strerror or error}") from None
+            raise DataError(f"{name} of {source.name} cannot be read: {plain(error)}") from None
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
@@ -324,7 +324,9 @@ def _opened(path: Path, identity: Identity, device: torch.device) -> tuple[int, 
         del grouped[_SEEN]
         statistics = {group: from_arrays(arrays, device) for group, arrays in grouped.items()}
     except (SafetensorError, msgspec.MsgspecError, OSError, KeyError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} does not hold a calibration: {error}; remove it or name another file") from None
+        raise UsageError(
+            f"{path} does not hold a calibration: {plain(error)}; remove it or name another file"
+        ) from None
     if found != identity:
         other = ", ".join(
             field for field in Identity.__struct_fields__ if getattr(found, field) != getattr(identity, field)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import formats
 from ..accuracy import canary
-from ..accuracy.evaluation import problem_of
+from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact
 from ..artifact.session import Images, Session, run_in_batches
 from ..data import decoding, preprocess

@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
-from ..errors import CheckFailed, ConvNextDeployError, UsageError
+from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
 from ..records.accuracy import Verdict
 from . import drift
 from .batching import Job
@@ -214,9 +214,11 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
     try:
         verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
     except OSError as error:
-        raise UsageError(f"--gate {file} cannot be read: {error.strerror}") from None
+        raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"--gate {file} holds no verdict: {error}; expected what `gate --json` prints") from None
+        raise UsageError(
+            f"--gate {file} holds no verdict: {plain(error)}; expected what `gate --json` prints"
+        ) from None
     if verdict.candidate_sha256 != artifact.sha256:
         raise CheckFailed(
             f"--gate {file} is about the candidate {verdict.candidate_sha256[:12]}, and {artifact.path} is "

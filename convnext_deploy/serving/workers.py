@@ -92,6 +92,7 @@ class Workers:
 
     def __init__(self, template: Order, listener: socket.socket, admin: socket.socket | None, say: Say) -> None:
         self.address = address(listener)
+        self.grpc_address: str | None = None  # it is served by one process
         self._template, self._listener, self._admin, self._say = template, listener, admin, say
         self._workers: list[_Worker] = []
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # may be filled by a signal's handler
