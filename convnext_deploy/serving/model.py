@@ -56,7 +56,7 @@ class Model:
         say: Callable[[str], None],
     ) -> None:
         self.name, self.artifact, self.manifest = name, artifact, artifact.manifest
-        self.options = options
+        self.options, self._cores = options, options.cores
         self.sha256 = artifact.sha256
         facts = self.manifest
         self.labels: tuple[str, ...] | None
@@ -209,7 +209,7 @@ class Model:
         except OSError as error:
             raise decoding.UnreadableImage(" ".join(str(error).split())) from error
         images = preprocess.as_input(pixels[None], self.manifest.preprocessing, self.manifest.export.input)
-        return images, (time.perf_counter() - started) / self.options.cores
+        return images, (time.perf_counter() - started) / self._cores
 
     def best(self, outputs: Outputs, top: int) -> tuple[ClassProbability, ...]:
         """The most probable classes of the first image."""
