@@ -16,6 +16,7 @@ import datetime
 import json
 import math
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -178,15 +179,16 @@ async def open_loop(port: int, sent: Sequence[bytes], rate: float, seconds: floa
     }  # fmt: skip
 
 
-def started(name: str, artifact: Path, options: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+def started(name: str, artifact: Path, options: Sequence[str], workers: int = 1) -> tuple[subprocess.Popen[bytes], int]:
     """A server that answers, and its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(HERE / "serve_peers.py"), name, str(artifact), str(port)]
+    command = [sys.executable, str(HERE / "serve_peers.py"), name, str(artifact), str(port), str(workers)]
     if name == OURS:
         command = [sys.executable, "-m", "convnext_deploy", "serve", str(artifact), "--port", str(port), "-q", *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        command += ["--workers", str(workers)] if workers > 1 else []
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, cwd=HERE)
     end = time.monotonic() + 40
     while time.monotonic() < end:
         try:
@@ -233,9 +235,43 @@ def soaked(process: subprocess.Popen[bytes], port: int, rate: float, seconds: fl
         found["requests"] += trial["requests"]
         for status, count in trial["statuses"].items():
             found["statuses"][status] = found["statuses"].get(status, 0) + count
-        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-        found["resident_mb"].append(round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1))
+        found["resident_mb"].append(resident_mb(process))
     return found
+
+
+def resident_mb(process: subprocess.Popen[bytes]) -> float:
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def idle(process: subprocess.Popen[bytes], port: int, count: int) -> dict[str, Any]:
+    """Requests one after another before, and beside, connections that ask nothing; half have asked once."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    sent = requests(OURS)[:1]
+    found: dict[str, Any] = {"before": one_by_one(port, sent), "before_mb": resident_mb(process)}
+    with contextlib.ExitStack() as opened:
+        for number in range(count):
+            one = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+            if number % 2:
+                one.sendall(b"GET /healthz HTTP/1.1\r\nHost: idle\r\n\r\n")
+                assert one.recv(1000).startswith(b"HTTP/1.1 200")
+        found |= {"connections": count, "beside": one_by_one(port, sent), "beside_mb": resident_mb(process)}
+    return found
+
+
+def one_by_one(port: int, sent: Sequence[bytes], count: int = 300) -> dict[str, float]:
+    """Median and 99th percentile of requests that wait for one another, milliseconds."""
+
+    async def ask() -> list[float]:
+        client, taken = Client(port), []
+        for _ in range(count):
+            start = time.perf_counter()
+            assert await client.ask(sent[0]) == 200
+            taken.append((time.perf_counter() - start) * 1e3)
+        return taken
+
+    taken = asyncio.run(ask())
+    return {"p50_ms": float(np.quantile(taken, 0.5)), "p99_ms": float(np.quantile(taken, 0.99))}
 
 
 def overhead(port: int, artifact: Path, count: int) -> dict[str, float]:
@@ -276,36 +312,42 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of a trial")
     parser.add_argument("--steps", type=int, default=4, help="trials of a server")
     parser.add_argument("--servers", default=",".join((OURS, *PEERS)))
+    parser.add_argument("--workers", type=int, default=1, help="processes of each server")
+    parser.add_argument("--idle", type=int, default=0, help="connections that stay open and ask nothing meanwhile")
     parser.add_argument("--options", default="", help="of `convnext-deploy serve`, separated by spaces")
     parser.add_argument("--overhead", type=int, default=0, help="requests that measure what the server adds")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds that this package's server is under load")
-    parser.add_argument("--soak-rate", type=float, default=20.0, help="requests a second of it")
+    parser.add_argument("--soak-share", type=float, default=0.9, help="of the rate that held, which it is under")
     parser.add_argument("--out", type=Path, help="a JSON line a server is appended")
     given = parser.parse_args()
     artifact = manifest.verified(given.artifact)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     rates: dict[str, float] = {}
     for name in given.servers.split(","):
-        process, port = started(name, given.artifact, given.options.split())
+        process, port = started(name, given.artifact.resolve(), given.options.split(), given.workers)
         try:
             row: dict[str, Any] = {
                 "created": now, "server": name, "artifact": given.artifact.resolve().name,
                 "artifact_sha256": artifact.sha256, "model": artifact.manifest.model.architecture,
                 "image_size": artifact.manifest.model.image_size, "limit_ms": given.limit_ms,
-                "options": given.options if name == OURS else "", "machine": env.machine(), "versions": _versions(),
+                "options": given.options if name == OURS else "", "workers": 1 if name == "fastapi" else given.workers,
+                "machine": env.machine(), "versions": _versions(),
             }  # fmt: skip
             if given.steps:
                 rates[name], row["trials"] = searched(name, port, given.limit_ms, given.seconds, given.steps)
                 row["requests_per_s"] = rates[name]
             if given.overhead and name == OURS:
                 row["overhead"] = overhead(port, given.artifact, given.overhead)
+            if given.idle and name == OURS:
+                row["idle"] = idle(process, port, given.idle)
             if given.soak and name == OURS:
-                row["soak"] = soaked(process, port, given.soak_rate, given.soak)
+                row["soak"] = soaked(process, port, given.soak_share * rates[name], given.soak)
         finally:
             ended(process)
         print(
             f"{name}: {rates.get(name, 0):.0f} requests/s at p99 <= {given.limit_ms:g} ms",
             row.get("overhead", ""),
+            row.get("idle", ""),
             row.get("soak", ""),
         )
         for trial in row.get("trials", ()):

@@ -12,7 +12,7 @@ from serve_peers import Classifier
 
 class Photographs(MLModel):  # type: ignore[misc]  # MLServer is not installed where types are checked
     async def load(self) -> bool:
-        self.classifier = Classifier(self.settings.parameters.uri, threads=None)
+        self.classifier = Classifier(self.settings.parameters.uri, threads=self.settings.parameters.extra["threads"])
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:

@@ -1,9 +1,12 @@
-"""The same artifact behind other servers, as their documentation shows it: `python serve_peers.py NAME ARTIFACT PORT`.
+"""The same artifact behind other servers, as their documentation shows it.
+
+    python serve_peers.py NAME ARTIFACT PORT WORKERS
 
 All of them decode and prepare an image with this package, run this package's session, and answer the same JSON, so
 that only the server differs.
 """
 
+import os
 import sys
 from io import BytesIO
 from typing import Any
@@ -13,6 +16,7 @@ from PIL import Image
 
 import convnext_deploy
 from convnext_deploy.data import preprocess
+from convnext_deploy.env import usable_cores
 from convnext_deploy.workflows.predict import most_probable
 
 
@@ -34,8 +38,13 @@ class Classifier:
         return {"classes": [{"name": one.name, "probability": one.probability} for one in found]}
 
 
-def fastapi(artifact: str, port: int) -> None:
-    """A function of FastAPI's thread pool; every request is a batch of one."""
+def threads_of(workers: int) -> int | None:
+    """Of each worker's session: they share the cores."""
+    return None if workers == 1 else max(1, usable_cores() // workers)
+
+
+def fastapi(artifact: str, port: int, workers: int) -> None:
+    """A function of FastAPI's thread pool, in one process; every request is a batch of one."""
     import uvicorn
     from fastapi import FastAPI, UploadFile
 
@@ -50,12 +59,19 @@ def fastapi(artifact: str, port: int) -> None:
     uvicorn.run(app, port=port, log_level="error")
 
 
-def fastapi_async(artifact: str, port: int) -> None:
+def fastapi_async(artifact: str, port: int, workers: int) -> None:
     """The same as a coroutine, which computes in the event loop."""
     import uvicorn
+
+    os.environ["ARTIFACT"], os.environ["WORKERS"] = artifact, str(workers)
+    uvicorn.run("serve_peers:coroutine", factory=True, port=port, workers=workers, log_level="error")
+
+
+def coroutine() -> Any:
+    """FastAPI's application, made in each of uvicorn's workers."""
     from fastapi import FastAPI, UploadFile
 
-    model = Classifier(artifact, threads=None)
+    model = Classifier(os.environ["ARTIFACT"], threads=threads_of(int(os.environ["WORKERS"])))
     app = FastAPI()
 
     @app.post("/classify")  # type: ignore[untyped-decorator]  # FastAPI is not installed where this is checked
@@ -63,39 +79,48 @@ def fastapi_async(artifact: str, port: int) -> None:
         (logits,) = model.session.run(model.input_of(await image.read()))
         return model.labels(logits[0])
 
-    uvicorn.run(app, port=port, log_level="error")
+    return app
 
 
-def litserve(artifact: str, port: int) -> None:
-    """LitServe with batches of up to 8, one worker, which is its default."""
+def litserve(artifact: str, port: int, workers: int) -> None:
+    """LitServe with batches of up to 8; one worker is its default."""
     import litserve as ls
     from litserve_model import Photographs
 
-    api = Photographs(artifact, max_batch_size=8, batch_timeout=0.002, api_path="/classify")
-    server = ls.LitServer(api, accelerator="cpu", timeout=30)
-    server.run(port=port, host="127.0.0.1", generate_client_file=False, log_level="error")
+    api = Photographs(artifact, threads_of(workers), max_batch_size=8, batch_timeout=0.002, api_path="/classify")
+    server = ls.LitServer(api, accelerator="cpu", workers_per_device=workers, timeout=30)
+    server.run(port=port, host="127.0.0.1", num_api_servers=workers, generate_client_file=False, log_level="error")
 
 
-def mlserver(artifact: str, port: int) -> None:
-    """MLServer with its adaptive batching, batches of up to 8."""
+def mlserver(artifact: str, port: int, workers: int) -> None:
+    """MLServer with its adaptive batching, batches of up to 8; several workers are its parallel ones."""
     import asyncio
 
     from mlserver import MLServer, ModelSettings, Settings
     from mlserver.settings import ModelParameters
 
     settings = Settings(
-        http_port=port, grpc_port=port + 1, metrics_port=port + 2, host="127.0.0.1", parallel_workers=0, debug=False
+        http_port=port,
+        grpc_port=port + 1,
+        metrics_port=port + 2,
+        host="127.0.0.1",
+        debug=False,
+        parallel_workers=0 if workers == 1 else workers,
     )
     model = ModelSettings(
         name="m",
         implementation="mlserver_model.Photographs",
         max_batch_size=8,
         max_batch_time=0.002,
-        parameters=ModelParameters(uri=artifact),
+        parameters=ModelParameters(uri=artifact, extra={"threads": threads_of(workers)}),
     )
-    asyncio.run(MLServer(settings).start([model]))
+
+    async def serve() -> None:
+        await MLServer(settings).start([model])
+
+    asyncio.run(serve())
 
 
 if __name__ == "__main__":
     servers = {"fastapi": fastapi, "fastapi-async": fastapi_async, "litserve": litserve, "mlserver": mlserver}
-    servers[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    servers[sys.argv[1]](sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

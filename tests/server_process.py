@@ -1,8 +1,11 @@
-"""A server in a thread of the tests' own process, and how it is asked."""
+"""A server in a thread of the tests' own process, or in one of its own, and how it is asked."""
 
 import http.client
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +77,44 @@ class Running:
         return 0.0
 
 
+class Process:
+    """A server process that takes requests."""
+
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "convnext_deploy", "serve", *arguments],
+            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        self.lines: list[str] = []
+        self.port = 0
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip())
+            if line.startswith("serving "):
+                self.port = int(line.partition(" on http://127.0.0.1:")[2].partition(" ")[0])
+                break
+        self._rest = threading.Thread(target=lambda: self.lines.extend(map(str.rstrip, self.process.stderr or ())))
+        self._rest.start()
+
+    def ask(self, method: str = "POST", path: str = "/classify", port: int | None = None) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=20)
+        try:
+            connection.request(method, path, picture() if path == "/classify" else None)
+            answer = connection.getresponse()
+            content = answer.read()
+            return answer.status, content.decode() if path == "/metrics" else json.loads(content)
+        finally:
+            connection.close()
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(20)
+        self._rest.join(10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+
 def until(holds: Callable[[], bool], seconds: float = 10) -> None:
     """Wait for something to hold."""
     end = time.monotonic() + seconds
@@ -86,8 +127,9 @@ def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 def serving(*artifacts: str | Path, say: Callable[[str], None] = print, **options: Any) -> Iterator[Running]:
     """A server until the end of the block, which is a drained end."""
     extra = {name: options.pop(name) for name in ("labels", "gate", "shadow", "trust") if name in options}
+    grpc_port = options.pop("grpc_port", None)
     service = Service(named(artifacts), ServeOptions(**options), say=say, **extra)
-    running = Running(Server(service, server.bound("127.0.0.1", 0, "port")))
+    running = Running(Server(service, server.bound("127.0.0.1", 0, "port"), grpc_port=grpc_port))
     ready = threading.Event()
 
     def run() -> None:

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import arguments, env
@@ -14,9 +15,13 @@ from .artifacts import opened
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from ..serving.options import ServeOptions
     from ..serving.server import Server
     from ..serving.service import Service
     from ..serving.shadow import ShadowOptions
+    from ..serving.workers import Workers
+
+    _Told = tuple[dict[str, Path], ServeOptions, Path | None, Path | None, ShadowOptions | None, bool]
 
 Artifacts = arguments.Location | Sequence[arguments.Location] | Mapping[str, arguments.Location]
 
@@ -28,7 +33,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     admin: str | None = None,
-    ready: "Callable[[Server], None]" = lambda server: None,
+    grpc_port: int | None = None,
+    ready: "Callable[[Server | Workers], None]" = lambda server: None,
     say: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> None:
@@ -38,9 +44,11 @@ def serve(
         artifacts: a folder, several, or folders by the names they are served under.
         port: 0 takes a free one.
         admin: HOST:PORT that takes `POST /reload`; None: only SIGHUP reloads.
+        grpc_port: for clients of gRPC, on the same host; 0 takes a free one, None: there is none. It needs the extra
+            `triton`.
         ready: told when requests are taken; its argument has the `address`, and `stop` for other threads.
         say: told what happens, a line each.
-        options: those of `asgi`.
+        options: those of `asgi`, and `workers`, processes behind the one address (1).
 
     Raises:
         UsageError, ArtifactError: one line each, before anything is served.
@@ -48,7 +56,12 @@ def serve(
     """
     arguments.check(say=say, ready=ready)
     port = arguments.whole("port", port, least=0)
-    from ..serving import server
+    if grpc_port is not None:
+        arguments.whole("grpc_port", grpc_port, least=0)
+        # Where one is missing, that is said before anything is opened.
+        import grpc  # noqa: F401
+        import tritonclient.grpc  # noqa: F401
+    from ..serving import server, workers
 
     listener, second = server.bound(arguments.text("host", host), port, "the address"), None
     try:
@@ -57,8 +70,13 @@ def serve(
             if not name or not number.isdecimal():
                 raise UsageError(f"admin {arguments.shown(admin)}; expected HOST:PORT such as 127.0.0.1:8001")
             second = server.bound(name.strip("[]"), int(number[:9]), "admin")
-        service = _service(artifacts, say, options)
-        server.Server(service, listener, second).run(ready)
+        told = _settings(artifacts, say, options)
+        if told[1].workers > 1 and grpc_port is not None:
+            raise UsageError(f"grpc_port {grpc_port} with {told[1].workers} workers; gRPC is served by one process")
+        if told[1].workers > 1:
+            workers.Workers(workers.order(*told), listener, second, say).run(ready)
+        else:
+            server.Server(_service(told, say), listener, second, grpc_port=grpc_port).run(ready)
     finally:
         listener.close()
         if second is not None:
@@ -88,7 +106,10 @@ def asgi(artifacts: Artifacts, *, say: Callable[[str], None] = lambda line: None
     """
     from ..serving.application import application
 
-    return application(_service(artifacts, say, options))
+    told = _settings(artifacts, say, options)
+    if told[1].workers > 1:
+        raise UsageError(f"workers {told[1].workers}: an application is of one process; the server around it has more")
+    return application(_service(told, say))
 
 
 @env.missing_named()
@@ -146,11 +167,18 @@ def package(
     return [note.format(out=shlex.quote(str(folder))) for note in notes]
 
 
-def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str, Any]) -> "Service":
+def _service(told: "_Told", say: Callable[[str], None]) -> "Service":
+    from ..serving.service import Service
+
+    paths, options, labels, gate, shadow, trust = told
+    return Service(paths, options, labels=labels, gate=gate, shadow=shadow, trust=trust, say=say)
+
+
+def _settings(artifacts: Artifacts, say: Callable[[str], None], options: dict[str, Any]) -> "_Told":
+    """What a `Service` is made of, in the order of `workers.order`."""
     from ..serving import measured
     from ..serving.names import checked, named
     from ..serving.options import ServeOptions
-    from ..serving.service import Service
 
     if isinstance(artifacts, Mapping):
         paths = named([f"{checked(name)}={arguments.path('artifacts', path)}" for name, path in artifacts.items()])
@@ -173,7 +201,7 @@ def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str
         say(line)
         options = found | options
     settings = ServeOptions(device=arguments.one_of("device", device, Device), **options)
-    return Service(paths, settings, labels=labels, gate=gate, shadow=beside, trust=trust, say=say)
+    return paths, settings, labels, gate, beside, trust
 
 
 def _shadow(options: dict[str, Any]) -> "ShadowOptions | None":

@@ -12,6 +12,7 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..serving.server import Server
+    from ..serving.workers import Workers
 
 TOKEN = "CONVNEXT_DEPLOY_TOKEN"
 HERE = ("127.0.0.1", "::1", "localhost")
@@ -22,9 +23,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     admin: Annotated[str | None, typer.Option(help="HOST:PORT that takes POST /reload and GET /shadow.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port for clients of gRPC; 0 takes a free one.")] = None,
     slo_ms: Annotated[float | None, typer.Option(help="Refuse (429) what would take longer than this.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Images of a batch; default: 8.")] = None,
     max_wait_ms: Annotated[float, typer.Option(help="That the first image of a batch waits for others.")] = 0.0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes, for models faster than one Python: they share the cores.")
+    ] = 1,
     sessions: Annotated[int | None, typer.Option(help="Batches that run at once; default: cores by threads.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each batch; default: 4 at most.")] = None,
     room: Annotated[int | None, typer.Option(help="Images on their way at once; more are refused: 1024.")] = None,
@@ -62,14 +67,16 @@ def serve(
         terminal.say(f"anyone who reaches {host}:{port} can use it; --token-file asks for a token")
     names = ", ".join(artifact)
 
-    def ready(server: "Server") -> None:
-        terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs)")
+    def ready(server: "Server | Workers") -> None:
+        also = "" if server.grpc_address is None else f"; gRPC on {server.grpc_address}"
+        terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs){also}")
 
     api.serve(
         artifact,
         host=host,
         port=port,
         admin=admin,
+        grpc_port=grpc_port,
         ready=ready,
         say=terminal.say,
         labels=labels,
@@ -78,6 +85,7 @@ def serve(
         device=one_of("--device", device, Device),
         trust=trust,
         max_wait_ms=max_wait_ms,
+        workers=workers,
         **given(
             slo_ms=slo_ms,
             max_batch=max_batch,

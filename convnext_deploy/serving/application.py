@@ -23,6 +23,7 @@ from .metrics import CONTENT_TYPE
 from .model import Model
 from .requests import ClientGone, Refusal, authorize, body_of, error_response, finished, json_response, timeout_s
 from .service import Service
+from .siblings import Siblings
 
 INLINE_BYTES = 2**18  # of a body that is read in the event loop; larger ones would hold up others
 CLASSIFY_PARAMETERS = ("top", "model", "timeout_ms")
@@ -31,9 +32,9 @@ CLOSED_REQUEST = 499  # the status under which metrics count a client that went 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def application(service: Service) -> Starlette:
+def application(service: Service, siblings: Siblings | None = None) -> Starlette:
     """What clients may ask: classification, the inference protocol, health, metrics and their description."""
-    served = _Served(service)
+    served = _Served(service, siblings)
     routes = [
         served.route("/classify", served.classify, "POST"),
         served.route("/v2", served.server),
@@ -55,9 +56,9 @@ def application(service: Service) -> Starlette:
     return _starlette(service, routes)
 
 
-def admin(service: Service) -> Starlette:
+def admin(service: Service, siblings: Siblings | None = None) -> Starlette:
     """What only whoever runs the server may ask."""
-    served = _Served(service)
+    served = _Served(service, siblings)
     return _starlette(
         service,
         [
@@ -83,10 +84,10 @@ def _starlette(service: Service, routes: list[Route]) -> Starlette:
 
 
 class _Served:
-    """The handlers over one service."""
+    """The handlers over one service, which may be one of several."""
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    def __init__(self, service: Service, siblings: Siblings | None) -> None:
+        self.service, self.siblings = service, siblings
 
     def route(self, path: str, handler: Handler, method: str = "GET", *, open: bool = False) -> Route:
         """A handler with what all have in common: the token, refusals as answers, metrics.
@@ -151,7 +152,10 @@ class _Served:
 
     async def metrics(self, request: Request) -> Response:
         loop = asyncio.get_running_loop()
-        text = await loop.run_in_executor(None, self.service.metrics.text)
+        if self.siblings is not None:
+            text = await self.siblings.metrics()
+        else:
+            text = await loop.run_in_executor(None, self.service.metrics.text)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:
@@ -271,6 +275,10 @@ class _Served:
     # What only whoever runs the server may ask
 
     async def reload(self, request: Request) -> Response:
+        if self.siblings is not None:
+            done, lines = await self.siblings.reload()
+            self.service.say(f"{'reloaded' if done else 'reload refused'}: {'; '.join(lines)}")
+            return json_response({"reloaded": lines}) if done else error_response(409, "; ".join(lines))
         try:
             lines = await asyncio.get_running_loop().run_in_executor(None, self.service.reload)
         except (UsageError, CheckFailed) as error:
@@ -281,10 +289,14 @@ class _Served:
         return json_response({"reloaded": lines})
 
     async def shadow(self, request: Request) -> Response:
-        if self.service.shadow is None:
+        beside, state = self.service.shadow, None
+        if self.siblings is not None:
+            state = await self.siblings.shadow()
+        elif beside is not None:
+            state = await asyncio.to_thread(beside.state)
+        if state is None:
             return error_response(404, "no candidate is compared; serve --shadow FOLDER compares one")
-        loop = asyncio.get_running_loop()
-        return json_response(await loop.run_in_executor(None, self.service.shadow.state))
+        return json_response(state)
 
     def _model(self, name: str) -> Model:
         found = self.service.models.get(name)

@@ -44,7 +44,7 @@ class Metrics:
 
     def collect(self, read: Callable[[], Iterable[Metric]]) -> None:
         """From now on ask this as well."""
-        self.registry.register(_Collected(read))
+        self.registry.register(Collected(read))
 
     def batches(self, model: str) -> Callable[[int, Sequence[float], float], None]:
         """What a queue tells of each batch."""
@@ -62,7 +62,9 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Collected(Collector):
+class Collected(Collector):
+    """What is asked for its measurements whenever they are read."""
+
     def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
         self._read = read
 

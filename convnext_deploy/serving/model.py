@@ -56,7 +56,7 @@ class Model:
         say: Callable[[str], None],
     ) -> None:
         self.name, self.artifact, self.manifest = name, artifact, artifact.manifest
-        self.options = options
+        self.options, self._cores = options, options.cores
         self.sha256 = artifact.sha256
         facts = self.manifest
         self.labels: tuple[str, ...] | None
@@ -73,7 +73,7 @@ class Model:
         if facts.model.in_chans in (1, 3):
             self._to_pixels = preprocess.transform(facts.preprocessing, facts.model.image_size, facts.model.in_chans)
         self.session: Session = formats.opened(artifact, options.run, trust)
-        threads = options.sessions or self.session.at_once
+        threads = options.sessions or max(1, self.session.at_once // options.workers)
         if threads > self.session.at_once:
             raise UsageError(
                 f"sessions {threads} of {self.session.options.threads or usable_cores()} threads each; at most "
@@ -91,7 +91,7 @@ class Model:
             largest=self._largest,
             threads=threads,
             wait_s=options.max_wait_ms / 1e3,
-            room=options.room,
+            room=max(1, options.room // options.workers),
             limit_s=None if options.slo_ms is None else options.slo_ms / 1e3,
             observe=observe,
         )
@@ -209,7 +209,7 @@ class Model:
         except OSError as error:
             raise decoding.UnreadableImage(" ".join(str(error).split())) from error
         images = preprocess.as_input(pixels[None], self.manifest.preprocessing, self.manifest.export.input)
-        return images, (time.perf_counter() - started) / usable_cores()
+        return images, (time.perf_counter() - started) / self._cores
 
     def best(self, outputs: Outputs, top: int) -> tuple[ClassProbability, ...]:
         """The most probable classes of the first image."""

@@ -57,14 +57,26 @@ def parsed(body: bytes, header: str | None, manifest: Manifest) -> tuple[InferRe
         request = msgspec.json.decode(memoryview(body)[:size], type=InferRequest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"the body is no inference request: {error}") from None
+    return request, images_of(request, memoryview(body)[size:], manifest)
+
+
+def images_of(request: InferRequest, rest: memoryview, manifest: Manifest) -> Images:
+    """The images of a request, of which all is looked at.
+
+    Args:
+        rest: the bytes behind it.
+
+    Raises:
+        InputError: one line.
+    """
     expected = manifest.inputs[0]
     if len(request.inputs) != 1 or request.inputs[0].name != expected.name:
         names = ", ".join(tensor.name[:40] for tensor in request.inputs) or "none"
         raise InputError(f"inputs {names}; expected one, {expected.name}")
-    images = _tensor(request.inputs[0], memoryview(body)[size:], NAMES[expected.dtype])
+    images = _tensor(request.inputs[0], rest, NAMES[expected.dtype])
     check_images(images, manifest)
     outputs(request, manifest)
-    return request, images
+    return images
 
 
 def _tensor(tensor: RequestTensor, rest: memoryview, datatype: str) -> NDArray[Any]:

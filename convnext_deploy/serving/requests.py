@@ -57,9 +57,13 @@ def authorize(request: Request, options: ServeOptions) -> None:
     Raises:
         Refusal: 401.
     """
+    authorize_header(request.headers.get("authorization", ""), options)
+
+
+def authorize_header(given: str, options: ServeOptions) -> None:
+    """Likewise, by what the request says in `Authorization`."""
     if options.token is None:
         return
-    given = request.headers.get("authorization", "")
     scheme, _, token = given.partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), options.token.encode()):
         raise Refusal(401, "expected the header Authorization: Bearer TOKEN with this server's token", close=True)

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
@@ -16,6 +16,10 @@ from ..arguments import shown
 from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
 from . import application
 from .service import Service
+from .siblings import Siblings
+
+if TYPE_CHECKING:
+    from .rpc import Rpc
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75  # of a connection without a request
@@ -136,16 +140,27 @@ class Server:
     Args:
         listener: of `bound`.
         admin: likewise, for whoever runs the server; None: there is no such address.
+        siblings: the other processes of this server; None: there are none.
+        grpc_port: for gRPC, on the listener's host; 0 takes a free one, None: there is none.
     """
 
-    def __init__(self, service: Service, listener: socket.socket, admin: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        listener: socket.socket,
+        admin: socket.socket | None = None,
+        siblings: Siblings | None = None,
+        grpc_port: int | None = None,
+    ) -> None:
         self.service, self._sockets = service, [listener] if admin is None else [listener, admin]
         self.address = address(listener)
         self._loop = uvloop.new_event_loop()
         connection = type(
             "Connection", (_Connection,), {"idle_s": service.options.idle_s, "most": _open_files() - OWN_FILES}
         )
-        apps = [application.application(service), application.admin(service)]
+        self._siblings, self._grpc_port = siblings, grpc_port
+        self.grpc_address: str | None = None  # where it runs and there is one
+        apps = [application.application(service, siblings), application.admin(service, siblings)]
         self._servers = [_configured(app, service, connection) for app, _ in zip(apps, self._sockets, strict=False)]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -178,19 +193,37 @@ class Server:
     async def _run(self, ready: Callable[["Server"], None]) -> None:
         self.service.metrics.connections.set_function(self.connections)
         with self._signals():
+            rpc = await self._rpc()
             tasks = [
                 asyncio.ensure_future(one.serve(sockets=[where]))
                 for one, where in zip(self._servers, self._sockets, strict=True)
             ]
             while not all(one.started for one in self._servers) and not any(task.done() for task in tasks):
                 await asyncio.sleep(0.005)
+            between = None if self._siblings is None else await self._siblings.listen()
             ready(self)
             await asyncio.gather(*tasks)
+            if between is not None:
+                between.close()
+            if rpc is not None:
+                forced = any(one.force_exit for one in self._servers)
+                await rpc.stop(0 if forced else self.service.options.drain_s)
             await asyncio.sleep(0)  # what was cancelled ends
         left = sum(not task.done() for one in self._servers for task in one.server_state.tasks)
         lost = self.service.abandoned + left
         if lost:
             raise CheckFailed(f"{lost} requests had no answer when the server ended; --drain-s gives them more time")
+
+    async def _rpc(self) -> "Rpc | None":
+        if self._grpc_port is None:
+            return None
+        from .rpc import Rpc
+
+        host = self._sockets[0].getsockname()[0]
+        rpc = Rpc(self.service, host, self._grpc_port)
+        await rpc.start()
+        self.grpc_address = f"{host}:{rpc.port}"
+        return rpc
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

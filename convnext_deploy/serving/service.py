@@ -12,7 +12,6 @@ from prometheus_client.core import Metric
 
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
-from ..env import usable_cores
 from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
 from ..records.accuracy import Verdict
 from . import drift
@@ -62,7 +61,7 @@ class Service:
         self.body_bytes = 0  # of requests under way; the event loop's
         self._paths, self._labels, self._gate, self._trust = dict(artifacts), labels, gate, trust
         self._reloading = threading.Lock()
-        self.pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+        self.pool = ThreadPoolExecutor(options.cores, thread_name_prefix="decode")
         self.models: dict[str, Model] = {}
         self._beside, self.shadow = shadow, None
         try:

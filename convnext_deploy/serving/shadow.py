@@ -43,16 +43,23 @@ class ShadowOptions:
     path: the candidate's folder.
     share: of the requests; one image of each is compared.
     limit: of the share of images that get another answer.
+    workers: processes of the server, one of which compares; it takes more of its own requests then.
     """
 
     path: Path
     share: float = 0.1
     limit: float = 0.01
+    workers: int = 1
 
     def __post_init__(self) -> None:
         for name, value, most in (("share", self.share, 1.0), ("limit", self.limit, 0.5)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
                 raise UsageError(f"shadow_{name} {value!r}; expected a share above 0 and at most {most:g}")
+
+    @property
+    def own_share(self) -> float:
+        """Of the requests that reach the process that compares."""
+        return min(1.0, self.share * self.workers)
 
 
 class Shadow:
@@ -98,7 +105,7 @@ class Shadow:
         for job in jobs:
             if self._over.is_set():
                 return
-            if job.images is None or job.outputs is None or random.random() >= self.options.share:
+            if job.images is None or job.outputs is None or random.random() >= self.options.own_share:
                 continue
             place = random.randrange(job.count)
             try:
@@ -123,7 +130,8 @@ class Shadow:
             "candidate": str(self.options.path), "candidate_sha256": self.sha256,
             "decision": decision, "images": found.images, "other_answers": found.hits, "share": found.share,
             "lower": found.lower, "upper": found.upper, "limit": found.limit, "alpha": found.alpha, "more_images": more,
-            "more_requests": None if more is None else math.ceil(more / self.options.share), **counts,
+            "more_requests": None if more is None else math.ceil(more * self.options.workers / self.options.own_share),
+            **counts,
         }  # fmt: skip
 
     def metrics(self) -> Iterable[Metric]:

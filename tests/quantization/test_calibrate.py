@@ -240,7 +240,9 @@ def test_a_file_without_them_is_refused(run: Callable[..., Calibration], tmp_pat
     with safe_open(tmp_path / "state", framework="numpy") as file:
         facts = file.metadata()
     save_file({key: array for key, array in kept.items() if not key.startswith("images/")}, tmp_path / "state", facts)
-    with pytest.raises(UsageError, match="does not hold a calibration: 'images'; remove it or name another file"):
+    with pytest.raises(
+        UsageError, match="does not hold a calibration: it has no 'images'; remove it or name another file"
+    ):
         run(resume=tmp_path / "state")
 
 

@@ -1,8 +1,5 @@
 """The process of `serve`: its words, its signals, its exit codes, and what is left when it is killed."""
 
-import http.client
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,48 +12,11 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from server_process import picture
+from server_process import Process
 
 from convnext_deploy.artifact.manifest import Artifact
 
-Start = Callable[..., "Process"]
-
-
-class Process:
-    """A server process that takes requests."""
-
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "convnext_deploy", "serve", *arguments],
-            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-        )  # fmt: skip
-        assert self.process.stderr is not None
-        self.lines: list[str] = []
-        self.port = 0
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip())
-            if line.startswith("serving "):
-                self.port = int(line.partition(" on http://127.0.0.1:")[2].partition(" ")[0])
-                break
-        self._rest = threading.Thread(target=lambda: self.lines.extend(map(str.rstrip, self.process.stderr or ())))
-        self._rest.start()
-
-    def ask(self, method: str = "POST", path: str = "/classify", port: int | None = None) -> tuple[int, object]:
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=20)
-        try:
-            connection.request(method, path, picture() if path == "/classify" else None)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            connection.close()
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        code = self.process.wait(20)
-        self._rest.join(10)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
+Start = Callable[..., Process]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,150 @@
+"""Several processes behind one address: they answer as one, measure as one, and end as one."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+from server_process import Process, until
+
+import convnext_deploy
+from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.env import usable_cores
+from convnext_deploy.errors import ArtifactError, UsageError
+from convnext_deploy.serving.siblings import merged
+
+needs_cores = pytest.mark.skipif(usable_cores() < 2, reason="workers are at most as many as cores")
+
+
+@pytest.fixture(scope="module")
+def artifact(artifact_of: Callable[..., Artifact]) -> Artifact:
+    return artifact_of("onnx", input="uint8")
+
+
+@pytest.fixture
+def two(artifact: Artifact, tmp_path: Path) -> Iterator[tuple[Process, int]]:
+    """Two workers, and the port of their admin address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        admin = free.getsockname()[1]
+    one = Process(
+        f"m={artifact.path}", "--port", "0", "--workers", "2", "--admin", f"127.0.0.1:{admin}",
+        "--shadow", str(artifact.path), environment={"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert one.port, one.lines
+    yield one, admin
+    if one.process.poll() is None:
+        one.end(signal.SIGTERM)
+
+
+def children(one: Process) -> list[int]:
+    found = subprocess.run(["ps", "--ppid", str(one.process.pid), "-o", "pid="], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+@needs_cores
+def test_they_answer_measure_and_reload_as_one(two: tuple[Process, int], tmp_path: Path) -> None:
+    one, admin = two
+    assert sum(line.startswith("m: 16 outputs compared") for line in one.lines) == 1  # not once for each
+    for _ in range(20):
+        assert one.ask()[0] == 200
+    counts = [
+        float(count) for count in re.findall(r'requests_total{path="/classify".* (.*)', one.ask("GET", "/metrics")[1])
+    ]
+    assert sum(counts) == 20
+    status, answer = one.ask("POST", "/reload", admin)
+    assert status == 200
+    assert [line[:12] for line in answer["reloaded"]] == ["worker 0: m:", "worker 1: m:"]
+    state = one.ask("GET", "/shadow", admin)[1]
+    # One of two compares; it takes twice its share of its half of the requests.
+    assert state["more_requests"] == 10 * state["more_images"]
+    assert one.end(signal.SIGTERM) == 0
+    assert list(tmp_path.glob("convnext*")) == []  # nothing is left of the sockets between them
+
+
+@needs_cores
+def test_a_worker_that_is_killed_is_replaced(two: tuple[Process, int]) -> None:
+    one, _ = two
+    before = children(one)
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    until(lambda: one.ask()[0] == 200)
+    until(lambda: 'worker="0"' in one.ask("GET", "/metrics")[1] and 'worker="1"' in one.ask("GET", "/metrics")[1], 30)
+    assert before[0] not in children(one)
+    assert one.end(signal.SIGTERM) == 0
+    assert any("was killed by SIGKILL; another one takes its place" in line for line in one.lines)
+
+
+@needs_cores
+def test_a_signal_ends_all_without_losing_a_request(two: tuple[Process, int]) -> None:
+    one, _ = two
+    answered: list[object] = []
+    refused = threading.Event()
+
+    def client() -> None:
+        while not refused.is_set():
+            try:
+                answered.append(one.ask()[0])
+            except ConnectionRefusedError:
+                refused.set()
+            except OSError as error:
+                answered.append(error)
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(answered) >= 20)
+    assert one.end(signal.SIGTERM) == 0
+    for thread in threads:
+        thread.join(20)
+    assert set(answered) == {200}
+
+
+@needs_cores
+def test_the_end_of_the_first_process_is_the_end_of_all(two: tuple[Process, int]) -> None:
+    one, _ = two
+    workers = children(one)
+    one.end(signal.SIGKILL)
+
+    def ended(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+    until(lambda: all(map(ended, workers)))
+
+
+@needs_cores
+def test_what_a_worker_refuses_is_the_servers_own_error() -> None:
+    with pytest.raises(ArtifactError, match="nowhere"):
+        convnext_deploy.serve("nowhere", port=0, workers=2)
+
+
+def test_more_workers_than_cores_and_an_application_of_several_are_refused(artifact: Artifact) -> None:
+    with pytest.raises(UsageError, match=r"workers 9999; there are \d+ cores here, and one each is the most"):
+        convnext_deploy.serve(artifact.path, port=0, workers=9999)
+    with pytest.raises(UsageError, match="workers 0; expected a whole number of at least 1"):
+        convnext_deploy.asgi(artifact.path, workers=0)
+    if usable_cores() > 1:
+        with pytest.raises(UsageError, match="workers 2: an application is of one process"):
+            convnext_deploy.asgi(artifact.path, workers=2)
+
+
+def test_measurements_of_several_are_told_apart_and_one_that_is_gone_is_left_out() -> None:
+    text = b'# HELP a_total A.\n# TYPE a_total counter\na_total{path="/x"} 2.0\n'
+    assert merged([text, None, text]).decode().splitlines() == [
+        "# HELP a_total A.",
+        "# TYPE a_total counter",
+        'a_total{path="/x",worker="0"} 2.0',
+        'a_total{path="/x",worker="2"} 2.0',
+    ]
