@@ -19,7 +19,7 @@ from ..artifact import manifest
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import preprocess, sources
-from ..errors import CheckFailed, DataError, UsageError
+from ..errors import CheckFailed, DataError, UsageError, printable
 from ..records.accuracy import EvalResult, OutputScore, ScoreResult
 from ..records.base import Problem
 from . import outputs, partial, statistics
@@ -107,7 +107,7 @@ def evaluate(
         tell(notes[-1])
     names = None if problem == "binary" and len(artifact.manifest.labels or ()) < 2 else artifact.manifest.labels
     result = EvalResult(
-        artifact=artifact.path.resolve().name,
+        artifact=printable(artifact.path.resolve().name),
         artifact_sha256=artifact.sha256,
         data=source.name,
         data_sha256=source.sha256,
@@ -170,7 +170,7 @@ def score(
     called = artifact.manifest.labels or source.class_names or ()
     result = ScoreResult(
         problem=problem,
-        artifact=artifact.path.resolve().name,
+        artifact=printable(artifact.path.resolve().name),
         artifact_sha256=artifact.sha256,
         data=source.name,
         data_sha256=source.sha256,

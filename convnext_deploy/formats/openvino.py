@@ -276,6 +276,7 @@ FORMAT = Format(
     runs_code=False,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu"}),
+    tasks=frozenset({"classify", "embed", "features", "segment"}),
     optimized=frozenset({"cpu"}),
     typed_graph=False,
     build=build,

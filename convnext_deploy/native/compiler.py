@@ -27,7 +27,14 @@ X86: dict[str, tuple[str, ...]] = {
     "kernels_avx512": _AVX512,
     "kernels_avx512_vnni": (*_AVX512, "-mavx512vnni"),
     "kernels_avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+    "kernels_amx": (*_AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
 }
+ARM: dict[str, tuple[str, ...]] = {
+    "kernels_neon": (),  # every 64-bit Arm CPU has it
+    "kernels_neon_dotprod": ("-march=armv8.2-a+dotprod",),
+    "kernels_neon_bf16": ("-march=armv8.2-a+dotprod+i8mm+bf16",),
+}
+PATHS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}  # by what systems call the machine
 
 
 def find_compiler() -> str:
@@ -52,10 +59,13 @@ def find_compiler() -> str:
     )
 
 
-def units() -> dict[str, tuple[str, ...]]:
-    """Every source file to compile on this machine, and its own flags: the instruction set that it is written for."""
-    x86 = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
-    return dict.fromkeys(COMMON, ()) | x86
+def units(machine: str = "") -> dict[str, tuple[str, ...]]:
+    """Every source file to compile, and its own flags: the instruction set that it is written for.
+
+    Args:
+        machine: as `platform.machine()` names them; "": this one.
+    """
+    return dict.fromkeys(COMMON, ()) | PATHS.get((machine or platform.machine()).lower(), {})
 
 
 def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...], link_flags: tuple[str, ...] = ()) -> Path:

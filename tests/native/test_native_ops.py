@@ -27,7 +27,8 @@ ACTIVATIONS: dict[Any, Any] = {
     "gelu_tanh": lambda x: x * expit(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
     "silu": lambda x: x * expit(x),
 }
-few = hypothesis.settings(max_examples=25, deadline=None)
+# An emulated CPU may take seconds to draw an example.
+few = hypothesis.settings(max_examples=25, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 
 
 @every_isa

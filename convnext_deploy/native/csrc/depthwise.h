@@ -40,11 +40,7 @@ INLINE void depthwise_row(const float *in, size_t pitch, int side, int from, int
   for (int x = 0; x < X; x++) store(out + x * stride, sums[x]);
 }
 
-#if defined(__AVX512F__)
-constexpr int COLUMNS = 8;
-#else
-constexpr int COLUMNS = 4;
-#endif
+constexpr int COLUMNS = REGISTERS / 4;
 
 template <int K>
 void depthwise_of(const Depthwise &d) {
@@ -66,21 +62,20 @@ void depthwise_of(const Depthwise &d) {
         const int columns = (left + parts - 1) / parts;
         for (int p = 0; p < PARTS; p++) {
           const Floats bias = load<Floats>(d.bias + block * BLOCK + p * L);
-#define ROW(X)                                                                                                 \
-  case X:                                                                                                      \
-    depthwise_row<K, X>(in + p * L, d.pitch, side, from, to, weight + p * L, bias, out + p * L, d.out_stride); \
+#define ROW(X)                                                                                                   \
+  case X:                                                                                                        \
+    if constexpr (X <= COLUMNS)                                                                                  \
+      depthwise_row<K, X>(in + p * L, d.pitch, side, from, to, weight + p * L, bias, out + p * L, d.out_stride); \
     break;
           switch (columns) {
             ROW(1)
             ROW(2)
             ROW(3)
             ROW(4)
-#if defined(__AVX512F__)
             ROW(5)
             ROW(6)
             ROW(7)
             ROW(8)
-#endif
           }
 #undef ROW
         }

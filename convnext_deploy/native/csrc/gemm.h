@@ -15,6 +15,13 @@ constexpr int GROUPS = TILES[TYPE].groups;
 template <uint32_t TYPE>
 constexpr int WIDTH = GROUPS<TYPE> * BLOCK;
 
+#if NEON && !defined(__clang__)
+// g++ would move loads up before it assigns registers, and then have too few of them.
+#define LOOP __attribute__((noinline, optimize("no-schedule-insns")))
+#else
+#define LOOP __attribute__((noinline))
+#endif
+
 // Up to 14 rows of A. Three bases keep their addresses to base + {0, 1, 2, 3, 4} strides and leave registers for the
 // loop.
 struct Rows {
@@ -33,12 +40,12 @@ struct Rows {
 };
 
 template <int M, int V, class Sum>
-INLINE void begin(Sum (&s)[M][V], const void *start) {
+INLINE void begin_all(Sum (&s)[M][V], const void *start) {
 #pragma GCC unroll 8
   for (int v = 0; v < V; v++) {
-    const auto first = load<Sum>(static_cast<const char *>(start) + v * L * 4);
+    begin(s[0][v], static_cast<const char *>(start) + v * L * 4);
 #pragma GCC unroll 14
-    for (int m = 0; m < M; m++) s[m][v] = first;
+    for (int m = 1; m < M; m++) s[m][v] = s[0][v];
   }
 }
 
@@ -47,9 +54,10 @@ INLINE void leave(const Sum (&s)[M][V], void *sums) {
 #pragma GCC unroll 14
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) store(static_cast<char *>(sums) + (m * WIDTH<TYPE> + v * L) * 4, s[m][v]);
+    for (int v = 0; v < V; v++) store(static_cast<char *>(sums) + (m * WIDTH<TYPE> + v * L) * 4, total(s[m][v]));
 }
 
+#if !NEON
 // Adds one step's products, whose weights are those of group 0 at `w` and follow after `group` bytes each.
 template <uint32_t TYPE, int M, int V, class Sum>
 INLINE void add_step(Sum (&s)[M][V], const Rows &rows, size_t offset, const uint8_t *w, size_t group) {
@@ -64,26 +72,103 @@ INLINE void add_step(Sum (&s)[M][V], const Rows &rows, size_t offset, const uint
     for (int v = 0; v < V; v++) s[m][v] = D::add(s[m][v], b[v], x);
   }
 }
+#else
+// The same for the step that is in one lane of the inputs.
+template <uint32_t TYPE, int LANE, int M, int V, class Sum>
+INLINE void add_lane(Sum (&s)[M][V], const typename Dot<TYPE>::Inputs (&x)[M], const uint8_t *w, size_t group) {
+  using D = Dot<TYPE>;
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) {
+    const auto b = D::weights(w + LANE * 64 + (v / PARTS) * group + (v % PARTS) * (4 * L));
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++) s[m][v] = D::template add<LANE>(s[m][v], b, x[m]);
+  }
+}
+
+template <uint32_t TYPE, int M, int V, class Sum>
+INLINE void add_lanes(Sum (&s)[M][V], const Rows &rows, const uint8_t *w, size_t group) {
+  typename Dot<TYPE>::Inputs x[M];
+#pragma GCC unroll 14
+  for (int m = 0; m < M; m++) x[m] = Dot<TYPE>::inputs(rows.at(m));
+  add_lane<TYPE, 0>(s, x, w, group), add_lane<TYPE, 1>(s, x, w, group);
+  add_lane<TYPE, 2>(s, x, w, group), add_lane<TYPE, 3>(s, x, w, group);
+}
+#endif
 
 // Sums that begin with `start`, one value an output: a product's offset or bias. `next` is brought into the
 // second-level cache meanwhile, a line a step.
 template <uint32_t TYPE, int M, int G>
-__attribute__((noinline)) void multiply(const uint8_t *a, size_t stride, const uint8_t *w, size_t group, uint32_t steps,
-                                        const void *start, const uint8_t *next, const uint16_t *, void *sums) {
+LOOP void multiply(const uint8_t *a, size_t stride, const uint8_t *w, size_t group, uint32_t steps, const void *start,
+                   const uint8_t *next, const uint16_t *, void *sums) {
   constexpr int V = G * PARTS, STEPS = TILES[TYPE].steps;
   typename Dot<TYPE>::Sum s[M][V];
-  begin(s, start);
+  begin_all(s, start);
   Rows rows = Rows::from(a, stride);
   for (uint32_t step = 0; step < steps; step += STEPS, w += 64 * STEPS, next += 64 * STEPS) {
 #pragma GCC unroll 4
     for (int i = 0; i < STEPS; i++) {
       __builtin_prefetch(next + 64 * i, 0, 2);
+#if !NEON
       add_step<TYPE>(s, rows, 4 * i, w + 64 * i, group);
+#endif
     }
+#if NEON
+    static_assert(STEPS == 4);
+    add_lanes<TYPE>(s, rows, w, group);
+#endif
     rows.advance(4 * STEPS);
   }
   leave<TYPE>(s, sums);
 }
+
+#if MULTIPLIES_MATRICES
+// The same for instructions that take 8 bytes of two rows and of two outputs. An odd last row is multiplied twice.
+template <uint32_t TYPE, int M, int G>
+LOOP void multiply_pairs(const uint8_t *a, size_t stride, const uint8_t *w, size_t, uint32_t steps, const void *start,
+                         const uint8_t *next, const uint16_t *, void *sums) {
+  static_assert(G == 1 && L == 4);
+  using D = Dot<TYPE>;
+  constexpr int P = (M + 1) / 2, V = 2 * PARTS;
+  using Sum = typename D::Sum;
+  Sum s[P][V];  // of rows 2p and 2p + 1, two outputs each
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) {
+    const uint64x2_t both = vdupq_n_u64(load<uint64_t>(static_cast<const char *>(start) + 8 * v));
+#pragma GCC unroll 3
+    for (int p = 0; p < P; p++) s[p][v] = (Sum)both;
+  }
+  Rows rows = Rows::from(a, stride);
+  for (uint32_t step = 0; step < steps; step += 2, w += 128, next += 128) {
+    __builtin_prefetch(next, 0, 2);
+    __builtin_prefetch(next + 64, 0, 2);
+    typename D::Inputs x[P];
+#pragma GCC unroll 3
+    for (int p = 0; p < P; p++)
+      x[p] = (typename D::Inputs)vcombine_u64(load<uint64x1_t>(rows.at(2 * p)),
+                                              load<uint64x1_t>(rows.at(2 * p + 1 < M ? 2 * p + 1 : 2 * p)));
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; part++) {
+      const auto first = (int32x4_t)load<Ints>(w + 16 * part), second = (int32x4_t)load<Ints>(w + 64 + 16 * part);
+      const auto low = (typename D::Weights)vzip1q_s32(first, second);
+      const auto high = (typename D::Weights)vzip2q_s32(first, second);
+#pragma GCC unroll 3
+      for (int p = 0; p < P; p++) {
+        s[p][2 * part] = D::add(s[p][2 * part], low, x[p]);
+        s[p][2 * part + 1] = D::add(s[p][2 * part + 1], high, x[p]);
+      }
+    }
+    rows.advance(8);
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; part++) {
+      const auto left = (uint64x2_t)s[m / 2][2 * part], right = (uint64x2_t)s[m / 2][2 * part + 1];
+      store(static_cast<char *>(sums) + (m * WIDTH<TYPE> + part * L) * 4,
+            m % 2 ? vzip2q_u64(left, right) : vzip1q_u64(left, right));
+    }
+}
+#endif
 
 #if ADDS_IN_16_BITS
 // Adds to sums what the pairs of steps come to that have to be added one step at a time or in 32 bits.
@@ -129,7 +214,7 @@ __attribute__((noinline)) void multiply_codes(const uint8_t *a, size_t stride, c
   const int pairs = order[0], single = order[1];
   const uint16_t *places = order + 2;
   Ints s[M][PARTS];
-  begin(s, start);
+  begin_all(s, start);
   for (int i = 0; i < pairs; i++, next += 128) {
     __builtin_prefetch(next, 0, 2);
     __builtin_prefetch(next + 64, 0, 2);
@@ -200,6 +285,9 @@ template <uint32_t TYPE, int M, int G>
 constexpr Multiply multiply_of_type() {
 #if ADDS_IN_16_BITS
   if constexpr (TYPE == INT8) return multiply_codes<M, G>;
+#elif MULTIPLIES_MATRICES
+  if constexpr (TYPE != FP32) return multiply_pairs<TYPE, M, G>;
+  else
 #endif
   return multiply<TYPE, M, G>;
 }
@@ -215,6 +303,20 @@ INLINE Multiply multiply_of(int rows, int groups) {
   using All = std::make_integer_sequence<int, ROWS<TYPE>>;
   return groups == GROUPS<TYPE> ? multiply_of<TYPE, GROUPS<TYPE>>(rows, All{}) : multiply_of<TYPE, 1>(rows, All{});
 }
+
+#if SIGNED_CODES
+// What a group's sums begin with: the offset, and what moving the codes by 128 takes from them. This is as much work as
+// one more row.
+INLINE void begin_signed(const uint8_t *weights, uint32_t steps, const int32_t *offset, int32_t *start) {
+  using D = Dot<INT8>;
+  typename D::Sum s[PARTS] = {};
+  const Ints moved = (Ints)(Words{} + 0x80808080u);
+  for (uint32_t step = 0; step < steps; step++, weights += 64)
+#pragma GCC unroll 4
+    for (int v = 0; v < PARTS; v++) s[v] = D::add<0>(s[v], D::weights(weights + v * 4 * L), moved);
+  for (int v = 0; v < PARTS; v++) store(start + v * L, load<Words>(offset + v * L) - (Words)total(s[v]));
+}
+#endif
 
 // What turns sums into outputs, for one vector of them.
 template <uint32_t TYPE>
@@ -307,19 +409,27 @@ void gemm_of(const Gemm &g) {
     const uint8_t *weights = g.weights + group * group_bytes, *next = weights + GROUPS * group_bytes;
     const uint16_t *order = g.order ? g.order + size_t{group} * order_length(g.steps) : nullptr;
     if (group + GROUPS >= g.last) next = g.next;
+    const float *begin = start + group * BLOCK;
+#if SIGNED_CODES
+    alignas(64) int32_t moved[BLOCK];
+    if constexpr (TYPE == INT8) {
+      begin_signed(weights, g.steps, g.offset + group * BLOCK, moved);
+      begin = reinterpret_cast<const float *>(moved);
+    }
+#endif
     for (uint32_t block = 0; block < blocks; block++) {  // rows spread evenly over the blocks
       const int rows = static_cast<int>((g.rows - row + blocks - block - 1) / (blocks - block));
       // The first two blocks bring in the weights of the next two groups; later ones what is there anyway.
       const uint8_t *fetched = block < GROUPS && next ? next + block * group_bytes : weights;
-      multiply_of<TYPE>(rows, groups)(g.a + row * g.a_stride, g.a_stride, weights, group_bytes, g.steps,
-                                      start + group * BLOCK, fetched, order, sums);
+      multiply_of<TYPE>(rows, groups)(g.a + row * g.a_stride, g.a_stride, weights, group_bytes, g.steps, begin, fetched,
+                                      order, sums);
       finish(g, sums, row, rows, group, groups);
       row += rows;
     }
   }
 }
 
-void gemm(const Gemm &g) {
+[[maybe_unused]] void gemm(const Gemm &g) {  // tiles take the place of two of the three
   if (g.type == INT8) gemm_of<INT8>(g);
   else if (g.type == BF16) gemm_of<BF16>(g);
   else gemm_of<FP32>(g);

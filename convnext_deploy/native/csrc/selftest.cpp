@@ -1,9 +1,12 @@
-// A program for the sanitizers, built by the tests: runs a packed network from several threads, or opens a great many
-// damaged copies of one. Any crash, leak, race or undefined operation ends it with the sanitizer's own status.
+// A program for the sanitizers and for emulated CPUs, built by the tests: runs a packed network from several threads,
+// opens a great many damaged copies of one, or compares products with those of integers and float64. Any crash, leak,
+// race or undefined operation ends it with the sanitizer's own status.
 //
 //   selftest run FILE BATCH HEIGHT WIDTH THREADS   every path of this CPU, two sessions at once; equal outputs
 //   selftest threads FILE HEIGHT WIDTH THREADS ROUNDS   that many threads over one model; outputs of one thread
 //   selftest fuzz FILE COUNT SEED                  truncations, every header and record byte, random damage
+//   selftest products COUNT SEED                   every path of this CPU, that many products of each type
+//   selftest outputs FILE IMAGES ISA BATCH HEIGHT WIDTH THREADS   of a batch of images in a file, to stdout as floats
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -17,7 +20,9 @@
 #include <vector>
 
 #include "convnext_deploy.h"
-#include "format.h"
+#include "kernels.h"
+
+extern "C" int cnxt_test_kernel(const char *isa, const char *kernel, const void *arguments, uint32_t columns);
 
 namespace {
 
@@ -226,15 +231,136 @@ int fuzz(const std::vector<uint8_t> &file, size_t count, unsigned seed) {
   return 0;
 }
 
+float of_bf16(uint16_t bits) {
+  const uint32_t word = uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+// Operands of one product, and how they read one by one.
+struct Operands {
+  uint32_t type, rows, inputs, outputs;
+  size_t stride;                    // bytes between rows of a
+  std::vector<uint8_t> a, weights;  // rows; [outputs / 16][steps][16][4 bytes]
+
+  size_t width() const { return cnxt::bytes_of(type); }
+  size_t a_at(size_t row, size_t k) const { return row * stride + k * width(); }
+  size_t weight_at(size_t n, size_t k) const {
+    const size_t values = 4 / width(), steps = inputs / values;
+    return ((n / 16 * steps + k / values) * 16 + n % 16) * 4 + k % values * width();
+  }
+  double value(const std::vector<uint8_t> &from, size_t at, bool is_weight) const {
+    if (type == cnxt::INT8) return is_weight ? static_cast<int8_t>(from[at]) : from[at];
+    if (type == cnxt::BF16) {
+      uint16_t bits;
+      std::memcpy(&bits, &from[at], sizeof bits);
+      return of_bf16(bits);
+    }
+    float value;
+    std::memcpy(&value, &from[at], sizeof value);
+    return value;
+  }
+
+  // Codes of the whole range, the outermost among them often; other types hold numbers of bf16 near 1.
+  void fill(std::vector<uint8_t> &bytes, std::mt19937 &random, bool extreme) const {
+    for (size_t at = 0; at < bytes.size(); at += width()) {
+      if (type == cnxt::INT8) {
+        const uint8_t ends[] = {0x00, 0x7F, 0x80, 0xFF};
+        bytes[at] = extreme ? ends[random() % 4] : static_cast<uint8_t>(random());
+        continue;
+      }
+      const uint32_t word = (random() & 0x80FF0000u) | 0x3F000000u;  // the sign, an exponent's last bit, 7 others
+      std::memcpy(
+          &bytes[at],
+          type == cnxt::BF16 ? reinterpret_cast<const char *>(&word) + 2 : reinterpret_cast<const char *>(&word),
+          width());
+    }
+  }
+};
+
+// Sums of codes have to be those of integers, and the others within what float32 rounds of the terms' sizes.
+bool multiplied_well(const char *isa, uint32_t type, std::mt19937 &random) {
+  const auto up_to = [&](uint32_t most) { return static_cast<uint32_t>(1 + random() % most); };
+  Operands o = {type, up_to(40), 16 * up_to(24), 16 * up_to(4), 0, {}, {}};
+  o.stride = o.inputs * o.width() + 16 * (random() % 3);
+  o.a.resize(o.rows * o.stride), o.weights.resize(o.inputs * o.width() * o.outputs);
+  o.fill(o.a, random, random() % 3 == 0), o.fill(o.weights, random, random() % 3 == 0);
+  const auto zero_point = static_cast<int32_t>(random() % 256);
+  std::vector<float> bias(o.outputs), scale(o.outputs, 1), out(o.rows * o.outputs);
+  std::vector<int32_t> offset(o.outputs);
+  for (size_t n = 0; n < o.outputs; n++) {
+    if (type != cnxt::INT8) bias[n] = static_cast<float>(n);
+    for (size_t k = 0; k < o.inputs && type == cnxt::INT8; k++)
+      offset[n] -= zero_point * static_cast<int8_t>(o.weights[o.weight_at(n, k)]);
+  }
+  cnxt::Gemm g = {};
+  g.type = type, g.rows = o.rows, g.last = o.outputs / 16, g.a = o.a.data(), g.a_stride = o.stride;
+  g.steps = static_cast<uint32_t>(o.inputs * o.width() / 4);
+  g.weights = o.weights.data(), g.bias = bias.data(), g.scale = scale.data(), g.offset = offset.data();
+  g.epilogue.type = cnxt::FP32, g.epilogue.exact = true;
+  g.epilogue.out = out.data(), g.epilogue.stride = o.outputs * sizeof(float);
+  if (cnxt_test_kernel(isa, "gemm", &g, 0)) return false;
+  for (size_t row = 0; row < o.rows; row++)
+    for (size_t n = 0; n < o.outputs; n++) {
+      double sum = bias[n], size = std::abs(sum);
+      for (size_t k = 0; k < o.inputs; k++) {
+        const double code = o.value(o.a, o.a_at(row, k), false) - (type == cnxt::INT8 ? zero_point : 0);
+        const double term = code * o.value(o.weights, o.weight_at(n, k), true);
+        sum += term, size += std::abs(term);
+      }
+      const double found = out[row * o.outputs + n], limit = type == cnxt::INT8 ? 0 : 1.2e-7 * size;
+      if (std::abs(found - static_cast<float>(sum)) > limit)
+        return std::printf("%s, type %u, %u x %u x %u: %g at (%zu, %zu), expected %g\n", isa, type, o.rows, o.inputs,
+                           o.outputs, found, row, n, sum),
+               false;
+    }
+  return true;
+}
+
+int products(uint32_t count, uint32_t seed) {
+  for (const std::string &isa : all_isas()) {
+    std::mt19937 random(seed);
+    for (uint32_t i = 0; i < count; i++)
+      for (uint32_t type = 0; type < cnxt::TYPES; type++)
+        if (!multiplied_well(isa.c_str(), type, random)) return 1;
+    std::printf("%s: %u products\n", isa.c_str(), 3 * count);
+  }
+  return 0;
+}
+
+int outputs(const std::vector<uint8_t> &file, const std::vector<uint8_t> &images, cnxt_options options) {
+  const Bytes bytes = copy_of(file.data(), file.size());
+  cnxt_model *model;
+  char message[256];
+  if (cnxt_model_open(bytes.data, bytes.size, &model, message, sizeof message)) return std::puts(message), 1;
+  Runner runner;
+  if (const int code = runner.open(model, options)) return std::fprintf(stderr, "code %d\n", code), 1;
+  if (images.size() > runner.input.size() * sizeof(float)) return std::fputs("more images than a batch\n", stderr), 1;
+  std::memcpy(runner.input.data(), images.data(), images.size());
+  runner.run();
+  for (const auto &output : runner.outputs) std::fwrite(output.data(), sizeof(float), output.size(), stdout);
+  cnxt_model_close(model);
+  std::free(bytes.data);
+  return 0;
+}
+
+std::vector<uint8_t> content_of(const char *path) {
+  std::ifstream stream(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
-  if (argc < 5) return std::fprintf(stderr, "selftest run|threads|fuzz FILE ...\n"), 2;
-  std::ifstream stream(argv[2], std::ios::binary);
-  const std::vector<uint8_t> file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  if (argc < 4) return std::fprintf(stderr, "selftest run|threads|fuzz|outputs FILE ..., or products ...\n"), 2;
   const auto number = [&](int i) { return static_cast<uint32_t>(std::strtoul(argv[i], nullptr, 10)); };
-  if (std::string(argv[1]) == "run" && argc == 7)
-    return run(file, {number(3), number(4), number(5), number(6), nullptr});
-  if (std::string(argv[1]) == "threads" && argc == 7) return threads(file, number(3), number(4), number(5), number(6));
-  return fuzz(file, number(3), number(4));
+  const std::string what = argv[1];
+  if (what == "products") return products(number(2), number(3));
+  const std::vector<uint8_t> file = content_of(argv[2]);
+  if (what == "outputs" && argc == 9)
+    return outputs(file, content_of(argv[3]), {number(5), number(6), number(7), number(8), argv[4]});
+  if (what == "run" && argc == 7) return run(file, {number(3), number(4), number(5), number(6), nullptr});
+  if (what == "threads" && argc == 7) return threads(file, number(3), number(4), number(5), number(6));
+  return argc == 5 ? fuzz(file, number(3), number(4)) : 2;
 }

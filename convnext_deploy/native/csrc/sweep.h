@@ -23,27 +23,31 @@ INLINE void forget(V &v) {
 template <class V>
 INLINE void forget_all(V &v) {
   if constexpr (requires { v.even; }) forget(v.even), forget(v.odd);
+  else if constexpr (requires { v.low; }) forget(v.low), forget(v.high);
   else forget(v);
 }
 
-constexpr int SUMS = 12;  // two a cycle for a latency of 6, and as many as AVX2 has registers for
+// Two a cycle for a latency of 6, and as many as AVX2 has registers for; NEON: four a cycle for a latency of 4.
+constexpr int sums_of(size_t bytes) { return NEON && bytes == sizeof(Floats) ? 16 : 12; }
 
 template <uint32_t TYPE>
 double sweep(uint32_t rounds) {
   using D = Dot<TYPE>;
-  alignas(64) const uint8_t zeros[64] = {};
-  auto weights = D::weights(zeros);
-  auto inputs = D::inputs(zeros);
+  constexpr int SUMS = sums_of(sizeof(typename D::Sum));
+  typename D::Weights weights = {};
+  typename D::Inputs inputs = {};
   typename D::Sum s[SUMS] = {};
   forget_all(inputs);
   for (uint32_t round = 0; round < rounds; round++)
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int i = 0; i < SUMS; i++) {
       forget_all(weights);
-      s[i] = D::add(s[i], weights, inputs);
-      forget(s[i]);
+      if constexpr (requires { D::template add<0>(s[i], weights, inputs); })
+        s[i] = D::template add<0>(s[i], weights, inputs);
+      else s[i] = D::add(s[i], weights, inputs);
+      forget_all(s[i]);
     }
-  constexpr uint64_t OF_A_STEP = 4 / bytes_of(TYPE);
+  constexpr uint64_t OF_A_STEP = (MULTIPLIES_MATRICES && TYPE != FP32 ? 8 : 4) / bytes_of(TYPE);
   return double(rounds) * SUMS * L * OF_A_STEP;
 }
 
@@ -51,6 +55,7 @@ double sweep(uint32_t rounds) {
 // Two steps at once, as weights of 7 bits allow.
 template <>
 double sweep<INT8>(uint32_t rounds) {
+  constexpr int SUMS = sums_of(sizeof(Ints));
   Ints weights = {}, inputs = {}, s[SUMS] = {};
   forget(inputs);
   for (uint32_t round = 0; round < rounds; round++)

@@ -1,0 +1,3 @@
+#include "kernels_body.h"
+
+KERNELS(neon_bf16)
