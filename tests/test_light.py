@@ -114,7 +114,7 @@ def test_what_is_there_is_told_without_them(light: Callable[..., subprocess.Comp
     states = json.loads(light("native", "doctor", "--json").stdout)["formats"]
     assert states["native"].endswith(", to run; to export: pip install 'convnext-deploy[export]'")
     assert states["onnx"] == "onnxruntime is not installed; run: pip install 'convnext-deploy[onnx]'"
-    assert states["eager"] == "torch is not installed\nhint: run: pip install 'convnext-deploy[export]'"
+    assert states["eager"] == "torch is not installed; run: pip install 'convnext-deploy[export]'"
     light("native", "roofline", "--variant", "atto", "--threads", 1)
     light("native", "--help")
 

@@ -289,12 +289,16 @@ def _transformers(state: State, config: Mapping[str, Any], loaded: "Loaded") -> 
         own["num_labels"] = len(classifier)
     if levels:
         own["out_features"] = [f"stage{level}" for level in levels]
-    made = getattr(transformers, f"{kind}Config")(**own)
     form = "Backbone" if levels else "Model" if classifier is None else "ForImageClassification"
+    for name in (f"{kind}Config", kind + form):
+        if not hasattr(transformers, name):
+            raise _NotBuilt(f"this release has no {name}; update it")
+    made = getattr(transformers, f"{kind}Config")(**own)
     model = getattr(transformers, kind + form)(made)
     if third:
+        inside = "model." if "model.stages.0.layers.0.gamma" in model.state_dict() else ""  # releases differ
         bare = {name.removeprefix("model."): value for name, value in state.items()}
-        state = {name if name.startswith("layer_norm.") else f"model.{name}": value for name, value in bare.items()}
+        state = {name if name.startswith("layer_norm.") else f"{inside}{name}": value for name, value in bare.items()}
     elif classifier is None:
         state = {re.sub(r"^convnext(v2)?\.", "", name): value for name, value in state.items()}
     lacking = model.load_state_dict(state, strict=spec.task != "features", assign=True)

@@ -14,6 +14,7 @@ from ..artifact.session import Images, Profile, RunOptions, Session
 from ..env import needs
 from ..errors import ArtifactError, InputError
 from ..graph.onnx_contents import contents_of_onnx
+from ..graph.onnx_files import refuse_files_outside
 from ..graph.onnx_read import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile
 from ..quantization import saturation
 from ..quantization.eight_bits import EightBits
@@ -41,6 +42,7 @@ class OnnxSession(Session):
         super().__init__(manifest, options)
         self._path = path
         self._images: Any = None
+        refuse_files_outside(path)
         self._start()
 
     def _start(self, profile: Path | None = None, prepack: bool = True) -> None:

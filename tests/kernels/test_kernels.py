@@ -38,6 +38,8 @@ EACH_KERNEL = (
 def test_kernels_equal_float64_in_the_interpreter(selection: str) -> None:
     """Tests of `interpreted_kernels.py`, in one process."""
     pytest.importorskip("triton")
+    if not hasattr(torch._library.triton, "_is_interpreted_triton_kernel"):
+        pytest.skip("this release of PyTorch wraps no interpreted kernels")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), "-k", selection]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,5 +1,7 @@
 """Backbones of detectors and segmenters, and DINOv3's: which norms their maps have, and what stands beside them."""
 
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -294,6 +296,22 @@ def test_patch_tokens_are_a_second_output_of_an_artifact(
     np.testing.assert_allclose(tokens, expected.last_hidden_state[:, 1:], rtol=1e-3, atol=1e-4)
 
 
+def test_a_release_of_transformers_without_the_class_judges_nothing_and_is_named(
+    dinov3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dinov3.save_pretrained(tmp_path / "folder")
+    older = types.ModuleType("transformers")
+    older.__spec__ = transformers.__spec__
+    monkeypatch.setitem(sys.modules, "transformers", older)
+    made = convnext_deploy.export(
+        tmp_path / "folder", task="embed", format="eager", image_size=64, out=tmp_path / "out"
+    )  # fmt: skip
+    assert made.manifest.oracle is not None
+    assert (made.manifest.oracle.name, made.manifest.oracle.why) == (
+        "self", "transformers does not take the file: this release has no DINOv3ConvNextConfig; update it"
+    )  # fmt: skip
+
+
 def test_native_and_other_tasks_refuse_patch_tokens(dinov3: Any, tmp_path: Path) -> None:
     dinov3.save_pretrained(tmp_path / "folder")
     with pytest.raises(UsageError, match="format native gives no patch tokens"):
@@ -313,6 +331,7 @@ def test_every_norm_of_a_dinov3_has_the_epsilon_of_its_config(tmp_path: Path) ->
 
 
 @torch.inference_mode()
+@pytest.mark.skipif(not hasattr(transformers, "DINOv3ConvNextBackbone"), reason="transformers before 5.0 has none")
 def test_a_dinov3_backbone_of_transformers_gives_its_feature_maps(tmp_path: Path) -> None:
     config = transformers.DINOv3ConvNextConfig(**SIZES, out_features=["stage2", "stage4"])
     reference: Any = randomize_(transformers.DINOv3ConvNextBackbone(config))

@@ -93,7 +93,7 @@ def test_a_parameter_that_is_not_there_is_refused_by_name(one: Running) -> None:
 def test_what_outputs_mean_is_what_the_artifact_says(
     problem: str, classes: int, artifact_of: Callable[..., Artifact]
 ) -> None:
-    path = artifact_of("onnx", {"num_classes": classes}, problem=problem).path
+    path = artifact_of("native", {"num_classes": classes}, problem=problem).path
     predicted = convnext_deploy.predict(path, io.BytesIO(picture()), top=3).predictions[0].classes
     with serving(f"m={path}") as running:
         status, answer, _ = running.ask("POST", "/classify?top=3", picture())
