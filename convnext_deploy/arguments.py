@@ -361,6 +361,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "cuda_graph": flag,
     "dynamic_image_size": flag,
     "argmax": flag,
+    "reduce_labels": flag,
     "patch_tokens": flag,
     "say": called,
     "progress": called,

@@ -16,6 +16,7 @@ from .options import (
     MultiLabel,
     ProblemOption,
     Quiet,
+    ReduceLabels,
     Threads,
     Trust,
     class_order_of,
@@ -36,6 +37,7 @@ def evaluate(
     class_order: ClassOrderOption = "torchvision",
     problem: ProblemOption = None,
     multi_label: MultiLabel = False,
+    reduce_labels: ReduceLabels = False,
     limit: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.npz; resumes when run again.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the result of an earlier run.")] = False,
@@ -47,7 +49,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Top-1, top-5 and per-class accuracy over labelled images; mAP of a multi-label model, R2 of a regression."""
+    """Accuracy over labelled images: top-1, top-5 and per class; mAP, R2 or mIoU where the model has no top-1."""
     from .. import api
     from ..records.base import Device
 
@@ -64,6 +66,7 @@ def evaluate(
             annotations=annotations,
             class_order=class_order_of(class_order),
             problem=problem_of(problem, multi_label),
+            reduce_labels=reduce_labels,
             out=out,
             force=force,
             device=one_of("--device", device, Device),

@@ -19,6 +19,7 @@ from .options import (
     MultiLabel,
     ProblemOption,
     Quiet,
+    ReduceLabels,
     Threads,
     Trust,
     class_order_of,
@@ -38,7 +39,7 @@ def gate(
     ],
     candidate: Annotated[Path, typer.Option(help="The same of the model that is judged.")],
     max_drop: Annotated[
-        float | None, typer.Option(help="Tolerated drop of top-1, mAP or R2, in percentage points.")
+        float | None, typer.Option(help="Tolerated drop of top-1, mAP, R2 or mIoU, in percentage points.")
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="Chance of passing a drop at the limit; default 0.05.")] = None,
     limits: Annotated[Path | None, typer.Option(help="TOML file of limits; options go before it.")] = None,
@@ -49,6 +50,7 @@ def gate(
     class_order: ClassOrderOption = "torchvision",
     problem: ProblemOption = None,
     multi_label: MultiLabel = False,
+    reduce_labels: ReduceLabels = False,
     out: Annotated[Path | None, typer.Option(help="Folder that keeps the evaluations; resumes when run again.")] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
@@ -93,6 +95,7 @@ def gate(
             annotations=annotations,
             class_order=class_order_of(class_order),
             problem=problem_of(problem, multi_label),
+            reduce_labels=reduce_labels,
             out=out,
             device=where,
             threads=threads,

@@ -27,7 +27,9 @@ LabelsOption = Annotated[
 
 AnnotationsOption = Annotated[
     str | None,
-    typer.Option("--annotations", help="Labels of a folder's images: list, COCO, folder of VOC's XML, ImageNet's."),
+    typer.Option(
+        "--annotations", help="Labels of a folder's images: list, COCO, folder of VOC's XML or of masks, ImageNet's."
+    ),
 ]
 ClassOrderOption = Annotated[
     str, typer.Option("--class-order", help="Who numbers class names: torchvision (10 before 2) or timm.")
@@ -37,6 +39,9 @@ ProblemOption = Annotated[
     typer.Option("--problem", help="What outputs mean: single-label, multi-label, binary (one logit) or regression."),
 ]
 MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Short for --problem multi-label.")]
+ReduceLabels = Annotated[
+    bool, typer.Option("--reduce-labels", help="Masks count from 1, and 0 counts nowhere (ADE20K).")
+]
 ExifOrientation = Annotated[
     bool, typer.Option("--exif-orientation", help="Turn images as EXIF says. Training scripts do not.")
 ]

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -27,6 +28,15 @@ ClassOrder = Literal["torchvision", "timm"]
 MAX_FILE_BYTES = 2**28  # of one encoded image; a photograph of 100 megapixels takes half of that
 
 
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """The file of each image's mask, and how its numbers are meant (`data.masks`)."""
+
+    paths: tuple[Path, ...]
+    ignored: int  # a number that counts nowhere
+    reduce_labels: bool  # numbers count from 1, and 0 counts nowhere
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """Images to read by index, in an order that is the same on every machine. Reading is safe from many threads."""
@@ -40,6 +50,7 @@ class ImageSource:
     ordered_by: str = "the class folders sorted by name"  # of labels from names, in words
     label_sets: tuple[tuple[int, ...], ...] | None = None  # of images with any number of labels, in `labels`' place
     values: NDArray[np.float64] | None = None  # (N, K): what a regression is to give, in `labels`' place
+    masks: Masks | None = None  # what a segmenter is to give, in `labels`' place
     notes: tuple[str, ...] = ()  # what was left out or assumed when the source was opened, a line each
 
     def __len__(self) -> int:
@@ -66,7 +77,7 @@ class ImageSource:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the names and labels; the pixels are not part of it."""
+        """Of the names, and the labels or masks; the images' pixels are not part of it."""
         digest = hashlib.sha256(msgspec.json.encode(self.names))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
@@ -74,6 +85,10 @@ class ImageSource:
             digest.update(msgspec.json.encode(self.label_sets))
         if self.values is not None:
             digest.update(self.values.astype("<f8").tobytes())
+        if self.masks is not None:
+            digest.update(msgspec.json.encode((self.masks.ignored, self.masks.reduce_labels)))
+            for path in self.masks.paths:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
 
@@ -91,7 +106,7 @@ def subset(source: ImageSource, limit: int) -> ImageSource:
     """At most `limit` images, evenly spaced over the source: the first ones of a class folder are all of one class."""
     if limit >= len(source):
         return source
-    return _chosen(source, [position * len(source) // limit for position in range(limit)])
+    return chosen(source, [position * len(source) // limit for position in range(limit)])
 
 
 def with_one_label(source: ImageSource) -> ImageSource:
@@ -118,7 +133,7 @@ def with_one_label(source: ImageSource) -> ImageSource:
     notes = source.notes
     if len(kept) < len(source):
         notes = (*notes, f"left out: {len(source) - len(kept):,} images without a label")
-    return replace(_chosen(replace(source, label_sets=None), kept), labels=labels, notes=notes)
+    return replace(chosen(replace(source, label_sets=None), kept), labels=labels, notes=notes)
 
 
 def ordered(names: Sequence[str], order: ClassOrder) -> list[str]:
@@ -158,18 +173,20 @@ def parts(source: ImageSource, sizes: Sequence[int], seed: int = 0) -> list[Imag
     found, start = [], 0
     for size in sizes:
         stop = len(source) if size == -1 else start + size
-        found.append(_chosen(source, sorted(order[start:stop].tolist())))
+        found.append(chosen(source, sorted(order[start:stop].tolist())))
         start = stop
     return found
 
 
-def _chosen(source: ImageSource, indices: list[int]) -> ImageSource:
+def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
+    """The images of these indices."""
     return replace(
         source,
         names=tuple(source.names[index] for index in indices),
         labels=None if source.labels is None else source.labels[indices],
         label_sets=None if source.label_sets is None else tuple(source.label_sets[index] for index in indices),
         values=None if source.values is None else source.values[indices],
+        masks=source.masks and replace(source.masks, paths=tuple(source.masks.paths[index] for index in indices)),
         read_bytes=lambda position: source.read_bytes(indices[position]),
     )
 
