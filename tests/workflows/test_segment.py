@@ -12,11 +12,13 @@ from segmenters import CLASSES, intersections_over_unions, saved, upernet
 
 import convnext_deploy
 from convnext_deploy import api
+from convnext_deploy.accuracy import probes
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import UsageError
 from convnext_deploy.formats import get
 from convnext_deploy.records.accuracy import ScoreResult, ScoreVerdict
 from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import ExportSpec, ModelSpec, Segmentation
 from convnext_deploy.workflows.predicted_masks import places
 
 
@@ -129,6 +131,16 @@ def test_verbs_of_the_network_alone_refuse_segmenters(tmp_path: Path) -> None:
 def test_the_option_of_pixels_is_for_segmenters(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--argmax is for the pixels of --task segment"):
         api.export("random", variant="atto", argmax=True, out=tmp_path / "made")
+
+
+def test_the_largest_batch_that_is_verified_fits_the_heads_widest_map() -> None:
+    """Four maps of 512 channels at a quarter of 512 pixels are 134 MB an image, five times the backbone's widest."""
+    head = Segmentation(channels=512)
+    model = ModelSpec(
+        architecture="a", depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), task="segment", segmentation=head
+    )
+    pixels = np.broadcast_to(np.zeros((), np.uint8), (16, 3, 512, 512))
+    assert probes.batches(model, ExportSpec(format="onnx"), probes.Probe("", pixels, ())) == (1, 8)
 
 
 # What is done with an artifact ----------------------------------------------------------------------------------------
