@@ -40,7 +40,7 @@ SYNONYMS = {
 EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and export takes it with --plan"
 HINTS = {
     ("precision", word): EIGHT_BITS for word in ("int8", "uint8", "i8", "u8", "s8", "fp8", "float8", "8bit")
-}  # fmt: skip
+} | {("task", "segment"): "only `export` takes a segmenter"}  # fmt: skip
 
 
 def shown(value: object) -> str:
@@ -369,6 +369,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "cuda_graph": flag,
     "dynamic_image_size": flag,
     "argmax": flag,
+    "reduce_labels": flag,
     "patch_tokens": flag,
     "say": called,
     "progress": called,

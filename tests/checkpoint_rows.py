@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import segmenters
 import timm
 import torch
 import transformers
@@ -141,6 +142,15 @@ def upernet(folder: Path) -> Made:
     return folder / "folder", of(model, call=lambda x: model.backbone(x).feature_maps)[1]
 
 
+def segmenter(v2: bool) -> Callable[[Path], Made]:
+    def make(folder: Path) -> Made:
+        model = segmenters.upernet(v2)
+        segmenters.saved(model, folder / "folder")
+        return folder / "folder", of(model, call=lambda x: segmenters.logits_of(model, x))[1]
+
+    return make
+
+
 def features_only(_: Path) -> Made:
     whole = timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS, features_only=True)
     return of(randomize_(whole))
@@ -235,6 +245,8 @@ ROWS = (
     Row("transformers, V2", "linear", "transformers", "classify", transformers_classifier(True)),
     Row("transformers, `ConvNextBackbone`", "a norm a map", "transformers", "features", backbone),
     Row("transformers, UPerNet", "a norm a map", "transformers", "features", upernet),
+    Row("transformers, UPerNet, V1", "UPerNet's", "transformers", "segment", segmenter(False)),
+    Row("transformers, UPerNet, V2", "UPerNet's", "transformers", "segment", segmenter(True)),
     Row("open_clip", "projection", REBUILT, "classify", lambda _: of(clip(depths=DEPTHS, dims=DIMS))),
     Row("DINOv3, official", "none", REBUILT, "embed", dinov3_official),
     Row("DINOv3, transformers", "none", "transformers", "embed", lambda folder: dinov3(folder, tokens=False)),

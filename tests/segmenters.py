@@ -5,8 +5,10 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from references import DEPTHS, DIMS, randomize_
 
 CLASSES = 5
@@ -44,3 +46,11 @@ def logits_of(model: Any, images: torch.Tensor) -> torch.Tensor:
     """What the head gives before transformers resizes it."""
     found: torch.Tensor = model.decode_head(model.backbone(images).feature_maps)
     return found
+
+
+def intersections_over_unions(
+    wanted: NDArray[np.integer[Any]], given: NDArray[np.integer[Any]], classes: range | list[int]
+) -> list[float]:
+    """Of sets of pixels, as scikit-learn's `jaccard_score(average=None)` defines it."""
+    pairs = [(wanted == number, given == number) for number in classes]
+    return [float((one & other).sum() / (one | other).sum()) for one, other in pairs]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,9 @@ from ..artifact.session import Session, run_in_batches
 from ..data import preprocess, sources
 from ..errors import CheckFailed, DataError, UsageError, printable
 from ..records.accuracy import EvalResult, OutputScore, ScoreResult
-from ..records.base import Problem
-from . import outputs, partial, statistics
-from .outputs import Outputs
+from ..records.base import Goal
+from . import outputs, partial, segments, statistics
+from .outputs import Outputs, Segments
 from .predictions import (
     NONE,
     SUFFIX,
@@ -38,7 +39,7 @@ from .predictions import (
 from .targets import labelled, problem_of, refuse_lost_classes, targets_of
 
 # From the names of images, their places in the source and their logits (N, classes), to what is kept of them.
-Answers = Callable[[tuple[str, ...], list[int], NDArray[np.float32]], Predictions | Outputs]
+Answers = Callable[[tuple[str, ...], list[int], NDArray[np.float32]], Predictions | Outputs | Segments]
 
 CHUNK = 256  # images between two saves, in whole batches; what a process that is killed loses at most
 
@@ -52,7 +53,7 @@ def evaluate(
     out: Path | None = None,
     limit: int | None = None,
     classes: dict[str, int] | None = None,
-    problem: Problem | None = None,
+    problem: Goal | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -83,7 +84,7 @@ def evaluate(
         CheckFailed: the model's outputs are not finite.
     """
     problem = problem_of(artifact.manifest.model, problem)
-    if problem in partial.SCORED:
+    if problem not in ("single-label", "binary"):
         raise UsageError(f"a {problem} model has no top-1; take `score`")
     source = labelled(_limited(source, limit), artifact, classes, problem)
     labels = source.labels
@@ -131,7 +132,7 @@ def score(
     *,
     artifact: Artifact,
     batch: int,
-    problem: Problem,
+    problem: Goal,
     out: Path | None = None,
     limit: int | None = None,
     classes: dict[str, int] | None = None,
@@ -139,7 +140,7 @@ def score(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ScoreResult:
-    """Run a multi-label or regression model over a source: its mean average precision, or its R2 and its errors.
+    """Run a model that has no top-1 over a source: a multi-label model's mAP, a regression's R2, a segmenter's mIoU.
 
     Args as those of `evaluate`.
 
@@ -148,26 +149,20 @@ def score(
     """
     problem = problem_of(artifact.manifest.model, problem)
     source = labelled(_limited(source, limit), artifact, classes, problem)
-    targets = targets_of(source, artifact.manifest.model.num_classes, problem)
-
-    def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Outputs:
-        finite = np.isfinite(logits).all(axis=1)
-        if not finite.all():
-            raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values")
-        return Outputs(names, targets[indices], logits)
-
     tell = say or (lambda line: None)
+    answers = _counting(source, artifact) if problem == "segmentation" else _keeping(source, artifact, problem)
     run = _run(session, source, artifact, batch, problem, answers, out, force, progress, tell)
     found = run.outcome.predictions
-    assert isinstance(found, Outputs)
+    assert not isinstance(found, Predictions)
     quality = outputs.scored(found, problem)
     notes = run.notes
     if not outputs.is_above_chance(found, quality, problem):
         notes = (*notes, outputs.chance_words(found, quality, problem))
         tell(notes[-1])
-    errors = found.outputs.astype(np.float64) - found.targets
-    is_labels = problem == "multi-label"
     called = artifact.manifest.labels or source.class_names or ()
+    positives = (
+        [None] * len(quality.per_output) if problem == "regression" else (found.targets > 0).sum(axis=0).tolist()
+    )
     result = ScoreResult(
         problem=problem,
         artifact=printable(artifact.path.resolve().name),
@@ -181,20 +176,52 @@ def score(
             OutputScore(
                 output=number,
                 name=called[number] if number < len(called) else str(number),
-                positives=int(found.targets[:, number].sum()) if is_labels else None,
+                positives=positives[number],
                 score=one,
             )
             for number, one in enumerate(quality.per_output)
         ),
-        exact=float(np.mean(((found.outputs > 0) == (found.targets > 0)).all(axis=1))) if is_labels else None,
-        mean_absolute_error=None if is_labels else float(np.abs(errors).mean()),
-        root_mean_square_error=None if is_labels else float(np.sqrt((errors**2).mean())),
         images_per_s=run.images_per_s,
         predictions=None if out is None else f"{out.name}{SUFFIX}",
         notes=notes,
+        **_beside(found, problem),
     )
     _keep(out, run.outcome, result)
     return result
+
+
+def _keeping(source: sources.ImageSource, artifact: Artifact, problem: Goal) -> Answers:
+    """What keeps a multi-label model's or a regression's outputs beside what they are to be."""
+    targets = targets_of(source, artifact.manifest.model.num_classes, problem)
+
+    def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Outputs:
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values")
+        return Outputs(names, targets[indices], logits)
+
+    return answers
+
+
+def _counting(source: sources.ImageSource, artifact: Artifact) -> Answers:
+    """What counts a segmenter's pixels beside those of the masks."""
+    truth, classes = source.masks, artifact.manifest.model.num_classes
+    assert truth is not None  # `labelled` refuses that
+    return lambda names, indices, found: segments.counted(names, indices, found, truth, classes)
+
+
+def _beside(found: Outputs | Segments, problem: Goal) -> dict[str, Any]:
+    """The fields of a ScoreResult that one kind of model has."""
+    beside: dict[str, Any] = dict.fromkeys(("exact", "mean_absolute_error", "root_mean_square_error"))
+    if isinstance(found, Segments):
+        return beside | {"pixel_accuracy": float(found.hits.sum() / found.wanted.sum())}
+    if problem == "multi-label":
+        return beside | {"exact": float(np.mean(((found.outputs > 0) == (found.targets > 0)).all(axis=1)))}
+    errors = found.outputs.astype(np.float64) - found.targets
+    return beside | {
+        "mean_absolute_error": float(np.abs(errors).mean()),
+        "root_mean_square_error": float(np.sqrt((errors**2).mean())),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +236,7 @@ def _run(
     source: sources.ImageSource,
     artifact: Artifact,
     batch: int,
-    problem: Problem,
+    problem: Goal,
     answers: Answers,
     out: Path | None,
     force: bool,
@@ -319,7 +346,7 @@ def _batches(
     """
     for these in preprocess.decoded_batches(pool, source.read, to_pixels, range(start, len(source)), batch):
         corrupt = tuple(f"{source.names[index]}: {line}" for index, line in these.failed)
-        found: Predictions | Outputs = NONE
+        found: Predictions | Outputs | Segments = NONE
         if these.read:
             logits = _logits(session, np.stack(these.pixels))
             found = answers(tuple(source.names[index] for index in these.read), these.read, logits)

@@ -1,4 +1,4 @@
-"""The gate for multi-label and regression models: mAP or R2 in the place of top-1, paired image by image."""
+"""The gate for models that have no top-1: mAP, R2 or mIoU in its place, paired image by image."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from ..errors import DataError, UsageError
 from ..records.accuracy import CheckName, Limits, ScoreResult, ScoreVerdict
 from . import outputs
 from .gate import check_of, limits_from, worst
-from .outputs import Outputs
+from .outputs import Outputs, Segments
 
-_NAMES: dict[str, CheckName] = {"multi-label": "map_drop", "regression": "r2_drop"}
+_NAMES: dict[str, CheckName] = {"multi-label": "map_drop", "regression": "r2_drop", "segmentation": "miou_drop"}
 _OF_CLASSIFIERS = ("max_class_drop", "min_agreement", "max_latency_ratio")
 
 
@@ -20,7 +20,7 @@ class ScoredSide:
     """One of the two models: what `score` said of it, and its size where that is compared."""
 
     result: ScoreResult
-    outputs: Outputs
+    outputs: Outputs | Segments
     bytes: int | None = None
 
 

@@ -1,9 +1,10 @@
-"""What a multi-label or regression model said of each image, how good that is, and how sure a drop of it is.
+"""What a multi-label model, a regression or a segmenter said of each image, how good that is, how sure a drop is.
 
-A multi-label model is judged by its mean average precision (mAP), a regression by R2; both are functions of all images
-together. How much each image moves them is their derivative by the image's weight, and the sum of squares of these is
-the variance that other images would bring (the infinitesimal jackknife, Efron 1982). Two models that saw the same
-images have one such derivative an image of their difference, so that what both find hard does not count.
+A multi-label model is judged by its mean average precision (mAP), a regression by R2, a segmenter by its mean
+intersection over union (mIoU); all are functions of all images together. How much each image moves them is their
+derivative by the image's weight, and the sum of squares of these is the variance that other images would bring (the
+infinitesimal jackknife, Efron 1982). Two models that saw the same images have one such derivative an image of their
+difference, so that what both find hard does not count.
 """
 
 import math
@@ -14,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..records.base import Problem
+from ..records.base import Goal
 from . import statistics
 
 Values = NDArray[np.float64]
-METRICS: dict[Problem, str] = {"multi-label": "mAP", "regression": "R2"}
+METRICS: dict[Goal, str] = {"multi-label": "mAP", "regression": "R2", "segmentation": "mIoU"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,32 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Segments:
+    """Pixels of each readable image of a source and each class, int64 (N, K); those that count nowhere are in none."""
+
+    names: tuple[str, ...]
+    hits: NDArray[np.int64]  # of the class in the mask and in the answer
+    wanted: NDArray[np.int64]  # of the class in the mask
+    given: NDArray[np.int64]  # of the class in the answer
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        return self.wanted
+
+    @property
+    def unions(self) -> NDArray[np.int64]:
+        return self.wanted + self.given - self.hits
+
+    @property
+    def per_image(self) -> Values:
+        """(N,): each image's own mIoU, over the classes of its mask and answer; NaN where no pixel counts."""
+        unions = self.unions
+        shares = self.hits / np.maximum(unions, 1)
+        present = (unions > 0).sum(axis=1)
+        return np.where(present > 0, shares.sum(axis=1) / np.maximum(present, 1), np.nan)
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
     """`score` is the mean over the outputs that have one."""
 
@@ -40,12 +67,14 @@ class Scored:
     shares: Values  # (N,), sum 1: how much of what can be lost each image holds
 
 
-def scored(found: Outputs, problem: Problem) -> Scored:
-    """mAP of a multi-label model, R2 of a regression.
+def scored(found: Outputs | Segments, problem: Goal) -> Scored:
+    """mAP of a multi-label model, R2 of a regression, mIoU of a segmenter.
 
     Raises:
-        DataError: no image has a label, or all have the same value.
+        DataError: no image has a label, all have the same value, or no pixel counts.
     """
+    if isinstance(found, Segments):
+        return _intersections_over_unions(found)
     one = _average_precision if problem == "multi-label" else _r_squared
     targets, outputs = found.targets.astype(np.float64), found.outputs.astype(np.float64)
     parts = [one(targets[:, output], outputs[:, output]) for output in range(targets.shape[1])]
@@ -101,6 +130,28 @@ def _r_squared(wanted: Values, given: Values) -> tuple[float, Values, Values] | 
     return float(1 - lost), -(errors - lost * centred) / total, centred / total
 
 
+def _intersections_over_unions(found: Segments) -> Scored:
+    """Over all pixels of all images; the mean is over the classes that a mask or an answer has."""
+    hits, wanted, unions = (each.astype(np.float64) for each in (found.hits, found.wanted, found.unions))
+    whole = unions.sum(axis=0)
+    known = whole > 0
+    if not known.any():
+        raise DataError("not one pixel of the masks counts, so that there is nothing to be right or wrong about")
+    hits, wanted, unions, whole = hits[:, known], wanted[:, known], unions[:, known], whole[known]
+    ratios = hits.sum(axis=0) / whole
+    # A class that no mask has is lost by the images that give it.
+    held = np.where(wanted.sum(axis=0) > 0, wanted, unions)
+    per_class: list[float | None] = [None] * len(known)
+    for place, ratio in zip(np.flatnonzero(known).tolist(), ratios.tolist(), strict=True):
+        per_class[place] = ratio
+    return Scored(
+        score=float(ratios.mean()),
+        per_output=tuple(per_class),
+        moves=((hits - ratios * unions) / whole).mean(axis=1),
+        shares=(held / held.sum(axis=0)).mean(axis=1),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Drop:
     """By how much a candidate's score lies below the baseline's, with one-sided bounds."""
@@ -137,22 +188,33 @@ def images_needed(drop: Drop, images: int, limit: float) -> int | None:
     return math.ceil(needed) if needed <= statistics.MOST_IMAGES else None
 
 
-def _chance(found: Outputs, problem: Problem) -> float:
-    """What answers that have nothing to do with the images score: the labels' mean share, or 0."""
+def _chance(found: Outputs | Segments, problem: Goal) -> float:
+    """What answers that have nothing to do with the images score: the labels' mean share, or 0.
+
+    Of a segmenter: what as many pixels of each class score at any place.
+    """
+    if isinstance(found, Segments):
+        wanted, given = (each.sum(axis=0) / max(1, each.sum()) for each in (found.wanted, found.given))
+        known = wanted + given > 0
+        both = (wanted * given)[known]
+        return float((both / ((wanted + given)[known] - both)).mean()) if known.any() else 0.0
     shares = found.targets.mean(axis=0)
     return float(shares[shares > 0].mean()) if problem == "multi-label" else 0.0
 
 
-def is_above_chance(found: Outputs, scored: Scored, problem: Problem) -> bool:
+def is_above_chance(found: Outputs | Segments, scored: Scored, problem: Goal) -> bool:
     """Whether a score is clearly better than chance's."""
     error = float(np.sqrt(np.sum((scored.moves - scored.moves.mean()) ** 2)))
     far = NormalDist().inv_cdf(1 - statistics.CHANCE_ALPHA) * error
     return scored.score - _chance(found, problem) > far
 
 
-def chance_words(found: Outputs, scored: Scored, problem: Problem) -> str:
+def chance_words(found: Outputs | Segments, scored: Scored, problem: Goal) -> str:
+    numbered = "outputs numbered as the model's are (--labels)"
+    if problem == "segmentation":
+        numbered = "masks numbered as the model's classes are (--reduce-labels)"
     return (
         f"{METRICS[problem]} {scored.score:.2%} is not clearly above what answers without the images would give "
-        f"({_chance(found, problem):.2%}): are the outputs numbered as the model's are (--labels), and is this its "
+        f"({_chance(found, problem):.2%}): are the {numbered}, and is this its "
         "preprocessing?"
     )

@@ -9,7 +9,7 @@ from ..artifact.manifest import Artifact, write_file
 from ..data import sources
 from ..errors import DataError, UsageError, plain
 from ..records.accuracy import EvalResult, ScoreResult
-from ..records.base import Problem, Record, Sha256
+from ..records.base import Goal, Record, Sha256
 from .predictions import SUFFIX, Chunk, decode
 
 IDENTITY_NAME = "identity.json"
@@ -20,14 +20,14 @@ class Identity(Record, frozen=True, kw_only=True):
 
     artifact_sha256: Sha256
     data_sha256: Sha256
-    problem: Problem = "single-label"
+    problem: Goal = "single-label"
 
 
-SCORED: tuple[Problem, ...] = ("multi-label", "regression")  # whose result is a ScoreResult
+SCORED: tuple[Goal, ...] = ("multi-label", "regression", "segmentation")  # whose result is a ScoreResult
 
 
 class _Kind(Record, frozen=True, kw_only=True):
-    problem: Problem = "single-label"
+    problem: Goal = "single-label"
 
 
 def read_any(path: Path) -> EvalResult | ScoreResult:
@@ -51,7 +51,7 @@ def beside(out: Path, suffix: str) -> Path:
     return out.with_name(out.name + suffix)
 
 
-def opened(out: Path, artifact: Artifact, source: sources.ImageSource, problem: Problem, force: bool) -> Path:
+def opened(out: Path, artifact: Artifact, source: sources.ImageSource, problem: Goal, force: bool) -> Path:
     """The folder for unfinished predictions, new or of the same evaluation."""
     if not out.name:
         raise UsageError(f"--out {out} names no file; expected the first part of the result's file names")

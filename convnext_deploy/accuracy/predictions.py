@@ -19,7 +19,7 @@ from ..data.image_tables import PARQUET_ERRORS
 from ..env import needs
 from ..errors import CheckFailed, DataError, plain
 from ..records.accuracy import ClassAccuracy
-from .outputs import Outputs
+from .outputs import Outputs, Segments
 
 SUFFIX = ".npz"
 _METADATA = b"convnext-deploy"  # key in the schema of a Parquet file
@@ -43,7 +43,7 @@ class Chunk:
 
     start: int
     stop: int
-    predictions: Predictions | Outputs
+    predictions: Predictions | Outputs | Segments
     corrupt: tuple[str, ...]  # "name: reason"
 
 
@@ -59,10 +59,10 @@ def read_predictions(path: Path) -> Predictions:
     return found
 
 
-def read_outputs(path: Path) -> Outputs:
-    """Likewise of a multi-label or regression model."""
+def read_outputs(path: Path) -> Outputs | Segments:
+    """Likewise of a multi-label model, a regression or a segmenter."""
     found = decode(path).predictions
-    if not isinstance(found, Outputs):
+    if isinstance(found, Predictions):
         raise DataError(f"{path} holds predictions of classes; expected outputs of a multi-label or regression model")
     return found
 
@@ -105,8 +105,12 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     parts = [chunk.predictions for chunk in chunks if chunk.predictions.names]
     names = tuple(itertools.chain.from_iterable(part.names for part in parts))
     outputs = [part for part in parts if isinstance(part, Outputs)]
-    kept: Predictions | Outputs
-    if outputs:
+    segments = [part for part in parts if isinstance(part, Segments)]
+    kept: Predictions | Outputs | Segments
+    if segments:
+        columns = ([getattr(part, column) for part in segments] for column in ("hits", "wanted", "given"))
+        kept = Segments(names, *(np.concatenate(column) for column in columns))
+    elif outputs:
         kept = Outputs(
             names,
             np.concatenate([part.targets for part in outputs]),
@@ -153,6 +157,8 @@ def encode(chunk: Chunk) -> bytes:
     }
     if isinstance(found, Outputs):
         columns |= {"targets": found.targets, "outputs": found.outputs}
+    elif isinstance(found, Segments):
+        columns |= {"hits": found.hits, "wanted": found.wanted, "given": found.given}
     else:
         columns |= {
             "labels": found.labels,
@@ -208,6 +214,10 @@ def _of_npz(content: bytes) -> Chunk:
             outputs = Outputs(names, column("targets", np.float32, 2), column("outputs", np.float32, 2))
             _check_outputs(outputs)
             return Chunk(start, stop, outputs, corrupt)
+        if "hits.npy" in archive.namelist():
+            segments = Segments(names, *(column(name, np.int64, 2) for name in ("hits", "wanted", "given")))
+            _check_segments(segments)
+            return Chunk(start, stop, segments, corrupt)
         predictions = Predictions(
             names=names,
             labels=column("labels", np.int64, 1),
@@ -252,6 +262,18 @@ def _check_outputs(found: Outputs) -> None:
         raise ValueError("a value is not finite")
 
 
+def _check_segments(found: Segments) -> None:
+    """Raises ValueError where they are no counts of pixels."""
+    if found.hits.shape != found.wanted.shape or found.hits.shape != found.given.shape:
+        raise ValueError("its columns are of different lengths")
+    if len(found.hits) != len(found.names) or not all(isinstance(name, str) for name in found.names):
+        raise ValueError("an image has no name")
+    if (found.hits < 0).any() or (found.hits > np.minimum(found.wanted, found.given)).any():
+        raise ValueError("more pixels are right than there are")
+    if found.hits.size and max(int(found.wanted.max()), int(found.given.max())) >= _MOST_PIXELS:
+        raise ValueError(f"an image has {_MOST_PIXELS:,} pixels or more")
+
+
 def _check_predictions(found: Predictions) -> None:
     """Raises ValueError where they are nothing that `of_logits` makes."""
     count = len(found.names)
@@ -276,6 +298,7 @@ def _check_predictions(found: Predictions) -> None:
 
 
 _MOST_CLASSES = 2**24  # what is counted by class takes memory for each
+_MOST_PIXELS = 2**40  # of one image; sums over all stay in int64
 _ROUNDING = 1e-3  # of a logarithm of 1
 
 

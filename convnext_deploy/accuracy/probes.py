@@ -214,10 +214,14 @@ def judged(
 def batches(model: ModelSpec, export: ExportSpec, probe: Probe) -> tuple[int, ...]:
     """The smallest batch, the one that the artifact is tuned for, and the largest that all the images make up.
 
-    That one is bounded by the memory of its widest map, (H / 4, W / 4, 4 dims[0]) floats an image.
+    That one is bounded by the memory of its widest map, (H / 4, W / 4, 4 dims[0]) floats an image, or what a segmenter
+    makes of all its maps together.
     """
     height, width = probe.image_size
-    fits = LARGEST_BYTES // (height // 4 * (width // 4) * 4 * model.dims[0] * 4)
+    channels = 4 * model.dims[0]
+    if model.segmentation is not None:
+        channels = max(channels, len(model.levels) * model.segmentation.channels)
+    fits = LARGEST_BYTES // (height // 4 * (width // 4) * channels * 4)
     batch = export.batch
     largest = min(batch.max, max(batch.opt, min(len(probe.pixels), fits)))
     return tuple(sorted({batch.min, min(batch.opt, largest), largest}))

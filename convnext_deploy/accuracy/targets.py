@@ -7,19 +7,27 @@ from ..artifact.manifest import Artifact
 from ..data import numbering, sources
 from ..data.image_source import with_one_label
 from ..errors import DataError, UsageError
-from ..records.base import Problem
+from ..records.base import Goal
 from ..records.manifest import ModelSpec
 from .predictions import Predictions
 
 
-def problem_of(model: ModelSpec, asked: Problem | None) -> Problem:
-    """What a classifier's outputs mean: as the artifact says, or the user; several outputs are classes otherwise.
+def problem_of(model: ModelSpec, asked: Goal | None) -> Goal:
+    """What a model is judged as: a classifier as the artifact says, or the user; several outputs are classes otherwise.
 
     Raises:
-        UsageError: no classifier, one output that nobody has explained, or a contradiction.
+        UsageError: no classifier and no segmenter, one output that nobody has explained, or a contradiction.
     """
+    if model.task == "segment":
+        if asked not in (None, "segmentation"):
+            raise UsageError(
+                f"--problem {asked} is for a classifier's outputs, and the model is a segmenter; leave it out"
+            )
+        return "segmentation"
     if model.task != "classify" or model.num_classes < 1:
-        raise UsageError(f"the model is exported for the task {model.task}; only classify has an accuracy")
+        raise UsageError(f"the model is exported for the task {model.task}; only classify and segment have an accuracy")
+    if asked == "segmentation":
+        raise UsageError("segmentation is for a segmenter, and the model is a classifier; leave it out")
     if asked is not None and model.problem not in (None, asked):
         raise UsageError(f"--problem {asked}: the artifact was exported as {model.problem}; leave the option out")
     problem = asked or model.problem
@@ -40,7 +48,7 @@ def labelled(
     source: sources.ImageSource,
     artifact: Artifact,
     classes: dict[str, int] | None = None,
-    problem: Problem = "single-label",
+    problem: Goal = "single-label",
 ) -> sources.ImageSource:
     """The source with labels that are the numbers of the model's outputs; of a regression, as it is.
 
@@ -49,6 +57,10 @@ def labelled(
         DataError: no labels, or labels that are not the model's.
     """
     model, labels = artifact.manifest.model, artifact.manifest.labels
+    if problem == "segmentation":
+        if source.masks is None:
+            raise DataError(f"{source.name} has no masks; give --annotations FOLDER with a mask for each image")
+        return source
     if model.task != "classify" or model.num_classes < 1:
         raise UsageError(f"{artifact.path} is exported for the task {model.task}; only classify has an accuracy")
     if problem == "regression":
@@ -71,7 +83,7 @@ def labelled(
     return numbering.numbered(source, model.num_classes, labels, classes)
 
 
-def targets_of(source: sources.ImageSource, outputs: int, problem: Problem) -> NDArray[np.float32]:
+def targets_of(source: sources.ImageSource, outputs: int, problem: Goal) -> NDArray[np.float32]:
     """What the outputs of a multi-label model or a regression are to be, (N, outputs): 0 or 1, or the values.
 
     Raises:

@@ -27,6 +27,7 @@ def evaluate(
     annotations: arguments.Location | None = None,
     class_order: ClassOrder = "torchvision",
     problem: Problem | None = None,
+    reduce_labels: bool = False,
     out: arguments.Location | None = None,
     force: bool = False,
     device: Device = "cpu",
@@ -46,10 +47,11 @@ def evaluate(
             of (image, label), a dataset or loader of PyTorch, or a dataset of Hugging Face, whose images are paths,
             Pillow's, or arrays of uint8.
         annotations: what says the labels of the images in the folder `data`: a list, a COCO file, a folder of Pascal
-            VOC's XML, or ImageNet's ground truth.
+            VOC's XML, or ImageNet's ground truth. Of a segmenter: a folder of masks with the images' names.
         class_order: how classes are numbered by their names: as torchvision ("10" before "2") or as timm.
         problem: what the outputs mean, where the artifact does not say it: single-label, multi-label, binary (one
             logit) or regression. A multi-label model is judged by its mAP, a regression by its R2.
+        reduce_labels: the masks of a segmenter count from 1, and 0 counts nowhere, as ADE20K's do.
         batch: images at once; None: the size the artifact is tuned for.
         limit: only so many images, evenly spaced over the source.
         labels: file of the model's class names in their order: a name a line, or JSON (`data.numbering.class_map`).
@@ -78,13 +80,20 @@ def evaluate(
         say=say,
         class_order=class_order,
         problem=problem,
+        reduce_labels=reduce_labels,
     )
     from ..workflows import evaluate as workflow
 
     return workflow.evaluate(
         artifact,
         workflow.Images(
-            data=data, split=split, labels=labels, annotations=annotations, class_order=class_order, problem=problem
+            data=data,
+            split=split,
+            labels=labels,
+            annotations=annotations,
+            class_order=class_order,
+            problem=problem,
+            reduce_labels=reduce_labels,
         ),
         RunOptions(device=device, threads=threads, cuda_graph=cuda_graph),
         batch=batch,
@@ -109,6 +118,7 @@ def gate(
     annotations: arguments.Location | None = None,
     class_order: ClassOrder = "torchvision",
     problem: Problem | None = None,
+    reduce_labels: bool = False,
     out: arguments.Location | None = None,
     device: Device = "cpu",
     threads: int | None = None,
@@ -123,7 +133,7 @@ def gate(
         candidate: likewise.
         limits: `records.accuracy.Limits`, a dictionary of its fields, or a TOML file of them.
         data: what artifact folders are evaluated on, as for `evaluate`.
-        labels, annotations, class_order, problem: as for `evaluate`.
+        labels, annotations, class_order, problem, reduce_labels: as for `evaluate`.
         out: folder that keeps their evaluations, `baseline` and `candidate`, which are not run twice.
         trust: as for `load`, of both.
         progress: told (images done, images in all) of one evaluation after the other.
@@ -143,12 +153,14 @@ def gate(
     out = arguments.maybe(arguments.path, "out", out)
     arguments.check(
         split=split, device=device, threads=threads, progress=progress, say=say, trust=trust,
-        class_order=class_order, problem=problem,
+        class_order=class_order, problem=problem, reduce_labels=reduce_labels,
     )  # fmt: skip
     from ..workflows import gate as workflow
     from ..workflows.evaluate import Images
 
     judged = _limits(limits)
+    if reduce_labels and all(path.is_file() for path in paths.values()):
+        raise UsageError("--reduce-labels is for artifacts, and both sides are results of eval; leave it out")
     for option, given in (("labels", labels), ("annotations", annotations)):
         if given is not None and all(path.is_file() for path in paths.values()):
             raise UsageError(f"--{option} {given} is for artifacts, and both sides are results of eval; leave it out")
@@ -158,7 +170,13 @@ def gate(
         None
         if data is None
         else Images(
-            data=data, split=split, labels=labels, annotations=annotations, class_order=class_order, problem=problem
+            data=data,
+            split=split,
+            labels=labels,
+            annotations=annotations,
+            class_order=class_order,
+            problem=problem,
+            reduce_labels=reduce_labels,
         ),
         RunOptions(device=device, threads=threads),
         out=out,

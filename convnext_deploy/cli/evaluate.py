@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..records.accuracy import ScoreResult
-from .groups import Labelled, Meaning, grouped
+from .groups import Labelled, Meaning, ReduceLabels, grouped
 from .options import (
     DATA,
     OUTPUT,
@@ -30,6 +30,7 @@ def evaluate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     data: Annotated[str, typer.Option(help="Folder of class folders, tar, Parquet, list, or hfds:NAME.")],
     labelled: Labelled,
+    reduce_labels: ReduceLabels = False,
     meaning: Meaning,
     limit: Annotated[
         int | None,
@@ -52,7 +53,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Top-1, top-5 and per-class accuracy over labelled images; mAP of a multi-label model, R2 of a regression."""
+    """Accuracy over labelled images: top-1, top-5 and per class; mAP, R2 or mIoU where the model has no top-1."""
     from .. import api
     from ..records.base import Device
 
@@ -65,6 +66,7 @@ def evaluate(
             batch=batch,
             limit=limit,
             problem=meaning.read(),
+            reduce_labels=reduce_labels,
             out=out,
             force=force,
             device=one_of("--device", device, Device),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError, plain
-from .groups import Labelled, Meaning, grouped
+from .groups import Labelled, Meaning, ReduceLabels, grouped
 from .options import DATA, OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, given, one_of, resumable
 from .terminal import Terminal, progress_bar
 
@@ -25,7 +25,7 @@ def gate(
     candidate: Annotated[Path, typer.Option(help="The same of the model that is judged.")],
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Tolerated drop of top-1, mAP or R2, in percentage points.", rich_help_panel="Limits"),
+        typer.Option(help="Tolerated drop of top-1, mAP, R2 or mIoU, in percentage points.", rich_help_panel="Limits"),
     ] = None,
     alpha: Annotated[
         float | None,
@@ -39,6 +39,7 @@ def gate(
         typer.Option(help="Images to evaluate artifact folders on, as for `eval`.", rich_help_panel=DATA),
     ] = None,
     labelled: Labelled,
+    reduce_labels: ReduceLabels = False,
     meaning: Meaning,
     out: Annotated[
         Path | None,
@@ -94,6 +95,7 @@ def gate(
             limits=limits_from(settings | given(max_drop=max_drop, alpha=alpha)),
             data=data,
             problem=meaning.read(),
+            reduce_labels=reduce_labels,
             out=out,
             device=where,
             threads=threads,

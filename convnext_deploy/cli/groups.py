@@ -42,6 +42,10 @@ _images: Callable[..., Any] = functools.partial(typer.Option, rich_help_panel="P
 _data: Callable[..., Any] = functools.partial(typer.Option, rich_help_panel=DATA)
 _tensorrt: Callable[..., Any] = functools.partial(typer.Option, rich_help_panel="TensorRT")
 
+ReduceLabels = Annotated[
+    bool, _data("--reduce-labels", help="Masks count from 1, and 0 counts nowhere (ADE20K).")
+]
+
 
 def grouped(command: Callable[..., T]) -> Callable[..., T]:
     """A command whose parameters that are annotated with a group are, for typer, the options of that group."""
@@ -190,7 +194,7 @@ class Labelled:
     labels: LabelsOption = None
     annotations: Annotated[
         str | None,
-        _data(help="Labels of a folder's images: list, COCO, folder of VOC's XML, ImageNet's."),
+        _data(help="Labels of a folder's images: list, COCO, folder of VOC's XML or of masks, ImageNet's."),
     ] = None
     class_order: Annotated[
         str,

@@ -32,7 +32,7 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            **WRITES, help="Keep the result: NAME.csv, .json, or .npz with all outputs.", rich_help_panel=OUTPUT
+            **WRITES, help="Keep the result: NAME.csv, .json, .npz with all outputs; masks: .png or a folder.", rich_help_panel=OUTPUT
         ),
     ] = None,
     batch: Annotated[
@@ -77,6 +77,13 @@ def predict(
     if result.problem == "regression":
         rows = [[one.image, ", ".join(f"{value:.6g}" for value in one.values)] for one in result.predictions[:SHOWN]]
         terminal.table("", ["image", "value"], rows)
+    if result.problem == "segmentation":
+        rows = [
+            [one.image if not rank else "", f"{area.share:.1%}", area.name or f"class {area.number}"]
+            for one in result.predictions[:SHOWN]
+            for rank, area in enumerate(one.areas[: 1 if several else None])
+        ]
+        terminal.table("", ["image", "pixels", "class"], rows)
     lines = []
     if len(result.predictions) > SHOWN and rows:
         keeps = "" if out else "; --out NAME.csv keeps them all, with the other classes"

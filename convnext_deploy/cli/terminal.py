@@ -163,11 +163,13 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
         agreement = "" if parity.top1_agreement is None else f", top-1 agreement {parity.top1_agreement:.1%}"
         if parity.stand_in is not None:
             lines.append(f"NOT RUN: {parity.stand_in}")
+        compared = f"relative error {_known(parity.relative_error, '.2g')}, cosine {_known(parity.cosine, '.7f')}"
+        if found.export.argmax:
+            compared = "each pixel's class"
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
         lines.append(
             f"verified on {parity.samples} {parity.images} images{_reference(found, parity.reference)}: "
-            f"relative error {_known(parity.relative_error, '.2g')}, "
-            f"cosine {_known(parity.cosine, '.7f')}{agreement}{ties}"
+            f"{compared}{agreement}{ties}"
         )
     lines.append("multiply-accumulates: " + _truth(found))
     assumed = found.preprocessing.assumed

@@ -15,6 +15,7 @@ _TITLES = {
     "top1_drop": "top-1 drop, points",
     "map_drop": "mAP drop, points",
     "r2_drop": "R2 drop, points",
+    "miou_drop": "mIoU drop, points",
     "class_drop": "largest class drop beyond chance, points",
     "agreement": "agreement, %",
     "latency_ratio": "latency, candidate / baseline",
@@ -22,14 +23,16 @@ _TITLES = {
 }
 
 
-METRICS = {"multi-label": "mAP", "regression": "R2"}
+METRICS = {"multi-label": "mAP", "regression": "R2", "segmentation": "mIoU"}
 
 
 def score_lines(found: ScoreResult) -> list[str]:
-    """An evaluation of a multi-label or regression model."""
+    """An evaluation of a model that has no top-1."""
     parts = [f"{METRICS[found.problem]} {found.score:.2%}"]
     if found.exact is not None:
         parts.append(f"all labels right {found.exact:.2%}")
+    if found.pixel_accuracy is not None:
+        parts.append(f"pixels right {found.pixel_accuracy:.2%}")
     if found.mean_absolute_error is not None and found.root_mean_square_error is not None:
         parts.append(f"mean absolute error {found.mean_absolute_error:.4g}")
         parts.append(f"root mean square error {found.root_mean_square_error:.4g}")
@@ -40,10 +43,11 @@ def score_lines(found: ScoreResult) -> list[str]:
     if found.corrupt:
         lines.append(f"{len(found.corrupt)} corrupt images left out, the first: {found.corrupt[0]}")
     known = [(one.score, one.name) for one in found.per_output if one.score is not None]
-    lines.append("lowest outputs: " + ", ".join(f"{name} {score:.1%}" for score, name in sorted(known)[:3]))
+    what = "classes" if found.problem == "segmentation" else "outputs"
+    lines.append(f"lowest {what}: " + ", ".join(f"{name} {score:.1%}" for score, name in sorted(known)[:3]))
     without = len(found.per_output) - len(known)
     if without:
-        lines.append(f"{without} outputs have no image and count in no mean")
+        lines.append(f"{without} {what} have no image and count in no mean")
     return lines
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import plain
+from . import jxl
 
 # Decoding takes up to 8 bytes a pixel in each thread: half a GB at this limit.
 MAX_PIXELS = 2**26
@@ -19,7 +20,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF"
 
 # Formats that Pillow reads with a package of their own, or does from some release on, and how their files begin.
 _WITH_PACKAGE = {
-    "JXL": ("pillow_jxl", "pillow-jxl-plugin", (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")),
+    "JXL": ("pillow_jxl", "pillow-jxl-plugin", (jxl.CODESTREAM, jxl.CONTAINER)),
     "AVIF": ("pillow_avif", "pillow>=11.3", (b"\x00\x00\x00\x1cftypavif", b"\x00\x00\x00\x20ftypavif")),
 }  # fmt: skip
 _ORIENTATION = 0x0112  # of EXIF
@@ -51,6 +52,8 @@ def decoded(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
     if not content:
         raise UnreadableImage("the file is empty")
     try:
+        if "JXL" in formats and (sides := jxl.sides(content)) is not None:
+            refuse_many(*sides, max_pixels)  # its plugin decodes as soon as it opens
         image = Image.open(io.BytesIO(content), formats=_built_in(formats))
         refuse_many(image.width, image.height, max_pixels)
         image.load()

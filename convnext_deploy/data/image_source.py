@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -27,6 +28,15 @@ ClassOrder = Literal["torchvision", "timm"]
 MAX_FILE_BYTES = 2**28  # of one encoded image; a photograph of 100 megapixels takes half of that
 
 
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """The file of each image's mask, and how its numbers are meant (`data.masks`)."""
+
+    paths: tuple[Path, ...]
+    ignored: int  # a number that counts nowhere
+    reduce_labels: bool  # numbers count from 1, and 0 counts nowhere
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """Images to read by index, in an order that is the same on every machine. Reading is safe from many threads."""
@@ -40,6 +50,7 @@ class ImageSource:
     ordered_by: str = "the class folders sorted by name"  # of labels from names, in words
     label_sets: tuple[tuple[int, ...], ...] | None = None  # of images with any number of labels, in `labels`' place
     values: NDArray[np.float64] | None = None  # (N, K): what a regression is to give, in `labels`' place
+    masks: Masks | None = None  # what a segmenter is to give, in `labels`' place
     notes: tuple[str, ...] = ()  # what was left out or assumed when the source was opened, a line each
 
     def __len__(self) -> int:
@@ -71,7 +82,7 @@ class ImageSource:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the names and labels; the pixels are not part of it."""
+        """Of the names, and the labels or masks; the images' pixels are not part of it."""
         digest = hashlib.sha256(msgspec.json.encode(self.names))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
@@ -79,6 +90,10 @@ class ImageSource:
             digest.update(msgspec.json.encode(self.label_sets))
         if self.values is not None:
             digest.update(self.values.astype("<f8").tobytes())
+        if self.masks is not None:
+            digest.update(msgspec.json.encode((self.masks.ignored, self.masks.reduce_labels)))
+            for path in self.masks.paths:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
 
@@ -176,6 +191,7 @@ def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
         labels=None if source.labels is None else source.labels[indices],
         label_sets=None if source.label_sets is None else tuple(source.label_sets[index] for index in indices),
         values=None if source.values is None else source.values[indices],
+        masks=source.masks and replace(source.masks, paths=tuple(source.masks.paths[index] for index in indices)),
         read_bytes=lambda position: source.read_bytes(indices[position]),
     )
 

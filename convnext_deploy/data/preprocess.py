@@ -142,6 +142,7 @@ class Batch:
     pixels: list[NDArray[np.uint8]]  # each (C, H, W)
     failed: list[tuple[int, str]]  # with a line each
     turned: list[int]  # read, with an EXIF orientation
+    sides: list[tuple[int, int]]  # of those read: (height, width) in pixels, as the model saw them
 
 
 def decoded_batches(
@@ -150,25 +151,28 @@ def decoded_batches(
     to_pixels: Callable[[Image.Image], NDArray[np.uint8]],
     indices: range,
     batch: int,
+    upright: bool = False,
 ) -> Iterator[Batch]:
     """Images in order, `batch` after another. One that cannot be read leaves its batch smaller and moves no other.
 
     Args:
         read: opens the image of an index, or raises OSError.
         to_pixels: of `transform`.
+        upright: whether it turns images as EXIF says.
 
     """
 
-    def decode(index: int) -> tuple[NDArray[np.uint8], bool] | str:
+    def decode(index: int) -> tuple[NDArray[np.uint8], bool, tuple[int, int]] | str:
         try:
             image = read(index)
-            return to_pixels(image), decoding.is_turned(image)
+            seen = decoding.upright(image) if upright else image
+            return to_pixels(image), decoding.is_turned(image), (seen.height, seen.width)
         except OSError as error:
             return plain(error)
 
     decoded = ahead(pool, decode, indices, batch + usable_cores())
     for first in range(indices.start, indices.stop, batch):
-        found = Batch(range(first, min(first + batch, indices.stop)), [], [], [], [])
+        found = Batch(range(first, min(first + batch, indices.stop)), [], [], [], [], [])
         for index, outcome in zip(found.indices, decoded, strict=False):  # `decoded` goes on in the next batch
             if isinstance(outcome, str):
                 found.failed.append((index, outcome))
@@ -176,6 +180,7 @@ def decoded_batches(
                 found.read.append(index)
                 found.pixels.append(outcome[0])
                 found.turned.extend([index] if outcome[1] else [])
+                found.sides.append(outcome[2])
         yield found
 
 

@@ -282,9 +282,8 @@ def preprocessing_of(
         "crop_pct": 1.0 if spec.task == "segment" else 0.875,
     } | dict(silent or {})
     fields = {name: facts.get(name, value) for name, value in paper.items()}
-    fields["crop_mode"] = facts.get(
-        "crop_mode", "squash" if spec.task == "segment" else "center"
-    )  # not a guess: sources that use another say so
+    # Not a guess: sources that use another say so, and a segmenter takes whole images.
+    fields["crop_mode"] = facts.get("crop_mode", "squash" if spec.task == "segment" else "center")
     fields["exif_orientation"] = facts.get("exif_orientation", False)  # as the loaders of training scripts
     if "test" in facts and list(spec.image_size) == facts["test"][0]:
         fields["crop_pct"] = facts["test"][1]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -152,8 +153,6 @@ def facts_in(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_head(converted: Converted, head: dict[str, Tensor], note: str | None) -> Converted:
     """The backbone's tensors with those of the head."""
-    from dataclasses import replace
-
     notes = "; ".join(filter(None, (converted.note, note))) or None
     return replace(converted, tensors=converted.tensors | completed(head), note=notes)
 

@@ -53,7 +53,7 @@ class ConvNormRelu(nn.Module):
 class UperNet(nn.Module):
     """Maps of `spec.levels`, (N, C, H, W) each, to logits of the first map's size, (N, num_classes, H, W), in fp32.
 
-    Pooling and resizing are in the maps' type, fp32 at least.
+    Pooling is in the maps' type, which is fp32 at least; convolutions, and what is resized of them, in the parameters'.
     """
 
     def __init__(self, spec: ModelSpec) -> None:

@@ -8,6 +8,7 @@ from .base import (
     SCHEMA,
     Decision,
     Fraction,
+    Goal,
     HandWritten,
     Images,
     Positive,
@@ -17,7 +18,9 @@ from .base import (
     Sha256,
 )
 
-CheckName = Literal["top1_drop", "map_drop", "r2_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"]
+CheckName = Literal[
+    "top1_drop", "map_drop", "r2_drop", "miou_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"
+]
 
 
 class ClassAccuracy(Record, frozen=True, kw_only=True):
@@ -47,30 +50,32 @@ class EvalResult(Record, frozen=True, kw_only=True):
 
 
 class OutputScore(Record, frozen=True, kw_only=True):
-    """One output's average precision (multi-label) or R2 (regression)."""
+    """One output's average precision (multi-label), R2 (regression), or intersection over union (segmentation)."""
 
     output: Annotated[int, msgspec.Meta(ge=0)]
     name: str
-    positives: int | None  # images that have the label; None of a regression
-    score: float | None  # None of a label that no image has
+    positives: int | None  # images that have the label or class; None of a regression
+    score: float | None  # None of a label that no image has, or of a class that no mask and no answer has
 
 
 class ScoreResult(Record, frozen=True, kw_only=True):
-    """How well a multi-label or regression model does on one image source; its outputs lie in `predictions`."""
+    """How well a multi-label model, a regression or a segmenter does on one image source; `predictions` has what."""
 
     schema_version: SchemaVersion = SCHEMA
-    problem: Problem
+    problem: Goal
     artifact: str
     artifact_sha256: Sha256  # of manifest.json
     data: str
     data_sha256: Sha256  # of the sample names and labels
     images: Images
     corrupt: tuple[str, ...]
-    score: float  # multi-label: mean average precision over the labels; regression: mean R2 over the outputs
+    # The mean over labels, outputs or classes of average precision, R2, or intersection over union.
+    score: float
     per_output: tuple[OutputScore, ...]
     exact: Fraction | None  # multi-label: images whose labels are all right, where a probability of 0.5 decides
     mean_absolute_error: float | None  # regression
     root_mean_square_error: float | None  # likewise
+    pixel_accuracy: Fraction | None = None  # segmentation: pixels of the right class
     images_per_s: float
     predictions: str | None  # file name beside this result
     notes: tuple[str, ...] = ()
@@ -79,7 +84,7 @@ class ScoreResult(Record, frozen=True, kw_only=True):
 class Limits(HandWritten, frozen=True, kw_only=True):
     """What a candidate may lose against its baseline. Written by hand, hence in percent; None is not checked."""
 
-    max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, mAP or R2, percentage points
+    max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, mAP, R2 or mIoU, percentage points
     alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.05  # chance of passing what lies at a limit
     max_class_drop: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None  # of one class's top-1, points
     min_agreement: Annotated[float, msgspec.Meta(gt=0, lt=100)] | None = None  # images with the same first class, %
@@ -111,11 +116,11 @@ class ClassDrop(Record, frozen=True, kw_only=True):
 
 
 class ScoreVerdict(Record, frozen=True, kw_only=True):
-    """Whether a multi-label or regression model may take its baseline's place."""
+    """Whether a multi-label model, a regression or a segmenter may take its baseline's place."""
 
     schema_version: SchemaVersion = SCHEMA
     decision: Decision
-    problem: Problem
+    problem: Goal
     limits: Limits
     baseline: str
     baseline_sha256: Sha256  # of manifest.json

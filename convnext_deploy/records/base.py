@@ -10,6 +10,8 @@ Task = Literal["classify", "embed", "features", "segment"]  # segment: with the 
 # What a classifier's outputs mean, as in transformers' `problem_type`: logits of classes of which an image has one, or
 # any number; the one logit of the second of two classes; or values.
 Problem = Literal["single-label", "multi-label", "binary", "regression"]
+# What a model is judged as: a classifier as its outputs mean, a segmenter by its pixels.
+Goal = Literal["single-label", "multi-label", "binary", "regression", "segmentation"]
 InputKind = Literal["float32", "uint8"]
 Device = Literal["cpu", "cuda"]
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import Problem, Record, Sha256
+from .base import Fraction, Goal, Record, Sha256
 
 NamesFrom = Literal["artifact", "file", "imagenet", "none"]
 
@@ -20,12 +20,22 @@ class ClassProbability(Record, frozen=True, kw_only=True):
     probability: float
 
 
+class ClassArea(Record, frozen=True, kw_only=True):
+    """The share of an image's pixels that a segmenter gives one class."""
+
+    number: Annotated[int, msgspec.Meta(ge=0)]
+    name: str | None
+    share: Fraction
+
+
 class Prediction(Record, frozen=True, kw_only=True):
     """The most probable classes of one image, the first first; none of a model that gives no classes."""
 
     image: str
     classes: tuple[ClassProbability, ...]
     values: tuple[float, ...] = ()  # of a regression, in the order of its outputs
+    areas: tuple[ClassArea, ...] = ()  # of a segmenter, the largest first
+    mask: str | None = None  # of a segmenter: the file
 
 
 class PredictResult(Record, frozen=True, kw_only=True):
@@ -37,4 +47,4 @@ class PredictResult(Record, frozen=True, kw_only=True):
     predictions: tuple[Prediction, ...]
     unreadable: tuple[str, ...]  # each with its reason
     notes: tuple[str, ...] = ()  # what was assumed
-    problem: Problem | None = None  # of a classifier: what its outputs mean
+    problem: Goal | None = None  # what the outputs mean

@@ -18,8 +18,8 @@ from .batching import Outputs
 
 HEADER = "inference-header-content-length"
 VERSION = "1"  # of every model: an artifact's own version is its SHA-256
-DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
-NAMES = {"float32": "FP32", "uint8": "UINT8"}
+DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1"), "INT32": np.dtype("<i4")}
+NAMES = {"float32": "FP32", "uint8": "UINT8", "int32": "INT32"}
 
 
 class RequestTensor(msgspec.Struct):
@@ -134,9 +134,10 @@ def answered(name: str, request: InferRequest, manifest: Manifest, results: Outp
     listed, raw = [], []
     for place, record, binary in outputs(request, manifest):
         values = results[place]
-        tensor: dict[str, Any] = {"name": record.name, "datatype": "FP32", "shape": list(values.shape)}
+        type = NAMES[record.dtype]
+        tensor: dict[str, Any] = {"name": record.name, "datatype": type, "shape": list(values.shape)}
         if binary:
-            content = values.astype("<f4", copy=False).tobytes()
+            content = values.astype(DTYPES[type], copy=False).tobytes()
             tensor["parameters"] = {"binary_data_size": len(content)}
             raw.append(content)
         else:

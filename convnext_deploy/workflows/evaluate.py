@@ -10,9 +10,10 @@ from ..accuracy.partial import SCORED
 from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
-from ..data import numbering, sources
+from ..data import masks, numbering, sources
+from ..errors import UsageError
 from ..records.accuracy import EvalResult, ScoreResult
-from ..records.base import Problem
+from ..records.base import Goal, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Images:
     annotations: str | None = None
     class_order: sources.ClassOrder = "torchvision"
     problem: Problem | None = None
+    reduce_labels: bool = False
 
     def words(self) -> tuple[str, ...]:
         """The options of the command line that name the same images."""
@@ -33,13 +35,41 @@ class Images:
             "--labels": self.labels, "--annotations": self.annotations,
             "--class-order": None if self.class_order == "torchvision" else self.class_order, "--problem": self.problem,
         }  # fmt: skip
-        return tuple(word for option, value in given.items() if value is not None for word in (option, str(value)))
+        flags = ("--reduce-labels",) if self.reduce_labels else ()
+        return flags + tuple(
+            word for option, value in given.items() if value is not None for word in (option, str(value))
+        )
 
     def opened(self) -> tuple[sources.ImageSource, dict[str, int] | None]:
         """The source, and the number of each class by its name."""
+        if self.reduce_labels:
+            raise UsageError("--reduce-labels is for the masks of a segmenter; leave it out")
         classes = numbering.class_map(self.labels) if self.labels is not None else None
         source = sources.open_source(self.data, self.split, annotations=self.annotations, class_order=self.class_order)
         return source, classes
+
+    def of(self, artifact: Artifact) -> tuple[sources.ImageSource, dict[str, int] | None, Goal]:
+        """The source as the artifact needs it, the number of each class by its name, and what the model is judged as.
+
+        Raises:
+            UsageError: the model has no accuracy, or options that are for another.
+            DataError: the images or masks are not what they are said to be.
+        """
+        model = artifact.manifest.model
+        goal = problem_of(model, self.problem)
+        if model.segmentation is None:
+            return *self.opened(), goal
+        if self.labels is not None:
+            raise UsageError(f"--labels {self.labels}: masks hold the numbers of classes; give it to export")
+        if self.annotations is None:
+            raise UsageError(f"{artifact.path} is a segmenter; give --annotations FOLDER with a mask for each image")
+        source = masks.masked(
+            sources.open_source(self.data, self.split),
+            Path(self.annotations),
+            ignored=model.segmentation.ignored,
+            reduce_labels=self.reduce_labels or model.segmentation.reduce_labels,
+        )
+        return source, None, goal
 
 
 def evaluate(
@@ -56,8 +86,7 @@ def evaluate(
     say: Callable[[str], None],
 ) -> EvalResult | ScoreResult:
     """The steps of `api.evaluate`, on an artifact whose files were checked."""
-    problem = problem_of(artifact.manifest.model, images.problem)
-    source, classes = images.opened()
+    source, classes, problem = images.of(artifact)
     judge = evaluation.score if problem in SCORED else evaluation.evaluate
     return judge(
         formats.opened(artifact, options, trust),

@@ -12,7 +12,7 @@ from ..accuracy.gate import Side, judge, refuse_unmeasured
 from ..accuracy.gate_scores import ScoredSide, judge_scores
 from ..accuracy.partial import read_any
 from ..accuracy.predictions import read_outputs, read_predictions
-from ..accuracy.targets import labelled, problem_of
+from ..accuracy.targets import labelled
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
@@ -100,8 +100,7 @@ def _is_evaluated(result: Path, artifact: Artifact, images: Images) -> bool:
     if not result.exists():
         return False
     found = read_any(result)
-    source, classes = images.opened()
-    problem = problem_of(artifact.manifest.model, images.problem)
+    source, classes, problem = images.of(artifact)
     numbered = labelled(source, artifact, classes, problem)
     known = (found.artifact_sha256, found.data_sha256, found.problem)
     return known == (artifact.sha256, numbered.sha256, problem)

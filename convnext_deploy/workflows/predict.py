@@ -22,9 +22,10 @@ from ..data import decoding, numbering, preprocess, sources
 from ..data.class_folders import IMAGE_SUFFIXES
 from ..data.image_source import MAX_FILE_BYTES, refuse_large
 from ..errors import CheckFailed, DataError, UsageError, plain, printable
-from ..records.base import Problem
+from ..records.base import Goal, Problem
 from ..records.manifest import Manifest
 from ..records.prediction import ClassProbability, NamesFrom, Prediction, PredictResult
+from . import predicted_masks
 
 LEMMAS = "imagenet_synset_to_lemma.txt"  # timm's names of the synsets
 TIMEOUT_S = 30  # of a server that does not answer
@@ -47,7 +48,7 @@ def predict(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PredictResult:
-    """The most probable classes of each image; of a model without classes its outputs, which `out` keeps.
+    """The most probable classes of each image; of a segmenter its mask; else the outputs, which `out` keeps.
 
     Args:
         images: name and what reads it (`listed`).
@@ -57,7 +58,7 @@ def predict(
         problem: what the outputs mean, where the model does not say it.
         labels: file of class names; None: the artifact's, or ImageNet-1k's where it has 1000 outputs.
         out: .csv (a line an image and class), .json (the result), or .npz (`images`, and the outputs `output0`,
-            `output1`, ... float32, an image each).
+            `output1`, ... float32, an image each). Of a segmenter also .png for one mask, or a folder of them.
         progress: told (images done, images in all).
         say: told what is assumed.
 
@@ -67,21 +68,25 @@ def predict(
         CheckFailed: outputs that are not finite.
     """
     manifest, where = session.manifest, artifact.path if artifact else "the model"
-    classes = manifest.model.num_classes if manifest.model.task == "classify" else 0
+    classes = manifest.model.num_classes if manifest.model.task in ("classify", "segment") else 0
     keeps = out is not None and out.suffix == ".npz"
     # A file of raw outputs needs nobody to say what one output is.
     silent_one = classes == 1 and keeps and problem is None and manifest.model.problem is None
-    problem = problem_of(manifest.model, problem) if classes and not silent_one else None
+    goal = problem_of(manifest.model, problem) if classes and not silent_one else None
     if top < 1:
         raise UsageError(f"top {top}; expected at least 1 class")
+    masks: list[Path] | None = None
     if out is not None and out.suffix not in SUFFIXES:
-        raise UsageError(f"--out {out} ends in {out.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+        if goal != "segmentation" or not (out.suffix.lower() in (".png", "") or out.is_dir()):
+            more = ", .png or a folder of masks" if goal == "segmentation" else ""
+            raise UsageError(f"--out {out} ends in {out.suffix!r}; expected one of {', '.join(SUFFIXES)}{more}")
+        masks = predicted_masks.places(out, [name for name, _ in images])
     if not classes and not keeps:
         what = f"no classes: its task is {manifest.model.task}"
         raise UsageError(f"{where} has {what}; keep its outputs with --out NAME.npz")
-    names, names_from = class_names(manifest, labels, problem)
+    names, names_from = class_names(manifest, labels, goal)
     notes = []
-    if problem in ("single-label", "multi-label") and names_from in ("imagenet", "none"):
+    if goal in ("single-label", "multi-label", "segmentation") and names_from in ("imagenet", "none"):
         notes.append(
             f"the artifact has no labels; its {classes} outputs are taken for ImageNet-1k's, give --labels otherwise"
             if names_from == "imagenet"
@@ -95,17 +100,21 @@ def predict(
     report = progress or (lambda done, total: None)
     report(0, len(images))
     turned: list[str] = []
-    for done, read, failed, its_turned, maps in _batches(session, images, batch):
+    for done, read, failed, its_turned, sides, maps in _batches(session, images, batch):
         unreadable += failed
         turned += its_turned
         if read and not all(np.isfinite(one).all() for one in maps):
-            raise CheckFailed(f"{where} gives outputs that are not finite for an image from {read[0]} on")
+            raise CheckFailed(f"{where} gives outputs that are not finite for an image from {images[read[0]][0]} on")
         if keeps and read:
             outputs.append(maps)
-        for name, logits in zip(read, maps[0] if maps else (), strict=True):
-            best = probable(logits, problem, top, names)
-            values = tuple(map(float, logits)) if problem == "regression" else ()
-            found.append(Prediction(image=name, classes=best, values=values))
+        for index, size, logits in zip(read, sides, maps[0] if maps else (), strict=True):
+            if goal == "segmentation":
+                place = None if masks is None else masks[index]
+                found.append(predicted_masks.predicted(images[index][0], logits, size, manifest, names, top, place))
+                continue
+            best = probable(logits, goal, top, names)
+            values = tuple(map(float, logits)) if goal == "regression" else ()
+            found.append(Prediction(image=images[index][0], classes=best, values=values))
         report(done, len(images))
     if not found:
         raise DataError(f"none of the {len(unreadable)} images can be read; the first is {unreadable[0]}")
@@ -117,18 +126,18 @@ def predict(
         artifact=printable(artifact.path.resolve().name) if artifact else manifest.model.architecture,
         artifact_sha256=artifact.sha256 if artifact else None,
         names_from=names_from if classes else "none",
-        problem=problem,
+        problem=goal,
         predictions=tuple(found),
         unreadable=tuple(unreadable),
         notes=tuple(notes),
     )
-    if out is not None:
+    if out is not None and masks is None:
         write_file(out, _encoded(result, out.suffix, outputs))
     return result
 
 
 def probable(
-    logits: NDArray[np.float32], problem: Problem | None, top: int, names: Sequence[str] | None
+    logits: NDArray[np.float32], problem: Goal | None, top: int, names: Sequence[str] | None
 ) -> tuple[ClassProbability, ...]:
     """What an image's logits (classes,) say of its classes, the most probable first; of a regression nothing."""
     if problem == "single-label":
@@ -161,7 +170,7 @@ def _first(
 
 
 def class_names(
-    manifest: Manifest, labels: Path | None, problem: Problem | None = None
+    manifest: Manifest, labels: Path | None, problem: Goal | None = None
 ) -> tuple[tuple[str, ...] | None, NamesFrom]:
     """Names of a classifier's outputs in their order, and where they come from; of a binary one, of both classes.
 
@@ -192,25 +201,26 @@ def _imagenet() -> tuple[str, ...] | None:
 
 def _batches(
     session: Session, images: Sequence[Named], batch: int
-) -> Iterator[tuple[int, list[str], list[str], list[str], tuple[NDArray[np.float32], ...]]]:
-    """Images done; of this batch those read, those not read with the reason, those turned; and the outputs."""
+) -> Iterator[tuple[int, list[int], list[str], list[str], list[tuple[int, int]], tuple[NDArray[np.float32], ...]]]:
+    """Images done; of this batch those read, those not read with the reason, those turned; sides and outputs."""
     manifest = session.manifest
+    upright = manifest.preprocessing.exif_orientation
     to_pixels = preprocess.transform(manifest.preprocessing, manifest.model.image_size, manifest.model.in_chans)
 
     with preprocess.decoders() as pool:
         read = lambda index: images[index][1]()  # noqa: E731 - what opens the image of an index
-        decoded = preprocess.decoded_batches(pool, read, to_pixels, range(len(images)), batch)
+        decoded = preprocess.decoded_batches(pool, read, to_pixels, range(len(images)), batch, upright)
         for these in decoded:
             maps: tuple[NDArray[np.float32], ...] = ()
             if these.read:
                 batch_of = preprocess.as_input(np.stack(these.pixels), manifest.preprocessing, manifest.export.input)
                 maps = run_in_batches(session, batch_of, size=len(batch_of))
-            named, turned = ([images[index][0] for index in chosen] for chosen in (these.read, these.turned))
             yield (
                 these.indices.stop,
-                named,
+                these.read,
                 [f"{images[index][0]}: {line}" for index, line in these.failed],
-                turned,
+                [images[index][0] for index in these.turned],
+                these.sides,
                 maps,
             )
 
@@ -228,11 +238,13 @@ def _encoded(result: PredictResult, suffix: str, outputs: list[tuple[NDArray[np.
         return kept.getvalue()
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    last = "value" if result.problem == "regression" else "probability"
+    last = {"regression": "value", "segmentation": "share"}.get(result.problem or "", "probability")
     writer.writerow(("image", "rank", "number", "name", last))
     for one in result.predictions:
         for rank, best in enumerate(one.classes, 1):
             writer.writerow((one.image, rank, best.number, best.name or "", f"{best.probability:.6g}"))
+        for rank, area in enumerate(one.areas, 1):
+            writer.writerow((one.image, rank, area.number, area.name or "", f"{area.share:.6g}"))
         for number, value in enumerate(one.values):
             writer.writerow((one.image, "", number, "", f"{value:.6g}"))
     return text.getvalue().encode()

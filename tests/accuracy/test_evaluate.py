@@ -568,7 +568,7 @@ def test_images_without_labels_are_refused(source: sources.ImageSource, artifact
 def test_only_classifiers_have_an_accuracy(artifact: Artifact, source: sources.ImageSource, task: str) -> None:
     model = msgspec.structs.replace(artifact.manifest.model, task=task)
     other = replace(artifact, manifest=msgspec.structs.replace(artifact.manifest, model=model))
-    with pytest.raises(UsageError, match=f"exported for the task {task}; only classify has an accuracy"):
+    with pytest.raises(UsageError, match=f"exported for the task {task}; only classify and segment have"):
         evaluation.evaluate(TableSession(other.manifest, of_pixels), source, artifact=other, batch=4)
 
 

@@ -1,5 +1,6 @@
 """From files to pixels: 16 bits held against numpy, limits, and decoders that fail in every way."""
 
+import importlib.util
 import io
 import struct
 import tracemalloc
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from convnext_deploy.data import decoding
+from convnext_deploy.data import decoding, jxl
 
 
 def png(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 0) -> bytes:
@@ -84,3 +85,47 @@ def test_formats_that_no_photograph_has_are_not_decoded(format: str) -> None:
     Image.new("F" if format == "SPIDER" else "RGB", (16, 16)).save(file, format)
     with pytest.raises(OSError, match="not an image in a format that is read here"):
         decoding.decoded(file.getvalue())
+
+
+# JPEG XL --------------------------------------------------------------------------------------------------------------
+
+# 7x5 pixels whose values are 0, 2, 4 ... 208, without loss, by libjxl (pillow-jxl-plugin 1.3.8).
+JXL = bytes.fromhex(
+    "ff0a2040100908000100a0004b28b06db48fc2ef282828090a0a0a1c1b1183252a706a8cd1313870811801ca8092ab3ae000c900"
+)
+BOXED = bytes.fromhex("0000000c4a584c200d0a870a00000014667479706a786c20000000006a786c20")  # what stands before the box
+
+
+def boxed(kind: bytes, codestream: bytes) -> bytes:
+    return BOXED + (8 + len(codestream)).to_bytes(4, "big") + kind + codestream
+
+
+def large(side: int) -> bytes:
+    """The head of a square codestream: no multiple of 8, 30 bits for a side, the ratio 1."""
+    return b"\xff\x0a" + ((3 << 1) + ((side - 1) << 3) + (1 << 33)).to_bytes(6, "little") + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "content", [JXL, boxed(b"jxlc", JXL), boxed(b"jxlp", bytes(4) + JXL)], ids=["bare", "in a box", "in parts"]
+)
+def test_a_jpeg_xl_file_says_its_size(content: bytes) -> None:
+    assert jxl.sides(content) == (7, 5)
+    assert all(jxl.sides(content[:length]) in (None, (7, 5)) for length in range(len(content)))
+
+
+def test_a_large_jpeg_xl_file_is_refused_before_its_plugin_decodes_it() -> None:
+    """The plugin decodes when it opens, so a file of few bytes could take all memory."""
+    for content in (large(2**20), boxed(b"jxlc", large(2**20))):
+        with pytest.raises(decoding.UnreadableImage, match="1048576x1048576 pixels; at most 67,108,864 are decoded"):
+            decoding.decoded(content)
+
+
+def test_jpeg_xl_is_read_with_its_plugin_and_refused_in_one_line_without() -> None:
+    for content in (JXL, boxed(b"jxlc", JXL)):
+        if importlib.util.find_spec("pillow_jxl") is None:
+            with pytest.raises(
+                decoding.UnreadableImage, match=r"^this Pillow does not read JXL; pip install 'pillow-jxl-plugin'$"
+            ):
+                decoding.decoded(content)
+        else:
+            assert np.array_equal(np.asarray(decoding.decoded(content)).ravel(), np.arange(0, 210, 2))

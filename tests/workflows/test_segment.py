@@ -6,14 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from segmenters import CLASSES, saved, upernet
+import transformers
+from PIL import Image
+from segmenters import CLASSES, intersections_over_unions, saved, upernet
 
 import convnext_deploy
 from convnext_deploy import api
+from convnext_deploy.accuracy import probes
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import UsageError
 from convnext_deploy.formats import get
+from convnext_deploy.records.accuracy import ScoreResult, ScoreVerdict
 from convnext_deploy.records.base import Precision
+from convnext_deploy.records.manifest import ExportSpec, ModelSpec, Segmentation
+from convnext_deploy.workflows.predicted_masks import places
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +131,100 @@ def test_verbs_of_the_network_alone_refuse_segmenters(tmp_path: Path) -> None:
 def test_the_option_of_pixels_is_for_segmenters(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--argmax is for the pixels of --task segment"):
         api.export("random", variant="atto", argmax=True, out=tmp_path / "made")
+
+
+def test_the_largest_batch_that_is_verified_fits_the_heads_widest_map() -> None:
+    """Four maps of 512 channels at a quarter of 512 pixels are 134 MB an image, five times the backbone's widest."""
+    head = Segmentation(channels=512)
+    model = ModelSpec(
+        architecture="a", depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), task="segment", segmentation=head
+    )
+    pixels = np.broadcast_to(np.zeros((), np.uint8), (16, 3, 512, 512))
+    assert probes.batches(model, ExportSpec(format="onnx"), probes.Probe("", pixels, ())) == (1, 8)
+
+
+# What is done with an artifact ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def eager(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return exported(checkpoint, tmp_path_factory.mktemp("eager") / "made", format="eager")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of several sizes, and masks of the same."""
+    folder, generator = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+    for number in range(7):
+        sides = (70 + 5 * number, 90 - 3 * number)
+        (pixels,) = preprocess.probe_images(3, sides, number + 1)[number:]
+        mask = np.kron(generator.integers(0, CLASSES, (11, 10)), np.ones((10, 10)))[: sides[0], : sides[1]]
+        mask[:3] = 255
+        for kind, array in (("images", pixels.transpose(1, 2, 0)), ("masks", mask.astype(np.uint8))):
+            (folder / kind / "a").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / "a" / f"{number}.png")
+    return folder
+
+
+def test_eval_is_transformers_answers_and_the_definitions_score(
+    eager: Any, model: Any, labelled: Path, tmp_path: Path
+) -> None:
+    """Preprocessing, network and resizing to the masks by transformers; the score by its definition."""
+    found = api.evaluate(
+        eager.path, labelled / "images", annotations=labelled / "masks", out=tmp_path / "result", batch=2
+    )
+    assert isinstance(found, ScoreResult)
+    processor = transformers.SegformerImageProcessor(size={"height": 64, "width": 64})
+    wanted, given = [], []
+    for file in sorted((labelled / "images/a").iterdir()):
+        mask = np.asarray(Image.open(labelled / "masks/a" / file.name))
+        with torch.inference_mode():
+            answer = model(**processor(Image.open(file), return_tensors="pt"))
+        (classes,) = processor.post_process_semantic_segmentation(answer, [mask.shape])
+        wanted.append(mask[mask != 255])
+        given.append(classes.numpy()[mask != 255])
+    expected = np.mean(intersections_over_unions(np.concatenate(wanted), np.concatenate(given), range(CLASSES)))
+    # transformers resizes pixels with another library, by a level or two at edges.
+    assert found.score == pytest.approx(expected, abs=0.01)
+    assert found.images == 7
+    assert found.pixel_accuracy is not None
+    assert [one.name for one in found.per_output] == list(eager.manifest.labels)
+    again = api.gate(tmp_path / "result.json", tmp_path / "result.json", limits={"max_drop": 1.0})
+    assert isinstance(again, ScoreVerdict)
+    assert again.decision == "INCONCLUSIVE"  # seven images show nothing
+
+
+def test_predicted_masks_are_the_images_size_and_evaluate_to_100_percent(
+    eager: Any, labelled: Path, tmp_path: Path
+) -> None:
+    result = api.predict(eager.path, labelled / "images", out=tmp_path / "masks")
+    assert result.problem == "segmentation"
+    for one in result.predictions:
+        assert one.mask is not None
+        with Image.open(one.mask) as mask, Image.open(labelled / "images" / one.image) as image:
+            assert mask.size == image.size
+        assert sum(area.share for area in one.areas) == pytest.approx(1)
+    found = api.evaluate(eager.path, labelled / "images", annotations=tmp_path / "masks")
+    assert isinstance(found, ScoreResult)
+    assert (found.score, found.pixel_accuracy) == (1.0, 1.0)
+    (file,) = api.predict(eager.path, labelled / "images/a/1.png", out=tmp_path / "one.png").predictions
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "masks/a/1.png").read_bytes()
+    assert file.mask == str(tmp_path / "one.png")
+    with pytest.raises(UsageError, match="is one mask, and there are 7 images"):
+        api.predict(eager.path, labelled / "images", out=tmp_path / "two.png")
+
+
+def test_two_images_of_one_name_and_names_that_lead_out_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the masks of a\.jpg and a\.png would both be"):
+        places(tmp_path, ["a.jpg", "a.png"])
+    assert places(tmp_path, ["../../etc/x.jpg", "/b/y.png"]) == [tmp_path / "etc/x.png", tmp_path / "b/y.png"]
+
+
+def test_options_of_masks_are_for_segmenters_and_those_of_classifiers_are_not(eager: Any, labelled: Path) -> None:
+    images = labelled / "images"
+    with pytest.raises(UsageError, match="give --annotations FOLDER with a mask for each image"):
+        api.evaluate(eager.path, images)
+    with pytest.raises(UsageError, match="--problem multi-label is for a classifier's outputs"):
+        api.evaluate(eager.path, images, problem="multi-label")
+    with pytest.raises(UsageError, match="masks hold the numbers of classes"):
+        api.evaluate(eager.path, images, annotations=labelled / "masks", labels=labelled / "names.txt")

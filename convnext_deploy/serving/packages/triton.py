@@ -76,7 +76,7 @@ def _config(artifact: Artifact, name: str, instances: int, delay_us: int) -> Any
     if export.format == "openvino":
         main = "model.xml"
     batched = batch.min == 1 and batch.max > 1
-    dtypes = {"float32": triton.TYPE_FP32, "uint8": triton.TYPE_UINT8}
+    dtypes = {"float32": triton.TYPE_FP32, "uint8": triton.TYPE_UINT8, "int32": triton.TYPE_INT32}
     config = triton.ModelConfig(
         name=name, backend=backend, platform=platform, max_batch_size=batch.max if batched else 0,
         default_model_filename=main,

@@ -1,0 +1,37 @@
+"""A segmenter's answers beside the masks: of each image and class the pixels that are right, wanted and given."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifact import label_maps
+from ..data import masks
+from ..data.image_source import Masks
+from ..errors import CheckFailed
+from .outputs import Segments
+
+
+def counted(
+    names: tuple[str, ...], indices: Sequence[int], outputs: NDArray[np.generic], truth: Masks, classes: int
+) -> Segments:
+    """One batch's counts. Each answer is resized to its mask, as transformers' processors resize it.
+
+    Args:
+        outputs: logits (N, K, h, w), or classes (N, H, W).
+
+    Raises:
+        CheckFailed: logits that are not finite.
+        DataError: a mask that cannot be read.
+    """
+    found: list[tuple[NDArray[np.int64], ...]] = []
+    for name, index, output in zip(names, indices, outputs, strict=True):
+        if not np.isfinite(output.astype(np.float32, copy=False)).all():
+            raise CheckFailed(f"the model's outputs for {name} hold NaN or infinite values")
+        wanted = masks.read(truth, index, classes)
+        given = label_maps.classes_of(output, (wanted.shape[0], wanted.shape[1]))
+        counts = wanted != masks.IGNORED
+        wanted, given = wanted[counts], given[counts]
+        found.append(tuple(np.bincount(each, minlength=classes) for each in (wanted[wanted == given], wanted, given)))
+    hits, wants, gives = (np.stack(each).astype(np.int64) for each in zip(*found, strict=True))
+    return Segments(names, hits, wants, gives)

@@ -1,0 +1,123 @@
+"""Masks beside images: files of the same names in a folder of their own, in which each pixel is a class's number."""
+
+import io
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import DataError
+from . import decoding
+from .image_source import ImageSource, Masks, chosen, refuse_large
+
+SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that keep a number as it is
+FORMATS = ("PNG", "TIFF", "BMP", "GIF")
+IGNORED = -1  # in a mask as it is read: a pixel that counts nowhere
+
+
+def masked(source: ImageSource, folder: Path, *, ignored: int, reduce_labels: bool) -> ImageSource:
+    """The source with the mask of each image; images that have none are left out, and said.
+
+    Args:
+        folder: holds `a/b.png` for the image `a/b.jpg`.
+        ignored: a number that counts nowhere.
+        reduce_labels: masks count from 1, and 0 counts nowhere.
+
+    Raises:
+        DataError: no folder, no mask, or several for one image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--annotations {folder} is no folder; expected one of masks, with the names of the images")
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            found[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+    places = [found.get(PurePosixPath(name).with_suffix("").as_posix(), []) for name in source.names]
+    for name, paths in zip(source.names, places, strict=True):
+        if len(paths) > 1:
+            raise DataError(f"{name} of {source.name} has the masks {paths[0].name} and {paths[1].name}; expected one")
+    kept = [index for index, paths in enumerate(places) if paths]
+    if not kept:
+        raise DataError(
+            f"none of the {len(source):,} images of {source.name} has a mask in {folder}; expected files of the same "
+            f"names, such as {PurePosixPath(source.names[0]).with_suffix('.png')}"
+        )
+    notes = source.notes
+    if len(kept) < len(source):
+        notes = (*notes, f"left out: {len(source) - len(kept):,} images without a mask in {folder}")
+    with_masks = chosen(replace(source, labels=None, label_sets=None, values=None, class_names=None), kept)
+    masks = Masks(tuple(places[index][0] for index in kept), ignored, reduce_labels)
+    return replace(with_masks, masks=masks, notes=notes)
+
+
+def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
+    """The class of each pixel, (H, W), and `IGNORED`.
+
+    Raises:
+        DataError: the file cannot be read, or holds what is no class of the model.
+    """
+    path = masks.paths[index]
+    try:
+        refuse_large(path.stat().st_size)
+        numbers = _numbers(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"the mask {path} cannot be read: {error}; mend it or remove its image") from None
+    nowhere = numbers == masks.ignored
+    if masks.reduce_labels:
+        nowhere |= numbers == 0
+        numbers = numbers - 1
+    strange = np.unique(numbers[~nowhere & ((numbers < 0) | (numbers >= classes))])
+    if len(strange):
+        first = int(strange[0]) + masks.reduce_labels
+        expected = f"{int(masks.reduce_labels)} to {classes - 1 + masks.reduce_labels}"
+        remedy = "" if masks.reduce_labels else "; masks that count from 1 need --reduce-labels"
+        raise DataError(
+            f"the mask {path} has the number {first}, and the model {classes} classes; expected {expected}, or "
+            f"{masks.ignored} for pixels that count nowhere{remedy}"
+        )
+    return np.where(nowhere, IGNORED, numbers).astype(np.int32)
+
+
+def _numbers(content: bytes) -> NDArray[np.int64]:
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        decoding.refuse_many(image.width, image.height)
+        image.load()
+    except decoding.UnreadableImage:
+        raise
+    except Exception as error:  # as `decoding.decoded`: decoders raise anything
+        raise decoding.UnreadableImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+    if image.mode not in ("P", "L", "1", "I") and not image.mode.startswith("I;16"):
+        raise decoding.UnreadableImage(f"its pixels are {image.mode}; expected one number a pixel (grey or a palette)")
+    return np.asarray(image).astype(np.int64)
+
+
+def written(classes: NDArray[np.int32], *, most: int, reduce_labels: bool) -> bytes:
+    """Classes (H, W) as a PNG: with a palette where 8 bits hold all numbers, else grey of 16 bits.
+
+    Args:
+        most: how many classes there are.
+        reduce_labels: number them from 1, as the masks of the training did.
+    """
+    numbers = classes + int(reduce_labels)
+    file = io.BytesIO()
+    if most + reduce_labels <= 256:
+        image = Image.fromarray(numbers.astype(np.uint8), "L")
+        image.putpalette(_palette())
+    else:
+        image = Image.fromarray(numbers.astype(np.uint16))
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _palette() -> list[int]:
+    """256 colours, those of small numbers far apart: a number's bits are the high bits of red, green and blue."""
+    colours = []
+    for number in range(256):
+        for channel in range(3):
+            bits = [(number >> (3 * place + channel)) & 1 for place in range(3)]
+            colours.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
+    return colours

@@ -1,0 +1,99 @@
+"""Masks beside images: which file is whose, what its numbers mean, and how predicted ones are written."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_deploy.data import masks, sources
+from convnext_deploy.data.image_source import Masks
+from convnext_deploy.errors import DataError
+
+
+def save(path: Path, pixels: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels)).save(path)
+    return path
+
+
+def grey(value: int) -> Any:
+    return np.full((4, 5), value, np.uint8)
+
+
+def colour(value: int) -> Any:
+    return np.full((4, 5, 3), value, np.uint8)
+
+
+def opened(tmp_path: Path, **given: Any) -> sources.ImageSource:
+    source = sources.open_source(str(tmp_path / "images"))
+    return masks.masked(source, tmp_path / "masks", **{"ignored": 255, "reduce_labels": False} | given)
+
+
+def test_a_mask_is_found_by_its_images_path_and_images_without_are_left_out_and_said(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg"):
+        save(tmp_path / "images" / name, colour(0))
+    save(tmp_path / "masks/a/1.png", grey(1))
+    save(tmp_path / "masks/b/1.tif", grey(2))
+    found = opened(tmp_path)
+    assert found.names == ("a/1.jpg", "b/1.jpg")
+    assert found.masks is not None
+    assert [path.name for path in found.masks.paths] == ["1.png", "1.tif"]
+    assert found.notes[-1].startswith("left out: 1 images without a mask")
+    assert sources.subset(found, 1).masks == Masks(found.masks.paths[:1], 255, reduce_labels=False)
+    before = found.sha256
+    save(tmp_path / "masks/b/1.tif", grey(1))
+    assert opened(tmp_path).sha256 != before
+    save(tmp_path / "masks/a/1.gif", grey(1))
+    with pytest.raises(DataError, match=r"a/1\.jpg of .* has the masks 1\.gif and 1\.png"):
+        opened(tmp_path)
+
+
+def test_no_folder_and_no_mask_at_all_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.jpg", colour(0))
+    with pytest.raises(DataError, match="is no folder; expected one of masks"):
+        opened(tmp_path)
+    save(tmp_path / "masks/b.png", grey(0))
+    with pytest.raises(DataError, match=r"none of the 1 images .* such as a\.png"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "16 bits"])
+def test_numbers_are_read_and_no_colours(kind: str, tmp_path: Path) -> None:
+    numbers = np.array([[0, 1, 2], [150, 3, 255]])
+    if kind == "16 bits":
+        image = Image.fromarray(numbers.astype(np.uint16))
+    else:
+        image = Image.fromarray(numbers.astype(np.uint8))
+        if kind == "palette":
+            image.putpalette([7, 7, 7] * 256)
+    image.save(tmp_path / "m.png")
+    read = lambda reduce: masks.read(Masks((tmp_path / "m.png",), 255, reduce), 0, 151)  # noqa: E731
+    assert read(False).tolist() == [[0, 1, 2], [150, 3, -1]]
+    assert read(True).tolist() == [[-1, 0, 1], [149, 2, -1]]
+
+
+def test_what_is_no_mask_is_refused_in_one_line(tmp_path: Path) -> None:
+    def refused(path: Path, message: str, reduce: bool = False) -> None:
+        with pytest.raises(DataError, match=message) as raised:
+            masks.read(Masks((path,), 255, reduce), 0, 5)
+        assert "\n" not in str(raised.value)
+
+    refused(
+        save(tmp_path / "a.png", grey(5)), "the number 5, and the model 5 classes; expected 0 to 4, or 255 .*--reduce"
+    )
+    refused(save(tmp_path / "b.png", grey(6)), "the number 6, .* expected 1 to 5", reduce=True)
+    refused(save(tmp_path / "c.png", colour(1)), "its pixels are RGB; expected one number a pixel")
+    (tmp_path / "d.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    refused(tmp_path / "d.png", "cannot be read")
+    refused(tmp_path / "e.png", "cannot be read")
+
+
+@pytest.mark.parametrize(("most", "reduce"), [(5, False), (150, True), (256, False), (256, True), (1000, False)])
+def test_a_written_mask_is_read_as_what_it_was(most: int, reduce: bool, tmp_path: Path) -> None:
+    classes = np.random.default_rng(0).integers(0, most, (9, 7)).astype(np.int32)
+    (tmp_path / "m.png").write_bytes(masks.written(classes, most=most, reduce_labels=reduce))
+    assert np.array_equal(masks.read(Masks((tmp_path / "m.png",), 70_000, reduce), 0, most), classes)
+    with Image.open(tmp_path / "m.png") as image:
+        assert (image.mode == "P") == (most + reduce <= 256)
