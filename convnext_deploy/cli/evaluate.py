@@ -30,8 +30,8 @@ def evaluate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     data: Annotated[str, typer.Option(help="Folder of class folders, tar, Parquet, list, or hfds:NAME.")],
     labelled: Labelled,
-    reduce_labels: ReduceLabels = False,
     meaning: Meaning,
+    reduce_labels: ReduceLabels = False,
     limit: Annotated[
         int | None,
         typer.Option(help="Only so many images, evenly spaced. Default: all.", rich_help_panel=DATA),

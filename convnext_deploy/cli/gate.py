@@ -39,8 +39,8 @@ def gate(
         typer.Option(help="Images to evaluate artifact folders on, as for `eval`.", rich_help_panel=DATA),
     ] = None,
     labelled: Labelled,
-    reduce_labels: ReduceLabels = False,
     meaning: Meaning,
+    reduce_labels: ReduceLabels = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps the evaluations; resumes when run again.", rich_help_panel=OUTPUT),

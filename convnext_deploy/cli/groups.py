@@ -42,9 +42,7 @@ _images: Callable[..., Any] = functools.partial(typer.Option, rich_help_panel="P
 _data: Callable[..., Any] = functools.partial(typer.Option, rich_help_panel=DATA)
 _tensorrt: Callable[..., Any] = functools.partial(typer.Option, rich_help_panel="TensorRT")
 
-ReduceLabels = Annotated[
-    bool, _data("--reduce-labels", help="Masks count from 1, and 0 counts nowhere (ADE20K).")
-]
+ReduceLabels = Annotated[bool, _data("--reduce-labels", help="Masks count from 1, and 0 counts nowhere (ADE20K).")]
 
 
 def grouped(command: Callable[..., T]) -> Callable[..., T]:

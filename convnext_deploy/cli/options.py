@@ -49,7 +49,12 @@ def _file(text: str) -> Path:
     return arguments.file("file", text)
 
 
+def _file_or_folder(text: str) -> Path:
+    return _file(text) if Path(text).suffix else Path(text)
+
+
 WRITES: dict[str, Any] = {"parser": _file, "metavar": "<path>"}  # of an option that names a file to write
+WRITES_EITHER = WRITES | {"parser": _file_or_folder}  # or a folder, whose name has no suffix
 
 
 @contextmanager

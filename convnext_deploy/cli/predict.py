@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .groups import Meaning, grouped
-from .options import OUTPUT, RUNTIME, WRITES, Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, one_of
+from .options import (
+    OUTPUT,
+    RUNTIME,
+    WRITES_EITHER,
+    Debug,
+    DeviceOption,
+    Json,
+    LabelsOption,
+    Quiet,
+    Threads,
+    Trust,
+    one_of,
+)
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -32,7 +44,9 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            **WRITES, help="Keep the result: NAME.csv, .json, .npz with all outputs; masks: .png or a folder.", rich_help_panel=OUTPUT
+            **WRITES_EITHER,
+            help="Keep the result: NAME.csv, .json, .npz with all outputs; masks: .png or a folder.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     batch: Annotated[
