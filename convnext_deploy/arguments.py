@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 
-from .errors import UsageError
+from .errors import UsageError, plain
 from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Problem, Task
 from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorRtSpec
 from .records.plan import RangeMethod, WeightBits
@@ -35,6 +35,7 @@ NAME_BYTES = 255  # what file systems take as one name
 SYNONYMS = {
     "half": "fp16", "float16": "fp16", "float": "fp32", "float32": "fp32", "bfloat16": "bf16", "f32": "fp32",
     "u8": "uint8", "gpu": "cuda", "pooled": "embed", "backbone": "features", "feature_maps": "features",
+    "segmentation": "segment", "semantic": "segment",
 }  # fmt: skip
 EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and export takes it with --plan"
 HINTS = {
@@ -126,6 +127,14 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
     if any(b"\0" in part or len(part) > NAME_BYTES for part in names):
         raise UsageError(f"{name} {shown(written)} can be no file's name here; expected {expected}")
     return Path(written)
+
+
+def file(name: str, value: Any, expected: str = "a file's name") -> Path:
+    """Where a file is to be written; one that ends as folders do is refused, because `Path` forgets that."""
+    found = path(name, value, expected)
+    if os.fspath(value).endswith(("/", os.sep)):
+        raise UsageError(f"{name} {shown(os.fspath(value))} names a folder; expected {expected}")
+    return found
 
 
 def paths(name: str, value: Any, expected: str = "a path, or several") -> tuple[Path, ...]:
@@ -303,7 +312,7 @@ def record(name: str, value: Any, kind: type[T], expected: str) -> T:
     try:
         return msgspec.convert(dict(value), kind)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{name}: {error}; expected {expected}") from None
+        raise UsageError(f"{name}: {plain(error)}; expected {expected}") from None
 
 
 def _one_number(name: str, value: Any, allowed: tuple[int, ...]) -> int:
@@ -359,6 +368,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "rounding": flag,
     "cuda_graph": flag,
     "dynamic_image_size": flag,
+    "argmax": flag,
     "patch_tokens": flag,
     "say": called,
     "progress": called,

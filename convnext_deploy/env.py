@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 from .errors import MissingPackageError
 
@@ -126,10 +127,12 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, cores this process may use, memory in bytes, operating system."""
+    """Processor, cores this process may use and a limit of their time, memory in bytes, operating system."""
+    quota = cpu_quota()
     return {
         "cpu": _cpu_model(),
         "cores": usable_cores(),
+        **({} if quota is None else {"cpu_quota": f"{quota:g} cores"}),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "cpu_features": " ".join(sorted(cpu_features() & _NOTABLE)),
@@ -137,8 +140,51 @@ def machine() -> dict[str, str | int]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which in a container is fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may keep busy: those it may run on, and no more than its control group's time allows.
+
+    A limit of 2.5 cores is 2: a third thread would be stopped half of the time, and the others wait for it.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return bound if quota is None else max(1, min(bound, int(quota)))
+
+
+def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
+    """Cores' worth of time that Linux's control groups give this process, as containers are limited; None: no limit."""
+    limits = [limit for folder in _cpu_groups(proc) if (limit := _quota_of(folder)) is not None]
+    return min(limits, default=None)
+
+
+def _cpu_groups(proc: Path) -> Iterator[Path]:
+    """This process's control group and those above it, wherever cpu limits are mounted (of either version)."""
+    try:
+        groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+    except OSError:
+        return  # not Linux
+    for mount in mounts:
+        kind, options = mount[mount.index("-") + 1], mount[-1].split(",")
+        if kind not in ("cgroup", "cgroup2") or (kind == "cgroup" and "cpu" not in options):
+            continue
+        for _, controllers, path in groups:
+            if (kind == "cgroup2") != (controllers == "") or (controllers and "cpu" not in controllers.split(",")):
+                continue
+            # A container sees its own group as the mount's root, whose path may be the host's.
+            group = PurePosixPath(path)
+            for folder in (group, *group.parents):
+                yield Path(mount[4]) / folder.relative_to("/")
+
+
+def _quota_of(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text()
+    except OSError:
+        return None  # no such group here, or one without a limit of its own
+    return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
 _NOTABLE = {

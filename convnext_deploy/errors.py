@@ -20,6 +20,42 @@ import re
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # PyTorch sets parts of its messages in bold
 
 
+_LONGEST = 240  # characters that we take over of somebody else's message
+
+
+def plain(error: BaseException) -> str:
+    """What the system, Python or another library raised, in plain words for the end of a line of ours.
+
+    `str` of these says "[Errno 13] Permission denied: 'x'", "'state_dict'" or nothing at all.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError) and error.args:
+        return f"it has no {' '.join(repr(error.args[0]).split())[:_LONGEST]}"
+    for kind, words in _WORDS.items():
+        if isinstance(error, kind):
+            return words
+    said = " ".join(_TERMINAL_CODES.sub("", str(error)).split())[:_LONGEST]
+    return said or f"a {type(error).__name__} that says no more"
+
+
+_WORDS: dict[type[BaseException], str] = {
+    EOFError: "it ends too early",
+    RecursionError: "it nests deeper than Python reads",
+    MemoryError: "there is not enough memory for it",
+    UnicodeDecodeError: "it is no UTF-8 text",
+    TimeoutError: "it took too long",
+}
+
+
+def printable(text: str) -> str:
+    """A name as text that UTF-8 can hold: where Python took the system for ASCII, or a name is of other bytes."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 class ConvNextDeployError(Exception):
     exit_code = 1
 

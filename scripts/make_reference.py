@@ -25,6 +25,7 @@ import msgspec
 import typer
 
 from convnext_deploy.cli import app as cli
+from convnext_deploy.cli.help import GENERAL
 from convnext_deploy.records import accuracy, manifest, optimize, plan, prediction, timing
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -64,11 +65,11 @@ class Parameter:
     help: str
     default: Any  # `inspect.Parameter.empty` where it has to be given
     is_argument: bool
+    panel: str  # of --help
 
 
 def commands() -> str:
     """Every command with its arguments and options."""
-    exported = {parameter.name: parameter.help for parameter in _parameters(cli.COMMANDS["export"])}
     lines = [
         "# Commands",
         "",
@@ -93,8 +94,7 @@ def commands() -> str:
         usage = " ".join(["[OPTIONS]", *(parameter.names for parameter in parameters if parameter.is_argument)])
         lines += [f"## {name}", "", *_paragraphs(command.__doc__), ""]
         lines += ["```text", f"convnext-deploy {name} {usage}", "```", ""]
-        rows = [_row(parameter, exported) for parameter in parameters]
-        lines += [*_table(["option", "takes", "default", "what it does"], rows), ""]
+        lines += [*_table(["option", "takes", "default", "what it does"], _rows(parameters)), ""]
     return "\n".join(lines)
 
 
@@ -105,19 +105,34 @@ def _parameters(command: Callable[..., object]) -> list[Parameter]:
         is_argument = isinstance(info, typer.models.ArgumentInfo)
         required = parameter.default is inspect.Parameter.empty
         word = f"{name.upper()}..." if "list[" in str(kind) else name.upper()
+        panel = "Arguments" if is_argument else "Required" if required else info.rich_help_panel or GENERAL
         names = word if required else f"[{word}]"
         if not is_argument:
-            names = ", ".join(info.param_decls or [f"--{name.replace('_', '-')}"])
-        found.append(Parameter(name, names, _takes(kind), info.help or "", parameter.default, is_argument))
+            declared = [info.default] if isinstance(info.default, str) else []  # the first, by typer's own naming
+            names = ", ".join([*declared, *(info.param_decls or ())] or [f"--{name.replace('_', '-')}"])
+        found.append(Parameter(name, names, _takes(kind), info.help or "", parameter.default, is_argument, panel))
     return found
 
 
-def _row(parameter: Parameter, exported: dict[str, str]) -> list[str]:
-    """`export` says once what several commands say `As for export.` of."""
-    text = exported[parameter.name] if parameter.help == "As for export." else parameter.help
+def _rows(parameters: list[Parameter]) -> list[list[str]]:
+    """In the order of the panels of --help; a panel's name stands in a row of its own."""
+    panels: dict[str, list[list[str]]] = {"Arguments": [], "Required": []}
+    for parameter in parameters:
+        panels.setdefault(parameter.panel, []).append(_row(parameter))
+    panels[GENERAL] = panels.pop(GENERAL)
+    named = len([rows for rows in panels.values() if rows]) > 2
+    return [
+        row
+        for panel, rows in panels.items()
+        if rows
+        for row in ([[f"**{panel}**", "", "", ""]] if named else []) + rows
+    ]
+
+
+def _row(parameter: Parameter) -> list[str]:
     required = parameter.default is inspect.Parameter.empty
     shown = "required" if required else "" if parameter.default in (None, False) else f"`{parameter.default}`"
-    return [f"`{parameter.names}`", parameter.takes, shown, text]
+    return [f"`{parameter.names}`", parameter.takes, shown, parameter.help]
 
 
 def _takes(kind: Any) -> str:

@@ -85,7 +85,7 @@ def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 @contextmanager
 def serving(*artifacts: str | Path, say: Callable[[str], None] = print, **options: Any) -> Iterator[Running]:
     """A server until the end of the block, which is a drained end."""
-    extra = {name: options.pop(name) for name in ("labels", "gate") if name in options}
+    extra = {name: options.pop(name) for name in ("labels", "gate", "shadow", "trust") if name in options}
     service = Service(named(artifacts), ServeOptions(**options), say=say, **extra)
     running = Running(Server(service, server.bound("127.0.0.1", 0, "port")))
     ready = threading.Event()

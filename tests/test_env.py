@@ -1,6 +1,8 @@
 """What is said of this machine and its Python, where something that is asked for is not there."""
 
 import importlib.metadata
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,3 +21,64 @@ def test_a_checkout_that_is_not_installed_has_a_version_all_the_same(monkeypatch
 
 def test_the_version_is_that_of_the_installed_package() -> None:
     assert env.version() == env.versions()["convnext-deploy"]
+
+
+def limited(
+    folder: Path, mount: str, group: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> float | None:
+    """What is found where the control groups of a process look like this."""
+    root = folder / "mounted"
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content + "\n")
+    (folder / "cgroup").write_text(group + "\n")
+    (folder / "mountinfo").write_text(f"1 2 0:3 / /proc rw - proc proc rw\n4 2 0:5 / {root} rw - {mount}\n")
+    found = env.cpu_quota(folder)
+    monkeypatch.setattr(env, "cpu_quota", lambda: found)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mount", "group", "files", "quota", "cores"),
+    [
+        ("cgroup2 cgroup2 rw", "0::/", {"cpu.max": "200000 100000"}, 2.0, 2),  # a container
+        ("cgroup2 cgroup2 rw", "0::/", {"cpu.max": "250000 100000"}, 2.5, 2),  # a third thread would be stopped
+        ("cgroup2 cgroup2 rw", "0::/", {"cpu.max": "50000 100000"}, 0.5, 1),
+        ("cgroup2 cgroup2 rw", "0::/", {"cpu.max": "max 100000"}, None, 8),
+        ("cgroup2 cgroup2 rw", "0::/", {"cpu.max": "1600000 100000"}, 16.0, 8),  # more than the cores
+        ("cgroup2 cgroup2 rw", "0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3.0, 3),
+        ("cgroup2 cgroup2 rw", "0::/", {}, None, 8),  # the root group has no limit
+        (
+            "cgroup cgroup rw,cpu,cpuacct",
+            "4:cpu,cpuacct:/docker/1f",  # the host's path, whose group is the mount's root
+            {"cpu.cfs_quota_us": "400000", "cpu.cfs_period_us": "100000"},
+            4.0,
+            4,
+        ),
+        (
+            "cgroup cgroup rw,cpu",
+            "4:cpu:/job",
+            {"job/cpu.cfs_quota_us": "-1", "job/cpu.cfs_period_us": "100000"},
+            None,
+            8,
+        ),
+        ("cgroup cgroup rw,cpuset", "3:cpuset:/", {"cpu.cfs_quota_us": "1", "cpu.cfs_period_us": "1"}, None, 8),
+    ],
+)
+def test_a_container_s_limit_of_cpu_time_counts_as_cores(
+    mount: str,
+    group: str,
+    files: dict[str, str],
+    quota: float | None,
+    cores: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert limited(tmp_path, mount, group, files, monkeypatch) == quota
+    assert env.usable_cores() == cores
+    assert env.machine().get("cpu_quota") == (None if quota is None else f"{quota:g} cores")
+
+
+def test_no_limit_is_found_where_there_are_no_control_groups(tmp_path: Path) -> None:
+    assert env.cpu_quota(tmp_path) is None

@@ -17,7 +17,7 @@ from ..artifact import verify
 from ..artifact.session import Session, run_in_batches
 from ..artifact.verify import Tolerance
 from ..data import preprocess
-from ..errors import ArtifactError
+from ..errors import ArtifactError, plain
 from ..records.manifest import Manifest, Parity
 from .probes import Probe
 
@@ -78,7 +78,7 @@ def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str
             error, cosine, rms = (float(value) for value in kept["limit"])
             reference, sha256 = str(kept["reference"]), str(kept["pixels_sha256"])
     except (OSError, ValueError, KeyError, BadZipFile) as problem:
-        raise ArtifactError(f"{folder / FILE} cannot be read: {problem}; export the model again") from None
+        raise ArtifactError(f"{folder / FILE} cannot be read: {plain(problem)}; export the model again") from None
     pixels = preprocess.probe_images(manifest.model.in_chans, manifest.model.image_size, len(expected[0]))
     if _sha256(pixels) != sha256:
         return "Pillow's JPEG decoder gives other pixels here than where the model was exported"
@@ -88,7 +88,7 @@ def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str
         expected,
         Tolerance(relative_error=error, cosine=cosine, rms_error=None if math.isnan(rms) else rms),
         "bundled",
-        manifest.model.task == "classify",
+        manifest.model.task in ("classify", "segment"),
         "simulation" if reference == "simulation" else "source",
     )
 

@@ -18,12 +18,10 @@ from PIL import Image
 from ..artifact import manifest
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
-from ..data import numbering, preprocess, sources
-from ..data.image_source import with_one_label
-from ..errors import CheckFailed, DataError, UsageError
+from ..data import preprocess, sources
+from ..errors import CheckFailed, DataError, UsageError, printable
 from ..records.accuracy import EvalResult, OutputScore, ScoreResult
 from ..records.base import Problem
-from ..records.manifest import ModelSpec
 from . import outputs, partial, statistics
 from .outputs import Outputs
 from .predictions import (
@@ -37,6 +35,7 @@ from .predictions import (
     of_logits,
     per_class,
 )
+from .targets import labelled, problem_of, refuse_lost_classes, targets_of
 
 # From the names of images, their places in the source and their logits (N, classes), to what is kept of them.
 Answers = Callable[[tuple[str, ...], list[int], NDArray[np.float32]], Predictions | Outputs]
@@ -99,7 +98,7 @@ def evaluate(
     predictions = run.outcome.predictions
     assert isinstance(predictions, Predictions)
     if limit is None:
-        _refuse_lost_classes(source, predictions, run.outcome.corrupt)
+        refuse_lost_classes(source, predictions, run.outcome.corrupt)
     first = hits(predictions, 1)
     chance = statistics.expected_agreement(predictions.top_classes[:, 0], predictions.labels)
     notes = run.notes
@@ -108,7 +107,7 @@ def evaluate(
         tell(notes[-1])
     names = None if problem == "binary" and len(artifact.manifest.labels or ()) < 2 else artifact.manifest.labels
     result = EvalResult(
-        artifact=artifact.path.resolve().name,
+        artifact=printable(artifact.path.resolve().name),
         artifact_sha256=artifact.sha256,
         data=source.name,
         data_sha256=source.sha256,
@@ -149,7 +148,7 @@ def score(
     """
     problem = problem_of(artifact.manifest.model, problem)
     source = labelled(_limited(source, limit), artifact, classes, problem)
-    targets = _targets(source, artifact.manifest.model.num_classes, problem)
+    targets = targets_of(source, artifact.manifest.model.num_classes, problem)
 
     def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Outputs:
         finite = np.isfinite(logits).all(axis=1)
@@ -171,7 +170,7 @@ def score(
     called = artifact.manifest.labels or source.class_names or ()
     result = ScoreResult(
         problem=problem,
-        artifact=artifact.path.resolve().name,
+        artifact=printable(artifact.path.resolve().name),
         artifact_sha256=artifact.sha256,
         data=source.name,
         data_sha256=source.sha256,
@@ -196,30 +195,6 @@ def score(
     )
     _keep(out, run.outcome, result)
     return result
-
-
-def problem_of(model: ModelSpec, asked: Problem | None) -> Problem:
-    """What a classifier's outputs mean: as the artifact says, or the user; several outputs are classes otherwise.
-
-    Raises:
-        UsageError: no classifier, one output that nobody has explained, or a contradiction.
-    """
-    if model.task != "classify" or model.num_classes < 1:
-        raise UsageError(f"the model is exported for the task {model.task}; only classify has an accuracy")
-    if asked is not None and model.problem not in (None, asked):
-        raise UsageError(f"--problem {asked}: the artifact was exported as {model.problem}; leave the option out")
-    problem = asked or model.problem
-    if model.num_classes > 1:
-        if problem == "binary":
-            raise UsageError(f"--problem binary is for one output, and the model has {model.num_classes}; leave it out")
-        return problem or "single-label"
-    if problem in (None, "single-label", "multi-label"):
-        raise UsageError(
-            "the model has one output, which is the first of all on every image, so that its top-1 would be 100 % "
-            "whatever it computes; say what it is with --problem: binary (the logit of the second of two classes) or "
-            "regression"
-        )
-    return problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,22 +279,6 @@ def _limited(source: sources.ImageSource, limit: int | None) -> sources.ImageSou
     return source if limit is None else sources.subset(source, limit)
 
 
-def _refuse_lost_classes(source: sources.ImageSource, found: Predictions, corrupt: tuple[str, ...]) -> None:
-    """Refuse a class of which not one image can be read: the accuracy would be that of the other classes."""
-    assert source.labels is not None
-    lost = sorted(set(source.labels.tolist()) - set(found.labels.tolist()))
-    if not lost:
-        return
-    index = source.labels.tolist().index(lost[0])
-    name = source.class_names[lost[0]] if source.class_names else str(lost[0])
-    reason = next((line for line in corrupt if line.startswith(f"{source.names[index]}: ")), "")
-    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    raise DataError(
-        f"not one image of the class {name!r}{more} of {source.name} can be read ({reason}); mend them, or remove the "
-        "class: without it the accuracy would be that of the others"
-    )
-
-
 def read_result(path: Path) -> EvalResult:
     """Read the summary of a classifier's evaluation.
 
@@ -330,62 +289,6 @@ def read_result(path: Path) -> EvalResult:
     if not isinstance(found, EvalResult):
         raise DataError(f"{path} is of a {found.problem} model; expected a classifier's result of eval")
     return found
-
-
-def labelled(
-    source: sources.ImageSource,
-    artifact: Artifact,
-    classes: dict[str, int] | None = None,
-    problem: Problem = "single-label",
-) -> sources.ImageSource:
-    """The source with labels that are the numbers of the model's outputs; of a regression, as it is.
-
-    Raises:
-        UsageError: not a classifier.
-        DataError: no labels, or labels that are not the model's.
-    """
-    model, labels = artifact.manifest.model, artifact.manifest.labels
-    if model.task != "classify" or model.num_classes < 1:
-        raise UsageError(f"{artifact.path} is exported for the task {model.task}; only classify has an accuracy")
-    if problem == "regression":
-        if source.values is None and source.labels is None:
-            raise DataError(f"{source.name} has no values; expected a list with a number for each image")
-        return source
-    if source.values is not None:
-        raise DataError(
-            f"{source.name} has values such as {source.values[0, 0]:g} in the place of classes; a regression is "
-            "evaluated with --problem regression"
-        )
-    if source.labels is None and source.label_sets is None:
-        raise DataError(
-            f"{source.name} has no labels; expected class folders, a column label, a list, or --annotations FILE"
-        )
-    if problem != "multi-label":
-        source = with_one_label(source)
-    if problem == "binary":
-        return numbering.numbered(source, 2, labels if len(labels or ()) == 2 else None, classes)
-    return numbering.numbered(source, model.num_classes, labels, classes)
-
-
-def _targets(source: sources.ImageSource, outputs: int, problem: Problem) -> NDArray[np.float32]:
-    """What the outputs are to be, (N, outputs)."""
-    if problem == "regression":
-        values = source.values if source.values is not None else source.labels
-        assert values is not None
-        values = values.reshape(len(source), -1).astype(np.float64)
-        if values.shape[1] != outputs:
-            raise DataError(
-                f"{source.name} has {values.shape[1]} values an image and the model {outputs} outputs; expected as many"
-            )
-        return values.astype(np.float32)
-    sets = source.label_sets
-    if sets is None:
-        assert source.labels is not None
-        sets = tuple((label,) for label in source.labels.tolist())
-    targets = np.zeros((len(source), outputs), np.float32)
-    for row, found in zip(targets, sets, strict=True):
-        row[list(found)] = 1
-    return targets
 
 
 def at_chance(top1: float, chance: float) -> str:

@@ -6,6 +6,7 @@ only where chance would say so wrongly with probability alpha at most; the rest 
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, UsageError
+from ..arguments import shown
+from ..errors import DataError, UsageError, plain
 from ..records.accuracy import Check, CheckName, ClassAccuracy, ClassDrop, EvalResult, Flip, Limits, Verdict
 from ..records.base import Decision
 from ..records.timing import Timing
@@ -35,6 +37,14 @@ class Side:
     timing: Timing | None = None
 
 
+# What each limit takes, in words.
+_POINTS, _TIMES = "percentage points from 0 to 100", "a ratio of candidate to baseline above 0 and at most 1000"
+LIMITS = {
+    "max_drop": _POINTS, "max_class_drop": _POINTS, "alpha": "a chance above 0 and below 0.5",
+    "min_agreement": "a percentage above 0 and below 100", "max_latency_ratio": _TIMES, "max_size_ratio": _TIMES,
+}  # fmt: skip
+
+
 def limits_from_toml(text: str, where: str) -> dict[str, Any]:
     """The settings of a limits file, unknown names refused; `limits_from` makes them limits.
 
@@ -44,7 +54,7 @@ def limits_from_toml(text: str, where: str) -> dict[str, Any]:
     try:
         settings = msgspec.toml.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise UsageError(f"{where} is not a TOML file: {error}") from None
+        raise UsageError(f"{where} is not a TOML file: {plain(error)}") from None
     known = Limits.__struct_fields__
     for name in settings:
         if name not in known:
@@ -65,7 +75,11 @@ def limits_from(settings: Mapping[str, Any]) -> Limits:
     try:
         return msgspec.convert(dict(settings), Limits)
     except msgspec.ValidationError as error:
-        raise UsageError(f"limits: {error}") from None
+        found = re.search(r"`\$\.(\w+)`", str(error))  # which field; the rest is JSON Schema's way to say it
+        if found is None or found[1] not in LIMITS:
+            raise UsageError(f"limits: {plain(error)}") from None
+        value = shown(settings[found[1]])
+        raise UsageError(f"limit {found[1]} {value}; expected {LIMITS[found[1]]}") from None
 
 
 def judge(baseline: Side, candidate: Side, limits: Limits) -> Verdict:

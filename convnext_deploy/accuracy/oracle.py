@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..artifact import deviation
 from ..data import preprocess
 from ..env import missing
-from ..errors import ParityError
+from ..errors import ParityError, plain
 from ..models import beside
 from ..models.files import read_file
 from ..models.names import LAYOUTS
@@ -58,16 +58,19 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
     origin = loaded.origin
     if origin is None:
         return _self("random weights have no other source")
-    library = LIBRARIES.get(origin.layout)
+    library = "transformers" if loaded.model.spec.task == "segment" else LIBRARIES.get(origin.layout)
     if library is None:
         return _self(f"no library is known for the layout {origin.layout}")
     if missing((library,)):
         return _self(f"{library} is not installed")
     try:
-        state = _bare(_read(origin.files, origin.key), origin.layout)
-        model, call = BUILDERS[library](state, origin.config, loaded)
+        state = _read(origin.files, origin.key)
+        if loaded.model.spec.task == "segment":
+            model, call = _upernet(state, origin.config, loaded)
+        else:
+            model, call = BUILDERS[library](_bare(state, origin.layout), origin.config, loaded)
     except (_NotBuilt, RuntimeError, TypeError, ValueError, KeyError, StopIteration) as reason:
-        return _self(f"{library} does not take the file: {' '.join(str(reason).split())[:200]}")
+        return _self(f"{library} does not take the file: {plain(reason)}")
     with torch.inference_mode():
         outputs = call(model.eval(), torch.from_numpy(images))
     name = f"{library} {importlib.metadata.version(library)}"
@@ -315,6 +318,47 @@ def _transformers(state: State, config: Mapping[str, Any], loaded: "Loaded") -> 
                 raise _NotBuilt("its ConvNeXt gives no patch tokens")
             return (found.pooler_output, found.last_hidden_state[:, 1:])
         return tuple(found.hidden_states[-4:][level - 1] for level in spec.levels)
+
+    return model, call
+
+
+def _upernet(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
+    """transformers' UPerNet, from its configuration or, where there is none, from the spec of what was loaded."""
+    import transformers
+
+    spec = loaded.model.spec
+    assert spec.segmentation is not None
+    roots = [
+        name.removesuffix("decode_head.classifier.weight")
+        for name in state
+        if name.endswith("decode_head.classifier.weight")
+    ]
+    if len(roots) != 1:
+        raise _NotBuilt("the head has other names than transformers'")
+    state = {name.removeprefix(roots[0]): value for name, value in state.items() if name.startswith(roots[0])}
+    own = {name: value for name, value in config.items() if name not in ("preprocessor", "architectures")}
+    if not isinstance(own.get("backbone_config"), Mapping):
+        backbone = {
+            "model_type": "convnextv2" if spec.grn else "convnext",
+            "depths": list(spec.depths),
+            "hidden_sizes": list(spec.dims),
+            "out_features": [f"stage{level}" for level in spec.levels],
+        }
+        own = {"backbone_config": backbone, "hidden_size": spec.segmentation.channels}
+        own["pool_scales"] = list(spec.segmentation.pool_scales)
+        own["num_labels"] = spec.num_classes
+    own["backbone_config"] = dict(own["backbone_config"]) | {"num_channels": spec.in_chans}
+    made = transformers.UperNetConfig(**own)
+    made.use_auxiliary_head = False
+    model = transformers.UperNetForSemanticSegmentation(made)
+    kept = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
+    lacking = model.load_state_dict(kept, strict=False, assign=True)
+    missing = [name for name in lacking.missing_keys if not name.endswith("num_batches_tracked")]
+    if lacking.unexpected_keys or missing:
+        raise _NotBuilt(f"{(*lacking.unexpected_keys, *missing)[:4]} are not in it and in the file")
+
+    def call(model: Any, images: Tensor) -> Outputs:
+        return (model.decode_head(model.backbone(images).feature_maps),)
 
     return model, call
 

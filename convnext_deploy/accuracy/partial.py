@@ -7,7 +7,7 @@ import msgspec
 
 from ..artifact.manifest import Artifact, write_file
 from ..data import sources
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, plain
 from ..records.accuracy import EvalResult, ScoreResult
 from ..records.base import Problem, Record, Sha256
 from .predictions import SUFFIX, Chunk, decode
@@ -42,9 +42,9 @@ def read_any(path: Path) -> EvalResult | ScoreResult:
             return msgspec.json.decode(content, type=ScoreResult)
         return msgspec.json.decode(content, type=EvalResult)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; expected a result of eval") from None
+        raise DataError(f"{path} cannot be read: {plain(error)}; expected a result of eval") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not a result of eval: {error}") from None
+        raise DataError(f"{path} is not a result of eval: {plain(error)}") from None
 
 
 def beside(out: Path, suffix: str) -> Path:
@@ -72,7 +72,7 @@ def opened(out: Path, artifact: Artifact, source: sources.ImageSource, problem: 
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out") from None
     except OSError as error:
-        raise UsageError(f"{folder} cannot be used: {error.strerror}; choose another --out") from None
+        raise UsageError(f"{folder} cannot be used: {plain(error)}; choose another --out") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise UsageError(f"{folder / IDENTITY_NAME} is damaged; remove the folder or give another --out") from None
     if found != identity:

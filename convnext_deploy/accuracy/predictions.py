@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..data.image_tables import PARQUET_ERRORS
 from ..env import needs
-from ..errors import CheckFailed, DataError
+from ..errors import CheckFailed, DataError, plain
 from ..records.accuracy import ClassAccuracy
 from .outputs import Outputs
 
@@ -175,12 +175,12 @@ def decode(path: Path) -> Chunk:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}; expected predictions of eval") from None
+        raise DataError(f"{path} cannot be read: {plain(error)}; expected predictions of eval") from None
     read = _of_parquet if path.suffix == ".parquet" else _of_npz
     try:
         chunk = read(content)
     except _DAMAGED as error:
-        raise DataError(f"{path} does not hold predictions of eval: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} does not hold predictions of eval: {plain(error)}") from None
     return chunk
 
 

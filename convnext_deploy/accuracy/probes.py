@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..artifact import verify
 from ..artifact.session import Session, run_in_batches
 from ..data import preprocess
-from ..errors import DataError, WeightsError
+from ..errors import DataError, WeightsError, plain
 from ..records.manifest import ExportSpec, Manifest, ModelSpec, Parity
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _pixels_of(loaded: "Loaded", verify_data: str) -> Pixels:
     try:
         return np.stack([to_pixels(chosen.read(index)) for index in range(len(chosen))])
     except OSError as error:
-        raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {error}") from None
+        raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {plain(error)}") from None
 
 
 def _finite(loaded: "Loaded", found: verify.Outputs) -> verify.Outputs:
@@ -174,7 +174,7 @@ def judged(
         reload: reads the source again, as it is before any rewrite; asked only where fp32's own limit is missed.
     """
     records = []
-    classify = found.model.task == "classify"
+    classify = found.model.task in ("classify", "segment")
     limit = verify.TOLERANCES[found.export.precision]
     for index, probe in enumerate(sets):
         images = preprocess.as_input(probe.pixels, found.preprocessing, found.export.input)

@@ -7,7 +7,7 @@ import msgspec
 
 from .. import arguments, env
 from ..artifact.session import RunOptions
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from ..records.accuracy import EvalResult, Limits, ScoreResult, ScoreVerdict, Verdict
 from ..records.base import Device, Problem
 from ..workflows.export import Say, silent
@@ -176,4 +176,4 @@ def _limits(given: Any) -> Limits:
     try:
         return limits_from(limits_from_toml(file.read_text("utf-8"), str(file)))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"limits {file} cannot be read: {error}") from None
+        raise UsageError(f"limits {file} cannot be read: {plain(error)}") from None

@@ -62,6 +62,7 @@ def export(
     batch: arguments.Batch | None = None,
     image_size: arguments.ImageSize | None = None,
     dynamic_image_size: bool = False,
+    argmax: bool = False,
     task: Task = "classify",
     levels: Sequence[int] | str | None = None,
     head_activation: HeadActivation | None = None,
@@ -74,6 +75,7 @@ def export(
     preprocessing: Mapping[str, Any] | None = None,
     verify_data: arguments.Location | None = None,
     data: arguments.Location | None = None,
+    split: str | None = None,
     labels: arguments.Location | None = None,
     annotations: arguments.Location | None = None,
     class_order: ClassOrder = "torchvision",
@@ -99,6 +101,9 @@ def export(
         batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
         image_size: one number or (height, width), in pixels, at least 32; None: what the checkpoint says, else 224.
         dynamic_image_size: take any size of at least 32x32 pixels.
+        argmax: of the task segment: put out the class of each pixel of the image (N, H, W), int32, in the place of the
+            logits (N, classes, H / 4, W / 4): resizing and the choice of the class are part of the graph.
+        task: classify; embed (the pooled vector); features (the maps); segment (a UPerNet with its head).
         levels: of the task features: which maps, of 1 to 4 (strides 4 to 32); None: those that have a norm in the
             checkpoint, as a detector's backbone has, else all.
         head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
@@ -116,7 +121,7 @@ def export(
         data: labelled images, as for `evaluate`. Likely image sizes, statistics and crops are tried on them in the
             place of what is assumed, and a combination that is better beyond chance is an error that names it.
         labels: file of the model's class names in their order, which go into the artifact and number those of `data`.
-        annotations, class_order: of `data`, as for `evaluate`.
+        split, annotations, class_order: of `data`, as for `evaluate`.
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
@@ -151,6 +156,7 @@ def export(
         precision=precision,
         input=input,
         dynamic_image_size=dynamic_image_size,
+        argmax=argmax,
         device=device,
         force=force,
         say=say,
@@ -158,6 +164,7 @@ def export(
         trt=trt,
         kernels=kernels,
         class_order=class_order,
+        split=split,
     )
     out = arguments.maybe(arguments.path, "out", out)
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
@@ -165,8 +172,11 @@ def export(
     data = arguments.maybe(arguments.images, "data", data)
     labels = arguments.maybe(arguments.path, "labels", labels)
     annotations = arguments.maybe(arguments.images, "annotations", annotations)
-    if annotations is not None and data is None:
-        raise UsageError(f"annotations {annotations} are those of labelled images; give data too, or leave it out")
+    for name, value in (("annotations", annotations), ("split", split)):
+        if value is not None and data is None:
+            raise UsageError(
+                f"{name} {value} is of labelled images, and there are none; give --data too, or leave it out"
+            )
     refit_from = arguments.maybe(arguments.path, "refit_from", refit_from)
     from ..workflows import export as workflow
     from ..workflows.evaluate import Images
@@ -187,6 +197,7 @@ def export(
         input=input,
         batch=sizes,
         dynamic_image_size=dynamic_image_size,
+        argmax=argmax,
         device=device or ("cpu" if "cpu" in fmt.devices else "cuda"),
         tensorrt=tensorrt,
     )
@@ -200,7 +211,7 @@ def export(
         verify_data=verify_data,
         checked_on=None
         if data is None
-        else Images(data=data, labels=labels, annotations=annotations, class_order=class_order),
+        else Images(data=data, split=split, labels=labels, annotations=annotations, class_order=class_order),
         class_names=labels,
         refit_from=refit_from,
         say=say,
@@ -223,7 +234,7 @@ def refit(
         trust: as for `load`.
 
     Raises:
-        UsageError: the artifact is no engine, or was not exported with `--refit refit` or `--refit strip`.
+        UsageError: the artifact is no engine, or was not exported with `--trt-refit refit` or `--trt-refit strip`.
         CheckFailed: as `export`.
     """
     weights = arguments.weights("weights", weights)

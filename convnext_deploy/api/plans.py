@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from .. import arguments, env
 from ..models.source import Source
-from ..records.base import InputKind, PlanType, Precision, Task
+from ..records.base import InputKind, NetworkTask, PlanType, Precision
 from ..records.manifest import HeadActivation
 from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, Target, WeightBits
 from ..workflows.export import Say, silent
@@ -33,7 +33,7 @@ def quantize(
     rest: Precision | None = None,
     input: InputKind = "float32",
     image_size: arguments.ImageSize | None = None,
-    task: Task = "classify",
+    task: NetworkTask = "classify",
     levels: Sequence[int] | str | None = None,
     head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
@@ -67,6 +67,7 @@ def quantize(
     Raises:
         UsageError: what can be refused before the work.
     """
+    arguments.one_of("task", task, NetworkTask)
     source = Source.of(
         weights,
         variant=variant,
@@ -92,7 +93,7 @@ def quantize(
         say=say,
         progress=progress,
     )
-    out = arguments.path("out", out)
+    out = arguments.file("out", out)
     calibration = arguments.images("calibration", calibration)
     from ..workflows import quantize as workflow
 
@@ -123,7 +124,7 @@ def half(
     split: str | None = None,
     input: InputKind = "float32",
     image_size: arguments.ImageSize | None = None,
-    task: Task = "classify",
+    task: NetworkTask = "classify",
     levels: Sequence[int] | str | None = None,
     head_activation: HeadActivation | None = None,
     preprocessing: Mapping[str, Any] | None = None,
@@ -146,6 +147,7 @@ def half(
     Raises:
         UsageError: what can be refused before the work.
     """
+    arguments.one_of("task", task, NetworkTask)
     source = Source.of(
         weights,
         variant=variant,
@@ -159,7 +161,7 @@ def half(
     )
     arguments.one_of("precision", precision, HalfPrecision)
     arguments.check(images=images, split=split, input=input, force=force, say=say, progress=progress)
-    out = arguments.path("out", out)
+    out = arguments.file("out", out)
     data = arguments.images("data", data)
     from ..workflows import half as workflow
 

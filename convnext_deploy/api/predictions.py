@@ -52,7 +52,7 @@ def predict(
         CheckFailed: outputs that are not finite.
     """
     labels = arguments.maybe(arguments.path, "labels", labels)
-    out = arguments.maybe(arguments.path, "out", out)
+    out = arguments.maybe(arguments.file, "out", out)
     batch = arguments.maybe(arguments.whole, "batch", batch)
     top = arguments.whole("top", top)
     arguments.check(

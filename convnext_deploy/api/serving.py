@@ -1,6 +1,7 @@
 """The server: `serve` runs it, `asgi` gives the application to whoever has a server already."""
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..serving.server import Server
     from ..serving.service import Service
+    from ..serving.shadow import ShadowOptions
 
 Artifacts = arguments.Location | Sequence[arguments.Location] | Mapping[str, arguments.Location]
 
@@ -76,8 +78,10 @@ def asgi(artifacts: Artifacts, *, say: Callable[[str], None] = lambda line: None
         options: `device`, `threads`, `sessions`, `max_batch`, `max_wait_ms`, `slo_ms`, `deadline_ms`, `room`,
             `max_body_bytes`, `max_pixels`, `body_s`, `idle_s`, `drain_s` and `token` as in
             `serving.options.ServeOptions`; `labels`, a file of class names; `gate`, the verdict that has to be PASS,
-            read again at every reload; `bench`, rows of `bench --scenario server --save`, from which `threads`,
-            `max_batch` and `slo_ms` are taken where they are not given; `trust`, as for `load`.
+            read again at every reload; `shadow`, an artifact that is asked a share of the requests as well
+            (`shadow_share`, 0.1), whose answers may differ in a share of the images (`shadow_limit`, 0.01); `bench`,
+            rows of `bench --scenario server --save`, from which `threads`, `max_batch` and `slo_ms` are taken where
+            they are not given; `trust`, as for `load`.
 
     Raises:
         What `serve` raises.
@@ -139,7 +143,7 @@ def package(
             notes = kserve.written(artifact, called, made, image=image, storage_uri=storage_uri)
         else:
             notes = docker.written(artifact, called, made, package=requirement)
-    return [note.format(out=folder) for note in notes]
+    return [note.format(out=shlex.quote(str(folder))) for note in notes]
 
 
 def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str, Any]) -> "Service":
@@ -155,6 +159,7 @@ def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str
     labels = arguments.maybe(arguments.path, "labels", options.pop("labels", None))
     gate = arguments.maybe(arguments.path, "gate", options.pop("gate", None))
     bench = arguments.maybe(arguments.path, "bench", options.pop("bench", None))
+    beside = _shadow(options)
     trust, device = options.pop("trust", False), options.pop("device", "cpu")
     arguments.check(trust=trust, say=say)
     unknown = sorted(set(options) - set(ServeOptions.__dataclass_fields__))
@@ -168,4 +173,16 @@ def _service(artifacts: Artifacts, say: Callable[[str], None], options: dict[str
         say(line)
         options = found | options
     settings = ServeOptions(device=arguments.one_of("device", device, Device), **options)
-    return Service(paths, settings, labels=labels, gate=gate, trust=trust, say=say)
+    return Service(paths, settings, labels=labels, gate=gate, shadow=beside, trust=trust, say=say)
+
+
+def _shadow(options: dict[str, Any]) -> "ShadowOptions | None":
+    from ..serving.shadow import ShadowOptions
+
+    path = arguments.maybe(arguments.path, "shadow", options.pop("shadow", None))
+    given = {name: options.pop(f"shadow_{name}") for name in ("share", "limit") if f"shadow_{name}" in options}
+    if path is None:
+        if given:
+            raise UsageError(f"shadow_{next(iter(given))} without shadow; name the candidate's folder")
+        return None
+    return ShadowOptions(path=path, **given)

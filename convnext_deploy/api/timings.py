@@ -9,7 +9,7 @@ from .. import arguments, env, formats
 from ..artifact import manifest
 from ..artifact.session import RunOptions
 from ..errors import MissingPackageError, UsageError
-from ..records.base import STRIDE, Device, Precision, Task
+from ..records.base import STRIDE, Device, NetworkTask, Precision
 from ..records.timing import BenchResult, ProfileResult, RooflineResult
 from ..workflows.export import Say, silent
 from .artifacts import opened
@@ -56,7 +56,7 @@ def roofline(
     precision: str = "fp32",
     batch: int = 1,
     image_size: arguments.ImageSize = 224,
-    task: Task = "classify",
+    task: NetworkTask = "classify",
     threads: int | None = None,
     progress: "Progress | None" = None,
 ) -> RooflineResult:
@@ -74,7 +74,8 @@ def roofline(
     precision = arguments.one_of("precision", precision, (*get_args(Precision), "int8"))
     batch = arguments.whole("batch", batch)
     size = arguments.image_size("image_size", image_size)
-    arguments.check(task=task, threads=threads, progress=progress)
+    arguments.one_of("task", task, NetworkTask)
+    arguments.check(threads=threads, progress=progress)
     from ..models import registry
     from ..timing import roofline as model
 
@@ -123,7 +124,7 @@ def report(
         DataError: a file cannot be read, or holds no result that a report shows.
     """
     files = arguments.paths("results", results, "a file of JSON Lines, or several")
-    out = arguments.path("out", out)
+    out = arguments.file("out", out)
     arguments.check(title=title)
     from ..reports import html, markdown
     from ..reports import results as recorded
@@ -146,7 +147,7 @@ def bench(
     runtimes: str | Sequence[str] = (),
     precisions: Precision | Sequence[Precision] = ("fp32",),
     image_sizes: int | Sequence[arguments.ImageSize] = (),
-    task: Task = "classify",
+    task: NetworkTask = "classify",
     cuda_graph: bool = False,
     trust: bool = False,
     say: Say = silent,
@@ -179,7 +180,8 @@ def bench(
         for word in arguments.texts("precisions", precisions, "fp32 ...")
     ]
     sizes = arguments.image_sizes("image_sizes", image_sizes)
-    arguments.check(task=task, cuda_graph=cuda_graph, say=say, progress=progress, trust=trust)
+    arguments.one_of("task", task, NetworkTask)
+    arguments.check(cuda_graph=cuda_graph, say=say, progress=progress, trust=trust)
     from ..workflows.bench import Plan
 
     if plan is not None and not isinstance(plan, Plan):

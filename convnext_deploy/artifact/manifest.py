@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ..errors import ArtifactError, UsageError
+from ..errors import ArtifactError, UsageError, plain, printable
 from ..records.base import Record
 from ..records.manifest import FileRecord, Manifest
 from . import staging
@@ -67,7 +68,9 @@ def decode(text: bytes, where: str) -> Manifest:
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{where} is not a manifest of this version: {error}; export the model again") from None
+        raise ArtifactError(
+            f"{where} is not a manifest of this version: {plain(error)}; export the model again"
+        ) from None
     for file in manifest.files:
         path = PurePosixPath(file.path)
         if path.is_absolute() or ".." in path.parts or "\\" in file.path or "\0" in file.path or not path.parts:
@@ -116,7 +119,7 @@ def read(path: Path) -> Artifact:
             f"{path} has no {MANIFEST_NAME}; expected an artifact made by `convnext-deploy export`"
         ) from None
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}") from None
+        raise ArtifactError(f"{file} cannot be read: {plain(error)}") from None
     return Artifact(path, decode(text, str(file)))
 
 
@@ -135,7 +138,7 @@ def verified(path: Path) -> Artifact:
             if read(path).manifest != artifact.manifest:
                 continue  # it was replaced meanwhile: the files were those of another
             if isinstance(error, OSError):
-                raise ArtifactError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+                raise ArtifactError(f"{error.filename or path} cannot be read: {plain(error)}") from None
             raise
         return artifact
 
@@ -199,6 +202,12 @@ def refuse_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
+        name = printable(str(path))
+        if name.encode() == os.fsencode(path):  # it is one, and Python does not know that it may be
+            raise UsageError(
+                f"Python takes this system for one of {sys.getfilesystemencoding()} and cannot name {name}; set "
+                "PYTHONUTF8=1 in the environment"
+            ) from None
         raise UsageError(f"{os.fsencode(path)!r} is not a name in UTF-8; rename it, or choose another") from None
 
 
@@ -239,7 +248,7 @@ def not_ours(folder: Path, marker: str = MANIFEST_NAME) -> str | None:
     except ArtifactError as error:
         return f"{folder} is no artifact of this version ({str(error).removesuffix('; export the model again')})"
     except OSError as error:
-        return f"{error.filename or folder} cannot be read: {error.strerror}"
+        return f"{error.filename or folder} cannot be read: {plain(error)}"
 
 
 @contextlib.contextmanager
@@ -315,7 +324,7 @@ def check_file(path: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {folder}: {error.strerror}; write elsewhere") from None
+        raise UsageError(f"{path} cannot be written: {folder}: {plain(error)}; write elsewhere") from None
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -346,7 +355,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno in _FULL:
             raise
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{path} cannot be written: {plain(error)}") from error
 
 
 def append_line(path: Path, record: Record) -> None:

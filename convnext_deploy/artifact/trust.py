@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from . import private
 
 _RECORD = "built"  # one hex SHA-256 of a manifest a line; a manifest holds the hash of every file of its artifact
@@ -33,7 +33,7 @@ def remember(sha256: str) -> str | None:
         finally:
             os.close(descriptor)
     except (OSError, UsageError) as error:
-        return f"{path} cannot be written: {(isinstance(error, OSError) and error.strerror) or error}"
+        return f"{path} cannot be written: {plain(error)}"
     return None
 
 

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..records.base import Precision
 from ..records.manifest import Manifest, Parity, PrecisionTruth
-from . import deviation
+from . import deviation, label_maps
 
 Outputs = tuple[NDArray[np.float32], ...]
 Reference = Literal["source", "simulation", "type"]
@@ -134,11 +134,14 @@ def compare(
         expected: the reference's, same shapes.
         limit: of the worst sample.
         images: how to call the set in the record.
-        classify: the one output is logits, so that top-1 can be compared.
+        classify: the one output is logits, (N, K) or of each pixel (N, K, H, W), so that top-1 can be compared. An
+            artifact may put out each pixel's class in their place, which is compared alone.
         reference: what `expected` is.
     """
     failures = []
     what = {"source": "", "simulation": " from the simulation", "type": " from the same type in PyTorch"}[reference]
+    if classify and found[0].dtype.kind == "i":
+        return _compare_classes(cast("NDArray[np.integer[Any]]", found[0]), expected, limit, images, reference)
     shapes = [tuple(a.shape) for a in found], [tuple(b.shape) for b in expected]
     if shapes[0] != shapes[1]:
         return _parity(images, reference, expected, (f"output shapes {shapes[0]}, expected {shapes[1]}",))
@@ -160,7 +163,7 @@ def compare(
         failures.append(f"cosine {lowest:.8f} on sample {int(cosines.argmin())}, below {limit.cosine:.8f}")
     agreement, near_ties = None, 0
     if classify and expected[0].shape[1] > 1:  # of one output it would be 100 % whatever the logits are
-        agreement, near_ties = top1_agreement(found[0], expected[0], limit)
+        agreement, near_ties = top1_agreement(_rows(found[0]), _rows(expected[0]), limit)
         if agreement < 1.0:
             failures.append(f"top-1 agrees on {agreement:.2%} of the samples that are not near-ties, expected all")
     return Parity(
@@ -172,6 +175,45 @@ def compare(
         top1_agreement=agreement,
         near_ties=near_ties,
         failures=tuple(failures),
+    )
+
+
+def _rows(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits, a row a sample: (N, K), or (N, K, H, W) of each pixel as (N * H * W, K)."""
+    return logits if logits.ndim == 2 else np.moveaxis(logits, 1, -1).reshape(-1, logits.shape[1])
+
+
+def _compare_classes(
+    found: NDArray[np.integer[Any]], expected: Outputs, limit: Tolerance, images: str, reference: Reference
+) -> Parity:
+    """Classes of pixels (N, H, W) beside the reference's logits (N, K, h, w), resized to them."""
+    sides = (found.shape[1], found.shape[2]) if found.ndim == 3 else (0, 0)
+    if found.ndim != 3 or len(found) != len(expected[0]):
+        failure = f"classes of shape {found.shape} for {len(expected[0])} images; expected (N, H, W)"
+        return _parity(images, reference, expected, (failure,))
+    outside = int(np.count_nonzero((found < 0) | (found >= expected[0].shape[1])))
+    if outside:
+        return _parity(images, reference, expected, (f"{outside} pixels have a class that the model has not",))
+    agreeing = counted = near_ties = 0
+    for one, logits in zip(found, expected[0], strict=True):
+        rows = _rows(label_maps.resized(logits, sides)[None])
+        near, unequal = _near_ties(one.reshape(-1).astype(np.int64), rows, limit)
+        near_ties += int(near.sum())
+        counted += int((~near).sum())
+        agreeing += int((~near & ~unequal).sum())
+    agreement = agreeing / counted if counted else 1.0
+    failures: tuple[str, ...] = ()
+    if agreement < 1.0:
+        failures = (f"the classes of {counted - agreeing} of {counted} pixels that are no near-ties differ",)
+    return Parity(
+        images=images,
+        reference=reference,
+        samples=len(found),
+        relative_error=None,
+        cosine=None,
+        top1_agreement=agreement,
+        near_ties=near_ties,
+        failures=failures,
     )
 
 
@@ -196,13 +238,20 @@ def top1_agreement(found: NDArray[np.float32], expected: NDArray[np.float32], li
     A sample whose top-1 changed is a near-tie where the source itself put the two classes closer together than
     `NEAR_TIE_FACTOR` times the tolerated error of one logit.
     """
-    a, b = found.argmax(1), expected.argmax(1)
+    near, unequal = _near_ties(found.argmax(1), expected, limit)
+    counted = int((~near).sum())
+    return (float((~unequal)[~near].mean()) if counted else 1.0), int(near.sum())
+
+
+def _near_ties(
+    a: NDArray[np.int64], expected: NDArray[np.float32], limit: Tolerance
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of classes `a` (N,) beside logits (N, K): which differ and are near-ties, and which differ."""
+    b = expected.argmax(1)
     rows = np.arange(len(b))
     margin = expected[rows, b].astype(np.float64) - expected[rows, a]
     tolerated = limit.relative_error * deviation.sizes(expected) / np.sqrt(expected.shape[1])
-    near = (a != b) & (margin <= NEAR_TIE_FACTOR * tolerated)
-    counted = int((~near).sum())
-    return (float((a == b)[~near].mean()) if counted else 1.0), int(near.sum())
+    return (a != b) & (margin <= NEAR_TIE_FACTOR * tolerated), a != b
 
 
 def precision_failures(

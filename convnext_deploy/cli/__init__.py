@@ -7,6 +7,8 @@ import sys
 
 INTERRUPTED = 130  # the exit code that a shell gives a program which Ctrl-C ended
 
+CLOSED = 141  # likewise, which wrote to a pipe that nobody read any more
+
 
 def main() -> None:
     """Entry point: every expected error, and Ctrl-C from here on, is one line on stderr and an exit code."""
@@ -22,6 +24,10 @@ def main() -> None:
         signal.signal(signal.SIGINT, before)  # a command has things to put away
     try:
         code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = CLOSED
     except KeyboardInterrupt:  # a second one, while the first was being reported
         code = INTERRUPTED
     if before is signal.default_int_handler:

@@ -4,18 +4,20 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConvNextDeployError
+from ..errors import ConvNextDeployError, plain, printable
 from . import INTERRUPTED
 from .bench import bench
 from .evaluate import evaluate
 from .export import export, refit
 from .gate import gate, record_error
 from .half import half
+from .help import Command
 from .look import doctor, inspect, list_
+from .names import OPTION_SYNONYMS, RENAMED, SYNONYMS
 from .optimize import optimize
 from .package import package
 from .predict import predict
@@ -24,6 +26,7 @@ from .quantize import quantize
 from .report import report
 from .roofline import roofline
 from .serve import serve
+from .terminal import print_json
 
 # What the parser raises for wrong arguments: click's ClickException, which newer releases of typer carry a copy of.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -32,7 +35,6 @@ app = typer.Typer(
     name="convnext-deploy",
     help="Export any ConvNeXt checkpoint to verified deployment artifacts, and measure what they do.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -63,20 +65,14 @@ EXAMPLES = {
     "package": "package build/best --for docker --out build/docker",
 }
 for name, command in COMMANDS.items():
-    app.command(name, epilog=f"Example: convnext-deploy {EXAMPLES[name]}")(command)
+    app.command(name, cls=Command, epilog=f"convnext-deploy {EXAMPLES[name]}")(command)
 
-# What people call these commands elsewhere.
-SYNONYMS = {
-    "classify": "predict", "infer": "predict", "inference": "predict", "run": "predict", "evaluate": "eval",
-    "test": "eval", "validate": "eval", "val": "eval", "accuracy": "eval",
-    "verify": "inspect", "show": "inspect", "info": "inspect", "check": "inspect",
-    "convert": "export", "compile": "export", "build": "export",
-    "optimise": "optimize", "tune": "optimize", "search": "optimize", "auto": "optimize",
-    "int8": "quantize", "ptq": "quantize", "calibrate": "quantize", "fp16": "half", "bf16": "half",
-    "benchmark": "bench", "time": "bench", "latency": "bench", "speed": "bench",
-    "server": "serve", "deploy": "serve", "triton": "package", "kserve": "package", "docker": "package",
-    "compare": "gate", "diff": "gate", "models": "list", "variants": "list", "formats": "list", "ls": "list",
-    "env": "doctor", "trace": "profile", "plot": "report", "update": "refit", "version": "--version", "help": "--help",
+# The words that what to do begins with, behind the last "; " of an error's line.
+CURES = {
+    "add", "call", "choose", "compare", "convert", "copy", "did", "evaluate", "export", "fine-tune", "for", "give",
+    "if", "install", "judge", "keep", "leave", "load", "make", "mend", "move", "name", "open", "profile", "quote",
+    "read", "remove", "rename", "replace", "reverse", "run", "save", "say", "send", "serve", "set", "take", "try",
+    "use", "wait", "where", "widen", "write",
 }  # fmt: skip
 
 
@@ -94,8 +90,27 @@ def _no_command(word: str) -> str:
     return f"no command {word!r}{hint} (commands: {', '.join(COMMANDS)})"
 
 
-def _hinted(message: str, arguments: list[str]) -> str:
+def _no_option(option: str, arguments: list[str]) -> str:
+    """The refusal of an option that a command does not have, with the one that does the job."""
+    known = [name for parameter in _parameters(arguments[0]) for name in parameter.opts if name.startswith("--")]
+    word = option.lower().lstrip("-").replace("_", "-")
+    near = [f"--{word}"] if f"--{word}" in known else []
+    near = near or [name for name in OPTION_SYNONYMS.get(word, ()) if name.split()[0] in known]
+    near = near or difflib.get_close_matches(f"--{word}", known, 1, 0.6)
+    hint = f"; did you mean {near[0]}?" if near else f"; run convnext-deploy {arguments[0]} --help for its options"
+    return f"{arguments[0]} has no option {option}{hint}"
+
+
+def _parameters(name: str) -> list[Any]:
+    return typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+
+
+def _hinted(error: Exception, arguments: list[str]) -> str:
     """A parser's message, with the option that a word without one was meant for."""
+    message: str = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+    unknown = getattr(error, "option_name", None)
+    if unknown is not None and message.startswith("No such option") and arguments[0] in COMMANDS:
+        return _no_option(unknown, arguments)
     given = [word for word in arguments[1:] if not word.startswith("-")]
     if arguments[0] == "eval" and "'--data'" in message and len(given) == 2:
         return f"{message.rstrip('.')}; did you mean --data {given[1]}?"
@@ -112,9 +127,24 @@ def _hinted(message: str, arguments: list[str]) -> str:
     return f"{message}; did you mean {option} {words[0]}?" if option and words else message
 
 
+def _renamed(arguments: list[str]) -> list[str]:
+    """The arguments with the names that options have now; a line on stderr says each that was another in 0.1."""
+    names = RENAMED.get(arguments[0], {}) if arguments else {}
+    found = []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if option in names:
+            if "--quiet" not in arguments and "-q" not in arguments and "--json" not in arguments:
+                print(f"{option} is called {names[option]} now; the old name goes with 0.3", file=sys.stderr)
+            word = f"{names[option]}{equals}{value}"
+        found.append(word)
+    return found
+
+
 def run(arguments: list[str]) -> int:
     """Run one command; its exit code. 2: the request was wrong; 1: a check failed; 3: undecided; 130: interrupted."""
     debug = "--debug" in arguments
+    arguments = _renamed(arguments)
     if arguments and arguments[0] in ("--version", "-V"):
         from ..env import version
 
@@ -128,7 +158,7 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as error:
         code = error.exit_code
     except CommandLineError as error:
-        return _failed(_hinted(error.format_message(), arguments), 2, arguments)  # type: ignore[attr-defined]
+        return _failed(_hinted(error, arguments), 2, arguments)
     except ConvNextDeployError as error:
         if debug:
             raise
@@ -141,9 +171,10 @@ def run(arguments: list[str]) -> int:
 
         return _failed(import_line(error), 2, arguments)
     except OSError as error:  # the file system's own refusals: a name too long, a folder that cannot be read
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
-        return _failed(str(error), 2, arguments)
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return _failed(f"{named}{plain(error)}", 2, arguments)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code and say nothing
@@ -151,21 +182,19 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def _hint_in(line: str) -> str | None:
-    """What to do, where an error's line says it behind what was wrong."""
-    _, found, hint = line.rpartition("; ")
-    return hint if found else None
+def split_hint(line: str) -> tuple[str, str | None]:
+    """An error's line as what was wrong, and what to do, where its end says that."""
+    wrong, found, hint = line.rpartition("; ")
+    return (wrong, hint) if found and re.split(r"[ ,:]", hint)[0].lower() in CURES else (line, None)
 
 
 def _failed(message: str, code: int, arguments: list[str]) -> int:
-    line = " ".join(message.split()).encode(errors="backslashreplace").decode()  # a name that is not UTF-8
-    print(f"error: {line}", file=sys.stderr)
+    """One line on stderr, a second one with what to do, and with --json a document that has both."""
+    line = printable(" ".join(message.split()))
+    wrong, hint = split_hint(line)
+    print(f"error: {wrong}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
     if arguments[:1] == ["gate"]:
         record_error(arguments, line)
     if "--json" in arguments:
-        import msgspec
-
-        document = {"error": line, "exit_code": code}
-        hint = _hint_in(line)
-        print(msgspec.json.encode(document | ({"hint": hint} if hint else {})).decode())
+        print_json({"error": line, "exit_code": code} | ({"hint": hint} if hint else {}))
     return code

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
+from .options import OUTPUT, WRITES, CudaGraph, Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
     from ..records.timing import BenchResult, Comparison
 
+MODELS, LOAD, COMPARISON = "Models that are built", "Load", "Comparison"  # panels of --help
 SECONDS = 2.0  # of timing, a row
 ALONE_SECONDS, ALONE_WARMUP_S = 1.0, 4.0  # without arguments: all of its twelve rows in under two minutes
 
@@ -22,55 +23,99 @@ def bench(
         list[Path] | None, typer.Argument(help="Artifact folders. Without any, models with random weights are built.")
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="ConvNeXts to build, comma separated. Default: tiny; with a family, every size.")
+        str | None,
+        typer.Option(
+            help="ConvNeXts to build, comma separated. Default: tiny; with a family, every size.",
+            rich_help_panel=MODELS,
+        ),
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option(help="Families (swin, deit, resnet) or timm models to compare with, comma separated; or none."),
+        typer.Option(
+            help="Families (swin, deit, resnet) or timm models to compare with, comma separated; or none.",
+            rich_help_panel=MODELS,
+        ),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="Formats, torch, torch.compile. Default: torch, onnx, openvino, native.")
+        str | None,
+        typer.Option(
+            help="Formats, torch, torch.compile. Default: torch, onnx, openvino, native.",
+            rich_help_panel=MODELS,
+        ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Precisions of the models that are built, comma separated: fp32, fp16, bf16.")
+        str,
+        typer.Option(
+            help="Precisions of the models that are built, comma separated: fp32, fp16, bf16.", rich_help_panel=MODELS
+        ),
     ] = "fp32",
     image_size: Annotated[
-        str | None, typer.Option(help="Image sizes of the models that are built: 224,384 or 800x1280. Default: 224.")
+        str | None,
+        typer.Option(
+            help="Image sizes of the models that are built: 224,384 or 800x1280. Default: 224.", rich_help_panel=MODELS
+        ),
     ] = None,
     task: Annotated[
-        str, typer.Option(help="Task of the models that are built: classify, embed or features.")
+        str,
+        typer.Option(help="Task of the models that are built: classify, embed or features.", rich_help_panel=MODELS),
     ] = "classify",
-    batch: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1,8",
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma separated.", rich_help_panel=LOAD)] = "1,8",
     scenario: Annotated[
-        str, typer.Option(help="Load: single-stream, multi-stream, offline (all batches and streams) or server.")
+        str,
+        typer.Option(
+            help="Load: single-stream, multi-stream, offline (all batches and streams) or server.", rich_help_panel=LOAD
+        ),
     ] = "single-stream",
-    scope: Annotated[str, typer.Option(help="What is timed: compute, transfer, preprocess or jpeg.")] = "compute",
+    scope: Annotated[
+        str, typer.Option(help="What is timed: compute, transfer, preprocess or jpeg.", rich_help_panel=LOAD)
+    ] = "compute",
     streams: Annotated[
-        str | None, typer.Option(help="Sessions side by side, comma separated. Default: offline 1,CORES.")
+        str | None,
+        typer.Option(help="Sessions side by side, comma separated. Default: offline 1,CORES.", rich_help_panel=LOAD),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Seconds of timing for each row, on average. Default: 2; without arguments 1.")
+        float | None,
+        typer.Option(
+            help="Seconds of timing for each row, on average. Default: 2; without arguments 1.", rich_help_panel=LOAD
+        ),
     ] = None,
     percentile: Annotated[
-        float | None, typer.Option(help="Measure until the samples suffice for this percentile, such as 99.")
+        float | None,
+        typer.Option(help="Measure until the samples suffice for this percentile, such as 99.", rich_help_panel=LOAD),
     ] = None,
     slo_ms: Annotated[
-        float | None, typer.Option(help="With --scenario server: the largest latency at the percentile.")
+        float | None,
+        typer.Option(help="With --scenario server: the largest latency at the percentile.", rich_help_panel=LOAD),
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --scenario server: the seed of the arrivals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="With --scenario server: the seed of the arrivals.", rich_help_panel=LOAD)
+    ] = 0,
     device: DeviceOption = "cpu",
     threads: Threads = None,
-    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: replay a captured CUDA graph.")] = False,
+    cuda_graph: CudaGraph = False,
     trust: Trust = False,
-    save: Annotated[Path | None, typer.Option(help="Write the results, every sample, as JSON Lines.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(**WRITES, help="Write the results, every sample, as JSON Lines.", rich_help_panel=OUTPUT),
+    ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Earlier results of --save to compare with; exit 1 if a row is SLOWER.")
+        Path | None,
+        typer.Option(
+            help="Earlier results of --save to compare with; exit 1 if a row is SLOWER.", rich_help_panel=COMPARISON
+        ),
     ] = None,
     max_slowdown: Annotated[
-        str, typer.Option(help="With --against: a smaller increase of time counts as the same.")
+        str,
+        typer.Option(help="With --against: a smaller increase of time counts as the same.", rich_help_panel=COMPARISON),
     ] = "5%",
-    junit: Annotated[Path | None, typer.Option(help="With --against: the verdicts as JUnit XML.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="With --against: the verdicts as a Markdown table.")] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(**WRITES, help="With --against: the verdicts as JUnit XML.", rich_help_panel=COMPARISON),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(**WRITES, help="With --against: the verdicts as a Markdown table.", rich_help_panel=COMPARISON),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -78,7 +123,7 @@ def bench(
     """Measure latency and throughput. Without arguments, compares ConvNeXt-T with Swin-T."""
     from .. import api, env
     from ..artifact import manifest
-    from ..records.base import Device, Precision, Task
+    from ..records.base import Device, NetworkTask, Precision
     from ..records.timing import Scenario, Scope
     from ..reports import comparisons
     from ..timing import compare as regress
@@ -123,7 +168,7 @@ def bench(
                 runtimes=_words(runtime),
                 precisions=[one_of("--precision", word, Precision) for word in _words(precision)],
                 image_sizes=[size for word in _words(image_size) if (size := image_size_of(word))],
-                task=one_of("--task", task, Task),
+                task=one_of("--task", task, NetworkTask),
                 cuda_graph=cuda_graph,
                 trust=trust,
                 say=terminal.say,

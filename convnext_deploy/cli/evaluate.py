@@ -6,42 +6,47 @@ from typing import Annotated
 import typer
 
 from ..records.accuracy import ScoreResult
+from .groups import Labelled, Meaning, grouped
 from .options import (
-    AnnotationsOption,
-    ClassOrderOption,
+    DATA,
+    OUTPUT,
+    RUNTIME,
+    CudaGraph,
     Debug,
     DeviceOption,
+    Force,
     Json,
-    LabelsOption,
-    MultiLabel,
-    ProblemOption,
     Quiet,
     Threads,
     Trust,
-    class_order_of,
     one_of,
-    problem_of,
     resumable,
 )
 from .terminal import Terminal, progress_bar
 
 
+@grouped
 def evaluate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     data: Annotated[str, typer.Option(help="Folder of class folders, tar, Parquet, list, or hfds:NAME.")],
-    split: Annotated[str | None, typer.Option(help="Which split, where the source has several.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
-    labels: LabelsOption = None,
-    annotations: AnnotationsOption = None,
-    class_order: ClassOrderOption = "torchvision",
-    problem: ProblemOption = None,
-    multi_label: MultiLabel = False,
-    limit: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep OUT.json and OUT.npz; resumes when run again.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the result of an earlier run.")] = False,
+    labelled: Labelled,
+    meaning: Meaning,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Only so many images, evenly spaced. Default: all.", rich_help_panel=DATA),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep OUT.json and OUT.npz; resumes when run again.", rich_help_panel=OUTPUT),
+    ] = None,
+    force: Force = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Images at once. Default: what the artifact is tuned for.", rich_help_panel=RUNTIME),
+    ] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
-    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="TensorRT: replay a captured CUDA graph.")] = False,
+    cuda_graph: CudaGraph = False,
     trust: Trust = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -57,13 +62,9 @@ def evaluate(
         result = api.evaluate(
             artifact,
             data,
-            split=split,
             batch=batch,
             limit=limit,
-            labels=labels,
-            annotations=annotations,
-            class_order=class_order_of(class_order),
-            problem=problem_of(problem, multi_label),
+            problem=meaning.read(),
             out=out,
             force=force,
             device=one_of("--device", device, Device),
@@ -72,6 +73,7 @@ def evaluate(
             trust=trust,
             progress=progress,
             say=terminal.say,
+            **labelled.read(),
         )
     if isinstance(result, ScoreResult):
         from . import words

@@ -8,56 +8,61 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
-from .options import (
-    AnnotationsOption,
-    ClassOrderOption,
-    Debug,
-    DeviceOption,
-    Json,
-    LabelsOption,
-    MultiLabel,
-    ProblemOption,
-    Quiet,
-    Threads,
-    Trust,
-    class_order_of,
-    given,
-    one_of,
-    problem_of,
-    resumable,
-)
+from ..errors import UsageError, plain
+from .groups import Labelled, Meaning, grouped
+from .options import DATA, OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, given, one_of, resumable
 from .terminal import Terminal, progress_bar
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
+@grouped
 def gate(
+    *,
     baseline: Annotated[
         Path, typer.Option(help="The model to keep up with: OUT.json of `eval --out OUT`, or an artifact folder.")
     ],
     candidate: Annotated[Path, typer.Option(help="The same of the model that is judged.")],
     max_drop: Annotated[
-        float | None, typer.Option(help="Tolerated drop of top-1, mAP or R2, in percentage points.")
+        float | None,
+        typer.Option(help="Tolerated drop of top-1, mAP or R2, in percentage points.", rich_help_panel="Limits"),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Chance of passing a drop at the limit; default 0.05.")] = None,
-    limits: Annotated[Path | None, typer.Option(help="TOML file of limits; options go before it.")] = None,
-    data: Annotated[str | None, typer.Option(help="Images to evaluate artifact folders on, as for `eval`.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split, where the source has several.")] = None,
-    labels: LabelsOption = None,
-    annotations: AnnotationsOption = None,
-    class_order: ClassOrderOption = "torchvision",
-    problem: ProblemOption = None,
-    multi_label: MultiLabel = False,
-    out: Annotated[Path | None, typer.Option(help="Folder that keeps the evaluations; resumes when run again.")] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Chance of passing a drop at the limit. Default: 0.05.", rich_help_panel="Limits"),
+    ] = None,
+    limits: Annotated[
+        Path | None, typer.Option(help="TOML file of limits; options go before it.", rich_help_panel="Limits")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to evaluate artifact folders on, as for `eval`.", rich_help_panel=DATA),
+    ] = None,
+    labelled: Labelled,
+    meaning: Meaning,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps the evaluations; resumes when run again.", rich_help_panel=OUTPUT),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(**WRITES, help="Append the verdict to this file, as Markdown.", rich_help_panel=OUTPUT),
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(**WRITES, help="Write the verdict to this file, as JUnit XML.", rich_help_panel=OUTPUT),
+    ] = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(
+            **WRITES,
+            help="Append decision, drop and images-needed to this file, as NAME=VALUE lines.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
     trust: Trust = False,
-    markdown: Annotated[Path | None, typer.Option(help="Append the verdict to this file, as Markdown.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write the verdict to this file, as JUnit XML.")] = None,
-    outputs: Annotated[
-        Path | None, typer.Option(help="Append decision, drop and images-needed to this file, as NAME=VALUE lines.")
-    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -80,7 +85,7 @@ def gate(
         try:
             settings = limits_from_toml(limits.read_text("utf-8"), str(limits))
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--limits {limits} cannot be read: {error}") from None
+            raise UsageError(f"--limits {limits} cannot be read: {plain(error)}") from None
     terminal = Terminal(json, quiet)
     with progress_bar(terminal) as progress, resumable(terminal, out is not None):
         found = api.gate(
@@ -88,17 +93,14 @@ def gate(
             candidate,
             limits=limits_from(settings | given(max_drop=max_drop, alpha=alpha)),
             data=data,
-            split=split,
-            labels=labels,
-            annotations=annotations,
-            class_order=class_order_of(class_order),
-            problem=problem_of(problem, multi_label),
+            problem=meaning.read(),
             out=out,
             device=where,
             threads=threads,
             trust=trust,
             progress=progress,
             say=terminal.say,
+            **labelled.read(),
         )
     names = (baseline, candidate)
     if markdown is not None:
@@ -131,7 +133,7 @@ def record_error(arguments: Sequence[str], message: str) -> None:
 def _values(arguments: Sequence[str], option: str) -> list[Path]:
     found = [text.partition("=")[2] for text in arguments if text.startswith(f"{option}=")]
     found += [value for name, value in itertools.pairwise(arguments) if name == option]
-    return [Path(text) for text in found[-1:]]
+    return [Path(text) for text in found[-1:] if not text.endswith("/")]  # which names a folder
 
 
 def _append(path: Path, text: str) -> None:

@@ -9,23 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import (
-    AnnotationsOption,
-    ClassOrderOption,
-    Debug,
-    DeviceOption,
-    ExifOrientation,
-    Json,
-    LabelsOption,
-    Quiet,
-    Threads,
-    class_order_of,
-    given,
-    head_activation_of,
-    image_size_of,
-    numbers,
-    one_of,
-)
+from .groups import Checkpoint, Labelled, grouped
+from .options import DATA, Debug, DeviceOption, Force, Json, Quiet, Threads, one_of
 from .terminal import Terminal, clock_words
 
 if TYPE_CHECKING:
@@ -41,69 +26,65 @@ STYLES = {
 }  # fmt: skip
 
 
+GOAL = "Goal"  # a panel of --help
+
+
+@grouped
 def optimize(
+    *,
     data: Annotated[str, typer.Option(help="Labelled images, as for eval; best none that training saw.")],
     out: Annotated[Path, typer.Option(help="Artifact folder; the page and the work go to OUT.optimize.")],
-    weights: Annotated[str | None, typer.Option(help="As for export.")] = None,
-    variant: Annotated[str | None, typer.Option(help="As for export.")] = None,
-    max_drop: Annotated[float, typer.Option(help="Percentage points of top-1 that may be lost.")] = 0.5,
+    checkpoint: Checkpoint,
+    max_drop: Annotated[
+        float, typer.Option(help="Percentage points of top-1 that may be lost.", rich_help_panel=GOAL)
+    ] = 0.5,
     max_latency_ms: Annotated[
-        float | None, typer.Option(help="The one that loses least among those that take so long at most.")
+        float | None,
+        typer.Option(help="The one that loses least among those that take so long at most.", rich_help_panel=GOAL),
     ] = None,
-    maximize: Annotated[str, typer.Option(help="latency (shortest) or throughput (images a second).")] = "latency",
-    batch: Annotated[int | None, typer.Option(min=1, help="Whose time counts. Default: 1; throughput: 32.")] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="Images for the scales, labels not needed. Default: an eighth of --data.")
+    maximize: Annotated[
+        str, typer.Option(help="latency (shortest) or throughput (images a second).", rich_help_panel=GOAL)
+    ] = "latency",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Whose time counts. Default: 1; throughput: 32.", rich_help_panel=GOAL)
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="Formats to choose among, comma separated. Default: all that run here.")
+        str | None,
+        typer.Option(
+            help="Formats to choose among, comma separated. Default: all that run here.", rich_help_panel=GOAL
+        ),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Chance of choosing one that loses more, over all tried.")] = 0.05,
-    split: Annotated[str | None, typer.Option(help="Of --data, where it has several.")] = None,
-    labels: LabelsOption = None,
-    annotations: AnnotationsOption = None,
-    class_order: ClassOrderOption = "torchvision",
-    input: Annotated[str, typer.Option(help="float32 or uint8, as for export.")] = "float32",
-    image_size: Annotated[str | None, typer.Option(help="Pixels, as for export.")] = None,
-    weights_key: Annotated[str | None, typer.Option(help="As for export.")] = None,
-    config: Annotated[Path | None, typer.Option(help="As for export.")] = None,
-    head_activation: Annotated[str | None, typer.Option(help="As for export.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for export.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for export.")] = None,
-    crop_pct: Annotated[float | None, typer.Option(help="As for export.")] = None,
-    interpolation: Annotated[str | None, typer.Option(help="As for export.")] = None,
-    exif_orientation: ExifOrientation = False,
+    alpha: Annotated[
+        float, typer.Option(help="Chance of choosing one that loses more, over all tried.", rich_help_panel=GOAL)
+    ] = 0.05,
+    labelled: Labelled,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Images for the scales, labels not needed. Default: an eighth of --data.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """The fastest artifact on this machine whose accuracy is proven: every runtime and type, in one command.
 
-    convnext-deploy optimize --weights my.pth --data val/ --max-drop 0.5 --out build/best
-
     Ctrl-C keeps everything; the same command goes on where it stopped.
     """
-    from ..records.base import Device, InputKind
+    from ..records.base import Device
     from ..records.optimize import Objective
 
     terminal = Terminal(json, quiet)
     wanted = {
+        **checkpoint.read(),
+        **labelled.read(),
         "maximize": one_of("--maximize", maximize, Objective),
-        "input": one_of("--input", input, InputKind),
         "device": one_of("--device", device, Device),
-        "image_size": image_size_of(image_size),
-        "head_activation": head_activation_of(head_activation),
-        "preprocessing": given(
-            mean=numbers("--mean", mean),
-            std=numbers("--std", std),
-            crop_pct=crop_pct,
-            interpolation=interpolation,
-            exif_orientation=exif_orientation or None,
-        ),
-        "class_order": class_order_of(class_order),
     }
     names = [word for part in (runtime or "").split(",") if (word := part.strip())]
     from .. import api
@@ -111,21 +92,15 @@ def optimize(
     with _table(terminal) as (say, watch):
         try:
             result = api.optimize(
-                weights,
+                checkpoint.weights,
                 data=data,
                 out=out,
-                variant=variant,
                 max_drop=max_drop,
                 max_latency_ms=max_latency_ms,
                 batch=batch,
                 calibration=calibration,
                 runtimes=names,
                 alpha=alpha,
-                split=split,
-                labels=labels,
-                annotations=annotations,
-                weights_key=weights_key,
-                config=config,
                 threads=threads,
                 force=force,
                 say=say,
@@ -137,12 +112,8 @@ def optimize(
             say("everything is kept; the same command goes on where this one stopped")
             raise
     from ..reports.optimized import next_commands
-    from ..workflows.evaluate import Images
 
-    images = Images(
-        data=data, split=split, labels=labels, annotations=annotations, class_order=class_order_of(class_order)
-    )
-    next_ = next_commands(out, images.words(), result)
+    next_ = next_commands(out, labelled.images(data).words(), result)
     if json:
         terminal.result({"path": str(out), "result": result, "next": next_}, "")
         return

@@ -12,34 +12,44 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..data.sources import ClassOrder
-    from ..records.base import Problem
     from ..records.manifest import BatchRange, HeadActivation
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json's document).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Run code that an artifact of others brings; see SECURITY.md.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of the runtime; default: all cores.")]
+DATA, RUNTIME, OUTPUT = "Data and labels", "Runtime", "Output"  # panels of --help
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.", rich_help_panel=RUNTIME)]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Run code that an artifact of others brings; see SECURITY.md.", rich_help_panel=RUNTIME
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", help="CPU threads of the runtime. Default: the cores it may use.", rich_help_panel=RUNTIME
+    ),
+]
+CudaGraph = Annotated[
+    bool, typer.Option("--cuda-graph", help="On a GPU: replay a captured CUDA graph.", rich_help_panel=RUNTIME)
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a result that exists.", rich_help_panel=OUTPUT)]
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", help="The model's class names in their order: a name a line, or JSON.")
+    Path | None,
+    typer.Option(
+        "--labels", help="The model's class names in their order: a name a line, or JSON.", rich_help_panel=DATA
+    ),
 ]
 
-AnnotationsOption = Annotated[
-    str | None,
-    typer.Option("--annotations", help="Labels of a folder's images: list, COCO, folder of VOC's XML, ImageNet's."),
-]
-ClassOrderOption = Annotated[
-    str, typer.Option("--class-order", help="Who numbers class names: torchvision (10 before 2) or timm.")
-]
-ProblemOption = Annotated[
-    str | None,
-    typer.Option("--problem", help="What outputs mean: single-label, multi-label, binary (one logit) or regression."),
-]
-MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Short for --problem multi-label.")]
-ExifOrientation = Annotated[
-    bool, typer.Option("--exif-orientation", help="Turn images as EXIF says. Training scripts do not.")
-]
+
+def _file(text: str) -> Path:
+    from .. import arguments
+
+    return arguments.file("file", text)
+
+
+WRITES: dict[str, Any] = {"parser": _file, "metavar": "<path>"}  # of an option that names a file to write
 
 
 @contextmanager
@@ -76,17 +86,6 @@ def head_activation_of(text: str | None) -> "HeadActivation | None":
     from ..records.manifest import HeadActivation
 
     return None if text is None else one_of("--head-activation", text, HeadActivation)
-
-
-def problem_of(text: str | None, multi_label: bool) -> "Problem | None":
-    from ..records.base import Problem
-
-    if text is None:
-        return "multi-label" if multi_label else None
-    found: Problem = one_of("--problem", text, Problem)
-    if multi_label and found != "multi-label":
-        raise UsageError(f"--problem {found} and --multi-label contradict each other; give one of them")
-    return found
 
 
 def class_order_of(text: str) -> "ClassOrder":

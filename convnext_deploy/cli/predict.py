@@ -2,38 +2,42 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import (
-    Debug,
-    DeviceOption,
-    Json,
-    LabelsOption,
-    MultiLabel,
-    ProblemOption,
-    Quiet,
-    Threads,
-    Trust,
-    one_of,
-    problem_of,
-)
+from .groups import Meaning, grouped
+from .options import OUTPUT, RUNTIME, WRITES, Debug, DeviceOption, Json, LabelsOption, Quiet, Threads, Trust, one_of
 from .terminal import Terminal, progress_bar
+
+if TYPE_CHECKING:
+    from ..records.prediction import ClassProbability
 
 SHOWN = 20  # images in the table
 
 
+@grouped
 def predict(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     images: Annotated[str, typer.Argument(help="Image, folder, tar, Parquet, http(s) address, or - for stdin.")],
-    top: Annotated[int, typer.Option(help="Classes an image.")] = 5,
+    meaning: Meaning,
     labels: LabelsOption = None,
-    problem: ProblemOption = None,
-    multi_label: MultiLabel = False,
-    batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            help="Classes an image. Default: 5; of several images in the table the first, or all above 50 %.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Keep the result: NAME.csv, .json, or .npz with all outputs.")
+        Path | None,
+        typer.Option(
+            **WRITES, help="Keep the result: NAME.csv, .json, or .npz with all outputs.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Images at once. Default: what the artifact is tuned for.", rich_help_panel=RUNTIME),
     ] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
@@ -51,9 +55,9 @@ def predict(
         result = api.predict(
             artifact,
             sys.stdin.buffer if images == "-" else images,
-            top=top,
+            top=5 if top is None else top,
             labels=labels,
-            problem=problem_of(problem, multi_label),
+            problem=meaning.read(),
             batch=batch,
             out=out,
             device=one_of("--device", device, Device),
@@ -62,11 +66,11 @@ def predict(
             progress=progress,
             say=terminal.say,
         )
-    several = len(result.predictions) > 1  # then the first class of each; a file keeps the others
+    several = len(result.predictions) > 1 and top is None
     rows = [
         [one.image if not rank else "", f"{best.probability:.1%}", best.name or f"class {best.number}"]
         for one in result.predictions[:SHOWN]
-        for rank, best in enumerate(one.classes[: 1 if several else None])
+        for rank, best in enumerate(_likely(one.classes) if several else one.classes)
     ]
     if rows:
         terminal.table("", ["image", "probability", "class"], rows)
@@ -83,3 +87,8 @@ def predict(
         lines.append(f"{len(result.predictions):,} images in {out}")
     if lines or json:
         terminal.result(result, "\n".join(lines))
+
+
+def _likely(classes: "tuple[ClassProbability, ...]") -> "tuple[ClassProbability, ...]":
+    """The first class, and of several that an image may have each that is likelier than not; a file keeps the rest."""
+    return classes[:1] + tuple(one for one in classes[1:] if one.probability > 0.5)

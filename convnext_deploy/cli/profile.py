@@ -5,19 +5,22 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
+from .options import OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
 from .terminal import Terminal
 
 
 def profile(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
-    batch: Annotated[int | None, typer.Option(help="Images at once; default: what the artifact is tuned for.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images at once; Default: what the artifact is tuned for.")] = None,
     steps: Annotated[int, typer.Option(help="Inferences to average over.")] = 20,
     layers: Annotated[int, typer.Option(help="How many of the slowest layers to print.")] = 10,
     device: DeviceOption = "cpu",
     threads: Threads = None,
     trust: Trust = False,
-    out: Annotated[Path | None, typer.Option(help="Append the result to this file, as one JSON line.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(**WRITES, help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

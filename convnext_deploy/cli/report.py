@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, Json, Quiet
+from .options import WRITES, Debug, Json, Quiet
 from .terminal import Terminal
 
 
 def report(
     results: Annotated[list[Path], typer.Argument(help="Files of recorded results, JSON Lines.")],
-    out: Annotated[Path, typer.Option(help="The page to write: .html, or .md for Markdown tables.")],
+    out: Annotated[Path, typer.Option(**WRITES, help="The page to write: .html, or .md for Markdown tables.")],
     title: Annotated[str, typer.Option(help="The page's title.")] = "ConvNeXt benchmarks",
     json: Json = False,
     quiet: Quiet = False,

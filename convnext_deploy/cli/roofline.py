@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, Json, Quiet, Threads, image_size_of, one_of
+from .options import OUTPUT, WRITES, Debug, Json, Quiet, Threads, image_size_of, one_of
 from .terminal import Terminal, progress_bar
 
 
@@ -19,7 +19,10 @@ def roofline(
     image_size: Annotated[str, typer.Option(help="Pixels: 224, or HEIGHTxWIDTH.")] = "224",
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
     threads: Threads = None,
-    out: Annotated[Path | None, typer.Option(help="Append the result to this file, as one JSON line.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(**WRITES, help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -27,7 +30,7 @@ def roofline(
     """The shortest time a device can take for a model, and what bounds each operation."""
     from .. import api
     from ..artifact import manifest
-    from ..records.base import Task
+    from ..records.base import NetworkTask
 
     terminal = Terminal(json, quiet)
     if out is not None:
@@ -41,7 +44,7 @@ def roofline(
             precision=precision,
             batch=batch,
             image_size=size,
-            task=one_of("--task", task, Task),
+            task=one_of("--task", task, NetworkTask),
             threads=threads,
             progress=progress,
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from .options import Debug, DeviceOption, LabelsOption, Quiet, Trust, given, one_of
 from .terminal import Terminal
 
@@ -21,7 +21,7 @@ def serve(
     artifact: Annotated[list[str], typer.Argument(help="Artifact folders, or NAME=FOLDER; the first is the default.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
-    admin: Annotated[str | None, typer.Option(help="HOST:PORT that takes POST /reload; SIGHUP always does.")] = None,
+    admin: Annotated[str | None, typer.Option(help="HOST:PORT that takes POST /reload and GET /shadow.")] = None,
     slo_ms: Annotated[float | None, typer.Option(help="Refuse (429) what would take longer than this.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Images of a batch; default: 8.")] = None,
     max_wait_ms: Annotated[float, typer.Option(help="That the first image of a batch waits for others.")] = 0.0,
@@ -41,6 +41,11 @@ def serve(
     gate: Annotated[
         Path | None, typer.Option(help="Serve and reload only what this verdict of `gate --json` passed.")
     ] = None,
+    shadow: Annotated[
+        Path | None, typer.Option(help="Candidate that is asked a share of the requests too, and compared.")
+    ] = None,
+    shadow_share: Annotated[float | None, typer.Option(help="Share of the requests that it is asked: 0.1.")] = None,
+    shadow_limit: Annotated[float | None, typer.Option(help="Share of other answers that it may give: 0.01.")] = None,
     labels: LabelsOption = None,
     device: DeviceOption = "cpu",
     trust: Trust = False,
@@ -83,6 +88,9 @@ def serve(
             max_body_bytes=None if max_body_mb is None else int(max_body_mb * 1e6),
             max_pixels=max_pixels,
             drain_s=drain_s,
+            shadow=shadow,
+            shadow_share=shadow_share,
+            shadow_limit=shadow_limit,
             token=token,
         ),
     )
@@ -94,4 +102,4 @@ def _token(file: Path | None) -> str | None:
     try:
         return file.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--token-file {file} cannot be read: {error}") from None
+        raise UsageError(f"--token-file {file} cannot be read: {plain(error)}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact import licences
+from ..errors import printable
 
 if TYPE_CHECKING:
     from ..records.manifest import Manifest
@@ -24,21 +25,21 @@ class Terminal:
 
     def say(self, text: str) -> None:
         if not self.quiet and not self.json:
-            print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one piece: builds speak from several threads
+            print(
+                printable(f"{text}\n"), end="", file=sys.stderr, flush=True
+            )  # in one piece: builds speak from several threads
 
     def result(self, document: Any, lines: str) -> None:
         """The one result of a command: `document` with --json, else `lines`."""
         if self.json:
-            import msgspec
-
-            print(msgspec.json.encode(document).decode())
+            print_json(document)
         elif not self.quiet:
-            print(lines)
+            print(printable(lines))
 
     def line(self, text: str) -> None:
         """A line of words between tables."""
         if not self.quiet and not self.json:
-            print(text)
+            print(printable(text))
 
     def table(self, title: str, columns: list[str], rows: list[list[str]], whole: bool = False) -> None:
         """A table as wide as the terminal.
@@ -58,6 +59,20 @@ class Terminal:
         for row in rows:
             table.add_row(*map(Text, row))  # a str would be read as markup, and "[openvino]" as a style
         Console(width=console_width()).print(table)
+
+
+def print_json(document: Any) -> None:
+    """One line on stdout; what its encoding does not have is written as JSON escapes it."""
+    import msgspec
+
+    text = msgspec.json.encode(document).decode()
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        import json
+
+        text = json.dumps(json.loads(text), separators=(",", ":"))
+    print(text)
 
 
 def console_width() -> int | None:

@@ -50,7 +50,7 @@ def score_lines(found: ScoreResult) -> list[str]:
 def text(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str:
     """The lines of a terminal, the decision first."""
     lines = [headline(verdict, given)]
-    lines += [f"  {doubt}" for doubt in verdict.doubts]
+    lines += [f"  {doubt}" for doubt in (*same(verdict), *verdict.doubts)]
     lines += [
         f"  {check.decision}: {_TITLES[check.name]}: {_measured(check)}; limit {_number(check, check.limit)}"
         for check in verdict.checks
@@ -75,7 +75,7 @@ def markdown(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str
     parts = [
         f"### {escaped(headline(verdict, given))}",
         table(("check", "measured", "limit", "decision"), rows, code=False).rstrip(),
-        *(f"**{escaped(doubt)}**" for doubt in verdict.doubts),
+        *(f"**{escaped(doubt)}**" for doubt in (*same(verdict), *verdict.doubts)),
         escaped(counts(verdict)),
     ]
     if verdict.checks[0].decision == "INCONCLUSIVE":
@@ -141,6 +141,13 @@ def headline(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str
         baseline, candidate = _called(given[0], baseline), _called(given[1], candidate)
     images = f"{_images(verdict.images)} of {_last_part(verdict.data)}"
     return f"{verdict.decision}: {candidate} against {baseline} on {images}"
+
+
+def same(verdict: Verdict | ScoreVerdict) -> list[str]:
+    """A line where an artifact was held against itself."""
+    if verdict.baseline_sha256 != verdict.candidate_sha256:
+        return []
+    return ["both sides are the same artifact, which loses nothing to itself: is --candidate the one that you meant?"]
 
 
 def _called(path: Path, artifact: str) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, plain
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
 from .image_lists import LIST_SUFFIXES, Annotations, by_labels, named, read_list, text_of
-from .image_source import ClassOrder, ImageSource, one_line, refuse_large, unique
+from .image_source import ClassOrder, ImageSource, refuse_large, unique
 
 _WORDNET = re.compile(r"n\d{8}")
 _OF_IMAGENET = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -79,7 +79,7 @@ def _of_file(file: Path, folder: Path, order: ClassOrder) -> Annotations:
         try:
             document = json.loads(text_of(file))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{file} is no JSON: {one_line(error)}") from None
+            raise DataError(f"{file} is no JSON: {plain(error)}") from None
         if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
             return _coco(document, file)
     if file.suffix.lower() == ".txt":
@@ -150,7 +150,7 @@ def _coco(document: dict[str, Any], file: Path) -> Annotations:
     try:
         found = msgspec.convert(document, _Coco)
     except msgspec.ValidationError as error:
-        raise DataError(f"{file} is no COCO file: {error}") from None
+        raise DataError(f"{file} is no COCO file: {plain(error)}") from None
     categories = sorted(found.categories, key=lambda category: category.id)
     number = {category.id: index for index, category in enumerate(categories)}
     sets: dict[int | str, set[int]] = {image.id: set() for image in found.images}
@@ -198,7 +198,7 @@ def _voc(folder: Path, files: list[Path], order: ClassOrder) -> Annotations:
         try:
             root = ElementTree.fromstring(text_of(file))
         except ElementTree.ParseError as error:
-            raise DataError(f"{file} is no XML: {error}") from None
+            raise DataError(f"{file} is no XML: {plain(error)}") from None
         objects = list(root.iter("object"))
         image = root.findtext("filename", "").strip() or file.stem
         if root.tag != "annotation" or any(not one.findtext("name", "").strip() for one in objects):
@@ -273,5 +273,5 @@ def _devkit(file: Path) -> dict[int, str]:
         synsets = loadmat(found, squeeze_me=True)["synsets"]
         pairs = [(int(one["ILSVRC2012_ID"]), str(one["WNID"])) for one in synsets]
     except Exception as error:  # scipy's reader raises whatever a damaged file leads it into
-        raise DataError(f"{found} is no {_DEVKIT} of ImageNet's development kit: {one_line(error)}") from None
+        raise DataError(f"{found} is no {_DEVKIT} of ImageNet's development kit: {plain(error)}") from None
     return {number: name for number, name in pairs if 1 <= number <= _IMAGENET_CLASSES}

@@ -15,8 +15,8 @@ from typing import IO
 
 import numpy as np
 
-from ..errors import DataError
-from .image_source import ClassOrder, ImageSource, one_line, ordered, refuse_large, unique
+from ..errors import DataError, plain
+from .image_source import ClassOrder, ImageSource, ordered, refuse_large, unique
 
 # Those of torchvision's ImageFolder, and what Pillow reads since; other files are left out.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif", ".jxl")
@@ -41,7 +41,7 @@ def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> I
         classes: list[str] = []
         files = sorted(_walk(root, classes, left_out, others))
     except OSError as error:
-        raise DataError(f"{error.filename} in {data} cannot be listed: {error.strerror}") from None
+        raise DataError(f"{error.filename} in {data} cannot be listed: {plain(error)}") from None
 
     def read_bytes(index: int) -> bytes:
         with (root / files[index]).open("rb") as file:
@@ -151,7 +151,7 @@ def tar_source(
             with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 found += _members(tar, shard, prefix, os.fstat(file.fileno()).st_size, left_out, others)
         except _TAR_ERRORS as error:
-            raise DataError(f"{shard} cannot be read as uncompressed tar: {one_line(error)}") from None
+            raise DataError(f"{shard} cannot be read as uncompressed tar: {plain(error)}") from None
     found.sort(key=lambda entry: entry[0])
     places = [place for _, _, place in found]
 

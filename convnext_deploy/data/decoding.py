@@ -9,6 +9,8 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..errors import plain
+
 # Decoding takes up to 8 bytes a pixel in each thread: half a GB at this limit.
 MAX_PIXELS = 2**26
 
@@ -62,9 +64,9 @@ def decoded(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
                 raise UnreadableImage(f"this Pillow does not read {name}; pip install '{package}'") from error
         raise UnreadableImage(f"not an image in a format that is read here ({', '.join(formats)})") from error
     # Everything: decoders of third parties raise what their authors never thought of, AttributeError and MemoryError
-    # among it, and one damaged image must not end an evaluation of thousands. The type is part of the line.
+    # among it, and one damaged image must not end an evaluation of thousands.
     except Exception as error:
-        raise UnreadableImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UnreadableImage(f"it cannot be decoded: {plain(error)}") from error
 
 
 @functools.cache

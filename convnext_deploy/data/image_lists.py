@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from ..errors import DataError
+from ..errors import DataError, plain
 from .class_folders import IMAGE_SUFFIXES
-from .image_source import ClassOrder, one_line, ordered
+from .image_source import ClassOrder, ordered
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
 MAX_LIST_BYTES = 2**30
@@ -62,11 +62,11 @@ def read_list(file: Path, order: ClassOrder) -> Annotations:
         if file.suffix.lower() in (".jsonl", ".ndjson"):
             return _of_json([json.loads(line) for line in text.splitlines() if line.strip()], file, order)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is no JSON: {one_line(error)}") from None
+        raise DataError(f"{file} is no JSON: {plain(error)}") from None
     try:
         rows = _rows(text, file)
     except csv.Error as error:
-        raise DataError(f"{file} cannot be read as a table: {error}") from None
+        raise DataError(f"{file} cannot be read as a table: {plain(error)}") from None
     if not rows:
         raise DataError(f"{file} is empty; expected a line an image, such as PATH,LABEL")
     return _of_rows(rows, file, order)
@@ -84,7 +84,7 @@ def text_of(file: Path) -> str:
             raise DataError(f"{file} has {size:,} bytes; at most {MAX_LIST_BYTES:,} are read as annotations")
         return file.read_text("utf-8-sig")
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+        raise DataError(f"{file} cannot be read: {plain(error)}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is no UTF-8 text ({error.reason}); expected a list of images") from None
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, plain, printable
 from . import decoding
 
 # Where the numbers of the labels come from: positions of class names in an order that the source does not say, a column
@@ -59,9 +59,11 @@ class ImageSource:
             raise
         except OSError as error:
             if decoding.is_of_the_file(error):
-                raise decoding.UnreadableImage(f"the file cannot be opened: {error.strerror}") from error
+                raise decoding.UnreadableImage(f"the file cannot be opened: {plain(error)}") from error
             # A disk or network that fails says nothing about the image.
-            raise DataError(f"{self.names[index]} of {self.name} cannot be read: {error}; run again to go on") from None
+            raise DataError(
+                f"{self.names[index]} of {self.name} cannot be read: {plain(error)}; run again to go on"
+            ) from None
         return decoding.decoded(content)
 
     @functools.cached_property
@@ -179,11 +181,7 @@ def unique(names: Sequence[str]) -> tuple[str, ...]:
     seen: Counter[str] = Counter()
     result = []
     for name in names:
-        printable = name.encode("utf-8", "backslashreplace").decode()
-        seen[printable] += 1
-        result.append(printable if seen[printable] == 1 else f"{printable}#{seen[printable]}")
+        shown = printable(name)
+        seen[shown] += 1
+        result.append(shown if seen[shown] == 1 else f"{shown}#{seen[shown]}")
     return tuple(result)
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

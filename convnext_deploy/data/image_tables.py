@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from ..env import needs
-from ..errors import DataError
-from .image_source import ImageSource, one_line, refuse_large, unique
+from ..errors import DataError, plain
+from .image_source import ImageSource, refuse_large, unique
 
 ROW_GROUPS_KEPT = 2  # of a parquet source in memory at once; neighbouring images may straddle two
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
@@ -57,7 +57,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
                     ]
                     labels += [row.get("label") for row in rows]
         except PARQUET_ERRORS as error:
-            raise DataError(f"{path} cannot be read as parquet: {one_line(error)}") from None
+            raise DataError(f"{path} cannot be read as parquet: {plain(error)}") from None
         if path != files[0] and found != class_names:
             raise DataError(f"{path} names other classes than {files[0]}; give files of one dataset")
         class_names = found
@@ -76,7 +76,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
                 image = images(*groups[group])[index - starts[group]].as_py()
                 content: bytes = (image and image["bytes"]) or b""
         except PARQUET_ERRORS as error:
-            raise DataError(f"{groups[group][0]} cannot be read: {one_line(error)}; run again to go on") from None
+            raise DataError(f"{groups[group][0]} cannot be read: {plain(error)}; run again to go on") from None
         refuse_large(len(content))
         return content
 
@@ -115,7 +115,7 @@ def dataset_source(data: str, name: str, split: str | None) -> ImageSource:
         paths = reader.dataset.data.column(reader.image_key).combine_chunks().field("path").to_pylist()
         labels = list(reader.dataset["label"]) if "label" in reader.dataset.column_names else [None] * len(reader)
     except Exception as error:  # of `datasets`, its file systems and its network client, which share no base class
-        raise DataError(f"{data} (split {split}) cannot be opened: {one_line(error)}") from error
+        raise DataError(f"{data} (split {split}) cannot be opened: {plain(error)}") from error
     lock = threading.Lock()
 
     def read_bytes(index: int) -> bytes:

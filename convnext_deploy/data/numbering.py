@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, plain
 from .image_source import ImageSource
 from .image_source import natural as natural_key
 
@@ -38,9 +38,9 @@ def class_map(file: Path) -> dict[str, int]:
         text = file.read_text("utf-8")
         document = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
     except OSError as error:
-        raise UsageError(f"--labels {file} cannot be read: {error.strerror}") from None
+        raise UsageError(f"--labels {file} cannot be read: {plain(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--labels {file} cannot be read: {error}") from None
+        raise UsageError(f"--labels {file} cannot be read: {plain(error)}") from None
     if isinstance(document, dict) and isinstance(document.get("id2label"), dict):
         document = document["id2label"]
     try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..env import usable_cores
-from ..errors import DataError
+from ..errors import DataError, plain
 from ..records.base import InputKind
 from ..records.manifest import Preprocessing
 from . import decoding
@@ -164,7 +164,7 @@ def decoded_batches(
             image = read(index)
             return to_pixels(image), decoding.is_turned(image)
         except OSError as error:
-            return " ".join(str(error).split())
+            return plain(error)
 
     decoded = ahead(pool, decode, indices, batch + usable_cores())
     for first in range(indices.start, indices.stop, batch):

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, printable
 from .annotations import annotated_source, is_voc, list_source, voc_source
 from .class_folders import SUFFIXES, folder_source, tar_source
 from .image_lists import LIST_SUFFIXES
@@ -52,9 +52,10 @@ def open_source(
             raise DataError(f"--annotations {annotations} says which images there are; leave --split {split} out")
         if not Path(data).is_dir():
             raise DataError(f"--annotations is for a folder of images, and {data} is none")
-        return annotated_source(data, Path(data), Path(annotations), class_order)
+        source = annotated_source(data, Path(data), Path(annotations), class_order)
+        return replace(source, name=printable(source.name))
     source = _opened(data, split, class_order)
-    return source if split is None else replace(source, name=f"{data}, split {split}")
+    return replace(source, name=printable(source.name if split is None else f"{data}, split {split}"))
 
 
 def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:

@@ -11,7 +11,7 @@ from ..artifact import trust as trusted
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
 from ..env import PACKAGES, import_line, missing, missing_line, pip_line
-from ..errors import ArtifactError, MissingPackageError, UsageError
+from ..errors import ArtifactError, MissingPackageError, UsageError, plain
 from ..quantization.eight_bits import EightBits
 from ..records.base import Device
 from .base import Format
@@ -45,7 +45,7 @@ def get(name: str) -> Format:
             raise
         raise MissingPackageError(f"format {name}: {import_line(error)}") from None
     except OSError as error:  # a shared library of such a package lacks one of its own
-        reason = " ".join(str(error).split())
+        reason = plain(error)
         raise MissingPackageError(f"format {name}: a package it needs cannot be imported: {reason}") from None
     assert isinstance(found, Format)
     assert found.name == name

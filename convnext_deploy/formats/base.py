@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..artifact.readback import Contents
 from ..artifact.session import RunOptions, Session
 from ..quantization.eight_bits import EightBits
-from ..records.base import Device, Precision
+from ..records.base import Device, Precision, Task
 from ..records.manifest import ExportRequest, Manifest
 from ..records.plan import Plan
 
@@ -40,6 +40,8 @@ class Format:
     runs_code: bool  # opening an artifact runs code that it brings, so that whoever made it has to be trusted
     precisions: frozenset[Precision]
     devices: frozenset[Device]
+    # What networks it takes: the head of a segmenter has operations that not every runtime here has.
+    tasks: frozenset[Task] = frozenset({"classify", "embed", "features"})
     typed_graph: bool  # precision is a property of the built graph; if not, the runtime decides when it loads it
     build: Callable[["DeployGraph", Path], StandIn | None]
     load: Callable[[Path, Manifest, RunOptions], Session]

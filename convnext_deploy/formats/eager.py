@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..artifact.readback import Contents
 from ..artifact.session import Images, RunOptions
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, plain
 from ..graph.capture import DeployGraph
 from ..graph.module_contents import stored
 from ..models.convnext import ConvNeXt
@@ -64,6 +64,10 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     with torch.device("meta"):
         module = ConvNeXt(manifest.model)
     module.takes_uint8 = manifest.export.input == "uint8"
+    module.puts_out_classes = manifest.export.argmax
+    if module.segmenter is not None:
+        for _, unit in module.segmenter.units():
+            unit.norm = None  # folded into its convolution
     if "stem.input_mean" in tensors:
         module.stem.input_mean = tensors["stem.input_mean"]
     if manifest.export.quantization is not None:
@@ -76,7 +80,7 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     try:
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
-        raise ArtifactError(f"{folder / FILE} does not fit its manifest: {error}".replace("\n", " ")) from None
+        raise ArtifactError(f"{folder / FILE} does not fit its manifest: {plain(error)}".replace("\n", " ")) from None
     if manifest.export.kernels:
         from ..kernels.use import use_kernels  # which looks for triton
 
@@ -144,6 +148,7 @@ FORMAT = Format(
     runs_code=False,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
+    tasks=frozenset({"classify", "embed", "features", "segment"}),
     optimized=frozenset({"cuda"}),
     typed_graph=True,
     own_network=True,

@@ -89,7 +89,10 @@ class NativeSession(Session):
                 kinds = executed[name]  # one, unless the engine multiplies some products of a type otherwise
                 kind = (kinds.pop() if len(kinds) == 1 else None) or "unknown"
                 ran[kind] = ran.get(kind, 0.0) + graph[name]
-        note = "depthwise convolutions and norms are computed in fp32" if set(graph) != {"fp32"} else None
+        notes = [] if set(graph) == {"fp32"} else ["depthwise convolutions and norms are computed in fp32"]
+        if lacking := library.refused():
+            notes.append(lacking)
+        note = "; ".join(notes) or None
         return PrecisionTruth(graph=graph, executed=ran, note=note, quantized=engine.products["int8"])
 
     def _profile(self, steps: int, warmup: int) -> Profile:

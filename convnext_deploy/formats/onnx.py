@@ -201,6 +201,7 @@ FORMAT = Format(
     runs_code=False,
     precisions=frozenset({"fp32", "fp16"}),
     devices=frozenset({"cpu", "cuda"}),
+    tasks=frozenset({"classify", "embed", "features", "segment"}),
     optimized=frozenset({"cpu", "cuda"}),
     typed_graph=True,
     build=build,

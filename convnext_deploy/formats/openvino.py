@@ -111,8 +111,9 @@ class OpenVinoSession(Session):
         runs_as = next(name for name in executed if name != "int8" or len(executed) == 1)
         note = f"OpenVINO's CPU plugin runs {asked} as {runs_as} on this machine" if runs_as != asked else None
         quantized = sum(name == "int8" for name, _ in macs)
-        # The IR itself is fp32; which products its Q/DQ pairs make 8-bit is the plugin's choice, and read from it.
-        graph = {"fp32": 1.0} if self.manifest.export.quantization is None else {}
+        # Which products Q/DQ pairs make 8-bit is the plugin's choice, and read from what it executes.
+        typed = _typed_macs(self._ov.Core().read_model(self._path))
+        graph = shares(typed) if self.manifest.export.quantization is None else {}
         return PrecisionTruth(graph=graph, executed=executed, note=note, quantized=quantized)
 
     def _profile(self, steps: int, warmup: int) -> Profile:
@@ -141,6 +142,20 @@ class OpenVinoSession(Session):
         return Profile("OpenVINO's performance counters", ((wall_ms, layers),), note)
 
 
+def _typed_macs(model: Any) -> list[tuple[str, float]]:
+    """(type, multiply-accumulates) of each convolution and matrix product of an IR, whose stored fp16 is widened."""
+    macs = []
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        if kind not in ("Convolution", "GroupConvolution", "MatMul"):
+            continue
+        weight = tuple(node.input_value(1).get_partial_shape().get_min_shape())
+        type = str(node.get_output_element_type(0).get_type_name())
+        op = "MatMul" if kind == "MatMul" else "Conv"
+        macs.append((TYPE_NAMES.get(type, type), macs_of(op, weight[kind == "GroupConvolution" :], _extents(node))))
+    return macs
+
+
 def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:
     """(type, multiply-accumulates) of each convolution and matrix product that the plugin chose a kernel for."""
     macs = []
@@ -150,13 +165,17 @@ def _executed_macs(runtime_model: Any) -> list[tuple[str, float]]:
         if kind not in ("Convolution", "FullyConnected", "MatMul"):
             continue
         weight = tuple(node.input(1).get_shape())  # depthwise: (C, 1, 1, kH, kW)
-        output = tuple(node.get_output_partial_shape(0).get_max_shape())
         if kind == "Convolution" and len(weight) == 5:
             weight = (weight[0], *weight[2:])
         name = info["runtimePrecision"].astype(str)
         op = "Conv" if kind == "Convolution" else "MatMul"
-        macs.append((TYPE_NAMES.get(name, name), macs_of(op, weight, output)))
+        macs.append((TYPE_NAMES.get(name, name), macs_of(op, weight, _extents(node))))
     return macs
+
+
+def _extents(node: Any) -> tuple[int, ...]:
+    """Of a node's output. One that may vary counts as its least: unbounded, it would hide what has none that vary."""
+    return tuple(max(size, 1) for size in node.get_output_partial_shape(0).get_min_shape())
 
 
 KINDS: dict[str, LayerKind] = {
@@ -257,6 +276,7 @@ FORMAT = Format(
     runs_code=False,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu"}),
+    tasks=frozenset({"classify", "embed", "features", "segment"}),
     optimized=frozenset({"cpu"}),
     typed_graph=False,
     build=build,

@@ -52,6 +52,7 @@ FORMAT = Format(
     runs_code=True,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
+    tasks=frozenset({"classify", "embed", "features", "segment"}),
     typed_graph=True,
     build=build,
     load=load,

@@ -11,7 +11,7 @@ import torch
 
 from ..artifact.session import RunOptions
 from ..env import needs
-from ..errors import BuildError, InputError
+from ..errors import BuildError, InputError, plain
 from ..graph.capture import DeployGraph
 from ..graph.onnx_read import shares
 from ..records.manifest import Manifest, PrecisionTruth
@@ -28,7 +28,7 @@ def _library() -> Iterator[None]:
         with needs("torch_tensorrt"):
             yield
     except (OSError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = plain(error)
         raise InputError(
             f"torch_tensorrt cannot be imported: {reason}; its TensorRT and CUDA must fit torch's"
         ) from None

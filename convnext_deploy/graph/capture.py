@@ -66,7 +66,7 @@ class DeployGraph:
         size = [max(own, side) for own, side in zip(self.example.shape, least, strict=True)]
         example = self.example if size == [*self.example.shape] else self.example.new_zeros(size)
         # Cropping to whole patches asks of sizes what always holds but cannot be proven; ONNX drops what is asserted.
-        crops = self.export.quantization is not None
+        crops = self.export.quantization is not None or self.model.task == "segment"
         program = torch.export.export(
             self.module, (example,), dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=crops
         )
@@ -109,6 +109,13 @@ def output_records(model: ModelSpec, export: ExportSpec) -> tuple[TensorRecord, 
         height, wide = model.map_sizes()[3]
         patches: int | str = "patches" if export.dynamic_image_size else height * wide
         return (embedding, TensorRecord(name="patch_tokens", dtype="float32", shape=(batch, patches, width)))
+    if model.task == "segment":
+        if export.argmax:
+            whole: tuple[int | str, ...] = SIDES if export.dynamic_image_size else model.image_size
+            return (TensorRecord(name="classes", dtype="int32", shape=(batch, *whole)),)
+        first, stride = model.map_sizes()[model.levels[0] - 1], 2 << model.levels[0]
+        map = (f"height/{stride}", f"width/{stride}") if export.dynamic_image_size else first
+        return (TensorRecord(name="logits", dtype="float32", shape=(batch, model.num_classes, *map)),)
     records = []
     for level in model.levels:
         channels, stride = model.dims[level - 1], 2 << level

@@ -52,7 +52,7 @@ class ChannelsFirst(nn.Module):
                 maps.append(_level(model, str(index + 1), x))
         if model.head is not None:
             return model.head.with_tokens(nhwc(x)) if self.spec.patch_tokens else _head(model.head, x)
-        return tuple(maps)
+        return tuple(maps) if model.segmenter is None else model.segmented(maps, images)
 
 
 def _level(model: ConvNeXt, level: str, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..artifact import readback
+from ..models import upernet
 from ..models.convnext import Block, ChannelNorm, ConvNeXt, Grn
 from ..quantization.apply import QuantizedLinear
 
@@ -34,7 +35,8 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
     quantizers: list[tuple[readback.Quantizer, frozenset[str]]] = []
     shifts: dict[str, float] = {}
     constants = {0.0, 0.5, -0.5, 1.0, 2.0}
-    branches = {id(norm) for norm in model.level_norms.values()}
+    units = [] if model.segmenter is None else [unit for _, unit in model.segmenter.units()]
+    branches = {id(operation) for operation in (*model.level_norms.values(), *units)}
     beside: set[int] = set()
     for group, operation in enumerate(_operations(model)):
         if id(operation) in branches:
@@ -79,6 +81,7 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
     activations += [module.expand.activation for module in model.stages.modules() if isinstance(module, Block)]
     if head is not None and head.hidden is not None:
         activations.append(head.activation)
+    activations += ["relu"] * len(units)
     return readback.Expected(
         tensors=tensors,
         groups=groups,
@@ -90,7 +93,18 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
         shifts=shifts,
         halved=halved,
         branches=frozenset(beside),
+        tables=_tables(model),
     )
+
+
+def _tables(model: ConvNeXt) -> list[NDArray[Any]]:
+    """What a segmenter's pooling multiplies with, for images of the model's own size."""
+    if model.segmenter is None:
+        return []
+    sides = set(model.spec.map_sizes()[model.spec.levels[-1] - 1])
+    like = torch.zeros((), dtype=torch.float32)
+    found = [upernet.shares(side, bins, like) for side in sides for bins in model.segmenter.pool_scales]
+    return [array_of(table) for table in found]
 
 
 def _quantizer(weight: str, module: QuantizedLinear) -> readback.Quantizer:
@@ -114,6 +128,9 @@ def _operations(model: ConvNeXt) -> Iterator[torch.nn.Module]:
                 yield block.project
         if str(index + 1) in model.level_norms:
             yield model.level_norms[str(index + 1)]
+    if model.segmenter is not None:
+        yield from (unit for _, unit in model.segmenter.units())
+        yield model.segmenter.classifier
     if model.head is not None:
         yield model.head.norm
         if model.head.hidden is not None:

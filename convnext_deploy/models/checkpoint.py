@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from torch import Tensor
 
 from ..errors import WeightsError
 from ..records.base import STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Provenance, WeightsRecord
-from . import open_clip, registry
+from . import open_clip, registry, segmenters
 from .configured import configured
 from .convnext import ConvNeXt
 from .facts import labels_of, preprocessing_of, with_facts, with_problem, with_tokens
@@ -95,11 +96,15 @@ def load(
     if weights == "random":
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
-        for field, asked, least in (("classes", num_classes, int(task == "classify")), ("channels", in_chans, 1)):
+        for field, asked, least in (
+            ("classes", num_classes, int(task in ("classify", "segment"))),
+            ("channels", in_chans, 1),
+        ):
             if asked is not None and asked < least:
                 raise WeightsError(f"{asked} {field}; expected at least {least}")
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
+        spec = segmenters.random_spec(spec) if task == "segment" else spec
         spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
         spec = with_problem(with_tokens(spec, patch_tokens), None, problem, "random weights")
         model = random_model(spec)
@@ -113,10 +118,21 @@ def load(
     if config is not None:
         facts = configured(checkpoint.facts, config, preprocessing or {}, checkpoint.source)
         checkpoint = replace(checkpoint, facts=facts)
+    state: Mapping[str, Tensor] = checkpoint.state
+    head: dict[str, Tensor] | None = None
+    if task == "segment":
+        head, state, left = segmenters.split(checkpoint.state, checkpoint.prefix, checkpoint.source)
     converted = convert(
-        checkpoint.state, checkpoint.source, checkpoint.prefix, task=task, head_activation=head_activation
+        state,
+        checkpoint.source,
+        checkpoint.prefix,
+        task="features" if task == "segment" else task,
+        head_activation=head_activation,
     )
     spec = spec_of(converted, name, checkpoint.source)
+    if head is not None:
+        spec = segmenters.described(spec, head, checkpoint.facts, checkpoint.source)
+        converted = segmenters.with_head(converted, head, left)
     for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
         if asked is not None and asked != found:
             raise WeightsError(f"{checkpoint.source} has {found} {field}, not {asked}; fine-tune it first")
@@ -145,6 +161,8 @@ def load(
         known["global_pool"] = "avg"  # the code of those layouts has no other
     silent = open_clip.DEFAULTS if converted.layout == "open_clip" else {}
     prepared = preprocessing_of({**known, **(preprocessing or {})}, spec, silent)
+    if task == "segment":
+        segmenters.refuse_crop(prepared, checkpoint.source)
     labels = labels_of(checkpoint.facts, spec)
     given = {field: f"--{field.replace('_', '-')}" for field in preprocessing or {}}
     given |= {} if image_size is None else {"image_size": "--image-size"}
@@ -201,9 +219,9 @@ def _with_levels(
     Raises:
         WeightsError: a level without a norm, of a source that has one for others; or levels for another task.
     """
-    if spec.task != "features":
-        if asked is not None:
-            raise WeightsError(f"levels {_joined(asked)} are for --task features, not for {spec.task}; leave them out")
+    if spec.task != "features" and asked is not None:
+        raise WeightsError(f"levels {_joined(asked)} are for --task features, not for {spec.task}; leave them out")
+    if not spec.has_maps:
         return spec
     if said is not None and spec.level_norms and said != spec.level_norms:
         raise WeightsError(

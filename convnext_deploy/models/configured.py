@@ -1,15 +1,14 @@
 """`--config FILE`: what stands beside a checkpoint otherwise, in a file that the user names."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 from .facts import facts_of, understood
 from .mm_config import facts_in, read_config
-from .provenance import FROM, joined, sourced
+from .provenance import FROM, equal, joined, shown, sourced
 
 
 def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -30,9 +29,9 @@ def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], s
     found.pop(FROM, None)
     for others, where in ((known, f"beside {source}"), (asked, "given")):
         for name in sorted(found.keys() & others.keys()):
-            if not _equal(found[name], others[name]):
+            if not equal(found[name], others[name]):
                 raise WeightsError(
-                    f"{name} is {_shown(found[name])} in --config {file.name} and {_shown(others[name])} {where}; "
+                    f"{name} is {shown(found[name])} in --config {file.name} and {shown(others[name])} {where}; "
                     "leave one of them out"
                 )
     return joined(known, sourced(found, file.name))
@@ -43,9 +42,9 @@ def _of_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
-        raise WeightsError(f"--config {file} cannot be read: {error.strerror}") from None
+        raise WeightsError(f"--config {file} cannot be read: {plain(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"--config {file} is not JSON: {error}") from None
+        raise WeightsError(f"--config {file} is not JSON: {plain(error)}") from None
     if not isinstance(content, dict):
         raise WeightsError(f"--config {file} holds a {type(content).__name__}; expected a JSON object")
     if "model_cfg" in content or "preprocess_cfg" in content:
@@ -53,17 +52,3 @@ def _of_json(file: Path) -> dict[str, Any]:
     if any(name in content for name in ("image_mean", "image_std", "image_processor_type", "crop_size", "resample")):
         return {"preprocessor": content}
     return content
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
-        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-9)
-    return bool(one == other)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_shown, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -16,7 +16,7 @@ Papers: arXiv:2201.03545 (V1), arXiv:2301.00808 (V2). Conventions of the numbers
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import cast
 
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from ..records.base import Precision
 from ..records.manifest import Activation, HeadActivation, ModelSpec, Norm
+from . import upernet
+from .upernet import UperNet
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -285,12 +287,15 @@ class ConvNeXt(nn.Module):
             pixel of the last map under the same norm, (N, H / 32 * W / 32, dims[3]), as DINOv3 gives its patch tokens
         features: maps (N, dims[i], H / s, W / s) of `spec.levels`, for strides s = 4, 8, 16, 32, each with its norm
             where `spec.level_norms` has it; stages after the last of them are not built
+        segment: logits of the first map's size, (N, num_classes, H / 4, W / 4); once `passes.put_out_classes` has run,
+            the class of each pixel of the image, int32 (N, H, W)
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.takes_uint8 = False
+        self.puts_out_classes = False
         self.stem = Stem(spec)
         self.downsamples = nn.ModuleList(
             Downsample(spec, spec.dims[i], spec.dims[i + 1]) for i in range(spec.stages - 1)
@@ -299,14 +304,15 @@ class ConvNeXt(nn.Module):
             nn.ModuleList(Block(spec, spec.dims[i], spec.kernel_sizes[i]) for _ in range(spec.depths[i]))
             for i in range(spec.stages)
         )
-        self.head = Head(spec) if spec.task != "features" else None
+        self.head = Head(spec) if not spec.has_maps else None
         self.level_norms = nn.ModuleDict(
             {
                 str(level): ChannelNorm(spec.norm, spec.dims[level - 1], spec.norm_eps)
                 for level in spec.level_norms
-                if spec.task == "features" and level in spec.levels
+                if spec.has_maps and level in spec.levels
             }
         )
+        self.segmenter = UperNet(spec) if spec.task == "segment" else None
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         # First of all: TensorRT takes uint8 into a cast, and into nothing else.
@@ -322,7 +328,16 @@ class ConvNeXt(nn.Module):
                 maps.append(nchw(self.level(index + 1, x)))
         if self.head is not None:
             return self.head.with_tokens(x) if self.spec.patch_tokens else self.head(x)
-        return tuple(maps)
+        return tuple(maps) if self.segmenter is None else self.segmented(maps, images)
+
+    def segmented(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
+        """The maps' logits, or the classes of the images' pixels."""
+        assert self.segmenter is not None
+        logits: Tensor = self.segmenter(maps)
+        if not self.puts_out_classes:
+            return logits
+        sides = images.shape[1:3] if self.takes_uint8 else images.shape[2:]
+        return F.interpolate(logits, size=sides, mode="bilinear", align_corners=False).argmax(1).to(torch.int32)
 
     def level(self, level: int, x: Tensor) -> Tensor:
         """A stage's map as it is put out: in fp32, and normalized where the level has a norm. (N, H, W, C)"""
@@ -350,6 +365,8 @@ def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
         elif part == "stem":
             halved = name == "stem.convs.0.weight" and spec.stem != "patch"
             positions = math.prod(-(-side // 2) for side in spec.image_size) if halved else pixels[0]
+        elif part == "segmenter":
+            positions = upernet.positions(spec, name.removeprefix("segmenter."))
         else:
             positions = 1  # the head sees one pooled vector
         counts[name] = positions * math.prod(shape)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 from ..records.base import Problem
 from ..records.manifest import ModelSpec, Preprocessing
 from . import registry
@@ -19,6 +19,7 @@ from .convnext import ACTIVATIONS
 from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
 from .provenance import joined, sourced
+from .segmenters import facts_in as segmenter_facts
 
 # Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
 # norm's.
@@ -39,7 +40,7 @@ def understood(
         return read(text)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise WeightsError(
-            f"{where} cannot be understood ({error!r}); mend it, or load the weights file alone"
+            f"{where} cannot be understood ({plain(error)}); mend it, or load the weights file alone"
         ) from None
 
 
@@ -108,6 +109,10 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     facts = {}
     kind, preprocessor = config.get("model_type"), config.get("preprocessor")
     if kind not in EPSILONS and isinstance(config.get("backbone_config"), Mapping):
+        if kind == "upernet":
+            facts |= segmenter_facts(config)
+            if config.get("id2label"):
+                facts["labels"] = label_list(config["id2label"])
         config = config["backbone_config"]  # of a detector or segmenter, whose labels and sizes are not its backbone's
         config = {name: config[name] for name in ("model_type", "layer_norm_eps", "hidden_act") if name in config}
         kind = f"{kind} with a backbone {config.get('model_type')}"
@@ -274,14 +279,16 @@ def preprocessing_of(
         "mean": IMAGENET_MEAN if channels == 3 else (0.5,) * channels,
         "std": IMAGENET_STD if channels == 3 else (0.5,) * channels,
         "interpolation": "bicubic",
-        "crop_pct": 0.875,
+        "crop_pct": 1.0 if spec.task == "segment" else 0.875,
     } | dict(silent or {})
     fields = {name: facts.get(name, value) for name, value in paper.items()}
-    fields["crop_mode"] = facts.get("crop_mode", "center")  # not a guess: sources that use another say so
+    fields["crop_mode"] = facts.get(
+        "crop_mode", "squash" if spec.task == "segment" else "center"
+    )  # not a guess: sources that use another say so
     fields["exif_orientation"] = facts.get("exif_orientation", False)  # as the loaders of training scripts
     if "test" in facts and list(spec.image_size) == facts["test"][0]:
         fields["crop_pct"] = facts["test"][1]
-    hidden = [("image_size", "input_size"), *([] if spec.task == "features" else [("global_pool", "global_pool")])]
+    hidden = [("image_size", "input_size"), *([] if spec.has_maps else [("global_pool", "global_pool")])]
     assumed = [name for name in paper if name not in facts] + [name for name, fact in hidden if fact not in facts]
     for name in ("mean", "std"):
         value = fields[name]
@@ -291,7 +298,7 @@ def preprocessing_of(
     try:
         found = msgspec.convert({**fields, "assumed": tuple(assumed)}, Preprocessing)
     except msgspec.ValidationError as error:
-        raise WeightsError(f"the preprocessing given, or beside the checkpoint: {error}") from None
+        raise WeightsError(f"the preprocessing given, or beside the checkpoint: {plain(error)}") from None
     _check_normalization(found, channels)
     return found
 
@@ -328,7 +335,7 @@ def _words(values: tuple[float, ...]) -> str:
 
 def labels_of(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | None:
     labels = facts.get("labels")
-    if spec.task != "classify" or not labels:
+    if spec.task not in ("classify", "segment") or not labels:
         return None
     if len(labels) != spec.num_classes and not (spec.problem == "binary" and len(labels) == 2):
         raise WeightsError(

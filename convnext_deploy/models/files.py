@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 from . import pickles
 from .facts import metadata_facts, training_facts, understood
 from .layouts import has_anchor
@@ -82,7 +82,7 @@ def _safetensors(path: Path, key: str | None) -> Read:
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except Exception as error:  # beside its own errors, those of PyTorch for types and shapes that it has not
-        reason = " ".join(str(error).split())[:200]
+        reason = plain(error)
         raise WeightsError(f"{path} is not a readable safetensors file: {reason}") from None
     return Read(
         state,
@@ -126,9 +126,8 @@ def _why(path: Path, error: Exception) -> str:
             "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth. If it is a dictionary with weights "
             "in it, save those in the same way: model['state_dict']"
         )
-    reason = words.partition("\n")[0][:200]
     return (
-        f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {reason}); "
+        f"{path} cannot be read as a checkpoint of plain tensors ({plain(error)}); "
         "convert it to safetensors where it was made"
     )
 

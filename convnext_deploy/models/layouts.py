@@ -87,6 +87,7 @@ def convert(
     if backbone and task != "features":
         raise WeightsError(
             f"{where} ({layout.name} layout) is a backbone: it gives maps and has no head; use --task features"
+            + (", or --task segment for the whole" if any("decode_head." in key for key in whole) else "")
         )
     normalization = beside.normalization(state, outside, _channels(tensors), where)
     if normalization is not None:
@@ -274,7 +275,9 @@ def _described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where:
         depthwise = [tensors[f"stages.{i}.0.dwconv_norm.conv.weight"] for i in range(4)]
         stem = tensors["stem.convs.0.weight"]
     except KeyError as error:
-        raise WeightsError(f"{where} ({layout} layout) is incomplete: it has no 4-dimensional {error}") from None
+        raise WeightsError(
+            f"{where} ({layout} layout) is incomplete: it has no 4-dimensional {error.args[0]!r}"
+        ) from None
     for conv in depthwise:
         if conv.ndim != 4 or 0 in conv.shape or conv.shape[-1] % 2 == 0:
             raise WeightsError(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..artifact.manifest import sha256_of
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 from . import open_clip, registry
 from .facts import facts_of, understood
 from .files import read_file
@@ -203,7 +203,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{file} is not JSON: {error}") from None
+        raise WeightsError(f"{file} is not JSON: {plain(error)}") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{file} holds a {type(content).__name__}; expected a JSON object")
     return content
@@ -213,7 +213,7 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted({Path(part).name for part in _json(index)["weight_map"].values()})
     except (KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{index} is not an index of weight files: {error!r}") from None
+        raise WeightsError(f"{index} is not an index of weight files: {plain(error)}") from None
 
 
 def _with_config(source: str, files: list[Path], config: dict[str, Any], key: str | None = None) -> Checkpoint:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 from .convnext import ACTIVATIONS
 
 TEXTS = ("cfg", "config")  # of mmengine's and of mmcv's `meta`
@@ -47,7 +47,7 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
         text = file.read_text("utf-8")
     except OSError as error:
-        raise WeightsError(f"--config {file} cannot be read: {error.strerror}") from None
+        raise WeightsError(f"--config {file} cannot be read: {plain(error)}") from None
     except UnicodeDecodeError:
         raise WeightsError(f"--config {file} is no text; expected a configuration such as mmpretrain's") from None
     if len(text) > MOST_BYTES:
@@ -55,7 +55,7 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise WeightsError(f"--config {file} is no Python: {' '.join(str(error).split())}") from None
+        raise WeightsError(f"--config {file} is no Python: {plain(error)}") from None
     if any(isinstance(line, ast.With) for line in body):
         raise WeightsError(
             f"--config {file} imports its bases (with read_base()), which would run them; write it out with mmengine's "

@@ -49,7 +49,7 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
 
 def _unused(spec: ModelSpec) -> tuple[str, ...]:
     """How the names of tensors begin that a task leaves out."""
-    if spec.task != "features":
+    if not spec.has_maps:
         return ("level_norms.",) if spec.task == "classify" else ("level_norms.", "head.classifier.")
     after = [name for i in range(spec.stages, 4) for name in (f"stages.{i}.", f"downsamples.{i - 1}.")]
     return ("head.", *after, *(f"level_norms.{level}." for level in range(1, 5) if level not in spec.levels))
@@ -73,6 +73,8 @@ def random_model(spec: ModelSpec, seed: int = 0) -> ConvNeXt:
             value.mul_(0.1).add_(0.3)
         elif "norm" in name and name.endswith("weight"):
             value.mul_(0.2).add_(1.0)
+        elif name.endswith("variance"):
+            value = value.abs().mul_(0.5).add_(0.5)
         else:
             value *= 0.2
         tensors[name] = value

@@ -17,6 +17,7 @@ from ..errors import PassError
 from ..records.base import Precision
 from ..records.manifest import PassRecord, Preprocessing
 from .convnext import DTYPES, Block, ChannelNorm, ConvNeXt, Downsample
+from .upernet import EPS
 
 # The float32 outputs after a pass against those before it, worst sample. Rounding of re-associated products measured
 # over all 31 architectures with random weights stays below 3e-6; a wrong fold moves outputs by 1e-2 and more.
@@ -83,6 +84,27 @@ def fold_grn_bias(model: ConvNeXt) -> None:
         # A layer scale, where not folded yet, multiplies the linear's whole output: the order does not matter.
         _store(linear.bias, linear.bias.double() + linear.weight.double() @ block.grn.bias.double())
         block.grn.bias = None
+
+
+@torch.no_grad()
+def fold_batch_norm(model: ConvNeXt) -> None:
+    """A segmenter's `g (W x + c - m) / s + b` becomes `(g / s W) x + (g (c - m) / s + b)`."""
+    assert model.segmenter is not None
+    for _, unit in model.segmenter.units():
+        norm = unit.norm
+        if norm is None:
+            continue
+        assert unit.conv.bias is not None
+        scale = norm.weight.double() / (norm.variance.double() + EPS).sqrt()  # (C,)
+        shift = scale * (unit.conv.bias.double() - norm.mean.double()) + norm.bias.double()
+        _store(unit.conv.weight, scale[:, None, None, None] * unit.conv.weight.double())
+        _store(unit.conv.bias, shift)
+        unit.norm = None
+
+
+def put_out_classes(model: ConvNeXt) -> None:
+    """Let a segmenter give each pixel's class in the place of logits: the last rewrite, and no exact one."""
+    model.puts_out_classes = True
 
 
 @torch.no_grad()
@@ -162,6 +184,8 @@ def fold(
         steps.append(("fold_layer_scale", fold_layer_scale))
     if model.spec.grn:
         steps.append(("fold_grn_bias", fold_grn_bias))
+    if model.segmenter is not None:
+        steps.append(("fold_batch_norm", fold_batch_norm))
     if uint8 is not None:
         steps.append(("fold_preprocessing", lambda m: fold_preprocessing(m, uint8)))
     records = []

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 
 TORCHS = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files of torch.save begin that are no archives
 KINDS = "fiub"  # of numpy's types: numbers
@@ -44,9 +44,9 @@ def read(path: Path) -> Any:
             "weights with torch.save(model.state_dict(), 'weights.pth'), and give that file"
         ) from None
     except Exception as error:  # the unpickler raises many types, down to IndexError, on damaged or hostile files
-        reason = " ".join(str(error).split())[:200]
+        reason = plain(error)
         raise WeightsError(
-            f"{path} cannot be read as a checkpoint of plain arrays ({type(error).__name__}: {reason}); "
+            f"{path} cannot be read as a checkpoint of plain arrays ({reason}); "
             "convert it to safetensors where it was made"
         ) from None
 

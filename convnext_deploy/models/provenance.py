@@ -1,5 +1,6 @@
 """Of each fact that tensors do not show: whether it is known, and from where, was given by the user, or is assumed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,22 @@ def joined(facts: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, **over, FROM: {**facts.get(FROM, {}), **over.get(FROM, {})}}
 
 
+def equal(one: Any, other: Any) -> bool:
+    """Whether two facts say the same, as far as the digits of a configuration go."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-9)
+    return bool(one == other)
+
+
+def shown(value: Any) -> str:
+    """A fact as an option takes it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(shown, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def provenance(
     spec: ModelSpec,
     preprocessing: Preprocessing,
@@ -42,9 +59,25 @@ def provenance(
 
     def said(name: str, value: str, fact: str | None = None, otherwise: str | None = None) -> Provenance:
         if name in given:
-            return Provenance(value=value, how="given", source=given[name])
+            return Provenance(
+                value=value, how="given", source=given[name], contradicts=contradicted(name, fact or name)
+            )
         where = places.get(fact or name) or otherwise
         return Provenance(value=value, how="known" if where else "assumed", source=where)
+
+    used = {"image_size": spec.image_size, "mean": preprocessing.mean, "std": preprocessing.std,
+            "interpolation": preprocessing.interpolation, "crop_pct": preprocessing.crop_pct}  # fmt: skip
+
+    def contradicted(name: str, fact: str) -> str | None:
+        other = facts.get(fact)
+        if other is None or name not in used:
+            return None
+        if isinstance(other, (list, tuple)) and len(other) == 1:
+            other = tuple(other) * spec.in_chans  # of one number, for every channel
+        at_test = name in ("image_size", "crop_pct") and "test" in facts and list(spec.image_size) == facts["test"][0]
+        if at_test:  # a second size that the checkpoint names, with a crop of its own
+            other = spec.image_size if name == "image_size" else facts["test"][1]
+        return None if equal(used[name], other) else f"{shown(other)} ({places.get(fact, 'the checkpoint')})"
 
     of_code = f"the code of the layout {layout}"
     constant = of_code if layout in _CONSTANT else None
@@ -59,10 +92,15 @@ def provenance(
         "activation": said("activation", spec.activation, otherwise=constant or architecture),
         "norm_eps": said("norm_eps", f"{spec.norm_eps:g}{head}", otherwise=constant or architecture),
     }
-    if spec.task != "features":
+    if not spec.has_maps:
         found["global_pool"] = said("global_pool", "avg", otherwise=of_code if layout not in _OF_TIMM else architecture)
     found["output_stride"] = said("output_stride", "32", otherwise=of_code if layout not in _OF_TIMM else architecture)
-    if spec.task == "classify":
+    if spec.segmentation is not None:
+        masks = spec.segmentation
+        found["pool_scales"] = said("pool_scales", _joined(masks.pool_scales))
+        found["ignored"] = said("ignored", str(masks.ignored))
+        found["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
+    if spec.task in ("classify", "segment"):
         found["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
     return found
 
@@ -81,7 +119,17 @@ def lines(found: Mapping[str, Provenance]) -> list[str]:
                 places.setdefault(one.source or "", []).append(f"{name} {one.value}")
         if places:
             result.append(f"{how}: " + "; ".join(f"{', '.join(facts)} ({place})" for place, facts in places.items()))
+    result += contradictions(found)
     assumed = [f"{name} {one.value}" for name, one in found.items() if one.how == "assumed"]
     if assumed:
         result.append(f"assumed: {', '.join(assumed)} (say otherwise with {_OPTIONS})")
     return result
+
+
+def contradictions(found: Mapping[str, Provenance]) -> list[str]:
+    """A line for each fact that the user gave and the checkpoint says otherwise; what was given is taken."""
+    return [
+        f"{one.source} gives {name} {one.value}, and the checkpoint says {one.contradicts}: what was given is taken"
+        for name, one in found.items()
+        if one.contradicts is not None
+    ]

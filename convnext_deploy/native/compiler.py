@@ -27,6 +27,7 @@ X86: dict[str, tuple[str, ...]] = {
     "kernels_avx512": _AVX512,
     "kernels_avx512_vnni": (*_AVX512, "-mavx512vnni"),
     "kernels_avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+    "kernels_amx": (*_AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
 }
 ARM: dict[str, tuple[str, ...]] = {
     "kernels_neon": (),  # every 64-bit Arm CPU has it

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ..artifact import private, staging
 from ..artifact.manifest import sha256_of
-from ..errors import BuildError, MissingPackageError, UsageError
+from ..errors import BuildError, MissingPackageError, UsageError, plain
 from . import shipped
 from .compiler import COMPILERS, FLAGS, SOURCES, compile_library, compiler_key, find_compiler, source_key, units
 
 __all__ = [
     "COMPILERS", "FLAGS", "SOURCES", "build", "c_interface", "cached", "chosen_isa", "clean", "find_compiler",
-    "isas", "load", "opened", "state", "units",
+    "isas", "load", "opened", "refused", "state", "units",
 ]  # fmt: skip
 
 BUILD_NAME = "build"  # of the temporary folders in the cache
@@ -98,7 +98,7 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
         staging.clear(folder / BUILD_NAME)
     except OSError as error:
         raise BuildError(
-            f"the native engine cannot be built into {folder}: {error.strerror}; set XDG_CACHE_HOME to a folder of "
+            f"the native engine cannot be built into {folder}: {plain(error)}; set XDG_CACHE_HOME to a folder of "
             "your own that can be written"
         ) from None
     return path
@@ -156,7 +156,10 @@ def state() -> str:
         MissingPackageError: it is not built, and there is no compiler.
     """
     built = _here()
-    return f"ready, path {isas(opened(built))[0]}" if built else f"ready, {find_compiler()} builds it at first use"
+    if built is None:
+        return f"ready, {find_compiler()} builds it at first use"
+    lacking = refused(opened(built))
+    return f"ready, path {isas(opened(built))[0]}" + (f"; {lacking}" if lacking else "")
 
 
 def _here() -> Path | None:
@@ -190,7 +193,10 @@ def load(isa: str | None = None) -> ctypes.CDLL:
     library = opened(_built(cache_folder(), os.environ.get("CXX")))
     available = isas(library)
     if isa is not None and isa not in available:
-        raise UsageError(f"this CPU has no path {isa!r}; it has {', '.join(available)}")
+        lacking = refused(library)
+        raise UsageError(
+            f"this CPU has no path {isa!r}; it has {', '.join(available)}" + (f"; {lacking}" if lacking else "")
+        )
     return library
 
 
@@ -207,6 +213,7 @@ def opened(path: Path) -> ctypes.CDLL:
     void, text, size, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
     signatures = {
         "cnxt_isas": (text, []),
+        "cnxt_isas_refused": (text, []),
         "cnxt_model_open": (number, [void, size, ctypes.POINTER(void), text, size]),
         "cnxt_model_open_file": (number, [text, ctypes.POINTER(void), text, size]),
         "cnxt_model_close": (None, [void]),
@@ -236,6 +243,12 @@ def isas(library: ctypes.CDLL | None = None) -> tuple[str, ...]:
     """The instruction-set paths of this CPU, best first."""
     library = load() if library is None else library
     return tuple(library.cnxt_isas().decode().split())
+
+
+def refused(library: ctypes.CDLL | None = None) -> str:
+    """One line on a path whose instructions this CPU has and the system does not let it use; empty: none."""
+    library = load() if library is None else library
+    return str(library.cnxt_isas_refused().decode())
 
 
 def chosen_isa(isa: str | None) -> str | None:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ..errors import BuildError
+from ..errors import BuildError, plain
 from . import compiler
 
 FOLDER = Path(__file__).parent / "lib"
@@ -56,7 +56,7 @@ def library() -> Path | None:
             return None
         raise BuildError(f"{error.filename} is missing; {_REMEDY}") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise BuildError(f"{FOLDER} cannot be read: {error}; {_REMEDY}") from None
+        raise BuildError(f"{FOLDER} cannot be read: {plain(error)}; {_REMEDY}") from None
     if not intact:
         raise BuildError(f"{FOLDER / LIBRARY} is not what was installed: its SHA-256 differs from {RECORD}; {_REMEDY}")
     return FOLDER / LIBRARY

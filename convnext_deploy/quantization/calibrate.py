@@ -22,15 +22,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..artifact.manifest import write_file
-from ..data import preprocess
+from ..data import description, preprocess
 from ..data import sources as data
 from ..env import usable_cores
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, plain
 from ..models.convnext import ConvNeXt, nhwc
 from ..models.parameters import tensors_sha256
 from ..records.base import Record, Sha256
 from ..records.manifest import Preprocessing
-from ..records.plan import CalibrationReport, RangeMethod, Scheme, TensorRange
+from ..records.plan import CalibrationReport, InputStatistics, RangeMethod, Scheme, TensorRange
 from .observers import BINS, PERCENTILE, Histogram, clip_rate, from_arrays, histogram, merged, range_of, to_arrays
 
 RANDOM = "random"  # a source of this name is noise; a folder of this name is ./random
@@ -39,7 +39,9 @@ OUTLIER = 10.0  # times the largest magnitude of the median channel
 OUTLIERS_LISTED = 16
 
 Statistics = dict[str, Histogram]  # "<module>/even" and "<module>/odd" to the histogram of that module's input
+Seen = dict[str, NDArray[Any]]  # of each image: "mean" and "std" of its channels (N, C), "classes" (N,)
 _HALVES = ("even", "odd")
+_SEEN = "images"  # in the file of statistics, where no module is called so
 
 
 class Identity(Record, frozen=True, kw_only=True):
@@ -62,6 +64,7 @@ class Calibration:
     data: str
     identity: Identity
     statistics: Statistics
+    inputs: InputStatistics | None = None  # of the images themselves; None of noise
 
     def halves(self, name: str) -> tuple[Histogram, Histogram]:
         """Of a module's input, over the even and over the odd images."""
@@ -161,7 +164,7 @@ def calibrate(
         bins=BINS,
     )
     device = model.get_parameter("stem.convs.0.weight").device
-    done, statistics = (0, {}) if resume is None else _opened(resume, identity, device)
+    done, statistics, seen = (0, {}, {}) if resume is None else _opened(resume, identity, device)
     saved = done
     read = pixel_reader(source, preprocessing, model)
 
@@ -169,7 +172,7 @@ def calibrate(
         try:
             return read(index)  # (C, H, W)
         except OSError as error:
-            reason = " ".join(str(error).split())
+            reason = plain(error)
             raise DataError(
                 f"{source.names[index]} of {source.name}: {reason}; replace or remove it, calibration leaves none out"
             ) from None
@@ -183,17 +186,22 @@ def calibrate(
                 size = min(batch, images - done)
                 raw = np.stack([next(decoded) for _ in range(size)])
                 given = preprocess.as_input(raw, preprocessing, "uint8" if model.takes_uint8 else "float32")
-                found = _observed(model, modules, torch.from_numpy(given).to(device), done)
+                found, outputs = _observed(model, modules, torch.from_numpy(given).to(device), done)
                 # One assignment: an interrupted batch has not happened.
-                done, statistics = done + size, _union(statistics, found)
+                done, statistics, seen = done + size, _union(statistics, found), _joined(seen, raw, outputs)
                 report(done, images)
                 if resume is not None and done - saved >= SAVE_EVERY:
-                    _save(resume, identity, done, statistics)
+                    _save(resume, identity, done, statistics, seen)
                     saved = done
         finally:  # Ctrl-C too: whole batches only, so that the next call forms the same ones
             if resume is not None and done > saved:
-                _save(resume, identity, done, statistics)
-    return Calibration(source.name, identity, statistics)
+                _save(resume, identity, done, statistics, seen)
+    inputs = None
+    if source.name != RANDOM:
+        spec = model.spec
+        classes = seen["classes"] if spec.task == "classify" and spec.num_classes else None
+        inputs = description.statistics(seen["mean"], seen["std"], classes, max(2, spec.num_classes))
+    return Calibration(source.name, identity, statistics, inputs)
 
 
 def report(
@@ -229,7 +237,7 @@ def content_sha256(source: data.ImageSource) -> str:
         try:
             content = source.read_bytes(index)
         except OSError as error:
-            raise DataError(f"{name} of {source.name} cannot be read: {error.strerror or error}") from None
+            raise DataError(f"{name} of {source.name} cannot be read: {plain(error)}") from None
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
@@ -243,8 +251,10 @@ def _module(model: ConvNeXt, name: str) -> nn.Linear | nn.Conv2d:
 
 
 @torch.no_grad()
-def _observed(model: ConvNeXt, modules: dict[str, nn.Linear | nn.Conv2d], images: Tensor, first: int) -> Statistics:
-    """Of one batch, whose images are number `first` and following."""
+def _observed(
+    model: ConvNeXt, modules: dict[str, nn.Linear | nn.Conv2d], images: Tensor, first: int
+) -> tuple[Statistics, Tensor | tuple[Tensor, ...]]:
+    """Of one batch, whose images are number `first` and following; and what the model says of them."""
     found: Statistics = {}
 
     def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -260,24 +270,35 @@ def _observed(model: ConvNeXt, modules: dict[str, nn.Linear | nn.Conv2d], images
     with ExitStack() as hooks:
         for name, module in modules.items():
             hooks.callback(module.register_forward_pre_hook(observer(name)).remove)
-        model(images)
-    return found
+        outputs = model(images)
+    return found, outputs
+
+
+def _joined(seen: Seen, raw: NDArray[np.uint8], outputs: Tensor | tuple[Tensor, ...]) -> Seen:
+    """What is kept of each image: after those before, those of one more batch."""
+    mean, std = description.described(raw)
+    classes = np.zeros(len(raw), np.int64)
+    if isinstance(outputs, Tensor) and outputs.ndim == 2:
+        classes = description.answered(outputs.float().cpu().numpy())
+    latest = {"mean": mean, "std": std, "classes": classes}
+    return {key: np.concatenate([seen[key], found]) if seen else found for key, found in latest.items()}
 
 
 def _union(a: Statistics, b: Statistics) -> Statistics:
     return {**a, **{key: merged(a[key], found) if key in a else found for key, found in b.items()}}
 
 
-def _save(path: Path, identity: Identity, done: int, statistics: Statistics) -> None:
+def _save(path: Path, identity: Identity, done: int, statistics: Statistics, seen: Seen) -> None:
     from safetensors.numpy import save
 
     arrays = {f"{key}/{field}": array for key, found in statistics.items() for field, array in to_arrays(found).items()}
+    arrays |= {f"{_SEEN}/{field}": array for field, array in seen.items()}
     facts = {"identity": msgspec.json.encode(identity).decode(), "done": str(done)}
     write_file(path, save(arrays, facts))
 
 
-def _opened(path: Path, identity: Identity, device: torch.device) -> tuple[int, Statistics]:
-    """How many images an earlier run has done, and their statistics.
+def _opened(path: Path, identity: Identity, device: torch.device) -> tuple[int, Statistics, Seen]:
+    """How many images an earlier run has done, their statistics, and what is kept of each.
 
     Raises:
         UsageError: the file is damaged, of something else, or could not be written.
@@ -288,7 +309,7 @@ def _opened(path: Path, identity: Identity, device: torch.device) -> tuple[int, 
     if not path.exists():
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise UsageError(f"{path} cannot be written: {path.parent} is absent or not writable")
-        return 0, {}
+        return 0, {}, {}
     try:
         with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
@@ -297,15 +318,21 @@ def _opened(path: Path, identity: Identity, device: torch.device) -> tuple[int, 
         for key, array in load_file(path).items():
             group, field = key.rsplit("/", 1)
             grouped.setdefault(group, {})[field] = array
+        seen = {field: grouped[_SEEN][field] for field in ("mean", "std", "classes")}
+        if any(len(array) != done for array in seen.values()):
+            raise ValueError(f"it has no {done} images")
+        del grouped[_SEEN]
         statistics = {group: from_arrays(arrays, device) for group, arrays in grouped.items()}
     except (SafetensorError, msgspec.MsgspecError, OSError, KeyError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} does not hold a calibration: {error}; remove it or name another file") from None
+        raise UsageError(
+            f"{path} does not hold a calibration: {plain(error)}; remove it or name another file"
+        ) from None
     if found != identity:
         other = ", ".join(
             field for field in Identity.__struct_fields__ if getattr(found, field) != getattr(identity, field)
         )
         raise UsageError(f"{path} is of another calibration (it differs in {other}); remove it or name another file")
-    return done, statistics
+    return done, statistics, seen
 
 
 def _tensor_range(

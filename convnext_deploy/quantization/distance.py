@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..artifact import deviation
 from ..data import preprocess, sources
-from ..errors import DataError
+from ..errors import DataError, plain
 from ..models.convnext import ConvNeXt
 from ..records.base import InputKind
 from ..records.manifest import Preprocessing
@@ -38,7 +38,7 @@ def pixels_of(
         try:
             found.append(read(index))
         except OSError as error:
-            reason = " ".join(str(error).split())
+            reason = plain(error)
             raise DataError(f"{source.names[index]} of {source.name}: {reason}; replace or remove it") from None
     return np.stack(found)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..arguments import shown
 from ..artifact.manifest import check_file, encode, refuse_name, sha256_of, write_file
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from ..models.convnext import DTYPES, Block, ConvNeXt
 from ..records.base import InputKind, Precision
 from ..records.plan import (
@@ -146,6 +146,7 @@ def draft(
             images=identity.images,
             random=calibration.data == RANDOM,
             method=method,
+            inputs=calibration.inputs,
         ),
         operations=operations,
     )
@@ -234,9 +235,9 @@ def read(path: Path) -> LoadedPlan:
     try:
         plan = msgspec.json.decode(path.read_bytes(), type=Plan)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; expected a plan of `quantize`") from None
+        raise UsageError(f"{path} cannot be read: {plain(error)}; expected a plan of `quantize`") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not a plan: {error}") from None
+        raise UsageError(f"{path} is not a plan: {plain(error)}") from None
     for name, operation in plan.operations.items():
         if (operation.scale is None) != (operation.type == "fp32"):
             raise UsageError(f"{path}: {name} has type {operation.type} and scale {operation.scale}; fp32 has none")
@@ -263,7 +264,7 @@ def read(path: Path) -> LoadedPlan:
         try:
             tensors = safetensors.torch.load_file(beside)
         except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:  # and of an unknown type
-            reason = " ".join(str(error).split())
+            reason = plain(error)
             raise UsageError(f"{beside} cannot be read: {reason}; run quantize again") from None
     return LoadedPlan(plan, tensors)
 

@@ -28,6 +28,15 @@ Head = Literal["pool_norm", "norm_pool"]
 Level = Annotated[int, msgspec.Meta(ge=1, le=4)]
 
 
+class Segmentation(Record, frozen=True, kw_only=True):
+    """The UPerNet head of the task segment, and how the masks of its training are numbered."""
+
+    channels: Positive = 512  # of every convolution but the last
+    pool_scales: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1, 2, 3, 6)
+    ignored: Annotated[int, msgspec.Meta(ge=-1)] = 255  # in a mask: a pixel that counts nowhere
+    reduce_labels: bool = False  # masks count from 1, and 0 is a pixel that counts nowhere
+
+
 class ModelSpec(Record, frozen=True, kw_only=True):
     """All that is needed to build the module without its weights. `image_size` is (height, width) in pixels."""
 
@@ -54,11 +63,17 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     levels: Annotated[tuple[Level, ...], msgspec.Meta(min_length=1, max_length=4)] = (1, 2, 3, 4)
     patch_tokens: bool = False  # of the task embed: also the last map's pixels, each with the norm of the pooled vector
     level_norms: tuple[Level, ...] = ()  # the levels whose maps have a norm of their own (backbones of detectors)
+    segmentation: Segmentation | None = None  # of the task segment: the head that takes the maps
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the network is used for its maps, and not for one pooled vector."""
+        return self.task in ("features", "segment")
 
     @property
     def stages(self) -> int:
         """How many stages are computed: those up to the last map that is asked for."""
-        return max(self.levels) if self.task == "features" else 4
+        return max(self.levels) if self.has_maps else 4
 
     def map_sides(self, side: int) -> tuple[int, int, int, int]:
         """One side of the four stages' maps for images of that side, in pixels.
@@ -94,6 +109,7 @@ class Provenance(Record, frozen=True, kw_only=True):
     value: str  # as it is printed
     how: Literal["known", "given", "assumed"]
     source: str | None = None  # known: the file or code that says it; given: the option
+    contradicts: str | None = None  # given: what stands beside the checkpoint, where that says another
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):
@@ -153,6 +169,7 @@ class ExportRequest(Record, frozen=True, kw_only=True):
     batch: BatchRange = BatchRange()
     dynamic_image_size: bool = False
     device: Device = "cpu"
+    argmax: bool = False  # of the task segment: each pixel's class is put out, at the size of the image
     tensorrt: TensorRtSpec | None = None
 
 

@@ -73,6 +73,21 @@ class OperationPlan(HandWritten, frozen=True, kw_only=True):
     shift: float = 0.0  # subtracted from the input before it is quantized; its product is part of the bias
 
 
+class InputStatistics(Record, frozen=True, kw_only=True):
+    """What images looked like, and what the float model said of them: the reference for those that come later.
+
+    An image has a mean and a standard deviation of each channel, white being 1; here are their means over the images,
+    and their spread: the standard deviation over the images.
+    """
+
+    images: Positive
+    mean: tuple[float, ...]  # (channels,), as all of these
+    mean_spread: tuple[float, ...]
+    std: tuple[float, ...]
+    std_spread: tuple[float, ...]
+    classes: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()  # images by the likeliest class; none without classes
+
+
 class CalibrationRecord(Record, frozen=True, kw_only=True):
     """The images that the scales were chosen from."""
 
@@ -81,6 +96,7 @@ class CalibrationRecord(Record, frozen=True, kw_only=True):
     images: Positive
     random: bool  # noise in place of images, because it was asked for by name
     method: str
+    inputs: InputStatistics | None = None  # None in plans of versions that did not keep them
 
 
 class CorrectionRecord(Record, frozen=True, kw_only=True):

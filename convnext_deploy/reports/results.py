@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from ..accuracy import binomial
-from ..errors import DataError
+from ..errors import DataError, plain
 from ..models import registry
 from ..records.accuracy import EvalResult, Verdict
 from ..records.base import Above0, PlanType, Positive, Task
@@ -120,7 +120,7 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        raise DataError(f"{path} cannot be read: {plain(error)}") from None
     documents = []
     try:
         whole = msgspec.json.decode(text)  # one document, which may be indented
@@ -132,7 +132,7 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
                 try:
                     lines.append((f"{path}, line {number}", msgspec.json.decode(line)))
                 except _NOT_JSON as error:
-                    raise DataError(f"{path}, line {number} is not JSON: {error}") from None
+                    raise DataError(f"{path}, line {number} is not JSON: {plain(error)}") from None
     for where, document in lines:
         if not isinstance(document, dict):
             raise DataError(f"{where} holds {type(document).__name__}; expected a JSON object")
@@ -172,7 +172,7 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
     try:
         return name, msgspec.convert(document, type_)
     except msgspec.ValidationError as error:
-        raise DataError(f"{where} is not a result of this version: {error}") from None
+        raise DataError(f"{where} is not a result of this version: {plain(error)}") from None
 
 
 def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..artifact.session import Images, Profile, RunOptions, Session
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, plain
 from ..graph.onnx_read import macs_of, shares
 from ..records.base import Device, Precision
 from ..records.manifest import Manifest, PrecisionTruth
@@ -82,7 +82,8 @@ class TorchSession(Session):
 
     def _fetch(self) -> tuple[NDArray[np.float32], ...]:
         # A copy even on the CPU: compiled code may hand out the same buffer at the next step.
-        return tuple(np.array(output.cpu().numpy(), dtype=np.float32) for output in self._outputs)
+        pairs = zip(self._outputs, self.manifest.outputs, strict=True)
+        return tuple(np.array(output.cpu().numpy(), dtype=record.dtype) for output, record in pairs)
 
     def _precision(self) -> PrecisionTruth:
         with MacCounter() as counter:
@@ -109,8 +110,7 @@ def opening(path: Path, options: RunOptions) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, KeyError, OSError, EOFError, BadZipFile, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ArtifactError(f"PyTorch cannot load {path}: {reason}; export the model again") from error
+        raise ArtifactError(f"PyTorch cannot load {path}: {plain(error)}; export the model again") from error
 
 
 _CHANGING = threading.RLock()  # held while PyTorch's number of threads is another than the process's own
@@ -199,7 +199,7 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch h
             for weight in (args[1], args[8]) if name == "mlp" else (args[1],):
                 self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * made.numel() / made.shape[-1]))
             return result
-        multiplies = any(word in name for word in ("conv", "linear", "mm"))
+        multiplies = any(word in name for word in ("conv", "linear", "mm", "matmul"))
         index = 2 if name == "addmm" else 1  # of the weight among the arguments
         if multiplies and isinstance(result, Tensor) and isinstance(args[index], Tensor):
             weight = args[index]

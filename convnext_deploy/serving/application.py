@@ -62,6 +62,7 @@ def admin(service: Service) -> Starlette:
         service,
         [
             served.route("/reload", served.reload, "POST"),
+            served.route("/shadow", served.shadow),
             served.route("/healthz", served.live, open=True),
             served.route("/readyz", served.ready, open=True),
             served.route("/metrics", served.metrics),
@@ -278,6 +279,12 @@ class _Served:
         for line in lines:
             self.service.say(f"reloaded {line}")
         return json_response({"reloaded": lines})
+
+    async def shadow(self, request: Request) -> Response:
+        if self.service.shadow is None:
+            return error_response(404, "no candidate is compared; serve --shadow FOLDER compares one")
+        loop = asyncio.get_running_loop()
+        return json_response(await loop.run_in_executor(None, self.service.shadow.state))
 
     def _model(self, name: str) -> Model:
         found = self.service.models.get(name)

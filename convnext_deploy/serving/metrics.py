@@ -1,10 +1,12 @@
 """What Prometheus reads: requests, batches, queues and answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -40,6 +42,10 @@ class Metrics:
         )
         self.reloads = Counter("reloads", "Reloads by their outcome.", ["outcome"], **kept)
 
+    def collect(self, read: Callable[[], Iterable[Metric]]) -> None:
+        """From now on ask this as well."""
+        self.registry.register(_Collected(read))
+
     def batches(self, model: str) -> Callable[[int, Sequence[float], float], None]:
         """What a queue tells of each batch."""
         sizes, seconds, waits = self.batch.labels(model), self.run.labels(model), self.wait.labels(model)
@@ -54,3 +60,11 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class _Collected(Collector):
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        return self._read()

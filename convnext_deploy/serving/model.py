@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import formats
 from ..accuracy import canary
-from ..accuracy.evaluation import problem_of
+from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact
 from ..artifact.session import Images, Session, run_in_batches
 from ..data import decoding, preprocess
@@ -18,11 +18,15 @@ from ..env import usable_cores
 from ..errors import CheckFailed, ParityError, UsageError
 from ..records.prediction import ClassProbability, NamesFrom
 from ..workflows.predict import class_names, probable
+from . import drift
 from .batching import Job, Outputs, Queue
+from .drift import Drift
 from .metrics import Metrics
 from .options import ServeOptions
 
 KINDS = ("JPEG", "PNG", "WEBP")  # of image files; every other decoder is one more that strangers could attack
+
+Watcher = Callable[[Sequence[Job]], None]
 
 
 class Model:
@@ -52,6 +56,7 @@ class Model:
         say: Callable[[str], None],
     ) -> None:
         self.name, self.artifact, self.manifest = name, artifact, artifact.manifest
+        self.options = options
         self.sha256 = artifact.sha256
         facts = self.manifest
         self.labels: tuple[str, ...] | None
@@ -74,10 +79,15 @@ class Model:
                 f"sessions {threads} of {self.session.options.threads or usable_cores()} threads each; at most "
                 f"{self.session.at_once} run at once here"
             )
+        measured, why = drift.reference_words(self.manifest)
+        self.drift = Drift(self.manifest, self.problem) if measured else None
+        self._watchers: tuple[Watcher, ...] = ()
+        self.watch()
+        self._deliver, self._say = deliver, say
         observe = metrics.batches(name)
         self.queue = Queue(
             self._run,
-            deliver,
+            self._delivered,
             largest=self._largest,
             threads=threads,
             wait_s=options.max_wait_ms / 1e3,
@@ -87,7 +97,9 @@ class Model:
         )
         try:
             self._warm_up(threads)
+            self._refuse_limit()
             self._prove(say)
+            say(f"{name}: {why}")
         except BaseException:
             self.queue.close()
             raise
@@ -96,6 +108,20 @@ class Model:
     def threads(self) -> int:
         """Batches that run at once."""
         return self.queue.threads
+
+    def watch(self, *watchers: Watcher) -> None:
+        """Show them, beside the measurement of drift, the jobs of each batch, when these have been answered."""
+        self._watchers = watchers if self.drift is None else (self.drift.look, *watchers)
+
+    def _delivered(self, jobs: Sequence[Job]) -> None:
+        self._deliver(jobs)
+        for watcher in self._watchers:
+            try:
+                watcher(jobs)
+            except Exception as error:  # the answers are given; the thread has others to serve
+                self._watchers = tuple(one for one in self._watchers if one is not watcher)
+                what = f"{type(error).__name__}: {error}"
+                self._say(f"{self.name}: nothing is watched any more by what failed: {' '.join(what.split())}")
 
     def _run(self, images: Images) -> Outputs:
         return run_in_batches(self.session, images, self._largest)
@@ -119,6 +145,28 @@ class Model:
                 raise CheckFailed(
                     f"{self.artifact.path} gives outputs that are not finite for black images; export again"
                 )
+
+    def _refuse_limit(self) -> None:
+        """Refuse a limit that not even one image alone would keep.
+
+        Raises:
+            UsageError: with what one takes.
+        """
+        if self.options.slo_ms is None:
+            return
+        facts = self.manifest
+        pixels = np.zeros((1, facts.model.in_chans, *facts.model.image_size), np.uint8)
+        images = preprocess.as_input(pixels, facts.preprocessing, facts.export.input)
+        taken = []
+        for _ in range(5):
+            started = time.perf_counter()
+            self._run(images)
+            taken.append(time.perf_counter() - started)
+        if min(taken) * 1e3 > self.options.slo_ms:
+            raise UsageError(
+                f"slo_ms {self.options.slo_ms:g}: {self.name} takes {min(taken) * 1e3:.3g} ms for one image alone "
+                "here, so that nothing could be answered in time; give more, or serve a faster artifact"
+            )
 
     def _prove(self, say: Callable[[str], None]) -> None:
         """Make export's own comparison on this machine.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ..errors import InputError
+from ..errors import InputError, plain
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -29,7 +29,7 @@ def files(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise InputError(f"the body is not multipart/form-data: {' '.join(str(error).split())}") from None
+        raise InputError(f"the body is not multipart/form-data: {plain(error)}") from None
     if not parts.ended:
         raise InputError("the body is not multipart/form-data: it ends in the middle")
     if not parts.found:

@@ -63,6 +63,11 @@ class ServeOptions:
                 raise UsageError(f"{name} {value!r}; expected a number above 0")
         if not (isinstance(self.max_wait_ms, int | float) and 0 <= self.max_wait_ms < math.inf):
             raise UsageError(f"max_wait_ms {self.max_wait_ms!r}; expected milliseconds, at least 0")
+        if self.slo_ms is not None and self.slo_ms > self.deadline_ms:
+            raise UsageError(
+                f"slo_ms {self.slo_ms:g} is more than deadline_ms {self.deadline_ms:g}, after which a request is given "
+                "up; give less, or a longer deadline"
+            )
         if self.slo_ms is not None and self.max_wait_ms >= self.slo_ms:
             raise UsageError(f"max_wait_ms {self.max_wait_ms:g} leaves nothing of slo_ms {self.slo_ms:g}")
         if self.max_pixels > MAX_PIXELS:

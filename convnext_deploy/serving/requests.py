@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import InputError
+from ..errors import InputError, plain
 from .options import ServeOptions
 from .service import Service
 
@@ -120,7 +120,7 @@ def decompressed(body: bytes, encoding: str, most: int) -> bytes:
     try:
         content = inflate.decompress(body, most + 1)
     except zlib.error as error:
-        raise InputError(f"the body cannot be decompressed: {error}") from None
+        raise InputError(f"the body cannot be decompressed: {plain(error)}") from None
     if len(content) > most:
         raise Refusal(413, f"the body is larger than {most} bytes when decompressed")
     if not inflate.eof:

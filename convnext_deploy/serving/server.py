@@ -13,7 +13,7 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..arguments import shown
-from ..errors import CheckFailed, ConvNextDeployError, UsageError
+from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
 from . import application
 from .service import Service
 
@@ -120,7 +120,7 @@ def bound(host: str, port: int, option: str) -> socket.socket:
         raise UsageError(f"{option} {shown(host)} is no host's name; expected one, or an address") from None
     except OSError as error:
         where = f"{shown(host)[1:-1]}:{port}"
-        raise UsageError(f"{option} {where} cannot be listened on: {error.strerror}; choose another") from None
+        raise UsageError(f"{option} {where} cannot be listened on: {plain(error)}; choose another") from None
     return made
 
 

@@ -3,21 +3,24 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
+from prometheus_client.core import Metric
 
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..env import usable_cores
-from ..errors import CheckFailed, ConvNextDeployError, UsageError
+from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
 from ..records.accuracy import Verdict
+from . import drift
 from .batching import Job
 from .metrics import Metrics
 from .model import Model
 from .options import ServeOptions
+from .shadow import Shadow, ShadowOptions
 
 Say = Callable[[str], None]
 
@@ -29,6 +32,7 @@ class Service:
         artifacts: folders by name; the first is the default.
         labels: of a server of one model.
         gate: likewise: what `gate --json` printed, read again at every reload; only what it passed is served.
+        shadow: likewise: a candidate whose answers are compared with the model's.
         say: told what happens, a line each.
 
     Raises:
@@ -43,10 +47,12 @@ class Service:
         *,
         labels: Path | None = None,
         gate: Path | None = None,
+        shadow: ShadowOptions | None = None,
         trust: bool = False,
         say: Say = lambda line: None,
     ) -> None:
-        for option, file in (("--labels", labels), ("--gate", gate)):
+        beside = None if shadow is None else shadow.path
+        for option, file in (("--labels", labels), ("--gate", gate), ("--shadow", beside)):
             if file is not None and len(artifacts) > 1:
                 raise UsageError(f"{option} {file} with {len(artifacts)} artifacts; serve them one by one")
         self.options, self.metrics = options, Metrics()
@@ -58,15 +64,38 @@ class Service:
         self._reloading = threading.Lock()
         self.pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
         self.models: dict[str, Model] = {}
+        self._beside, self.shadow = shadow, None
         try:
             for name, path in self._paths.items():
                 self.models[name] = self._opened(name, path)
+            self.shadow = self._shadowed(self.models[self.default])
         except BaseException:
             self.close()
             raise
         for model in self.models.values():
             self._tell(model)
+        self._watch(self.models[self.default], self.shadow)
+        self.metrics.collect(self._watched)
         self.metrics.ready.set(1)
+
+    def _shadowed(self, model: Model) -> Shadow | None:
+        if self._beside is None:
+            return None
+        made = Shadow(model, self._beside, trust=self._trust, say=self.say)
+        self.say(
+            f"{model.name}: {self._beside.path} is asked {self._beside.share:.2%} of the requests as well; more than "
+            f"{self._beside.limit:.2%} other answers are too many"
+        )
+        return made
+
+    def _watch(self, model: Model, shadow: Shadow | None) -> None:
+        if shadow is not None:
+            model.watch(shadow.look)
+
+    def _watched(self) -> Iterable[Metric]:
+        yield from drift.metrics({name: model.drift for name, model in self.models.items() if model.drift is not None})
+        if self.shadow is not None:
+            yield from self.shadow.metrics()
 
     def _opened(self, name: str, path: Path) -> Model:
         artifact = manifest.verified(path)
@@ -125,12 +154,18 @@ class Service:
                     continue
                 fresh[name] = self._opened(name, path)
                 lines.append(f"{name}: {old.sha256[:12]} -> {fresh[name].sha256[:12]}")
+            shadow = self._reshadowed(fresh, lines)
         except ConvNextDeployError:
             for model in fresh.values():
                 model.close()
             self.metrics.reloads.labels("refused").inc()
             raise
         else:
+            if shadow is not self.shadow:
+                before, self.shadow = self.shadow, shadow
+                self._watch(fresh.get(self.default, self.models[self.default]), shadow)
+                if before is not None:
+                    before.close()
             for name, model in fresh.items():
                 old, self.models[name] = self.models[name], model
                 self.metrics.model.remove(*_facts(old))
@@ -141,6 +176,16 @@ class Service:
         finally:
             self._reloading.release()
 
+    def _reshadowed(self, fresh: Mapping[str, Model], lines: list[str]) -> Shadow | None:
+        """The candidate anew where it or what answers has changed: what is known is of the two that were."""
+        if self.shadow is None:
+            return None
+        baseline = fresh.get(self.default)
+        if baseline is None and manifest.verified(self.shadow.options.path).sha256 == self.shadow.sha256:
+            return self.shadow
+        lines.append(f"{self.default}: the comparison with {self.shadow.options.path} begins anew")
+        return self._shadowed(baseline or self.models[self.default])
+
     def drain(self) -> None:
         """Not ready any more; what comes is still answered, and connections close behind their answers."""
         self.draining = True
@@ -148,6 +193,8 @@ class Service:
 
     def close(self) -> None:
         """End the threads; requests under way are answered first."""
+        if self.shadow is not None:
+            self.shadow.close()
         for model in self.models.values():
             model.close()
         for model in self.models.values():
@@ -168,9 +215,11 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
     try:
         verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
     except OSError as error:
-        raise UsageError(f"--gate {file} cannot be read: {error.strerror}") from None
+        raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"--gate {file} holds no verdict: {error}; expected what `gate --json` prints") from None
+        raise UsageError(
+            f"--gate {file} holds no verdict: {plain(error)}; expected what `gate --json` prints"
+        ) from None
     if verdict.candidate_sha256 != artifact.sha256:
         raise CheckFailed(
             f"--gate {file} is about the candidate {verdict.candidate_sha256[:12]}, and {artifact.path} is "

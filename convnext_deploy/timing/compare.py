@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, plain
 from ..records.timing import BenchResult, Comparison, Verdicts
 
 CONFIDENCE = 0.95
@@ -185,13 +185,13 @@ def read_results(path: Path) -> tuple[BenchResult, ...]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; expected results of `bench --save`") from None
+        raise DataError(f"{path} cannot be read: {plain(error)}; expected results of `bench --save`") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(msgspec.json.decode(line, type=BenchResult))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{path} line {number} is not a result of bench: {error}") from None
+            raise DataError(f"{path} line {number} is not a result of bench: {plain(error)}") from None
     if not rows:
         raise DataError(f"{path} is empty; expected results of `bench --save`, one a line")
     return tuple(rows)

@@ -11,7 +11,7 @@ import numpy as np
 from .. import formats
 from ..artifact.manifest import encode, write_file
 from ..data import sources
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from ..models import passes
 from ..models.checkpoint import Loaded
 from ..models.convnext import share_of
@@ -146,4 +146,4 @@ def read_kept(path: Path, kind: type[T]) -> T:
     except FileNotFoundError:
         return kind()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged: {error}; remove it, and it is made again") from None
+        raise UsageError(f"{path} is damaged: {plain(error)}; remove it, and it is made again") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import formats
 from ..accuracy import evaluation
 from ..accuracy.partial import SCORED
+from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
 from ..data import numbering, sources
@@ -54,7 +55,7 @@ def evaluate(
     say: Callable[[str], None],
 ) -> EvalResult | ScoreResult:
     """The steps of `api.evaluate`, on an artifact whose files were checked."""
-    problem = evaluation.problem_of(artifact.manifest.model, images.problem)
+    problem = problem_of(artifact.manifest.model, images.problem)
     source, classes = images.opened()
     judge = evaluation.score if problem in SCORED else evaluation.evaluate
     return judge(

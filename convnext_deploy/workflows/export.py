@@ -19,7 +19,7 @@ from ..data import preprocess
 from ..errors import UsageError
 from ..models import provenance
 from ..models.source import Source
-from ..records.base import KernelChoice, Precision
+from ..records.base import KernelChoice, Precision, Task
 from ..records.manifest import (
     ExportRequest,
     ExportSpec,
@@ -72,7 +72,7 @@ def export(
         CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
     """
     fmt = formats.get(request.format)
-    _refuse_early(fmt, request, plan, kernels)
+    _refuse_early(fmt, request, source.task, plan, kernels)
     if out is not None:
         manifest.check_target(out, force)
     say("loading the checkpoint")
@@ -122,18 +122,28 @@ def _named(loaded: "Loaded", file: Path) -> "Loaded":
     from ..data import numbering
 
     model = loaded.model.spec
-    if model.task != "classify":
-        raise UsageError(
-            f"--labels {file} names the outputs of a classifier, and the task is {model.task}; leave it out"
-        )
+    if model.task not in ("classify", "segment"):
+        raise UsageError(f"--labels {file} names classes, and the task is {model.task}; leave it out")
     count = 2 if model.problem == "binary" else model.num_classes
     labels = numbering.names_of(file, count)
     said = {"labels": Provenance(value=f"{len(labels)} names", how="given", source="--labels")}
     return replace(loaded, labels=labels, provenance=loaded.provenance | said)
 
 
-def _refuse_early(fmt: "Format", request: ExportRequest, plan: "LoadedPlan | None", kernels: KernelChoice) -> None:
+def _refuse_early(
+    fmt: "Format", request: ExportRequest, task: Task, plan: "LoadedPlan | None", kernels: KernelChoice
+) -> None:
     """Everything that can be refused before any work."""
+    if task not in fmt.tasks:
+        able = formats.having(lambda other: task in other.tasks)
+        raise UsageError(
+            f"format {fmt.name} does not take --task {task}: it has none of the head's 3x3 convolutions and resizing; "
+            f"take {able}, or export the maps before the head with --task features"
+        )
+    if request.argmax and task != "segment":
+        raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
+    if task == "segment" and plan is not None:
+        raise UsageError("--plan: a segmenter's head takes no plan yet; export it in fp32, fp16 or bf16")
     if request.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {request.precision}; it has {', '.join(sorted(fmt.precisions))}")
     formats.refuse_device(fmt, request.device)
@@ -287,6 +297,8 @@ def _prepared(
         from ..kernels.use import use_kernels  # which looks for triton
 
         use_kernels(model, spec.kernels)
+    if spec.argmax:
+        passes.put_out_classes(model)
     module = model if fmt.rewrite is None else fmt.rewrite(model)
     return build.Prepared(
         graph=DeployGraph(module=module, export=spec, example=example.to(place), say=say, refit_from=refit_from),

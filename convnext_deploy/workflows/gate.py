@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from .. import formats
-from ..accuracy.evaluation import labelled, problem_of
 from ..accuracy.gate import Side, judge, refuse_unmeasured
 from ..accuracy.gate_scores import ScoredSide, judge_scores
 from ..accuracy.partial import read_any
 from ..accuracy.predictions import read_outputs, read_predictions
+from ..accuracy.targets import labelled, problem_of
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions

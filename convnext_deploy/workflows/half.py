@@ -7,7 +7,7 @@ from typing import Literal
 from ..artifact import manifest
 from ..artifact.manifest import write_file
 from ..data import preprocess
-from ..models import passes
+from ..models import passes, provenance
 from ..models.source import Source
 from ..quantization import plan as plans
 from ..quantization.calibrate import open_images
@@ -42,6 +42,8 @@ def half(
     seen = open_images(data, split, images=images, image_size=source.image_size or (224, 224))
     say("loading the checkpoint")
     loaded = source.load()
+    for line in provenance.contradictions(loaded.provenance):
+        say(line)
     model, facts = loaded.model, loaded.preprocessing
     say("folding")
     pixels = preprocess.probe_images(model.spec.in_chans, model.spec.image_size, PROBE)

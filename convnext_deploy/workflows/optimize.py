@@ -15,16 +15,18 @@ import datetime
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from .. import env, formats
-from ..accuracy.evaluation import problem_of
+from .. import arguments, env, formats
+from ..accuracy.targets import problem_of
 from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
 from ..data import numbering, sources
 from ..data.image_source import with_one_label
 from ..errors import CheckFailed, DataError, UsageError
+from ..models import provenance
 from ..models.source import Source
 from ..records.manifest import BatchRange
 from ..records.optimize import OptimizeResult
@@ -37,6 +39,7 @@ from .race import Outcome, Race
 CALIBRATION = 256  # images, at most an eighth of the labelled ones where these serve for it
 SELECTION = 256  # likewise
 LEAST_IMAGES = 64  # labelled
+DIFFERENCES_SHOWN = 4  # between this call and the one whose work a folder holds
 RESULT, PAGE, IDENTITY = "result.json", "report.html", "identity.json"
 
 
@@ -75,6 +78,8 @@ def optimize(
     loaded = source.load()
     if loaded.note:
         say(loaded.note)
+    for line in provenance.contradictions(loaded.provenance):
+        say(line)
     model = loaded.model.spec
     problem = problem_of(model, goal.images.problem)
     if problem != "single-label":
@@ -88,8 +93,8 @@ def optimize(
     sets = _sets(whole, goal.calibration)
     folder = work_folder(out)
     _check_identity(
-        folder, loaded.weights.tensors_sha256, loaded.preprocessing, model, goal, [part.sha256 for part in sets],
-        env.versions(), env.machine(),
+        folder, weights=loaded.weights.tensors_sha256, preprocessing=loaded.preprocessing, model=model, options=goal,
+        images=[part.sha256 for part in sets], versions=env.versions(), machine=env.machine(),
     )  # fmt: skip
     workshop = Workshop(
         folder=folder,
@@ -135,18 +140,48 @@ def _sets(
     return sources.parts(images, (min(CALIBRATION, len(images)),))[0], selection, final
 
 
-def _check_identity(folder: Path, *facts: object) -> None:
-    """Make the folder; refuse one that holds the work of something else, or none at all."""
+def _check_identity(folder: Path, **facts: object) -> None:
+    """Make the folder; refuse one that holds the work of something else, naming what, or none at all."""
     path, identity = folder / IDENTITY, msgspec.json.encode(facts)
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):
         write_file(path, identity)
-    elif not path.is_file():
+        return
+    if not path.is_file():
         raise UsageError(f"{folder} holds no work of `optimize`; remove it or choose another --out")
-    elif path.read_bytes() != identity:
+    kept = path.read_bytes()
+    if kept != identity:
         raise UsageError(
-            f"{folder} is of other options, images or versions than these; remove it, or choose another --out"
+            f"{folder} holds the work of a call with {_differences(kept, identity)}; remove it, or choose another --out"
         )
+
+
+def _differences(kept: bytes, asked: bytes) -> str:
+    """What was another in the call that a folder is of."""
+    try:
+        before, after = msgspec.json.decode(kept, type=dict[str, Any]), msgspec.json.decode(asked)
+    except (msgspec.MsgspecError, RecursionError):  # of an earlier version
+        return "other options, images or versions"
+    one, other = _flat(before), _flat(after)
+    found = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
+    said = [
+        f"other {name}"
+        if name in ("weights", "images")
+        else f"{name} {arguments.shown(one.get(name))} in the place of {arguments.shown(other.get(name))}"
+        for name in found[:DIFFERENCES_SHOWN]
+    ]
+    return ", ".join(said) + (f" and {len(found) - len(said)} more" if len(found) > len(said) else "")
+
+
+def _flat(facts: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """Facts by the names of their fields; those of options stand alone, as on the command line."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        called = f"--{name.replace('_', '-')}" if within == "options" else f"{within} {name}".strip()
+        found |= (
+            _flat(value, "options" if called == "--images" else called) if isinstance(value, dict) else {called: value}
+        )
+    return found
 
 
 def _result(

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..accuracy.evaluation import problem_of
+from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, sources
 from ..data.class_folders import IMAGE_SUFFIXES
 from ..data.image_source import MAX_FILE_BYTES, refuse_large
-from ..errors import CheckFailed, DataError, UsageError
+from ..errors import CheckFailed, DataError, UsageError, plain, printable
 from ..records.base import Problem
 from ..records.manifest import Manifest
 from ..records.prediction import ClassProbability, NamesFrom, Prediction, PredictResult
@@ -114,7 +114,7 @@ def predict(
         (say or (lambda line: None))(said)
         notes.append(said)
     result = PredictResult(
-        artifact=artifact.path.resolve().name if artifact else manifest.model.architecture,
+        artifact=printable(artifact.path.resolve().name) if artifact else manifest.model.architecture,
         artifact_sha256=artifact.sha256 if artifact else None,
         names_from=names_from if classes else "none",
         problem=problem,
@@ -298,6 +298,7 @@ def _fetched(address: str) -> bytes:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             content: bytes = answer.read(MAX_FILE_BYTES + 1)
     except (urllib.error.URLError, TimeoutError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise decoding.UnreadableImage(f"the address cannot be read: {reason}") from None
+        reason = getattr(error, "reason", None)
+        said = plain(reason if isinstance(reason, BaseException) else error)
+        raise decoding.UnreadableImage(f"the address cannot be read: {said}") from None
     return _within(content)

@@ -10,6 +10,7 @@ from ..artifact.manifest import write_file
 from ..data import sources
 from ..errors import DataError, UsageError
 from ..formats.base import Format
+from ..models import provenance
 from ..models.source import Source
 from ..quantization import plan as plans
 from ..quantization import saturation
@@ -58,6 +59,8 @@ def quantize(
     loaded = source.load()
     if loaded.note:
         say(loaded.note)
+    for line in provenance.contradictions(loaded.provenance):
+        say(line)
     calibrated, held_out = _sets(recipe.calibration, recipe.split, recipe.images, loaded.model.spec.image_size)
     say(f"{len(calibrated)} images to calibrate on, {len(held_out)} held out to judge corrections on")
     say("folding")

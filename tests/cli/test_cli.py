@@ -76,15 +76,16 @@ NAMES = ["export", "eval", "bench", "inspect", "list", "doctor", "profile", "roo
 
 
 def refused(capsys: Captured, *arguments: str) -> tuple[int, str]:
-    """(exit code, what stands behind `error: `) of a command that has to fail with exactly one line."""
+    """(exit code, what stands behind `error: `) of a command that has to fail, with what to do behind it."""
     known = arguments[0] in NAMES
     code = cli.run([arguments[0], "--quiet", *arguments[1:]] if known else list(arguments))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.endswith("\n")
-    assert captured.err.count("\n") == 1, captured.err
-    assert captured.err.startswith("error: ")
-    return code, captured.err.removeprefix("error: ").rstrip("\n")
+    line = captured.err.replace("\nhint: ", "; ")
+    assert line.count("\n") == 1, captured.err
+    assert line.startswith("error: ")
+    return code, line.removeprefix("error: ").rstrip("\n")
 
 
 # JSON and quiet ------------------------------------------------------------------------------------------------------
@@ -178,7 +179,9 @@ def test_an_error_with_json_is_a_document_too(damaged: Path, capsys: Captured) -
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert document["exit_code"] == 2
-    assert captured.err == f"error: {document['error']}\n"
+    wrong = document["error"].removesuffix(f"; {document['hint']}")
+    assert captured.err == f"error: {wrong}\nhint: {document['hint']}\n"
+    assert document["hint"] == "export the model again"
 
 
 def test_random_weights_are_announced(tmp_path: Path, capsys: Captured) -> None:
@@ -219,7 +222,7 @@ RANDOM = ["export", "--weights", "random", "--variant", "test_convnext"]
         ([*RANDOM, "--image-size", "0"], "--image-size 0; expected pixels such as 224, or HEIGHTxWIDTH"),
         ([*RANDOM, "--num-classes", "many"], "Invalid value for '--num-classes'"),
         ([*RANDOM, "--num-classes", "0"], "0 classes; expected at least 1"),
-        ([*RANDOM, "--nosuch"], "No such option"),
+        ([*RANDOM, "--nosuch"], "export has no option --nosuch"),
         ([*RANDOM, "--out"], "Option '--out' requires an argument"),
         (["nosuch"], "no command 'nosuch' (commands: optimize, export, "),
         (["eval", "/nowhere"], "Missing option '--data'"),

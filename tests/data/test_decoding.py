@@ -58,7 +58,7 @@ def test_pixels_of_32_bits_have_no_known_white(mode: str) -> None:
 def test_more_pixels_than_the_limit_are_refused_before_they_are_decoded(width: int, height: int) -> None:
     content = png(width, height, bytes(1000))
     tracemalloc.start()
-    with pytest.raises(OSError, match=r"pixels; at most 67,108,864 are decoded|DecompressionBombError"):
+    with pytest.raises(OSError, match=r"pixels; at most 67,108,864 are decoded|decompression bomb"):
         decoding.decoded(content)
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
@@ -74,7 +74,7 @@ def test_whatever_a_decoder_raises_is_one_line_about_that_image(
         raise error("two\nlines")
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
-    with pytest.raises(decoding.UnreadableImage, match=f"^{error.__name__}: two lines$"):
+    with pytest.raises(decoding.UnreadableImage, match=r"^it cannot be decoded: \w+( \w+)+$"):
         decoding.decoded(png(1, 1, b"\0\0"))
 
 

@@ -1,10 +1,12 @@
 """The native CPU engine as a whole: networks against PyTorch, on every path of this CPU."""
 
 import copy
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -418,3 +420,35 @@ def test_two_sessions_of_one_file_run_at_once(written: Written) -> None:
         thread.join()
     for engine, output in zip(engines, expected, strict=True):
         assert np.array_equal(engine.outputs[0], output)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are held to one core")
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])  # a V2 block meets four times as often
+def test_threads_that_have_no_core_of_their_own_cost_little(name: str, written: Written) -> None:
+    """All on one core, beside a process that keeps it busy: 90 to 270 times one thread's time where they spin."""
+    model, path = written(registry.spec(name, image_size=SIZE, num_classes=10), True, "int8")
+    images, cores = images_for(model, 1).numpy(), os.sched_getaffinity(0)
+    one = min(cores)
+    busy = subprocess.Popen(
+        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{one}}}); print(flush=True)\nwhile True: pass"],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        os.sched_setaffinity(0, {one})  # the engine's threads inherit it
+        medians = []
+        for threads in (1, 3):
+            engine, times = Engine(path, 1, *SIZE, threads), []
+            engine.bind(images)
+            for _ in range(41):
+                start = time.perf_counter()
+                engine.run()
+                times.append(time.perf_counter() - start)
+            engine.close()
+            medians.append(sorted(times)[20])
+    finally:
+        os.sched_setaffinity(0, cores)
+        busy.kill()
+        busy.communicate()
+    assert medians[1] < 12 * medians[0]

@@ -13,6 +13,8 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from convnext_deploy.data import preprocess, sources
@@ -75,7 +77,7 @@ def assert_same(a: Histogram, b: Histogram) -> None:
 
 
 def assert_same_calibration(a: Calibration, b: Calibration) -> None:
-    assert a.identity == b.identity
+    assert (a.identity, a.inputs) == (b.identity, b.inputs)
     assert a.statistics.keys() == b.statistics.keys()
     for key, statistics in a.statistics.items():
         assert_same(statistics, b.statistics[key])
@@ -215,6 +217,31 @@ def test_a_finished_file_is_a_calibration_without_running_the_model(
     first = run(resume=tmp_path / "state")
     monkeypatch.setattr(ConvNeXt, "forward", None)
     assert_same_calibration(run(resume=tmp_path / "state"), first)
+
+
+def test_what_the_images_look_like_and_what_the_model_says_of_them_is_kept(
+    run: Callable[..., Calibration], loaded: checkpoint.Loaded, pixels: NDArray[np.uint8]
+) -> None:
+    found = run().inputs
+    assert found is not None
+    wide = pixels.reshape(IMAGES, -1).astype(np.float64) / 255
+    np.testing.assert_allclose(found.mean + found.mean_spread, (wide.mean(1).mean(), wide.mean(1).std()), atol=1e-6)
+    np.testing.assert_allclose(found.std + found.std_spread, (wide.std(1).mean(), wide.std(1).std()), atol=1e-6)
+    images = preprocess.as_input(pixels, loaded.preprocessing, "float32")
+    with torch.no_grad():
+        logits = loaded.model(torch.from_numpy(images))
+    assert found.classes == tuple(torch.bincount(logits.argmax(1), minlength=10).tolist())
+    assert run(source=random_images(IMAGES, (28, 28))).inputs is None  # noise is no reference
+
+
+def test_a_file_without_them_is_refused(run: Callable[..., Calibration], tmp_path: Path) -> None:
+    run(resume=tmp_path / "state")
+    kept = load_file(tmp_path / "state")
+    with safe_open(tmp_path / "state", framework="numpy") as file:
+        facts = file.metadata()
+    save_file({key: array for key, array in kept.items() if not key.startswith("images/")}, tmp_path / "state", facts)
+    with pytest.raises(UsageError, match="does not hold a calibration: 'images'; remove it or name another file"):
+        run(resume=tmp_path / "state")
 
 
 def test_progress_starts_at_nothing_and_ends_with_all_images(run: Callable[..., Calibration]) -> None:

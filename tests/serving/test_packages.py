@@ -1,6 +1,9 @@
 """Artifacts packed for Triton, KServe and Docker, read by the parsers of those who will read them."""
 
 import json
+import re
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,7 @@ def test_a_container_has_the_artifact_and_runs_as_nobody(
     text = (folder / "Dockerfile").read_text()
     assert f"USER {docker.USER}:{docker.USER}\n" in text
     assert ("g++" in text) == (format == "native")
+    assert yaml.safe_load((folder / "compose.yaml").read_text())["name"] == "m"
     assert "HEALTHCHECK" in text
     last = text[text.rindex("FROM ") :]
     assert "apt-get" not in last
@@ -143,10 +147,41 @@ def test_a_container_has_the_artifact_and_runs_as_nobody(
     assert yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"]
 
 
+@pytest.mark.parametrize("brought", [True, False])
+def test_a_compiler_is_installed_only_where_the_wheel_brings_no_engine(
+    artifact_of: Callable[..., Artifact], brought: bool, tmp_path: Path
+) -> None:
+    convnext_deploy.package(artifact_of("native", input="uint8").path, "docker", out=tmp_path / "d")
+    text = (tmp_path / "d" / "Dockerfile").read_text()
+    (step,) = (one for one in re.split(r"\n(?=[A-Z]+ |#)", text) if "g++" in one)
+    command = step.removeprefix("RUN ").replace("/opt", str(tmp_path)).replace("/var/lib/apt", str(tmp_path / "apt"))
+    commands, log = tmp_path / "venv" / "bin", tmp_path / "log"
+    commands.mkdir(parents=True)
+    for name, code in (("python", f"grep -q shipped <<< $2 && exit {int(not brought)}"), ("apt-get", "")):
+        (commands / name).write_text(f'#!/bin/bash\necho {name} "$@" >> {log}\n{code}\nexit 0\n')
+        (commands / name).chmod(0o755)
+    subprocess.run(["sh", "-ec", command], check=True, env={"PATH": f"{commands}:/usr/bin:/bin"})
+    ran = log.read_text()
+    assert ("apt-get install -y --no-install-recommends g++" in ran) == (not brought)
+    assert ("library.build()" in ran) == (not brought)
+
+
+@pytest.mark.parametrize(("name", "project"), [("1e5", "1e5"), ("My.Model", "my-model"), ("007", "007")])
+def test_compose_takes_the_name(artifact: Artifact, name: str, project: str, tmp_path: Path) -> None:
+    convnext_deploy.package(artifact.path, "docker", out=tmp_path / "d", name=name)
+    assert yaml.safe_load((tmp_path / "d" / "compose.yaml").read_text())["name"] == project
+
+
+def test_what_is_to_be_typed_has_its_paths_quoted(artifact: Artifact, tmp_path: Path) -> None:
+    out = tmp_path / "my model; x"
+    out.mkdir()
+    for target, options in (("docker", {}), ("kserve", {"image": "a.example/c:1"}), ("triton", {})):
+        for note in convnext_deploy.package(artifact.path, target, out=out / target, **options):  # type: ignore[arg-type]
+            assert str(out) not in note or any(str(out) in word for word in shlex.split(note))
+
+
 def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
-    import re
-
     from convnext_deploy.serving.metrics import Metrics
 
     metrics = Metrics()

@@ -301,6 +301,24 @@ def test_what_is_not_finite_is_refused_and_moves_no_neighbour(one: Running) -> N
     assert "NaN or infinite" in answer["error"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"slo_ms": 1e-3},
+            r"slo_ms 0.001: onnx takes .* ms for one image alone here, so that nothing could be answered",
+        ),
+        ({"slo_ms": 1e9}, r"slo_ms 1e\+09 is more than deadline_ms 30000, after which a request is given up"),
+        ({"slo_ms": 200, "deadline_ms": 100}, "slo_ms 200 is more than deadline_ms 100"),
+    ],
+)
+def test_a_limit_that_cannot_be_kept_or_means_nothing_is_refused(
+    artifact: Artifact, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        convnext_deploy.asgi(artifact.path, **options)
+
+
 def test_unknown_addresses_and_methods_say_where_to_look(one: Running) -> None:
     assert one.ask("GET", "/nope")[:2] == (404, {"error": "no such address; GET /docs lists what there is"})
     assert one.ask("POST", "/reload", b"")[0] == 404  # of the admin address only

@@ -269,11 +269,29 @@ def test_work_of_something_else_is_neither_used_nor_removed(tmp_path: Path) -> N
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"best\.optimize holds no work of `optimize`"):
-        optimize._check_identity(folder, "facts")
-    optimize._check_identity(tmp_path / "new", "facts")
-    optimize._check_identity(tmp_path / "new", "facts")
-    with pytest.raises(UsageError, match="is of other options, images or versions"):
-        optimize._check_identity(tmp_path / "new", "others")
+        optimize._check_identity(folder, weights="a")
+    optimize._check_identity(tmp_path / "new", weights="a")
+    optimize._check_identity(tmp_path / "new", weights="a")
+    (tmp_path / "new" / optimize.IDENTITY).write_text('["of an earlier version"]')
+    with pytest.raises(UsageError, match="a call with other options, images or versions; remove it"):
+        optimize._check_identity(tmp_path / "new", weights="a")
+
+
+def test_work_with_other_options_is_refused_with_their_names(tmp_path: Path) -> None:
+    first = {"max_drop": 0.5, "batch": 1, "images": {"data": "val", "split": None}}
+    facts = {"weights": "a", "images": ["x"], "versions": {"torch": "2.9"}}
+    optimize._check_identity(tmp_path / "w", options=first, **facts)
+
+    def refusal(**changed: object) -> str:
+        with pytest.raises(UsageError) as caught:
+            optimize._check_identity(tmp_path / "w", **({"options": first} | facts | changed))
+        return str(caught.value).partition(" a call with ")[2].partition(";")[0]
+
+    assert refusal(options=first | {"max_drop": 1.0}) == "--max-drop 0.5 in the place of 1.0"
+    assert refusal(options=first | {"images": {"data": "test", "split": None}}) == "--data 'val' in the place of 'test'"
+    assert refusal(weights="b", images=["y"]) == "other weights, other images"
+    assert refusal(versions={"torch": "2.11"}) == "versions torch '2.9' in the place of '2.11'"
+    assert refusal(options={}, weights="b", images=["y"]).endswith("in the place of None and 1 more")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ extern "C" {
 
 const char *cnxt_isas(void) { return cnxt::available_kernels(); }
 
+const char *cnxt_isas_refused(void) { return cnxt::refused_kernels(); }
+
 int cnxt_model_open(const void *data, size_t bytes, cnxt_model **model, char *message, size_t size) {
   return guarded(message, size, [&] {
     if (!model) refuse("model is NULL");

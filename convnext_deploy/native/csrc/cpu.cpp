@@ -8,6 +8,12 @@
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <cerrno>
+
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace cnxt {
 namespace {
@@ -32,6 +38,38 @@ bool has_avx_vnni() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
+
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+
+// Tile registers are 8 KB a thread, which a process has to ask Linux for: null where it has them, or what refuses them.
+const char *tiles_refused() {
+#if defined(CNXT_MODEL_AMX) && CNXT_MODEL_AMX
+  return nullptr;
+#elif defined(__linux__)
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const std::string line = [] {
+    if (syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0) return std::string();
+    const int error = errno;
+    return std::string("amx: the system does not give this process tile registers (") + std::strerror(error) + ")";
+  }();
+  return line.empty() ? nullptr : line.c_str();
+#else
+  return "amx: tile registers are asked for on Linux only";
+#endif
+}
+
+// Tiles, and their products of codes and of bf16; all CPUs that have these have AVX-512 with bf16.
+bool has_tiles() {
+#if defined(CNXT_MODEL_AMX)
+  return has_avx512_bf16();
+#else
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned NEEDED = 1u << 22 | 1u << 24 | 1u << 25;  // amx-bf16, amx-tile, amx-int8
+  return has_avx512_bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & NEEDED) == NEEDED;
+#endif
+}
 #elif defined(__aarch64__)
 // What Linux says of every core, by the bits of its asm/hwcap.h, of which older headers lack some. Other systems are
 // not asked.
@@ -47,11 +85,8 @@ bool has_i8mm_and_bf16() { return false; }
 
 constexpr Path PATHS[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16",
-     []() -> bool {
-       return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-     },
-     avx512_bf16_kernels},
+    {"amx", []() -> bool { return has_tiles() && !tiles_refused(); }, amx_kernels},
+    {"avx512_bf16", has_avx512_bf16, avx512_bf16_kernels},
     {"avx512_vnni", []() -> bool { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, avx512_vnni_kernels},
     {"avx_vnni", has_avx_vnni, avx_vnni_kernels},
     {"avx512", has_avx512, avx512_kernels},
@@ -83,6 +118,14 @@ const char *available_kernels() {
     return all;
   }();
   return names.c_str();
+}
+
+const char *refused_kernels() {
+#if defined(__x86_64__)
+  if (has_tiles())
+    if (const char *refused = tiles_refused()) return refused;
+#endif
+  return "";
 }
 
 }  // namespace cnxt

@@ -429,7 +429,7 @@ void gemm_of(const Gemm &g) {
   }
 }
 
-void gemm(const Gemm &g) {
+[[maybe_unused]] void gemm(const Gemm &g) {  // tiles take the place of two of the three
   if (g.type == INT8) gemm_of<INT8>(g);
   else if (g.type == BF16) gemm_of<BF16>(g);
   else gemm_of<FP32>(g);

@@ -95,6 +95,7 @@ const Kernels *avx_vnni_kernels();
 const Kernels *avx512_kernels();
 const Kernels *avx512_vnni_kernels();
 const Kernels *avx512_bf16_kernels();
+const Kernels *amx_kernels();
 const Kernels *neon_kernels();
 const Kernels *neon_dotprod_kernels();
 const Kernels *neon_bf16_kernels();
@@ -102,5 +103,7 @@ const Kernels *neon_bf16_kernels();
 // The kernels named, or the best of this CPU where `name` is null; null where the CPU does not have them.
 const Kernels *choose_kernels(const char *name);
 const char *available_kernels();
+// Why kernels that this CPU has instructions for are not among those; empty where there are none.
+const char *refused_kernels();
 
 }  // namespace cnxt

@@ -14,6 +14,14 @@
 #else
 #define MULTIPLIES_BF16 false
 #endif
+#if defined(ON_TILES)
+#include "gemm_tiles.h"
+#define GEMM               tile_gemm
+#define MULTIPLY_REGISTERS multiply_tile_registers
+#else
+#define GEMM               gemm
+#define MULTIPLY_REGISTERS multiply_registers
+#endif
 #if ADDS_IN_16_BITS
 #define FIND_ORDER find_order
 #else
@@ -23,8 +31,8 @@
 #define KERNELS(NAME)                                                                                             \
   namespace cnxt {                                                                                                \
   const Kernels *NAME##_kernels() {                                                                               \
-    static constexpr Kernels table = {#NAME,      MULTIPLIES_BF16, FIND_ORDER,        gemm, depthwise, normalize, \
-                                      scale_rows, sum_squares,     multiply_registers};                           \
+    static constexpr Kernels table = {#NAME,      MULTIPLIES_BF16, FIND_ORDER,        GEMM, depthwise, normalize, \
+                                      scale_rows, sum_squares,     MULTIPLY_REGISTERS};                           \
     return &table;                                                                                                \
   }                                                                                                               \
   }

@@ -1,4 +1,4 @@
-// The operations of a network: each thread runs all of them, and takes its share of every operation's pixels.
+// The operations of a network: the calling thread goes through them, and all threads share each one's pixels.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -28,17 +28,6 @@ void scatter(const Map &map, int buffer, size_t at, const float *row) {
   float *to = map.data[buffer] + at * BLOCK;
   const size_t step = map.plane() * BLOCK;
   for (size_t c = 0; c < map.columns(); c += BLOCK, to += step) std::memcpy(to, row + c, BLOCK * sizeof(float));
-}
-
-// Calls `body(first, count)` for tiles of nearly equal size that cover the span.
-template <class F>
-void for_tiles(Span span, size_t most, F body) {
-  size_t left = (span.last - span.first + most - 1) / most;
-  for (size_t first = span.first; left > 0; left--) {
-    const size_t count = (span.last - first + left - 1) / left;
-    body(first, count);
-    first += count;
-  }
 }
 
 }  // namespace
@@ -114,7 +103,6 @@ void Session::stem_norm(const Operation &op, size_t first, size_t count, const S
 }
 
 void Session::stem_patch(const Operation &op, Place &place) {
-  const Scratch &own = scratch[place.thread];
   const Map &map = maps[0];
   const uint32_t chans = model.header->in_chans;
   const size_t used = size_t{16} * chans, wide = op.a.inputs, stride = input_stride(op.a);
@@ -123,7 +111,8 @@ void Session::stem_patch(const Operation &op, Place &place) {
   const auto *floats = static_cast<const float *>(input);
   // Raw pixels are codes already where a step is 1 and nothing is subtracted.
   const bool codes = raw && op.a.type == INT8 && op.a.step == 1 && op.a.zero_point == 0 && op.a.shift == 0;
-  for_tiles(share(map.pixels(), place.thread), tile[0], [&](size_t first, size_t count) {
+  share(place, map.pixels(), tile[0], [&](uint32_t thread, size_t first, size_t count) {
+    const Scratch &own = scratch[thread];
     size_t x = first % map.width, line = first / map.width, image = 0, y = 0;  // lines are counted over images
     for (size_t i = 0; i < count; i++, line += ++x == map.width, x = x == map.width ? 0 : x) {
       if (i == 0 || x == 0) image = line / map.height, y = 4 * (line % map.height);  // rows may be left over below
@@ -151,12 +140,11 @@ void Session::stem_patch(const Operation &op, Place &place) {
     g.epilogue = to_rows(nullptr, IDENTITY, own.hidden, map.columns() * sizeof(float));
     kernels.gemm(g);
     stem_norm(op, first, count, own);
+    mark(place, thread, 0, &op.a);
   });
-  mark(place, 0, &op.a);
 }
 
 void Session::stem_convolution(const Operation &op, Place &place) {
-  const Scratch &own = scratch[place.thread];
   const bool first_of_two = place.index == 0;
   const uint32_t chans = op.channels;
   const size_t from_h = first_of_two ? height : half_padded(height), h = half_padded(from_h);
@@ -166,7 +154,8 @@ void Session::stem_convolution(const Operation &op, Place &place) {
   const auto *floats = static_cast<const float *>(input);
   const float *mean = model.tensor<float>(op.input_mean);
   const size_t out_columns = padded(op.a.outputs);
-  for_tiles(share(size_t{batch} * h * w, place.thread), tile[0], [&](size_t first, size_t count) {
+  share(place, size_t{batch} * h * w, tile[0], [&](uint32_t thread, size_t first, size_t count) {
+    const Scratch &own = scratch[thread];
     for (size_t i = 0; i < count; i++) {
       const size_t x = (first + i) % w, line = (first + i) / w, image = line / h, y = line % h;
       float *row = own.rows + i * wide;
@@ -189,12 +178,13 @@ void Session::stem_convolution(const Operation &op, Place &place) {
     Gemm g = product(op.a, own.inputs, count);
     g.epilogue = to_rows(nullptr, op.activation, own.hidden, out_columns * sizeof(float));
     kernels.gemm(g);
-    if (!first_of_two) return stem_norm(op, first, count, own);
     const auto *result = reinterpret_cast<const float *>(own.hidden);
-    for (size_t i = 0; i < count; i++)
-      std::memcpy(middle + (first + i) * op.a.outputs, result + i * out_columns, op.a.outputs * sizeof(float));
+    if (!first_of_two) stem_norm(op, first, count, own);
+    else
+      for (size_t i = 0; i < count; i++)
+        std::memcpy(middle + (first + i) * op.a.outputs, result + i * out_columns, op.a.outputs * sizeof(float));
+    mark(place, thread, 0, &op.a);
   });
-  mark(place, 0, &op.a);
 }
 
 void Session::dwconv_norm(const Operation &op, const Map &map, int buffer, size_t first, size_t count,
@@ -216,24 +206,24 @@ void Session::dwconv_norm(const Operation &op, const Map &map, int buffer, size_
 }
 
 void Session::block(const Operation &op, Place &place) {
-  const Scratch &own = scratch[place.thread];
   const Map &map = maps[place.stage];
   const uint8_t *following =
       place.index + 1 < model.operations.size() ? model.tensor<uint8_t>((&op + 1)->a.weights) : nullptr;
-  for_tiles(share(map.pixels(), place.thread), tile[place.stage], [&](size_t first, size_t count) {
+  share(place, map.pixels(), tile[place.stage], [&](uint32_t thread, size_t first, size_t count) {
+    const Scratch &own = scratch[thread];
     dwconv_norm(op, map, place.buffer, first, count, own);
-    mark(place, 1, nullptr);
+    mark(place, thread, 1, nullptr);
     Gemm expand = product(op.a, own.inputs, count);
     expand.next = model.tensor<uint8_t>(op.b.weights);
     expand.epilogue = to_rows(&op.b, op.activation, own.hidden, input_stride(op.b));
     kernels.gemm(expand);
-    mark(place, 2, &op.a);
+    mark(place, thread, 2, &op.a);
     place_pixels(map, first, count, own.pixels);
     Gemm project = product(op.b, own.hidden, count);
     project.next = following;
     project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
     kernels.gemm(project);
-    mark(place, 4, &op.b);
+    mark(place, thread, 4, &op.b);
   });
   place.buffer = 1 - place.buffer;
 }
@@ -242,54 +232,51 @@ void Session::block(const Operation &op, Place &place) {
 // taken over short runs of pixels, while those are in the cache, and the runs are added up in order: the result
 // does not depend on how many threads there are.
 void Session::block_with_grn(const Operation &op, Place &place) {
-  const Scratch &own = scratch[place.thread];
   const Map &map = maps[place.stage];
   const size_t area = size_t{map.height} * map.width, wide = op.b.inputs, hidden = 4 * size_t{op.channels};
   const size_t length = grn_run(area), runs = (area + length - 1) / length;  // of a run; of an image
   const auto pixel_of = [&](size_t run) { return run / runs * area + std::min(run % runs * length, area); };
   for (size_t image = 0; image < batch; image += grn_images[place.stage]) {
     const size_t images = std::min<size_t>(grn_images[place.stage], batch - image), start = image * area;
-    const Span mine = share(images * runs, place.thread);
     const size_t most = std::max<size_t>(tile[place.stage] / length, 1);
-    for_tiles(mine, most, [&](size_t run, size_t count) {
+    share(place, images * runs, most, [&](uint32_t thread, size_t run, size_t count) {
+      const Scratch &own = scratch[thread];
       const size_t first = pixel_of(run), pixels = pixel_of(run + count) - first;
       dwconv_norm(op, map, place.buffer, start + first, pixels, own);
-      mark(place, 1, nullptr);
+      mark(place, thread, 1, nullptr);
       Gemm expand = product(op.a, own.inputs, pixels);
       expand.next = model.tensor<uint8_t>(op.a.weights);
       expand.epilogue = to_rows(nullptr, op.activation, grn_hidden + first * wide, wide * sizeof(float));
       expand.epilogue.exact = op.b.type == FP32;
       kernels.gemm(expand);
-      mark(place, 2, &op.a);
+      mark(place, thread, 2, &op.a);
       for (size_t r = run; r < run + count; r++)
         kernels.sum_squares(grn_hidden + pixel_of(r) * wide, wide, static_cast<uint32_t>(pixel_of(r + 1) - pixel_of(r)),
                             static_cast<uint32_t>(wide), grn_sums + r * wide);
-      mark(place, 3, nullptr);
+      mark(place, thread, 3, nullptr);
     });
-    wait(place);
-    const Span blocks = share(images * wide / BLOCK, place.thread);
-    for (size_t block = blocks.first; block < blocks.last; block++) {
-      const size_t i = block * BLOCK / wide, column = block * BLOCK % wide;
-      float total[BLOCK] = {};
-      for (size_t r = i * runs; r < (i + 1) * runs; r++)
-        for (size_t c = 0; c < BLOCK; c++) total[c] += grn_sums[r * wide + column + c];
-      for (size_t c = 0; c < BLOCK; c++) grn_factor[i * wide + column + c] = std::sqrt(total[c]);
-    }
-    mark(place, 3, nullptr);
-    wait(place);
-    if (place.thread == 0) {
-      const float *weight = model.tensor<float>(op.grn_weight);
-      for (size_t i = 0; i < images; i++) {
-        float *factor = grn_factor + i * wide;
-        double total = 0;
-        for (size_t c = 0; c < hidden; c++) total += factor[c];
-        const float mean = static_cast<float>(total / static_cast<double>(hidden));
-        for (size_t c = 0; c < wide; c++) factor[c] = 1 + weight[c] * (factor[c] / (mean + op.grn_eps));
+    const size_t blocks = images * wide / BLOCK;
+    share(place, blocks, blocks, [&](uint32_t thread, size_t first, size_t count) {
+      for (size_t block = first; block < first + count; block++) {
+        const size_t i = block * BLOCK / wide, column = block * BLOCK % wide;
+        float total[BLOCK] = {};
+        for (size_t r = i * runs; r < (i + 1) * runs; r++)
+          for (size_t c = 0; c < BLOCK; c++) total[c] += grn_sums[r * wide + column + c];
+        for (size_t c = 0; c < BLOCK; c++) grn_factor[i * wide + column + c] = std::sqrt(total[c]);
       }
+      mark(place, thread, 3, nullptr);
+    });
+    const float *weight = model.tensor<float>(op.grn_weight);
+    for (size_t i = 0; i < images; i++) {
+      float *factor = grn_factor + i * wide;
+      double total = 0;
+      for (size_t c = 0; c < hidden; c++) total += factor[c];
+      const float mean = static_cast<float>(total / static_cast<double>(hidden));
+      for (size_t c = 0; c < wide; c++) factor[c] = 1 + weight[c] * (factor[c] / (mean + op.grn_eps));
     }
-    mark(place, 3, nullptr);
-    wait(place);
-    for_tiles(mine, most, [&](size_t run, size_t count) {
+    mark(place, 0, 3, nullptr);
+    share(place, images * runs, most, [&](uint32_t thread, size_t run, size_t count) {
+      const Scratch &own = scratch[thread];
       const size_t first = pixel_of(run), pixels = pixel_of(run + count) - first;
       for (size_t done = 0; done < pixels;) {  // a tile may reach into the next image, whose factors are others
         const size_t i = (first + done) / area, rows = std::min(pixels - done, (i + 1) * area - first - done);
@@ -300,23 +287,22 @@ void Session::block_with_grn(const Operation &op, Place &place) {
         kernels.scale_rows(n, op.b.inputs);
         done += rows;
       }
-      mark(place, 3, nullptr);
+      mark(place, thread, 3, nullptr);
       place_pixels(map, start + first, pixels, own.pixels);
       Gemm project = product(op.b, own.hidden, pixels);
       project.next = model.tensor<uint8_t>(op.b.weights);
       project.epilogue = to_map(map, 1 - place.buffer, own.pixels, map.data[place.buffer]);
       kernels.gemm(project);
-      mark(place, 4, &op.b);
+      mark(place, thread, 4, &op.b);
     });
-    wait(place);
   }
   place.buffer = 1 - place.buffer;
 }
 
 void Session::downsample(const Operation &op, Place &place) {
-  const Scratch &own = scratch[place.thread];
   const Map &from = maps[place.stage], &to = maps[place.stage + 1];
-  for_tiles(share(to.pixels(), place.thread), tile[place.stage + 1], [&](size_t first, size_t count) {
+  share(place, to.pixels(), tile[place.stage + 1], [&](uint32_t thread, size_t first, size_t count) {
+    const Scratch &own = scratch[thread];
     for (size_t tap = 0; tap < 4; tap++) {
       size_t x = first % to.width, line = first / to.width, above = 0;  // lines are counted over images, in both maps
       for (size_t i = 0; i < count; i++, line += ++x == to.width, x = x == to.width ? 0 : x) {
@@ -333,10 +319,10 @@ void Session::downsample(const Operation &op, Place &place) {
     Gemm g = product(op.a, own.inputs, count);
     g.epilogue = to_map(to, 0, own.pixels, nullptr);
     kernels.gemm(g);
+    mark(place, thread, 5, &op.a);
   });
   place.stage++;
   place.buffer = 0;
-  mark(place, 5, &op.a);
 }
 
 // A stage's map as (N, C, H, W), and through its norm where it has one.
@@ -345,8 +331,8 @@ void Session::features(const Operation &op, Place &place) {
   const size_t area = size_t{map.height} * map.width, columns = map.columns();
   float *out = outputs[place.stage];
   if (op.norm != NO_NORM) {
-    const Scratch &own = scratch[place.thread];
-    for_tiles(share(map.pixels(), place.thread), tile[place.stage], [&](size_t first, size_t count) {
+    share(place, map.pixels(), tile[place.stage], [&](uint32_t thread, size_t first, size_t count) {
+      const Scratch &own = scratch[thread];
       for (size_t i = 0; i < count; i++) gather(map, place.buffer, map.at(first + i), own.rows + i * columns);
       Normalize n = {};
       n.norm = op.norm, n.channels = map.channels, n.rows = static_cast<uint32_t>(count), n.type = FP32, n.eps = op.eps;
@@ -361,16 +347,18 @@ void Session::features(const Operation &op, Place &place) {
         }
         i += rows;
       }
+      mark(place, thread, 7, nullptr);
     });
-    return mark(place, 7, nullptr);
+    return;
   }
-  const Span mine = share(size_t{batch} * map.channels, place.thread);
-  for (size_t channel = mine.first; channel < mine.last; channel++) {
-    const size_t image = channel / map.channels, c = channel % map.channels;
-    const float *plane = map.data[place.buffer] + c / BLOCK * map.plane() * BLOCK + c % BLOCK;
-    for (size_t p = 0; p < area; p++) out[channel * area + p] = plane[map.at(image * area + p) * BLOCK];
-  }
-  mark(place, 7, nullptr);
+  share(place, size_t{batch} * map.channels, BLOCK, [&](uint32_t thread, size_t first, size_t count) {
+    for (size_t channel = first; channel < first + count; channel++) {
+      const size_t image = channel / map.channels, c = channel % map.channels;
+      const float *plane = map.data[place.buffer] + c / BLOCK * map.plane() * BLOCK + c % BLOCK;
+      for (size_t p = 0; p < area; p++) out[channel * area + p] = plane[map.at(image * area + p) * BLOCK];
+    }
+    mark(place, thread, 7, nullptr);
+  });
 }
 
 // One image's mean over its pixels, normalized before or after.
@@ -397,28 +385,30 @@ void Session::pool_image(const Operation &op, const Map &map, int buffer, size_t
 }
 
 void Session::head(const Operation &op, Place &place) {
-  const Span images = share(batch, place.thread);
-  for (size_t image = images.first; image < images.last; image++)
-    pool_image(op, maps[3], place.buffer, image, scratch[place.thread]);
+  const Product *last = op.b.outputs ? &op.b : op.a.outputs ? &op.a : nullptr;
+  share(place, batch, 1, [&](uint32_t thread, size_t image, size_t) {
+    pool_image(op, maps[3], place.buffer, image, scratch[thread]);
+    mark(place, thread, 6, last);
+  });
   int current = 0;
   for (const Product *p : {&op.a, &op.b}) {
     if (!p->outputs) continue;
-    kernels.scale_rows(reading(*p, vectors[current] + images.first * head_width, head_width, images.last - images.first,
-                               head_inputs + images.first * input_stride(*p)),
-                       p->inputs);
-    wait(place);
-    Gemm g = product(*p, head_inputs, batch);
-    const Span groups = share(g.last, place.thread);
-    g.first = static_cast<uint32_t>(groups.first), g.last = static_cast<uint32_t>(groups.last);
+    kernels.scale_rows(reading(*p, vectors[current], head_width, batch, head_inputs), p->inputs);
+    mark(place, 0, 6, last);
+    const Gemm whole = product(*p, head_inputs, batch);
+    share(place, whole.last, whole.last, [&](uint32_t thread, size_t first, size_t count) {
+      Gemm g = whole;
+      g.first = static_cast<uint32_t>(first), g.last = static_cast<uint32_t>(first + count);
+      g.epilogue = to_rows(nullptr, p == &op.a ? op.activation : uint32_t{IDENTITY}, vectors[1 - current],
+                           head_width * sizeof(float));
+      kernels.gemm(g);
+      mark(place, thread, 6, last);
+    });
     current = 1 - current;
-    g.epilogue =
-        to_rows(nullptr, p == &op.a ? op.activation : uint32_t{IDENTITY}, vectors[current], head_width * sizeof(float));
-    kernels.gemm(g);
-    wait(place);
   }
-  for (size_t image = images.first; image < images.last; image++)
+  for (size_t image = 0; image < batch; image++)
     std::memcpy(outputs[0] + image * model.width, vectors[current] + image * head_width, model.width * sizeof(float));
-  mark(place, 6, op.b.outputs ? &op.b : op.a.outputs ? &op.a : nullptr);
+  mark(place, 0, 6, last);
 }
 
 }  // namespace cnxt

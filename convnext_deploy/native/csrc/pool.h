@@ -1,8 +1,8 @@
-// The session's threads: all of them run the same function, and meet at barriers inside it.
+// The session's threads, and how they share a piece of work.
 #pragma once
 #include <atomic>
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -17,25 +17,44 @@ class Pool {
   Pool(const Pool &) = delete;
   Pool &operator=(const Pool &) = delete;
 
+  static constexpr uint32_t MOST_PIECES = 0xFFFF;
+
   // False after a fork: the child does not have the other threads.
   bool belongs_here() const;
-  // Runs `work(thread)` on every thread, the calling one being 0, and returns when all are done.
-  void run(const std::function<void(uint32_t)> &work);
-  // Every thread of `run` waits here for all others.
-  void barrier();
+
+  // Calls `work(thread, piece)` for every piece, and returns when all are done. The calling thread is 0. Each thread
+  // begins with its own run of neighbouring pieces, the same ones every time, as their data is in its cache; then it
+  // takes what others have not begun. So nobody waits for a thread that is late, only for pieces that are being done.
+  template <class F>
+  void run(uint32_t pieces, F &&work) {
+    run(pieces, [](void *f, uint32_t thread, uint32_t piece) { (*static_cast<F *>(f))(thread, piece); }, &work);
+  }
 
  private:
+  using Work = void (*)(void *, uint32_t thread, uint32_t piece);
+
+  // The pieces that a thread begins with, and whose turn it is: [first, last) of the run with that number. One word, so
+  // that a thread which has slept since an earlier run cannot take a piece of this one by mistake.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};  // run << 32 | last << 16 | first
+    std::atomic<int> core{-1};      // that the thread ran on when it last looked
+  };
+
+  void run(uint32_t pieces, Work function, void *argument);
   void serve(uint32_t thread);
+  void take(uint32_t thread, uint32_t number);
+  void look_around(uint32_t thread);
   void stop();
 
   const uint32_t threads;
   const pid_t process;
   std::vector<std::thread> workers;
-  const std::function<void(uint32_t)> *work = nullptr;
-  bool stopping = false;
-  alignas(64) std::atomic<uint32_t> started{0};  // counts runs
-  alignas(64) std::atomic<uint32_t> arrived{0};
-  alignas(64) std::atomic<uint32_t> passed{0};  // counts barriers
+  const std::unique_ptr<Share[]> shares;  // of each thread
+  Work work = nullptr;                    // written between runs; read after a piece was taken
+  void *argument = nullptr;
+  std::atomic<bool> stopping{false};
+  alignas(64) std::atomic<uint32_t> number{0};      // of the run
+  alignas(64) std::atomic<uint32_t> unfinished{0};  // pieces
 };
 
 }  // namespace cnxt

@@ -164,12 +164,9 @@ void Session::run(const void *images, float *const *results, bool with_times) {
   timed = with_times;
   timings.clear();
   last = std::chrono::steady_clock::now();
-  pool->run([this](uint32_t thread) { all_operations(thread); });
-}
-
-void Session::all_operations(uint32_t thread) {
-  Place place{thread, 0, 0, 0};
+  Place place{0, 0, 0};
   for (const Operation &op : model.operations) {
+    begin(op, place);
     switch (op.kind) {
       case STEM_PATCH: stem_patch(op, place); break;
       case STEM_CONV: stem_convolution(op, place); break;
@@ -178,13 +175,28 @@ void Session::all_operations(uint32_t thread) {
       case FEATURES: features(op, place); break;
       default: head(op, place); break;
     }
-    wait(place);
     place.index++;
   }
 }
 
-void Session::mark(const Place &place, uint32_t part, const Product *product) {
-  if (!timed || place.thread != 0) return;
+void Session::begin(const Operation &op, const Place &place) {
+  const auto has = [&](uint32_t part, const Product *product) { mark(place, 0, part, product); };
+  switch (op.kind) {
+    case STEM_PATCH:
+    case STEM_CONV: return has(0, &op.a);
+    case BLOCK_OP:
+      has(1, nullptr);
+      has(2, &op.a);
+      if (op.grn_weight) has(3, nullptr);
+      return has(4, &op.b);
+    case DOWNSAMPLE: return has(5, &op.a);
+    case FEATURES: return has(7, nullptr);
+    default: return has(6, op.b.outputs ? &op.b : op.a.outputs ? &op.a : nullptr);
+  }
+}
+
+void Session::mark(const Place &place, uint32_t thread, uint32_t part, const Product *product) {
+  if (!timed || thread != 0) return;
   const auto now = std::chrono::steady_clock::now();
   const double ms = std::chrono::duration<double, std::milli>(now - last).count();
   last = now;
@@ -196,11 +208,6 @@ void Session::mark(const Place &place, uint32_t part, const Product *product) {
       return;
     }
   timings.push_back({static_cast<uint32_t>(place.index), part, type, executed, ms});
-}
-
-void Session::wait(const Place &place) {
-  pool->barrier();
-  mark(place, 8, nullptr);
 }
 
 }  // namespace cnxt

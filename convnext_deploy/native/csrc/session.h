@@ -1,5 +1,6 @@
 // A network planned for one batch and image size: its maps, its scratch, its threads.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <vector>
@@ -37,17 +38,22 @@ struct Scratch {
 // Pixels of a V2 block's hidden map whose squares are added up at once: few enough to share small maps out evenly.
 inline size_t grn_run(size_t area) { return area < 56 ? 1 : area < 196 ? area / 28 : 7; }
 
-// How far a thread is: which stage, and which of its map's two buffers holds the current values.
+// How far a run is: which stage, and which of its map's two buffers holds the current values.
 struct Place {
-  uint32_t thread;
   size_t index;  // of the operation
   int stage;
   int buffer;
 };
 
-struct Span {
-  size_t first, last;
-};
+// Calls `body(first, count)` for tiles of nearly equal size that cover [first, last).
+template <class F>
+void for_tiles(size_t first, size_t last, size_t most, F body) {
+  for (size_t left = (last - first + most - 1) / most; left > 0; left--) {
+    const size_t count = (last - first + left - 1) / left;
+    body(first, count);
+    first += count;
+  }
+}
 
 class Session {
  public:
@@ -67,7 +73,6 @@ class Session {
 
  private:
   size_t lay_out(uint8_t *base);  // the arena's bytes; sets every pointer where `base` is not null
-  void all_operations(uint32_t thread);
   void stem_patch(const Operation &, Place &);
   void stem_convolution(const Operation &, Place &);
   void block(const Operation &, Place &);
@@ -76,8 +81,17 @@ class Session {
   void features(const Operation &, Place &);
   void head(const Operation &, Place &);
 
-  // The thread's share of `count` things.
-  Span share(size_t count, uint32_t thread) const { return {count * thread / threads, count * (thread + 1) / threads}; }
+  // Calls `body(thread, first, count)` for tiles of at most `most` of `all` things, on all threads, and waits for them.
+  template <class F>
+  void share(const Place &place, size_t all, size_t most, F body) {
+    const size_t each = (all + threads - 1) / threads;
+    const size_t pieces = threads * std::clamp<size_t>((each + most - 1) / most, 1, Pool::MOST_PIECES / threads);
+    pool->run(static_cast<uint32_t>(pieces), [&](uint32_t thread, size_t piece) {
+      for_tiles(all * piece / pieces, all * (piece + 1) / pieces, most,
+                [&](size_t first, size_t count) { body(thread, first, count); });
+    });
+    mark(place, 0, 8, nullptr);
+  }
   // Rows of floats to what product `p` reads, in `to`; rows are `input_stride(p)` bytes apart.
   Normalize reading(const Product &p, const float *rows, size_t stride, size_t count, void *to) const;
   Gemm product(const Product &p, const uint8_t *a, size_t rows) const;
@@ -87,9 +101,10 @@ class Session {
   void dwconv_norm(const Operation &, const Map &, int buffer, size_t first, size_t count, const Scratch &) const;
   void pool_image(const Operation &, const Map &, int buffer, size_t image, const Scratch &) const;
 
-  // Ends a part of an operation: the calling thread's time since the last one is the part's.
-  void mark(const Place &, uint32_t part, const Product *product);
-  void wait(const Place &);
+  // Names an operation's parts, as thread 0 may come too late to do any piece of one.
+  void begin(const Operation &, const Place &);
+  // Ends a part of an operation: the time since the last one is the part's. Counted on thread 0 only.
+  void mark(const Place &, uint32_t thread, uint32_t part, const Product *product);
 
   std::unique_ptr<Pool> pool;
   uint8_t *arena = nullptr;

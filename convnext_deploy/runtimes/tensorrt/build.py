@@ -60,7 +60,7 @@ def profiles(model: ModelSpec, export: ExportSpec) -> tuple[Range, ...]:
             raise UsageError(f"sides {low}:{opt}:{high}; expected {STRIDE} <= min <= opt <= max")
         sizes = (low, low), (opt, opt) if spec.sides else model.image_size, (high, high)
     elif spec.sides is not None:
-        raise UsageError("--sides is for --dynamic-image-size")
+        raise UsageError("--trt-sides is for --dynamic-image-size")
 
     def shape(batch: int, size: tuple[int, int]) -> tuple[int, ...]:
         return (batch, *size, model.in_chans) if export.input == "uint8" else (batch, model.in_chans, *size)
@@ -82,12 +82,12 @@ def check_spec(trt: Any, name: Name, spec: TensorRtSpec) -> None:
         if not gpu:
             raise UsageError("TensorRT builds on the GPU it builds for, and there is none here; use --trt rtx")
         if spec.targets:
-            raise UsageError("--target is for TensorRT-RTX (--trt rtx); TensorRT builds for the GPU it runs on")
+            raise UsageError("--trt-target is for TensorRT-RTX (--trt rtx); TensorRT builds for the GPU it runs on")
         return
-    for flag, option in ((spec.hardware_compatible, "--hardware-compatible"),
-                         (spec.version_compatible, "--version-compatible")):  # fmt: skip
+    for flag, option in ((spec.hardware_compatible, "--trt-hardware-compatible"),
+                         (spec.version_compatible, "--trt-version-compatible")):  # fmt: skip
         if flag:
-            raise UsageError(f"TensorRT-RTX has no {option}; it builds for any GPU from Ampere on without --target")
+            raise UsageError(f"TensorRT-RTX has no {option}; it builds for any GPU from Ampere on without --trt-target")
     known = known_targets(trt)
     for target in spec.targets:
         if target not in known:
@@ -96,7 +96,7 @@ def check_spec(trt: Any, name: Name, spec: TensorRtSpec) -> None:
                 + "; TensorRT itself builds on that GPU (--trt tensorrt)"
             )
     if spec.refit != "none" and not gpu:
-        raise UsageError(f"--refit {spec.refit} needs an NVIDIA GPU to build on: TensorRT-RTX fails without one")
+        raise UsageError(f"--trt-refit {spec.refit} needs an NVIDIA GPU to build on: TensorRT-RTX fails without one")
 
 
 def build_engine(
@@ -180,7 +180,7 @@ def _parser_reason(parser: Any) -> str:
 def _refuse_fp8(trt: Any, network: Any, spec: TensorRtSpec) -> None:
     old = [target for target in spec.targets if int(target[2:]) < FP8_SINCE]
     if old and any(key.endswith(" fp8") for key in layer_census(network)):
-        raise UsageError(f"fp8 needs sm{FP8_SINCE} (Ada) or newer; --target has {', '.join(old)}; use int8 or fp16")
+        raise UsageError(f"fp8 needs sm{FP8_SINCE} (Ada) or newer; --trt-target has {', '.join(old)}; use int8 or fp16")
 
 
 def _config(

@@ -9,14 +9,17 @@ from ...errors import MissingPackageError, UsageError
 Name = Literal["tensorrt", "tensorrt_rtx"]
 TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
-# Compute capability by the name people give the GPU. Written from memory of NVIDIA's list, not checked against it.
+# Compute capability by the name people give the GPU: NVIDIA's page "CUDA GPU Compute Capability"
+# (https://developer.nvidia.com/cuda-gpus), and for T4, A30 and the RTX 20 series its legacy list; read on 2026-11-27.
 COMPUTE_CAPABILITIES = {
     "t4": 75, "rtx2060": 75, "rtx2070": 75, "rtx2080": 75,
     "a100": 80, "a30": 80,
     "a2": 86, "a10": 86, "a16": 86, "a40": 86, "rtxa6000": 86, "rtx3060": 86, "rtx3070": 86, "rtx3080": 86,
     "rtx3090": 86,
+    "orin": 87,
     "l4": 89, "l40": 89, "l40s": 89, "rtx4060": 89, "rtx4070": 89, "rtx4080": 89, "rtx4090": 89, "rtx6000ada": 89,
-    "h100": 90, "h200": 90, "gh200": 90, "b200": 100, "gb200": 100,
+    "h100": 90, "h200": 90, "gh200": 90,
+    "b200": 100, "gb200": 100, "b300": 103, "gb300": 103, "t5000": 110,
     "rtx5060": 120, "rtx5070": 120, "rtx5080": 120, "rtx5090": 120, "rtxpro6000": 120, "gb10": 121,
 }  # fmt: skip
 
@@ -75,10 +78,12 @@ def targets_of(words: str) -> tuple[str, ...]:
         numbered = re.fullmatch(r"sm(\d{2,3})", plain)
         number = int(numbered[1]) if numbered else COMPUTE_CAPABILITIES.get(plain)
         if number is None:
-            raise UsageError(f"--target {word} is not a known GPU; give its compute capability, such as sm80 for A100")
+            raise UsageError(
+                f"--trt-target {word} is not a known GPU; give its compute capability, such as sm80 for A100"
+            )
         found.add(number)
     if not found:
-        raise UsageError(f"--target {words!r} names no GPU; expected for example a100,rtx4090")
+        raise UsageError(f"--trt-target {words!r} names no GPU; expected for example a100,rtx4090")
     return tuple(f"sm{number}" for number in sorted(found))
 
 

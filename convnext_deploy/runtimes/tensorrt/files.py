@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ...artifact.manifest import write_file
-from ...errors import ArtifactError, BuildError
+from ...errors import ArtifactError, BuildError, plain
 from ...records.manifest import EngineRecord
 
 ENGINE_FILE = "model.engine"
@@ -31,7 +31,7 @@ def write_engine(path: Path, content: memoryview) -> None:
 
 def unwritten(path: Path, error: OSError) -> BuildError:
     cure = "; free some space or choose another --out" if error.errno == errno.ENOSPC else ""
-    return BuildError(f"the engine cannot be written to {path.parent}: {error.strerror}{cure}")
+    return BuildError(f"the engine cannot be written to {path.parent}: {plain(error)}{cure}")
 
 
 def save_record(folder: Path, record: EngineRecord) -> None:
@@ -48,9 +48,9 @@ def read_record(folder: Path) -> EngineRecord:
     try:
         return msgspec.json.decode(path.read_bytes(), type=EngineRecord)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; export the engine again") from None
+        raise ArtifactError(f"{path} cannot be read: {plain(error)}; export the engine again") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; export the engine again") from None
+        raise ArtifactError(f"{path} is damaged: {plain(error)}; export the engine again") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def preflight(
         sm = "sm" + gpu["compute_capability"].replace(".", "")
         fits = sm in header.targets or (header.ampere_on and int(sm[2:]) >= 80) or not header.targets
         if not fits:
-            problems.append(f"the engine is for {where}, the GPU here is {sm}; export again with --target {sm}")
+            problems.append(f"the engine is for {where}, the GPU here is {sm}; export again with --trt-target {sm}")
     if gpus and not problems:
         untried = "it was not tried: others built it, and loading it runs its code; --trust loads it in a trial process"
         problems += probe(name, engine) if trust else [untried]

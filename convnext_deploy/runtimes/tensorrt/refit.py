@@ -26,7 +26,9 @@ def refittable(artifact: Artifact) -> Path:
     if spec.tensorrt is None or spec.format not in TITLES:
         raise UsageError(f"{artifact.path} is {spec.format}; only TensorRT engines are refitted, export it again")
     if spec.tensorrt.refit == "none":
-        raise UsageError(f"{artifact.path} was not exported with --refit refit or --refit strip; export it again")
+        raise UsageError(
+            f"{artifact.path} was not exported with --trt-refit refit or --trt-refit strip; export it again"
+        )
     if not env.nvidia_gpus():
         raise UsageError("refitting an engine needs an NVIDIA GPU, and there is none here")
     return artifact.path / ENGINE_FILE

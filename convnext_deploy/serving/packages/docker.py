@@ -44,11 +44,11 @@ def written(artifact: Artifact, name: str, folder: Path, *, package: str | None 
     native = export.format == "native"
     files: dict[str, str] = {
         "Dockerfile": _DOCKERFILE.format(
-            python=PYTHON, requirement=requirement, user=USER, port=PORT, build=_COMPILER if native else "",
+            python=PYTHON, requirement=requirement, user=USER, port=PORT,
             library=_LIBRARY if native else "RUN mkdir -p /opt/cache", name=name,
         ),
         ".dockerignore": "*\n!artifact\n!wheels\n",
-        "compose.yaml": _COMPOSE.format(name=name.lower(), port=PORT),
+        "compose.yaml": _COMPOSE.format(name=_project(name), port=PORT),
         "prometheus.yml": _PROMETHEUS.format(port=PORT),
         "grafana/datasource.yaml": _DATASOURCE,
         "grafana/dashboards.yaml": _DASHBOARDS,
@@ -60,20 +60,21 @@ def written(artifact: Artifact, name: str, folder: Path, *, package: str | None 
     return [f"docker compose -f {{out}}/compose.yaml up --build serves it on port {PORT}, Grafana on 3000"]
 
 
-_COMPILER = """\
-# hadolint ignore=DL3008
-RUN apt-get update \\
-    && apt-get install -y --no-install-recommends g++ \\
-    && rm -rf /var/lib/apt/lists/*
-"""
-# The engine is compiled here, so that the image itself needs no compiler.
+# Where the wheel brings no engine it is compiled here, so that the image itself needs no compiler.
 _LIBRARY = """\
-RUN XDG_CACHE_HOME=/opt/cache /opt/venv/bin/python -c \\
-    "from convnext_deploy.native import library; library.build()"\
+# hadolint ignore=DL3008
+RUN mkdir -p /opt/cache \\
+    && if ! /opt/venv/bin/python -c \\
+        "import sys; from convnext_deploy.native import shipped; sys.exit(shipped.library() is None)"; then \\
+        apt-get update \\
+        && apt-get install -y --no-install-recommends g++ \\
+        && rm -rf /var/lib/apt/lists/* \\
+        && XDG_CACHE_HOME=/opt/cache /opt/venv/bin/python -c \\
+            "from convnext_deploy.native import library; library.build()"; \\
+    fi\
 """
 _DOCKERFILE = """\
 FROM python:{python}-slim AS build
-{build}\
 RUN python -m venv /opt/venv
 COPY wheels /wheels
 ARG PACKAGE="{requirement}"
@@ -94,7 +95,7 @@ ENTRYPOINT ["convnext-deploy"]
 CMD ["serve", "{name}=/artifact", "--host", "0.0.0.0", "--port", "{port}"]
 """
 _COMPOSE = """\
-name: {name}
+name: "{name}"
 services:
   serve:
     build: .
@@ -165,6 +166,11 @@ _PANELS = (
     ("Requests refused a second, by reason", "sum by (reason) (rate(convnext_deploy_refused_total[1m]))", "reqps"),
     ("Answers a second, by class", "topk(10, sum by (name, number) (rate(convnext_deploy_answers_total[5m])))", "cps"),
 )
+
+
+def _project(name: str) -> str:
+    """A name that compose takes for a project: lower case, without dots."""
+    return name.lower().replace(".", "-")
 
 
 def _dashboard() -> dict[str, Any]:

@@ -1,0 +1,4 @@
+#define ON_TILES
+#include "kernels_body.h"
+
+KERNELS(amx)
