@@ -10,7 +10,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from convnext_deploy.native import library
+from convnext_deploy.native import compiler, library
+
+# What clang is told to check the other machine's paths with, and the headers that it needs for that (Debian:
+# g++-aarch64-linux-gnu, g++-x86-64-linux-gnu).
+TARGETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
 
 def tool(name: str) -> str | None:
@@ -22,6 +26,10 @@ def tool(name: str) -> str | None:
     return found
 
 
+def source_of(unit: str) -> str:
+    return str(library.SOURCES / f"{unit}.cpp")
+
+
 def main() -> int:
     """0, or 1 where something was found."""
     commands = []
@@ -31,9 +39,15 @@ def main() -> int:
         commands.append([format, "--dry-run", "--Werror", *map(str, sources)])
     tidy = tool("clang-tidy")
     if tidy is not None:
-        for name, flags in (library.units() | {"selftest": ()}).items():
-            source = str(library.SOURCES / f"{name}.cpp")
-            commands.append([tidy, "--quiet", source, "--", "-std=c++20", *flags])
+        here = library.units() | {"selftest": ()}
+        commands += [[tidy, "--quiet", source_of(name), "--", "-std=c++20", *own] for name, own in here.items()]
+        for machine, target in TARGETS.items():
+            others = {name: own for name, own in compiler.units(machine).items() if name not in here}
+            if others and not Path(f"/usr/{target}/include").is_dir():
+                print(f"no /usr/{target}/include, so the paths of {machine} are not checked here", file=sys.stderr)
+                continue
+            flags = ["-std=c++20", f"--target={target}"]
+            commands += [[tidy, "--quiet", source_of(name), "--", *flags, *own] for name, own in others.items()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = list(pool.map(lambda command: subprocess.run(command, capture_output=True, text=True), commands))
     failed = [run for run in done if run.returncode]

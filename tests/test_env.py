@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,15 @@ def test_a_container_s_limit_of_cpu_time_counts_as_cores(
 
 def test_no_limit_is_found_where_there_are_no_control_groups(tmp_path: Path) -> None:
     assert env.cpu_quota(tmp_path) is None
+
+
+def test_an_arm_cpu_is_named_by_its_numbers_and_has_the_features_that_linux_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is neither a model name nor a line of flags."""
+    lines = {"CPU implementer": "0x41", "CPU part": "0xd40", "Features": "fp asimd asimddp i8mm bf16 sve"}
+    monkeypatch.setattr(env, "_cpuinfo", lambda field: lines.get(field, ""))
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    found = env.machine()
+    assert found["cpu"] == "aarch64 0x41 0xd40"
+    assert found["cpu_features"] == "asimddp bf16 i8mm sve"

@@ -207,6 +207,22 @@ def test_norms_are_those_of_float64(
 
 
 @every_isa
+@pytest.mark.parametrize("out", TYPES)
+@pytest.mark.parametrize("affine", [(), ("weight",), ("bias",), ("weight", "bias")], ids=str)
+@pytest.mark.parametrize("norm", [None, "layernorm", "rmsnorm", "simplenorm"])
+def test_a_row_does_not_depend_on_how_many_are_computed_together(
+    isa: str, norm: str | None, affine: tuple[str, ...], out: packed.ProductType
+) -> None:
+    """Four rows at once go through another function than one: both have to round as often."""
+    random = np.random.default_rng(0)
+    for channels in (16, 24, 40):
+        row = random.normal(size=channels).astype(np.float32)
+        given = {name: random.normal(size=channels).astype(np.float32) for name in affine}
+        found = native.normalize(isa, norm, np.tile(row, (5, 1)), out=out, step=0.01, zero_point=99, **given)
+        np.testing.assert_array_equal(found, found[[0] * 5])
+
+
+@every_isa
 @few
 @hypothesis.given(
     images=st.integers(1, 3), height=st.integers(1, 12), width=st.integers(1, 20),

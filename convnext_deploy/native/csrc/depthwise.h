@@ -96,10 +96,13 @@ void depthwise(const Depthwise &d) {
   }
 }
 
-// Rows times `factor` plus `term`, which are one number each or, where `n` has them, follow its weight and bias.
-template <uint32_t TYPE, bool AFFINE>
+// Rows times `factor` plus `term`, which are one number each, then by the weight and bias that `n` may have. A branch
+// between product and sum would have them rounded once in some functions and twice in others, and a row would depend on
+// how many are computed together.
+template <uint32_t TYPE, bool WEIGHT, bool BIAS>
 INLINE void store_row(const Normalize &n, const float *x, uint32_t columns, float factor, float term,
                       const Quantizer &q, char *out) {
+  constexpr bool AFFINE = WEIGHT || BIAS;
   const float gain = TYPE == INT8 ? n.inverse_step : 1.0f;
   const Floats scale = splat(AFFINE ? factor : factor * gain), move = splat(AFFINE ? term : term * gain);
   for (uint32_t block = 0; block < columns; block += BLOCK) {
@@ -108,8 +111,8 @@ INLINE void store_row(const Normalize &n, const float *x, uint32_t columns, floa
       const uint32_t c = block + p * L;
       y[p] = load<Floats>(x + c) * scale + move;
       if constexpr (AFFINE) {
-        if (n.weight) y[p] *= load<Floats>(n.weight + c);
-        if (n.bias) y[p] += load<Floats>(n.bias + c);
+        if constexpr (WEIGHT) y[p] *= load<Floats>(n.weight + c);
+        if constexpr (BIAS) y[p] += load<Floats>(n.bias + c);
         if constexpr (TYPE == INT8) y[p] *= gain;
       }
     }
@@ -119,7 +122,7 @@ INLINE void store_row(const Normalize &n, const float *x, uint32_t columns, floa
 
 // R rows at once, so that one's chain of additions, root and division does not keep the next waiting. `whole` channels
 // fill vectors, `mask` is 1 for those of the next vector that exist.
-template <uint32_t TYPE, bool AFFINE, int R>
+template <uint32_t TYPE, bool WEIGHT, bool BIAS, int R>
 INLINE void normalize_together(const Normalize &n, uint32_t first, uint32_t columns, uint32_t whole, Floats mask,
                                const Quantizer &q) {
   const float channels = static_cast<float>(n.channels);
@@ -151,24 +154,25 @@ INLINE void normalize_together(const Normalize &n, uint32_t first, uint32_t colu
     }
   }
   for (int r = 0; r < R; r++)  // SimpleNorm divides by the deviation from the mean and subtracts nothing
-    store_row<TYPE, AFFINE>(n, x[r], columns, factor[r], n.norm == LAYERNORM ? -mean[r] * factor[r] : 0.0f, q,
-                            static_cast<char *>(n.out) + (first + r) * n.out_stride);
+    store_row<TYPE, WEIGHT, BIAS>(n, x[r], columns, factor[r], n.norm == LAYERNORM ? -mean[r] * factor[r] : 0.0f, q,
+                                  static_cast<char *>(n.out) + (first + r) * n.out_stride);
 }
 
-template <uint32_t TYPE, bool AFFINE>
+template <uint32_t TYPE, bool WEIGHT, bool BIAS>
 void normalize_rows(const Normalize &n, uint32_t columns) {
   const Quantizer q = quantizer(n.inverse_step, n.shift, n.zero_point);
   const uint32_t whole = n.channels / L * L;
   Floats mask = {};
   for (uint32_t i = 0; i < n.channels - whole; i++) mask[i] = 1.0f;
   uint32_t row = 0;
-  for (; row + 4 <= n.rows; row += 4) normalize_together<TYPE, AFFINE, 4>(n, row, columns, whole, mask, q);
-  for (; row < n.rows; row++) normalize_together<TYPE, AFFINE, 1>(n, row, columns, whole, mask, q);
+  for (; row + 4 <= n.rows; row += 4) normalize_together<TYPE, WEIGHT, BIAS, 4>(n, row, columns, whole, mask, q);
+  for (; row < n.rows; row++) normalize_together<TYPE, WEIGHT, BIAS, 1>(n, row, columns, whole, mask, q);
 }
 
 template <uint32_t TYPE>
 INLINE void normalize_to(const Normalize &n, uint32_t columns) {
-  n.weight || n.bias ? normalize_rows<TYPE, true>(n, columns) : normalize_rows<TYPE, false>(n, columns);
+  if (n.weight) n.bias ? normalize_rows<TYPE, true, true>(n, columns) : normalize_rows<TYPE, true, false>(n, columns);
+  else n.bias ? normalize_rows<TYPE, false, true>(n, columns) : normalize_rows<TYPE, false, false>(n, columns);
 }
 
 void scale_rows(const Normalize &n, uint32_t columns) {
