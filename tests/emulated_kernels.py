@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convnext_deploy.kernels import dwconv_mma, nvrtc
+from convnext_deploy.kernels import hopper_dwconv, nvrtc
 
 HEADER = Path(__file__).with_name("emulated_sm90.hpp")
 ENTRY = """
@@ -24,7 +24,7 @@ extern "C" const char* run(const u16* x, const int* sizes, const int* box, const
 def dwconv_moments(
     x: Tensor, taps: Tensor, bias: Tensor, chunk: int, folder: Path, programs: int = 2, text: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`dwconv_mma.dwconv_moments` of CPU tensors, by so many programs; the results that it does not write are NaN.
+    """`hopper_dwconv.dwconv_moments` of CPU tensors, by so many programs; the results that it does not write are NaN.
 
     Args:
         folder: for the build.
@@ -34,7 +34,10 @@ def dwconv_moments(
         AssertionError: a race, a bank conflict, a deadlock or an address that is wrong.
     """
     images, height, width, channels = x.shape
-    kernel, tiling = dwconv_mma.kernel(height, width, channels, chunk, x.dtype), dwconv_mma.tiling(height, width, chunk)
+    kernel, tiling = (
+        hopper_dwconv.kernel(height, width, channels, chunk, x.dtype),
+        hopper_dwconv.tiling(height, width, chunk),
+    )
     defines = "".join(f"#define {name} {value}\n" for name, value in kernel.constants)
     text = (nvrtc.FOLDER / kernel.file).read_text(encoding="utf-8") if text is None else text
     source, library = folder / "kernel.cpp", folder / f"kernel.{abs(hash((kernel, text)))}.so"
@@ -45,7 +48,7 @@ def dwconv_moments(
     y = torch.full_like(x, torch.nan)
     moments = torch.full((images, height, width, -(-channels // chunk), 2), torch.nan)
     axes = ctypes.c_int * 4
-    box = (tiling.images, tiling.height, tiling.width, dwconv_mma.STEP_CHANNELS)
+    box = (tiling.images, tiling.height, tiling.width, hopper_dwconv.STEP_CHANNELS)
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (taps, bias, y, moments)]
     problem = run(
         ctypes.c_void_p(x.data_ptr()), axes(*reversed(x.shape)), axes(*reversed(box)), *pointers, images, programs

@@ -1,4 +1,4 @@
-// What `kernels/cuda/dwconv_mma_sm90.cu` asks of a GPU, on the host: for a test of its arithmetic and its barriers.
+// What `kernels/cuda/dwconv_sm90.cu` asks of a GPU, on the host: for a test of its arithmetic and its barriers.
 //
 // Threads are coroutines that change places at collective instructions, which do what PTX defines for the fragments of
 // ldmatrix and mma. Shared memory begins with NaN. A copy of the engine writes NaN at once and its values when someone

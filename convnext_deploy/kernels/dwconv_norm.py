@@ -2,7 +2,8 @@
 
 Deferred, the convolution is written as it is, in its own type, beside the moments of each pixel: the mean of every
 chunk of channels, and the sum of squares around it. `expand` makes the norm of them. So a program needs no more than a
-chunk of channels, and nothing is read twice. The moments are of the fp32 sums, before they are rounded.
+chunk of channels, and nothing is read twice. The moments are of the fp32 sums, before they are rounded; on Hopper's
+matrix units of the rounded results, as in the reference.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import hopper
+from . import hopper, hopper_dwconv
 from .launch import ConvLaunch, conv_launch, dependent, overlaps, spread_strips
 from .operation import operation, shaped, sum_type, wrap_triton
 
@@ -116,7 +117,7 @@ def _dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float)
 def _dwconv_moments(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     launch = launch_of(x, weight)
     if hopper.takes_dwconv(x, weight):
-        return hopper.dwconv_moments(x, taps(weight), bias, launch.channels)
+        return hopper_dwconv.dwconv_moments(x, taps(weight), bias, launch.channels)
     return launch_moments(x, weight, bias, launch)
 
 

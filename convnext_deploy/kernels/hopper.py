@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from . import dwconv_mma, launch
+from . import launch
 from .nvrtc import Boxes, Kernel, available, start
 from .operation import recorded
 
@@ -159,57 +159,14 @@ def downsample(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 # The depthwise convolution --------------------------------------------------------------------------------------------
 
-PAD, STRIP = 3, 7  # of 7 x 7; rows that a thread computes
-MOST_GROUPS = 7 * 64  # across, times the channels: 14 warps in two strips
-ON_MATRIX_UNITS: tuple[torch.dtype, ...] = ()  # types that `dwconv_mma` takes; none, until a GPU has timed it
-
-
-def dwconv_kernel(height: int, width: int, channels: int, chunk: int) -> Kernel:
-    """For maps of this size. `chunk` channels, 64 or 32, have moments of their own."""
-    columns = 4 if width > 14 else 2
-    groups, most = -(-width // columns), MOST_GROUPS // chunk
-    across = -(-groups // -(-groups // most))
-    strips = 2 if chunk == 32 or height > STRIP else 1
-    images = max(1, min(4, 15 * 64 // chunk // (across * strips))) if height <= STRIP else 1
-    constants = (
-        ("CHUNK", chunk), ("COLUMNS", columns), ("ACROSS", across), ("STRIPS", strips), ("IMAGES", images),
-        ("H", height), ("W", width), ("C", channels),
-    )  # fmt: skip
-    box = dwconv_box(dict(constants))
-    size = 128 + 2 * 2 * box[0] * box[1] * box[2] * box[3]
-    return Kernel("dwconv_sm90.cu", "dwconv_moments", constants, across * strips * images * chunk // 2 + 32, size)
-
-
-def dwconv_box(c: dict[str, int]) -> tuple[int, int, int, int]:
-    """Images, rows, columns and channels of a tile with its halo; see the source for the odd width."""
-    wide = c["ACROSS"] * c["COLUMNS"] + 2 * PAD
-    odd = c["CHUNK"] == 32 and wide % 2 == 0
-    return c["IMAGES"], c["STRIPS"] * STRIP + 2 * PAD, wide + odd, c["CHUNK"]
-
 
 def takes_dwconv(x: Tensor, weight: Tensor) -> bool:
-    """Whether `dwconv_moments` of x (N, H, W, C) and a weight (C, 1, K, K) runs here."""
+    """Whether `dwconv_moments` of x (N, H, W, C) and a weight (C, 1, K, K) runs in `hopper_dwconv`."""
     images, height, width, channels = x.shape
     return (
-        here(x, torch.float16, *ON_MATRIX_UNITS) and weight.shape[-1] == 7 and channels % 8 == 0
+        here(x, *HALVES) and weight.shape[-1] == 7 and channels % 8 == 0
         and images * -(-height // 14) * -(-width // 28) * -(-channels // 64) >= launch.processors(x)
     )  # fmt: skip
-
-
-def dwconv_moments(x: Tensor, taps: Tensor, bias: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """(N, H, W, C), (49, C), (C,) -> (N, H, W, C), and moments (N, H, W, chunks, 2) fp32; types of `takes_dwconv`."""
-    if x.dtype in ON_MATRIX_UNITS:
-        return dwconv_mma.dwconv_moments(x, taps, bias, chunk)
-    images, height, width, channels = x.shape
-    kernel = dwconv_kernel(height, width, channels, chunk)
-    c = dict(kernel.constants)
-    across, rows, chunks = c["ACROSS"] * c["COLUMNS"], c["STRIPS"] * STRIP, -(-channels // chunk)
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    moments = torch.empty((images, height, width, chunks, 2), dtype=torch.float32, device=x.device)
-    tiles = chunks * -(-images // c["IMAGES"]) * -(-height // rows) * -(-width // across)
-    start(kernel, x, tiles, Boxes(x, dwconv_box(c), 0), taps, bias, y, moments, images)
-    return y, moments
 
 
 # Both linears of a narrow block ---------------------------------------------------------------------------------------

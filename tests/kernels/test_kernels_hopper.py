@@ -15,22 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from convnext_deploy.errors import BuildError
 from convnext_deploy.kernels import hopper, launch, nvrtc
 from convnext_deploy.kernels.operation import Launch, recording
-from convnext_deploy.models import registry
 
 pytestmark = pytest.mark.skipif(not nvrtc.available(), reason="this PyTorch came without cuda-bindings")
 
 FP16, BF16 = torch.float16, torch.bfloat16
-STAGES = sorted(
-    {
-        (56 >> stage, width)
-        for name in ("tiny", "base")
-        for stage, width in enumerate(registry.VARIANTS[f"convnext_{name}"]["dims"])
-    }
-)
-
-
-def chunk_of(channels: int) -> int:
-    return launch.conv_launch(FP16, 56, 56, channels, 7).channels
 
 
 def products() -> Iterator[nvrtc.Kernel]:
@@ -41,13 +29,6 @@ def products() -> Iterator[nvrtc.Kernel]:
         yield hopper.product_kernel(width, "expand", FP16, "layernorm", "gelu")
     yield hopper.product_kernel(128, "project", BF16)
     yield hopper.product_kernel(128, "expand", BF16, "rmsnorm", "silu")
-
-
-def convolutions() -> Iterator[nvrtc.Kernel]:
-    for side, channels in STAGES:
-        yield hopper.dwconv_kernel(side, side, channels, chunk_of(channels))
-    for height, width, channels in ((9, 7, 96), (17, 33, 64), (20, 18, 40), (75, 75, 96), (3, 200, 1024)):
-        yield hopper.dwconv_kernel(height, width, channels, chunk_of(channels))
 
 
 def mlps() -> Iterator[nvrtc.Kernel]:
@@ -68,7 +49,7 @@ def an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "capability", lambda x: (9, 0))
 
 
-@pytest.mark.parametrize("kernel", [*products(), *convolutions(), *mlps()], ids=named)
+@pytest.mark.parametrize("kernel", [*products(), *mlps()], ids=named)
 def test_a_kernel_fits_a_multiprocessor(kernel: nvrtc.Kernel) -> None:
     assert kernel.shared_bytes + 5120 <= hopper.SHARED_BYTES or kernel.entry != "mlp"  # and its own columns and norms
     assert kernel.shared_bytes <= hopper.SHARED_BYTES
@@ -78,14 +59,6 @@ def test_a_kernel_fits_a_multiprocessor(kernel: nvrtc.Kernel) -> None:
 
 def test_at_least_two_steps_of_a_product_are_under_way_behind_the_one_that_is_multiplied() -> None:
     assert min(dict(kernel.constants)["STAGES"] for kernel in products()) >= 3
-
-
-def test_the_convolution_covers_a_map_with_tiles_that_waste_little() -> None:
-    for side, channels in STAGES:
-        c = dict(hopper.dwconv_kernel(side, side, channels, chunk_of(channels)).constants)
-        across, rows = c["ACROSS"] * c["COLUMNS"], c["STRIPS"] * hopper.STRIP
-        computed = -(-side // across) * across * -(-side // rows) * rows
-        assert computed <= 1.15 * side * side
 
 
 @pytest.mark.parametrize(
@@ -114,17 +87,6 @@ def test_a_product_is_made_of_warp_group_products_and_bulk_copies(kernel: nvrtc.
     assert code.opcodes["MUFU"] <= (
         dict(kernel.constants)["BN"] + 20 if kernel.constants[-1][1] else 12
     )  # one a result
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kernel", list(convolutions()), ids=named)
-def test_a_convolution_multiplies_pairs_and_does_not_spill(kernel: nvrtc.Kernel) -> None:
-    code, columns = taken_apart(kernel), dict(kernel.constants)["COLUMNS"]
-    products_a_thread = hopper.STRIP * columns * 49 * 2
-    assert code.stack_bytes <= 64
-    assert code.registers * -(-kernel.threads // 128) * 128 <= 65536
-    assert code.opcodes["HFMA2"] + code.opcodes["HMUL2"] >= products_a_thread / 2
-    assert code.instructions <= 1.75 * products_a_thread
 
 
 @pytest.mark.slow

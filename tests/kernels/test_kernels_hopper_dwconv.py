@@ -12,8 +12,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from convnext_deploy.kernels import dwconv_mma, hopper, launch, nvrtc
 from convnext_deploy.kernels import dwconv_norm as dw
+from convnext_deploy.kernels import hopper_dwconv, launch, nvrtc
 from convnext_deploy.models import registry
 
 FP16, BF16 = torch.float16, torch.bfloat16
@@ -85,7 +85,7 @@ def test_every_tiling_on_the_host_equals_float64(
 @pytest.mark.slow
 @pytest.mark.parametrize("left_out", [1, 2, 3])  # 0: the one behind the start
 def test_a_barrier_that_is_left_out_is_found(left_out: int, tmp_path: Path) -> None:
-    parts = (nvrtc.FOLDER / "dwconv_mma_sm90.cu").read_text(encoding="utf-8").split("__syncthreads();")
+    parts = (nvrtc.FOLDER / "dwconv_sm90.cu").read_text(encoding="utf-8").split("__syncthreads();")
     text = "__syncthreads();".join(parts[: left_out + 1]) + "__syncthreads();".join(parts[left_out + 1 :])
     x, taps, bias = (torch.zeros(shape, dtype=FP16) for shape in ((3, 9, 9, 64), (49, 64), (64,)))
     with pytest.raises(AssertionError, match="race"):
@@ -94,14 +94,14 @@ def test_a_barrier_that_is_left_out_is_found(left_out: int, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("height", "width", "channels"), [*((s, s, c) for s, c in STAGES), *OTHERS])
 def test_two_programs_share_a_multiprocessor(height: int, width: int, channels: int) -> None:
-    kernel = dwconv_mma.kernel(height, width, channels, chunk_of(height, width, channels), FP16)
+    kernel = hopper_dwconv.kernel(height, width, channels, chunk_of(height, width, channels), FP16)
     assert kernel.programs >= 2
     assert kernel.programs * (kernel.shared_bytes + 1024) <= 228 << 10
 
 
 @pytest.mark.parametrize("side", [56, 28, 14, 7])
 def test_tiles_of_the_usual_maps_are_whole(side: int) -> None:
-    tiling = dwconv_mma.tiling(side, side, 64)
+    tiling = hopper_dwconv.tiling(side, side, 64)
     assert side % tiling.tile_rows == 0
     assert side % tiling.tile_columns == 0
 
@@ -113,14 +113,10 @@ def test_tiles_of_the_usual_maps_are_whole(side: int) -> None:
 def test_it_multiplies_on_matrix_units_and_does_not_spill(
     height: int, width: int, channels: int, dtype: torch.dtype
 ) -> None:
-    kernel = dwconv_mma.kernel(height, width, channels, chunk_of(height, width, channels), dtype)
+    kernel = hopper_dwconv.kernel(height, width, channels, chunk_of(height, width, channels), dtype)
     code = of_cubin(nvrtc.cubin(kernel), shared_bytes=kernel.shared_bytes, threads=kernel.threads)
     assert code.stack_bytes == 0
     assert code.registers * kernel.threads * kernel.programs <= 65536
     assert code.opcodes["HMMA"] >= 7 * dict(kernel.constants)["ROWS"]  # of a channel, and sums over channels
     assert code.instructions <= 1300
     assert {"UTMALDG", "LDSM"} <= set(code.opcodes)
-
-
-def test_no_type_is_given_to_it_before_a_gpu_has_timed_it() -> None:
-    assert hopper.ON_MATRIX_UNITS == ()

@@ -1,6 +1,6 @@
-"""The depthwise 7x7 convolution on Hopper's matrix units: geometry and launch of `cuda/dwconv_mma_sm90.cu`.
+"""The depthwise 7x7 convolution on Hopper's matrix units: geometry and launch of `cuda/dwconv_sm90.cu`.
 
-It takes fp16 and bf16, and gives what `hopper.dwconv_moments` gives; `hopper.ON_MATRIX_UNITS` says where it is used.
+It takes fp16 and bf16; `hopper.takes_dwconv` says where it is used.
 """
 
 from dataclasses import dataclass
@@ -128,12 +128,11 @@ def kernel(height: int, width: int, channels: int, chunk: int, dtype: torch.dtyp
     constants = (
         ("CHUNK", chunk), ("STRIPS", t.strips), ("ROWS", t.rows), ("BLOCKS", t.blocks), ("IMAGES", t.images),
         ("TILE_ROWS", t.tile_rows), ("TILE_COLUMNS", t.tile_columns), ("PLANE", t.plane), ("MAP", t.map),
-        ("PITCH", t.pitch), ("PROGRAMS", programs(t, chunk)), ("SHARE", int(t.blocks > 1)),
-        ("KEEP", int(chunk == STEP_CHANNELS and programs(t, chunk) < MOST_PROGRAMS)),
-        ("H", height), ("W", width), ("C", channels), ("BF16", int(dtype == torch.bfloat16)),
+        ("PITCH", t.pitch), ("PROGRAMS", programs(t, chunk)), ("H", height), ("W", width), ("C", channels),
+        ("BF16", int(dtype == torch.bfloat16)),
     )  # fmt: skip
     return Kernel(
-        "dwconv_mma_sm90.cu", "dwconv_moments", constants, THREADS, t.shared_bytes(chunk), programs=programs(t, chunk)
+        "dwconv_sm90.cu", "dwconv_moments", constants, THREADS, t.shared_bytes(chunk), programs=programs(t, chunk)
     )
 
 
