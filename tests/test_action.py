@@ -175,7 +175,9 @@ def test_the_action_is_what_github_takes() -> None:
 def test_the_workflow_runs_what_ci_runs_and_every_template_is_yaml() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     (job,) = workflow["jobs"].values()
-    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands.pop() == ".ci/run"
+    assert all("apt-get install" in command for command in commands)  # what tests of emulated CPUs need
     assert workflow["permissions"] == {"contents": "read"}
     for path in [*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"]:
         assert yaml.safe_load(path.read_text()), path

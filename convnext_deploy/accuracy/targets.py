@@ -62,7 +62,9 @@ def labelled(
             raise DataError(f"{source.name} has no masks; give --annotations FOLDER with a mask for each image")
         return source
     if model.task != "classify" or model.num_classes < 1:
-        raise UsageError(f"{artifact.path} is exported for the task {model.task}; only classify has an accuracy")
+        raise UsageError(
+            f"{artifact.path} is exported for the task {model.task}; only classify and segment have an accuracy"
+        )
     if problem == "regression":
         if source.values is None and source.labels is None:
             raise DataError(f"{source.name} has no values; expected a list with a number for each image")

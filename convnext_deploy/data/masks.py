@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, plain
 from . import decoding
 from .image_source import ImageSource, Masks, chosen, refuse_large
 
@@ -64,7 +64,7 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
         refuse_large(path.stat().st_size)
         numbers = _numbers(path.read_bytes())
     except OSError as error:
-        raise DataError(f"the mask {path} cannot be read: {error}; mend it or remove its image") from None
+        raise DataError(f"the mask {path} cannot be read: {plain(error)}; mend it or remove its image") from None
     nowhere = numbers == masks.ignored
     if masks.reduce_labels:
         nowhere |= numbers == 0
@@ -89,7 +89,7 @@ def _numbers(content: bytes) -> NDArray[np.int64]:
     except decoding.UnreadableImage:
         raise
     except Exception as error:  # as `decoding.decoded`: decoders raise anything
-        raise decoding.UnreadableImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise decoding.UnreadableImage(plain(error)) from error
     if image.mode not in ("P", "L", "1", "I") and not image.mode.startswith("I;16"):
         raise decoding.UnreadableImage(f"its pixels are {image.mode}; expected one number a pixel (grey or a palette)")
     return np.asarray(image).astype(np.int64)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 from ..records.manifest import ModelSpec, Preprocessing, Segmentation
 from .layouts import Converted
 from .names import Rule
@@ -130,7 +130,7 @@ def described(spec: ModelSpec, head: Mapping[str, Tensor], facts: Mapping[str, A
             Segmentation,
         )
     except msgspec.ValidationError as error:
-        raise WeightsError(f"{where}: its configuration of the head: {error}") from None
+        raise WeightsError(f"{where}: its configuration of the head: {plain(error)}") from None
     return msgspec.structs.replace(spec, segmentation=segmentation, num_classes=classifier.shape[0])
 
 

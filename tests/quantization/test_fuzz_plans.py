@@ -208,6 +208,7 @@ def test_an_interrupted_calibration_is_read_or_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     arrays = {f"stem/0/{field}": np.zeros(3) for field in observers._TENSORS}
     arrays["stem/0/images"] = np.array(4)
+    arrays |= {f"images/{field}": np.zeros((4, 1)) for field in ("mean", "std")} | {"images/classes": np.zeros(4)}
     facts = {"identity": msgspec.json.encode(identity).decode(), "done": "4"}
     content = safetensors.numpy.save(arrays, facts)
 

@@ -123,7 +123,9 @@ def test_each_fact_is_known_given_or_assumed_in_the_first_lines_the_manifest_and
         assert fact in assumed
     found = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert found["labels"] == list("abcde")
-    assert found["provenance"]["image_size"] == {"value": "64x64", "how": "given", "source": "--image-size"}
+    assert found["provenance"]["image_size"] == {
+        "value": "64x64", "how": "given", "source": "--image-size", "contradicts": None,
+    }  # fmt: skip
     assert found["provenance"]["crop_pct"]["how"] == "assumed"
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "a")])
     assert "given: image_size 64x64 (--image-size)" in shown.output

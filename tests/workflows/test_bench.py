@@ -547,7 +547,7 @@ def test_the_command_measures_saves_compares_and_writes_for_ci(
         (["--scenario", "burst"], "--scenario burst; expected one of single-stream"),
         (["--scope", "all"], "--scope all; expected one of compute"),
         (["--variant", "tini"], "unknown variant 'tini'"),
-        (["--runtime", "onxx", "--variant", "tiny"], "unknown format 'onxx'; did you mean onnx?"),
+        (["--runtime", "onxx", "--variant", "tiny"], "unknown format 'onxx'\nhint: did you mean onnx?"),
         (["--against", "nowhere.json"], "nowhere.json cannot be read"),
         (["--save", "no/such/folder.json"], "is no folder"),
         (["build/none"], "build/none is not a folder"),

@@ -291,7 +291,7 @@ def test_work_with_other_options_is_refused_with_their_names(tmp_path: Path) -> 
     assert refusal(options=first | {"images": {"data": "test", "split": None}}) == "--data 'val' in the place of 'test'"
     assert refusal(weights="b", images=["y"]) == "other weights, other images"
     assert refusal(versions={"torch": "2.11"}) == "versions torch '2.9' in the place of '2.11'"
-    assert refusal(options={}, weights="b", images=["y"]).endswith("in the place of None and 1 more")
+    assert refusal(options={}, weights="b", images=["y"]).endswith("other weights and 1 more")
 
 
 @pytest.mark.parametrize(
@@ -404,17 +404,17 @@ def test_the_help_of_every_command_ends_with_an_example_that_the_program_takes(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run([name, "--help"]) == 0
-    words = " ".join(capsys.readouterr().out.split())
+    words = " ".join(capsys.readouterr().out.replace("\\\n", " ").split())
     assert words.endswith(f"Example: convnext-deploy {cli.EXAMPLES[name]}")
     group = typer.main.get_command(cli.app)
     group.commands[name].make_context(name, cli.EXAMPLES[name].split()[1:])  # type: ignore[attr-defined]
 
 
 def test_an_error_as_json_has_what_to_do_as_a_field_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["optimize", "--data", "x", "--out", "y", "--maximize", "speeed", "--json"]) == 2
+    assert cli.run(["optimize", "--data", "x", "--out", "y", "--maximize", "latencyy", "--json"]) == 2
     document = json.loads(capsys.readouterr().out)
-    assert document["error"].startswith("--maximize speeed; expected one of latency, throughput")
-    assert document["hint"]
+    assert document["error"].startswith("--maximize latencyy; expected one of latency, throughput")
+    assert document["hint"] == "did you mean latency?"
 
 
 def test_the_table_survives_sixty_columns() -> None:
@@ -426,8 +426,8 @@ def test_the_table_survives_sixty_columns() -> None:
                     agreement=0.9912, state="not proven", reason="a long reason " * 9)  # fmt: skip
     console = Console(width=60, record=True, file=io.StringIO())
     console.print(shown.table((row,)))
-    lines = console.export_text().splitlines()
-    assert all(len(line) <= 60 for line in lines)
-    assert len([line for line in lines if line.strip()]) == 2
+    text = console.export_text()
+    assert all(len(line) <= 60 for line in text.splitlines())
     for word in ("openvino-int8-linears", "12.3", "99.1%", "not proven"):
-        assert word in lines[1]
+        assert word in text
+    assert text.count("reason") == 9  # nothing is cut off
