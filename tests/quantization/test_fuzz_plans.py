@@ -206,7 +206,7 @@ def test_an_interrupted_calibration_is_read_or_refused(tmp_path: Path) -> None:
         data_sha256=SHA, images=8, image_size=(32, 32), weights_sha256=SHA, names=("a",), batch=1, bins=8,
         preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)),
     )  # fmt: skip
-    arrays = {f"stem/0/{field}": np.zeros(3) for field in observers._TENSORS}
+    arrays: dict[str, Any] = {f"stem/0/{field}": np.zeros(3) for field in observers._TENSORS}
     arrays["stem/0/images"] = np.array(4)
     arrays |= {f"images/{field}": np.zeros((4, 1)) for field in ("mean", "std")} | {"images/classes": np.zeros(4)}
     facts = {"identity": msgspec.json.encode(identity).decode(), "done": "4"}
