@@ -22,6 +22,10 @@ from convnext_deploy.records.manifest import BatchRange
 
 # Where the environment variable CI is set, these have to be there: a skip would hide that they do not work.
 REQUIRED_FORMATS = {"eager", "onnx", "openvino", "torchscript", "pt2", "aotinductor", "native"}
+# GNU readline, which pytest imports, tells child processes of a terminal of 80 columns, and so xdist's workers. Tests
+# have none.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 CLASSES = 10
 BATCH = BatchRange(min=1, opt=2, max=4)
 
