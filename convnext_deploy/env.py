@@ -1,5 +1,6 @@
 """What this machine and its Python environment are, and one-line refusals for what they lack."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -149,6 +150,7 @@ def usable_cores() -> int:
     return bound if quota is None else max(1, min(bound, int(quota)))
 
 
+@functools.cache  # sessions ask for their cores whenever a run has to wait, and these files take 0.1 ms
 def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
     """Cores' worth of time that Linux's control groups give this process, as containers are limited; None: no limit."""
     limits = [limit for folder in _cpu_groups(proc) if (limit := _quota_of(folder)) is not None]

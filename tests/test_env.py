@@ -81,6 +81,14 @@ def test_a_container_s_limit_of_cpu_time_counts_as_cores(
     assert env.machine().get("cpu_quota") == (None if quota is None else f"{quota:g} cores")
 
 
+def test_the_limit_is_read_once_since_sessions_ask_for_their_cores_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cores = env.usable_cores()
+    monkeypatch.setattr(Path, "read_text", lambda *_: pytest.fail("it was read again"))
+    assert env.usable_cores() == cores
+
+
 def test_no_limit_is_found_where_there_are_no_control_groups(tmp_path: Path) -> None:
     assert env.cpu_quota(tmp_path) is None
 
