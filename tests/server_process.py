@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -123,9 +124,33 @@ def until(holds: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.005)
 
 
+def answered_until(one: Process, number: int) -> list[object]:
+    """What four clients are answered, one request after the other, by a process that a signal ends amid them."""
+    answered: list[object] = []
+    refused = threading.Event()
+
+    def client() -> None:
+        while not refused.is_set():
+            try:
+                answered.append(one.ask()[0])
+            except ConnectionRefusedError:
+                refused.set()
+            except OSError as error:
+                answered.append(error)
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(answered) >= 20, 30)
+    assert one.end(number) == 0
+    for thread in threads:
+        thread.join(20)
+    return answered
+
+
 @contextmanager
 def serving(*artifacts: str | Path, say: Callable[[str], None] = print, **options: Any) -> Iterator[Running]:
-    """A server until the end of the block, which is a drained end."""
+    """A server until the end of the block, which is a drained end, without the second that it gives connections."""
     extra = {name: options.pop(name) for name in ("labels", "gate", "shadow", "trust") if name in options}
     grpc_port = options.pop("grpc_port", None)
     service = Service(named(artifacts), ServeOptions(**options), say=say, **extra)
@@ -141,15 +166,16 @@ def serving(*artifacts: str | Path, say: Callable[[str], None] = print, **option
             ready.set()
 
     thread = threading.Thread(target=run)
-    thread.start()
-    assert ready.wait(20)
-    try:
-        yield running
-    finally:
-        running.release()
-        running.server.stop()
-        thread.join(20)
-        assert not thread.is_alive()
+    with mock.patch.object(server, "LEAVE_S", 0.02):
+        thread.start()
+        assert ready.wait(20)
+        try:
+            yield running
+        finally:
+            running.release()
+            running.server.stop()
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def picture(format: str = "JPEG", seed: int = 0, size: tuple[int, int] = (90, 70), mode: str = "RGB") -> bytes:

@@ -109,11 +109,8 @@ class TestServed:
     """The same through the server."""
 
     @pytest.fixture(autouse=True)
-    def _installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _installed(self) -> None:
         pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-        from convnext_deploy.serving import server
-
-        monkeypatch.setattr(server, "LEAVE_S", 0.02)
 
     def test_wrong_outputs_are_never_ready(self, artifact: Artifact, tmp_path: Path) -> None:
         with np.load(artifact.path / canary.FILE) as kept:

@@ -16,16 +16,8 @@ from server_process import Running, serving, until
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import UsageError
-from convnext_deploy.serving import server
 
 SIDE = 64
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _ends_at_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "LEAVE_S", 0.02)
-        yield
 
 
 @pytest.fixture(scope="module")

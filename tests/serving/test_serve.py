@@ -41,13 +41,6 @@ def form(*files: tuple[str, bytes], boundary: str = "XyZ") -> tuple[bytes, dict[
     return body, {"content-type": f"multipart/form-data; boundary={boundary}"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _ends_at_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "LEAVE_S", 0.02)
-        yield
-
-
 @pytest.fixture(scope="module")
 def artifact(artifact_of: Callable[..., Artifact]) -> Artifact:
     return artifact_of("onnx", input="uint8")

@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from server_process import Process
+from server_process import Process, answered_until
 
 from convnext_deploy.artifact.manifest import Artifact
 
@@ -42,26 +41,7 @@ def start(artifact: Artifact) -> Iterator[Start]:
 def test_a_signal_ends_it_without_losing_a_request(start: Start, number: int) -> None:
     one = start("--sessions", "1")
     assert one.lines[0].startswith("m: 16 outputs compared with the export's source")
-    answered: list[object] = []
-    refused = threading.Event()
-
-    def client() -> None:
-        while not refused.is_set():
-            try:
-                answered.append(one.ask()[0])
-            except ConnectionRefusedError:
-                refused.set()
-            except OSError as error:
-                answered.append(error)
-
-    threads = [threading.Thread(target=client) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    while len(answered) < 20:
-        refused.wait(0.01)
-    assert one.end(number) == 0
-    for thread in threads:
-        thread.join(20)
+    answered = answered_until(one, number)
     assert len(answered) > 20
     assert set(answered) == {200}
     assert one.lines[-1].startswith("ending: requests under way are answered")

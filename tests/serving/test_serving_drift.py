@@ -14,7 +14,7 @@ from server_process import Running, picture, serving, until
 from convnext_deploy.accuracy.drift import LEAST
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.records.plan import CalibrationRecord, InputStatistics
-from convnext_deploy.serving import drift, server
+from convnext_deploy.serving import drift
 
 SEEN = InputStatistics(
     images=200,
@@ -24,11 +24,6 @@ SEEN = InputStatistics(
     std_spread=(0.05, 0.05, 0.05),
     classes=(20,) * 10,
 )
-
-
-@pytest.fixture(autouse=True)
-def _ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "LEAVE_S", 0.02)
 
 
 @pytest.fixture

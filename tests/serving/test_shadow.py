@@ -3,7 +3,7 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +19,11 @@ from server_process import Running, picture, serving, until
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ConvNextDeployError, UsageError
-from convnext_deploy.serving import application, server
+from convnext_deploy.serving import application
 from convnext_deploy.serving.batching import Job
 from convnext_deploy.serving.shadow import WAITING, ShadowOptions, _refuse_unlike
 
 SIDE = 64
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _ends_at_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "LEAVE_S", 0.02)
-        yield
 
 
 @pytest.fixture(scope="module")

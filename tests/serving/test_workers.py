@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from server_process import Process, until
+from server_process import Process, answered_until, until
 
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
@@ -86,26 +85,7 @@ def test_a_worker_that_is_killed_is_replaced(two: tuple[Process, int]) -> None:
 @needs_cores
 def test_a_signal_ends_all_without_losing_a_request(two: tuple[Process, int]) -> None:
     one, _ = two
-    answered: list[object] = []
-    refused = threading.Event()
-
-    def client() -> None:
-        while not refused.is_set():
-            try:
-                answered.append(one.ask()[0])
-            except ConnectionRefusedError:
-                refused.set()
-            except OSError as error:
-                answered.append(error)
-
-    threads = [threading.Thread(target=client) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    until(lambda: len(answered) >= 20)
-    assert one.end(signal.SIGTERM) == 0
-    for thread in threads:
-        thread.join(20)
-    assert set(answered) == {200}
+    assert set(answered_until(one, signal.SIGTERM)) == {200}
 
 
 @needs_cores
