@@ -13,7 +13,7 @@ from .compiler import COMPILERS, FLAGS, SOURCES, compile_library, compiler_key, 
 
 __all__ = [
     "COMPILERS", "FLAGS", "SOURCES", "build", "c_interface", "cached", "chosen_isa", "clean", "find_compiler",
-    "isas", "load", "opened", "refused", "state", "units",
+    "isas", "load", "opened", "refused", "slower", "state", "units",
 ]  # fmt: skip
 
 BUILD_NAME = "build"  # of the temporary folders in the cache
@@ -158,8 +158,8 @@ def state() -> str:
     built = _here()
     if built is None:
         return f"ready, {find_compiler()} builds it at first use"
-    lacking = refused(opened(built))
-    return f"ready, path {isas(opened(built))[0]}" + (f"; {lacking}" if lacking else "")
+    here = opened(built)
+    return "; ".join(filter(None, (f"ready, path {isas(here)[0]}", refused(here), slower(here))))
 
 
 def _here() -> Path | None:
@@ -214,6 +214,7 @@ def opened(path: Path) -> ctypes.CDLL:
     signatures = {
         "cnxt_isas": (text, []),
         "cnxt_isas_refused": (text, []),
+        "cnxt_isas_slower": (text, []),
         "cnxt_model_open": (number, [void, size, ctypes.POINTER(void), text, size]),
         "cnxt_model_open_file": (number, [text, ctypes.POINTER(void), text, size]),
         "cnxt_model_close": (None, [void]),
@@ -249,6 +250,12 @@ def refused(library: ctypes.CDLL | None = None) -> str:
     """One line on a path whose instructions this CPU has and the system does not let it use; empty: none."""
     library = load() if library is None else library
     return str(library.cnxt_isas_refused().decode())
+
+
+def slower(library: ctypes.CDLL | None = None) -> str:
+    """One line on a path with more instructions that is slower here than the first of `isas`; empty: none."""
+    library = load() if library is None else library
+    return str(library.cnxt_isas_slower().decode())
 
 
 def chosen_isa(isa: str | None) -> str | None:
