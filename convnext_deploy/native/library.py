@@ -3,13 +3,24 @@
 import ctypes
 import functools
 import os
+import platform
 from pathlib import Path
 
 from ..artifact import private, staging
 from ..artifact.manifest import sha256_of
 from ..errors import BuildError, MissingPackageError, UsageError, plain
 from . import shipped
-from .compiler import COMPILERS, FLAGS, SOURCES, compile_library, compiler_key, find_compiler, source_key, units
+from .compiler import (
+    COMPILERS,
+    FLAGS,
+    SOURCES,
+    compile_library,
+    compiler_key,
+    find_compiler,
+    machine_of,
+    source_key,
+    units,
+)
 
 __all__ = [
     "COMPILERS", "FLAGS", "SOURCES", "build", "c_interface", "cached", "chosen_isa", "clean", "find_compiler",
@@ -69,7 +80,8 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
 
     Raises:
         MissingPackageError: no compiler.
-        BuildError: the wheel's library is damaged, the compiler refuses a file, or the folder cannot be written.
+        BuildError: the wheel's library is damaged, the compiler refuses a file or is for another machine, or the folder
+            cannot be written.
         UsageError: the folder is not this user's alone.
     """
     if folder is None and not extra_flags:
@@ -91,6 +103,12 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
         found = _intact(folder, stem)
         if found is not None:
             return found
+        machine = machine_of(compiler)
+        if machine and units(machine).keys() != units().keys():
+            raise BuildError(
+                f"{compiler} makes programs for {machine}, and this machine is {platform.machine()}; "
+                "name a compiler for this machine in $CXX, or none"
+            )
         with staging.folder_for(folder / BUILD_NAME) as work:
             built = compile_library(compiler, work, extra_flags)
             path = folder / f"{stem}-{sha256_of(built)}.so"
