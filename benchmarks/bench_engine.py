@@ -11,7 +11,7 @@ noise; what has no 8 bits is in fp16.
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ CONTENDERS: tuple[tuple[Target, str], ...] = (
 
 
 def artifacts(
-    checkpoint: str, variant: str, precision: str, batch: BatchRange, device: Device, folder: Path
-) -> Iterator[tuple[str, Artifact]]:
-    """Name and artifact; what cannot be built here is named with its reason on standard error."""
-    for format, kernels in CONTENDERS:
+    checkpoint: str, variant: str, precision: str, batch: BatchRange, device: Device, folder: Path,
+    formats: Collection[str] = (),
+) -> Iterator[tuple[str, Artifact]]:  # fmt: skip
+    """Name and artifact, of these formats only where any are named; what cannot be built is said on standard error."""
+    for format, kernels in (each for each in CONTENDERS if not formats or each[0] in formats):
         name = f"{format}, kernels {kernels}"
         options: dict[str, Any] = {"format": format, "kernels": kernels, "precision": precision}
         if precision in EIGHT_BITS:
@@ -81,6 +82,7 @@ def timm_session(name: str, precision: str, mode: str | None, like: Session) -> 
 def main() -> None:
     parser = arguments(__doc__, *EIGHT_BITS)
     parser.add_argument("--variants", nargs="+", default=["tiny", "base"])
+    parser.add_argument("--formats", nargs="+", default=[], help="eager must be among them; all where left out")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each contender and batch")
     args = parser.parse_args()
     refuse_without_gpu()
@@ -95,7 +97,9 @@ def main() -> None:
                 fused = ""
                 errors, types = {}, {}
                 fixed = BatchRange(min=batch, opt=batch, max=batch)
-                for key, made in artifacts("random", variant, args.precision, fixed, "cuda", Path(folder)):
+                for key, made in artifacts(
+                    "random", variant, args.precision, fixed, "cuda", Path(folder), args.formats
+                ):
                     try:
                         sessions[key] = api.load(made.path, device="cuda", cuda_graph=True)
                     except ConvNextDeployError as refusal:  # an engine for other GPUs than this one

@@ -188,9 +188,12 @@ def measured(benchmark: str, case: Case, subject: Subject, ceilings: Ceilings) -
         }  # fmt: skip
 
 
-def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """PyTorch at its best: max-autotune; we capture its kernels in a graph ourselves."""
-    return torch.compile(call, mode="max-autotune-no-cudagraphs", dynamic=False)
+BEST_MODE = "max-autotune-no-cudagraphs"  # of torch.compile; we capture its kernels in a graph ourselves
+
+
+def compiled(call: Callable[..., Any], mode: str = BEST_MODE) -> Callable[..., Any]:
+    """PyTorch's compiler, at its best unless another mode is named."""
+    return torch.compile(call, mode=mode, dynamic=False)
 
 
 def refuse_without_gpu() -> None:
