@@ -2,11 +2,11 @@
 
     python benchmarks/bench_engine.py [--variants tiny base] [--precision fp16] [--batches 1 32 256] [--without-compile]
 
-At small batches also with each kernel begun when the one before has ended, and with tiles as wide as at large ones.
-All take turns on the same images, already on the GPU; a sample is one `step` and `sync`. Artifacts replay a CUDA graph,
-torch.compile has its own (max-autotune). The artifacts' errors and top-1 agreement stand beside their speeds. With
---precision int8 or fp8 the blocks of artifacts with kernels and of TensorRT-RTX's are in 8 bits, with ranges from
-noise; what has no 8 bits is in fp16.
+At small batches also with each kernel begun when the one before has ended, and with tiles as wide as at large ones; in
+int8 also with products in CUDA C++. All take turns on the same images, already on the GPU; a sample is one `step` and
+`sync`. Artifacts replay a CUDA graph, torch.compile has its own (max-autotune). The artifacts' errors and top-1
+agreement stand beside their speeds. With --precision int8 or fp8 the blocks of artifacts with kernels and of
+TensorRT-RTX's are in 8 bits, with ranges from noise; what has no 8 bits is in fp16.
 """
 
 import sys
@@ -18,7 +18,7 @@ from typing import Any
 import timm
 import torch
 from drafts import draft
-from kernel_bench import IN_TURN, SMALL_BATCH, WIDE_TILES, arguments, refuse_without_gpu, under
+from kernel_bench import IN_CUDA_CPP, IN_TURN, SMALL_BATCH, WIDE_TILES, arguments, refuse_without_gpu, under
 from records import append
 
 from convnext_deploy import api
@@ -121,10 +121,11 @@ def main() -> None:
                     sessions["timm compiled"] = timm_session(name, args.precision, "max-autotune", like)
                     if name in SWIN:
                         sessions["Swin compiled"] = timm_session(SWIN[name], args.precision, "max-autotune", like)
-                small = {"in turn": IN_TURN, "wide tiles": WIDE_TILES} if batch <= SMALL_BATCH else {}
+                others = {"in turn": IN_TURN, "wide tiles": WIDE_TILES} if batch <= SMALL_BATCH else {}
+                others |= {"products in CUDA C++": IN_CUDA_CPP} if args.precision == "int8" else {}
                 pixels = preprocess.probe_images(3, like.manifest.model.image_size, batch)
                 images = preprocess.as_input(pixels, like.manifest.preprocessing, "float32")
-                for word, settings in small.items() if fused else ():
+                for word, settings in others.items() if fused else ():
                     session = api.load(Path(folder) / "eager-all", device="cuda", cuda_graph=True)
                     under(session.run, settings)(images)  # the first run captures what is replayed
                     sessions[f"{fused}, {word}"] = session

@@ -35,6 +35,7 @@ SMALL_BATCH = 8  # up to which products are spread and early launches matter
 WHOLE_K: dict[str, Any] = {"PART_TRIPS": 1 << 30}  # what `under` changes: no product is split,
 WIDE_TILES: dict[str, Any] = {"ENOUGH": 0.0}  # nor narrowed,
 OF_TRITON: dict[str, Any] = {"CUDA_CPP": (0, 0)}  # no kernel in CUDA C++ is launched,
+IN_CUDA_CPP: dict[str, Any] = {"INT8_IN_CUDA_CPP": True}  # products of int8 are,
 IN_TURN: dict[str, Any] = {"PDL_FROM": (99, 0)}  # and every kernel begins when the one before has ended
 
 
