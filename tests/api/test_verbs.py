@@ -101,10 +101,10 @@ def test_every_parameter_of_a_public_function_has_its_line_in_the_docstring(func
 
 
 @pytest.mark.parametrize("function", VERBS)
-def test_no_public_function_takes_more_than_twenty_parameters_of_its_own(function: Any) -> None:
+def test_no_public_function_takes_more_than_24_parameters_of_its_own(function: Any) -> None:
     """Groups are counted as one: what several functions take is declared once."""
     own = inspect.signature(inspect.unwrap(function), follow_wrapped=False).parameters
-    assert len(own) <= 20
+    assert len(own) <= 24
 
 
 @pytest.mark.parametrize(
