@@ -214,7 +214,7 @@ def test_torchvisions_sizes_give_the_share_of_the_crop(reference: nn.Module, tmp
 
 
 def test_arguments_of_another_form_are_refused(reference: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"model\.pth: its args cannot be understood"):
+    with pytest.raises(WeightsError, match=r"model\.pth: what stands beside its weights cannot be understood"):
         read({"state_dict": reference.state_dict(), "args": {"img_size": "large"}}, tmp_path)
 
 
