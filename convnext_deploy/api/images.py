@@ -73,7 +73,7 @@ def images(name: str, value: Any, class_order: ClassOrder = "torchvision") -> "s
     """Where images are, or the source of those that are in memory.
 
     Raises:
-        UsageError: it is nothing that holds images.
+        UsageError: it is nothing that contains images.
         DataError: an item is no image with its label.
     """
     arguments.check(class_order=class_order)

@@ -60,7 +60,7 @@ def counterpart(word: str, architecture: str, image_size: tuple[int, int]) -> st
 class Baseline(nn.Module):
     """timm's own module with random weights: float32 (N, 3, H, W) in, float32 logits, embedding or maps out.
 
-    `spec` holds what sessions and formats ask for. Depths, and outside of the task features widths, are ConvNeXt's
+    `spec` contains what sessions and formats ask for. Depths, and outside of the task features widths, are ConvNeXt's
     words and mean nothing here.
     """
 

@@ -36,7 +36,7 @@ MOST_OPERATIONS = 4096
 class Product:
     """A matrix product. `weight` is (out, in); a convolution's rows are in the order (kernel row, kernel column, in).
 
-    int8: `weight` holds codes, y = scale * weight_scale * (W (q - zero_point)) + bias with
+    int8: `weight` contains codes, y = scale * weight_scale * (W (q - zero_point)) + bias with
     q = round((x - shift) / scale) + zero_point, saturated to 0..255. Otherwise the weight is float32, rounded here.
     """
 

@@ -141,13 +141,13 @@ def calibrate(
         preprocessing: leads from an image to the model's input; raw pixels go to a model that takes uint8.
         images: how many, evenly spaced over the source.
         batch: images at once; the last batch may be smaller.
-        resume: this file is written as the work proceeds, and what it holds is not run again. None keeps nothing.
+        resume: this file is written as the work proceeds, and what it contains is not run again. None keeps nothing.
         progress: called with (images done, images in all), first before any work.
 
     Raises:
         UsageError: fewer than two images, a name that is no such module, or `resume` belongs to something else.
         DataError: the source has fewer images, or one of them cannot be read.
-        CheckFailed: a tensor holds NaN or infinite values.
+        CheckFailed: a tensor contains NaN or infinite values.
     """
     if images < 2 or batch < 1:
         raise UsageError(f"images {images}, batch {batch}; expected at least 2 images and a batch of at least 1")

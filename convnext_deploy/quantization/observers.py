@@ -61,7 +61,7 @@ def histogram(values: Tensor, name: str, *, per_channel: bool = False) -> Histog
     values = values.detach().reshape(images, -1, channels)
     low, high = values.amin(1).double(), values.amax(1).double()  # (N, C); NaN is passed on
     if not (low.isfinite().all() and high.isfinite().all()):
-        raise CheckFailed(f"the input of {name} holds NaN or infinite values; nothing can be calibrated on them")
+        raise CheckFailed(f"the input of {name} contains NaN or infinite values; nothing can be calibrated on them")
     image_low, image_high = (low, high) if per_channel else (low.amin(1, keepdim=True), high.amax(1, keepdim=True))
     largest = torch.maximum(image_low.abs(), image_high.abs()).amax(0)  # (rows,)
     exponent = torch.frexp(largest)[1].long()  # largest < 2 ** exponent
@@ -106,13 +106,13 @@ def merged(a: Histogram, b: Histogram) -> Histogram:
 def _widened(counts: Tensor, doublings: Tensor) -> Tensor:
     """The same values after so many doublings of each row's radius, (rows, bins) -> (rows, bins)."""
     half = counts.shape[1] // 2
-    signed = torch.arange(-half, half, device=counts.device)  # bin b holds [b, b + 1) bin widths
+    signed = torch.arange(-half, half, device=counts.device)  # bin b contains [b, b + 1) bin widths
     index = (signed >> doublings[:, None].clamp(max=62)) + half
     return torch.zeros_like(counts).scatter_add_(1, index, counts)
 
 
 def to_arrays(statistics: Histogram) -> dict[str, NDArray[np.int64] | Floats]:
-    """Everything it holds, to be saved."""
+    """Everything it contains, to be saved."""
     tensors = {field: getattr(statistics, field).cpu().numpy() for field in _TENSORS}
     return {**tensors, "images": np.array(statistics.images)}
 

@@ -22,7 +22,7 @@ KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a page shows of one timing; a benchmark's record holds more."""
+    """What a page shows of one timing; a benchmark's record contains more."""
 
     model: str
     runtime: str
@@ -135,7 +135,7 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
                     raise DataError(f"{path}, line {number} is not JSON: {plain(error)}") from None
     for where, document in lines:
         if not isinstance(document, dict):
-            raise DataError(f"{where} holds {type(document).__name__}; expected a JSON object")
+            raise DataError(f"{where} contains {type(document).__name__}; expected a JSON object")
         rows = document.get("results")
         if document.keys() == {"results", "comparisons"} and isinstance(rows, list):  # of `bench --json`
             documents += [(f"{where}, result {number}", row) for number, row in enumerate(rows, 1)]
@@ -143,7 +143,7 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
             documents.append((where, document))
     for where, document in documents:
         if not isinstance(document, dict):
-            raise DataError(f"{where} holds {type(document).__name__}; expected a JSON object")
+            raise DataError(f"{where} contains {type(document).__name__}; expected a JSON object")
     return documents
 
 

@@ -13,7 +13,7 @@ Timed = Measurement | ProfileResult | RooflineResult
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell's text, and the number to sort it by where it holds one."""
+    """A cell's text, and the number to sort it by where it contains one."""
 
     text: str
     value: float | None = None

@@ -109,7 +109,7 @@ async def body_of(request: Request, service: Service) -> AsyncIterator[bytes]:
 
 
 def decompressed(body: bytes, encoding: str, most: int) -> bytes:
-    """What a body holds, of any size up to `most`.
+    """What a body contains, of any size up to `most`.
 
     Raises:
         Refusal: 413 or 415.

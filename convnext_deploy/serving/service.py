@@ -208,7 +208,7 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
         file: with the verdict, as `gate --json` prints it.
 
     Raises:
-        UsageError: it holds no verdict.
+        UsageError: it contains no verdict.
         CheckFailed: the verdict is another than PASS, or of another artifact.
     """
     try:
@@ -217,7 +217,7 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
         raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
-            f"--gate {file} holds no verdict: {plain(error)}; expected what `gate --json` prints"
+            f"--gate {file} contains no verdict: {plain(error)}; expected what `gate --json` prints"
         ) from None
     if verdict.candidate_sha256 != artifact.sha256:
         raise CheckFailed(
