@@ -2,8 +2,8 @@
 
 A `Histogram` is a fixed amount of memory however many images it has seen. Its bins span [-radius, radius) with a
 radius that is a power of two: when a value lies outside, the radius doubles and neighbouring bins join, and a value's
-bin is the same whether it came before or after. So one pass over the images suffices, and merging the histograms of
-two sets gives, count for count, that of their union.
+bin is the same whether it came before or after. So one pass over the images suffices, and the merged histograms of
+two sets are, count for count, that of their union.
 
 Range methods: "minmax"; "moving_average", the mean over the images of each one's extremes; "percentile"; "entropy",
 the least Kullback-Leibler divergence between the values and their quantized selves; "mse", the least squared error.

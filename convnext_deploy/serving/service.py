@@ -36,7 +36,7 @@ class Service:
 
     Raises:
         UsageError, ArtifactError: an artifact that cannot be opened or does not run as the options say.
-        CheckFailed: one that gives wrong outputs here.
+        CheckFailed: one that computes wrong outputs here.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Service:
 
         Raises:
             UsageError: another reload is going on, or an artifact cannot be taken; nothing has changed then.
-            CheckFailed: an artifact gives wrong outputs; nothing has changed then.
+            CheckFailed: an artifact computes wrong outputs; nothing has changed then.
         """
         if not self._reloading.acquire(blocking=False):
             raise UsageError("a reload is going on already; wait for its end")
