@@ -37,7 +37,7 @@ def cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> Dist
 
 
 def worst(found: Sequence[NDArray[np.floating]], expected: Sequence[NDArray[np.floating]]) -> Distances:
-    """Of each sample, the largest relative error of its outputs."""
+    """The largest relative error of each sample's outputs."""
     errors: Distances = np.max([relative_errors(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
     return errors
 

@@ -41,7 +41,7 @@ class Artifact:
 
     @property
     def sha256(self) -> str:
-        """Of `manifest.json`, which itself contains the hash of every other file."""
+        """The hash of `manifest.json`, which itself contains the hash of every other file."""
         return sha256_of(self.path / MANIFEST_NAME)
 
     @property

@@ -117,7 +117,7 @@ class Network:
 
 
 def names(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Of operations of these kinds, in order: `stem`, `stages.2.0`, `downsamples.1`, `features.3`, `head`."""
+    """The names of operations of these kinds, in order: `stem`, `stages.2.0`, `downsamples.1`, `features.3`, `head`."""
     found, stage, block, conv = [], 0, 0, 0
     for kind in kinds:
         if kind == "block":

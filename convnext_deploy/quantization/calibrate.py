@@ -67,7 +67,7 @@ class Calibration:
     inputs: InputStatistics | None = None  # of the images themselves; None of noise
 
     def halves(self, name: str) -> tuple[Histogram, Histogram]:
-        """Of a module's input, over the even and over the odd images."""
+        """Histograms of a module's input, over the even and over the odd images."""
         even, odd = (self.statistics[f"{name}/{half}"] for half in _HALVES)
         return even, odd
 
@@ -229,7 +229,7 @@ def report(
 
 
 def content_sha256(source: data.ImageSource) -> str:
-    """Of the encoded images in their order; `ImageSource.sha256` covers names and labels only.
+    """A hash of the encoded images in their order; `ImageSource.sha256` covers names and labels only.
 
     Raises:
         DataError: an image cannot be read.
@@ -256,7 +256,7 @@ def _module(model: ConvNeXt, name: str) -> nn.Linear | nn.Conv2d:
 def _observed(
     model: ConvNeXt, modules: dict[str, nn.Linear | nn.Conv2d], images: Tensor, first: int
 ) -> tuple[Statistics, Tensor | tuple[Tensor, ...]]:
-    """Of one batch, whose images are number `first` and following; and what the model says of them."""
+    """Observe one batch, whose images are number `first` and following; return also what the model says of them."""
     found: Statistics = {}
 
     def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

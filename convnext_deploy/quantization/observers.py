@@ -47,7 +47,7 @@ class Histogram:
 
 
 def histogram(values: Tensor, name: str, *, per_channel: bool = False) -> Histogram:
-    """Of one batch.
+    """Count the values of one batch.
 
     Args:
         values: any float type (N, ..., C), on any device.
@@ -90,7 +90,7 @@ def _binned(values: Tensor, exponent: Tensor, bins: int) -> Tensor:
 
 
 def merged(a: Histogram, b: Histogram) -> Histogram:
-    """Of the images of both, exactly (the sums up to float64 rounding)."""
+    """Add up the images of both, exactly (the sums up to float64 rounding)."""
     exponent = torch.maximum(a.exponent, b.exponent)
     return Histogram(
         counts=_widened(a.counts, exponent - a.exponent) + _widened(b.counts, exponent - b.exponent),

@@ -132,7 +132,7 @@ class Plan(HandWritten, frozen=True, kw_only=True):
 
     @property
     def types(self) -> tuple[OperationType, ...]:
-        """Of its operations, each once."""
+        """The types of its operations, each once."""
         return tuple(dict.fromkeys(operation.type for operation in self.operations.values()))
 
     @property

@@ -176,7 +176,7 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
 
 
 def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    """Of equal settings of one artifact on equal machines the one that stands last, in the order of the first.
+    """Keep the last of equal settings of one artifact on equal machines, in the order of the first.
 
     What would be called the same and is not gets a label: the artifact's folder, and its hash where that is the same.
     """

@@ -61,7 +61,7 @@ def authorize(request: Request, options: ServeOptions) -> None:
 
 
 def authorize_header(given: str, options: ServeOptions) -> None:
-    """Likewise, by what the request says in `Authorization`."""
+    """Refuse a request whose `Authorization` is not the server's token."""
     if options.token is None:
         return
     scheme, _, token = given.partition(" ")

@@ -58,7 +58,7 @@ class ShadowOptions:
 
     @property
     def own_share(self) -> float:
-        """Of the requests that reach the process that compares."""
+        """The share of the requests that reach the process that compares."""
         return min(1.0, self.share * self.workers)
 
 

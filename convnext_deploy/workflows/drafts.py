@@ -113,7 +113,7 @@ class Drafts:
         return plans.restricted(whole, _within(names, [known[name] for name in names], share))
 
     def _sensitivities(self, whole: LoadedPlan) -> dict[str, float]:
-        """Of every operation of a plan; kept after each."""
+        """The sensitivity of every operation of a plan; kept after each."""
         path = self.folder / "sensitivities.json"
         known = read_kept(path, dict[str, float])
         steps = distance.sensitivities(
