@@ -31,7 +31,7 @@ class OpeningOptions(TypedDict, total=False):
 
 
 class SessionOptions(OpeningOptions, total=False):
-    """The same, of functions that run one artifact."""
+    """How one artifact runs; of the functions that open it."""
 
     cuda_graph: Annotated[bool, "on a GPU: replay a captured CUDA graph. Not for every format."]
 

@@ -287,7 +287,9 @@ def test_a_rejected_artifact_takes_the_place_of_nobodys_files(
     notes = tmp_path / "model.rejected" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("mine")
-    with pytest.raises(ParityError, match=r"relative error .*; not kept aside: .*model\.rejected holds files that are"):
+    with pytest.raises(
+        ParityError, match=r"relative error .*; not kept aside: .*model\.rejected contains files that are"
+    ):
         random_export(tmp_path / "model")
     assert notes.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["model.rejected"]
