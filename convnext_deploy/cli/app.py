@@ -153,7 +153,12 @@ def run(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         return _failed(_no_command(arguments[0]), 2, arguments)
     try:
-        returned = app(args=arguments or ["--help"], prog_name="convnext-deploy", standalone_mode=False)
+        returned = app(
+            args=arguments or ["--help"],
+            prog_name="convnext-deploy",
+            standalone_mode=False,
+            obj=tuple(arguments),  # for commands that show how they are typed again
+        )
         code = returned if isinstance(returned, int) else 0
     except typer.Exit as error:
         code = error.exit_code

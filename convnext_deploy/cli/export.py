@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from . import hints
 from .groups import AllOutputs, Checkpoint, Labelled, Meaning, TensorRt, grouped
 from .options import DATA, OUTPUT, RUNTIME, Debug, Force, Json, Quiet, Trust, batch_range, one_of
 from .terminal import Terminal, summary
@@ -123,7 +124,11 @@ def export(
         **wanted,
     )
     found = artifact.manifest
-    terminal.result({"path": str(artifact.path), "manifest": found}, summary(artifact.path, found, artifact.bytes))
+    terminal.result(
+        {"path": str(artifact.path), "manifest": found},
+        summary(artifact.path, found, artifact.bytes),
+        hints.after_export(artifact.path, found, () if data is None else labelled.images(data).words()),
+    )
 
 
 def refit(
@@ -142,4 +147,8 @@ def refit(
     terminal = Terminal(json, quiet)
     made = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
     found = made.manifest
-    terminal.result({"path": str(made.path), "manifest": found}, summary(made.path, found, made.bytes))
+    terminal.result(
+        {"path": str(made.path), "manifest": found},
+        summary(made.path, found, made.bytes),
+        hints.after_export(made.path, found, ()),
+    )

@@ -59,5 +59,4 @@ def half(
     ]
     lines += [f"{operation.name}: {'; '.join(operation.reasons)}" for operation in kept]
     hint = export_command(out, plan.target, *checkpoint.words(), *outputs.words())
-    lines.append(f"build it with: {hint}")
-    terminal.result({"path": str(out), "plan": plan, "report": report, "build": hint}, "\n".join(lines))
+    terminal.result({"path": str(out), "plan": plan, "report": report}, "\n".join(lines), [hint])

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,23 @@ class Terminal:
                 printable(f"{text}\n"), end="", file=sys.stderr, flush=True
             )  # in one piece: builds speak from several threads
 
-    def result(self, document: Any, lines: str) -> None:
-        """The one result of a command: `document` with --json, else `lines`."""
+    def result(self, document: Any, lines: str = "", next: Sequence[str] = ()) -> None:
+        """The one result of a command: `document` with --json, else `lines`.
+
+        Args:
+            next: commands to go on with, ready to be copied: the field `next` of the document, or lines on stderr.
+        """
         if self.json:
+            if next:
+                import msgspec
+
+                document = msgspec.to_builtins(document) | {"next": list(next)}
             print_json(document)
         elif not self.quiet:
-            print(printable(lines))
+            if lines:
+                print(printable(lines), flush=True)
+            for number, command in enumerate(next):
+                self.say(f"{'     ' if number else 'next:'} {command}")
 
     def line(self, text: str) -> None:
         """A line of words between tables."""
