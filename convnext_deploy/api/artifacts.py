@@ -81,6 +81,7 @@ def export(
     device: Device | None = None,
     force: bool = False,
     say: Say = silent,
+    progress: arguments.Progress | None = None,
     tensorrt: TensorRtSpec | None = None,
     trt: str = "auto",
     refit_from: arguments.Location | None = None,
@@ -124,6 +125,7 @@ def export(
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
+        progress: told (percent done, 100, what is being done); how long each step takes is a guess.
         tensorrt: what only TensorRT and TensorRT-RTX are told.
         trt: with format "trt": "tensorrt", "rtx", or "auto".
         refit_from: an engine that gets these weights, instead of building one (see `refit`).
@@ -159,6 +161,7 @@ def export(
         device=device,
         force=force,
         say=say,
+        progress=progress,
         tensorrt=tensorrt,
         trt=trt,
         kernels=kernels,
@@ -212,6 +215,7 @@ def export(
         class_names=labels,
         refit_from=refit_from,
         say=say,
+        progress=progress,
     )
 
 

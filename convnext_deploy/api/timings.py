@@ -15,7 +15,7 @@ from ..workflows.export import Say, silent
 from .artifacts import opened
 
 if TYPE_CHECKING:
-    from ..workflows.bench import Plan, Progress
+    from ..workflows.bench import Plan
     from ..workflows.contenders import Contender
 
 
@@ -28,6 +28,7 @@ def profile(
     device: Device = "cpu",
     threads: int | None = None,
     trust: bool = False,
+    progress: arguments.Progress | None = None,
 ) -> ProfileResult:
     """Where an artifact's time goes, by layer, from its runtime's own profiler; on bundled photographs.
 
@@ -35,9 +36,10 @@ def profile(
         batch: images at once; None: the size the artifact is tuned for.
         steps: inferences without and inferences with the profiler.
         trust: as for `load`.
+        progress: told (inferences done, inferences in all, what is being done).
     """
     batch = arguments.maybe(arguments.whole, "batch", batch)
-    artifact = opened(path, steps=steps, device=device, threads=threads, trust=trust)
+    artifact = opened(path, steps=steps, device=device, threads=threads, trust=trust, progress=progress)
     from ..data import preprocess
     from ..timing.profile import profile as run
 
@@ -45,7 +47,7 @@ def profile(
     session = formats.opened(artifact, RunOptions(device=device, threads=threads), trust)
     size = found.export.batch.opt if batch is None else batch
     pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
-    return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
+    return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps, progress)
 
 
 @env.missing_named()
@@ -58,7 +60,7 @@ def roofline(
     image_size: arguments.ImageSize = 224,
     task: NetworkTask = "classify",
     threads: int | None = None,
-    progress: "Progress | None" = None,
+    progress: arguments.Progress | None = None,
 ) -> RooflineResult:
     """The shortest time a device can take for a variant, and what bounds each of its operations.
 
@@ -151,7 +153,7 @@ def bench(
     cuda_graph: bool = False,
     trust: bool = False,
     say: Say = silent,
-    progress: "Progress | None" = None,
+    progress: arguments.Progress | None = None,
 ) -> Iterator[BenchResult]:
     """Measure artifacts, or ConvNeXts with random weights, beside other models; a row as soon as it is finished.
 
@@ -204,7 +206,7 @@ def bench(
 
 
 def _rows(
-    groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: "Progress | None"
+    groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: arguments.Progress | None
 ) -> Iterator[BenchResult]:
     with env.missing_named():
         from ..workflows import contenders
@@ -224,6 +226,6 @@ def _rows(
             yield from run(group, plan, ceilings=ceilings, progress=shifted)
 
 
-def _shifted(progress: "Progress", number: int, parts: int) -> "Progress":
+def _shifted(progress: arguments.Progress, number: int, parts: int) -> arguments.Progress:
     """Progress of one of several parts that are about as long as each other."""
     return lambda done, total, what: progress(number * total + done, parts * total, what)

@@ -8,7 +8,7 @@ import typer
 from . import hints
 from .groups import AllOutputs, Checkpoint, Labelled, Meaning, TensorRt, grouped
 from .options import DATA, OUTPUT, RUNTIME, Debug, Force, Json, Quiet, Trust, batch_range, one_of
-from .terminal import Terminal, summary
+from .terminal import Terminal, progress_bar, summary
 
 
 @grouped
@@ -107,22 +107,24 @@ def export(
         formats.require(formats.get(format), build=True)  # before torch is imported, so that a typo costs nothing
     from .. import api
 
-    artifact = api.export(
-        checkpoint.weights,
-        format=format,
-        out=out,
-        dynamic_image_size=dynamic_image_size,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        patch_tokens=patch_tokens,
-        data=data,
-        verify_data=verify_data,
-        plan=plan,
-        trt=tensorrt.trt,
-        force=force,
-        say=terminal.say,
-        **wanted,
-    )
+    with progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress:
+        artifact = api.export(
+            checkpoint.weights,
+            format=format,
+            out=out,
+            dynamic_image_size=dynamic_image_size,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            patch_tokens=patch_tokens,
+            data=data,
+            verify_data=verify_data,
+            plan=plan,
+            trt=tensorrt.trt,
+            force=force,
+            say=terminal.say,
+            progress=progress,
+            **wanted,
+        )
     found = artifact.manifest
     terminal.result(
         {"path": str(artifact.path), "manifest": found},

@@ -40,7 +40,7 @@ def half(
     }
     from .. import api
 
-    with progress_bar(terminal, "looking at images") as progress:
+    with progress_bar(terminal, "preparing") as bar:
         plan, report = api.half(
             checkpoint.weights,
             out=out,
@@ -49,7 +49,7 @@ def half(
             split=split,
             force=force,
             say=terminal.say,
-            progress=progress,
+            progress=lambda done, total: bar(done, total, "looking at images") if bar else None,
             **wanted,
         )
     kept = [operation for operation in report.operations if operation.reasons]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
-from .terminal import Terminal
+from .terminal import Terminal, progress_bar
 
 
 def profile(
@@ -34,14 +34,16 @@ def profile(
     if out is not None:
         manifest.check_file(out)
     terminal = Terminal(json, quiet)
-    result = api.profile(
-        artifact,
-        batch=batch,
-        steps=steps,
-        device=one_of("--device", device, Device),
-        threads=threads,
-        trust=trust,
-    )
+    with progress_bar(terminal, "opening", redraws_per_s=1, transient=True) as progress:
+        result = api.profile(
+            artifact,
+            batch=batch,
+            steps=steps,
+            device=one_of("--device", device, Device),
+            threads=threads,
+            trust=trust,
+            progress=progress,
+        )
     if out is not None:
         manifest.append_line(out, result)
     total = result.layers_ms

@@ -5,7 +5,7 @@ import datetime
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from .. import arguments, env
+from ..arguments import Progress
 from ..errors import UsageError, WorkerError
 from ..records.base import Device
 from ..records.timing import BenchResult, Ceilings, Conditions, Scenario, Scope, ServerLoad, ServerTrial, Status
@@ -25,8 +26,6 @@ MIN_TURNS = 6  # the fewest that carry a 95 % interval of a ratio within one run
 FRACTIONS = (0.5, 0.9, 0.95, 0.99, 0.999)
 SERVICE_TURNS = 3  # of each batch size that a server may form
 SERVER_SECONDS = 5.0  # of a run of arrivals, at least
-
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -482,7 +482,11 @@ def test_an_export_in_a_process_of_its_own_prints_no_foreign_words(tmp_path: Pat
     """No warning of a library reaches the user."""
     command = [*PROGRAM, "export", "--weights", str(checkpoint), *QUICK, "--out", str(tmp_path / "m")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    steps = done.stderr.splitlines()
+    steps, next_ = done.stderr.splitlines()[:-2], done.stderr.splitlines()[-2:]
+    assert [line.split()[:3] for line in next_] == [
+        ["next:", "convnext-deploy", "predict"],
+        ["convnext-deploy", "eval", str(tmp_path / "m")],
+    ]
     assert (steps[0], steps[-1]) == ("loading the checkpoint", "verifying")
     assert [
         step
