@@ -1,4 +1,4 @@
-"""Artifacts: made by `export` and `refit`, opened by `load`."""
+"""Artifacts: made by `export` and `refit`."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -9,7 +9,7 @@ from .. import arguments, formats
 from ..arguments import Unpack
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
-from ..artifact.session import RunOptions, Session
+from ..artifact.session import RunOptions
 from ..errors import UsageError
 from ..models.source import Source, SourceOptions
 from ..records.base import Device, InputKind, KernelChoice, Precision, Task
@@ -38,21 +38,6 @@ class SessionOptions(OpeningOptions, total=False):
 
 class ExportOptions(SourceOptions, LabelOptions, total=False):
     """What is said about the checkpoint, and how the labels of `data` are read."""
-
-
-@verb
-def load(path: arguments.Location, **options: Unpack[SessionOptions]) -> Session:
-    """Open an artifact, check every file of it, and make it ready to run.
-
-    Args:
-        path: the artifact's folder.
-
-    Raises:
-        ArtifactError: naming the file that is missing, changed or unreadable, or code that is not trusted.
-        MissingPackageError: the runtime is not installed.
-    """
-    run, trust = run_options(options)
-    return formats.opened(opened(path), run, trust)
 
 
 def run_options(options: Mapping[str, Any]) -> tuple[RunOptions, bool]:
