@@ -222,8 +222,11 @@ def _rows(
     with env.missing_named():
         from ..workflows import contenders
         from ..workflows.bench import bench as run
+        from ..workflows.bench import check_batches
 
         groups = groups_of()
+        for group in groups:
+            check_batches(group, plan)
         ceilings = None
         rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
         if rated:

@@ -13,7 +13,7 @@ def profile(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     batch: Annotated[int | None, typer.Option(help="Images at once; Default: what the artifact is tuned for.")] = None,
     steps: Annotated[int, typer.Option(help="Inferences to average over.")] = 20,
-    layers: Annotated[int, typer.Option(help="How many of the slowest layers to print.")] = 10,
+    layers: Annotated[int, typer.Option(min=1, help="How many of the slowest layers to print.")] = 10,
     device: DeviceOption = "cpu",
     threads: Threads = None,
     trust: Trust = False,

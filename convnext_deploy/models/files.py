@@ -126,8 +126,10 @@ def _why(path: Path, error: Exception) -> str:
             "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth. If it is a dictionary with weights "
             "in it, save those in the same way: model['state_dict']"
         )
+    of_the_file = re.search(r"WeightsUnpickler error:\s*([^\n]+)", words)  # behind advice to set weights_only
+    reason = of_the_file[1] if of_the_file is not None else plain(error)
     return (
-        f"{path} cannot be read as a checkpoint of plain tensors ({plain(error)}); "
+        f"{path} cannot be read as a checkpoint of plain tensors ({reason}); "
         "convert it to safetensors where it was made"
     )
 

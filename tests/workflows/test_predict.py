@@ -82,6 +82,13 @@ def test_files_open_files_and_images_of_pillow_say_the_same(artifact: Path, imag
     assert result.artifact_sha256 is None
 
 
+def test_images_that_are_not_there_are_told_what_could_be(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"nope.png' does not exist; expected an image, a folder, tar, .*standard input"
+    ):
+        convnext_deploy.predict(artifact, tmp_path / "nope.png")
+
+
 GENERATOR = np.random.default_rng(1)
 COLOURS = GENERATOR.integers(0, 256, (40, 30, 4), np.uint8)
 PHOTO = Image.fromarray(COLOURS[..., :3])
