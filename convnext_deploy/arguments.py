@@ -31,6 +31,7 @@ Location = str | os.PathLike[str]
 Weights = Any  # a `Location`, a module of PyTorch, or a state dict: `Location | nn.Module | Mapping[str, Tensor]`
 ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"
 Batch = int | Sequence[int] | str | BatchRange  # one size, (min, opt, max), "8" or "1:8:32"
+Progress = Callable[[int, int, str], None]  # told steps done, steps in all, and what is being done
 
 T = TypeVar("T")
 WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, random, or in Python a module or a state dict"

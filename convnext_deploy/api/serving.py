@@ -178,7 +178,7 @@ def package(
         requirement: docker: what pip installs; None: this version of the package.
 
     Returns:
-        What to do with it, a line each.
+        What to do with it: lines for a shell, with comments.
 
     Raises:
         UsageError, ArtifactError: one line each.

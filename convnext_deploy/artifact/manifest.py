@@ -39,6 +39,12 @@ class Artifact:
     path: Path
     manifest: Manifest
 
+    def __repr__(self) -> str:
+        found = self.manifest
+        type = found.export.eight_bits or found.export.precision
+        what = f"{found.model.architecture} as {found.export.format} {type}, {self.bytes / 1e6:.1f} MB"
+        return f"<artifact {str(self.path)!r}: {what}>"
+
     @property
     def sha256(self) -> str:
         """The hash of `manifest.json`, which itself contains the hash of every other file."""

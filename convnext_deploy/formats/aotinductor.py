@@ -117,6 +117,7 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
     tasks=frozenset({"classify", "embed", "features", "segment"}),
+    builds_in=30.0,
     optimized=frozenset({"cpu", "cuda"}),
     typed_graph=True,
     ready=ready,

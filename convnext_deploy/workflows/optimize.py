@@ -24,6 +24,7 @@ from .. import arguments, env, formats
 from ..accuracy.targets import problem_of
 from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
+from ..artifact.session import RunOptions
 from ..data import numbering, sources
 from ..data.image_source import with_one_label
 from ..errors import CheckFailed, DataError, UsageError
@@ -66,6 +67,10 @@ def optimize(
         CheckFailed: not even fp32 could be built, or nothing keeps the limit of latency; `result.json` says why.
     """
     manifest.check_target(out, force)
+    if goal.device != "cpu":
+        from ..runtimes.torch_session import check_device
+
+        check_device(RunOptions(device=goal.device))
     taken, left_out = listed(goal.runtimes, goal.device)
     if not taken:
         raise UsageError(f"no runtime is installed that runs on {goal.device}: {'; '.join(left_out.values())}")

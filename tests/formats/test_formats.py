@@ -181,6 +181,27 @@ def test_a_run_leaves_the_images_as_they_are(format: str, session_of: Callable[.
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_a_closed_session_has_let_go_of_its_runtime_and_says_so(format: str, artifact_of: ArtifactOf) -> None:
+    with api.load(artifact_of(format).path) as session:
+        (expected,) = session(images(2))
+        assert expected.shape == (2, 10)
+        assert "closed" not in repr(session)
+        base = session._kept
+        assert set(vars(session)) > base  # what the runtime needs
+    assert set(vars(session)) == base
+    assert repr(session).endswith("closed>")
+    session.close()  # once more
+    for call in (session.run, session.bind, session.predict):
+        with pytest.raises(
+            UsageError, match=r"closed> takes no more calls; open the artifact again with convnext_deploy\.load"
+        ):
+            call(images(2))
+    for later in (session.step, session.sync, session.fetch, session.precision, session.__enter__):
+        with pytest.raises(UsageError, match="takes no more calls"):
+            later()
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_images_that_are_a_view_give_the_same(format: str, session_of: Callable[..., Session]) -> None:
     x = images(3)
     view = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)

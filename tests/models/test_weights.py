@@ -1061,3 +1061,11 @@ def test_every_published_name_is_found() -> None:
         if name in registry.VARIANTS:
             with pytest.raises(WeightsError, match="cannot be fetched from the hub"):
                 checkpoint.load(None, variant=f"{name}.{tag}")
+
+
+def test_a_text_that_is_no_checkpoint_is_refused_without_advice_to_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "notes.pth"
+    path.write_text("{}")
+    with pytest.raises(WeightsError, match="cannot be read as a checkpoint of plain tensors") as caught:
+        load(str(path))
+    assert "weights_only" not in str(caught.value)

@@ -294,6 +294,13 @@ def test_work_with_other_options_is_refused_with_their_names(tmp_path: Path) -> 
     assert refusal(options={}, weights="b", images=["y"]).endswith("other weights and 1 more")
 
 
+@pytest.mark.skipif(bool(env.nvidia_gpus()), reason="there is one")
+def test_a_device_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="device cuda: PyTorch finds no NVIDIA GPU here; use --device cpu"):
+        convnext_deploy.optimize("random", variant="atto", data=tmp_path, out=tmp_path / "best", device="cuda")
+    assert not (tmp_path / "best.optimize").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
