@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.image_tables import PARQUET_ERRORS
+from ..data.readers import PARQUET_ERRORS
 from ..env import needs
 from ..errors import CheckFailed, DataError, plain
 from ..records.accuracy import ClassAccuracy

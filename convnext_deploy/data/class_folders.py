@@ -16,7 +16,8 @@ from typing import IO
 import numpy as np
 
 from ..errors import DataError, plain
-from .image_source import ClassOrder, ImageSource, ordered, refuse_large, unique
+from .image_source import ClassOrder, ImageSource, ordered, unique
+from .readers import Files, Spans, absolute
 
 # Those of torchvision's ImageFolder, and what Pillow reads since; other files are left out.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif", ".jxl")
@@ -43,11 +44,6 @@ def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> I
     except OSError as error:
         raise DataError(f"{error.filename} in {data} cannot be listed: {plain(error)}") from None
 
-    def read_bytes(index: int) -> bytes:
-        with (root / files[index]).open("rb") as file:
-            refuse_large(os.fstat(file.fileno()).st_size)
-            return file.read()
-
     notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
     deep = any(file.count("/") > 1 for file in files)
     if order == "timm":
@@ -60,7 +56,7 @@ def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> I
         notes += ["images in folders inside class folders count to the class folder, as in torchvision"] if deep else []
     top = {file.partition("/")[0] for file in files if "/" in file}
     _refuse_classes_of_other_files(data, {name: count for name, count in others.items() if name not in top}, top)
-    return _labelled(data, files, labels_of, ordered(classes, order), read_bytes, notes, order)
+    return _labelled(data, files, labels_of, ordered(classes, order), Files(absolute(root), tuple(files)), notes, order)
 
 
 def _refuse_classes_of_other_files(data: str, others: Mapping[str, int], classes: Collection[str]) -> None:
@@ -153,18 +149,7 @@ def tar_source(
         except _TAR_ERRORS as error:
             raise DataError(f"{shard} cannot be read as uncompressed tar: {plain(error)}") from None
     found.sort(key=lambda entry: entry[0])
-    places = [place for _, _, place in found]
-
-    def read_bytes(index: int) -> bytes:
-        # Without `tarfile`, whose open files can serve one thread at a time.
-        shard, offset, size = places[index]
-        refuse_large(size)
-        with shard.open("rb") as file:
-            file.seek(offset)
-            content = file.read(size)
-        if len(content) != size:
-            raise DataError(f"{shard} was truncated while it was read; run again with the whole file")
-        return content
+    read_bytes = Spans(tuple((absolute(path), offset, size) for _, _, (path, offset, size) in found))
 
     names, labels_of = [name for name, _, _ in found], [label for _, label, _ in found]
     notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]

@@ -1,7 +1,5 @@
 """Images in parquet files and datasets of Hugging Face: a row an image, its label in a column."""
 
-import bisect
-import functools
 import io
 import json
 import threading
@@ -15,16 +13,10 @@ import numpy as np
 
 from ..env import needs
 from ..errors import DataError, plain
-from .image_source import ImageSource, refuse_large, unique
+from .image_source import ImageSource, unique
+from .readers import PARQUET_ERRORS, Rows, absolute, refuse_large
 
-ROW_GROUPS_KEPT = 2  # of a parquet source in memory at once; neighbouring images may straddle two
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
-
-# What Arrow raises for damaged files; its own exceptions are OSError, ValueError, TypeError, KeyError and so on too.
-PARQUET_ERRORS = (
-    OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RecursionError, OverflowError,
-    MemoryError,
-)  # fmt: skip
 
 
 def parquet_source(data: str, files: list[Path]) -> ImageSource:
@@ -35,7 +27,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
     names: list[str] = []
     labels: list[int | None] = []
     class_names = None
-    groups: list[tuple[Path, int]] = []
+    groups: list[tuple[str, int]] = []
     starts: list[int] = []  # index of the first image of each row group
     for path in files:
         try:
@@ -48,7 +40,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
                             f"{path} has a row group of {size:,} bytes; at most {MAX_GROUP_BYTES:,} are read at once, "
                             "write it with smaller row groups"
                         )
-                    groups.append((path, group))
+                    groups.append((absolute(path), group))
                     starts.append(len(names))
                     rows = file.read_row_group(group, columns=["image.path", "label"]).to_pylist()
                     names += [
@@ -62,25 +54,10 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
             raise DataError(f"{path} names other classes than {files[0]}; give files of one dataset")
         class_names = found
 
-    @functools.lru_cache(ROW_GROUPS_KEPT)
-    def images(path: Path, group: int) -> Any:
-        with pq.ParquetFile(path) as file:
-            return file.read_row_group(group, columns=["image.bytes"])["image"]
-
-    lock = threading.Lock()
-
-    def read_bytes(index: int) -> bytes:
-        group = bisect.bisect_right(starts, index) - 1
-        try:
-            with lock:  # threads wait for one another's row group instead of each reading it
-                image = images(*groups[group])[index - starts[group]].as_py()
-                content: bytes = (image and image["bytes"]) or b""
-        except PARQUET_ERRORS as error:
-            raise DataError(f"{groups[group][0]} cannot be read: {plain(error)}; run again to go on") from None
-        refuse_large(len(content))
-        return content
-
-    return _in_order(data, names, labels, class_names, read_bytes)
+    sizes = np.diff([*starts, len(names)])
+    rows = np.concatenate([np.arange(size) for size in sizes]) if names else np.empty(0, np.int64)
+    places = np.stack([np.repeat(np.arange(len(groups)), sizes), rows], axis=1)
+    return _in_order(data, names, labels, class_names, Rows(groups, places))
 
 
 def _check_schema(schema: Any, path: Path) -> tuple[str, ...] | None:
