@@ -41,8 +41,15 @@ class Work:
     batch: int
 
 
-# Some images that follow one another in the source, and the indices of those among them that have an EXIF orientation.
-Piece = tuple[Chunk, list[int]]
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The outcome of some images that follow one another in the source."""
+
+    chunk: Chunk
+    turned: list[int]  # the indices of those that have an EXIF orientation
+    computed_by: str = ""  # the machine's kind and versions, where it is another one than this
+
+
 # Runs the images of these ranges in whole batches from the start of each range; pieces may come in any order.
 Runner = Callable[[Work, Sequence[range]], Generator[Piece, None, None]]
 
@@ -82,6 +89,7 @@ def run(
     done = before = len(source) - sum(map(len, missing))
     pending: list[Chunk] = []
     turned: list[int] = []
+    kinds: set[str] = set()
 
     def save() -> None:
         if not pending:
@@ -99,14 +107,16 @@ def run(
     begin = time.perf_counter()
     try:
         with closing(runner(work, missing)) as pieces:
-            for piece, its_turned in pieces:
-                if pending and piece.start != pending[-1].stop:
+            for piece in pieces:
+                chunk = piece.chunk
+                if pending and chunk.start != pending[-1].stop:
                     save()
-                pending.append(piece)
-                turned += its_turned
-                done += piece.stop - piece.start
+                pending.append(chunk)
+                turned += piece.turned
+                kinds.add(piece.computed_by)
+                done += chunk.stop - chunk.start
                 report(done, len(source))
-                if piece.stop - pending[0].start >= CHUNK:
+                if chunk.stop - pending[0].start >= CHUNK:
                     save()
     finally:  # Ctrl-C too: whole batches only, so that the next call forms the same ones
         save()
@@ -116,12 +126,16 @@ def run(
         corrupt = outcome.corrupt
         raise DataError(f"none of the {len(corrupt)} images of {source.name} can be read; the first is {corrupt[0]}")
     preprocessing = work.artifact.manifest.preprocessing
-    said = preprocess.turned_words(len(turned), source.names[min(turned)] if turned else "", preprocessing)
-    if said is not None:
-        tell(said)
-    notes = source.notes if said is None else (*source.notes, said)
+    notes = [preprocess.turned_words(len(turned), source.names[min(turned)] if turned else "", preprocessing)]
+    if len(kinds) > 1:
+        notes.append(
+            f"computed by {len(kinds)} kinds of machines, whose last bits may differ: {'; '.join(sorted(kinds))}"
+        )
+    said = [note for note in notes if note is not None]
+    for note in said:
+        tell(note)
     ran = done - before
-    return Outcome(outcome, ran / elapsed if ran else 0.0, notes)
+    return Outcome(outcome, ran / elapsed if ran else 0.0, (*source.notes, *said))
 
 
 def here(session: Session, threads: int | None = None) -> Runner:
@@ -197,7 +211,7 @@ def _batches(
         if these.read:
             logits = _logits(session, np.stack(these.pixels))
             found = answers(tuple(source.names[index] for index in these.read), these.read, logits)
-        yield Chunk(these.indices.start, these.indices.stop, found, corrupt), these.turned
+        yield Piece(Chunk(these.indices.start, these.indices.stop, found, corrupt), these.turned)
 
 
 def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

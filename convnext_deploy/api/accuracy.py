@@ -34,6 +34,7 @@ def evaluate(
     threads: int | None = None,
     cuda_graph: bool = False,
     trust: bool = False,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Say = silent,
 ) -> EvalResult | ScoreResult:
@@ -59,6 +60,8 @@ def evaluate(
         force: replace what an earlier call wrote there.
         cuda_graph: on a GPU: replay a captured CUDA graph. Not for every format.
         trust: as for `load`.
+        ray: evaluate on the nodes of a Ray cluster: HOST:PORT, "auto" for the one that runs on this machine, or
+            "local" for one of this machine's cores that ends with the call.
         progress: told (images done, images in all).
         say: told what is assumed about the images, and where an interrupted call goes on.
     """
@@ -76,6 +79,7 @@ def evaluate(
         threads=threads,
         cuda_graph=cuda_graph,
         trust=trust,
+        ray=ray,
         progress=progress,
         say=say,
         class_order=class_order,
@@ -101,6 +105,7 @@ def evaluate(
         out=out,
         force=force,
         trust=trust,
+        ray=ray,
         progress=progress,
         say=say,
     )

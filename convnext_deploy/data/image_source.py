@@ -66,8 +66,16 @@ class ImageSource:
                 the same line whenever the same image is read.
             DataError: the source itself cannot be read any more.
         """
+        return decoding.decoded(self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of one image's file.
+
+        Raises:
+            As `read`.
+        """
         try:
-            content = self.read_bytes(index)
+            return self.read_bytes(index)
         except decoding.UnreadableImage:
             raise
         except OSError as error:
@@ -77,7 +85,6 @@ class ImageSource:
             raise DataError(
                 f"{self.names[index]} of {self.name} cannot be read: {plain(error)}; run again to go on"
             ) from None
-        return decoding.decoded(content)
 
     @functools.cached_property
     def sha256(self) -> str:
