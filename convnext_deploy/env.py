@@ -33,7 +33,8 @@ EXTRAS = {
     "datasets": "hf", "matplotlib": "report", "pynvml": "nvml",
     "anyio": "serve", "prometheus_client": "serve", "python_multipart": "serve", "starlette": "serve",
     "tritonclient": "triton", "google": "triton", "grpc": "triton",
-    "ray": "ray", "uvicorn": "serve", "uvloop": "serve", "httptools": "serve",
+    "ray": "ray", "fsspec": "remote", "s3fs": "remote", "gcsfs": "remote",
+    "uvicorn": "serve", "uvloop": "serve", "httptools": "serve",
 }  # fmt: skip
 BROUGHT_BY_EXPORT = {"onnx", "parquet"}  # extras that the extra `export` brings with it
 # Whose absence is somebody's installation, and not our mistake.

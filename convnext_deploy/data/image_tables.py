@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -13,14 +13,19 @@ import numpy as np
 
 from ..env import needs
 from ..errors import DataError, plain
+from . import remote
 from .image_source import ImageSource, unique
-from .readers import PARQUET_ERRORS, Rows, absolute, refuse_large
+from .readers import PARQUET_ERRORS, Rows, refuse_large
 
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
 
 
-def parquet_source(data: str, files: list[Path]) -> ImageSource:
-    """Names and labels are read at once, images a row group at a time when they are asked for."""
+def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
+    """Names and labels are read at once, images a row group at a time when they are asked for.
+
+    Args:
+        files: absolute paths, or addresses.
+    """
     with needs("pyarrow"):
         import pyarrow.parquet as pq
 
@@ -31,7 +36,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
     starts: list[int] = []  # index of the first image of each row group
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with remote.opened(path) as opened, pq.ParquetFile(opened) as file:
                 found = _check_schema(file.schema_arrow, path)
                 for group in range(file.num_row_groups):
                     size = file.metadata.row_group(group).total_byte_size
@@ -40,11 +45,11 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
                             f"{path} has a row group of {size:,} bytes; at most {MAX_GROUP_BYTES:,} are read at once, "
                             "write it with smaller row groups"
                         )
-                    groups.append((absolute(path), group))
+                    groups.append((path, group))
                     starts.append(len(names))
                     rows = file.read_row_group(group, columns=["image.path", "label"]).to_pylist()
                     names += [
-                        (row.get("image") or {}).get("path") or f"{path.name}#{number}"
+                        (row.get("image") or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
                         for number, row in enumerate(rows, len(names))
                     ]
                     labels += [row.get("label") for row in rows]
@@ -60,7 +65,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
     return _in_order(data, names, labels, class_names, Rows(groups, places))
 
 
-def _check_schema(schema: Any, path: Path) -> tuple[str, ...] | None:
+def _check_schema(schema: Any, path: str) -> tuple[str, ...] | None:
     """The class names in the schema of a parquet file, None where it has none.
 
     Raises:

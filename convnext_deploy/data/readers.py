@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, plain
+from . import remote
 from .decoding import UnreadableImage
 
 Reader = Callable[[int], bytes]
@@ -61,7 +62,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Spans:
-    """Each image is a piece of a file, as in a tar: (absolute path, offset, bytes)."""
+    """Each image is a piece of a file, as in a tar: (absolute path or address, offset, bytes)."""
 
     places: tuple[tuple[str, int, int], ...]
 
@@ -69,9 +70,7 @@ class Spans:
         # Without `tarfile`, whose open files can serve one thread at a time.
         path, offset, size = self.places[index]
         refuse_large(size)
-        with Path(path).open("rb") as file:
-            file.seek(offset)
-            content = file.read(size)
+        content = remote.span(path, offset, size)
         if len(content) != size:
             raise DataError(f"{path} was truncated while it was read; run again with the whole file")
         return content
@@ -84,7 +83,7 @@ class Rows:
     """Each image is a row of a Parquet file, in the column `image` {bytes, path}. A row group is read as a whole.
 
     Args:
-        groups: (absolute path, number of the row group in it).
+        groups: (absolute path or address, number of the row group in it).
         places: of each image: which of the groups, and which row of it, (N, 2).
     """
 
@@ -111,7 +110,7 @@ class Rows:
         import pyarrow.parquet as pq
 
         path, number = self._groups[group]
-        with pq.ParquetFile(path) as file:
+        with remote.opened(path) as opened, pq.ParquetFile(opened) as file:
             return file.read_row_group(number, columns=["image.bytes"])["image"]
 
     def only(self, indices: Sequence[int]) -> "Rows":
