@@ -337,7 +337,7 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
     "levels", "head_activation", "threads",
-    "split", "limit", "problem", "max_drop", "progress", "tensorrt", "weight_bits", "images",
+    "split", "limit", "problem", "max_drop", "progress", "tensorrt", "weight_bits", "images", "ray",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
@@ -361,6 +361,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "in_chans": whole,
     "weights_key": text,
     "split": text,
+    "ray": text,
     "title": text,
     "preprocessing": preprocessing,
     "threads": whole,

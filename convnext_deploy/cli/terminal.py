@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,13 @@ def print_json(document: Any) -> None:
 
         text = json.dumps(json.loads(text), separators=(",", ":"))
     print(text)
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """What libraries print goes to stderr: Ray reports nodes that die on stdout, which is the result's."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

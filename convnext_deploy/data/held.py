@@ -21,7 +21,8 @@ from ..errors import DataError, UsageError, plain
 from .annotations import source_of
 from .decoding import UnreadableImage
 from .image_lists import LABELS, PATHS, Annotations, by_labels
-from .image_source import ClassOrder, ImageSource, chosen, refuse_large, unique
+from .image_source import ClassOrder, ImageSource, chosen, unique
+from .readers import refuse_large
 
 EXPECTED = (
     "a path, a list of (image, label), a dataset or loader of PyTorch, or a dataset of Hugging Face; an image is a "
