@@ -86,6 +86,8 @@ def export(
     refit_from: arguments.Location | None = None,
     plan: "arguments.Location | LoadedPlan | None" = None,
     kernels: KernelChoice = "none",
+    into: arguments.Location | None = None,
+    at: Sequence[str] | str = (),
 ) -> Artifact:
     """Turn a checkpoint into a verified artifact.
 
@@ -130,6 +132,10 @@ def export(
         plan: a plan of `quantize` for this checkpoint and format.
         kernels: this package's fused CUDA kernels: "measured" takes them where `kernels/measured.json` says that they
             are faster on the GPU here, "all" wherever they can run.
+        into: an ONNX file of any exporter, such as a detector, whose ConvNeXt is replaced by this package's. The
+            weights are the graph's own; `weights`, where given, have to be the same.
+        at: with `into`, the names of tensors: what the ConvNeXt's stem reads, and its maps, the first stage's first.
+            None are needed where the graph holds one ConvNeXt.
 
     Raises:
         UsageError: anything that can be refused before the work.
@@ -165,6 +171,10 @@ def export(
         class_order=class_order,
         split=split,
     )
+    names = arguments.names("at", at)
+    into = arguments.maybe(arguments.path, "into", into)
+    if into is None and names:
+        raise UsageError(f"--at {arguments.shown(at)} is where the graph of --into is cut; give that too")
     out = arguments.maybe(arguments.path, "out", out)
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
     verify_data = None if verify_data is None else images("verify_data", verify_data)
@@ -198,6 +208,21 @@ def export(
         device=device or ("cpu" if "cpu" in fmt.devices else "cuda"),
         tensorrt=tensorrt,
     )
+    if into is not None:
+        from ..workflows.splice import splice
+
+        unused = {
+            "--task": None if task == "classify" else task, "--levels": levels, "--num-classes": num_classes,
+            "--in-chans": in_chans, "--weights-key": None if source.weights else weights_key, "--data": data,
+            "--labels": labels, "--patch-tokens": patch_tokens or None, "--problem": problem, "--device": device,
+            "--kernels": None if kernels == "none" else kernels,
+        }  # fmt: skip
+        for option, given in unused.items():
+            if given is not None:
+                raise UsageError(f"{option} has no meaning with --into, which takes the graph as it is; leave it out")
+        return splice(
+            into, request, at=names, source=source, plan=loaded, out=out, force=force, verify_data=verify_data, say=say
+        )
     return workflow.export(
         source,
         request,

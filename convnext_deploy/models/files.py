@@ -6,19 +6,23 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..env import needs
 from ..errors import WeightsError, plain
 from . import pickles
 from .facts import metadata_facts, training_facts, understood
 from .layouts import has_anchor
 from .mm_config import mm_facts, text_of
 from .provenance import joined, sourced
+
+if TYPE_CHECKING:
+    from .onnx_blocks import OnnxConvNeXt
 
 # What training scripts wrap state dicts in. Where several hold a ConvNeXt, the averaged weights come first (as in
 # timm), and names that are not here come last.
@@ -57,6 +61,8 @@ def read_file(path: Path, key: str | None = None) -> Read:
     """
     if path.suffix == ".safetensors":
         return _safetensors(path, key)
+    if path.suffix == ".onnx":
+        return _onnx(path, key)
     archive = _is_zip(path)
     if archive and _is_torchscript(path):
         raise WeightsError(
@@ -90,6 +96,27 @@ def _safetensors(path: Path, key: str | None) -> Read:
         key,
         path.name,
     )
+
+
+def _onnx(path: Path, key: str | None) -> Read:
+    """The ConvNeXt in a graph of any exporter.
+
+    Args:
+        key: the tensors at its ends, joined by commas: what the stem reads, and the maps.
+    """
+    with needs("onnx"):
+        from . import onnx_convnext, onnx_graph
+
+        model = onnx_graph.load(path)
+    return of_onnx(onnx_convnext.read_model(model, path.name, key.split(",") if key else ()), path.name)
+
+
+def of_onnx(found: "OnnxConvNeXt", name: str) -> Read:
+    """What was found in a graph, as a checkpoint: in fp32, which holds half floats exactly."""
+    from .onnx_convnext import facts_of
+
+    state = {key: torch.from_numpy(np.array(values, np.float32)) for key, values in found.state.items()}
+    return Read(state, sourced(facts_of(found), "the graph"), None, name)
 
 
 def _is_zip(path: Path) -> bool:
