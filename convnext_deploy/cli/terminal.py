@@ -207,12 +207,16 @@ def _splice(found: "Manifest") -> list[str]:
         elif end.note is not None:
             lines.append(f"output {end.output}: {end.note}")
     if splice.before_ms:
-        before, after = (sorted(samples)[len(samples) // 2] for samples in (splice.before_ms, splice.after_ms))
         lines.append(
-            f"one batch through the whole graph: {before:.3g} ms before, {after:.3g} ms now (medians of "
-            f"{len(splice.before_ms)} in turns)"
+            f"one batch through the whole graph, {len(splice.before_ms)} runs of each in turns: "
+            f"{_spread(splice.before_ms)} before, {_spread(splice.after_ms)} now"
         )
     return lines
+
+
+def _spread(samples: tuple[float, ...]) -> str:
+    ordered = sorted(samples)
+    return f"{ordered[len(ordered) // 2]:.3g} ms ({ordered[0]:.3g} to {ordered[-1]:.3g})"
 
 
 def _known(value: float | None, form: str) -> str:

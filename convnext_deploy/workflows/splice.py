@@ -284,9 +284,11 @@ class _Ends:
         self._limit = max(limit.relative_error, verify.LOOSEST_FP32)
         self._errors: dict[str, float] = {}
         self._notes: dict[str, str] = {}
+        self._held: set[str] = set()  # that were not empty on every image
 
     def add(self, before: list[Array], after: list[Array]) -> None:
         for name, one, other in zip(self._names, before, after, strict=False):
+            self._held |= {name} if one.size else set()
             if one.shape != other.shape:
                 self._notes[name] = f"shapes {one.shape} and {other.shape}: something was chosen differently"
             elif one.dtype.kind != "f":
@@ -309,6 +311,8 @@ class _Ends:
         found = []
         for name in self._names:
             note, error = self._notes.get(name), self._errors.get(name)
+            if error is not None and name not in self._held:
+                note = self._notes[name] = "empty on every image, so that nothing was compared; give --verify-data"
             if note is None and error is not None and error > self._limit:
                 note = f"{', '.join(self._choosing[name])} on the way choose, so near ties change places"
             found.append(EndRecord(output=name, relative_error=None if name in self._notes else error, note=note))

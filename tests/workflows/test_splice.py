@@ -102,6 +102,20 @@ def test_an_operator_that_no_runtime_has_leaves_the_cuts_compared(file: Path, tm
 
 
 @pytest.mark.usefixtures("ready")
+def test_an_output_that_is_empty_is_not_said_to_be_equal(file: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(file))
+    for name, value in (("first", [0]), ("none", [0]), ("axis", [1])):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    model.graph.node.append(onnx.helper.make_node("Slice", ["pooled", "first", "none", "axis"], ["boxes"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("boxes", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, str(tmp_path / "empty.onnx"))
+    found = api.export(into=tmp_path / "empty.onnx", image_size=64, batch=1, out=tmp_path / "out").manifest
+    assert found.splice is not None
+    assert found.splice.ends[2].relative_error is None
+    assert "empty on every image" in (found.splice.ends[2].note or "")
+
+
+@pytest.mark.usefixtures("ready")
 def test_a_wrong_map_is_found_at_the_cut(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = onnx_splice.spliced
 
