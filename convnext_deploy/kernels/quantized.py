@@ -13,6 +13,7 @@ when all of an image has been seen; `project_quantized` makes them while it read
 import torch
 from torch import Tensor
 
+from . import hopper
 from .dwconv_norm import conv_reference, launch_norm, launch_of, norm_reference, wide
 from .expand import activated, expand_launch, launch_expand, squares_reference, tiles_of
 from .operation import operation, shaped
@@ -74,6 +75,8 @@ def _dwconv_norm_quantized(
 def _expand_quantized(
     x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor, out_scale: Tensor
 ) -> Tensor:
+    if hopper.takes_codes(x, x.numel() // x.shape[-1], weight, bias.dtype):
+        return hopper.expand_codes(x, weight, bias, activation, scales, out_scale)
     return launch_expand(
         x, weight, bias, None, None, "layernorm", 0.0, activation, expand_launch(x, weight), scales=scales,
         out_scale=out_scale,
@@ -106,6 +109,8 @@ def _project_quantized(
     factor: Tensor | None = None,
     hidden_scale: Tensor | None = None,
 ) -> Tensor:
+    if factor is None and hopper.takes_codes(hidden, residual.numel() // len(weight), weight, residual.dtype):
+        return hopper.project_codes(hidden, weight, bias, residual, scales)
     launch = project_launch(weight, residual, factor)
     return launch_project(hidden, weight, bias, residual, factor, launch, scales=scales, hidden_scale=hidden_scale)
 
