@@ -180,6 +180,11 @@ def state() -> str:
     return "; ".join(filter(None, (f"ready, path {isas(here)[0]}", refused(here), slower(here))))
 
 
+def is_built() -> bool:
+    """Whether the engine runs here without being compiled first."""
+    return _here() is not None
+
+
 def _here() -> Path | None:
     """The wheel's library, or the one that was built before."""
     return shipped.library() or _intact(cache_folder(), f"libconvnext_deploy-{source_key(())}")
