@@ -157,7 +157,7 @@ def test_the_engines_own_products_are_a_ceiling_of_8_bits() -> None:
 def test_the_ceiling_of_fp32_is_the_engines_where_that_is_faster_and_built(
     built: bool, ceiling: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On AMD's CPUs PyTorch's product reaches half of it, and the engine's rows had 195 % of the bound."""
+    """On Zen 5 PyTorch's product reaches less than half of it, and the engine's rows had 195 % of the bound."""
     monkeypatch.setattr(library, "is_built", lambda: built)
     monkeypatch.setattr(roofline, "_product_tflops", lambda name, device: 1.0)
     monkeypatch.setattr(roofline, "_native_tflops", lambda name, threads: 2.0)
