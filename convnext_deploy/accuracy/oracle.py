@@ -8,9 +8,12 @@ its architecture, its epsilon, and, where its configuration stands beside the we
 import importlib.metadata
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,9 +29,11 @@ from ..models import beside
 from ..models.files import read_file
 from ..models.names import LAYOUTS
 from ..records.manifest import ModelSpec, OracleRecord
+from . import detector_oracle
 
 if TYPE_CHECKING:
-    from ..models.checkpoint import Loaded
+    from ..models.checkpoint import Loaded, Origin
+    from ..models.convnext import ConvNeXt
 
 LIMIT = 1e-5  # relative, fp32: all architectures of all layouts measure at most 7e-7 (tests/models/test_layouts.py)
 # Of normalized pixels: timm's own transform takes the same steps, transformers resizes with another library, whose
@@ -67,12 +72,16 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
         state = _read(origin.files, origin.key)
         if loaded.model.spec.task == "segment":
             model, call = _upernet(state, origin.config, loaded)
+        elif loaded.model.spec.task == "detect":
+            model, call = _detector(state, origin, library, loaded)
         else:
             model, call = BUILDERS[library](_bare(state, origin.layout), origin.config, loaded)
     except (_NotBuilt, RuntimeError, TypeError, ValueError, KeyError, StopIteration) as reason:
         return _self(f"{library} does not take the file: {plain(reason)}")
     with torch.inference_mode():
         outputs = call(model.eval(), torch.from_numpy(images))
+    if loaded.model.spec.task == "detect":
+        library = "torchvision"
     name = f"{library} {importlib.metadata.version(library)}"
     shapes = [tuple(output.shape) for output in outputs]
     if shapes != [output.shape for output in found]:
@@ -365,6 +374,16 @@ def _upernet(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT
         return (model.decode_head(model.backbone(images).feature_maps),)
 
     return model, call
+
+
+def _detector(state: State, origin: "Origin", library: str, loaded: "Loaded") -> BUILT:
+    """torchvision's detector on the ConvNeXt of the library that the file is of."""
+    spec = msgspec.structs.replace(loaded.model.spec, task="features")
+    network = cast("ConvNeXt", SimpleNamespace(spec=spec))
+    body, call = BUILDERS[library](_bare(state, origin.layout), origin.config, replace(loaded, model=network))
+    body.eval()
+    model = detector_oracle.detector(state, loaded, lambda images: call(body, images))
+    return model, lambda model, images: detector_oracle.candidates(model, images, loaded)
 
 
 BUILDERS: dict[str, Callable[[State, Mapping[str, Any], "Loaded"], BUILT]] = {

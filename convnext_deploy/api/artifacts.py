@@ -102,7 +102,8 @@ def export(
         dynamic_image_size: take any size of at least 32x32 pixels.
         argmax: of the task segment: put out the class of each pixel of the image (N, H, W), int32, in the place of the
             logits (N, classes, H / 4, W / 4): resizing and the choice of the class are part of the graph.
-        task: classify; embed (the pooled vector); features (the maps); segment (a UPerNet with its head).
+        task: classify; embed (the pooled vector); features (the maps); segment (a UPerNet with its head); detect
+            (torchvision's RetinaNet or FCOS, whole).
         levels: of the task features: which maps, of 1 to 4 (strides 4 to 32); None: those that have a norm in the
             checkpoint, as a detector's backbone has, else all.
         head_activation: between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do
@@ -110,7 +111,8 @@ def export(
         patch_tokens: with task embed: the second output holds each pixel of the last map under the norm of the pooled
             vector, as DINOv3 gives its patch tokens.
         config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its
-            relatives, which is read and not executed, or a JSON file of timm, transformers or open_clip.
+            relatives, which is read and not executed, or a JSON file of timm, transformers or open_clip; for a
+            detector a JSON file of what torchvision's constructor was given.
         problem: what a classifier's outputs mean, where the checkpoint does not say it: single-label, multi-label,
             binary (one logit) or regression.
         preprocessing: fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode,

@@ -20,6 +20,7 @@ from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
 from .provenance import joined, sourced
 from .segmenters import facts_in as segmenter_facts
+from .torchvision_detectors import facts_in as detector_facts
 
 # Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
 # norm's.
@@ -102,6 +103,8 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get("global_pool") or "model_args" in config:
             facts["global_pool"] = "avg"
         return facts | _timm_arguments(config.get("model_args") or {})
+    if isinstance(config.get("detector"), Mapping):
+        return detector_facts(config["detector"])
     if isinstance(config.get("open_clip"), Mapping):
         facts = open_clip_facts(config["open_clip"])
         refuse_pooling(facts.pop("global_pool"), CONFIG)
@@ -279,7 +282,7 @@ def preprocessing_of(
         "mean": IMAGENET_MEAN if channels == 3 else (0.5,) * channels,
         "std": IMAGENET_STD if channels == 3 else (0.5,) * channels,
         "interpolation": "bicubic",
-        "crop_pct": 1.0 if spec.task == "segment" else 0.875,
+        "crop_pct": 1.0 if spec.task in ("segment", "detect") else 0.875,
     } | dict(silent or {})
     fields = {name: facts.get(name, value) for name, value in paper.items()}
     # Not a guess: sources that use another say so, and a segmenter takes whole images.
@@ -334,7 +337,7 @@ def _words(values: tuple[float, ...]) -> str:
 
 def labels_of(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | None:
     labels = facts.get("labels")
-    if spec.task not in ("classify", "segment") or not labels:
+    if spec.task not in ("classify", "segment", "detect") or not labels:
         return None
     if len(labels) != spec.num_classes and not (spec.problem == "binary" and len(labels) == 2):
         raise WeightsError(
