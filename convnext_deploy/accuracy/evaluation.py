@@ -23,12 +23,14 @@ from ..data import preprocess, sources
 from ..errors import CheckFailed, DataError, UsageError, printable
 from ..records.accuracy import EvalResult, OutputScore, ScoreResult
 from ..records.base import Goal
-from . import outputs, partial, segments, statistics
-from .outputs import Outputs, Segments
+from . import boxes, outputs, partial, segments, statistics
+from .boxes import Detections
+from .outputs import Outputs, Scored, Segments
 from .predictions import (
     NONE,
     SUFFIX,
     Chunk,
+    Kept,
     Predictions,
     encode,
     hits,
@@ -38,8 +40,10 @@ from .predictions import (
 )
 from .targets import labelled, problem_of, refuse_lost_classes, targets_of
 
-# From the names of images, their places in the source and their logits (N, classes), to what is kept of them.
-Answers = Callable[[tuple[str, ...], list[int], NDArray[np.float32]], Predictions | Outputs | Segments]
+# From the names of images, their places in the source, the outputs for them and their (height, width), to what is kept.
+Arrays = tuple[NDArray[np.float32], ...]
+Sides = list[tuple[int, int]]
+Answers = Callable[[tuple[str, ...], list[int], Arrays, Sides], Kept]
 
 CHUNK = 256  # images between two saves, in whole batches; what a process that is killed loses at most
 
@@ -90,7 +94,8 @@ def evaluate(
     labels = source.labels
     assert labels is not None  # `labelled` refuses them
 
-    def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Predictions:
+    def answers(names: tuple[str, ...], indices: list[int], outputs: Arrays, sides: Sides) -> Predictions:
+        (logits,) = outputs
         both = np.concatenate([np.zeros_like(logits), logits], axis=1) if problem == "binary" else logits
         return of_logits(names, labels[indices], both)
 
@@ -140,7 +145,7 @@ def score(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ScoreResult:
-    """Run a model that has no top-1 over a source: a multi-label model's mAP, a regression's R2, a segmenter's mIoU.
+    """Run a model that has no top-1 over a source: mAP (multi-label, detector), R2 (regression), mIoU (segmenter).
 
     Args as those of `evaluate`.
 
@@ -150,7 +155,12 @@ def score(
     problem = problem_of(artifact.manifest.model, problem)
     source = labelled(_limited(source, limit), artifact, classes, problem)
     tell = say or (lambda line: None)
-    answers = _counting(source, artifact) if problem == "segmentation" else _keeping(source, artifact, problem)
+    if problem == "segmentation":
+        answers = _counting(source, artifact)
+    elif problem == "detection":
+        answers = _boxing(source, artifact)
+    else:
+        answers = _keeping(source, artifact, problem)
     run = _run(session, source, artifact, batch, problem, answers, out, force, progress, tell)
     found = run.outcome.predictions
     assert not isinstance(found, Predictions)
@@ -160,9 +170,7 @@ def score(
         notes = (*notes, outputs.chance_words(found, quality, problem))
         tell(notes[-1])
     called = artifact.manifest.labels or source.class_names or ()
-    positives = (
-        [None] * len(quality.per_output) if problem == "regression" else (found.targets > 0).sum(axis=0).tolist()
-    )
+    positives = outputs.positives(found, problem, len(quality.per_output))
     result = ScoreResult(
         problem=problem,
         artifact=printable(artifact.path.resolve().name),
@@ -184,7 +192,7 @@ def score(
         images_per_s=run.images_per_s,
         predictions=None if out is None else f"{out.name}{SUFFIX}",
         notes=notes,
-        **_beside(found, problem),
+        **_beside(found, problem, quality),
     )
     _keep(out, run.outcome, result)
     return result
@@ -194,7 +202,8 @@ def _keeping(source: sources.ImageSource, artifact: Artifact, problem: Goal) -> 
     """What keeps a multi-label model's or a regression's outputs beside what they are to be."""
     targets = targets_of(source, artifact.manifest.model.num_classes, problem)
 
-    def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Outputs:
+    def answers(names: tuple[str, ...], indices: list[int], outputs: Arrays, sides: Sides) -> Outputs:
+        (logits,) = outputs
         finite = np.isfinite(logits).all(axis=1)
         if not finite.all():
             raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values")
@@ -207,12 +216,21 @@ def _counting(source: sources.ImageSource, artifact: Artifact) -> Answers:
     """What counts a segmenter's pixels beside those of the masks."""
     truth, classes = source.masks, artifact.manifest.model.num_classes
     assert truth is not None  # `labelled` refuses that
-    return lambda names, indices, found: segments.counted(names, indices, found, truth, classes)
+    return lambda names, indices, found, sides: segments.counted(names, indices, found[0], truth, classes)
 
 
-def _beside(found: Outputs | Segments, problem: Goal) -> dict[str, Any]:
+def _boxing(source: sources.ImageSource, artifact: Artifact) -> Answers:
+    """What keeps a detector's boxes beside those of the objects."""
+    truth, image_size = source.boxes, artifact.manifest.model.image_size
+    assert truth is not None  # `labelled` refuses that
+    return lambda names, indices, found, sides: boxes.detected(names, indices, found, sides, image_size, truth)
+
+
+def _beside(found: Outputs | Segments | Detections, problem: Goal, quality: Scored) -> dict[str, Any]:
     """The fields of a ScoreResult that one kind of model has."""
     beside: dict[str, Any] = dict.fromkeys(("exact", "mean_absolute_error", "root_mean_square_error"))
+    if isinstance(found, Detections):
+        return beside | {"average_precision_50": quality.at_50}
     if isinstance(found, Segments):
         return beside | {"pixel_accuracy": float(found.hits.sum() / found.wanted.sum())}
     if problem == "multi-label":
@@ -344,17 +362,18 @@ def _batches(
 
     A corrupt image leaves its batch smaller and moves no other image.
     """
-    for these in preprocess.decoded_batches(pool, source.read, to_pixels, range(start, len(source)), batch):
+    upright = session.manifest.preprocessing.exif_orientation
+    for these in preprocess.decoded_batches(pool, source.read, to_pixels, range(start, len(source)), batch, upright):
         corrupt = tuple(f"{source.names[index]}: {line}" for index, line in these.failed)
-        found: Predictions | Outputs | Segments = NONE
+        found: Kept = NONE
         if these.read:
-            logits = _logits(session, np.stack(these.pixels))
-            found = answers(tuple(source.names[index] for index in these.read), these.read, logits)
+            put_out = _outputs(session, np.stack(these.pixels))
+            found = answers(tuple(source.names[index] for index in these.read), these.read, put_out, these.sides)
         yield Chunk(these.indices.start, these.indices.stop, found, corrupt), these.turned
 
 
-def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, C, H, W) -> (N, classes). Too few images for the artifact are filled up there and cut off again."""
+def _outputs(session: Session, pixels: NDArray[np.uint8]) -> Arrays:
+    """Of (N, C, H, W). Too few images for the artifact are filled up there and cut off again."""
     manifest = session.manifest
     images = preprocess.as_input(pixels, manifest.preprocessing, manifest.export.input)
-    return run_in_batches(session, images, size=len(images))[0]
+    return run_in_batches(session, images, size=len(images))
