@@ -10,6 +10,7 @@ import math
 import operator
 import os
 import reprlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -20,6 +21,11 @@ from .errors import UsageError, plain
 from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Problem, Task
 from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorRtSpec
 from .records.plan import RangeMethod, WeightBits
+
+if sys.version_info >= (3, 11):  # for the groups of options that public functions take
+    from typing import Unpack as Unpack
+else:
+    from typing_extensions import Unpack as Unpack
 
 Location = str | os.PathLike[str]
 Weights = Any  # a `Location`, a module of PyTorch, or a state dict: `Location | nn.Module | Mapping[str, Tensor]`

@@ -147,4 +147,4 @@ def test_one_command_installs_all_that_an_export_lacks(light: Callable[..., subp
 def test_the_base_installation_brings_no_framework_and_no_runtime() -> None:
     project = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
-    assert names == {"numpy", "pillow", "typer", "rich", "msgspec", "tomli"}
+    assert names == {"numpy", "pillow", "typer", "rich", "msgspec", "tomli", "typing_extensions"}

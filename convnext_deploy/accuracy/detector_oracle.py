@@ -1,9 +1,12 @@
 """torchvision's own detector, filled from the file: its candidates, and the detections that it chooses of them."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,10 +14,13 @@ from torch import Tensor, nn
 from ..artifact import detections
 from ..errors import ParityError
 from ..records.manifest import Detection
+from .library_models import Built, State
 
 if TYPE_CHECKING:
     from ..models.checkpoint import Loaded
+    from ..models.convnext import ConvNeXt
 
+Builder = Callable[[State, Mapping[str, Any], "Loaded"], Built]
 Maps = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -29,6 +35,22 @@ class _Backbone(nn.Module):
         named = OrderedDict((str(index), x) for index, x in enumerate(self.maps(images)))
         found: dict[str, Tensor] = self.fpn(named)
         return found
+
+
+def of_torchvision(state: State, body: tuple[Builder, State, Mapping[str, Any]], loaded: "Loaded") -> Built:
+    """torchvision's detector, and what gives its candidates.
+
+    Args:
+        state: as the file has it.
+        body: what builds the ConvNeXt of the file's own library, with its arguments.
+    """
+    build, bare, config = body
+    spec = msgspec.structs.replace(loaded.model.spec, task="features")
+    network = cast("ConvNeXt", SimpleNamespace(spec=spec))
+    convnext, call = build(bare, config, replace(loaded, model=network))
+    convnext.eval()
+    model = detector(state, loaded, lambda images: call(convnext, images))
+    return model, lambda model, images: candidates(model, images, loaded)
 
 
 def detector(state: dict[str, Tensor], loaded: "Loaded", maps: Maps) -> nn.Module:

@@ -6,20 +6,15 @@ its architecture, its epsilon, and, where its configuration stands beside the we
 """
 
 import importlib.metadata
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..artifact import deviation
 from ..data import preprocess
@@ -28,12 +23,12 @@ from ..errors import ParityError, plain
 from ..models import beside
 from ..models.files import read_file
 from ..models.names import LAYOUTS
-from ..records.manifest import ModelSpec, OracleRecord
+from ..records.manifest import OracleRecord
 from . import detector_oracle
+from .library_models import BUILDERS, NotBuilt, State, upernet
 
 if TYPE_CHECKING:
-    from ..models.checkpoint import Loaded, Origin
-    from ..models.convnext import ConvNeXt
+    from ..models.checkpoint import Loaded
 
 LIMIT = 1e-5  # relative, fp32: all architectures of all layouts measure at most 7e-7 (tests/models/test_layouts.py)
 # Of normalized pixels: timm's own transform takes the same steps, transformers resizes with another library, whose
@@ -45,9 +40,6 @@ LIBRARIES = {
     "transformers": "transformers", "dinov3_transformers": "transformers",
 }  # fmt: skip
 PHOTOGRAPHS = 2
-
-State = dict[str, Tensor]
-Outputs = tuple[Tensor, ...]
 
 
 def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np.float32], ...]) -> OracleRecord:
@@ -71,17 +63,18 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
     try:
         state = _read(origin.files, origin.key)
         if loaded.model.spec.task == "segment":
-            model, call = _upernet(state, origin.config, loaded)
+            model, call = upernet(state, origin.config, loaded)
         elif loaded.model.spec.task == "detect":
-            model, call = _detector(state, origin, library, loaded)
+            body = (BUILDERS[library], _bare(state, origin.layout), origin.config)
+            model, call = detector_oracle.of_torchvision(state, body, loaded)
         else:
             model, call = BUILDERS[library](_bare(state, origin.layout), origin.config, loaded)
-    except (_NotBuilt, RuntimeError, TypeError, ValueError, KeyError, StopIteration) as reason:
+    except (NotBuilt, RuntimeError, TypeError, ValueError, KeyError, StopIteration) as reason:
         return _self(f"{library} does not take the file: {plain(reason)}")
     with torch.inference_mode():
         outputs = call(model.eval(), torch.from_numpy(images))
     if loaded.model.spec.task == "detect":
-        library = "torchvision"
+        library = "torchvision"  # on the ConvNeXt of the file's own
     name = f"{library} {importlib.metadata.version(library)}"
     shapes = [tuple(output.shape) for output in outputs]
     if shapes != [output.shape for output in found]:
@@ -97,10 +90,6 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
 
 def _self(why: str) -> OracleRecord:
     return OracleRecord(name="self", why=why)
-
-
-class _NotBuilt(Exception):
-    """A library has no model for the tensors, in words."""
 
 
 # Reading, by the libraries' own functions -----------------------------------------------------------------------------
@@ -119,7 +108,7 @@ def _read(files: tuple[Path, ...], key: str | None) -> State:
         state = {name.removeprefix(key): value for name, value in state.items() if name.startswith(key)}
     tensors = {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise _NotBuilt("its reader finds no tensors")
+        raise NotBuilt("its reader finds no tensors")
     return tensors
 
 
@@ -135,260 +124,6 @@ def _bare(state: State, layout: str) -> State:
         heads = {f"head.{name.rpartition('.')[2]}": v for name, v in state.items() if name.startswith("head.fc.")}
         return heads | {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-# timm, which converts the official layouts and open_clip's towers too -------------------------------------------------
-
-Call = Callable[[Any, Tensor], Outputs]
-BUILT = tuple[nn.Module, Call]
-
-
-def _timm(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
-    import timm
-    from timm.models import convnext
-
-    spec = loaded.model.spec
-    state, norms = _split_level_norms(_in_official_names(state), spec)
-    # Linears as 1x1 convolutions: timm's filter would look for their shapes in a model, which is not made yet.
-    wide = {k: v[..., None, None] if v.ndim == 2 and "pwconv" in k else v for k, v in state.items()}
-    state = convnext.checkpoint_filter_fn(wide, None)
-    name = config.get("architecture") or loaded.model.spec.architecture
-    arguments: dict[str, Any] = {**(config.get("model_args") or {})}
-    head = state.get("head.fc.weight", state.get("head.fc.fc2.weight"))
-    if head is None and spec.task == "classify":
-        raise _NotBuilt("the head is not timm's own")
-    if head is not None and "head.fc.bias" not in state:
-        state["head.fc.bias"] = torch.zeros(len(head))  # open_clip projects without one
-    arguments |= {"num_classes": 0 if head is None else len(head), "in_chans": state["stem.0.weight"].shape[1]}
-    with torch.device("meta"):  # it is filled below: initializing it takes longer than running it
-        if not timm.is_model(name):
-            model: nn.Module = convnext.ConvNeXt(**_arguments(state), **arguments)
-        else:
-            model = timm.create_model(name, pretrained=False, **arguments)
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    state = {k: v.reshape(shapes[k]) if ".mlp.fc" in k and k in shapes else v for k, v in state.items()}
-    lacking = model.load_state_dict(state, strict=spec.task != "features", assign=True)
-    if lacking.unexpected_keys or not all(name.startswith("head.") for name in lacking.missing_keys):
-        raise _NotBuilt(f"{(*lacking.unexpected_keys, *lacking.missing_keys)[:4]} are not in it and in the file")
-
-    def call(model: Any, images: Tensor) -> Outputs:
-        if spec.task == "classify":
-            return (model(images),)
-        if spec.task == "embed":
-            map = model.forward_features(images)
-            vector = model.forward_head(map, pre_logits=True)
-            return (vector, model.head.norm(map).flatten(2).mT) if spec.patch_tokens else (vector,)
-        maps, x = [], model.stem(images)
-        for stage in model.stages:
-            x = stage(x)
-            maps.append(x)
-        return tuple(_normed(maps[level - 1], norms.get(level)) for level in spec.levels)
-
-    return model, call
-
-
-def _in_official_names(state: State) -> State:
-    """mmpretrain's names as those of the official code, and those of `features_only` as those of the whole model."""
-    names = {"depthwise_conv": "dwconv", "pointwise_conv1": "pwconv1", "pointwise_conv2": "pwconv2"}
-    found = {}
-    for name, value in state.items():
-        joined = re.sub(r"^(stem|stages)_(\d)", r"\1.\2", name)
-        found[".".join(names.get(part, part) for part in joined.split("."))] = value
-    return found
-
-
-def _split_level_norms(state: State, spec: ModelSpec) -> tuple[State, dict[int, dict[str, Tensor]]]:
-    """What of the official names is no norm of a map, and these norms by level, which the detection code adds."""
-    rest, norms = {}, dict[int, dict[str, Tensor]]()
-    for name, value in state.items():
-        level = re.fullmatch(r"norm([0-3])\.(weight|bias)", name)
-        if level is None:
-            rest[name] = value
-        elif spec.task == "features" and spec.level_norms:
-            norms.setdefault(int(level[1]) + 1, {})[level[2]] = value
-        else:
-            rest[f"norm.{level[2]}"] = value  # of a classifier, which has the last only
-    return rest, norms
-
-
-def _normed(x: Tensor, norm: dict[str, Tensor] | None) -> Tensor:
-    if norm is None:
-        return x
-    channels = x.shape[1]
-    return F.layer_norm(x.permute(0, 2, 3, 1), (channels,), norm["weight"], norm["bias"], 1e-6).permute(0, 3, 1, 2)
-
-
-def _arguments(state: State) -> dict[str, Any]:
-    """timm's arguments for an architecture without a name, from the tensors themselves."""
-    blocks = [re.fullmatch(r"stages\.(\d)\.blocks\.(\d+)\.conv_dw\.weight", name) for name in state]
-    counts = [len([match for match in blocks if match and match[1] == str(stage)]) for stage in range(4)]
-    depthwise = [state[f"stages.{stage}.blocks.0.conv_dw.weight"] for stage in range(4)]
-    if state["stem.0.weight"].shape[-1] != 4:
-        raise _NotBuilt("an overlapping stem of no published architecture")
-    hidden = state.get("head.pre_logits.fc.weight")
-    return {
-        "depths": tuple(counts),
-        "dims": tuple(weight.shape[0] for weight in depthwise),
-        "kernel_sizes": tuple(weight.shape[-1] for weight in depthwise),
-        "ls_init_value": 1e-6 if "stages.0.blocks.0.gamma" in state else None,
-        "use_grn": "stages.0.blocks.0.mlp.grn.weight" in state,
-        "head_hidden_size": None if hidden is None else len(hidden),
-        "head_norm_first": "norm_pre.weight" in state,
-    }
-
-
-def _torchvision(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
-    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-
-    spec = loaded.model.spec
-    if "0.0.weight" in state:
-        state = {f"features.{name}": value for name, value in state.items()}
-    counts = [
-        len({name.split(".")[2] for name in state if name.startswith(f"features.{stage}.")}) for stage in (1, 3, 5, 7)
-    ]
-    dims = [len(state[f"features.{stage}.0.block.0.weight"]) for stage in (1, 3, 5, 7)]
-    head = state.get("classifier.2.weight")
-    if head is None and spec.task != "features":
-        raise _NotBuilt("its model has a classifier, the file has none")
-    stages = [CNBlockConfig(*stage) for stage in zip(dims, [*dims[1:], None], counts, strict=True)]
-    model = ConvNeXt(stages, num_classes=1 if head is None else len(head))
-    part, features = (model, "") if head is not None else (model.features, "features.")
-    part.load_state_dict(
-        {name.removeprefix(features): value for name, value in state.items()}, strict=True, assign=True
-    )
-
-    def call(model: Any, images: Tensor) -> Outputs:
-        if spec.task == "classify":
-            return (model(images),)
-        if spec.task == "embed":
-            if spec.patch_tokens:
-                raise _NotBuilt("its ConvNeXt gives no patch tokens")
-            return (model.classifier[:2](model.avgpool(model.features(images))),)
-        maps, x = [], images
-        for index, part in enumerate(model.features):
-            x = part(x)
-            if index % 2:
-                maps.append(x)
-        return tuple(maps[level - 1] for level in spec.levels)
-
-    return model, call
-
-
-def _transformers(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
-    import transformers
-
-    spec = loaded.model.spec
-    second, third = (
-        any(".grn." in name for name in state),
-        "stages.0.downsample_layers.0.weight" in {name.removeprefix("model.") for name in state},
-    )
-    kind = "ConvNextV2" if second else "DINOv3ConvNext" if third else "ConvNext"
-    levels = sorted({int(name.split("stage")[1][0]) for name in state if name.startswith("hidden_states_norms.")})
-    nested = config.get("backbone_config")
-    config = nested if isinstance(nested, Mapping) and "depths" not in config else config
-    left = ("preprocessor", "architectures", "id2label", "label2id", "num_labels", "out_features", "out_indices")
-    own = {name: value for name, value in config.items() if name not in left}
-    if not own:
-        own = {"depths": list(spec.depths), "hidden_sizes": list(spec.dims)}
-    own["num_channels"] = spec.in_chans
-    classifier = state.get("classifier.weight")
-    if classifier is None and spec.task == "classify":
-        raise _NotBuilt("the head is not transformers' own")
-    if classifier is not None:
-        own["num_labels"] = len(classifier)
-    if levels:
-        own["out_features"] = [f"stage{level}" for level in levels]
-    form = "Backbone" if levels else "Model" if classifier is None else "ForImageClassification"
-    for name in (f"{kind}Config", kind + form):
-        if not hasattr(transformers, name):
-            raise _NotBuilt(f"this release has no {name}; update it")
-    made = getattr(transformers, f"{kind}Config")(**own)
-    model = getattr(transformers, kind + form)(made)
-    if third:
-        inside = "model." if "model.stages.0.layers.0.gamma" in model.state_dict() else ""  # releases differ
-        bare = {name.removeprefix("model."): value for name, value in state.items()}
-        state = {name if name.startswith("layer_norm.") else f"{inside}{name}": value for name, value in bare.items()}
-    elif classifier is None:
-        state = {re.sub(r"^convnext(v2)?\.", "", name): value for name, value in state.items()}
-    lacking = model.load_state_dict(state, strict=spec.task != "features", assign=True)
-    if lacking.unexpected_keys or not all(
-        name.startswith(("layernorm.", "layer_norm.")) for name in lacking.missing_keys
-    ):
-        raise _NotBuilt(f"{(*lacking.unexpected_keys, *lacking.missing_keys)[:4]} are not in it and in the file")
-
-    def call(model: Any, images: Tensor) -> Outputs:
-        if spec.task == "classify":
-            return (model(images).logits,)
-        if levels:
-            maps = dict(zip(levels, model(images).feature_maps, strict=True))
-            return tuple(maps[level] for level in spec.levels)
-        body = model if third else model.base_model
-        found = body(images, output_hidden_states=True)
-        if spec.task == "embed":
-            if not spec.patch_tokens:
-                return (found.pooler_output,)
-            if not third:
-                raise _NotBuilt("its ConvNeXt gives no patch tokens")
-            return (found.pooler_output, found.last_hidden_state[:, 1:])
-        return tuple(found.hidden_states[-4:][level - 1] for level in spec.levels)
-
-    return model, call
-
-
-def _upernet(state: State, config: Mapping[str, Any], loaded: "Loaded") -> BUILT:
-    """transformers' UPerNet, from its configuration or, where there is none, from the spec of what was loaded."""
-    import transformers
-
-    spec = loaded.model.spec
-    assert spec.segmentation is not None
-    roots = [
-        name.removesuffix("decode_head.classifier.weight")
-        for name in state
-        if name.endswith("decode_head.classifier.weight")
-    ]
-    if len(roots) != 1:
-        raise _NotBuilt("the head has other names than transformers'")
-    state = {name.removeprefix(roots[0]): value for name, value in state.items() if name.startswith(roots[0])}
-    own = {name: value for name, value in config.items() if name not in ("preprocessor", "architectures")}
-    if not isinstance(own.get("backbone_config"), Mapping):
-        backbone = {
-            "model_type": "convnextv2" if spec.grn else "convnext",
-            "depths": list(spec.depths),
-            "hidden_sizes": list(spec.dims),
-            "out_features": [f"stage{level}" for level in spec.levels],
-        }
-        own = {"backbone_config": backbone, "hidden_size": spec.segmentation.channels}
-        own["pool_scales"] = list(spec.segmentation.pool_scales)
-        own["num_labels"] = spec.num_classes
-    own["backbone_config"] = dict(own["backbone_config"]) | {"num_channels": spec.in_chans}
-    made = transformers.UperNetConfig(**own)
-    made.use_auxiliary_head = False
-    model = transformers.UperNetForSemanticSegmentation(made)
-    kept = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
-    lacking = model.load_state_dict(kept, strict=False, assign=True)
-    missing = [name for name in lacking.missing_keys if not name.endswith("num_batches_tracked")]
-    if lacking.unexpected_keys or missing:
-        raise _NotBuilt(f"{(*lacking.unexpected_keys, *missing)[:4]} are not in it and in the file")
-
-    def call(model: Any, images: Tensor) -> Outputs:
-        return (model.decode_head(model.backbone(images).feature_maps),)
-
-    return model, call
-
-
-def _detector(state: State, origin: "Origin", library: str, loaded: "Loaded") -> BUILT:
-    """torchvision's detector on the ConvNeXt of the library that the file is of."""
-    spec = msgspec.structs.replace(loaded.model.spec, task="features")
-    network = cast("ConvNeXt", SimpleNamespace(spec=spec))
-    body, call = BUILDERS[library](_bare(state, origin.layout), origin.config, replace(loaded, model=network))
-    body.eval()
-    model = detector_oracle.detector(state, loaded, lambda images: call(body, images))
-    return model, lambda model, images: detector_oracle.candidates(model, images, loaded)
-
-
-BUILDERS: dict[str, Callable[[State, Mapping[str, Any], "Loaded"], BUILT]] = {
-    "timm": _timm, "torchvision": _torchvision, "transformers": _transformers,
-}  # fmt: skip
 
 
 # Preprocessing --------------------------------------------------------------------------------------------------------

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .. import arguments, env, formats
-from ..artifact.session import RunOptions, Session
-from ..records.base import Device, Problem
+from .. import arguments, formats
+from ..arguments import Unpack
+from ..artifact.session import Session
+from ..records.base import Problem
 from ..records.prediction import PredictResult
 from ..workflows.export import Say, silent
-from .artifacts import opened
+from .artifacts import SessionOptions, opened, run_options
+from .verbs import verb
 
 if TYPE_CHECKING:
     from ..workflows.predict import Given
 
 
-@env.missing_named()
+@verb
 def predict(
     model: arguments.Location | Session,
     images: "Given | Sequence[Given]",
@@ -24,18 +26,15 @@ def predict(
     problem: Problem | None = None,
     batch: int | None = None,
     out: arguments.Location | None = None,
-    device: Device = "cpu",
-    threads: int | None = None,
-    cuda_graph: bool = False,
-    trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Say = silent,
+    **options: Unpack[SessionOptions],
 ) -> PredictResult:
     """The most probable classes of images that nobody has labelled.
 
     Args:
-        model: an artifact, or the session that `load` gave: that opens nothing again, and the options of a session
-            (`device` to `trust`) are its own.
+        model: an artifact, or the session that `load` returned: that opens nothing again, and its device, threads
+            and CUDA graph are its own.
         images: an image file, a folder of images, a tar or Parquet file, an http(s) address, an open file, a Pillow
             image, or a list of files, addresses and Pillow images.
         top: so many classes an image.
@@ -45,7 +44,8 @@ def predict(
             the logistic function), binary (one logit) or regression.
         batch: images at once; None: what the artifact is tuned for.
         out: .csv, .json, or .npz with every output, which is the way for a model without classes.
-        trust: as for `load`.
+        progress: told (images done, images in all).
+        say: told what is being done, a line a step.
 
     Raises:
         UsageError, DataError, ArtifactError: one line each.
@@ -55,9 +55,8 @@ def predict(
     out = arguments.maybe(arguments.file, "out", out)
     batch = arguments.maybe(arguments.whole, "batch", batch)
     top = arguments.whole("top", top)
-    arguments.check(
-        device=device, threads=threads, cuda_graph=cuda_graph, trust=trust, progress=progress, say=say, problem=problem
-    )
+    arguments.check(progress=progress, say=say, problem=problem)
+    run, trust = run_options(options)
     from ..workflows import predict as work
 
     work.check(images)
@@ -66,7 +65,7 @@ def predict(
         session = model
     else:
         artifact = opened(arguments.path("model", model, "an artifact folder, or a session of `load`"))
-        session = formats.opened(artifact, RunOptions(device=device, threads=threads, cuda_graph=cuda_graph), trust)
+        session = formats.opened(artifact, run, trust)
     return work.predict(
         session,
         work.listed(images),

@@ -4,13 +4,15 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from .. import arguments, env
+from .. import arguments
+from ..arguments import Unpack
 from ..artifact import manifest
 from ..errors import UsageError
 from ..records.base import Device
 from .artifacts import opened
+from .verbs import verb
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -26,7 +28,52 @@ if TYPE_CHECKING:
 Artifacts = arguments.Location | Sequence[arguments.Location] | Mapping[str, arguments.Location]
 
 
-@env.missing_named()
+class ApplicationOptions(TypedDict, total=False):
+    """How an application serves; what is None or left out is as the text says."""
+
+    device: Annotated[Device, "cpu, or cuda for a GPU."]
+    threads: Annotated[int | None, "CPU threads of each batch; None: the cores by `sessions`, or 4 at most."]
+    sessions: Annotated[int | None, "batches that run at once; None: the cores by `threads`, and one on a GPU."]
+    max_batch: Annotated[int | None, "images of a batch; None: 8, or the most that the artifact takes."]
+    max_wait_ms: Annotated[float | None, "that the first image of a batch waits for others; None: 0."]
+    slo_ms: Annotated[
+        float | None,
+        "the time from a request to its answer, if it is to be kept: a request that would take longer is refused.",
+    ]
+    deadline_ms: Annotated[
+        float | None, "after which a request is given up, if the client names no time of its own; None: 30,000."
+    ]
+    room: Annotated[int | None, "images on their way at once, more are refused; None: 1024."]
+    max_body_bytes: Annotated[int | None, "of a request, before and after decompression; None: 32 MiB."]
+    max_pixels: Annotated[int | None, "of an image before it is resized; None: 67,108,864."]
+    body_s: Annotated[float | None, "that a client may take to send a request's body; None: 30."]
+    idle_s: Annotated[float | None, "that a connection may be open without a whole request head; None: 15."]
+    drain_s: Annotated[float | None, "that requests under way may take at the end; None: 30."]
+    token: Annotated[str | None, "that every request but health checks has to bring, as `Authorization: Bearer TOKEN`."]
+    labels: Annotated[arguments.Location | None, "file of class names; None: the artifact's own."]
+    gate: Annotated[
+        arguments.Location | None, "result of `gate --json` that has to be PASS; it is read again at every reload."
+    ]
+    bench: Annotated[
+        arguments.Location | None,
+        "rows of `bench --scenario server --save`, from which `threads`, `max_batch` and `slo_ms` are taken where they "
+        "are not given.",
+    ]
+    shadow: Annotated[
+        arguments.Location | None, "an artifact that is asked a share of the requests as well, and compared."
+    ]
+    shadow_share: Annotated[float | None, "share of the requests that it is asked; None: 0.1."]
+    shadow_limit: Annotated[float | None, "share of the images whose answers may differ; None: 0.01."]
+    trust: Annotated[bool, "run the code that an artifact brings although somebody else built it (see SECURITY.md)."]
+
+
+class ServerOptions(ApplicationOptions, total=False):
+    """The same, of a server."""
+
+    workers: Annotated[int | None, "processes behind the one address, which share the cores; None: 1."]
+
+
+@verb
 def serve(
     artifacts: Artifacts,
     *,
@@ -36,19 +83,19 @@ def serve(
     grpc_port: int | None = None,
     ready: "Callable[[Server | Workers], None]" = lambda server: None,
     say: Callable[[str], None] = lambda line: None,
-    **options: Any,
+    **options: Unpack[ServerOptions],
 ) -> None:
     """Serve artifacts over HTTP until SIGTERM or Ctrl-C; requests under way are answered first.
 
     Args:
         artifacts: a folder, several, or folders by the names they are served under.
+        host: the address to listen on.
         port: 0 takes a free one.
         admin: HOST:PORT that takes `POST /reload`; None: only SIGHUP reloads.
         grpc_port: for clients of gRPC, on the same host; 0 takes a free one, None: there is none. It needs the extra
             `triton`.
         ready: told when requests are taken; its argument has the `address`, and `stop` for other threads.
         say: told what happens, a line each.
-        options: those of `asgi`, and `workers`, processes behind the one address (1).
 
     Raises:
         UsageError, ArtifactError: one line each, before anything is served.
@@ -83,8 +130,10 @@ def serve(
             second.close()
 
 
-@env.missing_named()
-def asgi(artifacts: Artifacts, *, say: Callable[[str], None] = lambda line: None, **options: Any) -> "Starlette":
+@verb
+def asgi(
+    artifacts: Artifacts, *, say: Callable[[str], None] = lambda line: None, **options: Unpack[ApplicationOptions]
+) -> "Starlette":
     """The server's ASGI application, for uvicorn or another server, or to be mounted in an application.
 
     Artifacts are opened before it returns. `application.state.service` is what it serves: its `reload` takes changed
@@ -93,26 +142,17 @@ def asgi(artifacts: Artifacts, *, say: Callable[[str], None] = lambda line: None
     Args:
         artifacts: as for `serve`.
         say: told what happens, a line each.
-        options: `device`, `threads`, `sessions`, `max_batch`, `max_wait_ms`, `slo_ms`, `deadline_ms`, `room`,
-            `max_body_bytes`, `max_pixels`, `body_s`, `idle_s`, `drain_s` and `token` as in
-            `serving.options.ServeOptions`; `labels`, a file of class names; `gate`, the verdict that has to be PASS,
-            read again at every reload; `shadow`, an artifact that is asked a share of the requests as well
-            (`shadow_share`, 0.1), whose answers may differ in a share of the images (`shadow_limit`, 0.01); `bench`,
-            rows of `bench --scenario server --save`, from which `threads`, `max_batch` and `slo_ms` are taken where
-            they are not given; `trust`, as for `load`.
 
     Raises:
-        What `serve` raises.
+        UsageError, ArtifactError: one line each, before it returns.
+        CheckFailed: an artifact gives wrong outputs here.
     """
     from ..serving.application import application
 
-    told = _settings(artifacts, say, options)
-    if told[1].workers > 1:
-        raise UsageError(f"workers {told[1].workers}: an application is of one process; the server around it has more")
-    return application(_service(told, say))
+    return application(_service(_settings(artifacts, say, options), say))
 
 
-@env.missing_named()
+@verb
 def package(
     path: arguments.Location,
     target: Literal["triton", "kserve", "docker"],
@@ -127,6 +167,7 @@ def package(
     """Pack an artifact for another server.
 
     Args:
+        path: the artifact's folder.
         target: "triton": a model repository; "kserve": an InferenceService; "docker": a Dockerfile for `serve`, with
             a compose file.
         out: the folder, which must not exist.
@@ -174,8 +215,9 @@ def _service(told: "_Told", say: Callable[[str], None]) -> "Service":
     return Service(paths, options, labels=labels, gate=gate, shadow=shadow, trust=trust, say=say)
 
 
-def _settings(artifacts: Artifacts, say: Callable[[str], None], options: dict[str, Any]) -> "_Told":
+def _settings(artifacts: Artifacts, say: Callable[[str], None], given: Mapping[str, Any]) -> "_Told":
     """What a `Service` is made of, in the order of `workers.order`."""
+    options = {name: value for name, value in given.items() if value is not None}
     from ..serving import measured
     from ..serving.names import checked, named
     from ..serving.options import ServeOptions
@@ -190,9 +232,6 @@ def _settings(artifacts: Artifacts, say: Callable[[str], None], options: dict[st
     beside = _shadow(options)
     trust, device = options.pop("trust", False), options.pop("device", "cpu")
     arguments.check(trust=trust, say=say)
-    unknown = sorted(set(options) - set(ServeOptions.__dataclass_fields__))
-    if unknown:
-        raise UsageError(f"option {unknown[0]}; expected one of {', '.join(ServeOptions.__dataclass_fields__)}")
     if bench is not None:
         if len(paths) > 1:
             raise UsageError(f"--bench {bench} with {len(paths)} artifacts; serve them one by one")

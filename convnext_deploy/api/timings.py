@@ -6,49 +6,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from .. import arguments, env, formats
+from ..arguments import Unpack
 from ..artifact import manifest
-from ..artifact.session import RunOptions
 from ..errors import MissingPackageError, UsageError
-from ..records.base import STRIDE, Device, NetworkTask, Precision
+from ..records.base import STRIDE, NetworkTask, Precision
 from ..records.timing import BenchResult, ProfileResult, RooflineResult
 from ..workflows.export import Say, silent
-from .artifacts import opened
+from .artifacts import OpeningOptions, opened, run_options
+from .verbs import verb
 
 if TYPE_CHECKING:
     from ..workflows.bench import Plan, Progress
     from ..workflows.contenders import Contender
 
 
-@env.missing_named()
+@verb
 def profile(
     path: arguments.Location,
     *,
     batch: int | None = None,
     steps: int = 20,
-    device: Device = "cpu",
-    threads: int | None = None,
-    trust: bool = False,
+    **options: Unpack[OpeningOptions],
 ) -> ProfileResult:
     """Where an artifact's time goes, by layer, from its runtime's own profiler; on bundled photographs.
 
     Args:
+        path: the artifact's folder.
         batch: images at once; None: the size the artifact is tuned for.
         steps: inferences without and inferences with the profiler.
-        trust: as for `load`.
     """
     batch = arguments.maybe(arguments.whole, "batch", batch)
-    artifact = opened(path, steps=steps, device=device, threads=threads, trust=trust)
+    arguments.check(steps=steps)
+    run_as, trust = run_options(options)
+    artifact = opened(path)
     from ..data import preprocess
     from ..timing.profile import profile as run
 
     found = artifact.manifest
-    session = formats.opened(artifact, RunOptions(device=device, threads=threads), trust)
+    session = formats.opened(artifact, run_as, trust)
     size = found.export.batch.opt if batch is None else batch
     pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
     return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
 
 
-@env.missing_named()
+@verb
 def roofline(
     variant: str,
     *,
@@ -63,7 +64,12 @@ def roofline(
     """The shortest time a device can take for a variant, and what bounds each of its operations.
 
     Args:
+        variant: which ConvNeXt, such as base or v2-tiny.
         device: `a100`, `h100` or `h200` by its data sheet; `this` and `this-gpu` are measured now.
+        precision: fp32, tf32, fp16, bf16 or int8.
+        batch: images at once.
+        image_size: one number or (height, width), in pixels.
+        task: classify, embed or features.
         threads: of the measurement on this CPU.
         progress: told (steps done, steps in all, what is being measured).
 
@@ -107,7 +113,7 @@ def roofline(
     )
 
 
-@env.missing_named()
+@verb
 def report(
     results: arguments.Location | Sequence[arguments.Location],
     *,
@@ -118,6 +124,8 @@ def report(
 
     Args:
         results: a file of JSON Lines, or several.
+        out: the page's file.
+        title: the page's heading.
 
     Raises:
         UsageError: `out` ends otherwise, or lies in no folder.
@@ -137,7 +145,7 @@ def report(
     return out
 
 
-@env.missing_named()
+@verb
 def bench(
     artifacts: arguments.Location | Sequence[arguments.Location] = (),
     plan: "Plan | None" = None,
@@ -163,7 +171,10 @@ def bench(
         variants: ConvNeXts; none: tiny, or with a family to compare with, its every size.
         compare: families ("swin", "deit", "resnet") or timm's names, in the same formats, precisions and sizes.
         runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx, openvino and native.
+        precisions: types to build in, or one of them.
         image_sizes: in pixels, each one number or (height, width); none: 224, or what the artifacts have.
+        task: of the variants: classify, embed or features.
+        cuda_graph: of `artifacts`, on a GPU: replay a captured CUDA graph.
         trust: as for `load`, of `artifacts`.
         say: told what is being prepared, a line a step.
         progress: told (steps done, steps in all, what is being done).

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .groups import AllOutputs, Checkpoint, Labelled, Meaning, TensorRt, grouped
+from .groups import AllOutputs, ExportedCheckpoint, Labelled, Meaning, TensorRt, grouped
 from .options import DATA, OUTPUT, RUNTIME, Debug, Force, Json, Quiet, Trust, batch_range, one_of
 from .terminal import Terminal, summary
 
@@ -13,24 +13,8 @@ from .terminal import Terminal, summary
 @grouped
 def export(
     *,
-    checkpoint: Checkpoint,
+    checkpoint: ExportedCheckpoint,
     outputs: AllOutputs,
-    num_classes: Annotated[
-        int | None,
-        typer.Option(help="Must agree with the checkpoint; shapes random weights.", rich_help_panel="Checkpoint"),
-    ] = None,
-    in_chans: Annotated[
-        int | None,
-        typer.Option(help="Must agree with the checkpoint; shapes random weights.", rich_help_panel="Checkpoint"),
-    ] = None,
-    patch_tokens: Annotated[
-        bool,
-        typer.Option(
-            "--patch-tokens",
-            help="embed: a second output with the last map's pixels, as DINOv3.",
-            rich_help_panel="Checkpoint",
-        ),
-    ] = False,
     format: Annotated[
         str,
         typer.Option(
@@ -111,9 +95,6 @@ def export(
         format=format,
         out=out,
         dynamic_image_size=dynamic_image_size,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        patch_tokens=patch_tokens,
         data=data,
         verify_data=verify_data,
         plan=plan,

@@ -148,8 +148,25 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportedCheckpoint(Checkpoint):
+    """The same, with what shapes a model of random weights."""
+
+    num_classes: Annotated[
+        int | None,
+        _checkpoint(help="Must agree with the checkpoint; shapes random weights."),
+    ] = None
+    in_chans: Annotated[
+        int | None,
+        _checkpoint(help="Must agree with the checkpoint; shapes random weights."),
+    ] = None
+
+    def read(self) -> dict[str, Any]:
+        return {**super().read(), "num_classes": self.num_classes, "in_chans": self.in_chans}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What the network is to give."""
+    """What the network is to put out."""
 
     task: Annotated[str, _checkpoint(help="classify, embed or features.")] = "classify"
     levels: Annotated[
@@ -179,11 +196,20 @@ class AllOutputs(Outputs):
         bool,
         _checkpoint("--argmax", help="segment: put out each pixel's class, resized in the graph, not logits."),
     ] = False
+    patch_tokens: Annotated[
+        bool,
+        _checkpoint("--patch-tokens", help="embed: a second output with the last map's pixels, as DINOv3."),
+    ] = False
 
     def read(self) -> dict[str, Any]:
         from ..records.base import Task
 
-        return {"task": one_of("--task", self.task, Task), "levels": self.levels, "argmax": self.argmax}
+        return {
+            "task": one_of("--task", self.task, Task),
+            "levels": self.levels,
+            "argmax": self.argmax,
+            "patch_tokens": self.patch_tokens,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,74 @@
 """Which model is meant: where its checkpoint is, and what is said about it beside what it says itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from .. import arguments
+from ..arguments import Unpack
 from ..records.base import Problem, Task
 from ..records.manifest import HeadActivation
 from . import given
 
 if TYPE_CHECKING:  # it needs torch, and refusing an argument does not
     from .checkpoint import Loaded
+
+
+class CheckpointOptions(TypedDict, total=False):
+    """Which checkpoint is read, and what it does not say about itself; of every function that reads one."""
+
+    variant: Annotated[str | None, "which ConvNeXt; None infers it from the tensors."]
+    image_size: Annotated[
+        arguments.ImageSize | None,
+        "one number or (height, width), in pixels, at least 32; None: what the checkpoint says, else 224.",
+    ]
+    preprocessing: Annotated[
+        Mapping[str, Any] | None,
+        "fields of `records.manifest.Preprocessing` (mean, std, interpolation, crop_pct, crop_mode, exif_orientation) "
+        "that override what stands beside the checkpoint; a plain state dict says nothing about them. One number for "
+        "`mean` or `std` is for every channel.",
+    ]
+    head_activation: Annotated[
+        HeadActivation | None,
+        "between the two linears of an MLP head: gelu, gelu_tanh, silu, relu, tanh or none. Tensors do not tell it.",
+    ]
+    weights_key: Annotated[
+        str | None, "the wrapper or key prefix to load from a file that contains several models; None: the only one."
+    ]
+    config: Annotated[
+        arguments.Location | None,
+        "a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives, "
+        "which is read and not executed, or a JSON file of timm, transformers or open_clip; of a detector one of what "
+        "torchvision's constructor was given.",
+    ]
+
+
+class NetworkOptions(CheckpointOptions, total=False):
+    """The same, of functions that take other tasks than classifying."""
+
+    levels: Annotated[
+        Sequence[int] | str | None,
+        "of the task features: which maps, of 1 to 4 (strides 4 to 32); None: those that have a norm in the "
+        "checkpoint, as a detector's backbone has, else all.",
+    ]
+
+
+class SourceOptions(NetworkOptions, total=False):
+    """All that can be said about a checkpoint."""
+
+    num_classes: Annotated[int | None, "must agree with the checkpoint; shapes a model with random weights."]
+    in_chans: Annotated[int | None, "channels of the images; must agree with the checkpoint, as `num_classes`."]
+    patch_tokens: Annotated[
+        bool,
+        "with task embed: the second output contains each pixel of the last map under the norm of the pooled vector, "
+        "as DINOv3 returns its patch tokens.",
+    ]
+    problem: Annotated[
+        Problem | None,
+        "what a classifier's outputs mean, where the checkpoint does not say it: single-label, multi-label, binary "
+        "(one logit) or regression.",
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,46 +91,21 @@ class Source:
 
     @classmethod
     def of(
-        cls,
-        weights: arguments.Weights | None,
-        *,
-        variant: str | None = None,
-        task: Task = "classify",
-        image_size: arguments.ImageSize | None = None,
-        num_classes: int | None = None,
-        in_chans: int | None = None,
-        weights_key: str | None = None,
-        preprocessing: Mapping[str, Any] | None = None,
-        levels: Sequence[int] | str | None = None,
-        head_activation: HeadActivation | None = None,
-        patch_tokens: bool = False,
-        config: arguments.Location | None = None,
-        problem: Problem | None = None,
+        cls, weights: arguments.Weights | None, *, task: Task = "classify", **options: Unpack[SourceOptions]
     ) -> "Source":
         """The arguments of a public function, each in any form that it may be written in.
 
         Raises:
             UsageError: the first that is not what its name means.
         """
-        arguments.check(
-            variant=variant, task=task, num_classes=num_classes, in_chans=in_chans, weights_key=weights_key,
-            head_activation=head_activation, problem=problem, patch_tokens=patch_tokens,
-        )  # fmt: skip
-        return cls(
-            weights=arguments.maybe(given.weights, "weights", weights),
-            variant=variant,
-            task=task,
-            image_size=arguments.maybe(arguments.image_size, "image_size", image_size),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            weights_key=weights_key,
-            preprocessing=arguments.maybe(arguments.preprocessing, "preprocessing", preprocessing),
-            levels=arguments.maybe(arguments.levels, "levels", levels),
-            head_activation=head_activation,
-            patch_tokens=patch_tokens,
-            config=arguments.maybe(arguments.path, "config", config),
-            problem=problem,
-        )
+        readers: dict[str, Callable[[str, Any], Any]] = {
+            "image_size": arguments.image_size, "preprocessing": arguments.preprocessing, "levels": arguments.levels,
+            "config": arguments.path,
+        }  # fmt: skip
+        arguments.check(task=task, **{name: value for name, value in options.items() if name not in readers})
+        read: dict[str, Any] = dict(options)
+        read |= {name: arguments.maybe(readers[name], name, read[name]) for name in readers if name in read}
+        return cls(weights=arguments.maybe(given.weights, "weights", weights), task=task, **read)
 
     def load(self) -> "Loaded":
         """The model, filled from the checkpoint (see `checkpoint.load`, also for what it raises)."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ..arguments import shown
 from ..artifact.session import RunOptions
 from ..data.decoding import MAX_PIXELS
 from ..env import usable_cores
@@ -61,13 +62,13 @@ class ServeOptions:
         for name in ("workers", "sessions", "threads", "max_batch", "room", "max_body_bytes", "max_pixels"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name} {value!r}; expected a whole number of at least 1")
+                raise UsageError(f"{name} {shown(value)}; expected a whole number of at least 1")
         for name in ("slo_ms", "deadline_ms", "body_s", "idle_s", "drain_s"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise UsageError(f"{name} {value!r}; expected a number above 0")
+                raise UsageError(f"{name} {shown(value)}; expected a number above 0")
         if not (isinstance(self.max_wait_ms, int | float) and 0 <= self.max_wait_ms < math.inf):
-            raise UsageError(f"max_wait_ms {self.max_wait_ms!r}; expected milliseconds, at least 0")
+            raise UsageError(f"max_wait_ms {shown(self.max_wait_ms)}; expected milliseconds, at least 0")
         if self.slo_ms is not None and self.slo_ms > self.deadline_ms:
             raise UsageError(
                 f"slo_ms {self.slo_ms:g} is more than deadline_ms {self.deadline_ms:g}, after which a request is given "
@@ -82,9 +83,7 @@ class ServeOptions:
         if self.token is not None and (
             not isinstance(self.token, str) or not self.token.isascii() or not self.token.strip() or "\n" in self.token
         ):
-            raise UsageError(
-                "the token is empty or not one line of ASCII; expected something like `openssl rand -hex 32`"
-            )
+            raise UsageError("token is empty or not one line of ASCII; expected something like `openssl rand -hex 32`")
 
     @property
     def cores(self) -> int:

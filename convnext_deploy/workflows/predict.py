@@ -110,8 +110,8 @@ def predict(
             outputs.append(maps)
         for row, (index, size, logits) in enumerate(zip(read, sides, maps[0] if maps else (), strict=True)):
             if goal == "detection":
-                boxes, scores, labels = (output[row] for output in maps)
-                own = placed(boxes, scores, labels, size, manifest.model.image_size)[:top]
+                boxes, scores, numbers = (output[row] for output in maps)
+                own = placed(boxes, scores, numbers, size, manifest.model.image_size)[:top]
                 found.append(Prediction(image=images[index][0], classes=(), boxes=_boxes(own, names)))
                 continue
             if goal == "segmentation":

@@ -550,3 +550,26 @@ def test_a_manifest_is_what_the_published_schema_says(artifact_of: Callable[...,
     for wrong in ({**document, "schema_version": 2}, {**document, "files": [{}]}, {**document, "inputs": 1}):
         assert not validator.is_valid(wrong)
     assert validator.is_valid({**document, "of_a_later_version": 1})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"split": "val"},
+        {"labels": "names.txt"},
+        {"annotations": "list.csv"},
+        {"class_order": "timm"},
+        {"problem": "binary"},
+        {"reduce_labels": True},
+    ],
+)
+def test_what_is_said_about_images_is_refused_where_both_sides_are_evaluated(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    """Half of these were taken before and changed nothing."""
+    sides = [tmp_path / name for name in ("a.json", "b.json")]
+    for side in sides:
+        side.write_text("{}")
+    option = f"--{next(iter(said)).replace('_', '-')}"
+    with pytest.raises(UsageError, match=f"^{option} .*is for artifacts, and both sides are results of eval"):
+        api.gate(*sides, limits={"max_drop": 1}, **said)

@@ -60,12 +60,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "report": {"results": ["nowhere.jsonl"], "out": "out.html"},
     "bench": {},
 }
-PARAMETERS = [
-    (name, parameter)
-    for name in CALLS
-    for parameter in inspect.signature(getattr(api, name)).parameters
-    if parameter != "options"
-]
+PARAMETERS = [(name, parameter) for name in CALLS for parameter in inspect.signature(getattr(api, name)).parameters]
 DATASET = TensorDataset(torch.zeros(2, 3, 32, 32))
 OBJECTS: list[Any] = [object(), nn.Linear(2, 2), DATASET, DataLoader(DATASET)]
 STRANGE: list[Any] = [

@@ -28,9 +28,12 @@ def test_pyright_takes_uses_of_the_public_functions_and_refuses_wrong_ones(tmp_p
         "convnext_deploy.export('a.pth', input='int8')\n"
         "convnext_deploy.evaluate('build/a', 5)\n"
         "convnext_deploy.load('build/a').nothing()\n"
+        "convnext_deploy.export('a.pth', weights_kye='model')\n"
+        "convnext_deploy.optimize('a.pth', data='val', out='a', class_order='mine')\n"
+        "convnext_deploy.asgi('build/a', room='many')\n"
     )
     found = checked(wrong)
-    assert all(f"wrong.py:{line}:" in found for line in (2, 3, 4)), found
+    assert all(f"wrong.py:{line}:" in found for line in range(2, 8)), found
 
 
 @pytest.mark.slow

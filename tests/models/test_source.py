@@ -11,7 +11,8 @@ import torch
 import convnext_deploy
 from convnext_deploy import api
 from convnext_deploy.errors import UsageError
-from convnext_deploy.models.source import Source
+from convnext_deploy.models.source import Source, SourceOptions
+from convnext_deploy.records.base import Task
 from convnext_deploy.workflows import export, half, quantize
 
 FIELDS = {field.name for field in fields(Source)}
@@ -24,19 +25,23 @@ def test_what_reads_a_checkpoint_takes_one_source_and_none_of_its_fields(verb: A
     assert not names & FIELDS
 
 
-@pytest.mark.parametrize("verb", [api.export, api.quantize, api.half])
+@pytest.mark.parametrize("verb", [api.export, api.quantize, api.half, api.optimize])
 def test_every_keyword_that_a_public_function_shares_with_a_source_means_the_same(verb: Any) -> None:
     """Else two functions that are told the same read different models."""
-    of = inspect.signature(Source.of).parameters
+    record = {field.name: field.default for field in fields(Source)}
+    declared = SourceOptions.__annotations__
     shared = {name: given for name, given in inspect.signature(verb).parameters.items() if name in FIELDS}
-    assert {"weights", "variant", "task", "image_size", "weights_key", "preprocessing"} <= set(shared)
+    assert {"weights", "variant", "image_size", "preprocessing", "config"} <= set(shared)
     for name, given in shared.items():
-        if name != "weights":
-            told, meant = given.annotation, of[name].annotation
-            if name == "task":  # some take the network's own tasks alone
-                assert set(get_args(told)) <= set(get_args(meant))
-                told = meant
-            assert (told, given.default) == (meant, of[name].default), name
+        assert given.default == record[name], name
+        if name == "task":  # some take the network's own tasks alone
+            assert set(get_args(given.annotation)) <= set(get_args(Task))
+        elif name != "weights":
+            assert given.annotation == get_args(declared[name])[0], name
+
+
+def test_what_can_be_said_about_a_checkpoint_is_what_a_source_records() -> None:
+    assert {"weights", "task", *SourceOptions.__annotations__} == FIELDS
 
 
 def test_a_source_reads_its_arguments_in_every_plain_form_and_loads_what_they_say() -> None:

@@ -546,8 +546,8 @@ def test_an_end_that_gives_up_requests_says_so(serve: Callable[..., Any]) -> Non
         ({"max_wait_ms": float("nan")}, "max_wait_ms nan"),
         ({"slo_ms": 5, "max_wait_ms": 5}, "max_wait_ms 5 leaves nothing of slo_ms 5"),
         ({"sessions": 1000, "threads": 1}, "sessions 1000 of 1 threads each; at most"),
-        ({"token": "two\nlines"}, "the token is empty or not one line"),
-        ({"speed": 3}, "option speed; expected one of device, workers, sessions"),
+        ({"token": "two\nlines"}, "token is empty or not one line"),
+        ({"speed": 3}, "serve has no parameter speed; expected one of artifacts, host, port"),
         ({"device": "tpu"}, "device tpu; expected one of cpu, cuda"),
     ],
 )
