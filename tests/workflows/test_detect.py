@@ -254,7 +254,7 @@ def test_eval_gives_cocos_average_precision_and_resumes(
     result = api.evaluate(eager.path, str(images), annotations=file, out=tmp_path / "result")
     assert result.problem == "detection"
     assert result.images == 7
-    assert 0 <= result.score <= result.average_precision_50 <= 1  # type: ignore[union-attr]
+    assert 0 <= result.score <= result.average_precision_50 <= 1  # type: ignore[union-attr, operator]
     again = api.gate(baseline=tmp_path / "result.json", candidate=tmp_path / "result.json", limits={"max_drop": 5})
     assert again.baseline_score == again.candidate_score  # type: ignore[union-attr]
 
