@@ -169,7 +169,7 @@ def _pixels(loaded: "Loaded", library: str) -> str | None:
             image = photograph.convert("L" if spec.in_chans == 1 else "RGB")
         found, expected = preprocess.as_input(ours(image)[None], facts, "float32")[0], theirs(image)
         if found.shape != expected.shape:
-            if library == "transformers":  # another image size was asked for than its processor gives
+            if library == "transformers":  # another image size was asked for than its processor returns
                 return None
             raise ParityError(f"{library} prepares {expected.shape} of a photograph, ours is {found.shape}")
         error = float(np.abs(found - expected).mean())

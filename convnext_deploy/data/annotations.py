@@ -130,7 +130,7 @@ def source_of(name: str, found: Annotations, read_bytes: Callable[[int], bytes],
 
 
 def _located(folder: Path, images: list[str]) -> list[Path]:
-    """Where the images lie. A name without a suffix is that of the one image below the folder that has it."""
+    """Where the images are. A name without a suffix is that of the one image below the folder that has it."""
     if all(image.lower().endswith(IMAGE_SUFFIXES) for image in images):
         return [folder / image for image in images]
     by_stem: dict[str, Path] = {}

@@ -242,7 +242,7 @@ def _is_of_mmengine(content: Mapping[Any, Any]) -> bool:
 
 
 def _candidates(content: Mapping[Any, Any], names: tuple[str, ...] = ()) -> Iterator[_Candidate]:
-    """Every dictionary that holds tensors under names, from the outside in."""
+    """Every dictionary that contains tensors under names, from the outside in."""
     named = {name: value for name, value in content.items() if isinstance(name, str)}
     state = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     if not state:  # detectron2's files hold arrays
@@ -271,7 +271,7 @@ def _tensor(array: NDArray[Any]) -> Tensor:
 
 
 def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, key: str | None) -> Read:
-    """Of a file in which nothing is a ConvNeXt: the tensors that it has, or what it holds in place of any."""
+    """Of a file in which nothing is a ConvNeXt: the tensors that it has, or what it contains in place of any."""
     shown = ", ".join(repr(name) for name in list(content)[:6])
     if key is not None:
         inside = ", ".join(dict.fromkeys(c.called for c in found if c.names))

@@ -48,7 +48,7 @@ def refuse_contradiction(by_number: Any, by_name: Any) -> None:
 
 
 def held(places: Sequence[Mapping[Any, Any]]) -> Iterator[list[str]]:
-    """Class names that a checkpoint holds beside its weights, under the names that people give them."""
+    """Class names that a checkpoint contains beside its weights, under the names that people give them."""
     for place in places:
         for name in NAMES:
             found = place.get(name)

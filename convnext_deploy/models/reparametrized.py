@@ -1,4 +1,4 @@
-"""Weights that a checkpoint holds in parts: pruned, or normed by weight norm or spectral norm.
+"""Weights that a checkpoint contains in parts: pruned, or normed by weight norm or spectral norm.
 
 PyTorch computes such a weight from its parts whenever the module is called. At inference the parts are constant, and so
 is the weight: what PyTorch would compute is put in their place, in float64.

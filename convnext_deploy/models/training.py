@@ -1,4 +1,4 @@
-"""What a training script's checkpoint holds beside its weights: its arguments, and the names of the classes."""
+"""What a training script's checkpoint contains beside its weights: its arguments, and the names of the classes."""
 
 import argparse
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def training_facts(arguments: Mapping[Any, Any], where: str) -> dict[str, Any]:
 
 
 def with_held_labels(facts: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """With the names of the outputs that the checkpoint holds, where one of its lists has as many as there are."""
+    """With the names of the outputs that the checkpoint contains, where one of its lists has as many as there are."""
     if "labels" in facts or spec.task != "classify":
         return facts
     fitting = [names for names in facts.get(HELD, ()) if len(names) == spec.num_classes]

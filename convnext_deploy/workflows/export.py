@@ -97,7 +97,7 @@ def export(
 
     Raises:
         UsageError: anything that can be refused before the work.
-        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+        CheckFailed: the artifact was built and is wrong; it is in `<out>.rejected`.
     """
     fmt = formats.get(request.format)
     _refuse_early(fmt, request, source.task, plan, kernels)
