@@ -31,6 +31,7 @@ Location = str | os.PathLike[str]
 Weights = Any  # a `Location`, a module of PyTorch, or a state dict: `Location | nn.Module | Mapping[str, Tensor]`
 ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"
 Batch = int | Sequence[int] | str | BatchRange  # one size, (min, opt, max), "8" or "1:8:32"
+Progress = Callable[[int, int, str], None]  # told steps done, steps in all, and what is being done
 
 T = TypeVar("T")
 WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, random, or in Python a module or a state dict"
@@ -41,12 +42,13 @@ NAME_BYTES = 255  # what file systems take as one name
 SYNONYMS = {
     "half": "fp16", "float16": "fp16", "float": "fp32", "float32": "fp32", "bfloat16": "bf16", "f32": "fp32",
     "u8": "uint8", "gpu": "cuda", "pooled": "embed", "backbone": "features", "feature_maps": "features",
-    "segmentation": "segment", "semantic": "segment",
+    "segmentation": "segment", "semantic": "segment", "detection": "detect", "boxes": "detect",
 }  # fmt: skip
 EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and export takes it with --plan"
 HINTS = {
     ("precision", word): EIGHT_BITS for word in ("int8", "uint8", "i8", "u8", "s8", "fp8", "float8", "8bit")
-} | {("task", "segment"): "only `export` takes a segmenter"}  # fmt: skip
+}  # fmt: skip
+HINTS |= {("task", "segment"): "only `export` takes a segmenter", ("task", "detect"): "only `export` takes a detector"}
 
 
 def shown(value: object) -> str:
@@ -213,6 +215,15 @@ def levels(name: str, value: Any) -> tuple[int, ...]:
     return cast("tuple[int, ...]", tuple(numbers))
 
 
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """Names of tensors, of several, or of "images,map1,map2"."""
+    found = value.split(",") if isinstance(value, str) and value else _items(value) or []
+    stripped = [item.strip() if isinstance(item, str) else item for item in found]
+    if (value and not stripped) or not all(isinstance(item, str) and item for item in stripped):
+        raise _refused(name, value, "names of tensors, such as images,map1,map2")
+    return cast("tuple[str, ...]", tuple(stripped))
+
+
 def image_size(name: str, value: Any) -> tuple[int, int]:
     """(height, width) in pixels, of one number, of two, or of "224" and "800x1280"."""
     expected = "pixels such as 224, or height and width such as (800, 1280)"
@@ -336,7 +347,7 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
     "levels", "head_activation", "threads",
-    "split", "limit", "problem", "max_drop", "progress", "tensorrt", "weight_bits", "images",
+    "split", "limit", "problem", "max_drop", "progress", "tensorrt", "weight_bits", "images", "ray",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
@@ -360,6 +371,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "in_chans": whole,
     "weights_key": text,
     "split": text,
+    "ray": text,
     "title": text,
     "preprocessing": preprocessing,
     "threads": whole,

@@ -30,9 +30,10 @@ EXTRAS = {
     ),
     "onnxruntime": "onnx", "pyarrow": "parquet",
     "openvino": "openvino", "tensorrt": "trt", "tensorrt_rtx": "trt-rtx", "torch_tensorrt": "torch-tensorrt",
-    "datasets": "hf", "matplotlib": "report", "pynvml": "nvml",
+    "datasets": "hf", "pycocotools": "coco", "matplotlib": "report", "pynvml": "nvml",
     "anyio": "serve", "prometheus_client": "serve", "python_multipart": "serve", "starlette": "serve",
     "tritonclient": "triton", "google": "triton", "grpc": "triton",
+    "ray": "ray", "fsspec": "remote", "s3fs": "remote", "gcsfs": "remote",
     "uvicorn": "serve", "uvloop": "serve", "httptools": "serve",
 }  # fmt: skip
 BROUGHT_BY_EXPORT = {"onnx", "parquet"}  # extras that the extra `export` brings with it

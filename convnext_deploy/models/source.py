@@ -39,12 +39,13 @@ class CheckpointOptions(TypedDict, total=False):
     config: Annotated[
         arguments.Location | None,
         "a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives, "
-        "which is read and not executed, or a JSON file of timm, transformers or open_clip.",
+        "which is read and not executed, or a JSON file of timm, transformers or open_clip; of a detector one of what "
+        "torchvision's constructor was given.",
     ]
 
 
 class NetworkOptions(CheckpointOptions, total=False):
-    """The same, of functions that take other tasks than classifying."""
+    """What is said about a checkpoint to functions that take other tasks than classifying."""
 
     levels: Annotated[
         Sequence[int] | str | None,

@@ -241,7 +241,6 @@ def opened(path: Path) -> ctypes.CDLL:
         "cnxt_session_close": (None, [void]),
         "cnxt_session_info": (None, [void, ctypes.POINTER(Info)]),
         "cnxt_session_isa": (text, [void]),
-        "cnxt_session_bytes": (size, [void]),
         "cnxt_session_run": (number, [void, void, ctypes.POINTER(void)]),
         "cnxt_peak": (
             number,

@@ -1,6 +1,6 @@
 """The engine's library that a wheel brings, with its header and what CMake's `find_package` reads.
 
-A wheel holds them in `lib`, where `ship` puts them. A checkout has no such folder, and compiles the library at its
+A wheel contains them in `lib`, where `ship` puts them. A checkout has no such folder, and compiles the library at its
 first use. Like the modules beside it, the library there is trusted because it was installed.
 """
 
@@ -46,7 +46,7 @@ def ship(folder: Path) -> str:
 
 
 def library() -> Path | None:
-    """The wheel's library; None where there is none, or sources of another version lie beside it.
+    """The wheel's library; None where there is none, or sources of another version are beside it.
 
     Raises:
         BuildError: it is not the one that was installed. Opening a damaged one can kill the process.

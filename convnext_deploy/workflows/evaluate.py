@@ -6,14 +6,17 @@ from pathlib import Path
 
 from .. import formats
 from ..accuracy import evaluation
+from ..accuracy.inference import Runner
 from ..accuracy.partial import SCORED
 from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact
-from ..artifact.session import RunOptions
-from ..data import masks, numbering, sources
+from ..artifact.session import RunOptions, Session
+from ..cluster import connection
+from ..data import boxes, masks, numbering, sources
 from ..errors import UsageError
 from ..records.accuracy import EvalResult, ScoreResult
 from ..records.base import Goal, Problem
+from . import cluster_evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class Images:
         """
         model = artifact.manifest.model
         goal = problem_of(model, self.problem)
+        if model.detection is not None:
+            return self._boxed(artifact), None, goal
         if model.segmentation is None:
             return *self.opened(), goal
         if self.labels is not None:
@@ -71,6 +76,20 @@ class Images:
         )
         return source, None, goal
 
+    def _boxed(self, artifact: Artifact) -> sources.ImageSource:
+        """The source with the objects of a COCO file, whose categories are found among the model's class names."""
+        if self.annotations is None:
+            raise UsageError(f"{artifact.path} is a detector; give --annotations FILE, a COCO file of instances")
+        if self.reduce_labels:
+            raise UsageError("--reduce-labels is for the masks of a segmenter; leave it out")
+        model, named = artifact.manifest.model, artifact.manifest.labels
+        numbers = None if named is None else {name: number for number, name in enumerate(named)}
+        if self.labels is not None:
+            names = numbering.names_of(self.labels, model.num_classes)
+            numbers = {name: number for number, name in enumerate(names)}
+        source = sources.open_source(self.data, self.split)
+        return boxes.boxed(source, Path(self.annotations), numbers, model.num_classes)
+
 
 def evaluate(
     artifact: Artifact,
@@ -82,14 +101,21 @@ def evaluate(
     out: Path | None = None,
     force: bool = False,
     trust: bool = False,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None,
     say: Callable[[str], None],
 ) -> EvalResult | ScoreResult:
     """The steps of `api.evaluate`, on an artifact whose files were checked."""
+    address = None if ray is None else connection.checked(ray)
     source, classes, problem = images.of(artifact)
     judge = evaluation.score if problem in SCORED else evaluation.evaluate
+    session: Session | Runner = (
+        formats.opened(artifact, options, trust)
+        if address is None
+        else cluster_evaluate.runner(address, options, trust=trust, say=say)
+    )
     return judge(
-        formats.opened(artifact, options, trust),
+        session,
         source,
         artifact=artifact,
         batch=artifact.manifest.export.batch.opt if batch is None else batch,

@@ -20,7 +20,7 @@ from ..data.image_source import ImageSource
 from ..errors import UsageError
 from ..models import provenance
 from ..models.source import Source
-from ..records.base import KernelChoice, Precision, Task
+from ..records.base import STRIDE, KernelChoice, Precision, Task
 from ..records.manifest import (
     ExportRequest,
     ExportSpec,
@@ -40,11 +40,37 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 Say = Callable[[str], None]
 
+# How long the steps take beside each other, about; of building each format says it.
+STEPS = {"loading the checkpoint": 1.0, "computing the reference in fp32": 1.0, "folding": 0.5, "verifying": 1.0}
 BUILD_SPACE = 3  # times the fp32 weights: the artifact, and what converters write beside it
 
 
 def silent(_: str) -> None:
     """Default for `say`."""
+
+
+class Steps:
+    """Says each step as it begins, and tells `progress` how much of the whole is behind it, in percent."""
+
+    def __init__(self, fmt: "Format", say: Say, progress: arguments.Progress | None) -> None:
+        self._fmt, self._say, self._progress = fmt, say, progress
+        self._whole, self._done, self._at = sum(STEPS.values()) + fmt.builds_in, 0.0, 0.0
+
+    def begin(self, step: str) -> None:
+        self._say(step)
+        self._done += self._at
+        self._at = STEPS[step]
+        self._tell(step)
+
+    def build(self) -> None:
+        """Likewise, of what the build itself says."""
+        self._done += self._at
+        self._at = self._fmt.builds_in
+        self._tell(f"building {self._fmt.name}")
+
+    def _tell(self, step: str) -> None:
+        if self._progress is not None:
+            self._progress(round(100 * self._done / self._whole), 100, step)
 
 
 def export(
@@ -60,6 +86,7 @@ def export(
     class_names: Path | None = None,
     refit_from: Path | None = None,
     say: Say = silent,
+    progress: arguments.Progress | None = None,
 ) -> Artifact:
     """The steps of `api.export`, on arguments that are checked.
 
@@ -76,7 +103,8 @@ def export(
     _refuse_early(fmt, request, source.task, plan, kernels)
     if out is not None:
         manifest.check_target(out, force)
-    say("loading the checkpoint")
+    steps = Steps(fmt, say, progress)
+    steps.begin("loading the checkpoint")
     loaded = source.load()
     if class_names is not None:
         loaded = _named(loaded, class_names)
@@ -87,6 +115,8 @@ def export(
     for line in provenance.lines(loaded.provenance):
         say(line)
     model = loaded.model.spec
+    if model.detection is not None and request.input == "uint8":
+        _refuse_filling(model, request.dynamic_image_size)
     if plan is not None:
         from ..quantization.apply import check
 
@@ -101,13 +131,16 @@ def export(
         assumptions.check(loaded, checked_on, say)
     from . import build
 
-    say("computing the reference in fp32")
+    steps.begin("computing the reference in fp32")
     sets = probes.of_source(loaded, request.dynamic_image_size, verify_data)
     judge = _oracle(loaded, sets[0], say)
     with manifest.staged(target, say) as folder:
-        made = build.built(fmt, _prepared(fmt, request, loaded, sets, judge, plan, kernels, refit_from, say), folder)
-        del loaded  # the source's weights; the runtime brings its own copy
-        say("verifying")
+        steps.begin("folding")
+        prepared = _prepared(fmt, request, loaded, sets, judge, plan, kernels, refit_from, say)
+        steps.build()
+        made = build.built(fmt, prepared, folder)
+        del loaded, prepared  # the source's weights; the runtime brings its own copy
+        steps.begin("verifying")
         record = build.verified(fmt, made, folder, target, reload=source.load)
         (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
     build.remember(fmt, target, manifest.MANIFEST_NAME, say)
@@ -123,7 +156,7 @@ def _named(loaded: "Loaded", file: Path) -> "Loaded":
     from ..data import numbering
 
     model = loaded.model.spec
-    if model.task not in ("classify", "segment"):
+    if model.task not in ("classify", "segment", "detect"):
         raise UsageError(f"--labels {file} names classes, and the task is {model.task}; leave it out")
     count = 2 if model.problem == "binary" else model.num_classes
     labels = numbering.names_of(file, count)
@@ -138,13 +171,14 @@ def _refuse_early(
     if task not in fmt.tasks:
         able = formats.having(lambda other: task in other.tasks)
         raise UsageError(
-            f"format {fmt.name} does not take --task {task}: it has none of the head's 3x3 convolutions and resizing; "
+            f"format {fmt.name} does not take --task {task}: {NOT_TAKEN[task]}; "
             f"take {able}, or export the maps before the head with --task features"
         )
     if request.argmax and task != "segment":
         raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
-    if task == "segment" and plan is not None:
-        raise UsageError("--plan: a segmenter's head takes no plan yet; export it in fp32, fp16 or bf16")
+    if task in ("segment", "detect") and plan is not None:
+        what = "segmenter" if task == "segment" else "detector"
+        raise UsageError(f"--plan: a {what}'s head takes no plan yet; export it in fp32, fp16 or bf16")
     if request.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {request.precision}; it has {', '.join(sorted(fmt.precisions))}")
     formats.refuse_device(fmt, request.device)
@@ -158,6 +192,28 @@ def _refuse_early(
 
         check_device(RunOptions(device=request.device))
     _refuse_kernels(fmt, request, kernels, plan)
+
+
+# Why a format does not take a task with a head.
+NOT_TAKEN: dict[Task, str] = {
+    "segment": "it has none of the head's 3x3 convolutions and resizing",
+    "detect": "it has no operator in which boxes suppress each other that was tried",
+}
+
+
+def _refuse_filling(model: ModelSpec, dynamic_image_size: bool) -> None:
+    """Refuse raw pixels where images have to be filled up: with the mean, which is no whole number.
+
+    Raises:
+        UsageError: sides that are no multiples of 32.
+    """
+    height, width = model.image_size
+    if dynamic_image_size or height % STRIDE or width % STRIDE:
+        size = "any size" if dynamic_image_size else f"{height}x{width}"
+        raise UsageError(
+            f"--input uint8 with images of {size}: a detector fills up sides to multiples of {STRIDE}; expected such "
+            f"sides, as with --image-size {-(-height // STRIDE) * STRIDE}x{-(-width // STRIDE) * STRIDE}, or float32"
+        )
 
 
 def _refuse_kernels(fmt: "Format", request: ExportRequest, kernels: KernelChoice, plan: "LoadedPlan | None") -> None:
@@ -263,7 +319,6 @@ def _prepared(
     from . import build
 
     model = loaded.model
-    say("folding")
     probe = sets[0].pixels[: probes.CHUNK]
     uint8 = loaded.preprocessing if request.input == "uint8" else None
     records = passes.fold(model, uint8, lambda m: probes.tensors(loaded, m, probe))
@@ -300,6 +355,8 @@ def _prepared(
         use_kernels(model, spec.kernels)
     if spec.argmax:
         passes.put_out_classes(model)
+    if model.detector is not None:
+        passes.put_out_detections(model)
     module = model if fmt.rewrite is None else fmt.rewrite(model)
     return build.Prepared(
         graph=DeployGraph(module=module, export=spec, example=example.to(place), say=say, refit_from=refit_from),
