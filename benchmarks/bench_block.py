@@ -1,18 +1,23 @@
 """Every part of a model on a GPU, with and without the fused kernels: what `kernels/measured.json` is made of.
 
     python benchmarks/bench_block.py [--variants tiny base] [--precision fp16] [--batches 1 32 256] [--update]
+    python benchmarks/bench_block.py --update --from FILE   # of what another machine measured
 
-A part is the stem, one block of a stage, a downsample or the head; `compiled` is torch.compile max-autotune of the same
-module, and `kernels, mlp` a block whose linears are one kernel. --update writes compiled's time over that of both into
-the table, for this GPU.
+A part is the stem, one block of a stage, a downsample or the head; `compiled` is torch.compile of the same module
+(max-autotune unless --mode says otherwise), and `kernels, mlp` a block whose linears are one kernel. --update writes
+compiled's time over that of both into the table, for the GPU that measured them.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from kernel_bench import (
+    BEST_MODE,
     IN_TURN,
     SMALL_BATCH,
     WIDE_TILES,
@@ -71,7 +76,9 @@ def shape_of(spec: ModelSpec, name: str, batch: int) -> tuple[int, ...]:
     return batch, height // (4 << stage), width // (4 << stage), spec.dims[stage]
 
 
-def subjects(spec: ModelSpec, precision: Precision, batch: int, device: str) -> Iterator[tuple[str, Case, Subject]]:
+def subjects(
+    spec: ModelSpec, precision: Precision, batch: int, device: str, mode: str = BEST_MODE
+) -> Iterator[tuple[str, Case, Subject]]:
     plain, fused, narrow, exact = (
         model_of(spec, precision, device, names) for names in (None, parts, alternatives, None)
     )
@@ -95,7 +102,7 @@ def subjects(spec: ModelSpec, precision: Precision, batch: int, device: str) -> 
         contenders |= {f"kernels, {word}": under(part_of(fused, name), settings) for word, settings in small.items()}
         if name + MLP in others:
             contenders["kernels, mlp"] = part_of(narrow, name)
-        contenders |= {"eager": part_of(plain, name), "compiled": compiled(part_of(plain, name))}
+        contenders |= {"eager": part_of(plain, name), "compiled": compiled(part_of(plain, name), mode)}
         yield name, case, Subject(
             inputs=inputs,
             exact=part_of(exact, name),
@@ -106,15 +113,28 @@ def subjects(spec: ModelSpec, precision: Precision, batch: int, device: str) -> 
         )  # fmt: skip
 
 
-def speedups(name: str, case: Case, times: dict[str, float]) -> Iterator[KernelMeasurement]:
+def speedups(name: str, case: Case, grn: bool, times: dict[str, float]) -> Iterator[KernelMeasurement]:
     """Of the kernels over compiled PyTorch, from each contender's time; nothing where that was left out."""
     kinds: dict[str, Any] = {"kernels": name.partition(".")[0], "kernels, mlp": "mlp"}
     for contender, kind in kinds.items():
         if "compiled" in times and contender in times:
             yield KernelMeasurement(
-                part=kind, channels=case.channels, precision=case.precision, batch=case.batch,
-                speedup=times["compiled"] / times[contender],
+                part=kind, channels=case.channels, grn=grn and kind == "stages", precision=case.precision,
+                batch=case.batch, speedup=times["compiled"] / times[contender],
             )  # fmt: skip
+
+
+def recorded(records: Iterable[dict[str, Any]]) -> dict[str, list[KernelMeasurement]]:
+    """The speedups by GPU that lines of this benchmark say, wherever they were written; other lines are passed over."""
+    times: dict[tuple[str, str, bool, Case], dict[str, float]] = defaultdict(dict)
+    for record in records:
+        if record.get("benchmark") == "block" and "median" in record:
+            case = Case(record["channels"], record["side"], record["batch"], record["precision"])
+            times[record["gpu"], record["part"], record["grn"], case][record["contender"]] = record["median"]
+    found: dict[str, list[KernelMeasurement]] = defaultdict(list)
+    for (gpu, name, grn, case), medians in times.items():
+        found[gpu] += speedups(name, case, grn, medians)
+    return dict(found)
 
 
 def updated(gpu: str, new: list[KernelMeasurement]) -> None:
@@ -126,34 +146,47 @@ def updated(gpu: str, new: list[KernelMeasurement]) -> None:
 
 
 def _key(row: KernelMeasurement) -> tuple[Any, ...]:
-    return row.part, row.channels, row.precision, row.batch
+    return row.part, row.channels, row.grn, row.precision, row.batch
+
+
+def measured_here(
+    variants: list[str], batches: list[int], precision: Precision, mode: str | None
+) -> list[dict[str, Any]]:
+    """Every part's records, each written at once. mode: of torch.compile; None leaves it out."""
+    ceilings, found = roofline.measure("cuda"), []
+    for variant in variants:
+        spec = registry.spec(registry.resolve(variant)[0])
+        for batch in batches:
+            for name, case, subject in subjects(spec, precision, batch, "cuda", mode or BEST_MODE):
+                if mode is None:
+                    del subject.contenders["compiled"]
+                for record in measured("block", case, subject, ceilings):
+                    found.append({"variant": spec.architecture, "part": name, "grn": spec.grn, "mode": mode, **record})
+                    append(found[-1], "gpu-kernels")
+    return found
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--variants", nargs="+", default=["tiny", "base", "v2-tiny"])
+    parser.add_argument("--mode", default=BEST_MODE, help="of torch.compile; 'default' takes seconds, not minutes")
     parser.add_argument("--update", action="store_true", help="write the table that `export --kernels measured` reads")
+    parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="measure nothing: JSON lines to take")
     args = parser.parse_args()
     if args.update and args.without_compile:
         parser.error("--update needs torch.compile's times; leave --without-compile out")
-    refuse_without_gpu()
-    torch.backends.cudnn.benchmark = True
-    ceilings = roofline.measure("cuda")
-    rows: list[KernelMeasurement] = []
-    for variant in args.variants:
-        spec = registry.spec(registry.resolve(variant)[0])
-        for batch in args.batches:
-            for name, case, subject in subjects(spec, args.precision, batch, "cuda"):
-                if args.without_compile:
-                    del subject.contenders["compiled"]
-                records = {record["contender"]: record for record in measured("block", case, subject, ceilings)}
-                for record in records.values():
-                    append({"variant": spec.architecture, "part": name, **record}, "gpu-kernels")
-                rows += speedups(name, case, {key: record["median"] for key, record in records.items()})
-    if args.update:
-        updated(torch.cuda.get_device_name(), rows)
+    if args.source is not None:
+        records = [json.loads(line) for line in args.source.read_text().splitlines()]
     else:
-        print(msgspec.json.encode(rows).decode())
+        refuse_without_gpu()
+        torch.backends.cudnn.benchmark = True
+        mode = None if args.without_compile else args.mode
+        records = measured_here(args.variants, args.batches, args.precision, mode)
+    for gpu, rows in recorded(records).items():
+        if args.update:
+            updated(gpu, rows)
+        else:
+            print(msgspec.json.encode(rows).decode())
 
 
 if __name__ == "__main__":

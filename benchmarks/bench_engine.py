@@ -2,23 +2,23 @@
 
     python benchmarks/bench_engine.py [--variants tiny base] [--precision fp16] [--batches 1 32 256] [--without-compile]
 
-At small batches also with each kernel begun when the one before has ended, and with tiles as wide as at large ones.
-All take turns on the same images, already on the GPU; a sample is one `step` and `sync`. Artifacts replay a CUDA graph,
-torch.compile has its own (max-autotune). The artifacts' errors and top-1 agreement stand beside their speeds. With
---precision int8 or fp8 the blocks of artifacts with kernels and of TensorRT-RTX's are in 8 bits, with ranges from
-noise; what has no 8 bits is in fp16.
+At small batches also with each kernel begun when the one before has ended, and with tiles as wide as at large ones; in
+int8 also with products in CUDA C++. All take turns on the same images, already on the GPU; a sample is one `step` and
+`sync`. Artifacts replay a CUDA graph, torch.compile has its own (max-autotune). The artifacts' errors and top-1
+agreement stand beside their speeds. With --precision int8 or fp8 the blocks of artifacts with kernels and of
+TensorRT-RTX's are in 8 bits, with ranges from noise; what has no 8 bits is in fp16.
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from drafts import draft
-from kernel_bench import IN_TURN, SMALL_BATCH, WIDE_TILES, arguments, refuse_without_gpu, under
+from kernel_bench import IN_CUDA_CPP, IN_TURN, SMALL_BATCH, WIDE_TILES, arguments, refuse_without_gpu, under
 from records import append
 
 from convnext_deploy import api
@@ -42,10 +42,11 @@ CONTENDERS: tuple[tuple[Target, str], ...] = (
 
 
 def artifacts(
-    checkpoint: str, variant: str, precision: str, batch: BatchRange, device: Device, folder: Path
-) -> Iterator[tuple[str, Artifact]]:
-    """Name and artifact; what cannot be built here is named with its reason on standard error."""
-    for format, kernels in CONTENDERS:
+    checkpoint: str, variant: str, precision: str, batch: BatchRange, device: Device, folder: Path,
+    formats: Collection[str] = (),
+) -> Iterator[tuple[str, Artifact]]:  # fmt: skip
+    """Name and artifact, of these formats only where any are named; what cannot be built is said on standard error."""
+    for format, kernels in (each for each in CONTENDERS if not formats or each[0] in formats):
         name = f"{format}, kernels {kernels}"
         options: dict[str, Any] = {"format": format, "kernels": kernels, "precision": precision}
         if precision in EIGHT_BITS:
@@ -81,6 +82,7 @@ def timm_session(name: str, precision: str, mode: str | None, like: Session) -> 
 def main() -> None:
     parser = arguments(__doc__, *EIGHT_BITS)
     parser.add_argument("--variants", nargs="+", default=["tiny", "base"])
+    parser.add_argument("--formats", nargs="+", default=[], help="eager must be among them; all where left out")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each contender and batch")
     args = parser.parse_args()
     refuse_without_gpu()
@@ -95,7 +97,9 @@ def main() -> None:
                 fused = ""
                 errors, types = {}, {}
                 fixed = BatchRange(min=batch, opt=batch, max=batch)
-                for key, made in artifacts("random", variant, args.precision, fixed, "cuda", Path(folder)):
+                for key, made in artifacts(
+                    "random", variant, args.precision, fixed, "cuda", Path(folder), args.formats
+                ):
                     try:
                         sessions[key] = api.load(made.path, device="cuda", cuda_graph=True)
                     except ConvNextDeployError as refusal:  # an engine for other GPUs than this one
@@ -117,10 +121,11 @@ def main() -> None:
                     sessions["timm compiled"] = timm_session(name, args.precision, "max-autotune", like)
                     if name in SWIN:
                         sessions["Swin compiled"] = timm_session(SWIN[name], args.precision, "max-autotune", like)
-                small = {"in turn": IN_TURN, "wide tiles": WIDE_TILES} if batch <= SMALL_BATCH else {}
+                others = {"in turn": IN_TURN, "wide tiles": WIDE_TILES} if batch <= SMALL_BATCH else {}
+                others |= {"products in CUDA C++": IN_CUDA_CPP} if args.precision == "int8" else {}
                 pixels = preprocess.probe_images(3, like.manifest.model.image_size, batch)
                 images = preprocess.as_input(pixels, like.manifest.preprocessing, "float32")
-                for word, settings in small.items() if fused else ():
+                for word, settings in others.items() if fused else ():
                     session = api.load(Path(folder) / "eager-all", device="cuda", cuda_graph=True)
                     under(session.run, settings)(images)  # the first run captures what is replayed
                     sessions[f"{fused}, {word}"] = session

@@ -32,6 +32,8 @@ from convnext_deploy.records.timing import Ceilings
 from convnext_deploy.timing import roofline
 
 NETWORKS = ("convnext_tiny", "convnext_base")
+V2 = ("convnextv2_tiny", "convnextv2_base")
+SWIN = {"convnext_tiny": "swin_tiny_patch4_window7_224", "convnext_base": "swin_base_patch4_window7_224"}
 Found = Iterator[dict[str, Any]]
 
 
@@ -49,6 +51,10 @@ class Place:
     @property
     def networks(self) -> tuple[str, ...]:
         return ("test_convnext",) if self.rehearsal else NETWORKS
+
+    @property
+    def v2(self) -> tuple[str, ...]:
+        return ("convnextv2_atto",) if self.rehearsal else V2
 
     def spec(self, name: str) -> Any:
         return registry.spec(name, image_size=(32, 32)) if self.rehearsal else registry.spec(name)
@@ -98,7 +104,7 @@ def compile_kernels(place: Place) -> Found:
 
     capability = (9, 0) if place.rehearsal else torch.cuda.get_device_capability()
     wanted: set[prebuild.Variant | nvrtc.Kernel] = set()
-    for name in place.networks:
+    for name in (*place.networks, *place.v2):
         for which in (parts, in_few_kernels):
             model = model_of(place.spec(name), "fp16", place.device, which)
             for batch in (place.batch, 1, 32):
@@ -211,12 +217,27 @@ def in_float(model: Callable[..., Any], images: Tensor) -> Any:
     return model(images.float())
 
 
-def networks(place: Place) -> Found:
-    """Whole networks in CUDA graphs, without `export`: with kernels, with few, with none, and timm's."""
+def theirs(name: str, place: Place) -> torch.nn.Module:
+    """timm's model in fp16, in the layout that its convolutions like best on a GPU."""
     import timm
 
+    made = timm.create_model(name, **({"img_size": 32} if place.rehearsal and "swin" in name else {}))
+    return made.eval().requires_grad_(False).half().to(place.device, memory_format=torch.channels_last)
+
+
+def rates(name: str, case: Case, subject: Subject, ceilings: Ceilings) -> Found:
+    """The records of whole networks, in images a second."""
+    what = {"network": name, "batch": case.batch}
+    for record in guarded(what, partial(kernel_bench.measured, "network", case, subject, ceilings)):
+        shown = {key: record[key] for key in record if not key.endswith(("_s", "_share", "tflops"))}
+        rate = {"images_per_s": case.batch / record["median"] * 1e6} if "median" in record else {}
+        yield {"network": name, **shown, **rate}
+
+
+def networks(place: Place, names: tuple[str, ...]) -> Found:
+    """Whole networks in CUDA graphs, without `export`: with kernels, with few, with none, and timm's."""
     ceilings = place.ceilings()
-    for name in place.networks:
+    for name in names:
         spec = place.spec(name)
         with torch.inference_mode():
             exact = model_of(spec, "fp32", place.device)
@@ -226,19 +247,30 @@ def networks(place: Place) -> Found:
                 for word, which in (("kernels", parts), ("kernels, mlp", in_few_kernels), ("plain", None))
             }
             calls["kernels of Triton"] = kernel_bench.under(calls["kernels, mlp"], kernel_bench.OF_TRITON)
-            theirs = timm.create_model(name, **({"num_classes": 1000} if place.rehearsal else {})).eval().half()
-            calls["timm"] = theirs.to(place.device, memory_format=torch.channels_last)
+            calls["timm"] = theirs(name, place)
             subject = Subject(
                 partial(images_of, place, name, batch), partial(in_float, exact), calls, bytes=1, finish={"timm": None}
             )
-            case = Case(spec.dims[0], spec.image_size[0], batch, "fp16")
-            for record in guarded(
-                {"network": name, "batch": batch},
-                partial(kernel_bench.measured, "network", case, subject, ceilings),
-            ):
-                shown = {key: record[key] for key in record if not key.endswith(("_s", "_share", "tflops"))}
-                rate = {"images_per_s": batch / record["median"] * 1e6} if "median" in record else {}
-                yield {"network": name, **shown, **rate}
+            yield from rates(name, Case(spec.dims[0], spec.image_size[0], batch, "fp16"), subject, ceilings)
+
+
+def swin(place: Place) -> Found:
+    """Swin of the same size beside ours, as timm has it and compiled, in turns in one run."""
+    ceilings = place.ceilings()
+    torch._inductor.config.freezing = True
+    for name in place.networks:
+        spec, other = place.spec(name), SWIN.get(name, "swin_tiny_patch4_window7_224")
+        model = theirs(other, place)
+        calls: dict[str, Callable[..., Any]] = {
+            "kernels, mlp": model_of(spec, "fp16", place.device, in_few_kernels), f"timm {other}": model,
+        }  # fmt: skip
+        if not place.rehearsal:
+            calls[f"torch.compile {other}"] = kernel_bench.compiled(model, "default")
+        for batch in (place.batch, 1):
+            subject = Subject(
+                partial(images_of, place, name, batch), torch.clone, calls, bytes=1, finish=dict.fromkeys(calls)
+            )
+            yield from rates(name, Case(spec.dims[0], spec.image_size[0], batch, "fp16"), subject, ceilings)
 
 
 def measured_tma(name: str, case: Case, ceilings: Ceilings) -> Found:
@@ -263,33 +295,31 @@ def tma(place: Place) -> Found:
             )
 
 
-def profile(place: Place) -> Found:
-    """Device time by kernel of one pass of each network."""
+def profile(place: Place, batch: int) -> Found:
+    """Device time by kernel of one pass of each network; what the rest of a step is at batch 1, launches are."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recorded
 
     activity = ProfilerActivity.CPU if place.rehearsal else ProfilerActivity.CUDA
     for name in place.networks:
-        model, images = model_of(place.spec(name), "fp16", place.device, parts), place.images(name, place.batch)
+        model, images = model_of(place.spec(name), "fp16", place.device, parts), place.images(name, batch)
         with torch.inference_mode():
             model(images)
             with recorded(activities=[activity]) as seen:
                 model(images)
-        rows = [(row.key[:60], round(row.self_device_time_total), row.count) for row in seen.key_averages()]
-        yield {"network": name, "kernels_us": sorted(rows, key=lambda row: -row[1])[:14]}
+        rows = [(row.key[:60], round(row.self_device_time_total, 1), row.count) for row in seen.key_averages()]
+        yield {"network": name, "batch": batch, "sum_us": sum(row[1] for row in rows),
+               "kernels_us": sorted(rows, key=lambda row: -row[1])[:24]}  # fmt: skip
 
 
 def compiled(place: Place, name: str, mode: str) -> Found:
     """timm's model under torch.compile, in turns with ours."""
-    import timm
-
     ceilings, name = place.ceilings(), "test_convnext" if place.rehearsal else name
     # Triton's own convolutions took up to 230 times as long as cuDNN's, and minutes to be tried.
     torch._inductor.config.max_autotune_conv_backends = "ATEN"
     torch._inductor.config.freezing = True
     torch.backends.cudnn.benchmark = True
-    model = timm.create_model(name).eval().requires_grad_(False).half()
-    model = model.to(place.device, memory_format=torch.channels_last)
+    model = theirs(name, place)
     call = model if place.rehearsal else torch.compile(model, mode=mode)
     ours_fused = model_of(place.spec(name), "fp16", place.device, in_few_kernels)
     subject = Subject(
@@ -304,8 +334,10 @@ def compiled(place: Place, name: str, mode: str) -> Found:
 
 
 STEPS: dict[str, Callable[[Place], Found]] = {
-    "facts": facts, "compile": compile_kernels, "libraries": libraries, "kernels": kernels, "networks": networks,
-    "tma": tma, "profile": profile,
+    "facts": facts, "compile": compile_kernels, "libraries": libraries, "kernels": kernels,
+    "networks": lambda place: networks(place, place.networks), "networks-v2": lambda place: networks(place, place.v2),
+    "swin": swin, "tma": tma,
+    "profile": lambda place: profile(place, place.batch), "profile-1": lambda place: profile(place, 1),
     "compiled-tiny": lambda place: compiled(place, "convnext_tiny", "default"),
     "compiled-base": lambda place: compiled(place, "convnext_base", "default"),
     "autotuned-tiny": lambda place: compiled(place, "convnext_tiny", "max-autotune-no-cudagraphs"),

@@ -35,6 +35,7 @@ SMALL_BATCH = 8  # up to which products are spread and early launches matter
 WHOLE_K: dict[str, Any] = {"PART_TRIPS": 1 << 30}  # what `under` changes: no product is split,
 WIDE_TILES: dict[str, Any] = {"ENOUGH": 0.0}  # nor narrowed,
 OF_TRITON: dict[str, Any] = {"CUDA_CPP": (0, 0)}  # no kernel in CUDA C++ is launched,
+IN_CUDA_CPP: dict[str, Any] = {"INT8_IN_CUDA_CPP": True}  # products of int8 are,
 IN_TURN: dict[str, Any] = {"PDL_FROM": (99, 0)}  # and every kernel begins when the one before has ended
 
 
@@ -188,9 +189,12 @@ def measured(benchmark: str, case: Case, subject: Subject, ceilings: Ceilings) -
         }  # fmt: skip
 
 
-def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """PyTorch at its best: max-autotune; we capture its kernels in a graph ourselves."""
-    return torch.compile(call, mode="max-autotune-no-cudagraphs", dynamic=False)
+BEST_MODE = "max-autotune-no-cudagraphs"  # of torch.compile; we capture its kernels in a graph ourselves
+
+
+def compiled(call: Callable[..., Any], mode: str = BEST_MODE) -> Callable[..., Any]:
+    """PyTorch's compiler, at its best unless another mode is named."""
+    return torch.compile(call, mode=mode, dynamic=False)
 
 
 def refuse_without_gpu() -> None:

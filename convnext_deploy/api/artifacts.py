@@ -1,6 +1,6 @@
 """Artifacts: made by `export` and `refit`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import msgspec
@@ -16,7 +16,7 @@ from ..records.base import Device, InputKind, KernelChoice, Precision, Task
 from ..records.manifest import BatchRange, ExportRequest, TensorRtSpec
 from ..workflows.export import Say, silent
 from .images import Images, LabelOptions, images, labelled_or_none
-from .verbs import part, verb
+from .verbs import defaults_of, part, verb
 
 if TYPE_CHECKING:
     from ..quantization.plan import LoadedPlan
@@ -31,9 +31,14 @@ class OpeningOptions(TypedDict, total=False):
 
 
 class SessionOptions(OpeningOptions, total=False):
-    """The same, of functions that run one artifact."""
+    """How one artifact runs; of the functions that open it."""
 
     cuda_graph: Annotated[bool, "on a GPU: replay a captured CUDA graph. Not for every format."]
+
+
+# With `into`: what is said of the graph's images, and of a checkpoint beside it.
+OF_GRAPHS = ("image_size", "preprocessing", "variant", "weights_key", "config")
+NOTHING_SAID = {"task": "classify", "data": None, "device": None, "kernels": "none"}
 
 
 class ExportOptions(SourceOptions, LabelOptions, total=False):
@@ -74,6 +79,8 @@ def export(
     tensorrt: TensorRtSpec | None = None,
     force: bool = False,
     say: Say = silent,
+    into: arguments.Location | None = None,
+    at: Sequence[str] | str = (),
     progress: arguments.Progress | None = None,
     **options: Unpack[ExportOptions],
 ) -> Artifact:
@@ -98,6 +105,10 @@ def export(
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         kernels: this package's fused CUDA kernels: "measured" takes them where `kernels/measured.json` says that they
             are faster on the GPU here, "all" wherever they can run.
+        into: an ONNX file of any exporter, such as a detector, whose ConvNeXt is replaced by this package's. The
+            weights are the graph's own; `weights`, where given, have to be the same.
+        at: with `into`, the names of tensors: what the ConvNeXt's stem reads, and its maps, the first stage's first.
+            None are needed where the graph holds one ConvNeXt.
         trt: with format "trt": "tensorrt", "rtx", or "auto".
         tensorrt: what only TensorRT and TensorRT-RTX are told.
         force: replace an artifact that exists.
@@ -113,6 +124,10 @@ def export(
         format=format, precision=precision, input=input, dynamic_image_size=dynamic_image_size, argmax=argmax,
         device=device, force=force, say=say, progress=progress, tensorrt=tensorrt, trt=trt, kernels=kernels,
     )  # fmt: skip
+    names = arguments.names("at", at)
+    into = arguments.maybe(arguments.path, "into", into)
+    if into is None and names:
+        raise UsageError(f"--at {arguments.shown(at)} is where the graph of --into is cut; give that too")
     out = arguments.maybe(arguments.path, "out", out)
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
     verify_data = None if verify_data is None else images("verify_data", verify_data)
@@ -140,6 +155,17 @@ def export(
         device=device or ("cpu" if "cpu" in fmt.devices else "cuda"),
         tensorrt=tensorrt,
     )
+    if into is not None:
+        from ..workflows.splice import splice
+
+        given = {**options, "task": task, "data": data, "device": device, "kernels": kernels}
+        for name, default in {**defaults_of(ExportOptions), **NOTHING_SAID}.items():
+            if name not in OF_GRAPHS and given.get(name, default) != default:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} has no meaning with --into, which takes the graph as it is; leave it out")
+        return splice(
+            into, request, at=names, source=source, plan=loaded, out=out, force=force, verify_data=verify_data, say=say
+        )
     return workflow.export(
         source,
         request,

@@ -68,7 +68,7 @@ class ApplicationOptions(TypedDict, total=False):
 
 
 class ServerOptions(ApplicationOptions, total=False):
-    """The same, of a server."""
+    """How a server serves; `ApplicationOptions`, and its processes."""
 
     workers: Annotated[int | None, "processes behind the one address, which share the cores; None: 1."]
 

@@ -18,12 +18,13 @@ from .options import (
     Force,
     Json,
     Quiet,
+    RayOption,
     Threads,
     Trust,
     one_of,
     resumable,
 )
-from .terminal import Terminal, progress_bar
+from .terminal import Terminal, progress_bar, stdout_kept
 
 
 @grouped
@@ -50,6 +51,7 @@ def evaluate(
     threads: Threads = None,
     cuda_graph: CudaGraph = False,
     trust: Trust = False,
+    ray: RayOption = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -59,7 +61,7 @@ def evaluate(
     from ..records.base import Device
 
     terminal = Terminal(json, quiet)
-    with progress_bar(terminal) as progress, resumable(terminal, out is not None):
+    with progress_bar(terminal) as progress, resumable(terminal, out is not None), stdout_kept():
         terminal.say(f"opening {artifact} and listing the images of {data}")
         result = api.evaluate(
             artifact,
@@ -74,6 +76,7 @@ def evaluate(
             threads=threads,
             cuda_graph=cuda_graph,
             trust=trust,
+            ray=ray,
             progress=progress,
             say=terminal.say,
             **labelled.read(),

@@ -38,6 +38,20 @@ def export(
         typer.Option(help="Artifact folder. Default: build/ARCHITECTURE-FORMAT-PRECISION.", rich_help_panel=OUTPUT),
     ] = None,
     force: Force = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="ONNX file whose ConvNeXt is replaced; its weights are read from it.", rich_help_panel="Splice"
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Tensors at its ends: what the stem reads, then the maps. Default: found.",
+            rich_help_panel="Splice",
+            metavar="IN,OUT,...",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -101,6 +115,8 @@ def export(
             verify_data=verify_data,
             plan=plan,
             trt=tensorrt.trt,
+            into=into,
+            at=at or (),
             force=force,
             say=terminal.say,
             progress=progress,

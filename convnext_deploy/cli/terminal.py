@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,13 @@ def print_json(document: Any) -> None:
 
 
 @contextmanager
+def stdout_kept() -> Iterator[None]:
+    """What libraries print goes to stderr: Ray reports nodes that die on stdout, which is the result's."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
 def progress_bar(
     terminal: Terminal, phase: str = "evaluating", *, redraws_per_s: int = 10, transient: bool = False
 ) -> Iterator[Any]:
@@ -212,6 +219,7 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
             f"verified on {parity.samples} {parity.images} images{_reference(found, parity.reference)}: "
             f"{compared}{agreement}{ties}"
         )
+    lines += _splice(found)
     lines.append("multiply-accumulates: " + _truth(found))
     assumed = found.preprocessing.assumed
     if assumed and not found.weights.random:
@@ -226,6 +234,37 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
     if found.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
     return "\n".join(lines)
+
+
+def _splice(found: "Manifest") -> list[str]:
+    """Of somebody's graph: where the ConvNeXt stands in it, what it puts out, and how fast it is."""
+    splice = found.splice
+    if splice is None:
+        return []
+    out, put = splice.nodes
+    lines = [
+        f"in the place of the ConvNeXt of {splice.graph} (opset {splice.opset}): {put} nodes for {out}, from "
+        f"{splice.input} to {', '.join(splice.cuts)}"
+    ]
+    if splice.not_run is not None:
+        lines.append(f"NOT RUN behind the cuts: {splice.not_run}")
+    for end in splice.ends:
+        if end.relative_error is not None:
+            note = f" ({end.note})" if end.note else ""
+            lines.append(f"output {end.output}: relative error {end.relative_error:.2g} from what it was{note}")
+        elif end.note is not None:
+            lines.append(f"output {end.output}: {end.note}")
+    if splice.before_ms:
+        lines.append(
+            f"one batch through the whole graph, {len(splice.before_ms)} runs of each in turns: "
+            f"{_spread(splice.before_ms)} before, {_spread(splice.after_ms)} now"
+        )
+    return lines
+
+
+def _spread(samples: tuple[float, ...]) -> str:
+    ordered = sorted(samples)
+    return f"{ordered[len(ordered) // 2]:.3g} ms ({ordered[0]:.3g} to {ordered[-1]:.3g})"
 
 
 def _known(value: float | None, form: str) -> str:

@@ -27,30 +27,31 @@ def here(x: Tensor, *dtypes: torch.dtype) -> bool:
 
 
 def wgmma(name: str, width: int, dtype: torch.dtype, registers: bool = False) -> str:
-    """CUDA C++ of `name(sums, x, w, add)`: 64 rows times `width` columns, 16 elements of K, on Hopper's matrix units.
+    """CUDA C++ of `name(sums, x, w, add)`: 64 rows times `width` columns, 32 bytes of K, on Hopper's matrix units.
 
     Args:
         registers: x is four registers of each thread, instead of a descriptor of shared memory.
     """
-    count, kind = width // 2, "bf16" if dtype == torch.bfloat16 else "f16"
-    many = 4 if registers else 1
+    count, many, codes = width // 2, 4 if registers else 1, dtype == torch.int8
+    shape, kind = f"m64n{width}k{32 // dtype.itemsize}", {torch.bfloat16: "bf16", torch.int8: "s8"}.get(dtype, "f16")
+    sum_type, sum_kind, letter = ("int", "s32", "r") if codes else ("float", "f32", "f")
     sums = ", ".join(f"%{index}" for index in range(count))
-    sums_given = ", ".join(f'"+f"(sums[{index}])' for index in range(count))
+    sums_given = ", ".join(f'"+{letter}"(sums[{index}])' for index in range(count))
     x = "{" + ", ".join(f"%{count + index}" for index in range(4)) + "}" if registers else f"%{count}"
     x_given = ", ".join(f'"r"(x[{index}])' for index in range(4)) if registers else '"l"(x)'
     x_type = "const u32 (&x)[4]" if registers else "u64 x"
-    transposed = "" if registers else "0, "
-    return f"""__device__ __forceinline__ void {name}(float (&sums)[{count}], {x_type}, u64 w, int add) {{
+    rest = "" if codes else ", 1, 1, 0" if registers else ", 1, 1, 0, 0"  # signs, and that nothing is transposed
+    return f"""__device__ __forceinline__ void {name}({sum_type} (&sums)[{count}], {x_type}, u64 w, int add) {{
   asm volatile("{{\\n.reg .pred add;\\nsetp.ne.b32 add, %{count + many + 1}, 0;\\n"
-      "wgmma.mma_async.sync.aligned.m64n{width}k16.f32.{kind}.{kind} {{{sums}}}, "
-      "{x}, %{count + many}, add, 1, 1, {transposed}0;\\n}}" : {sums_given} : {x_given}, "l"(w), "r"(add));
+      "wgmma.mma_async.sync.aligned.{shape}.{sum_kind}.{kind}.{kind} {{{sums}}}, "
+      "{x}, %{count + many}, add{rest};\\n}}" : {sums_given} : {x_given}, "l"(w), "r"(add));
 }}"""
 
 
 # Products -------------------------------------------------------------------------------------------------------------
 
-ROWS, STEP = 128, 64  # of a tile, and of K that comes at a time
-CHUNK = {"expand": 32, "project": 64}  # columns of results that leave at a time
+ROWS, STEP_BYTES = 128, 128  # of a tile, and of K that comes at a time
+CHUNK_BYTES = {"expand": 64, "project": 128}  # of a row of results that leave at a time
 COPY_ROWS = 16
 WIDTHS = (192, 160, 128, 64)
 PROJECT_WIDTHS = (192, 128, 64)
@@ -87,19 +88,31 @@ def fitting(outputs: int, widths: tuple[int, ...]) -> int:
     return good[0] if good else min(widths, key=lambda width: computed(outputs, width))
 
 
-def product_kernel(width: int, kind: str, dtype: torch.dtype, norm: str = "none", activation: str = "none") -> Kernel:
+def product_kernel(
+    width: int,
+    kind: str,
+    dtype: torch.dtype,
+    norm: str = "none",
+    activation: str = "none",
+    *,
+    half: torch.dtype | None = None,
+) -> Kernel:
     """Args:
-    width: columns of a tile, one of `WIDTHS`.
+    width: columns of a tile, one of `WIDTHS`; of int8 not 160.
     kind: "expand" (norm, bias, activation) or "project" (bias, residual).
+    dtype: of the operands; half: of bias and residual, which is dtype but for int8.
     """
-    columns = width if kind == "project" else 2 * CHUNK["expand"]  # of results that a group has room for
-    of_a_group = ROWS * columns * 2 + (width // 2 * 8 if norm == "none" else width // 2 * 16 + ROWS * 8)
+    codes = dtype == torch.int8
+    results = ROWS * (CHUNK_BYTES["project"] * width // 64 if kind == "project" else 2 * CHUNK_BYTES["expand"])
+    of_a_group = (
+        results + width // 2 * (8 if norm == "none" and not codes else 16) + (0 if norm == "none" else ROWS * 8)
+    )
     fixed = ALIGNMENT + BARRIERS + GROUPS * of_a_group
-    stage = (ROWS + width) * STEP * 2
+    stage = (ROWS + width) * STEP_BYTES
     stages = min(6, (SHARED_BYTES - fixed) // stage)
     constants = (
         ("BN", width), ("STAGES", stages), ("PROJECT", int(kind == "project")),
-        ("BF16", int(dtype == torch.bfloat16)), ("NORM", NORMS.index(norm)),
+        ("BF16", int((half or dtype) == torch.bfloat16)), ("INT8", int(codes)), ("NORM", NORMS.index(norm)),
         ("ACTIVATION", ACTIVATIONS.index(activation)),
     )  # fmt: skip
     insert = wgmma("multiply", width, dtype)
@@ -108,18 +121,26 @@ def product_kernel(width: int, kind: str, dtype: torch.dtype, norm: str = "none"
 
 def launch_product(
     kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor, *, residual: Tensor | None = None,
-    row_sums: Tensor | None = None, moments: Tensor | None = None, chunk: int = 1, eps: float = 0.0,
+    of_columns: Tensor | None = None, moments: Tensor | None = None, out_scale: Tensor | None = None, chunk: int = 1,
+    eps: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """(..., K), (N, K), (N,) -> (..., N); K and N multiples of 8."""
-    outputs, inputs = weight.shape
-    flat, width, tile = x.reshape(-1, inputs).contiguous(), dict(kernel.constants)["BN"], (ROWS, STEP)
-    chunk_of_results = CHUNK["project" if dict(kernel.constants)["PROJECT"] else "expand"]
-    out = torch.empty((len(flat), outputs), dtype=x.dtype, device=x.device)
+    """(..., K), (N, K), (N,) -> (..., N).
+
+    Args:
+        kernel: K and N are multiples of 8; for int8 of 16, except N with a residual.
+        of_columns: (N,) fp32, the sums of the weight's rows for a norm, or the scales of int8.
+        out_scale: (2,) fp32, with int8 and no residual: scale and shift of the results, which are int8 too.
+    """
+    constants, (outputs, inputs) = dict(kernel.constants), weight.shape
+    flat, step = x.reshape(-1, inputs).contiguous(), STEP_BYTES // x.element_size()
+    row_bytes = CHUNK_BYTES["project" if constants["PROJECT"] else "expand"]
+    out = torch.empty((len(flat), outputs), dtype=x.dtype if residual is None else residual.dtype, device=x.device)
     start(
-        kernel, x, -(-len(flat) // ROWS) * -(-outputs // width), Boxes(flat, tile),
-        Boxes(weight.contiguous(), (width, STEP)), Boxes(out, (COPY_ROWS, chunk_of_results), 2 * chunk_of_results),
-        Boxes(out if residual is None else residual.reshape(-1, outputs).contiguous(), tile), bias, row_sums, moments,
-        len(flat), outputs, inputs, chunk, 1 if moments is None else moments.shape[-2], eps,
+        kernel, x, -(-len(flat) // ROWS) * -(-outputs // constants["BN"]), Boxes(flat, (ROWS, step)),
+        Boxes(weight.contiguous(), (constants["BN"], step)),
+        Boxes(out, (COPY_ROWS, row_bytes // out.element_size()), row_bytes),
+        Boxes(out if residual is None else residual.reshape(-1, outputs).contiguous(), (ROWS, 64)), bias, of_columns,
+        moments, out_scale, len(flat), outputs, inputs, chunk, 1 if moments is None else moments.shape[-2], eps,
     )  # fmt: skip
     return out.reshape(*x.shape[:-1], outputs)
 
@@ -141,7 +162,7 @@ def expand(
     outputs, inputs = weight.shape
     width = tile_width(outputs, inputs, activation != "none")
     kernel = product_kernel(width, "expand", x.dtype, norm, activation)
-    return launch_product(kernel, x, weight, bias, row_sums=row_sums, moments=moments, chunk=chunk, eps=eps)
+    return launch_product(kernel, x, weight, bias, of_columns=row_sums, moments=moments, chunk=chunk, eps=eps)
 
 
 def project(hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
@@ -155,6 +176,31 @@ def downsample(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(N, H, W, 4 * C), of normalized pixels, (O, C, 2, 2), (O,) -> (N, H, W, O)."""
     kernel = product_kernel(tile_width(len(weight), weight[0].numel(), False), "expand", patches.dtype)
     return launch_product(kernel, patches, weight.permute(0, 2, 3, 1).reshape(len(weight), -1), bias)
+
+
+CODE_WIDTHS = (128, 192, 64)  # of tiles of int8: what is reasoned, none has been timed
+
+
+def takes_codes(x: Tensor, rows: int, weight: Tensor, half: torch.dtype) -> bool:
+    """Whether the product of int8 codes runs here, as `takes_product` says."""
+    outputs, inputs = weight.shape
+    return (
+        launch.INT8_IN_CUDA_CPP and here(x, torch.int8) and half in HALVES and inputs % 16 == 0 and outputs % 16 == 0
+        and -(-rows // ROWS) * -(-outputs // WIDTHS[0]) >= launch.processors(x)
+    )  # fmt: skip
+
+
+def expand_codes(x: Tensor, weight: Tensor, bias: Tensor, activation: str, scales: Tensor, out_scale: Tensor) -> Tensor:
+    """`quantized.expand_quantized` of int8."""
+    width = fitting(len(weight), CODE_WIDTHS)
+    kernel = product_kernel(width, "expand", x.dtype, activation=activation, half=bias.dtype)
+    return launch_product(kernel, x, weight, bias, of_columns=scales, out_scale=out_scale)
+
+
+def project_codes(hidden: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, scales: Tensor) -> Tensor:
+    """`quantized.project_quantized` of int8 without GRN's factor."""
+    kernel = product_kernel(project_width(len(weight)), "project", hidden.dtype, half=residual.dtype)
+    return launch_product(kernel, hidden, weight, bias, residual=residual, of_columns=scales)
 
 
 # The depthwise convolution --------------------------------------------------------------------------------------------

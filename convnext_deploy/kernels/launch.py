@@ -1,7 +1,7 @@
 """Launch records: how large a program's tile is and how many warps work on it, by GPU generation and shape.
 
-None of these has been timed: `PRODUCTS` are the largest tiles that compile without spilling and leave two programs to a
-multiprocessor, and what is made of them for small batches is reasoned. What wins on a GPU belongs here.
+`PRODUCTS` are the largest tiles that compile without spilling and leave two programs to a multiprocessor. They ran on
+an H200, but no measurement chose them, nor what is made of them for small batches. What wins on a GPU belongs here.
 """
 
 import math
@@ -57,6 +57,7 @@ E4M3_SINCE = (8, 9)  # the first compute capability whose matrix units multiply 
 SAFE = (8, 0)  # what a GPU that is not in a table is treated as: every one since 2020 runs it
 PROCESSORS = 132  # multiprocessors where there is no GPU to ask: an H200's
 CUDA_CPP = (9, 0)  # the generation that has kernels in CUDA C++, see `hopper`; with another one they rest
+INT8_IN_CUDA_CPP = False  # what Hopper has for it ran on the host only; where True, it takes over from Triton's
 PDL_FROM = (9, 0)  # the first generation with programmatic dependent launch; see `dependent`
 ENOUGH = 2 / 3  # programs, of the multiprocessors: twice as many would read more and fill little
 LEAST_ROWS = 2  # of a strip of the depthwise convolution, which loads 6 more

@@ -19,7 +19,7 @@ from .launch import processors
 from .operation import Launch, recorded
 
 FOLDER = Path(__file__).parent / "cuda"
-TYPES = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
+TYPES = {torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16", torch.int8: "UINT8"}  # of int8 the bytes are moved
 
 
 @dataclass(frozen=True)

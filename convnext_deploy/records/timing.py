@@ -252,6 +252,7 @@ class KernelMeasurement(Record, frozen=True, kw_only=True):
 
     part: Literal["stem", "stages", "mlp", "downsamples", "head"]  # mlp: a stage as `stages.0.mlp` runs it
     channels: Positive  # of its input; of a stem's output
+    grn: bool = False  # whether its blocks have GRN, as those of V2, which costs a kernel more
     precision: Precision
     batch: Positive
     speedup: Annotated[float, msgspec.Meta(gt=0.0)]  # compiled PyTorch's time over theirs, medians of one run

@@ -20,7 +20,7 @@ from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, sources
 from ..data.class_folders import IMAGE_SUFFIXES
-from ..data.image_source import MAX_FILE_BYTES, refuse_large
+from ..data.readers import MAX_FILE_BYTES, refuse_large
 from ..errors import CheckFailed, DataError, UsageError, plain, printable
 from ..records.base import Goal, Problem
 from ..records.manifest import Manifest

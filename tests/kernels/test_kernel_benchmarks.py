@@ -1,6 +1,7 @@
 """What the kernel benchmarks compare is the same function, and without a GPU they say one line."""
 
 import importlib.util
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -90,10 +91,12 @@ def test_a_stage_is_measured_in_both_ways_to_run_it() -> None:
     bench = load("bench_block")
     case = kernel_bench.Case(channels=96, side=56, batch=32, precision="fp16")
     times = {"kernels": 4.0, "kernels, mlp": 2.0, "eager": 9.0, "compiled": 6.0}
-    found = [(row.part, row.speedup) for row in bench.speedups("stages.0", case, times)]
+    found = [(row.part, row.speedup) for row in bench.speedups("stages.0", case, False, times)]
     assert found == [("stages", 1.5), ("mlp", 3.0)]
-    assert [row.part for row in bench.speedups("stem", case, {"kernels": 4.0, "compiled": 6.0})] == ["stem"]
-    assert list(bench.speedups("stem", case, {"kernels": 4.0})) == []
+    assert [row.part for row in bench.speedups("stem", case, False, {"kernels": 4.0, "compiled": 6.0})] == ["stem"]
+    assert list(bench.speedups("stem", case, False, {"kernels": 4.0})) == []
+    (of_v2,) = bench.speedups("stages.0", case, True, {"kernels": 4.0, "compiled": 6.0})
+    assert of_v2.grn
 
 
 def test_the_table_is_updated_by_part_width_type_and_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +113,32 @@ def test_the_table_is_updated_by_part_width_type_and_batch(tmp_path: Path, monke
     bench.updated("a GPU", [row(32, 1.5), row(1, 0.9)])
     bench.updated("a GPU", [row(32, 1.6)])
     assert choice.table() == {"a GPU": [row(1, 0.9), row(32, 1.6)]}
+
+
+def test_the_table_is_made_of_lines_that_another_machine_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `scripts/gpu_check` brings them home: among those of other benchmarks, V1 and V2 of one width apart."""
+    from convnext_deploy.kernels import choice
+
+    bench = load("bench_block")
+    shape = {"benchmark": "block", "step": "parts", "part": "stages.1", "channels": 192, "side": 28, "batch": 256,
+             "precision": "fp16", "gpu": "a GPU"}  # fmt: skip
+    times = {False: {"kernels": 2.0, "eager": 9.0, "compiled": 5.0}, True: {"kernels": 4.0, "compiled": 5.0}}
+    lines = [{"step": "facts", "gpus": []}, {"benchmark": "expand", "contender": "kernel", "median": 1.0}]
+    lines += [
+        {**shape, "grn": grn, "contender": contender, "median": median}
+        for grn, medians in times.items()
+        for contender, median in medians.items()
+    ]
+    source = tmp_path / "gpu.jsonl"
+    source.write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr(choice, "TABLE", tmp_path / "measured.json")
+    choice.TABLE.write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["bench_block.py", "--update", "--from", str(source)])
+    bench.main()
+    (rows,) = choice.table().values()
+    assert [(row.part, row.grn, row.speedup) for row in rows] == [("stages", False, 2.5), ("stages", True, 1.25)]
+    for name, used in (("convnext_tiny", 2.5), ("convnextv2_tiny", 1.25)):
+        assert choice._speedup(spec(name), "fp16", 256, "stages.1", rows) == used
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_products_for_hopper_equal_float64(
     def expand(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         kernel = hopper.product_kernel(width, "expand", dtype, "layernorm", "gelu")
         return hopper.launch_product(
-            kernel, x, weight, bias, row_sums=sums, moments=moments, chunk=chunk, eps=1e-6
+            kernel, x, weight, bias, of_columns=sums, moments=moments, chunk=chunk, eps=1e-6
         )  # fmt: skip
 
     agrees(bare, F.linear, x, weight, bias)
@@ -79,6 +79,29 @@ def test_products_for_hopper_equal_float64(
             project, lambda x, weight, bias, residual: residual + F.linear(x, weight, bias), x, weight, bias, residual
         )
     agrees(expand, lambda x, weight, bias: F.gelu(F.linear(normalized(x), weight, bias)), x, weight, bias)
+
+
+@ON_HOPPER
+@pytest.mark.parametrize("width", hopper.CODE_WIDTHS)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1000, 384, 1536), (20000, 192, 768), (300, 1024, 208)])
+def test_products_of_codes_for_hopper_equal_float64(rows: int, inputs: int, outputs: int, width: int) -> None:
+    x, weight = (
+        q8.codes_reference(random(*shape, dtype=torch.float32), torch.tensor(1 / 40), torch.int8)
+        for shape in ((rows, inputs), (outputs, inputs))
+    )
+    scales = random(outputs, dtype=torch.float32).abs() / (1600 * inputs**0.5) + 1e-5
+    bias, residual = random(outputs, dtype=torch.float16), random(rows, outputs, dtype=torch.float16)
+    out_scale = torch.tensor([0.03, 0.4], device="cuda")
+    widen = hopper.product_kernel(width, "expand", torch.int8, activation="gelu", half=torch.float16)
+    found = hopper.launch_product(widen, x, weight, bias, of_columns=scales, out_scale=out_scale)
+    exact = q8.expand_quantized_reference(x, weight, bias, "gelu", scales, out_scale)
+    apart = (found.int() - exact.int()).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).double().mean() < 0.01
+    narrow = hopper.product_kernel(width, "project", torch.int8, half=torch.float16)
+    projected = hopper.launch_product(narrow, x, weight, bias, residual=residual, of_columns=scales).double()
+    wide = residual.double() + q8.linear_reference(x, weight, bias, scales)
+    assert (projected - wide).norm() <= 1.02 * (wide.half().double() - wide).norm()
 
 
 def moments_of(x: Tensor, chunk: int) -> Tensor:

@@ -1,19 +1,27 @@
-"""The kernels in CUDA C++ for Hopper without a GPU: where they are used, that they compile, and what of.
+"""The kernels in CUDA C++ for Hopper without a GPU: where they are used, what they compile to, products on the host.
 
-That they compute right is a matter of `test_kernels_gpu.py`.
+That they compute right on a GPU is a matter of `test_kernels_gpu.py`.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import emulated_kernels
 import pytest
 import torch
+import torch.nn.functional as F
 from sass import Code, of_cubin
+from torch import Tensor
 
 pytest.importorskip("triton")
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convnext_deploy.errors import BuildError
+from convnext_deploy.kernels import expand as ex
 from convnext_deploy.kernels import hopper, launch, nvrtc
+from convnext_deploy.kernels import quantized as q8
 from convnext_deploy.kernels.operation import Launch, recording
 
 pytestmark = pytest.mark.skipif(not nvrtc.available(), reason="this PyTorch came without cuda-bindings")
@@ -29,6 +37,9 @@ def products() -> Iterator[nvrtc.Kernel]:
         yield hopper.product_kernel(width, "expand", FP16, "layernorm", "gelu")
     yield hopper.product_kernel(128, "project", BF16)
     yield hopper.product_kernel(128, "expand", BF16, "rmsnorm", "silu")
+    for width in hopper.CODE_WIDTHS:
+        yield hopper.product_kernel(width, "expand", torch.int8, activation="gelu", half=FP16)
+        yield hopper.product_kernel(width, "project", torch.int8, half=BF16)
 
 
 def mlps() -> Iterator[nvrtc.Kernel]:
@@ -81,8 +92,9 @@ def test_a_product_is_made_of_warp_group_products_and_bulk_copies(kernel: nvrtc.
     code = taken_apart(kernel)
     # Beside tiles of 192 the warps that bring what others need have 24 registers, and put some aside.
     assert code.stack_bytes <= (64 if dict(kernel.constants)["BN"] > 160 else 8)
-    assert code.opcodes["HGMMA"] % 8 == 0  # 64 of K, of two times 64 rows; the compiler may unroll the loop
-    assert code.opcodes["HGMMA"] > 0
+    multiplied = code.opcodes["IGMMA" if dict(kernel.constants)["INT8"] else "HGMMA"]
+    assert multiplied % 8 == 0  # 128 bytes of K, of two times 64 rows; the compiler may unroll the loop
+    assert multiplied > 0
     assert {"UTMALDG", "UTMASTG", "USETMAXREG"} <= set(code.opcodes)
     assert code.opcodes["MUFU"] <= (
         dict(kernel.constants)["BN"] + 20 if kernel.constants[-1][1] else 12
@@ -140,3 +152,106 @@ def test_other_types_and_generations_are_not_taken(monkeypatch: pytest.MonkeyPat
         assert hopper.takes_product(fp16, len(fp16), weight)
         monkeypatch.setattr(launch, "capability", lambda x: (10, 0))
         assert not hopper.takes_product(fp16, len(fp16), weight)
+
+
+# On the host, where `emulated_sm90.hpp` does what the instructions do -------------------------------------------------
+
+needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+
+
+@pytest.fixture
+def on_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Launches are of two programs, so that each takes several tiles."""
+
+    def start(kernel: nvrtc.Kernel, like: Tensor, tiles: int, *arguments: Any) -> None:
+        emulated_kernels.product(kernel, tmp_path, min(tiles, 2), *arguments)
+
+    monkeypatch.setattr(hopper, "start", start)
+
+
+def random(*shape: int, dtype: torch.dtype = FP16, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+
+def codes(*shape: int) -> Tensor:
+    return q8.codes_reference(random(*shape, dtype=torch.float32), torch.tensor(1 / 40), torch.int8)
+
+
+def relative(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def shapes(*found: tuple[int, int, int]) -> Any:
+    """Of rows, inputs and outputs; the first is quick enough for every run."""
+    return [found[0], *(pytest.param(*shape, marks=pytest.mark.slow) for shape in found[1:])]
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_host")
+@pytest.mark.parametrize("dtype", [FP16, pytest.param(BF16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), shapes((300, 96, 192), (128, 72, 64), (1, 200, 328)))
+def test_products_on_the_host_equal_float64(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    """As they do on a GPU, where the same kernels ran: it shows that the emulation is right."""
+    x, weight = random(rows, inputs, dtype=dtype) + 2, random(outputs, inputs, dtype=dtype, scale=inputs**-0.5)
+    bias, residual = random(outputs, dtype=dtype), random(rows, outputs, dtype=dtype)
+    wide = (x.double(), weight.double(), bias.double())
+    found, exact = hopper.project(x, weight, bias, residual), residual.double() + F.linear(*wide)
+    assert relative(found, exact) <= 1.05 * relative(exact.to(dtype), exact) + 1e-6
+    chunks = wide[0].split(64, -1)
+    means = torch.stack([part.mean(-1) for part in chunks], -1)
+    powers = torch.stack([(part - part.mean(-1, keepdim=True)).square().sum(-1) for part in chunks], -1)
+    moments, sums = torch.stack((means, powers), -1).float().contiguous(), wide[1].sum(1).float()
+    found = hopper.expand(x, weight, bias, "layernorm", 1e-6, "gelu", moments, sums, 64)
+    exact = ex.expand_reference(*wide, "layernorm", 1e-6, "gelu")
+    theirs = ex.expand_reference(x, weight, bias, "layernorm", 1e-6, "gelu")
+    assert relative(found, exact) <= 2 * relative(theirs, exact)
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_host")
+@pytest.mark.parametrize("activation", ["gelu", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), shapes((300, 384, 192), (128, 80, 64), (1, 144, 336)))
+def test_products_of_codes_on_the_host_equal_float64(rows: int, inputs: int, outputs: int, activation: str) -> None:
+    """A code may be one apart where a rounding decides; with a residual nothing but the last rounding differs."""
+    x, weight = codes(rows, inputs), codes(outputs, inputs)
+    scales = random(outputs, dtype=torch.float32).abs() / (1600 * inputs**0.5) + 1e-5
+    bias, out_scale = random(outputs), torch.tensor([0.03, 0.4])
+    arguments = (x, weight, bias, activation, scales, out_scale)
+    found, exact = hopper.expand_codes(*arguments), q8.expand_quantized_reference(*arguments)
+    apart = (found.int() - exact.int()).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).double().mean() < 0.005
+    assert exact.double().std() > 20  # codes of all sizes, some of them at the ends
+    residual = random(rows, outputs, dtype=BF16)
+    wide = residual.double() + q8.linear_reference(x, weight, bias.bfloat16(), scales)
+    projected = hopper.project_codes(x, weight, bias.bfloat16(), residual, scales)
+    assert relative(projected, wide) <= 1.02 * relative(wide.to(BF16), wide)
+
+
+@pytest.mark.usefixtures("an_h200")
+def test_codes_are_multiplied_by_triton_until_these_kernels_have_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = ((256 * 196, 384), (1536, 384), (1536,), (1536,), (2,))
+    types = (torch.int8, torch.int8, FP16, torch.float32, torch.float32)
+
+    def found() -> list[Any]:
+        launches: list[Launch] = []
+        with FakeTensorMode(), recording(launches):
+            x, weight, bias, scales, out_scale = (
+                torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in zip(shapes, types, strict=True)
+            )
+            q8._expand_quantized(x, weight, bias, "gelu", scales, out_scale)
+            hidden, back = torch.empty((256 * 196, 1536), dtype=torch.int8, device="cuda"), weight.reshape(384, 1536)
+            residual = torch.empty((256 * 196, 384), dtype=FP16, device="cuda")
+            q8._project_quantized(hidden, back, bias[:384], residual, scales[:384])
+            taps, images = residual[:384, :49].reshape(384, 1, 7, 7), residual.reshape(256, 14, 14, 384)
+            q8._dwconv_norm_quantized(images, taps, bias[:384], "layernorm", 1e-6, scales[:384], False)
+        return [each.kernel for each in launches]
+
+    of_triton = found()
+    assert not [kernel for kernel in of_triton if isinstance(kernel, nvrtc.Kernel)]
+    monkeypatch.setattr(launch, "INT8_IN_CUDA_CPP", True)
+    widened, narrowed, convolved, normalized = found()
+    assert [dict(kernel.constants)["PROJECT"] for kernel in (widened, narrowed)] == [0, 1]
+    assert convolved.entry == "dwconv_moments"
+    assert normalized.fn.__name__ == "norm_codes_kernel"

@@ -268,7 +268,7 @@ def test_work_of_something_else_is_neither_used_nor_removed(tmp_path: Path) -> N
     folder = tmp_path / "best.optimize"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"best\.optimize holds no work of `optimize`"):
+    with pytest.raises(UsageError, match=r"best\.optimize contains no work of `optimize`"):
         optimize._check_identity(folder, weights="a")
     optimize._check_identity(tmp_path / "new", weights="a")
     optimize._check_identity(tmp_path / "new", weights="a")

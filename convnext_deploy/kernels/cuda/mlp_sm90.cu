@@ -145,8 +145,8 @@ mlp(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w1, c
     meet(1 + group);
     if (thread == 0) {
       for (int s = 0; s < SLICES; ++s) put(&out, s * SLICE, tile * ROWS, results + s * SLICE_BYTES);
-      asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+      puts_are_a_group();
     }
   }
-  if (thread == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+  if (thread == 0) puts_have_ended();
 }

@@ -1,4 +1,5 @@
-// The two products of a block on Hopper's matrix units (sm_90a), in 16 bits: out = f(x w^T), rows of x are pixels.
+// The two products of a block on Hopper's matrix units (sm_90a), in 16 bits or int8: out = f(x w^T), rows of x are
+// pixels.
 //
 // One program stays on each multiprocessor and takes tiles of 128 x BN results in turn. Its first warp group brings what
 // the others need: one warp asks the copy engine for operands, one for the residual, one has what belongs to columns,
@@ -13,52 +14,58 @@
 //   STAGES   steps of K that are under way
 //   PROJECT  1: bias and residual; 0: norm deferred from the convolution, bias, activation
 //   BF16     1: bfloat16; 0: float16
+//   INT8     1: x and w are int8, whose products times `of_columns` are the linear's; an expand's results are int8 too
 //   NORM     0 layernorm, 1 rmsnorm, 2 simplenorm, 3 none
 //   ACTIVATION  0 none, 1 GELU, 2 GELU's tanh form, 3 SiLU
 // and WGMMA, the one instruction whose text depends on BN.
 
-constexpr int BM = 128, BK = 64;                   // 64 elements are 128 bytes: one row of the swizzle
+#define CODES_WRITTEN (INT8 && !PROJECT)
+constexpr int SWIZZLED = 128;                      // bytes of a row that is swizzled
+constexpr int BM = 128, BK = INT8 ? SWIZZLED : SWIZZLED / 2;
 constexpr int HALVES = BM / 64, TOTALS = BN / 2;   // a warp group multiplies 64 rows at a time; sums a thread and half
-constexpr int X_BYTES = BM * BK * 2, W_BYTES = BN * BK * 2, STAGE_BYTES = X_BYTES + W_BYTES;
+constexpr int X_BYTES = BM * SWIZZLED, W_BYTES = BN * SWIZZLED, STAGE_BYTES = X_BYTES + W_BYTES;
 // Results leave by copies of 16 rows and CHUNK columns, each of a warp. With a residual, which is there before, a group
 // has room for the whole tile; else a warp has room for two copies of either half, of which one is written while the
 // copy engine reads the other.
-constexpr int CHUNK = PROJECT ? 64 : 32, CHUNKS_N = BN / CHUNK, ROW_BYTES = CHUNK * 2, COPY_BYTES = 16 * ROW_BYTES;
+constexpr int CHUNK = PROJECT || INT8 ? 64 : 32, CHUNKS_N = BN / CHUNK;
+constexpr int ROW_BYTES = CHUNK * (CODES_WRITTEN ? 1 : 2), COPY_BYTES = 16 * ROW_BYTES;
 constexpr int OUT_BYTES = PROJECT ? CHUNKS_N * BM * ROW_BYTES : 4 * 2 * HALVES * COPY_BYTES;
-constexpr int END_BYTES = NORM < 3 ? 16 : 8, ENDS_BYTES = BN / 2 * END_BYTES, NORMS_BYTES = NORM < 3 ? BM * 8 : 0;
+constexpr int END_BYTES = NORM < 3 || INT8 ? 16 : 8, ENDS_BYTES = BN / 2 * END_BYTES, NORMS_BYTES = NORM < 3 ? BM * 8 : 0;
 static_assert(BN % CHUNK == 0, "copies are whole");
 static_assert(!PROJECT || (NORM == 3 && ACTIVATION == 0), "a residual comes without a norm and an activation");
+static_assert(!INT8 || NORM == 3, "codes are of what is normalized");
 constexpr int GROUPS = 2;  // that multiply
 constexpr int TURN = 1;    // named barriers, one a group
 
+#if INT8
+typedef int Sum;
+#else
+typedef float Sum;
+#endif
 WGMMA
 
-// Of two columns: HALF of their biases, and the sums of their weights where a norm is deferred.
-__device__ __forceinline__ void put_end(u32 to, float2 bias, float2 sums) {
+// Of two columns: HALF of their biases, and the sums of their weights where a norm is deferred, or HALF of their scales.
+__device__ __forceinline__ void put_end(u32 to, float2 bias, float2 more) {
   bias = make_float2(HALF * bias.x, HALF * bias.y);
-#if NORM < 3
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(bias.x), "f"(bias.y), "f"(sums.x), "f"(sums.y) : "memory");
-#else
-  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(bias.x), "f"(bias.y) : "memory");
-#endif
+  if (INT8) more = make_float2(HALF * more.x, HALF * more.y);
+  if (END_BYTES == 16) write(to, make_float4(bias.x, bias.y, more.x, more.y));
+  else write(to, bias);
 }
 __device__ __forceinline__ float4 end_of(u32 from) {
-  float4 end = make_float4(0, 0, 0, 0);
-#if NORM < 3
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(end.x), "=f"(end.y), "=f"(end.z), "=f"(end.w) : "r"(from));
-#else
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(end.x), "=f"(end.y) : "r"(from));
-#endif
-  return end;
+  if (END_BYTES == 16) return floats_at(from);
+  float2 bias = pair_at(from);
+  return make_float4(bias.x, bias.y, 0, 0);
 }
 
-// x: (M, K), w: (N, K), residual: (M, N), each described to the copy engine in boxes of 128 x 64, BN x 64 and 128 x 64,
+// x: (M, K), w: (N, K), residual: (M, N), each described to the copy engine in boxes of 128 x BK, BN x BK and 128 x 64,
 // out: (M, N), in boxes of 16 x CHUNK; bias: (N,) in 16 bits.
-// row_sums: (N,), moments: (M, chunks, 2) of `chunk` channels each; both of an expand only.
+// of_columns: (N,), sums of the weight's rows where a norm is deferred, or scales of int8.
+// moments: (M, chunks, 2) of `chunk` channels each, of a norm; out_scale: (2,), scale and shift of codes.
 extern "C" __global__ void __launch_bounds__(128 + GROUPS * 128, 1)
 product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap out,
-        const __grid_constant__ TensorMap residual, const u32* __restrict__ bias, const float2* __restrict__ row_sums,
-        const float2* __restrict__ moments, int M, int N, int K, int chunk, int chunks, float eps) {
+        const __grid_constant__ TensorMap residual, const u32* __restrict__ bias, const float2* __restrict__ of_columns,
+        const float2* __restrict__ moments, const float* __restrict__ out_scale, int M, int N, int K, int chunk, int chunks,
+        float eps) {
   extern __shared__ unsigned char memory[];
   u32 base = (shared(memory) + 1023) & ~1023u;
   u32 staged = base + STAGES * STAGE_BYTES;  // results of each warp group, before that its residual
@@ -87,11 +94,7 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
   __syncthreads();
 
   if (group == 0) {
-#if BN > 160
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-#else
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-#endif
+    fewer_registers<BN <= 160 ? 40 : 24>();
     if (warp == 0 && lane == 0) {
       int stage = 0;
       u32 parity = 1;  // the first time round every stage is empty
@@ -128,7 +131,7 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
           int pair = part * 32 + lane, there = min(column / 2 + pair, N / 2 - 1);
           if (pair < BN / 2)
             put_end(ends + mine * ENDS_BYTES + pair * END_BYTES, unpacked(bias[there]),
-                    NORM < 3 ? row_sums[there] : make_float2(0, 0));
+                    END_BYTES == 16 ? of_columns[there] : make_float2(0, 0));
         }
         __syncwarp();
         if (lane == 0) arrive(known + 8 * mine);
@@ -146,8 +149,7 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
         normalizers(norm, moments, rows, K, chunk, chunks, eps);
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(norms + mine * NORMS_BYTES + (r + i * 32) * 8),
-                       "f"(norm[i].x), "f"(norm[i].y) : "memory");
+          write(norms + mine * NORMS_BYTES + (r + i * 32) * 8, norm[i]);
         __syncwarp();
         if (lane == 0) arrive(known + 8 * mine);
         if (++mine == GROUPS) { mine = 0; parity ^= 1; }
@@ -155,18 +157,19 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
     }
 #endif
   } else {
-#if BN > 160
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-#else
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-#endif
+    more_registers<BN <= 160 ? 232 : 240>();
     int mine = group - 1;
     u32 my_ends = ends + mine * ENDS_BYTES, my_norms = norms + mine * NORMS_BYTES;
     // Of the 8 x 8 results that this lane gives the place of: it has four of them, 8 rows and a half of the tile apart.
     u32 results = staged + mine * OUT_BYTES + (PROJECT ? warp * COPY_BYTES : warp * 2 * HALVES * COPY_BYTES);
     constexpr int APART = PROJECT ? 64 * ROW_BYTES : COPY_BYTES;  // bytes between halves
     u32 place = results + (lane & 15) * ROW_BYTES + (lane >> 4) * APART;
-    u32 turned = CHUNK == 64 ? lane & 7 : lane >> 1 & 3;  // of the swizzle
+    u32 turned = ROW_BYTES == 128 ? lane & 7 : lane >> 1 & 3;  // of the swizzle
+#if CODES_WRITTEN
+    u32 mine_of_row = results + lane / 4 * ROW_BYTES + (lane & 3) * 2;  // where this lane has results, not a place of others
+    turned = lane >> 3 & 3;
+    float fine = 1 / out_scale[0], centre = -out_scale[1] * fine;
+#endif
     u32 parity = 0;  // of what is known and loaded
     int which = 0;   // of the two copies that a warp has room for
     for (int index = mine;; index += GROUPS, parity ^= 1) {
@@ -179,19 +182,20 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
         arrive(emptied + 8 * mine);
       }
 #endif
-      float totals[HALVES][TOTALS];
+      Sum totals[HALVES][TOTALS];
       int at = index * trips, stage = at % STAGES, before = 0;
       u32 round = (at / STAGES) & 1;
-      if (index) asm volatile("bar.sync %0, 256;" ::"r"(TURN + mine) : "memory");  // the group ahead has its operands
+      if (index) take_turn(TURN + mine);  // the group ahead has its operands
       for (int k = 0; k < trips; ++k) {
         wait(full + 8 * stage, round);
-        u64 left = descriptor<128>(base + stage * STAGE_BYTES), right = descriptor<128>(base + stage * STAGE_BYTES + X_BYTES);
+        u64 left = descriptor<SWIZZLED>(base + stage * STAGE_BYTES);
+        u64 right = descriptor<SWIZZLED>(base + stage * STAGE_BYTES + X_BYTES);
         begin();
 #pragma unroll
-        for (int step = 0; step < BK / 16; ++step)
+        for (int step = 0; step < 4; ++step)  // of 32 bytes
 #pragma unroll
           for (int h = 0; h < HALVES; ++h)
-            multiply(totals[h], left + h * (64 * 128 >> 4) + step * STEP, right + step * STEP, (k | step) != 0);
+            multiply(totals[h], left + h * (64 * SWIZZLED >> 4) + step * STEP, right + step * STEP, (k | step) != 0);
         commit();
         if (k) {
           ended<1>();
@@ -200,14 +204,13 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
         before = stage;
         if (++stage == STAGES) { stage = 0; round ^= 1; }
       }
-      if (tile + (int)gridDim.x < tiles) asm volatile("bar.arrive %0, 256;" ::"r"(TURN + (mine + 1) % GROUPS) : "memory");
+      if (tile + (int)gridDim.x < tiles) give_turn(TURN + (mine + 1) % GROUPS);
       wait(known + 8 * mine, parity);
 #if NORM < 3
       float2 norm[2 * HALVES];
 #pragma unroll
       for (int r = 0; r < 2 * HALVES; ++r)
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(norm[r].x), "=f"(norm[r].y)
-                     : "r"(my_norms + (warp * 16 + lane / 4 + (r & 1) * 8 + (r >> 1) * 64) * 8));
+        norm[r] = pair_at(my_norms + (warp * 16 + lane / 4 + (r & 1) * 8 + (r >> 1) * 64) * 8);
 #endif
       u32 from = my_ends + (lane & 3) * END_BYTES;
       float4 next = end_of(from);
@@ -233,8 +236,10 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
           }
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            float total = totals[h][j * 4 + i], bias = i % 2 ? end.y : end.x;
-#if PROJECT
+            float total = (float)totals[h][j * 4 + i], bias = i % 2 ? end.y : end.x;
+#if INT8
+            total = fmaf(total, i % 2 ? end.w : end.z, bias);
+#elif PROJECT
             total += bias;
 #elif NORM == 3
             total = fmaf(HALF, total, bias);
@@ -247,6 +252,17 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
         }
         if (unit == 0) continue;
         int j = (unit - 1) / HALVES, h = (unit - 1) % HALVES;  // what ends
+#if CODES_WRITTEN
+        // Two bytes of a row: of its pieces of 16 bytes, two groups of 8 columns are one.
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float *half = halved[(unit - 1) % 2] + r * 2, *its = t[(unit - 1) % 2] + r * 2;
+          write(mine_of_row + which * HALVES * COPY_BYTES + h * APART + r * 8 * ROW_BYTES
+                    + ((j % 8 / 2 ^ turned) << 4) + j % 2 * 8,
+                codes_of(fmaf(ended_by(half[0], its[0]), fine, centre), fmaf(ended_by(half[1], its[1]), fine, centre)));
+        }
+        if (h < HALVES - 1) continue;
+#else
         u32 to = place + ((j % (CHUNK / 8) ^ turned) << 4)
                  + (PROJECT ? j / (CHUNK / 8) * BM * ROW_BYTES : which * HALVES * COPY_BYTES);
 #if PROJECT
@@ -265,6 +281,7 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
         }
         if (h < HALVES - 1) continue;
         store_matrices(to, codes);
+#endif
         if (j % (CHUNK / 8) == CHUNK / 8 - 1) {
           publish();
           __syncwarp();
@@ -276,10 +293,8 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
               for (int half = 0; half < HALVES; ++half)
                 put(&out, first, row + half * 64 + warp * 16, copied + half * APART);
             }
-            asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-#if !PROJECT
-            asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory");  // the other room is free again
-#endif
+            puts_are_a_group();
+            if (!PROJECT) puts_have_been_read<1>();  // the other room is free again
           }
           __syncwarp();
           which ^= 1;
@@ -288,6 +303,6 @@ product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w
       __syncwarp();
       if (lane == 0) arrive(used + 8 * mine);
     }
-    if (lane == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    if (lane == 0) puts_have_ended();
   }
 }

@@ -1,5 +1,11 @@
-// What the kernels for Hopper share: barriers and copies, 16-bit pairs, activations and norms.
+// What the kernels for Hopper share: barriers and copies, 16-bit pairs, activations and norms. Where they run on the
+// host, in tests, everything between EMULATED and its end is somebody else's.
 
+#ifndef BF16
+#define BF16 0
+#endif
+#ifndef EMULATED
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 struct alignas(64) TensorMap { u64 words[16]; };
@@ -32,8 +38,14 @@ __device__ __forceinline__ void put(const TensorMap* map, int column, int row, u
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::
                    "l"(map), "r"(column), "r"(row), "r"(from) : "memory");
 }
-// Until the copy engine has read what this thread told it to write out.
-__device__ __forceinline__ void puts_have_been_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+// What this thread told the copy engine to write out since the last time is one group.
+__device__ __forceinline__ void puts_are_a_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until the copy engine has read all groups but the last few.
+template <int UNDER_WAY = 0>
+__device__ __forceinline__ void puts_have_been_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(UNDER_WAY) : "memory");
+}
+__device__ __forceinline__ void puts_have_ended() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // An operand in shared memory, for the matrix units: rows of 64 or 128 bytes, swizzled, eight of them a group.
 template <int ROW_BYTES>
@@ -61,6 +73,14 @@ __device__ __forceinline__ void store_matrices(u32 to, const u32 (&from)[4]) {
 
 // Of the warp group: 128 threads.
 __device__ __forceinline__ void meet(int barrier) { asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory"); }
+// Of two warp groups, of which one goes on when the other has let it.
+__device__ __forceinline__ void take_turn(int barrier) { asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory"); }
+__device__ __forceinline__ void give_turn(int barrier) { asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory"); }
+// Registers of each thread of the warp group.
+template <int COUNT>
+__device__ __forceinline__ void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT>
+__device__ __forceinline__ void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 // What threads wrote to shared memory is seen by the copy engine.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void initialize(u32 barrier, int arrivals) {
@@ -70,9 +90,6 @@ __device__ __forceinline__ void initialized() {
   asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
 }
 
-#ifndef BF16
-#define BF16 0
-#endif
 __device__ __forceinline__ u32 packed(float low, float high) {
   u32 both;
 #if BF16
@@ -94,6 +111,52 @@ __device__ __forceinline__ float2 unpacked(u32 both) {
   return value;
 }
 
+__device__ __forceinline__ uint4 read_vector(u32 address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ float2 read_pair(u32 address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ void write(u32 address, u32 v) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v) : "memory"); }
+__device__ __forceinline__ void write(u32 address, float2 v) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v.x), "f"(v.y) : "memory");
+}
+__device__ __forceinline__ void write(u32 address, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+__device__ __forceinline__ void write(u32 address, u16 v) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(v) : "memory"); }
+__device__ __forceinline__ void write(u32 address, float4 v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+// These may move and be left out: what they read was written before a barrier.
+__device__ __forceinline__ float4 floats_at(u32 address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ float2 pair_at(u32 address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ float tanh_of(float x) {
+  float t;
+  asm volatile("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(x));  // volatile: it stays ahead of what the caller does next
+  return t;
+}
+// Rounded half to even, saturated to int8, the first in the low byte.
+__device__ __forceinline__ u16 codes_of(float low, float high) {
+  u32 both;
+  asm("{\n.reg .s32 low, high;\ncvt.rni.s32.f32 low, %1;\ncvt.rni.s32.f32 high, %2;\ncvt.pack.sat.s8.s32.b32 %0, high, low, 0;\n}"
+      : "=r"(both) : "f"(low), "f"(high));
+  return (u16)both;
+}
+#endif  // EMULATED
+
 #ifdef ACTIVATION
 
 // As `triton_blocks.activated`: x times the sigmoid of a polynomial, which here is (1 + tanh of its half) / 2. The tanh
@@ -114,9 +177,7 @@ __device__ __forceinline__ float turned_down(float half) {
   float u = fminf(half * half, 27.0f / 4);
   float q = half * fmaf(u, fmaf(u, 16 * 0.0010145001f * SCALE, 4 * -0.1067768461f * SCALE), -2.301120344f * SCALE);
 #endif
-  float t;
-  asm volatile("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(q));  // volatile: it stays ahead of what the caller does next
-  return t;
+  return tanh_of(q);
 #endif
 }
 __device__ __forceinline__ float ended_by(float half, float t) { return ACTIVATION == 0 ? half : fmaf(half, t, half); }
