@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..accuracy.boxes import placed
 from ..accuracy.targets import problem_of
-from ..artifact.manifest import Artifact, write_file
+from ..artifact.manifest import Artifact, check_file, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, sources
 from ..data.class_folders import IMAGE_SUFFIXES
@@ -82,6 +82,8 @@ def predict(
             more = ", .png or a folder of masks" if goal == "segmentation" else ""
             raise UsageError(f"--out {out} ends in {out.suffix!r}; expected one of {', '.join(SUFFIXES)}{more}")
         masks = predicted_masks.places(out, [name for name, _ in images])
+    if out is not None and masks is None:
+        check_file(out)
     if not classes and not keeps:
         what = f"no classes: its task is {manifest.model.task}"
         raise UsageError(f"{where} has {what}; keep its outputs with --out NAME.npz")
