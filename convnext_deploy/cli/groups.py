@@ -186,10 +186,21 @@ class Outputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllOutputs(Outputs):
-    """The same, with a head that belongs to another network."""
+class WholeOutputs(Outputs):
+    """The same, with the head of a segmenter."""
 
     task: Annotated[str, _checkpoint(help="classify, embed, features or segment (UPerNet).")] = "classify"
+
+    def read(self) -> dict[str, Any]:
+        from ..records.base import Task
+
+        return {"task": one_of("--task", self.task, Task), "levels": self.levels}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllOutputs(WholeOutputs):
+    """The same, with what the graph puts out of it."""
+
     argmax: Annotated[
         bool,
         _checkpoint("--argmax", help="segment: put out each pixel's class, resized in the graph, not logits."),
@@ -200,14 +211,7 @@ class AllOutputs(Outputs):
     ] = False
 
     def read(self) -> dict[str, Any]:
-        from ..records.base import Task
-
-        return {
-            "task": one_of("--task", self.task, Task),
-            "levels": self.levels,
-            "argmax": self.argmax,
-            "patch_tokens": self.patch_tokens,
-        }
+        return {**super().read(), "argmax": self.argmax, "patch_tokens": self.patch_tokens}
 
 
 @dataclass(frozen=True, kw_only=True)
