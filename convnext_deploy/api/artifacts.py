@@ -1,4 +1,4 @@
-"""Artifacts: made by `export` and `refit`, opened by `load`."""
+"""Artifacts: made by `export` and `refit`."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -9,7 +9,7 @@ from .. import arguments, formats
 from ..arguments import Unpack
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
-from ..artifact.session import RunOptions, Session
+from ..artifact.session import RunOptions
 from ..errors import UsageError
 from ..models.source import Source, SourceOptions
 from ..records.base import Device, InputKind, KernelChoice, Precision, Task
@@ -31,7 +31,7 @@ class OpeningOptions(TypedDict, total=False):
 
 
 class SessionOptions(OpeningOptions, total=False):
-    """The same, of functions that run one artifact."""
+    """How one artifact runs; of the functions that open it."""
 
     cuda_graph: Annotated[bool, "on a GPU: replay a captured CUDA graph. Not for every format."]
 
@@ -43,21 +43,6 @@ NOTHING_SAID = {"task": "classify", "data": None, "device": None, "kernels": "no
 
 class ExportOptions(SourceOptions, LabelOptions, total=False):
     """What is said about the checkpoint, and how the labels of `data` are read."""
-
-
-@verb
-def load(path: arguments.Location, **options: Unpack[SessionOptions]) -> Session:
-    """Open an artifact, check every file of it, and make it ready to run.
-
-    Args:
-        path: the artifact's folder.
-
-    Raises:
-        ArtifactError: naming the file that is missing, changed or unreadable, or code that is not trusted.
-        MissingPackageError: the runtime is not installed.
-    """
-    run, trust = run_options(options)
-    return formats.opened(opened(path), run, trust)
 
 
 def run_options(options: Mapping[str, Any]) -> tuple[RunOptions, bool]:
@@ -96,6 +81,7 @@ def export(
     say: Say = silent,
     into: arguments.Location | None = None,
     at: Sequence[str] | str = (),
+    progress: arguments.Progress | None = None,
     **options: Unpack[ExportOptions],
 ) -> Artifact:
     """Turn a checkpoint into a verified artifact.
@@ -127,6 +113,7 @@ def export(
         tensorrt: what only TensorRT and TensorRT-RTX are told.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
+        progress: told (percent done, 100, what is being done); how long each step takes is a guess.
 
     Raises:
         UsageError: anything that can be refused before the work.
@@ -135,7 +122,7 @@ def export(
     source = Source.of(weights, task=task, **part(options, SourceOptions))
     arguments.check(
         format=format, precision=precision, input=input, dynamic_image_size=dynamic_image_size, argmax=argmax,
-        device=device, force=force, say=say, tensorrt=tensorrt, trt=trt, kernels=kernels,
+        device=device, force=force, say=say, progress=progress, tensorrt=tensorrt, trt=trt, kernels=kernels,
     )  # fmt: skip
     names = arguments.names("at", at)
     into = arguments.maybe(arguments.path, "into", into)
@@ -190,6 +177,7 @@ def export(
         checked_on=checked_on,
         class_names=class_names,
         say=say,
+        progress=progress,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from .. import arguments
 from ..arguments import Unpack
 from ..models.source import NetworkOptions, Source
-from ..records.base import InputKind, NetworkTask, PlanType, Precision, Task
+from ..records.base import InputKind, NetworkTask, PlanTask, PlanType, Precision
 from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, Target, WeightBits
 from ..workflows.export import Say, silent
 from .images import Images
@@ -34,7 +34,7 @@ def quantize(
     split: str | None = None,
     rest: Precision | None = None,
     input: InputKind = "float32",
-    task: Task = "classify",
+    task: PlanTask = "classify",
     rounding: bool = False,
     weight_bits: WeightBits | None = None,
     force: bool = False,
@@ -71,7 +71,7 @@ def quantize(
     Raises:
         UsageError: what can be refused before the work.
     """
-    arguments.one_of("task", task, Task)
+    arguments.one_of("task", task, PlanTask)
     source = Source.of(weights, task=task, **options)
     arguments.check(
         target=target, type=type, method=method, images=images, split=split, rest=rest, input=input,

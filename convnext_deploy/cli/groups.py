@@ -149,7 +149,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedCheckpoint(Checkpoint):
-    """The same, with what shapes a model of random weights."""
+    """Which checkpoint, and what shapes a model of random weights."""
 
     num_classes: Annotated[
         int | None,
@@ -192,14 +192,16 @@ class WholeOutputs(Outputs):
     task: Annotated[str, _checkpoint(help="classify, embed, features or segment (UPerNet).")] = "classify"
 
     def read(self) -> dict[str, Any]:
-        from ..records.base import Task
+        from ..records.base import PlanTask
 
-        return {"task": one_of("--task", self.task, Task), "levels": self.levels}
+        return {"task": one_of("--task", self.task, PlanTask), "levels": self.levels}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllOutputs(WholeOutputs):
-    """The same, with what the graph puts out of it."""
+class AllOutputs(Outputs):
+    """What the network is to put out, with heads that belong to another network."""
+
+    task: Annotated[str, _checkpoint(help="classify, embed, features or segment (UPerNet).")] = "classify"
 
     argmax: Annotated[
         bool,
@@ -211,7 +213,14 @@ class AllOutputs(WholeOutputs):
     ] = False
 
     def read(self) -> dict[str, Any]:
-        return {**super().read(), "argmax": self.argmax, "patch_tokens": self.patch_tokens}
+        from ..records.base import Task
+
+        return {
+            "task": one_of("--task", self.task, Task),
+            "levels": self.levels,
+            "argmax": self.argmax,
+            "patch_tokens": self.patch_tokens,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

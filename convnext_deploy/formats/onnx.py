@@ -208,6 +208,7 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16"}),
     devices=frozenset({"cpu", "cuda"}),
     tasks=frozenset({"classify", "embed", "features", "segment"}),
+    builds_in=4.0,
     optimized=frozenset({"cpu", "cuda"}),
     typed_graph=True,
     build=build,

@@ -7,6 +7,7 @@ import msgspec
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 NetworkTask = Literal["classify", "embed", "features"]  # of the network alone
 Task = Literal["classify", "embed", "features", "segment"]  # segment: with the head that makes a class of each pixel
+PlanTask = Literal["classify", "embed", "features", "segment"]  # whose products a plan can name
 # What a classifier's outputs mean, as in transformers' `problem_type`: logits of classes of which an image has one, or
 # any number; the one logit of the second of two classes; or values.
 Problem = Literal["single-label", "multi-label", "binary", "regression"]
