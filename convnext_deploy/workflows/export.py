@@ -176,9 +176,8 @@ def _refuse_early(
         )
     if request.argmax and task != "segment":
         raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
-    if task in ("segment", "detect") and plan is not None:
-        what = "segmenter" if task == "segment" else "detector"
-        raise UsageError(f"--plan: a {what}'s head takes no plan yet; export it in fp32, fp16 or bf16")
+    if task == "detect" and plan is not None:
+        raise UsageError("--plan: a detector's head takes no plan yet; export it in fp32, fp16 or bf16")
     if request.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {request.precision}; it has {', '.join(sorted(fmt.precisions))}")
     formats.refuse_device(fmt, request.device)
