@@ -1,6 +1,7 @@
 """Lists of images and annotations beside them; ImageNet's against torchvision's reader."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from convnext_deploy.data import image_source, numbering, sources
+from convnext_deploy.data import held, image_source, masks, numbering, sources
+from convnext_deploy.data.decoding import UnreadableImage
 from convnext_deploy.errors import DataError
 
 
@@ -307,3 +309,20 @@ def test_text_that_is_no_text_is_refused(folder: Path) -> None:
     (folder / "a.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is no UTF-8 text"):
         sources.open_source(str(folder / "a.csv"))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no device without an end here")
+def test_a_pipe_or_a_device_in_a_list_is_an_image_that_cannot_be_read(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    (folder / "list.csv").write_text("pipe.png,0\n/dev/zero,0\ndeep,1\na.png,1\n")
+    source = sources.open_source(str(folder / "list.csv"))
+    for index, why in enumerate(("it is a pipe, a device or a folder",) * 2 + ("Is a directory",)):
+        with pytest.raises(UnreadableImage, match=why):
+            source.read(index)
+    assert source.read(3).size == (8, 8)
+    in_memory = held.opened("data", [(folder / "pipe.png", 0), ("/dev/zero", 0)])
+    for index in (0, 1):
+        with pytest.raises(UnreadableImage, match="it is a pipe, a device or a folder"):
+            in_memory.read(index)
+    with pytest.raises(DataError, match=r"the mask .*pipe.png cannot be read: it is a pipe, a device or a folder"):
+        masks.read(image_source.Masks((folder / "pipe.png",), 255, False), 0, 2)
