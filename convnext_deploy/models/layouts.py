@@ -23,8 +23,9 @@ from .names import LAYOUTS, Layout
 
 
 def has_anchor(state: Mapping[str, Tensor]) -> bool:
-    """Whether some ConvNeXt is in it, below any prefix."""
-    return any(layout.prefixes(state) for layout in LAYOUTS)
+    """Whether some ConvNeXt is in it, below any prefix; its weights may be in parts."""
+    names = [reparametrized.whole_name(key) for key in state]
+    return any(layout.prefixes(names) for layout in LAYOUTS)
 
 
 def convert(
