@@ -31,6 +31,7 @@ Location = str | os.PathLike[str]
 Weights = Any  # a `Location`, a module of PyTorch, or a state dict: `Location | nn.Module | Mapping[str, Tensor]`
 ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"
 Batch = int | Sequence[int] | str | BatchRange  # one size, (min, opt, max), "8" or "1:8:32"
+Progress = Callable[[int, int, str], None]  # told steps done, steps in all, and what is being done
 
 T = TypeVar("T")
 WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, random, or in Python a module or a state dict"
@@ -213,6 +214,15 @@ def levels(name: str, value: Any) -> tuple[int, ...]:
     return cast("tuple[int, ...]", tuple(numbers))
 
 
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """Names of tensors, of several, or of "images,map1,map2"."""
+    found = value.split(",") if isinstance(value, str) and value else _items(value) or []
+    stripped = [item.strip() if isinstance(item, str) else item for item in found]
+    if (value and not stripped) or not all(isinstance(item, str) and item for item in stripped):
+        raise _refused(name, value, "names of tensors, such as images,map1,map2")
+    return cast("tuple[str, ...]", tuple(stripped))
+
+
 def image_size(name: str, value: Any) -> tuple[int, int]:
     """(height, width) in pixels, of one number, of two, or of "224" and "800x1280"."""
     expected = "pixels such as 224, or height and width such as (800, 1280)"
@@ -336,7 +346,7 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
     "levels", "head_activation", "threads",
-    "split", "limit", "problem", "max_drop", "progress", "tensorrt", "weight_bits", "images",
+    "split", "limit", "problem", "max_drop", "progress", "tensorrt", "weight_bits", "images", "ray",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
@@ -360,6 +370,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "in_chans": whole,
     "weights_key": text,
     "split": text,
+    "ray": text,
     "title": text,
     "preprocessing": preprocessing,
     "threads": whole,

@@ -33,6 +33,7 @@ EXTRAS = {
     "datasets": "hf", "matplotlib": "report", "pynvml": "nvml",
     "anyio": "serve", "prometheus_client": "serve", "python_multipart": "serve", "starlette": "serve",
     "tritonclient": "triton", "google": "triton", "grpc": "triton",
+    "ray": "ray", "fsspec": "remote", "s3fs": "remote", "gcsfs": "remote",
     "uvicorn": "serve", "uvloop": "serve", "httptools": "serve",
 }  # fmt: skip
 BROUGHT_BY_EXPORT = {"onnx", "parquet"}  # extras that the extra `export` brings with it

@@ -1,51 +1,31 @@
-"""Accuracy of a loaded artifact over a labelled image source, with every prediction kept.
+"""Accuracy of an artifact over a labelled image source, with every prediction kept.
 
-Images are decoded by a pool of threads while the session runs the batch before. Finished predictions go to
-`<out>.partial/` as the work proceeds, so that an interrupted evaluation goes on where it stopped; at the end they
-become `<out>.npz`, and the summary `<out>.json`.
+Finished predictions go to `<out>.partial/` as the work proceeds (`inference`), so that an interrupted evaluation goes
+on where it stopped; at the end they become `<out>.npz`, and the summary `<out>.json`.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from ..artifact import manifest
 from ..artifact.manifest import Artifact, write_file
-from ..artifact.session import Session, run_in_batches
-from ..data import preprocess, sources
-from ..errors import CheckFailed, DataError, UsageError, printable
+from ..artifact.session import Session
+from ..data import sources
+from ..errors import DataError, UsageError, printable
 from ..records.accuracy import EvalResult, OutputScore, ScoreResult
 from ..records.base import Goal
-from . import outputs, partial, segments, statistics
+from . import inference, outputs, partial, statistics
+from .inference import Runner
 from .outputs import Outputs, Segments
-from .predictions import (
-    NONE,
-    SUFFIX,
-    Chunk,
-    Predictions,
-    encode,
-    hits,
-    joined,
-    of_logits,
-    per_class,
-)
-from .targets import labelled, problem_of, refuse_lost_classes, targets_of
-
-# From the names of images, their places in the source and their logits (N, classes), to what is kept of them.
-Answers = Callable[[tuple[str, ...], list[int], NDArray[np.float32]], Predictions | Outputs | Segments]
-
-CHUNK = 256  # images between two saves, in whole batches; what a process that is killed loses at most
+from .predictions import SUFFIX, Chunk, Predictions, encode, hits, per_class
+from .targets import labelled, problem_of, refuse_lost_classes
 
 
 def evaluate(
-    session: Session,
+    session: Session | Runner,
     source: sources.ImageSource,
     *,
     artifact: Artifact,
@@ -65,7 +45,7 @@ def evaluate(
     takes all there are. The result's `images_per_s` is of the images that this call itself ran, 0 where it ran none.
 
     Args:
-        session: of `artifact`, loaded.
+        session: of `artifact`, loaded; or what runs images elsewhere.
         source: its labels index the model's outputs, or its class names tell which ones (`data.numbering.numbered`).
         artifact: gives preprocessing, class names and identity.
         batch: images a call of the session; the last one may be smaller.
@@ -87,19 +67,13 @@ def evaluate(
     if problem not in ("single-label", "binary"):
         raise UsageError(f"a {problem} model has no top-1; take `score`")
     source = labelled(_limited(source, limit), artifact, classes, problem)
-    labels = source.labels
-    assert labels is not None  # `labelled` refuses them
-
-    def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Predictions:
-        both = np.concatenate([np.zeros_like(logits), logits], axis=1) if problem == "binary" else logits
-        return of_logits(names, labels[indices], both)
-
     tell = say or (lambda line: None)
-    run = _run(session, source, artifact, batch, problem, answers, out, force, progress, tell)
-    predictions = run.outcome.predictions
+    work = inference.Work(artifact=artifact, source=source, problem=problem, batch=batch)
+    run = inference.run(_runner(session), work, out=out, force=force, progress=progress, tell=tell)
+    predictions = run.chunk.predictions
     assert isinstance(predictions, Predictions)
     if limit is None:
-        refuse_lost_classes(source, predictions, run.outcome.corrupt)
+        refuse_lost_classes(source, predictions, run.chunk.corrupt)
     first = hits(predictions, 1)
     chance = statistics.expected_agreement(predictions.top_classes[:, 0], predictions.labels)
     notes = run.notes
@@ -113,7 +87,7 @@ def evaluate(
         data=source.name,
         data_sha256=source.sha256,
         images=len(predictions.names),
-        corrupt=run.outcome.corrupt,
+        corrupt=run.chunk.corrupt,
         top1=float(first.mean()),
         top5=float(np.mean(hits(predictions, 5))),
         per_class=per_class(predictions, names or source.class_names),
@@ -122,12 +96,12 @@ def evaluate(
         notes=notes,
         problem=problem,
     )
-    _keep(out, run.outcome, result)
+    _keep(out, run.chunk, result)
     return result
 
 
 def score(
-    session: Session,
+    session: Session | Runner,
     source: sources.ImageSource,
     *,
     artifact: Artifact,
@@ -150,9 +124,9 @@ def score(
     problem = problem_of(artifact.manifest.model, problem)
     source = labelled(_limited(source, limit), artifact, classes, problem)
     tell = say or (lambda line: None)
-    answers = _counting(source, artifact) if problem == "segmentation" else _keeping(source, artifact, problem)
-    run = _run(session, source, artifact, batch, problem, answers, out, force, progress, tell)
-    found = run.outcome.predictions
+    work = inference.Work(artifact=artifact, source=source, problem=problem, batch=batch)
+    run = inference.run(_runner(session), work, out=out, force=force, progress=progress, tell=tell)
+    found = run.chunk.predictions
     assert not isinstance(found, Predictions)
     quality = outputs.scored(found, problem)
     notes = run.notes
@@ -170,7 +144,7 @@ def score(
         data=source.name,
         data_sha256=source.sha256,
         images=len(found.names),
-        corrupt=run.outcome.corrupt,
+        corrupt=run.chunk.corrupt,
         score=quality.score,
         per_output=tuple(
             OutputScore(
@@ -186,28 +160,8 @@ def score(
         notes=notes,
         **_beside(found, problem),
     )
-    _keep(out, run.outcome, result)
+    _keep(out, run.chunk, result)
     return result
-
-
-def _keeping(source: sources.ImageSource, artifact: Artifact, problem: Goal) -> Answers:
-    """What keeps a multi-label model's or a regression's outputs beside what they are to be."""
-    targets = targets_of(source, artifact.manifest.model.num_classes, problem)
-
-    def answers(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Outputs:
-        finite = np.isfinite(logits).all(axis=1)
-        if not finite.all():
-            raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values")
-        return Outputs(names, targets[indices], logits)
-
-    return answers
-
-
-def _counting(source: sources.ImageSource, artifact: Artifact) -> Answers:
-    """What counts a segmenter's pixels beside those of the masks."""
-    truth, classes = source.masks, artifact.manifest.model.num_classes
-    assert truth is not None  # `labelled` refuses that
-    return lambda names, indices, found: segments.counted(names, indices, found, truth, classes)
 
 
 def _beside(found: Outputs | Segments, problem: Goal) -> dict[str, Any]:
@@ -224,80 +178,16 @@ def _beside(found: Outputs | Segments, problem: Goal) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    outcome: Chunk
-    images_per_s: float
-    notes: tuple[str, ...]
-
-
-def _run(
-    session: Session,
-    source: sources.ImageSource,
-    artifact: Artifact,
-    batch: int,
-    problem: Goal,
-    answers: Answers,
-    out: Path | None,
-    force: bool,
-    progress: Callable[[int, int], None] | None,
-    tell: Callable[[str], None],
-) -> _Run:
-    """Every image through the session, from where an interrupted call of the same stopped."""
-    _check_batch(batch, artifact)
-    model, preprocessing = artifact.manifest.model, artifact.manifest.preprocessing
-    to_pixels = preprocess.transform(preprocessing, model.image_size, model.in_chans)
-    for note in source.notes:
-        tell(note)
-    folder = None if out is None else partial.opened(out, artifact, source, problem, force)
-    finished = [] if folder is None else partial.chunks_of(folder)
-    done = finished[-1].stop if finished else 0
-    pending: list[Chunk] = []
-    turned: list[int] = []
-
-    def save() -> None:
-        if not pending:
-            return
-        chunk = joined(pending)
-        if folder is not None:
-            write_file(folder / f"{chunk.start:09d}{SUFFIX}", encode(chunk))
-        finished.append(chunk)
-        pending.clear()
-
-    if done:
-        tell(f"going on at image {done:,} of {len(source):,}")
-    report = progress or (lambda done, total: None)
-    report(done, len(source))
-    ran = len(source) - done
-    begin = time.perf_counter()
-    with preprocess.decoders() as pool:
-        try:
-            for piece, its_turned in _batches(pool, session, source, answers, to_pixels, batch, done):
-                pending.append(piece)
-                turned += its_turned
-                report(piece.stop, len(source))
-                if piece.stop - pending[0].start >= CHUNK:
-                    save()
-        finally:  # Ctrl-C too: whole batches only, so that the next call forms the same ones
-            save()
-    elapsed = time.perf_counter() - begin
-    outcome = joined(finished)
-    if not outcome.predictions.names:
-        corrupt = outcome.corrupt
-        raise DataError(f"none of the {len(corrupt)} images of {source.name} can be read; the first is {corrupt[0]}")
-    said = preprocess.turned_words(len(turned), source.names[turned[0]] if turned else "", preprocessing)
-    if said is not None:
-        tell(said)
-    notes = source.notes if said is None else (*source.notes, said)
-    return _Run(outcome, ran / elapsed if ran else 0.0, notes)
-
-
 def _keep(out: Path | None, outcome: Chunk, result: EvalResult | ScoreResult) -> None:
     if out is not None:
         # The summary last: where it exists, the predictions do too.
         write_file(partial.beside(out, SUFFIX), encode(outcome))
         write_file(partial.beside(out, ".json"), manifest.encode(result))
         partial.remove(partial.beside(out, ".partial"))
+
+
+def _runner(session: Session | Runner) -> Runner:
+    return inference.here(session) if isinstance(session, Session) else session
 
 
 def _limited(source: sources.ImageSource, limit: int | None) -> sources.ImageSource:
@@ -323,38 +213,3 @@ def at_chance(top1: float, chance: float) -> str:
         f"top-1 {top1:.2%} is not clearly above what the same answers in any order would give ({chance:.2%}): are the "
         "classes numbered as the model's are (--labels), and is this its preprocessing?"
     )
-
-
-def _check_batch(batch: int, artifact: Artifact) -> None:
-    allowed = artifact.manifest.export.batch
-    if not allowed.min <= batch <= allowed.max:
-        raise UsageError(f"batch {batch}; this artifact takes {allowed.min} to {allowed.max} images at once")
-
-
-def _batches(
-    pool: ThreadPoolExecutor,
-    session: Session,
-    source: sources.ImageSource,
-    answers: Answers,
-    to_pixels: Callable[[Image.Image], NDArray[np.uint8]],
-    batch: int,
-    start: int,
-) -> Iterator[tuple[Chunk, list[int]]]:
-    """The outcome of `batch` images after another, and which have an EXIF orientation.
-
-    A corrupt image leaves its batch smaller and moves no other image.
-    """
-    for these in preprocess.decoded_batches(pool, source.read, to_pixels, range(start, len(source)), batch):
-        corrupt = tuple(f"{source.names[index]}: {line}" for index, line in these.failed)
-        found: Predictions | Outputs | Segments = NONE
-        if these.read:
-            logits = _logits(session, np.stack(these.pixels))
-            found = answers(tuple(source.names[index] for index in these.read), these.read, logits)
-        yield Chunk(these.indices.start, these.indices.stop, found, corrupt), these.turned
-
-
-def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, C, H, W) -> (N, classes). Too few images for the artifact are filled up there and cut off again."""
-    manifest = session.manifest
-    images = preprocess.as_input(pixels, manifest.preprocessing, manifest.export.input)
-    return run_in_batches(session, images, size=len(images))[0]

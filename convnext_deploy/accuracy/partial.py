@@ -1,6 +1,8 @@
 """The folder of an unfinished evaluation, `<out>.partial/`, and the files that it becomes."""
 
 import contextlib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -106,11 +108,16 @@ def remove(folder: Path) -> None:
 
 
 def chunks_of(folder: Path) -> list[Chunk]:
-    """What an interrupted evaluation has finished: chunks that follow one another from the first image on."""
-    chunks: list[Chunk] = []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        chunk = decode(path)
-        if chunk.start != (chunks[-1].stop if chunks else 0):
-            raise UsageError(f"{folder} lacks predictions before {path.name}; remove it or give another --out")
-        chunks.append(chunk)
+    """What an interrupted evaluation has finished, in the source's order; there may be gaps between."""
+    chunks = sorted((decode(path) for path in folder.glob(f"*{SUFFIX}")), key=lambda chunk: chunk.start)
+    for one, other in itertools.pairwise(chunks):
+        if other.start < one.stop:
+            raise UsageError(f"{folder} has image {other.start:,} of the source twice; remove it or give another --out")
     return chunks
+
+
+def missing(chunks: Sequence[Chunk], images: int) -> list[range]:
+    """Which images of a source no chunk has; the chunks in the source's order."""
+    ends = [(chunk.start, chunk.stop) for chunk in chunks]
+    gaps = (range(stop, start) for (_, stop), (start, _) in itertools.pairwise([(0, 0), *ends, (images, images)]))
+    return [gap for gap in gaps if len(gap)]

@@ -7,7 +7,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.image_tables import PARQUET_ERRORS
+from ..data.readers import PARQUET_ERRORS
 from ..env import needs
 from ..errors import CheckFailed, DataError, plain
 from ..records.accuracy import ClassAccuracy
@@ -45,6 +45,10 @@ class Chunk:
     stop: int
     predictions: Predictions | Outputs | Segments
     corrupt: tuple[str, ...]  # "name: reason"
+
+    def moved(self, by: int) -> "Chunk":
+        """The same, of images that lie so many places further on."""
+        return replace(self, start=self.start + by, stop=self.stop + by)
 
 
 def read_predictions(path: Path) -> Predictions:

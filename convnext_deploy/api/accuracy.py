@@ -20,7 +20,7 @@ class EvaluateOptions(JudgedOptions, SessionOptions, total=False):
 
 
 class GateOptions(JudgedOptions, OpeningOptions, total=False):
-    """The same, without what a gate does not choose."""
+    """How labels are read, and how both artifacts run."""
 
 
 @verb
@@ -32,6 +32,7 @@ def evaluate(
     limit: int | None = None,
     out: arguments.Location | None = None,
     force: bool = False,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Say = silent,
     **options: Unpack[EvaluateOptions],
@@ -50,19 +51,31 @@ def evaluate(
         limit: only so many images, evenly spaced over the source.
         out: path without suffix for `<out>.json` and `<out>.npz`.
         force: replace what an earlier call wrote there.
+        ray: evaluate on the nodes of a Ray cluster: HOST:PORT, "auto" for the one that runs on this machine, or
+            "local" for one of this machine's cores that ends with the call.
         progress: told (images done, images in all).
         say: told what is assumed about the images, and where an interrupted call goes on.
     """
     images = labelled(data, part(options, JudgedOptions))
     out = arguments.maybe(arguments.path, "out", out)
     batch = arguments.maybe(arguments.whole, "batch", batch)
-    arguments.check(limit=limit, force=force, progress=progress, say=say)
+    arguments.check(limit=limit, force=force, ray=ray, progress=progress, say=say)
     run, trust = run_options(part(options, SessionOptions))
     artifact = opened(path)
     from ..workflows import evaluate as workflow
 
     return workflow.evaluate(
-        artifact, images, run, batch=batch, limit=limit, out=out, force=force, trust=trust, progress=progress, say=say
+        artifact,
+        images,
+        run,
+        batch=batch,
+        limit=limit,
+        out=out,
+        force=force,
+        trust=trust,
+        ray=ray,
+        progress=progress,
+        say=say,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..records.accuracy import ScoreResult
+from . import hints
 from .groups import Labelled, Meaning, ReduceLabels, grouped
 from .options import (
     DATA,
@@ -17,12 +18,13 @@ from .options import (
     Force,
     Json,
     Quiet,
+    RayOption,
     Threads,
     Trust,
     one_of,
     resumable,
 )
-from .terminal import Terminal, progress_bar
+from .terminal import Terminal, progress_bar, stdout_kept
 
 
 @grouped
@@ -49,6 +51,7 @@ def evaluate(
     threads: Threads = None,
     cuda_graph: CudaGraph = False,
     trust: Trust = False,
+    ray: RayOption = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -58,7 +61,7 @@ def evaluate(
     from ..records.base import Device
 
     terminal = Terminal(json, quiet)
-    with progress_bar(terminal) as progress, resumable(terminal, out is not None):
+    with progress_bar(terminal) as progress, resumable(terminal, out is not None), stdout_kept():
         terminal.say(f"opening {artifact} and listing the images of {data}")
         result = api.evaluate(
             artifact,
@@ -73,17 +76,23 @@ def evaluate(
             threads=threads,
             cuda_graph=cuda_graph,
             trust=trust,
+            ray=ray,
             progress=progress,
             say=terminal.say,
             **labelled.read(),
         )
+    from ..workflows.evaluate import Images
+
+    named = Images(data=data, **labelled.read(), problem=meaning.read(), reduce_labels=reduce_labels).words()
+    whole = None if limit is not None else out  # a gate needs the same images on both sides
+    next_ = hints.after_eval(artifact, whole, named, device, trust)
     if isinstance(result, ScoreResult):
         from . import words
 
         lines = words.score_lines(result)
         if out is not None:
             lines.append(f"outputs in {out.with_name(f'{out.name}.npz')}")
-        terminal.result(result, "\n".join(lines))
+        terminal.result(result, "\n".join(lines), next_)
         return
     lines = [
         f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {result.images} images of {result.data}",
@@ -95,4 +104,4 @@ def evaluate(
     lines.append("lowest classes: " + ", ".join(f"{c.name} {c.top1:.1%}" for c in worst))
     if out is not None:
         lines.append(f"predictions in {out.with_name(str(result.predictions))}")
-    terminal.result(result, "\n".join(lines))
+    terminal.result(result, "\n".join(lines), next_)

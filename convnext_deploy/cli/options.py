@@ -34,6 +34,12 @@ Threads = Annotated[
 CudaGraph = Annotated[
     bool, typer.Option("--cuda-graph", help="On a GPU: replay a captured CUDA graph.", rich_help_panel=RUNTIME)
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="On a Ray cluster: HOST:PORT, auto, or local for this machine's cores.", rich_help_panel=RUNTIME
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that exists.", rich_help_panel=OUTPUT)]
 LabelsOption = Annotated[
     Path | None,

@@ -18,7 +18,8 @@ import numpy as np
 from ..errors import DataError, plain
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
 from .image_lists import LIST_SUFFIXES, Annotations, by_labels, named, read_list, text_of
-from .image_source import ClassOrder, ImageSource, refuse_large, unique
+from .image_source import ClassOrder, ImageSource, unique
+from .readers import Files, absolute
 
 _WORDNET = re.compile(r"n\d{8}")
 _OF_IMAGENET = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -103,11 +104,7 @@ def _source(data: str, folder: Path, file: Path, found: Annotations) -> ImageSou
     if missing:
         notes.append(f"{len(missing):,} images of {file.name} are not there, such as {missing[0]}")
 
-    def read_bytes(index: int) -> bytes:
-        with paths[index].open("rb") as opened:
-            refuse_large(os.fstat(opened.fileno()).st_size)
-            return opened.read()
-
+    read_bytes = Files("", tuple(map(absolute, paths)))
     return source_of(data if str(file) == data else f"{data}, {file.name}", found, read_bytes, tuple(notes))
 
 

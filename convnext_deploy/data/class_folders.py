@@ -6,21 +6,28 @@ the image). What lies elsewhere or twice is left out, and said.
 """
 
 import os
+import re
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
 
 from ..errors import DataError, plain
-from .image_source import ClassOrder, ImageSource, ordered, refuse_large, unique
+from . import remote
+from .image_source import ClassOrder, ImageSource, ordered, unique
+from .readers import Files, Spans, absolute
 
 # Those of torchvision's ImageFolder, and what Pillow reads since; other files are left out.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif", ".jxl")
 SUFFIXES = ", ".join(IMAGE_SUFFIXES)
+
+_CLASS_BYTES = 1024  # of a file of webdataset's that says a class
+
+_Member = tuple[str, str, tuple[str, int, int]]  # an image's name, its class, and where it lies
 
 # What `tarfile` raises for damaged archives.
 _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, IndexError, TypeError)
@@ -43,11 +50,6 @@ def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> I
     except OSError as error:
         raise DataError(f"{error.filename} in {data} cannot be listed: {plain(error)}") from None
 
-    def read_bytes(index: int) -> bytes:
-        with (root / files[index]).open("rb") as file:
-            refuse_large(os.fstat(file.fileno()).st_size)
-            return file.read()
-
     notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
     deep = any(file.count("/") > 1 for file in files)
     if order == "timm":
@@ -60,7 +62,7 @@ def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> I
         notes += ["images in folders inside class folders count to the class folder, as in torchvision"] if deep else []
     top = {file.partition("/")[0] for file in files if "/" in file}
     _refuse_classes_of_other_files(data, {name: count for name, count in others.items() if name not in top}, top)
-    return _labelled(data, files, labels_of, ordered(classes, order), read_bytes, notes, order)
+    return _labelled(data, files, labels_of, ordered(classes, order), Files(absolute(root), tuple(files)), notes, order)
 
 
 def _refuse_classes_of_other_files(data: str, others: Mapping[str, int], classes: Collection[str]) -> None:
@@ -133,39 +135,34 @@ def _is_hidden(name: str) -> bool:
 
 
 def tar_source(
-    data: str, shards: list[Path], folder: Path | None, order: ClassOrder = "torchvision"
+    data: str, shards: Sequence[str], several: bool, order: ClassOrder = "torchvision"
 ) -> ImageSource | None:
     """The images in tar files, whose class is the folder directly around them; None where there are none.
 
-    A shard of a `folder` that has no class folders is itself one class, and so is a tar inside a tar.
+    One of `several` shards that has no class folders is itself one class, and so is a tar inside a tar. In webdataset's
+    layout, `a.cls` says the class of `a.jpg`.
+
+    Args:
+        shards: absolute paths, or addresses.
 
     Raises:
-        DataError: a file is damaged, compressed, sparse, in webdataset's layout, or holds images without a class.
+        DataError: a file is damaged, compressed, sparse, or holds images without a class.
     """
-    found: list[tuple[str, str, tuple[Path, int, int]]] = []  # name, class, where it lies
+    found: list[_Member] = []
     left_out: Counter[str] = Counter()
     others: list[tuple[str, PurePosixPath]] = []  # class and path of files of other kinds
+    written: dict[str, str] = {}  # what webdataset's files say, by the names of images without their suffix
     for shard in shards:
-        prefix = "" if folder is None else shard.name
+        prefix = PurePosixPath(shard).name if several else ""
         try:
-            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                found += _members(tar, shard, prefix, os.fstat(file.fileno()).st_size, left_out, others)
+            with remote.opened(shard, forwards=True) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                found += _members(tar, shard, prefix, remote.size_of(file), left_out, others, written)
         except _TAR_ERRORS as error:
             raise DataError(f"{shard} cannot be read as uncompressed tar: {plain(error)}") from None
     found.sort(key=lambda entry: entry[0])
-    places = [place for _, _, place in found]
-
-    def read_bytes(index: int) -> bytes:
-        # Without `tarfile`, whose open files can serve one thread at a time.
-        shard, offset, size = places[index]
-        refuse_large(size)
-        with shard.open("rb") as file:
-            file.seek(offset)
-            content = file.read(size)
-        if len(content) != size:
-            raise DataError(f"{shard} was truncated while it was read; run again with the whole file")
-        return content
-
+    read_bytes = Spans(tuple(place for _, _, place in found))
+    if written:
+        return _webdataset(data, found, written, read_bytes, order)
     names, labels_of = [name for name, _, _ in found], [label for _, label, _ in found]
     notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
     around = {PurePosixPath(name).parent.parent for name in names if "/" in name}  # of the class folders
@@ -177,14 +174,15 @@ def tar_source(
 
 def _members(
     tar: tarfile.TarFile,
-    shard: Path,
+    shard: str,
     prefix: str,
     end: int,
     left_out: Counter[str],
     others: list[tuple[str, PurePosixPath]],
+    written: dict[str, str],
     start: int = 0,
-) -> Iterator[tuple[str, str, tuple[Path, int, int]]]:
-    """(name, class, (shard, offset, bytes)) of the images of one archive; `start` is its own offset in the shard."""
+) -> Iterator[_Member]:
+    """The images of one archive; `start` is its own offset in the shard."""
     texts: list[PurePosixPath] = []
     images: set[PurePosixPath] = set()
     for member in tar:
@@ -203,36 +201,74 @@ def _members(
             inner = tar.extractfile(member)
             assert inner is not None  # of a regular member
             name = f"{prefix}/{member.name}".lstrip("/")
-            yield from _nested(inner, shard, name, offset, member.size, left_out, others)
+            yield from _nested(inner, shard, name, offset, member.size, left_out, others, written)
         elif suffix in IMAGE_SUFFIXES:
             images.add(path.with_suffix(""))
             name = str(PurePosixPath(prefix, path))
             yield name, path.parent.name or PurePosixPath(prefix).stem, (shard, offset, member.size)
+        elif suffix == ".cls" and member.size < _CLASS_BYTES:
+            said = tar.extractfile(member)
+            assert said is not None  # of a regular member
+            written[str(PurePosixPath(prefix, path.with_suffix("")))] = said.read().decode("utf-8", "replace").strip()
         else:
             left_out["files of other kinds"] += 1
             others.append((path.parent.name or PurePosixPath(prefix).stem, PurePosixPath(prefix, path)))
-            if suffix in {".cls", ".json", ".txt"} and len(texts) < 1000:
+            if suffix in {".json", ".txt"} and len(texts) < 1000:
                 texts.append(path)
     for text in texts:
-        if text.with_suffix("") in images:
+        if text.with_suffix("") in images and str(PurePosixPath(prefix, text.with_suffix(""))) not in written:
             # A map-style reader sees only the images of such a shard and would take its name for their class.
             raise DataError(
-                f"{shard} is in the webdataset layout ({text.name} beside its image); expected class folders in the "
-                "tar, or convert it to parquet"
+                f"{shard} is in the webdataset layout ({text.name} beside its image) without .cls files, which say "
+                "the class; add them, or use class folders in the tar"
             )
 
 
 def _nested(
     inner: IO[bytes],
-    shard: Path,
+    shard: str,
     prefix: str,
     offset: int,
     size: int,
     left_out: Counter[str],
     others: list[tuple[str, PurePosixPath]],
-) -> Iterable[tuple[str, str, tuple[Path, int, int]]]:
+    written: dict[str, str],
+) -> Iterable[_Member]:
     with tarfile.open(fileobj=inner, mode="r:") as tar:
-        return list(_members(tar, shard, prefix, offset + size, left_out, others, offset))
+        return list(_members(tar, shard, prefix, offset + size, left_out, others, written, offset))
+
+
+def _webdataset(
+    data: str, found: list[_Member], written: Mapping[str, str], read_bytes: Spans, order: ClassOrder
+) -> ImageSource:
+    """The source of images whose classes are said beside them, as numbers or as names."""
+    names = [name for name, _, _ in found]
+    if not names:
+        raise DataError(f"{data} has .cls files and no {SUFFIXES} images")
+    said = [written.get(str(PurePosixPath(name).with_suffix(""))) for name in names]
+    if None in said or "" in said:
+        lacking = names[next(index for index, text in enumerate(said) if not text)]
+        raise DataError(f"{data} has no class for {lacking}; expected a .cls file beside each image")
+    texts = [text for text in said if text is not None]
+    if all(re.fullmatch(r"[0-9]{1,9}", text) for text in texts):
+        return ImageSource(
+            name=data,
+            names=unique(names),
+            labels=np.array([int(text) for text in texts], np.int64),
+            class_names=None,
+            read_bytes=read_bytes,
+        )
+    classes = ordered(sorted(set(texts)), order)
+    number = {text: index for index, text in enumerate(classes)}
+    return ImageSource(
+        name=data,
+        names=unique(names),
+        labels=np.array([number[text] for text in texts], np.int64),
+        class_names=unique(classes),
+        read_bytes=read_bytes,
+        labels_from="names",
+        ordered_by=f"the .cls files' names sorted {'by name' if order == 'torchvision' else 'as timm does'}",
+    )
 
 
 def _labelled(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import DataError, plain, printable
 from . import decoding
+from .readers import part_of
 
 # Where the numbers of the labels come from: positions of class names in an order that the source does not say, a column
 # of numbers, or a map from class names to the model's outputs.
@@ -24,8 +25,6 @@ LabelsFrom = Literal["names", "column", "map"]
 
 # Who numbers classes by their names: torchvision sorts them as text ("10" before "2"), timm by the numbers in them.
 ClassOrder = Literal["torchvision", "timm"]
-
-MAX_FILE_BYTES = 2**28  # of one encoded image; a photograph of 100 megapixels takes half of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class ImageSource:
     names: tuple[str, ...]  # unique; relative paths where the source has them
     labels: NDArray[np.int64] | None  # (N,); None: the source has no labels, or not one an image
     class_names: tuple[str, ...] | None  # by label
-    read_bytes: Callable[[int], bytes]  # the encoded image of an index
+    read_bytes: Callable[[int], bytes]  # the encoded image of an index; one of `readers`, or a program's own
     labels_from: LabelsFrom = "column"
     ordered_by: str = "the class folders sorted by name"  # of labels from names, in words
     label_sets: tuple[tuple[int, ...], ...] | None = None  # of images with any number of labels, in `labels`' place
@@ -67,8 +66,16 @@ class ImageSource:
                 the same line whenever the same image is read.
             DataError: the source itself cannot be read any more.
         """
+        return decoding.decoded(self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of one image's file.
+
+        Raises:
+            As `read`.
+        """
         try:
-            content = self.read_bytes(index)
+            return self.read_bytes(index)
         except decoding.UnreadableImage:
             raise
         except OSError as error:
@@ -78,11 +85,10 @@ class ImageSource:
             raise DataError(
                 f"{self.names[index]} of {self.name} cannot be read: {plain(error)}; run again to go on"
             ) from None
-        return decoding.decoded(content)
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the names, and the labels or masks; the images' pixels are not part of it."""
+        """A hash of the names, and the labels or masks; the images' pixels are not part of it."""
         digest = hashlib.sha256(msgspec.json.encode(self.names))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
@@ -95,16 +101,6 @@ class ImageSource:
             for path in self.masks.paths:
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
-
-
-def refuse_large(size: int) -> None:
-    """Refuse to read an encoded image of so many bytes.
-
-    Raises:
-        UnreadableImage: it has more than `MAX_FILE_BYTES`.
-    """
-    if size > MAX_FILE_BYTES:
-        raise decoding.UnreadableImage(f"the file has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
 
 
 def subset(source: ImageSource, limit: int) -> ImageSource:
@@ -192,7 +188,7 @@ def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
         label_sets=None if source.label_sets is None else tuple(source.label_sets[index] for index in indices),
         values=None if source.values is None else source.values[indices],
         masks=source.masks and replace(source.masks, paths=tuple(source.masks.paths[index] for index in indices)),
-        read_bytes=lambda position: source.read_bytes(indices[position]),
+        read_bytes=part_of(source.read_bytes, indices),
     )
 
 

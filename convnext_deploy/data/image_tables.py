@@ -1,13 +1,11 @@
 """Images in parquet files and datasets of Hugging Face: a row an image, its label in a column."""
 
-import bisect
-import functools
 import io
 import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -15,31 +13,30 @@ import numpy as np
 
 from ..env import needs
 from ..errors import DataError, plain
-from .image_source import ImageSource, refuse_large, unique
+from . import remote
+from .image_source import ImageSource, unique
+from .readers import PARQUET_ERRORS, Rows, refuse_large
 
-ROW_GROUPS_KEPT = 2  # of a parquet source in memory at once; neighbouring images may straddle two
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
 
-# What Arrow raises for damaged files; its own exceptions are OSError, ValueError, TypeError, KeyError and so on too.
-PARQUET_ERRORS = (
-    OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RecursionError, OverflowError,
-    MemoryError,
-)  # fmt: skip
 
+def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
+    """Names and labels are read at once, images a row group at a time when they are asked for.
 
-def parquet_source(data: str, files: list[Path]) -> ImageSource:
-    """Names and labels are read at once, images a row group at a time when they are asked for."""
+    Args:
+        files: absolute paths, or addresses.
+    """
     with needs("pyarrow"):
         import pyarrow.parquet as pq
 
     names: list[str] = []
     labels: list[int | None] = []
     class_names = None
-    groups: list[tuple[Path, int]] = []
+    groups: list[tuple[str, int]] = []
     starts: list[int] = []  # index of the first image of each row group
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with remote.opened(path) as opened, pq.ParquetFile(opened) as file:
                 found = _check_schema(file.schema_arrow, path)
                 for group in range(file.num_row_groups):
                     size = file.metadata.row_group(group).total_byte_size
@@ -52,7 +49,7 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
                     starts.append(len(names))
                     rows = file.read_row_group(group, columns=["image.path", "label"]).to_pylist()
                     names += [
-                        (row.get("image") or {}).get("path") or f"{path.name}#{number}"
+                        (row.get("image") or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
                         for number, row in enumerate(rows, len(names))
                     ]
                     labels += [row.get("label") for row in rows]
@@ -62,28 +59,13 @@ def parquet_source(data: str, files: list[Path]) -> ImageSource:
             raise DataError(f"{path} names other classes than {files[0]}; give files of one dataset")
         class_names = found
 
-    @functools.lru_cache(ROW_GROUPS_KEPT)
-    def images(path: Path, group: int) -> Any:
-        with pq.ParquetFile(path) as file:
-            return file.read_row_group(group, columns=["image.bytes"])["image"]
-
-    lock = threading.Lock()
-
-    def read_bytes(index: int) -> bytes:
-        group = bisect.bisect_right(starts, index) - 1
-        try:
-            with lock:  # threads wait for one another's row group instead of each reading it
-                image = images(*groups[group])[index - starts[group]].as_py()
-                content: bytes = (image and image["bytes"]) or b""
-        except PARQUET_ERRORS as error:
-            raise DataError(f"{groups[group][0]} cannot be read: {plain(error)}; run again to go on") from None
-        refuse_large(len(content))
-        return content
-
-    return _in_order(data, names, labels, class_names, read_bytes)
+    sizes = np.diff([*starts, len(names)])
+    rows = np.concatenate([np.arange(size) for size in sizes]) if names else np.empty(0, np.int64)
+    places = np.stack([np.repeat(np.arange(len(groups)), sizes), rows], axis=1)
+    return _in_order(data, names, labels, class_names, Rows(groups, places))
 
 
-def _check_schema(schema: Any, path: Path) -> tuple[str, ...] | None:
+def _check_schema(schema: Any, path: str) -> tuple[str, ...] | None:
     """The class names in the schema of a parquet file, None where it has none.
 
     Raises:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ..errors import DataError, plain
 from . import decoding
-from .image_source import ImageSource, Masks, chosen, refuse_large
+from .image_source import ImageSource, Masks, chosen
+from .readers import refuse_large
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that keep a number as it is
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")

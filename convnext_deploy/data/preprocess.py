@@ -124,9 +124,9 @@ def _per_channel(values: tuple[float, ...], channels: int) -> NDArray[np.float32
 
 
 @contextmanager
-def decoders() -> Iterator[ThreadPoolExecutor]:
-    """A thread a core; leaving drops the work that waits."""
-    pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+def decoders(threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads, one a core where nothing else is said; leaving drops the work that waits."""
+    pool = ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="decode")
     try:
         yield pool
     finally:

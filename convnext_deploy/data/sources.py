@@ -8,20 +8,23 @@ ImageFolder numbers them unless timm's order is asked for, and images are read i
 
 import re
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import DataError, printable
+from . import remote
 from .annotations import annotated_source, is_voc, list_source, voc_source
 from .class_folders import SUFFIXES, folder_source, tar_source
 from .image_lists import LIST_SUFFIXES
 from .image_source import ClassOrder, ImageSource, parts, subset
 from .image_tables import dataset_source, parquet_source
+from .readers import absolute
 
 __all__ = ["ClassOrder", "ImageSource", "open_source", "parts", "subset"]
 
 EXPECTED = (
     "expected a folder of class folders, a folder of images, a .tar file or a folder of them, "
-    "a .parquet file or a folder of them, a list of images (.csv, .tsv, .txt, .json, .jsonl), or hfds:NAME"
+    "a .parquet file or a folder of them, a list of images (.csv, .tsv, .txt, .json, .jsonl), hfds:NAME, or an "
+    "address such as s3://bucket/val-*.tar"
 )
 SPLITS = {"train", "val", "valid", "validation", "test", "eval"}
 
@@ -33,15 +36,16 @@ def open_source(
     annotations: str | None = None,
     class_order: ClassOrder = "torchvision",
 ) -> ImageSource:
-    """Open an image source by what lies at a path, or a dataset by `hfds:NAME`.
+    """Open an image source by what is at a path, or a dataset by `hfds:NAME`.
 
     Taken are a folder of class folders, a folder of images without labels, .tar files with class folders inside, a
     folder of .tar shards (a shard without class folders is itself one class), parquet files with the columns `image`
-    {bytes, path} and `label`, lists of images with their labels (`image_lists`), and a folder of Pascal VOC.
+    {bytes, path} and `label`, lists of images with their labels (`image_lists`), and a folder of Pascal VOC. Parquet
+    files and tars may lie behind an address such as s3://bucket/val-*.tar (`remote`).
 
     Args:
         data: a path, or `hfds:` and the name or path that `datasets.load_dataset` takes; or a source, which is given
-            back (`data.held` makes one of what a program holds).
+            back (`data.held` makes one of what a program has in memory).
         split: a subfolder, the first part of parquet names such as `test-00000-of-00001.parquet`, or the split of a
             dataset. None where there is only one.
         annotations: what says the labels of the images in the folder `data`: a list, COCO's or ImageNet's file, or
@@ -71,6 +75,8 @@ def open_source(
 def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:
     if data.startswith("hfds:"):
         return dataset_source(data, data.removeprefix("hfds:"), split)
+    if remote.is_address(data):
+        return _elsewhere(data, split, order)
     path = Path(data)
     if not data or not path.exists():
         raise DataError(f"{data!r} does not exist; {EXPECTED}")
@@ -79,12 +85,24 @@ def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:
     if split is not None:
         raise DataError(f"{data} is one file and has no split {split!r}; leave --split out")
     if path.suffix.lower() == ".tar":
-        return _with_images(data, tar_source(data, [path], None, order))
+        return _with_images(data, tar_source(data, [absolute(path)], False, order))
     if path.suffix.lower() == ".parquet":
-        return parquet_source(data, [path])
+        return parquet_source(data, [absolute(path)])
     if path.suffix.lower() in LIST_SUFFIXES:
         return list_source(data, path, order)
     raise DataError(f"{data} is a file of another kind; {EXPECTED}")
+
+
+def _elsewhere(data: str, split: str | None, order: ClassOrder) -> ImageSource:
+    """What an address names: Parquet files or tars."""
+    files = remote.listed(data)
+    if files[0].lower().endswith(".parquet"):
+        return parquet_source(data, _of_split(data, files, split))
+    if split is not None:
+        raise DataError(
+            f"{data} has tars and no split {split!r}; name those of the split, such as s3://bucket/val-*.tar"
+        )
+    return _with_images(data, tar_source(data, files, data != files[0], order))
 
 
 def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> ImageSource:
@@ -95,16 +113,16 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
         return _folder(data, folders[split], None, order)
     parquets, tars = sorted(path.glob("*.parquet")), sorted(path.glob("*.tar"))
     if parquets and tars:
-        raise DataError(f"{data} holds both .parquet and .tar files; give one of the two")
+        raise DataError(f"{data} contains both .parquet and .tar files; give one of the two")
     if parquets:
-        return parquet_source(data, _of_split(data, parquets, split))
-    # A class may be called "train" too, but the folder of a split holds folders.
+        return parquet_source(data, _of_split(data, list(map(absolute, parquets)), split))
+    # A class may be called "train" too, but the folder of a split contains folders.
     splits = sorted(name for name in SPLITS & set(folders) if any(child.is_dir() for child in folders[name].iterdir()))
     if split is not None:
         found = f"it has {', '.join(splits)}" if splits else "it has no splits, leave --split out"
         raise DataError(f"{data} has no folder for the split {split!r}; {found}")
     if tars:
-        return _with_images(data, tar_source(data, tars, path, order))
+        return _with_images(data, tar_source(data, list(map(absolute, tars)), True, order))
     if splits:
         raise DataError(f"{data} has the split folders {', '.join(splits)}; choose one with --split")
     return _with_images(data, folder_source(data, path, order))
@@ -112,13 +130,14 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
 
 def _with_images(data: str, source: ImageSource | None) -> ImageSource:
     if source is None:
-        raise DataError(f"{data} holds no {SUFFIXES} images; {EXPECTED}")
+        raise DataError(f"{data} contains no {SUFFIXES} images; {EXPECTED}")
     return source
 
 
-def _of_split(data: str, files: list[Path], split: str | None) -> list[Path]:
+def _of_split(data: str, files: list[str], split: str | None) -> list[str]:
     """Those parquet files that belong to a split by Hugging Face's naming, `test-00000-of-00003.parquet`."""
-    named = {file: match[1] for file in files if (match := re.fullmatch(r"(.+?)-\d+-of-\d+.*", file.stem))}
+    stems = {file: PurePosixPath(file).stem for file in files}
+    named = {file: match[1] for file, stem in stems.items() if (match := re.fullmatch(r"(.+?)-\d+-of-\d+.*", stem))}
     splits = sorted(set(named.values()))
     if split is None and len(splits) > 1:
         raise DataError(f"{data} has the splits {', '.join(splits)}; choose one with --split")

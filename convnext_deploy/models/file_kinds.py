@@ -34,7 +34,6 @@ _BEGINS: tuple[tuple[bytes, str, str], ...] = (
 )
 # Formats whose first bytes say too little.
 _ENDS: dict[str, tuple[str, str]] = {
-    ".onnx": ("an ONNX model", "give the checkpoint that it was exported from"),
     ".msgpack": ("a file of msgpack, as Flax writes it", _ELSEWHERE),
     ".pb": ("a graph of TensorFlow", _ELSEWHERE),
     ".tflite": ("a model of TensorFlow Lite", _ELSEWHERE),

@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..env import needs
 from ..errors import WeightsError, plain
 from . import blanks, file_kinds, pickles
 from .facts import metadata_facts, understood
@@ -19,6 +20,9 @@ from .layouts import has_anchor
 from .mm_config import mm_facts, text_of
 from .provenance import joined, sourced
 from .training import held_facts
+
+if TYPE_CHECKING:
+    from .onnx_blocks import OnnxConvNeXt
 
 # What training scripts wrap state dicts in. Where several hold a ConvNeXt, the averaged weights come first (as in
 # timm), and names that are not here come last.
@@ -61,6 +65,8 @@ def read_file(path: Path, key: str | None = None) -> Read:
     file_kinds.refuse_others(path, head)
     if file_kinds.is_safetensors(path, head):  # whatever the file is called
         return _safetensors(path, key)
+    if path.suffix == ".onnx":
+        return _onnx(path, key)
     archive = head[:2] == b"PK"  # torch.save's format since 1.6; the older one cannot be mapped
     if not archive and pickles.is_plain(path):
         return _unwrapped(pickles.read(path), path, key)
@@ -95,6 +101,27 @@ def _safetensors(path: Path, key: str | None) -> Read:
         key,
         path.name,
     )
+
+
+def _onnx(path: Path, key: str | None) -> Read:
+    """The ConvNeXt in a graph of any exporter.
+
+    Args:
+        key: the tensors at its ends, joined by commas: what the stem reads, and the maps.
+    """
+    with needs("onnx"):
+        from . import onnx_convnext, onnx_graph
+
+        model = onnx_graph.load(path)
+    return of_onnx(onnx_convnext.read_model(model, path.name, key.split(",") if key else ()), path.name)
+
+
+def of_onnx(found: "OnnxConvNeXt", name: str) -> Read:
+    """What was found in a graph, as a checkpoint: in fp32, which holds half floats exactly."""
+    from .onnx_convnext import facts_of
+
+    state = {key: torch.from_numpy(np.array(values, np.float32)) for key, values in found.state.items()}
+    return Read(state, sourced(facts_of(found), "the graph"), None, name)
 
 
 def _harmless() -> list[Any]:

@@ -260,7 +260,7 @@ def _channels(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _width(tensors: Mapping[str, Tensor]) -> int:
-    """Of the pooled vector."""
+    """The number of channels of the pooled vector."""
     conv = tensors.get("stages.3.0.dwconv_norm.conv.weight")
     return conv.shape[0] if conv is not None and conv.ndim == 4 else 0
 

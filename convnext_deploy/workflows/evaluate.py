@@ -6,14 +6,17 @@ from pathlib import Path
 
 from .. import formats
 from ..accuracy import evaluation
+from ..accuracy.inference import Runner
 from ..accuracy.partial import SCORED
 from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact
-from ..artifact.session import RunOptions
+from ..artifact.session import RunOptions, Session
+from ..cluster import connection
 from ..data import masks, numbering, sources
 from ..errors import UsageError
 from ..records.accuracy import EvalResult, ScoreResult
 from ..records.base import Goal, Problem
+from . import cluster_evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +85,21 @@ def evaluate(
     out: Path | None = None,
     force: bool = False,
     trust: bool = False,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None,
     say: Callable[[str], None],
 ) -> EvalResult | ScoreResult:
     """The steps of `api.evaluate`, on an artifact whose files were checked."""
+    address = None if ray is None else connection.checked(ray)
     source, classes, problem = images.of(artifact)
     judge = evaluation.score if problem in SCORED else evaluation.evaluate
+    session: Session | Runner = (
+        formats.opened(artifact, options, trust)
+        if address is None
+        else cluster_evaluate.runner(address, options, trust=trust, say=say)
+    )
     return judge(
-        formats.opened(artifact, options, trust),
+        session,
         source,
         artifact=artifact,
         batch=artifact.manifest.export.batch.opt if batch is None else batch,

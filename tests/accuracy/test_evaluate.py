@@ -7,9 +7,10 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_deploy import cli, env
-from convnext_deploy.accuracy import evaluation
+from convnext_deploy.accuracy import evaluation, inference
 from convnext_deploy.accuracy import predictions as predictions_of
 from convnext_deploy.artifact.manifest import MANIFEST_NAME, Artifact, encode
 from convnext_deploy.artifact.session import Images, RunOptions, Session
@@ -328,7 +329,7 @@ class Interrupted(TableSession):
 def test_an_interrupted_evaluation_goes_on_and_ends_as_if_it_had_not_been(
     tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    monkeypatch.setattr(inference, "CHUNK", chunk)
     images = sources.open_source(str(write_folder(tmp_path / "set", FILES | CORRUPT)))
     whole = evaluation.evaluate(
         TableSession(artifact.manifest, of_pixels), images, artifact=artifact, batch=4, out=tmp_path / "whole"
@@ -369,6 +370,36 @@ def test_another_batch_may_go_on_where_one_was_interrupted(
     assert predictions_of.read_predictions(tmp_path / "out.npz").names == source.names
 
 
+def test_what_is_missing_anywhere_in_the_middle_is_run_and_nothing_else(
+    tmp_path: Path, source: sources.ImageSource, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "CHUNK", 1)
+    session = TableSession(artifact.manifest, of_pixels)
+    evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(Interrupted(artifact.manifest, 6), source, artifact=artifact, batch=4, out=tmp_path / "out")
+    for start in (0, 12, 16):
+        (tmp_path / "out.partial" / f"{start:09d}.npz").unlink()
+    session, calls = TableSession(artifact.manifest, of_pixels), []
+    evaluation.evaluate(
+        session, source, artifact=artifact, batch=4, out=tmp_path / "out", progress=lambda *call: calls.append(call)
+    )
+    assert session.batches == [4, 4, 4, 4, 4, 4, 4, 4, 1]
+    assert calls[0] == (12, 45)
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_pieces_may_come_in_any_order(tmp_path: Path, source: sources.ImageSource, artifact: Artifact) -> None:
+    session = TableSession(artifact.manifest, of_pixels)
+    evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "whole")
+
+    def backwards(work: inference.Work, ranges: Sequence[range]) -> Generator[inference.Piece, None, None]:
+        yield from list(inference.here(session)(work, ranges))[::-1]
+
+    evaluation.evaluate(backwards, source, artifact=artifact, batch=4, out=tmp_path / "out")
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
 def interrupt(tmp_path: Path, source: sources.ImageSource, artifact: Artifact) -> Path:
     with pytest.raises(KeyboardInterrupt):
         evaluation.evaluate(Interrupted(artifact.manifest, 2), source, artifact=artifact, batch=4, out=tmp_path / "out")
@@ -396,7 +427,7 @@ def test_unfinished_predictions_of_something_else_are_refused(
         (lambda path: (path / "identity.json").write_text("{}"), UsageError, r"identity\.json is damaged"),
         (lambda path: (path / "000000000.npz").write_text("x"), DataError, "does not hold predictions of eval"),
         (lambda path: (path / "000000000.npz").rename(path / "9.npz"), None, ""),  # the name decides nothing
-        (lambda path: (path / "000000000.npz").unlink(), UsageError, "lacks predictions before"),
+        (lambda path: copy(path / "000000000.npz", path / "1.npz"), UsageError, "has image 0 of the source twice"),
     ],
 )
 def test_a_damaged_folder_of_unfinished_predictions_is_refused(
@@ -408,7 +439,7 @@ def test_a_damaged_folder_of_unfinished_predictions_is_refused(
     error: type[Exception] | None,
     message: str,
 ) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK", 1 if error is UsageError else 256)
+    monkeypatch.setattr(inference, "CHUNK", 1 if error is UsageError else 256)
     damage(interrupt(tmp_path, source, artifact))
     session = TableSession(artifact.manifest, of_pixels)
     if error is None:
@@ -552,7 +583,7 @@ def test_going_on_is_said(tmp_path: Path, source: sources.ImageSource, artifact:
     said: list[str] = []
     session = TableSession(artifact.manifest, of_pixels)
     evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out", say=said.append)
-    assert "going on at image 8 of 45" in said
+    assert "going on: 8 of 45 images are done" in said
 
 
 def test_images_without_labels_are_refused(source: sources.ImageSource, artifact: Artifact) -> None:
@@ -734,7 +765,7 @@ def test_the_path_of_the_predictions_is_printed_and_going_on_is_offered_on_an_in
     write_folder(tmp_path / "set", FILES)
     command = ["eval", str(artifact_of("onnx").path), "--data", str(tmp_path / "set"), "--out", str(tmp_path / "a.b")]
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "_logits", interrupted)
+        patched.setattr(inference, "_logits", interrupted)
         assert cli.run(command) == 130
     assert "the same command goes on where this one stopped" in capsys.readouterr().err
     assert cli.run(command) == 0

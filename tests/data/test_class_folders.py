@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from torchvision.datasets import ImageFolder
 
-from convnext_deploy.data import image_source, numbering, sources
+from convnext_deploy.data import numbering, readers, sources
 from convnext_deploy.errors import DataError, UsageError
 
 
@@ -187,7 +187,7 @@ def test_a_file_of_an_absurd_size_is_an_unreadable_image_and_is_not_read(tmp_pat
     with (tmp_path / "ant" / "b.png").open("wb") as file:
         file.truncate(2**40)  # a hole: nothing is on the disk
     source = sources.open_source(str(tmp_path))
-    with pytest.raises(OSError, match=f"1,099,511,627,776 bytes; at most {image_source.MAX_FILE_BYTES:,} are read"):
+    with pytest.raises(OSError, match=f"1,099,511,627,776 bytes; at most {readers.MAX_FILE_BYTES:,} are read"):
         source.read(1)
 
 

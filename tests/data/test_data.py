@@ -225,9 +225,48 @@ def test_repeated_names_are_told_apart(tmp_path: Path) -> None:
     assert sources.open_source(str(tmp_path / "twice.tar")).names == ("ant/a.jpg", "ant/a.jpg#2", "ant/a.jpg#3")
 
 
-def test_the_webdataset_layout_is_refused(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "000.tar", {"000.jpg": encoded(0), "000.cls": b"3"})
-    with pytest.raises(DataError, match=r"webdataset layout \(000\.cls beside its image\)"):
+def test_webdatasets_numbers_and_names_of_classes_are_read(tmp_path: Path) -> None:
+    (tmp_path / "numbers").mkdir()
+    for shard in (0, 1):
+        write_tar(
+            tmp_path / "numbers" / f"{shard}.tar",
+            {
+                f"{key}{suffix}": content
+                for key in ("a", "b")
+                for suffix, content in ((".cls", f"{shard}{ord(key) % 2}\n".encode()), (".jpg", encoded(ord(key))))
+            }
+            | {"a.json": b"{}"},
+        )
+    source = sources.open_source(str(tmp_path / "numbers"))
+    assert source.names == ("0.tar/a.jpg", "0.tar/b.jpg", "1.tar/a.jpg", "1.tar/b.jpg")
+    assert source.labels is not None
+    assert source.labels.tolist() == [1, 0, 11, 10]
+    assert (source.class_names, source.labels_from) == (None, "column")
+    assert source.read_bytes(3) == encoded(ord("b"))
+    named = write_tar(
+        tmp_path / "names.tar", {"1.jpg": encoded(1), "1.cls": b"dog", "2.cls": b"cat", "2.jpg": encoded(2)}
+    )
+    source = sources.open_source(str(named))
+    assert source.labels is not None
+    assert (source.class_names, source.labels.tolist(), source.labels_from) == (("cat", "dog"), [1, 0], "names")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.jpg": encoded(0), "a.cls": b"3", "b.jpg": encoded(1)}, r"has no class for b\.jpg; expected a \.cls file"),
+        ({"a.jpg": encoded(0), "a.cls": b" \n"}, r"has no class for a\.jpg"),
+        ({"a.txt": b"a dog", "a.cls": b"3"}, r"has \.cls files and no .* images"),
+    ],
+)
+def test_webdatasets_images_without_a_class_are_refused(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        sources.open_source(str(write_tar(tmp_path / "000.tar", files)))
+
+
+def test_the_webdataset_layout_without_classes_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "000.tar", {"000.jpg": encoded(0), "000.json": b"3"})
+    with pytest.raises(DataError, match=r"webdataset layout \(000\.json beside its image\) without \.cls files"):
         sources.open_source(str(path))
     with pytest.raises(DataError, match="webdataset layout"):
         sources.open_source(str(tmp_path))
@@ -333,8 +372,8 @@ def garbage(path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, r"does not exist; expected a folder of class folders"),
-        (lambda path: path.mkdir(), r"holds no \.jpg, \.jpeg, \.png, .* images; expected"),
-        (lambda path: (path / "cat").mkdir(parents=True), r"holds no \.jpg, \.jpeg, \.png, .* images"),
+        (lambda path: path.mkdir(), r"contains no \.jpg, \.jpeg, \.png, .* images; expected"),
+        (lambda path: (path / "cat").mkdir(parents=True), r"contains no \.jpg, \.jpeg, \.png, .* images"),
         (garbage, "is a file of another kind; expected"),
     ],
 )
@@ -367,7 +406,7 @@ def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tar_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no \.jpg, \.jpeg, \.png, .* images"):
+    with pytest.raises(DataError, match=r"contains no \.jpg, \.jpeg, \.png, .* images"):
         sources.open_source(str(write_tar(tmp_path / "a.tar", {"readme.md": b"x"})))
 
 

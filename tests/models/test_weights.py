@@ -126,7 +126,7 @@ def test_a_pickled_state_dict_is_loaded(tmp_path: Path, reference: nn.Module, su
 
 
 def test_the_hash_of_the_tensors_does_not_depend_on_the_container(tmp_path: Path, file: Path) -> None:
-    state = safetensors.torch.load_file(file)
+    state = safetensors.torch.load(file.read_bytes())  # not mapped: the file is written over
     torch.save({"state_dict": {f"module.{key}": value for key, value in reversed(state.items())}}, tmp_path / "a.pth")
     one, other = load(str(file)).weights, load(str(tmp_path / "a.pth")).weights
     assert one.tensors_sha256 == other.tensors_sha256
@@ -1061,3 +1061,11 @@ def test_every_published_name_is_found() -> None:
         if name in registry.VARIANTS:
             with pytest.raises(WeightsError, match="cannot be fetched from the hub"):
                 checkpoint.load(None, variant=f"{name}.{tag}")
+
+
+def test_a_text_that_is_no_checkpoint_is_refused_without_advice_to_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "notes.pth"
+    path.write_text("{}")
+    with pytest.raises(WeightsError, match="cannot be read as a checkpoint of plain tensors") as caught:
+        load(str(path))
+    assert "weights_only" not in str(caught.value)

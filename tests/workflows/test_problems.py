@@ -126,10 +126,10 @@ def test_several_labels_need_to_be_asked_for(three: Path, images: Path, tmp_path
 def test_an_interrupted_evaluation_of_several_labels_goes_on(
     three: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from convnext_deploy.accuracy import evaluation
+    from convnext_deploy.accuracy import inference
 
     planted(three, images, tmp_path / "list.csv")
-    monkeypatch.setattr(evaluation, "CHUNK", 8)
+    monkeypatch.setattr(inference, "CHUNK", 8)
     options: dict[str, Any] = {"annotations": tmp_path / "list.csv", "problem": "multi-label", "batch": 8}
 
     def stop(done: int, total: int) -> None:
@@ -144,7 +144,7 @@ def test_an_interrupted_evaluation_of_several_labels_goes_on(
         convnext_deploy.evaluate(three, images, out=tmp_path / "run", **part)
     said: list[str] = []
     result = convnext_deploy.evaluate(three, images, out=tmp_path / "run", say=said.append, **options)
-    assert any("going on at image 16 of 24" in line for line in said)
+    assert any("going on: 16 of 24 images are done" in line for line in said)
     whole = convnext_deploy.evaluate(three, images, **options)
     assert isinstance(result, ScoreResult)
     assert isinstance(whole, ScoreResult)

@@ -1,0 +1,118 @@
+"""The cluster that work goes to: one that runs somewhere, or one of this machine's cores that ends with the work."""
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import shown
+from ..env import needs, usable_cores
+from ..errors import UsageError, plain
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+LOCAL, AUTO = "local", "auto"
+ANSWER_S = 5.0  # that the port of a cluster may take to answer; Ray itself tries for a minute
+_ADDRESS = re.compile(r"(?:ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})")
+_EXPECTED = f"expected {LOCAL}, {AUTO} (the cluster that runs on this machine) or HOST:PORT"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of the cluster that is alive, and what Ray may use of it."""
+
+    id: str
+    address: str
+    cpus: int
+    gpus: int
+
+
+def checked(address: str) -> str:
+    """An address as `ray.init` takes it.
+
+    Raises:
+        UsageError: it is none, or nothing answers there.
+        MissingPackageError: Ray is not installed.
+    """
+    with needs("ray"):
+        import ray  # noqa: F401
+    if address in (LOCAL, AUTO):
+        return address
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found[2]) > 65535:
+        raise UsageError(f"ray {shown(address)}; {_EXPECTED}")
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), ANSWER_S).close()
+    except OSError as error:
+        raise UsageError(
+            f"ray {address}: nothing answers there ({plain(error)}); {_EXPECTED} of a head node (`ray start --head`)"
+        ) from None
+    return address
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """This process as a driver of the cluster. A program that is one already keeps its connection.
+
+    Args:
+        address: of `checked`.
+
+    Raises:
+        UsageError: there is no cluster, or its Ray or Python is of another version.
+    """
+    ray = _ray()
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"address": address}
+    if address == LOCAL:
+        options |= {"num_cpus": usable_cores(), "include_dashboard": False}
+    try:
+        with _unreported():
+            ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+        if address == AUTO and isinstance(error, ConnectionError):
+            raise UsageError(
+                "ray auto: no cluster runs on this machine; start one with `ray start --head`, or give HOST:PORT"
+            ) from None
+        raise UsageError(f"ray {address}: {plain(error)}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """A cluster of one's own would tell Ray's makers of its use, unless the user has said something else."""
+    name = "RAY_USAGE_STATS_ENABLED"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def nodes() -> list[Node]:
+    """Those that are alive, in the order of their addresses."""
+    found = []
+    for node in _ray().nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            address = node["NodeManagerAddress"]
+            found.append(Node(node["NodeID"], address, int(has.get("CPU", 0)), int(has.get("GPU", 0))))
+    return sorted(found, key=lambda node: (node.address, node.id))
+
+
+def _ray() -> "ModuleType":
+    with needs("ray"):
+        import ray
+    return ray

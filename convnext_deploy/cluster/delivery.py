@@ -1,0 +1,121 @@
+"""Artifacts and images on other machines: the same files under the same paths where these are there, else sent.
+
+Whether they are the same is asked of hashes. An artifact that arrives is verified like every other, and the hash of its
+manifest has to be the one that was sent off.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..artifact import manifest
+from ..artifact.manifest import MANIFEST_NAME, Artifact
+from ..data.image_source import ImageSource, chosen
+from ..data.readers import Contents, is_data
+from ..errors import ArtifactError, DataError, plain
+
+SAMPLES = 8  # images whose bytes tell whether another machine sees the same
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """An artifact on its way."""
+
+    path: str  # absolute
+    sha256: str
+    content: tuple[Any, ...]  # one reference to the files by name; within a tuple Ray fetches it only where asked
+
+
+def packed(artifact: Artifact) -> Parcel:
+    """An artifact that was verified, put into the cluster's object store."""
+    import ray
+
+    names = [MANIFEST_NAME, *(file.path for file in artifact.manifest.files)]
+    content = {name: (artifact.path / name).read_bytes() for name in names}
+    digest = hashlib.sha256(content[MANIFEST_NAME]).hexdigest()
+    return Parcel(str(artifact.path.absolute()), digest, (ray.put(content),))
+
+
+@contextmanager
+def unpacked(parcel: Parcel) -> Iterator[Artifact]:
+    """The artifact, verified. It is to be opened in the body: behind it a copy that was sent is gone.
+
+    Raises:
+        ArtifactError: what arrived is not what was sent off.
+    """
+    import ray
+
+    here = Path(parcel.path)
+    try:
+        same = hashlib.sha256((here / MANIFEST_NAME).read_bytes()).hexdigest() == parcel.sha256
+        artifact = manifest.verified(here) if same else None
+    except (OSError, ArtifactError):
+        artifact = None
+    if artifact is not None and artifact.sha256 == parcel.sha256:
+        yield artifact
+        return
+    with tempfile.TemporaryDirectory(prefix="convnext-deploy-") as name:
+        folder = Path(name)
+        for path, content in ray.get(parcel.content[0]).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        artifact = manifest.verified(folder)
+        if artifact.sha256 != parcel.sha256:
+            raise ArtifactError(f"{parcel.path} arrived as another artifact; run again")
+        yield artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Some images of a source, and the hashes of their bytes where the source was opened."""
+
+    images: ImageSource
+    hashes: tuple[str, ...]
+
+    def holds(self) -> bool:
+        """Whether the same bytes are read here."""
+        return _hashes(self.images) == self.hashes
+
+
+def proof_of(source: ImageSource) -> Proof | None:
+    """None where a source is in this process's memory, so that no other can see it."""
+    if not is_data(source.read_bytes):
+        return None
+    count = min(SAMPLES, len(source))
+    images = chosen(source, [number * len(source) // count for number in range(count)])
+    return Proof(images, _hashes(images))
+
+
+def _hashes(images: ImageSource) -> tuple[str, ...]:
+    found = []
+    for index in range(len(images)):
+        try:
+            found.append(hashlib.sha256(images.read_bytes(index)).hexdigest())
+        except (OSError, DataError) as error:
+            found.append(plain(error))
+    return tuple(found)
+
+
+def part(source: ImageSource, indices: range, seen: bool) -> ImageSource:
+    """Those images, to be sent to a worker.
+
+    Args:
+        seen: it reads them itself; else their bytes are read here.
+    """
+    images = chosen(source, list(indices))
+    if seen:
+        return images
+    contents: list[bytes | None] = []
+    errors: list[str] = []
+    for index in range(len(images)):
+        try:
+            contents.append(images.encoded(index))
+            errors.append("")
+        except OSError as error:
+            contents.append(None)
+            errors.append(plain(error))
+    return replace(images, read_bytes=Contents(tuple(contents), tuple(errors)))
