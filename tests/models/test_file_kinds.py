@@ -76,7 +76,6 @@ def arrays() -> bytes:
         ("flax_model.msgpack", b"\x81\xa1a\x01", "msgpack, as Flax writes it", "state dict"),
         ("m.npz", arrays(), "an archive of numpy arrays", "state dict"),
         ("m.gguf", b"GGUF\x03\x00\x00\x00", "a GGUF file", "state dict"),
-        ("m.onnx", b"\x08\x08\x12\x07pytorch", "is an ONNX model", "the checkpoint that it was exported from"),
         ("m.tflite", b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite", "state dict"),
         ("m.xml", b"<?xml version='1.0'?><net/>", "of an OpenVINO model", "the checkpoint"),
         ("m.engine", b"\x00" * 64, "a TensorRT engine", "the checkpoint"),
