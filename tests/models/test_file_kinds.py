@@ -175,3 +175,15 @@ def test_a_file_that_is_taken_alone_says_what_beside_it_is_not_read(state: State
     found = checkpoint.load(str(tmp_path / "model.safetensors"), image_size=(32, 32))
     assert found.note is not None
     assert found.note.startswith("config.json beside model.safetensors is not read")
+
+
+def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.pth").write_bytes(b"x")
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", closed)  # root, as which tests may run, can open everything
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert refusal(tmp_path / "m.pth") == f"{tmp_path}/m.pth cannot be read: Permission denied"
+    assert refusal(tmp_path) == f"{tmp_path} cannot be listed: Permission denied"
