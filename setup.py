@@ -1,8 +1,9 @@
 """Compiles the CPU engine into the wheel. All else about the package stands in pyproject.toml.
 
-One wheel serves every Python: the library is loaded with ctypes, and chooses the CPU's path when it runs. Without a
-compiler the wheel has no library, and one is compiled at the first use. The variable CONVNEXT_DEPLOY_WHEEL says more:
-"with-engine" refuses to build a wheel without it, and "without-engine" leaves it out.
+One wheel serves every Python: the library is loaded with ctypes, and chooses the CPU's path when it runs. A compiler
+for another machine (CXX=aarch64-linux-gnu-g++) makes a wheel for that one. Without a compiler the wheel has no library,
+and one is compiled at the first use. The variable CONVNEXT_DEPLOY_WHEEL says more: "with-engine" refuses to build a
+wheel without it, and "without-engine" leaves it out.
 """
 
 import os
@@ -39,6 +40,8 @@ class BuildPy(build_py):
 
 
 class Wheel(bdist_wheel):
+    machine = None  # that the library is for
+
     def run(self):
         wish = os.environ.get(VARIABLE, "")
         if wish not in WISHES:
@@ -46,7 +49,7 @@ class Wheel(bdist_wheel):
         folder = Path(self.get_finalized_command("build").build_temp) / "engine"
         if wish != "without-engine" and sys.platform == "linux":
             try:
-                shipped.ship(folder)
+                self.machine = shipped.ship(folder)
             except ConvNextDeployError as error:
                 if wish == "with-engine":
                     raise SystemExit(f"error: {error}") from None
@@ -61,7 +64,9 @@ class Wheel(bdist_wheel):
 
     def get_tag(self):
         python, abi, platform = super().get_tag()
-        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+        if self.machine is None:
+            return python, abi, platform
+        return "py3", "none", f"linux_{self.machine}"
 
 
 setup(cmdclass={"build_py": BuildPy, "bdist_wheel": Wheel})

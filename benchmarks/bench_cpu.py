@@ -51,21 +51,21 @@ RANGE = BatchRange(min=1, opt=8, max=64)
 
 
 def artifacts(
-    variant: str, folder: Path, calibration: str, bits: WeightBits, engines: Collection[str]
+    variant: str, folder: Path, calibration: str, bits: WeightBits, engines: Collection[str], types: Collection[str]
 ) -> Iterator[Path]:
     """Build what is not there yet, and give every folder; what this machine cannot build is left out with its reason.
 
     OpenVINO's bf16 is one on a machine without such products, and 8 bits may be another.
     """
     for format, precision in FLOATS:
-        if format not in engines:
+        if format not in engines or precision not in types:
             continue
 
         def as_float(out: Path, format: str = format, precision: Precision = precision) -> None:
             api.export("random", variant=variant, format=format, precision=precision, batch=RANGE, out=out, force=True)
 
         yield from _built(folder / f"{variant}-{format}-{precision}", as_float)
-    for target in QUANTIZED:
+    for target in QUANTIZED if "int8" in types else ():
         if target not in engines:
             continue
 
@@ -169,8 +169,7 @@ def main() -> None:
         engines -= {"onnx"}
         bits = args.weight_bits or 7
     for variant, threads in itertools.product(args.variants.split(","), map(int, args.threads.split(","))):
-        paths = list(artifacts(variant, args.folder, args.calibration, bits, engines))
-        paths = [path for path in paths if path.name.rpartition("-")[2] in args.types.split(",")]
+        paths = list(artifacts(variant, args.folder, args.calibration, bits, engines, args.types.split(",")))
         if args.build_only:
             continue
         for batch in map(int, args.batches.split(",")):

@@ -31,6 +31,7 @@ Location = str | os.PathLike[str]
 Weights = Any  # a `Location`, a module of PyTorch, or a state dict: `Location | nn.Module | Mapping[str, Tensor]`
 ImageSize = int | Sequence[int] | str  # pixels: one number, (height, width), "224" or "800x1280"
 Batch = int | Sequence[int] | str | BatchRange  # one size, (min, opt, max), "8" or "1:8:32"
+Progress = Callable[[int, int, str], None]  # told steps done, steps in all, and what is being done
 
 T = TypeVar("T")
 WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, random, or in Python a module or a state dict"
@@ -211,6 +212,15 @@ def levels(name: str, value: Any) -> tuple[int, ...]:
     if not numbers or any(level not in (1, 2, 3, 4) for level in numbers) or sorted(set(numbers)) != numbers:  # type: ignore[type-var]  # None is none of the four
         raise _refused(name, value, "some of 1,2,3,4 in ascending order, for the strides 4, 8, 16 and 32")
     return cast("tuple[int, ...]", tuple(numbers))
+
+
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """Names of tensors, of several, or of "images,map1,map2"."""
+    found = value.split(",") if isinstance(value, str) and value else _items(value) or []
+    stripped = [item.strip() if isinstance(item, str) else item for item in found]
+    if (value and not stripped) or not all(isinstance(item, str) and item for item in stripped):
+        raise _refused(name, value, "names of tensors, such as images,map1,map2")
+    return cast("tuple[str, ...]", tuple(stripped))
 
 
 def image_size(name: str, value: Any) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,20 @@ code=$?
 kill -KILL $!
 exit $code
 """
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """A command that runs `code` with this interpreter, and imports nothing from the working folder by itself.
+
+    Python puts that folder first for `-c` and `-m`, and it may be somebody else's: a checkout, an unpacked artifact.
+    `import_path` says where a child finds what this process has.
+    """
+    return [sys.executable, "-c", f"import sys; sys.path = [path for path in sys.path if path]\n{code}", *arguments]
+
+
+def import_path() -> dict[str, str]:
+    """The environment of a child that imports from where this process does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 class Group:

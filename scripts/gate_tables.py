@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import binom
 
 from convnext_deploy.accuracy import statistics
+from convnext_deploy.reports import markdown
 
 LIMIT, ALPHA = 0.003, 0.05
 DISCORDANCES = (0.003, 0.005, 0.01, 0.02, 0.03)
@@ -82,8 +83,7 @@ def _power() -> str:
 
 
 def _markdown(rows: list[list[str]]) -> str:
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, "| --- " * len(rows[0]) + "|", *body])
+    return markdown.table(rows[0], rows[1:]).rstrip()
 
 
 if __name__ == "__main__":

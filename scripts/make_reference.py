@@ -39,7 +39,7 @@ FILES: list[tuple[str, str, Record]] = [
     ("OUT.json of predict", "`predict --out OUT.json`, or `--json`", prediction.PredictResult),
     ("OUT.json of eval, multi-label and regression", "`eval --problem multi-label --out OUT`", accuracy.ScoreResult),
     ("limits.toml", "you, for `gate --limits`", accuracy.Limits),
-    ("verdict", "`gate --json`, on stdout", accuracy.Verdict),
+    ("verdict", "`gate --json`, on stdout, which adds the commands `next`", accuracy.Verdict),
     ("verdict, multi-label and regression", "likewise", accuracy.ScoreVerdict),
     ("PLAN.json", "`quantize` and `half`", plan.Plan),
     ("PLAN.calibration.json", "`quantize`", plan.CalibrationReport),
@@ -101,6 +101,8 @@ def commands() -> str:
 def _parameters(command: Callable[..., object]) -> list[Parameter]:
     found = []
     for name, parameter in inspect.signature(command).parameters.items():
+        if parameter.annotation is typer.Context:  # which typer gives, and nobody types
+            continue
         kind, info = typing.get_args(parameter.annotation)  # Python 3.10's get_type_hints would wrap it in Optional
         is_argument = isinstance(info, typer.models.ArgumentInfo)
         required = parameter.default is inspect.Parameter.empty

@@ -36,8 +36,8 @@ def main() -> None:
     console.print(shown.table(result.candidates))
     console.print()
     console.print(shown.verdict(OUT, result), highlight=False, markup=False)
-    lines = "\n".join(f"  {line}" for line in next_commands(OUT, str(DATA), result))
-    console.print(f"next:\n{lines}", highlight=False, markup=False)
+    for number, line in enumerate(next_commands(OUT, ("--data", str(DATA)), result)):
+        console.print(f"{'     ' if number else 'next:'} {line}", highlight=False, markup=False)
     PICTURE.write_text(console.export_svg(title="convnext-deploy optimize", unique_id="optimize"))
 
 

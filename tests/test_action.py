@@ -269,7 +269,7 @@ def test_no_input_becomes_a_command_and_every_error_is_in_the_summary(job: Runne
     hostile = "$(touch forged); `touch forged` \"; touch forged; ' --quiet"
     for inputs, message in (
         ({"candidate": hostile}, "does not exist; expected an artifact folder"),
-        ({"candidate": "worse.json", "alpha": "x; touch forged"}, "Invalid value for '--alpha'"),
+        ({"candidate": "worse.json", "alpha": "x; touch forged"}, "--alpha x; touch forged; expected a number"),
         ({"candidate": "worse.json", "device": "tpu"}, "--device tpu; expected one of cpu, cuda"),
     ):
         code, summary, log = job.step(

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.processes import Group
+import convnext_deploy
+from convnext_deploy.errors import WorkerError
+from convnext_deploy.processes import Group, import_path, python
+from convnext_deploy.runtimes.tensorrt import preflight
+from convnext_deploy.timing.worker import Worker
 
 # Each child writes its own number and that of a grandchild, then works for a minute.
 COMMAND = """import os, subprocess, sys, time
@@ -19,7 +23,11 @@ with open(sys.argv[1], "a") as file: file.write(f"{os.getpid()} {grandchild.pid}
 time.sleep(60)
 """
 COMPILERS = f"""import sys
-from convnext_deploy.processes import Group
+import convnext_deploy
+from convnext_deploy.errors import WorkerError
+from convnext_deploy.processes import Group, import_path, python
+from convnext_deploy.runtimes.tensorrt import preflight
+from convnext_deploy.timing.worker import Worker
 with Group() as group:
     for child in [group.start([sys.executable, "-c", {COMMAND!r}, sys.argv[1]]) for _ in range(2)]: child.wait()
 """
@@ -82,3 +90,52 @@ def test_a_command_s_end_and_output_are_its_own() -> None:
         assert child.communicate()[1] == "said\n"
         assert child.returncode == 7
         assert group.start(["sh", "-c", "kill -SEGV $$"]).wait() == 128 + signal.SIGSEGV
+
+
+# Children and the working folder -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder is somebody else's, with modules by the names of ours and of what we import."""
+    folder = tmp_path / "checkout"
+    (folder / "convnext_deploy").mkdir(parents=True)
+    for name in ("convnext_deploy/__init__.py", "json.py", "msgspec.py", "numpy.py", "sitecustomize.py", "torch.py"):
+        (folder / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.chdir(folder)
+    return tmp_path / "ran"
+
+
+def test_what_times_imports_nothing_from_the_working_folder(hostile: Path) -> None:
+    worker = Worker("builder", imports=["json", "numpy"])
+    with pytest.raises(WorkerError, match="no_such_method"):  # it answers: it has imported what it needs
+        worker.call("no_such_method")
+    worker.close()
+    assert not hostile.exists()
+
+
+def test_what_opens_an_engine_imports_nothing_from_the_working_folder(hostile: Path, tmp_path: Path) -> None:
+    code = 'import json, msgspec, sys; print(json.dumps({"loaded": False, "errors": sys.argv[1:]}))'
+    (problem,) = preflight.probe("tensorrt_rtx", tmp_path / "e", code)
+    assert "refuses this engine: tensorrt_rtx;" in problem
+    assert not hostile.exists()
+
+
+def test_every_command_for_this_interpreter_leaves_the_working_folder_out() -> None:
+    package = Path(convnext_deploy.__file__).parent
+    places = [
+        path.relative_to(package).as_posix() for path in package.rglob("*.py") if "sys.executable" in path.read_text()
+    ]
+    assert places == ["processes.py"]
+
+
+def test_a_child_imports_from_where_its_parent_does_even_from_its_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    command = python("import beside, sys; print(*sys.argv[1:])", "a", "b")
+    refused = subprocess.run(command, env=import_path(), capture_output=True, text=True)
+    assert "No module named 'beside'" in refused.stderr
+    monkeypatch.syspath_prepend("")  # as in `python -c`, and at Python's prompt
+    assert subprocess.run(command, env=import_path(), capture_output=True, text=True).stdout == "a b\n"

@@ -61,7 +61,7 @@ def _beyond_mean(count: int, trials: int, share: float) -> float:
 
 
 def _probability(count: int, trials: int, share: float) -> float:
-    """Of exactly `count` hits, 0 < count.
+    """The probability of exactly `count` hits, 0 < count.
 
     By the saddle-point expansion (Loader 2000, Fast and accurate computation of binomial probabilities), in which the
     large terms of the factorials have been cancelled on paper.

@@ -23,7 +23,7 @@ DEALS = 199  # random ones, from which the chance of a distance is known
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """How far the latest images lie from the reference."""
+    """How far the latest images are from the reference."""
 
     images: int
     mean: tuple[float, ...]  # of each channel, in standard deviations between the reference's images

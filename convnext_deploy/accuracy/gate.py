@@ -284,7 +284,7 @@ def _latency(baseline: Timing, candidate: Timing, limit: float, alpha: float) ->
 def check_of(
     name: CheckName, limit: float, value: float, lower: float | None = None, upper: float | None = None
 ) -> Check:
-    """Of something that must not exceed its limit; without bounds, the value itself decides."""
+    """Check a value that must not exceed its limit; without bounds, the value itself decides."""
     low, high = (value if lower is None else lower), (value if upper is None else upper)
     decision: Decision = "PASS" if high <= limit else "FAIL" if low > limit else "INCONCLUSIVE"
     return Check(name=name, decision=decision, limit=limit, value=value, lower=lower, upper=upper)
@@ -301,7 +301,7 @@ def _per_class(
     is_gained: NDArray[np.bool_],
     alpha: float,
 ) -> tuple[ClassDrop, ...]:
-    """Of every class that has images, in label order."""
+    """Compare every class that has images, in label order."""
     size = int(labels.max()) + 1
     lost, gained = np.bincount(labels[is_lost], minlength=size), np.bincount(labels[is_gained], minlength=size)
     counts = [(int(lost[found.label]), int(gained[found.label])) for found in classes]

@@ -156,7 +156,7 @@ def torchvision_model(state: State, config: Mapping[str, Any], loaded: "Loaded")
             return (model(images),)
         if spec.task == "embed":
             if spec.patch_tokens:
-                raise NotBuilt("its ConvNeXt gives no patch tokens")
+                raise NotBuilt("its ConvNeXt returns no patch tokens")
             return (model.classifier[:2](model.avgpool(model.features(images))),)
         maps, x = [], images
         for index, part in enumerate(model.features):
@@ -227,7 +227,7 @@ def transformers_model(state: State, config: Mapping[str, Any], loaded: "Loaded"
             if not spec.patch_tokens:
                 return (found.pooler_output,)
             if not third:
-                raise NotBuilt("its ConvNeXt gives no patch tokens")
+                raise NotBuilt("its ConvNeXt returns no patch tokens")
             return (found.pooler_output, found.last_hidden_state[:, 1:])
         return tuple(found.hidden_states[-4:][level - 1] for level in spec.levels)
 

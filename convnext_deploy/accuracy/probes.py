@@ -65,13 +65,14 @@ def of_source(loaded: "Loaded", dynamic_image_size: bool, verify_data: str | Ima
                 name = f"bundled, {size[0]}x{size[1]}"
                 sets.append((name, preprocess.probe_images(model.in_chans, size, CHUNK)))
     if verify_data is not None:
-        sets.append((str(verify_data), _pixels_of(loaded, verify_data)))
+        sets.append((str(verify_data), pixels_of(loaded, verify_data)))
     return tuple(Probe(name, pixels, _finite(loaded, outputs(loaded, loaded.model, pixels))) for name, pixels in sets)
 
 
-def _pixels_of(loaded: "Loaded", verify_data: str | ImageSource) -> Pixels:
+def pixels_of(loaded: "Loaded", verify_data: str | ImageSource) -> Pixels:
     from ..data import sources
 
+    """The images of --verify-data, resized and cropped, uint8 (N, C, H, W)."""
     model = loaded.model.spec
     source = sources.open_source(verify_data)
     to_pixels = preprocess.transform(loaded.preprocessing, model.image_size, model.in_chans)

@@ -77,7 +77,7 @@ def capital_below(hits: float, images: float, limit: float) -> float:
 
 
 def capital_above(hits: float, images: float, limit: float) -> float:
-    """Likewise on shares above it."""
+    """The capital of the gambler who bets on shares above the limit."""
     return _logarithm_of_mean(hits, images, limit, _shares(limit, _STEPS))
 
 

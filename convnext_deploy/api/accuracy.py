@@ -20,7 +20,7 @@ class EvaluateOptions(JudgedOptions, SessionOptions, total=False):
 
 
 class GateOptions(JudgedOptions, OpeningOptions, total=False):
-    """The same, without what a gate does not choose."""
+    """How labels are read, and how both artifacts run."""
 
 
 @verb

@@ -1,6 +1,6 @@
-"""Artifacts: made by `export` and `refit`, opened by `load`."""
+"""Artifacts: made by `export` and `refit`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import msgspec
@@ -9,14 +9,14 @@ from .. import arguments, formats
 from ..arguments import Unpack
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
-from ..artifact.session import RunOptions, Session
+from ..artifact.session import RunOptions
 from ..errors import UsageError
 from ..models.source import Source, SourceOptions
 from ..records.base import Device, InputKind, KernelChoice, Precision, Task
 from ..records.manifest import BatchRange, ExportRequest, TensorRtSpec
 from ..workflows.export import Say, silent
 from .images import Images, LabelOptions, images, labelled_or_none
-from .verbs import part, verb
+from .verbs import defaults_of, part, verb
 
 if TYPE_CHECKING:
     from ..quantization.plan import LoadedPlan
@@ -31,28 +31,18 @@ class OpeningOptions(TypedDict, total=False):
 
 
 class SessionOptions(OpeningOptions, total=False):
-    """The same, of functions that run one artifact."""
+    """How one artifact runs; of the functions that open it."""
 
     cuda_graph: Annotated[bool, "on a GPU: replay a captured CUDA graph. Not for every format."]
 
 
+# With `into`: what is said of the graph's images, and of a checkpoint beside it.
+OF_GRAPHS = ("image_size", "preprocessing", "variant", "weights_key", "config")
+NOTHING_SAID = {"task": "classify", "data": None, "device": None, "kernels": "none"}
+
+
 class ExportOptions(SourceOptions, LabelOptions, total=False):
     """What is said about the checkpoint, and how the labels of `data` are read."""
-
-
-@verb
-def load(path: arguments.Location, **options: Unpack[SessionOptions]) -> Session:
-    """Open an artifact, check every file of it, and make it ready to run.
-
-    Args:
-        path: the artifact's folder.
-
-    Raises:
-        ArtifactError: naming the file that is missing, changed or unreadable, or code that is not trusted.
-        MissingPackageError: the runtime is not installed.
-    """
-    run, trust = run_options(options)
-    return formats.opened(opened(path), run, trust)
 
 
 def run_options(options: Mapping[str, Any]) -> tuple[RunOptions, bool]:
@@ -89,6 +79,9 @@ def export(
     tensorrt: TensorRtSpec | None = None,
     force: bool = False,
     say: Say = silent,
+    into: arguments.Location | None = None,
+    at: Sequence[str] | str = (),
+    progress: arguments.Progress | None = None,
     **options: Unpack[ExportOptions],
 ) -> Artifact:
     """Turn a checkpoint into a verified artifact.
@@ -112,10 +105,15 @@ def export(
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         kernels: this package's fused CUDA kernels: "measured" takes them where `kernels/measured.json` says that they
             are faster on the GPU here, "all" wherever they can run.
+        into: an ONNX file of any exporter, such as a detector, whose ConvNeXt is replaced by this package's. The
+            weights are the graph's own; `weights`, where given, have to be the same.
+        at: with `into`, the names of tensors: what the ConvNeXt's stem reads, and its maps, the first stage's first.
+            None are needed where the graph holds one ConvNeXt.
         trt: with format "trt": "tensorrt", "rtx", or "auto".
         tensorrt: what only TensorRT and TensorRT-RTX are told.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
+        progress: told (percent done, 100, what is being done); how long each step takes is a guess.
 
     Raises:
         UsageError: anything that can be refused before the work.
@@ -124,8 +122,12 @@ def export(
     source = Source.of(weights, task=task, **part(options, SourceOptions))
     arguments.check(
         format=format, precision=precision, input=input, dynamic_image_size=dynamic_image_size, argmax=argmax,
-        device=device, force=force, say=say, tensorrt=tensorrt, trt=trt, kernels=kernels,
+        device=device, force=force, say=say, progress=progress, tensorrt=tensorrt, trt=trt, kernels=kernels,
     )  # fmt: skip
+    names = arguments.names("at", at)
+    into = arguments.maybe(arguments.path, "into", into)
+    if into is None and names:
+        raise UsageError(f"--at {arguments.shown(at)} is where the graph of --into is cut; give that too")
     out = arguments.maybe(arguments.path, "out", out)
     sizes = arguments.maybe(arguments.batch_range, "batch", batch) or BatchRange()
     verify_data = None if verify_data is None else images("verify_data", verify_data)
@@ -153,6 +155,17 @@ def export(
         device=device or ("cpu" if "cpu" in fmt.devices else "cuda"),
         tensorrt=tensorrt,
     )
+    if into is not None:
+        from ..workflows.splice import splice
+
+        given = {**options, "task": task, "data": data, "device": device, "kernels": kernels}
+        for name, default in {**defaults_of(ExportOptions), **NOTHING_SAID}.items():
+            if name not in OF_GRAPHS and given.get(name, default) != default:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} has no meaning with --into, which takes the graph as it is; leave it out")
+        return splice(
+            into, request, at=names, source=source, plan=loaded, out=out, force=force, verify_data=verify_data, say=say
+        )
     return workflow.export(
         source,
         request,
@@ -164,6 +177,7 @@ def export(
         checked_on=checked_on,
         class_names=class_names,
         say=say,
+        progress=progress,
     )
 
 

@@ -59,7 +59,7 @@ class LabelOptions(TypedDict, total=False):
 
 
 class JudgedOptions(LabelOptions, total=False):
-    """The same, and how outputs are compared with labels."""
+    """How labels are found and numbered, and how outputs are compared with them."""
 
     problem: Annotated[
         Problem | None,
@@ -73,7 +73,7 @@ def images(name: str, value: Any, class_order: ClassOrder = "torchvision") -> "s
     """Where images are, or the source of those that are in memory.
 
     Raises:
-        UsageError: it is nothing that holds images.
+        UsageError: it is nothing that contains images.
         DataError: an item is no image with its label.
     """
     arguments.check(class_order=class_order)
@@ -102,7 +102,7 @@ def labelled(data: Any, options: Mapping[str, Any]) -> "workflow.Images":
 
 
 def labelled_or_none(data: Any, options: Mapping[str, Any]) -> "workflow.Images | None":
-    """The same where `data` may be left out; what is said about images that are not given is refused.
+    """Labelled images, or None where `data` is left out; what is said about images that are not given is refused.
 
     `labels` is not: `export` writes the names into the artifact without looking at an image.
     """

@@ -1,4 +1,4 @@
-"""Predictions: what an artifact says of images that nobody has labelled."""
+"""Opened artifacts, by `load`, and what they say of images that nobody has labelled, by `predict`."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from .. import arguments, formats
 from ..arguments import Unpack
 from ..artifact.session import Session
+from ..errors import UsageError
 from ..records.base import Problem
 from ..records.prediction import PredictResult
 from ..workflows.export import Say, silent
@@ -14,6 +15,26 @@ from .verbs import verb
 
 if TYPE_CHECKING:
     from ..workflows.predict import Given
+
+
+@verb
+def load(path: arguments.Location, **options: Unpack[SessionOptions]) -> Session:
+    """Open an artifact, check every file of it, and make it ready to run.
+
+        with convnext_deploy.load("build/best") as model:
+            print(model.predict("cat.jpg").predictions[0].classes)
+
+    Args:
+        path: the artifact's folder.
+
+    Raises:
+        ArtifactError: naming the file that is missing, changed or unreadable, or code that is not trusted.
+        MissingPackageError: the runtime is not installed.
+    """
+    run, trust = run_options(options)
+    session = formats.opened(opened(path), run, trust)
+    session.predictor = predict
+    return session
 
 
 @verb
@@ -62,6 +83,8 @@ def predict(
     work.check(images)
     artifact = None
     if isinstance(model, Session):
+        if options:
+            raise UsageError(f"{next(iter(options))} is the session's own; give it to `load`, or give the folder here")
         session = model
     else:
         artifact = opened(arguments.path("model", model, "an artifact folder, or a session of `load`"))

@@ -68,7 +68,7 @@ class ApplicationOptions(TypedDict, total=False):
 
 
 class ServerOptions(ApplicationOptions, total=False):
-    """The same, of a server."""
+    """How a server serves; `ApplicationOptions`, and its processes."""
 
     workers: Annotated[int | None, "processes behind the one address, which share the cores; None: 1."]
 
@@ -178,7 +178,7 @@ def package(
         requirement: docker: what pip installs; None: this version of the package.
 
     Returns:
-        What to do with it, a line each.
+        What to do with it: lines for a shell, with comments.
 
     Raises:
         UsageError, ArtifactError: one line each.

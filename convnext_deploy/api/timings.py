@@ -16,7 +16,7 @@ from .artifacts import OpeningOptions, opened, run_options
 from .verbs import verb
 
 if TYPE_CHECKING:
-    from ..workflows.bench import Plan, Progress
+    from ..workflows.bench import Plan
     from ..workflows.contenders import Contender
 
 
@@ -26,6 +26,7 @@ def profile(
     *,
     batch: int | None = None,
     steps: int = 20,
+    progress: arguments.Progress | None = None,
     **options: Unpack[OpeningOptions],
 ) -> ProfileResult:
     """Where an artifact's time goes, by layer, from its runtime's own profiler; on bundled photographs.
@@ -34,9 +35,10 @@ def profile(
         path: the artifact's folder.
         batch: images at once; None: the size the artifact is tuned for.
         steps: inferences without and inferences with the profiler.
+        progress: told (inferences done, inferences in all, what is being done).
     """
     batch = arguments.maybe(arguments.whole, "batch", batch)
-    arguments.check(steps=steps)
+    arguments.check(steps=steps, progress=progress)
     run_as, trust = run_options(options)
     artifact = opened(path)
     from ..data import preprocess
@@ -46,7 +48,7 @@ def profile(
     session = formats.opened(artifact, run_as, trust)
     size = found.export.batch.opt if batch is None else batch
     pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
-    return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps)
+    return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps, progress)
 
 
 @verb
@@ -59,7 +61,7 @@ def roofline(
     image_size: arguments.ImageSize = 224,
     task: NetworkTask = "classify",
     threads: int | None = None,
-    progress: "Progress | None" = None,
+    progress: arguments.Progress | None = None,
 ) -> RooflineResult:
     """The shortest time a device can take for a variant, and what bounds each of its operations.
 
@@ -159,7 +161,7 @@ def bench(
     cuda_graph: bool = False,
     trust: bool = False,
     say: Say = silent,
-    progress: "Progress | None" = None,
+    progress: arguments.Progress | None = None,
 ) -> Iterator[BenchResult]:
     """Measure artifacts, or ConvNeXts with random weights, beside other models; a row as soon as it is finished.
 
@@ -215,13 +217,16 @@ def bench(
 
 
 def _rows(
-    groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: "Progress | None"
+    groups_of: Callable[[], "list[list[Contender]]"], plan: "Plan", say: Say, progress: arguments.Progress | None
 ) -> Iterator[BenchResult]:
     with env.missing_named():
         from ..workflows import contenders
         from ..workflows.bench import bench as run
+        from ..workflows.bench import check_batches
 
         groups = groups_of()
+        for group in groups:
+            check_batches(group, plan)
         ceilings = None
         rated = [contender for group in groups for contender in group if contender.spec and not contender.eight_bits]
         if rated:
@@ -235,6 +240,6 @@ def _rows(
             yield from run(group, plan, ceilings=ceilings, progress=shifted)
 
 
-def _shifted(progress: "Progress", number: int, parts: int) -> "Progress":
+def _shifted(progress: arguments.Progress, number: int, parts: int) -> arguments.Progress:
     """Progress of one of several parts that are about as long as each other."""
     return lambda done, total, what: progress(number * total + done, parts * total, what)

@@ -1,7 +1,7 @@
 """How far outputs are from those of a reference, a number a sample: the one definition that every comparison uses.
 
 A sample's error is divided by its own output or, where that is smaller, by the root mean square of all the samples'
-outputs. With many outputs the two are alike. With one output a sample may lie anywhere near zero, where its own size
+outputs. With many outputs the two are alike. With one output a sample may be anywhere near zero, where its own size
 says nothing about what one rounding moves it by; the spread over the samples does.
 """
 
@@ -37,7 +37,7 @@ def cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> Dist
 
 
 def worst(found: Sequence[NDArray[np.floating]], expected: Sequence[NDArray[np.floating]]) -> Distances:
-    """Of each sample, the largest relative error of its outputs."""
+    """The largest relative error of each sample's outputs."""
     errors: Distances = np.max([relative_errors(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
     return errors
 

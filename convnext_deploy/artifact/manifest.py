@@ -39,9 +39,15 @@ class Artifact:
     path: Path
     manifest: Manifest
 
+    def __repr__(self) -> str:
+        found = self.manifest
+        type = found.export.eight_bits or found.export.precision
+        what = f"{found.model.architecture} as {found.export.format} {type}, {self.bytes / 1e6:.1f} MB"
+        return f"<artifact {str(self.path)!r}: {what}>"
+
     @property
     def sha256(self) -> str:
-        """Of `manifest.json`, which itself holds the hash of every other file."""
+        """The hash of `manifest.json`, which itself contains the hash of every other file."""
         return sha256_of(self.path / MANIFEST_NAME)
 
     @property
@@ -242,7 +248,7 @@ def not_ours(folder: Path, marker: str = MANIFEST_NAME) -> str | None:
         if not any(folder.iterdir()):
             return None
         if not (folder / marker).is_file():
-            return f"{folder} holds files that are not an artifact: it has no {marker}"
+            return f"{folder} contains files that are not an artifact: it has no {marker}"
         manifest = decode((folder / marker).read_bytes(), str(folder / marker))
         return in_the_way(folder, {*(str(PurePosixPath(file.path)) for file in manifest.files), marker})
     except ArtifactError as error:
@@ -303,7 +309,7 @@ def remove(folder: Path, marker: str = MANIFEST_NAME) -> None:
     """Remove an artifact.
 
     Raises:
-        UsageError: it is none, or holds more.
+        UsageError: it is none, or contains more.
     """
     reason = not_ours(folder, marker)
     if reason is not None:

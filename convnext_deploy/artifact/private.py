@@ -11,7 +11,7 @@ _NAME = "convnext-deploy"
 
 
 def cache_root() -> Path:
-    """Where this user's caches of this package lie: `$XDG_CACHE_HOME`, or `~/.cache`."""
+    """Where this user's caches of this package are: `$XDG_CACHE_HOME`, or `~/.cache`."""
     return _below("XDG_CACHE_HOME", ".cache")
 
 
@@ -41,12 +41,12 @@ def checked(folder: Path) -> Path:
         raise UsageError(f"{folder} is not a folder; remove it: what is run from there has to be this user's own")
     if found.st_uid != os.getuid():
         raise UsageError(
-            f"{folder} belongs to user {found.st_uid}, not to you (user {os.getuid()}); what lies there would be run "
+            f"{folder} belongs to user {found.st_uid}, not to you (user {os.getuid()}); what is there would be run "
             "as you: set XDG_CACHE_HOME and XDG_STATE_HOME to folders of your own"
         )
     if found.st_mode & 0o022:
         raise UsageError(
-            f"others may write to {folder} (mode {found.st_mode & 0o777:03o}), and what lies there would be run as "
+            f"others may write to {folder} (mode {found.st_mode & 0o777:03o}), and what is there would be run as "
             "you; remove the folder, it is made again"
         )
     if found.st_mode & 0o077:

@@ -3,10 +3,10 @@
 import copy
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,11 @@ from ..env import usable_cores
 from ..errors import InputError, UsageError
 from ..records.base import STRIDE, Device
 from ..records.manifest import Manifest, PrecisionTruth
+from ..records.prediction import PredictResult
 from ..records.timing import LayerTime
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Images = NDArray[np.float32] | NDArray[np.uint8]
 
@@ -44,6 +48,9 @@ class Profile:
 class Session(ABC):
     """A loaded artifact. Timing calls `bind` once and `step`, `sync` in a loop; evaluation calls `run`.
 
+    `predict` takes image files and names classes; calling the session is `run`. `close`, or the end of a `with` block,
+    lets go of what the runtime holds.
+
     Arrays at the boundary are numpy's: images in the layout and type that the manifest's input says, outputs
     float32. A format implements `_bind`, `_step`, `_fetch`, `_precision`, `_unshare`, and `_sync` where `_step`
     returns early.
@@ -58,6 +65,7 @@ class Session(ABC):
     stands_in: str | None = None  # what runs in the artifact's place, where the artifact itself cannot run here
 
     def __init__(self, manifest: Manifest, options: RunOptions) -> None:
+        self.predictor: Callable[..., PredictResult] | None = None  # `api.predict`, which `load` gives to what it opens
         self.manifest = manifest
         self.options = options
         self._working = threading.RLock()  # held while the bound batch is worked on
@@ -70,6 +78,8 @@ class Session(ABC):
         self._spares: list[Session] = []
         self._lent = 0  # spares that run
         self._alone = False  # `precision` or `profile` is at work
+        self._closed = False
+        self._kept = frozenset(vars(self))  # all but what a format adds, which `close` lets go of
 
     @property
     def at_once(self) -> int:
@@ -77,6 +87,52 @@ class Session(ABC):
         if self.options.device != "cpu":
             return 1
         return max(1, usable_cores() // (self.options.threads or usable_cores()))
+
+    def __repr__(self) -> str:
+        export, taken = self.manifest.export, self.manifest.inputs[0]
+        sizes = ", ".join(map(str, taken.shape))
+        given = ", ".join(f"{out.name} ({', '.join(map(str, out.shape))})" for out in self.manifest.outputs)
+        what = f"{self.manifest.model.architecture} as {export.format} {export.eight_bits or export.precision}"
+        state = ", closed" if self._closed else ""
+        return f"<session of {what} on {self.options.device}: {taken.dtype} ({sizes}) to {given}{state}>"
+
+    def __enter__(self) -> "Self":
+        self._refuse_closed()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __call__(self, images: Images) -> tuple[NDArray[np.float32], ...]:
+        """`run`."""
+        return self.run(images)
+
+    def predict(self, images: Any, **options: Any) -> PredictResult:
+        """The most probable classes of images: `convnext_deploy.predict` of this session, with the same options.
+
+        Raises:
+            UsageError: one line, also where another function than `convnext_deploy.load` opened the session.
+        """
+        self._refuse_closed()
+        if self.predictor is None:
+            raise UsageError(f"{self!r} was not opened by convnext_deploy.load; call convnext_deploy.predict with it")
+        return self.predictor(self, images, **options)
+
+    def close(self) -> None:
+        """Let go of the network and its buffers once the runs that are going on are done; later calls are refused.
+
+        To close what is closed does nothing.
+        """
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()  # who waits for a turn is refused
+            self._changed.wait_for(lambda: not self._alone and not self._lent)
+            self._spares.clear()
+        with self._working:
+            for name in set(vars(self)) - self._kept:
+                delattr(self, name)
 
     def bind(self, images: Images) -> None:
         """Place a batch. It may be referenced rather than copied: leave it unchanged until the next `bind`.
@@ -89,6 +145,8 @@ class Session(ABC):
         check_images(images, self.manifest)
         self._working.acquire()
         try:
+            if not self._running:
+                self._refuse_closed()
             self._own()
             self._keeps = not self._running
             self._bind(np.ascontiguousarray(images))  # type: ignore[arg-type]  # numpy's stub widens the dtype
@@ -137,6 +195,7 @@ class Session(ABC):
         Raises:
             InputError: the batch is not what the artifact takes.
         """
+        self._refuse_closed()
         if self._working.acquire(blocking=False):
             if self._is_mine():
                 return self._run_here(images)
@@ -209,6 +268,9 @@ class Session(ABC):
     def _enter(self) -> None:
         """Start to work on the bound batch; what a thread that has ended left behind is whoever comes first's."""
         self._working.acquire()
+        if self._closed and not self._running:  # a run that began before the end goes on
+            self._leave()
+            self._refuse_closed()
         if self._owner_id != threading.get_ident():
             owner = self._owner
             if owner is not None and owner.is_alive():
@@ -251,7 +313,12 @@ class Session(ABC):
                 self._waiting -= 1
         return lane
 
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise UsageError(f"{self!r} takes no more calls; open the artifact again with convnext_deploy.load")
+
     def _lane(self) -> "Session | None":
+        self._refuse_closed()
         if self._alone:
             return None
         if self._working.acquire(blocking=False):
@@ -280,6 +347,7 @@ class Session(ABC):
         """With no run beside it: spares hold what `precision` and `profile` may load anew, so they are let go."""
         with self._changed:
             self._changed.wait_for(lambda: not self._alone and not self._lent)
+            self._refuse_closed()
             self._alone = True
             self._spares.clear()
         try:

@@ -1,7 +1,7 @@
 """Temporary names beside a target, and how what was made there takes the target's place in one step.
 
 A process that works on a temporary name holds a lock on it. The system drops the lock when the process dies, however
-it dies, so what bears such a name without a lock is left over and the next writer of the same target removes it.
+it dies, so what has such a name without a lock is left over and the next writer of the same target removes it.
 """
 
 import contextlib

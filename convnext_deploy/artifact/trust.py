@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import UsageError, plain
 from . import private
 
-_RECORD = "built"  # one hex SHA-256 of a manifest a line; a manifest holds the hash of every file of its artifact
+_RECORD = "built"  # one hex SHA-256 of a manifest a line; a manifest contains the hash of every file of its artifact
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 

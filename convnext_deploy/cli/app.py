@@ -1,6 +1,7 @@
 """One command from its arguments to its exit code. Nothing heavy is imported before it runs."""
 
 import difflib
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -105,14 +106,45 @@ def _parameters(name: str) -> list[Any]:
     return typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
 
 
+# What parsers say of a value, of several releases, as what is expected.
+_EXPECTED = (
+    (r"greater than or equal to (\S+)|x>=(\S+?)\.?$", "at least {}"),
+    (r"less than or equal to (\S+)|x<=(\S+?)\.?$", "at most {}"),
+    (r"valid integer", "a whole number"),
+    (r"valid (?:number|float)", "a number"),
+)
+
+
+def _refused_value(error: Exception, arguments: list[str]) -> str | None:
+    """The refusal of an option's value, or of what is missing, in the words of the other refusals."""
+    parameter = getattr(error, "param", None)
+    if parameter is None or arguments[0] not in COMMANDS:
+        return None
+    option = next((name for name in parameter.opts if name.startswith("--")), parameter.name.upper())
+    if hasattr(error, "param_type"):  # of a MissingParameter alone
+        said = " ".join((getattr(parameter, "help", None) or "").split()).rstrip(".")
+        return f"{arguments[0]} needs {option}: {said[:1].lower()}{said[1:]}"
+    value = next((v for name, v in itertools.pairwise(arguments) if name in parameter.opts), None)
+    value = value or next((word.partition("=")[2] for word in arguments if word.startswith(f"{option}=")), None)
+    message: str = error.message  # type: ignore[attr-defined]
+    for pattern, words in _EXPECTED:
+        found = re.search(pattern, message)
+        if found is not None and value is not None:
+            return f"{option} {value}; expected {words.format(next(filter(None, found.groups()), ''))}"
+    return None
+
+
 def _hinted(error: Exception, arguments: list[str]) -> str:
     """A parser's message, with the option that a word without one was meant for."""
     message: str = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+    refused = _refused_value(error, arguments)
+    if refused is not None:
+        message = refused
     unknown = getattr(error, "option_name", None)
     if unknown is not None and message.startswith("No such option") and arguments[0] in COMMANDS:
         return _no_option(unknown, arguments)
     given = [word for word in arguments[1:] if not word.startswith("-")]
-    if arguments[0] == "eval" and "'--data'" in message and len(given) == 2:
+    if arguments[0] == "eval" and "needs --data" in message and len(given) == 2:
         return f"{message.rstrip('.')}; did you mean --data {given[1]}?"
     if "unexpected extra argument" not in message:
         return message
@@ -153,7 +185,12 @@ def run(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         return _failed(_no_command(arguments[0]), 2, arguments)
     try:
-        returned = app(args=arguments or ["--help"], prog_name="convnext-deploy", standalone_mode=False)
+        returned = app(
+            args=arguments or ["--help"],
+            prog_name="convnext-deploy",
+            standalone_mode=False,
+            obj=tuple(arguments),  # for commands that show how they are typed again
+        )
         code = returned if isinstance(returned, int) else 0
     except typer.Exit as error:
         code = error.exit_code

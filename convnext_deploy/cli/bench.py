@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
+from . import hints
 from .options import OUTPUT, WRITES, CudaGraph, Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
 from .terminal import Terminal, progress_bar
 
@@ -19,6 +20,7 @@ ALONE_SECONDS, ALONE_WARMUP_S = 1.0, 4.0  # without arguments: all of its twelve
 
 
 def bench(
+    context: typer.Context,
     artifacts: Annotated[
         list[Path] | None, typer.Argument(help="Artifact folders. Without any, models with random weights are built.")
     ] = None,
@@ -185,8 +187,8 @@ def bench(
     if markdown:
         manifest.write_file(markdown, comparisons.markdown(verdicts).encode())
     _show(terminal, rows, verdicts)
-    if json:
-        terminal.result({"results": rows, "comparisons": verdicts}, "")
+    next_ = () if interrupted or against else hints.after_bench(hints.typed(context), save)
+    terminal.result({"results": rows, "comparisons": verdicts}, next=next_)
     if interrupted:
         raise interrupted
     if any(v.verdict == "SLOWER" for v in verdicts) or any(row.status == "failed" for row in rows):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..records.accuracy import ScoreResult
+from . import hints
 from .groups import Labelled, Meaning, ReduceLabels, grouped
 from .options import (
     DATA,
@@ -80,13 +81,18 @@ def evaluate(
             say=terminal.say,
             **labelled.read(),
         )
+    from ..workflows.evaluate import Images
+
+    named = Images(data=data, **labelled.read(), problem=meaning.read(), reduce_labels=reduce_labels).words()
+    whole = None if limit is not None else out  # a gate needs the same images on both sides
+    next_ = hints.after_eval(artifact, whole, named, device, trust)
     if isinstance(result, ScoreResult):
         from . import words
 
         lines = words.score_lines(result)
         if out is not None:
             lines.append(f"outputs in {out.with_name(f'{out.name}.npz')}")
-        terminal.result(result, "\n".join(lines))
+        terminal.result(result, "\n".join(lines), next_)
         return
     lines = [
         f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {result.images} images of {result.data}",
@@ -98,4 +104,4 @@ def evaluate(
     lines.append("lowest classes: " + ", ".join(f"{c.name} {c.top1:.1%}" for c in worst))
     if out is not None:
         lines.append(f"predictions in {out.with_name(str(result.predictions))}")
-    terminal.result(result, "\n".join(lines))
+    terminal.result(result, "\n".join(lines), next_)

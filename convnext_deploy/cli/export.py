@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from . import hints
 from .groups import AllOutputs, ExportedCheckpoint, Labelled, Meaning, TensorRt, grouped
 from .options import DATA, OUTPUT, RUNTIME, Debug, Force, Json, Quiet, Trust, batch_range, one_of
-from .terminal import Terminal, summary
+from .terminal import Terminal, progress_bar, summary
 
 
 @grouped
@@ -37,6 +38,20 @@ def export(
         typer.Option(help="Artifact folder. Default: build/ARCHITECTURE-FORMAT-PRECISION.", rich_help_panel=OUTPUT),
     ] = None,
     force: Force = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="ONNX file whose ConvNeXt is replaced; its weights are read from it.", rich_help_panel="Splice"
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Tensors at its ends: what the stem reads, then the maps. Default: found.",
+            rich_help_panel="Splice",
+            metavar="IN,OUT,...",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -90,21 +105,29 @@ def export(
         formats.require(formats.get(format), build=True)  # before torch is imported, so that a typo costs nothing
     from .. import api
 
-    artifact = api.export(
-        checkpoint.weights,
-        format=format,
-        out=out,
-        dynamic_image_size=dynamic_image_size,
-        data=data,
-        verify_data=verify_data,
-        plan=plan,
-        trt=tensorrt.trt,
-        force=force,
-        say=terminal.say,
-        **wanted,
-    )
+    with progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress:
+        artifact = api.export(
+            checkpoint.weights,
+            format=format,
+            out=out,
+            dynamic_image_size=dynamic_image_size,
+            data=data,
+            verify_data=verify_data,
+            plan=plan,
+            trt=tensorrt.trt,
+            into=into,
+            at=at or (),
+            force=force,
+            say=terminal.say,
+            progress=progress,
+            **wanted,
+        )
     found = artifact.manifest
-    terminal.result({"path": str(artifact.path), "manifest": found}, summary(artifact.path, found, artifact.bytes))
+    terminal.result(
+        {"path": str(artifact.path), "manifest": found},
+        summary(artifact.path, found, artifact.bytes),
+        hints.after_export(artifact.path, found, () if data is None else labelled.images(data).words()),
+    )
 
 
 def refit(
@@ -123,4 +146,8 @@ def refit(
     terminal = Terminal(json, quiet)
     made = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
     found = made.manifest
-    terminal.result({"path": str(made.path), "manifest": found}, summary(made.path, found, made.bytes))
+    terminal.result(
+        {"path": str(made.path), "manifest": found},
+        summary(made.path, found, made.bytes),
+        hints.after_export(made.path, found, ()),
+    )

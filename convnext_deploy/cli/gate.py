@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError, plain
+from . import hints
 from .groups import Labelled, Meaning, ReduceLabels, grouped
 from .options import DATA, OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, given, one_of, resumable
 from .terminal import Terminal, progress_bar
@@ -19,6 +20,7 @@ EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 @grouped
 def gate(
     *,
+    context: typer.Context,
     baseline: Annotated[
         Path, typer.Option(help="The model to keep up with: OUT.json of `eval --out OUT`, or an artifact folder.")
     ],
@@ -111,7 +113,9 @@ def gate(
         write_file(junit, words.junit(found, names))
     if outputs is not None:
         _append(outputs, words.outputs(found))
-    terminal.result(found, words.text(found, names))
+    reported = markdown is not None or junit is not None or outputs is not None
+    next_ = hints.after_gate(found, candidate, hints.typed(context), reported, trust)
+    terminal.result(found, words.text(found, names), next_)
     return EXIT_CODES[found.decision]
 
 

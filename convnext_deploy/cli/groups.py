@@ -149,7 +149,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedCheckpoint(Checkpoint):
-    """The same, with what shapes a model of random weights."""
+    """Which checkpoint, and what shapes a model of random weights."""
 
     num_classes: Annotated[
         int | None,
@@ -187,7 +187,7 @@ class Outputs:
 
 @dataclass(frozen=True, kw_only=True)
 class AllOutputs(Outputs):
-    """The same, with a head that belongs to another network."""
+    """What the network is to put out, with heads that belong to another network."""
 
     task: Annotated[str, _checkpoint(help="classify, embed, features or segment (UPerNet).")] = "classify"
     argmax: Annotated[

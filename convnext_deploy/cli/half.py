@@ -40,7 +40,7 @@ def half(
     }
     from .. import api
 
-    with progress_bar(terminal, "looking at images") as progress:
+    with progress_bar(terminal, "preparing") as bar:
         plan, report = api.half(
             checkpoint.weights,
             out=out,
@@ -49,7 +49,7 @@ def half(
             split=split,
             force=force,
             say=terminal.say,
-            progress=progress,
+            progress=lambda done, total: bar(done, total, "looking at images") if bar else None,
             **wanted,
         )
     kept = [operation for operation in report.operations if operation.reasons]
@@ -59,5 +59,4 @@ def half(
     ]
     lines += [f"{operation.name}: {'; '.join(operation.reasons)}" for operation in kept]
     hint = export_command(out, plan.target, *checkpoint.words(), *outputs.words())
-    lines.append(f"build it with: {hint}")
-    terminal.result({"path": str(out), "plan": plan, "report": report, "build": hint}, "\n".join(lines))
+    terminal.result({"path": str(out), "plan": plan, "report": report}, "\n".join(lines), [hint])

@@ -1,13 +1,113 @@
-"""What to type next, ready to be copied."""
+"""What to type next, ready to be copied. Words in capitals stand for what only the user knows."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+    from ..records.accuracy import ScoreVerdict, Verdict
+    from ..records.manifest import Manifest
+
+OTHER = "CANDIDATE"  # the artifact that is held against the one at hand
+LIMIT = ("--max-drop", "0.5")  # percentage points
+
+
+def command(verb: str, *words: object) -> str:
+    """One command, quoted for a shell."""
+    return shlex.join(["convnext-deploy", verb, *map(str, words)])
+
+
+def typed(context: "typer.Context") -> list[str]:
+    """The arguments behind the command's name as they were typed, but for how its results are printed."""
+    return [word for word in context.obj[1:] if word not in ("--json", "--quiet", "-q", "--debug")]
 
 
 def export_command(plan: Path, format: str, *words: str) -> str:
-    """The command that builds what a plan says, quoted for a shell.
+    """The command that builds what a plan says.
 
     Args:
         words: the options that have to be repeated.
     """
-    return shlex.join(["convnext-deploy", "export", "--plan", str(plan), "--format", format, *words])
+    return command("export", "--plan", plan, "--format", format, *words)
+
+
+def after_export(path: Path, found: "Manifest", data: Sequence[str]) -> tuple[str, ...]:
+    """Use it and judge it; what has random weights, or cannot run here, has nothing to be asked.
+
+    Args:
+        data: the words that name labelled images, where the export was given some.
+    """
+    export = found.export
+    where = _on(export.device)
+    if any(parity.stand_in is not None for parity in found.parity):
+        return (command("inspect", path),)
+    sizes = () if export.batch.min <= 1 and export.batch.max >= 8 else ("--batch", export.batch.opt)
+    bench = command("bench", path, *sizes, *where)
+    if found.weights.random:
+        return (bench,)
+    if found.model.task not in ("classify", "segment"):
+        return (command("predict", path, "IMAGE", "--out", f"{path}.npz", *where), bench)
+    labelled = data or ("--data", "IMAGES")
+    return (
+        command("predict", path, "IMAGE", *where),
+        command("eval", path, *labelled, "--out", f"{path}-eval", *where),
+    )
+
+
+def after_eval(artifact: Path, out: Path | None, data: Sequence[str], device: str, trust: bool) -> tuple[str, ...]:
+    """Hold another artifact against this one, on the same images.
+
+    Args:
+        out: with the result over all images, where it was kept.
+        data: the words that name the images.
+    """
+    baseline = artifact if out is None else out.with_name(f"{out.name}.json")
+    where = (*_on(device), *(("--trust",) if trust else ()))
+    return (command("gate", "--baseline", baseline, "--candidate", OTHER, *data, *LIMIT, *where),)
+
+
+def after_gate(
+    verdict: "Verdict | ScoreVerdict", candidate: Path, words: Sequence[str], reported: bool, trust: bool
+) -> tuple[str, ...]:
+    """What passed is served, and asked again for every change.
+
+    Args:
+        words: the options of the gate, to be typed again.
+        reported: they name a file that a build server shows.
+    """
+    if verdict.decision != "PASS":
+        return ()
+    in_ci = () if reported else (f"{command('gate', *words, '--junit', 'gate.xml')}  # the same in CI",)
+    served = (command("serve", candidate, *(("--trust",) if trust else ())),) if candidate.is_dir() else ()
+    return (*served, *in_ci)
+
+
+def after_bench(words: Sequence[str], save: Path | None) -> tuple[str, ...]:
+    """A page of what was measured, and the same run held against it.
+
+    Args:
+        words: the arguments of the run, to be typed again.
+        save: where its results are.
+    """
+    if save is None:
+        return (command("bench", *words, "--save", "bench.jsonl"),)
+    page = save.with_name(f"{save.stem}.html")
+    again = [
+        word
+        for before, word in zip(("", *words), words, strict=False)
+        if "--save" not in (before, word.partition("=")[0])
+    ]
+    return (command("report", save, "--out", page), command("bench", *again, "--against", save))
+
+
+def request(address: str, token: bool) -> str:
+    """The request that tries a server."""
+    asks = ["-H", "Authorization: Bearer TOKEN"] if token else []
+    return shlex.join(["curl", *asks, "--data-binary", "@IMAGE", f"{address}/classify"])
+
+
+def _on(device: str) -> tuple[str, ...]:
+    return () if device == "cpu" else ("--device", device)

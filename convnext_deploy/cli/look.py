@@ -1,12 +1,13 @@
 """`inspect`, `list` and `doctor`: what is there."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .options import Debug, Json, Quiet, Trust
-from .terminal import Terminal, details, fits_words
+from .terminal import Terminal, details, fits_words, progress_bar
 
 
 def inspect(
@@ -50,8 +51,9 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
 
     terminal = Terminal(json, quiet)
     described = {name: registry.spec(name) for name in registry.VARIANTS}
+    entries = {name: _listed(name) for name in _looked_for(formats.names(), terminal)}
     if json:
-        terminal.result({"variants": described, "formats": [_listed(name) for name in formats.names()]}, "")
+        terminal.result({"variants": described, "formats": list(entries.values())})
         return
     rows = [
         [
@@ -64,8 +66,7 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
     ]
     terminal.table("Variants", ["name", "depths", "widths", "differs by"], rows, whole=True)
     rows, lacking = [], []
-    for name in formats.names():
-        entry = _listed(name)
+    for name, entry in entries.items():
         if entry["missing"] or entry["missing_to_export"]:
             lacking.append(f"{name}: {env.pip_line(*entry['missing'], *entry['missing_to_export'])}")
         rows.append(
@@ -81,6 +82,15 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
     for line in lacking:
         terminal.line(line)
     terminal.line("What holds code runs it when opened: others' artifacts of these need --trust.")
+
+
+def _looked_for(names: Sequence[str], terminal: Terminal) -> Iterator[str]:
+    """The names one by one, with a bar: to look for a runtime is to import it, which takes seconds."""
+    with progress_bar(terminal, "looking", transient=True) as progress:
+        for number, name in enumerate(names):
+            if progress is not None:
+                progress(number, len(names), f"looking for {name}")
+            yield name
 
 
 def _listed(name: str) -> dict[str, Any]:
@@ -124,7 +134,7 @@ def doctor(
     removed = caches.clean() if clean else None
     rates = _peaks() if peaks else None
     states, saturating = {}, []
-    for name in formats.names():
+    for name in _looked_for(formats.names(), terminal):
         try:
             fmt = formats.get(name)
             if fmt.eight_bits is not None and fmt.eight_bits.saturates:

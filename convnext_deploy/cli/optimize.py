@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import hints
 from .groups import Checkpoint, Labelled, grouped
 from .options import DATA, Debug, DeviceOption, Force, Json, Quiet, Threads, one_of
 from .terminal import Terminal, clock_words
@@ -32,6 +33,7 @@ GOAL = "Goal"  # a panel of --help
 @grouped
 def optimize(
     *,
+    context: typer.Context,
     data: Annotated[str, typer.Option(help="Labelled images, as for eval; best none that training saw.")],
     out: Annotated[Path, typer.Option(help="Artifact folder; the page and the work go to OUT.optimize.")],
     checkpoint: Checkpoint,
@@ -105,7 +107,7 @@ def optimize(
                 force=force,
                 say=say,
                 watch=watch,
-                command=_command(),
+                command=("convnext-deploy", "optimize", *hints.typed(context)),
                 **wanted,
             )
         except KeyboardInterrupt:
@@ -114,17 +116,8 @@ def optimize(
     from ..reports.optimized import next_commands
 
     next_ = next_commands(out, labelled.images(data).words(), result)
-    if json:
-        terminal.result({"path": str(out), "result": result, "next": next_}, "")
-        return
     show(terminal, result)
-    terminal.line(verdict(out, result))
-    terminal.line("next:\n" + "\n".join(f"  {line}" for line in next_))
-
-
-def _command() -> tuple[str, ...]:
-    """What was typed, to be shown and repeated; without the program's path."""
-    return ("convnext-deploy", *sys.argv[1:])
+    terminal.result({"path": str(out), "result": result}, verdict(out, result), next_)
 
 
 def show(terminal: Terminal, result: "OptimizeResult") -> None:

@@ -37,5 +37,5 @@ def package(
             only = next(one for one, names in target.items() if option in names)
             raise UsageError(f"--{option.replace('_', '-')} is for --for {only}, not for --for {for_}")
     terminal = Terminal(json, quiet)
-    notes = api.package(artifact, one_of("--for", for_, tuple(target)), out=out, name=name, **options)
-    terminal.result({"out": str(out), "notes": notes}, "\n".join((f"{out}: packed for {for_}", *notes)))
+    next_ = api.package(artifact, one_of("--for", for_, tuple(target)), out=out, name=name, **options)
+    terminal.result({"out": str(out)}, f"{out}: packed for {for_}", next_)

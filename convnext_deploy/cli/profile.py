@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from .options import OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
-from .terminal import Terminal
+from .terminal import Terminal, progress_bar
 
 
 def profile(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     batch: Annotated[int | None, typer.Option(help="Images at once; Default: what the artifact is tuned for.")] = None,
     steps: Annotated[int, typer.Option(help="Inferences to average over.")] = 20,
-    layers: Annotated[int, typer.Option(help="How many of the slowest layers to print.")] = 10,
+    layers: Annotated[int, typer.Option(min=1, help="How many of the slowest layers to print.")] = 10,
     device: DeviceOption = "cpu",
     threads: Threads = None,
     trust: Trust = False,
@@ -34,14 +34,16 @@ def profile(
     if out is not None:
         manifest.check_file(out)
     terminal = Terminal(json, quiet)
-    result = api.profile(
-        artifact,
-        batch=batch,
-        steps=steps,
-        device=one_of("--device", device, Device),
-        threads=threads,
-        trust=trust,
-    )
+    with progress_bar(terminal, "opening", redraws_per_s=1, transient=True) as progress:
+        result = api.profile(
+            artifact,
+            batch=batch,
+            steps=steps,
+            device=one_of("--device", device, Device),
+            threads=threads,
+            trust=trust,
+            progress=progress,
+        )
     if out is not None:
         manifest.append_line(out, result)
     total = result.layers_ms

@@ -96,14 +96,14 @@ def quantize(
         )
     kernels = ("--device", "cuda", "--kernels", "all") if formats.get(plan.target).kernels else ()
     hint = export_command(out, plan.target, *checkpoint.words(), *outputs.words(), *kernels)
-    terminal.result({"path": str(out), "plan": plan, "build": hint}, words(out, plan, hint))
+    terminal.result({"path": str(out), "plan": plan}, words(out, plan), [hint])
 
 
 BITS: dict[str, "WeightBits | None"] = {"auto": None, "7": 7, "8": 8}
 
 
-def words(out: Path, plan: "Plan", hint: str) -> str:
-    """What was chosen, on what grounds, and what to type next."""
+def words(out: Path, plan: "Plan") -> str:
+    """What was chosen, and on what grounds."""
     types = [operation.type for operation in plan.operations.values()]
     counted = ", ".join(f"{types.count(name)} {name}" for name in dict.fromkeys(types))
     bits = ", weights of 7 bits" if plan.weight_bits == 7 else ""
@@ -116,5 +116,4 @@ def words(out: Path, plan: "Plan", hint: str) -> str:
             f"correction {correction.name} {verb}: distance {correction.kl_without:.3g} without, "
             f"{correction.kl_with:.3g} with, on {correction.images} held-out images"
         )
-    lines.append(f"build it with: {hint}")
     return "\n".join(lines)

@@ -22,4 +22,6 @@ def report(
 
     terminal = Terminal(json, quiet)
     written = api.report(results, out=out, title=title)
-    terminal.result({"out": str(written), "bytes": written.stat().st_size}, f"{written}: {written.stat().st_size} B")
+    size = written.stat().st_size
+    opened = [f"python -m webbrowser {written.absolute().as_uri()}"] if written.suffix == ".html" else []
+    terminal.result({"out": str(written), "bytes": size}, f"{written}: {size} B", opened)

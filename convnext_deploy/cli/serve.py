@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError, plain
+from . import hints
 from .options import Debug, DeviceOption, LabelsOption, Quiet, Trust, given, one_of
 from .terminal import Terminal
 
@@ -70,6 +71,7 @@ def serve(
     def ready(server: "Server | Workers") -> None:
         also = "" if server.grpc_address is None else f"; gRPC on {server.grpc_address}"
         terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs){also}")
+        terminal.say(f"next: {hints.request(server.address, token is not None)}")
 
     api.serve(
         artifact,

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,23 @@ class Terminal:
                 printable(f"{text}\n"), end="", file=sys.stderr, flush=True
             )  # in one piece: builds speak from several threads
 
-    def result(self, document: Any, lines: str) -> None:
-        """The one result of a command: `document` with --json, else `lines`."""
+    def result(self, document: Any, lines: str = "", next: Sequence[str] = ()) -> None:
+        """The one result of a command: `document` with --json, else `lines`.
+
+        Args:
+            next: commands to go on with, ready to be copied: the field `next` of the document, or lines on stderr.
+        """
         if self.json:
+            if next:
+                import msgspec
+
+                document = msgspec.to_builtins(document) | {"next": list(next)}
             print_json(document)
         elif not self.quiet:
-            print(printable(lines))
+            if lines:
+                print(printable(lines), flush=True)
+            for number, command in enumerate(next):
+                self.say(f"{'     ' if number else 'next:'} {command}")
 
     def line(self, text: str) -> None:
         """A line of words between tables."""
@@ -125,15 +137,17 @@ def progress_bar(
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
 
+    clock = Clock()
+
     class Steps(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
 
-    class Clock(ProgressColumn):
+    class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(clock_words(task.total, task.time_remaining, task.elapsed))
+            return Text(clock.words(time.monotonic()))
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Steps(), Clock())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Steps(), Left())
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=redraws_per_s, transient=transient) as bar:
         task = bar.add_task(phase, total=None)
         now = phase
@@ -144,9 +158,36 @@ def progress_bar(
                 now = what
                 if not transient:  # a phase of its own: its speed says nothing of the one before
                     bar.reset(task, total=total)
+                    clock.begin(time.monotonic())
+            clock.update(done, total, time.monotonic())
             bar.update(task, completed=done, total=total, description=now)
 
         yield update
+
+
+class Clock:
+    """The time that is left of steps that are as long as those so far; it goes on while a long one takes its time."""
+
+    def __init__(self) -> None:
+        self.begin(time.monotonic())
+
+    def begin(self, now_s: float) -> None:
+        self._began_s = now_s
+        self._first: tuple[int, float] | None = None  # (steps done, when): what an earlier call did took no time here
+        self._done = 0
+        self._ends_s: float | None = None
+
+    def update(self, done: int, total: int | None, now_s: float) -> None:
+        if self._first is None or done < self._done:  # the latter where the same steps begin again
+            self._first = (done, now_s)
+        self._done = done
+        first, since_s = self._first
+        known = total is not None and done > first
+        self._ends_s = now_s + (now_s - since_s) * (total - done) / (done - first) if known and total else None
+
+    def words(self, now_s: float) -> str:
+        left_s = None if self._ends_s is None or self._ends_s < now_s else self._ends_s - now_s
+        return clock_words(1, left_s, now_s - self._began_s)
 
 
 def clock_words(total: float | None, remaining_s: float | None, elapsed_s: float | None) -> str:
@@ -178,6 +219,7 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
             f"verified on {parity.samples} {parity.images} images{_reference(found, parity.reference)}: "
             f"{compared}{agreement}{ties}"
         )
+    lines += _splice(found)
     lines.append("multiply-accumulates: " + _truth(found))
     assumed = found.preprocessing.assumed
     if assumed and not found.weights.random:
@@ -192,6 +234,37 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
     if found.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
     return "\n".join(lines)
+
+
+def _splice(found: "Manifest") -> list[str]:
+    """Of somebody's graph: where the ConvNeXt stands in it, what it puts out, and how fast it is."""
+    splice = found.splice
+    if splice is None:
+        return []
+    out, put = splice.nodes
+    lines = [
+        f"in the place of the ConvNeXt of {splice.graph} (opset {splice.opset}): {put} nodes for {out}, from "
+        f"{splice.input} to {', '.join(splice.cuts)}"
+    ]
+    if splice.not_run is not None:
+        lines.append(f"NOT RUN behind the cuts: {splice.not_run}")
+    for end in splice.ends:
+        if end.relative_error is not None:
+            note = f" ({end.note})" if end.note else ""
+            lines.append(f"output {end.output}: relative error {end.relative_error:.2g} from what it was{note}")
+        elif end.note is not None:
+            lines.append(f"output {end.output}: {end.note}")
+    if splice.before_ms:
+        lines.append(
+            f"one batch through the whole graph, {len(splice.before_ms)} runs of each in turns: "
+            f"{_spread(splice.before_ms)} before, {_spread(splice.after_ms)} now"
+        )
+    return lines
+
+
+def _spread(samples: tuple[float, ...]) -> str:
+    ordered = sorted(samples)
+    return f"{ordered[len(ordered) // 2]:.3g} ms ({ordered[0]:.3g} to {ordered[-1]:.3g})"
 
 
 def _known(value: float | None, form: str) -> str:

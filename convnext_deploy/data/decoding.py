@@ -57,11 +57,11 @@ def decoded(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
         image = Image.open(io.BytesIO(content), formats=_built_in(formats))
         refuse_many(image.width, image.height, max_pixels)
         image.load()
-        refuse_many(image.width, image.height, max_pixels)  # what a file holds may be larger than its head says
+        refuse_many(image.width, image.height, max_pixels)  # what a file contains may be larger than its head says
         return _eight_bits(image)
     except UnreadableImage:
         raise
-    except UnidentifiedImageError as error:  # its own text holds a memory address
+    except UnidentifiedImageError as error:  # its own text contains a memory address
         for name, (_, package, begins) in _WITH_PACKAGE.items():
             if name in formats and name not in _built_in(formats) and content.startswith(begins):
                 raise UnreadableImage(f"this Pillow does not read {name}; pip install '{package}'") from error
@@ -83,7 +83,7 @@ def _built_in(formats: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF says that the pixels do not lie as the picture is to be looked at."""
+    """Whether EXIF says that the pixels are not stored as the picture is to be looked at."""
     try:
         return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
     except Exception:  # of damaged EXIF, which says nothing then; readers of third parties raise anything

@@ -18,7 +18,7 @@ def described(pixels: NDArray[np.uint8]) -> tuple[Values, Values]:
 
 
 def described_input(images: Images, preprocessing: Preprocessing, input: InputKind) -> tuple[Values, Values]:
-    """The same of a batch as an artifact takes it: (N, H, W, C) pixels, or (N, C, H, W) normalized."""
+    """Describe a batch as an artifact takes it: (N, H, W, C) pixels, or (N, C, H, W) normalized."""
     if input == "uint8":
         return described(images.transpose(0, 3, 1, 2))
     wide = images.reshape(*images.shape[:2], -1)

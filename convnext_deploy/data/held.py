@@ -168,6 +168,10 @@ def _labels(name: str, label: Any, index: int) -> list[str | int | float]:
         raise UsageError(f"{name}: the label of item {index} is {shown(label)}; expected a number or a name") from None
 
 
+# Modes that live in memory only: an image is given to a model in the mode on the right anyway.
+_AS_A_FILE_HAS_IT = {"YCbCr": "RGB", "HSV": "RGB", "La": "LA", "RGBa": "RGBA"}
+
+
 def _encoded(image: Any) -> bytes:
     """The bytes of an image, those of a file as they are."""
     if isinstance(image, (str, os.PathLike)):
@@ -180,10 +184,12 @@ def _encoded(image: Any) -> bytes:
         raise UnreadableImage(f"pixels of 32 bits (mode {image.mode}) have no known white; convert it to 8 bits")
     kept = io.BytesIO()
     exif = image.getexif().tobytes()
+    if image.mode in _AS_A_FILE_HAS_IT:
+        image = image.convert(_AS_A_FILE_HAS_IT[image.mode])
     if image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):
         image.save(kept, "PNG", compress_level=1, **({"exif": exif} if len(image.getexif()) else {}))
     else:
-        image.save(kept, "TIFF")  # CMYK and its like, of which PNG has none
+        image.save(kept, "TIFF")  # CMYK and LAB, of which PNG has none
     return kept.getvalue()
 
 

@@ -175,7 +175,7 @@ def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder) -> Annotation
     if uneven is not None:
         raise DataError(
             f"{file} has {len(rows[uneven - 1])} columns in entry {uneven} and {width} in the first; "
-            "quote what holds the delimiter"
+            "quote what contains the delimiter"
         )
     images = [row[at] for row in body]
     said = [index for index in range(width) if has_header and header[index] in LABELS]
@@ -219,7 +219,7 @@ def _of_columns(images: list[str], cells: list[list[str]], names: list[str], fil
             images=images, sets=sets, class_names=classes, ordered_by="the columns of the list in their order"
         )
     if not all(math.isfinite(value) for row in values for value in row):
-        raise DataError(f"{file} holds a value that is not finite; expected numbers")
+        raise DataError(f"{file} contains a value that is not finite; expected numbers")
     return Annotations(images=images, values=values, class_names=classes)
 
 
@@ -247,7 +247,7 @@ def _of_json(document: Any, file: Path, order: ClassOrder) -> Annotations:
     if isinstance(document, dict):
         document = [list(pair) for pair in document.items()]
     if not isinstance(document, list) or not document:
-        raise DataError(f'{file} holds no list of images; expected [{{"path": ..., "label": ...}}, ...]')
+        raise DataError(f'{file} contains no list of images; expected [{{"path": ..., "label": ...}}, ...]')
     images: list[str] = []
     labels: list[list[str | int | float]] = []
     for number, entry in enumerate(document, 1):

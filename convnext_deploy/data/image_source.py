@@ -88,7 +88,7 @@ class ImageSource:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the names, and the labels or masks; the images' pixels are not part of it."""
+        """A hash of the names, and the labels or masks; the images' pixels are not part of it."""
         digest = hashlib.sha256(msgspec.json.encode(self.names))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())

@@ -32,7 +32,7 @@ def class_map(file: Path) -> dict[str, int]:
     at the beginning of a name is a name too.
 
     Raises:
-        UsageError: the file cannot be read, holds none of these, or gives a name or a number twice.
+        UsageError: the file cannot be read, contains none of these, or gives a name or a number twice.
     """
     try:
         text = file.read_text("utf-8")
@@ -47,7 +47,7 @@ def class_map(file: Path) -> dict[str, int]:
         pairs = _pairs(document)
     except (ValueError, TypeError, msgspec.ValidationError):
         raise UsageError(
-            f"--labels {file} holds no class names; expected a name a line, or JSON: a list of names, "
+            f"--labels {file} contains no class names; expected a name a line, or JSON: a list of names, "
             "{name: number}, {number: name} or id2label"
         ) from None
     found: dict[str, int] = {}

@@ -36,7 +36,7 @@ def open_source(
     annotations: str | None = None,
     class_order: ClassOrder = "torchvision",
 ) -> ImageSource:
-    """Open an image source by what lies at a path, or a dataset by `hfds:NAME`.
+    """Open an image source by what is at a path, or a dataset by `hfds:NAME`.
 
     Taken are a folder of class folders, a folder of images without labels, .tar files with class folders inside, a
     folder of .tar shards (a shard without class folders is itself one class), parquet files with the columns `image`
@@ -45,7 +45,7 @@ def open_source(
 
     Args:
         data: a path, or `hfds:` and the name or path that `datasets.load_dataset` takes; or a source, which is given
-            back (`data.held` makes one of what a program holds).
+            back (`data.held` makes one of what a program has in memory).
         split: a subfolder, the first part of parquet names such as `test-00000-of-00001.parquet`, or the split of a
             dataset. None where there is only one.
         annotations: what says the labels of the images in the folder `data`: a list, COCO's or ImageNet's file, or
@@ -113,10 +113,10 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
         return _folder(data, folders[split], None, order)
     parquets, tars = sorted(path.glob("*.parquet")), sorted(path.glob("*.tar"))
     if parquets and tars:
-        raise DataError(f"{data} holds both .parquet and .tar files; give one of the two")
+        raise DataError(f"{data} contains both .parquet and .tar files; give one of the two")
     if parquets:
         return parquet_source(data, _of_split(data, list(map(absolute, parquets)), split))
-    # A class may be called "train" too, but the folder of a split holds folders.
+    # A class may be called "train" too, but the folder of a split contains folders.
     splits = sorted(name for name in SPLITS & set(folders) if any(child.is_dir() for child in folders[name].iterdir()))
     if split is not None:
         found = f"it has {', '.join(splits)}" if splits else "it has no splits, leave --split out"
@@ -130,7 +130,7 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
 
 def _with_images(data: str, source: ImageSource | None) -> ImageSource:
     if source is None:
-        raise DataError(f"{data} holds no {SUFFIXES} images; {EXPECTED}")
+        raise DataError(f"{data} contains no {SUFFIXES} images; {EXPECTED}")
     return source
 
 

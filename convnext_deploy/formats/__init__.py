@@ -160,7 +160,7 @@ def refuse_untrusted(fmt: Format, artifact: Artifact, trust: bool = False) -> No
     if fmt.runs_code and not trust and not trusted.built_here(artifact.sha256):
         raise ArtifactError(
             f"{artifact.path}: format {fmt.name} runs code that the artifact brings, and you did not build it here; "
-            "if you trust who did, give --trust (in Python trust=True), else take a format that holds data only"
+            "if you trust who did, give --trust (in Python trust=True), else take a format that contains data only"
         )
 
 

@@ -1,7 +1,9 @@
 """AOTInductor: compiled ahead of time into a package that C++ or Python loads without this project's code."""
 
+import contextlib
 import re
 import shutil
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,6 +17,7 @@ from ..graph.onnx_read import shares
 from ..models.convnext import multiply_accumulates
 from ..quantization.eight_bits import EightBits
 from ..records.manifest import Manifest, PrecisionTruth
+from ..runtimes.torch_files import copy_changed, without_folders
 from ..runtimes.torch_session import TorchSession, opening, whole_float32
 from .base import Format
 
@@ -26,13 +29,37 @@ TYPE_NAMES = {
 def build(graph: DeployGraph, folder: Path) -> None:
     from torch._inductor.exc import InductorError
 
+    whole = folder / f"whole{FORMAT.suffix}"  # Inductor takes no other ending
     with whole_float32(graph.export.precision, graph.export.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor warns about its own internals
         try:
-            torch._inductor.aoti_compile_and_package(graph.program, package_path=str(folder / FILE))
+            torch._inductor.aoti_compile_and_package(
+                graph.program, package_path=str(whole), inductor_configs=_without_line_tables()
+            )
         except (InductorError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise BuildError(f"AOTInductor cannot compile the model: {reason}; is a C++ compiler installed?") from error
+    folders = _folders()
+    copy_changed(whole, folder / FILE, lambda _, record: without_folders(record, folders))
+    whole.unlink()
+
+
+def _without_line_tables() -> dict[str, bool]:
+    """They name lines of generated code that nobody has, in half of the library's bytes; older releases write none."""
+    known = hasattr(torch._inductor.config.aot_inductor, "enable_line_tables")
+    return {"aot_inductor.enable_line_tables": False} if known else {}
+
+
+def _folders() -> set[Path]:
+    """What the compiler reads and writes of this machine, and would name in the library."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    found = {Path(torch.__file__).parents[1], Path(sys.prefix), Path(sys.base_prefix), Path(cache_dir())}
+    with contextlib.suppress(RuntimeError):  # no $HOME, and no entry of this user in the password database
+        found.add(Path.home())
+    found |= {folder.resolve() for folder in found}
+    # A system's own folders tell nothing of whose machine it is.
+    return {folder for folder in found if len(folder.parts) > 1 and str(folder) not in ("/usr", "/usr/local")}
 
 
 class AotInductorSession(TorchSession):
@@ -90,6 +117,7 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
     tasks=frozenset({"classify", "embed", "features", "segment"}),
+    builds_in=30.0,
     optimized=frozenset({"cpu", "cuda"}),
     typed_graph=True,
     ready=ready,

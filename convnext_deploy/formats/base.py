@@ -59,3 +59,4 @@ class Format:
     bf16_features: frozenset[str] = frozenset()  # CPU features, any of which makes its bf16 faster than its fp32
     benched: frozenset[Device] = frozenset()  # where `bench` takes it without being told to
     optimized: frozenset[Device] = frozenset()  # where `optimize` tries it without being told to
+    builds_in: float = 1.0  # about so many times as long as the checkpoint takes to load: for the time that is left

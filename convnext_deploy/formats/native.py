@@ -92,6 +92,8 @@ class NativeSession(Session):
         notes = [] if set(graph) == {"fp32"} else ["depthwise convolutions and norms are computed in fp32"]
         if lacking := library.refused():
             notes.append(lacking)
+        if "bf16" in graph and (reason := library.slower()):
+            notes.append(reason)
         note = "; ".join(notes) or None
         return PrecisionTruth(graph=graph, executed=ran, note=note, quantized=engine.products["int8"])
 

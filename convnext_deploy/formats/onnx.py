@@ -79,6 +79,10 @@ class OnnxSession(Session):
     def _bind(self, images: Images) -> None:
         import onnxruntime as ort
 
+        record = self.manifest.inputs[0]
+        if self.manifest.splice is not None:  # somebody's graph, which may take one image alone, and half floats
+            images = images.astype(record.dtype, copy=False)
+            images = images[0] if len(record.shape) == 3 else images
         self._images = ort.OrtValue.ortvalue_from_numpy(images, self.options.device, 0)
         self._bind_tensors()
 
@@ -204,6 +208,7 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16"}),
     devices=frozenset({"cpu", "cuda"}),
     tasks=frozenset({"classify", "embed", "features", "segment"}),
+    builds_in=4.0,
     optimized=frozenset({"cpu", "cuda"}),
     typed_graph=True,
     build=build,

@@ -277,6 +277,7 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu"}),
     tasks=frozenset({"classify", "embed", "features", "segment"}),
+    builds_in=6.0,
     optimized=frozenset({"cpu"}),
     typed_graph=False,
     build=build,

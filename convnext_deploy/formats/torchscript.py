@@ -10,7 +10,7 @@ from ..artifact.session import RunOptions
 from ..graph.capture import DeployGraph
 from ..graph.torch_contents import contents_of_script
 from ..records.manifest import Manifest
-from ..runtimes.torch_files import copy_without, reserve
+from ..runtimes.torch_files import copy_changed, reserve
 from ..runtimes.torch_session import TorchSession, opening
 from .base import Format
 
@@ -27,7 +27,7 @@ def build(graph: DeployGraph, folder: Path) -> None:
         reserve(whole, sum(tensor.nbytes for tensor in tensors) + BESIDE_TENSORS)
         torch.jit.save(frozen, str(whole))
     # Its debugging information names the folders of this machine, file by file.
-    copy_without(whole, folder / FILE, lambda record: record.endswith(".debug_pkl"))
+    copy_changed(whole, folder / FILE, lambda name, record: None if name.endswith(".debug_pkl") else record)
     whole.unlink()
 
 

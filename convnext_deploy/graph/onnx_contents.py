@@ -1,4 +1,4 @@
-"""What an ONNX file holds, in the order in which it computes with it. Needs no torch."""
+"""What an ONNX file contains, in the order in which it computes with it. Needs no torch."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "relu": "relu", "tanh": "tanh"}
 
 
 def contents_of_script(module: Any) -> readback.Contents:
-    """Of a traced, frozen and loaded TorchScript module: its weights are constants of the graph."""
+    """Read a traced, frozen and loaded TorchScript module: its weights are constants of the graph."""
     graph = torch.jit.freeze(module.eval()).graph if list(module.parameters()) else module.graph
     return _contents(
         (node.kind().partition("::")[2], [_constant(value) for value in node.inputs()])
@@ -29,7 +29,7 @@ def _constant(value: Any) -> object:
 
 
 def contents_of_program(program: torch.export.ExportedProgram) -> readback.Contents:
-    """Of a captured program."""
+    """Read a captured program."""
     signature = program.graph_signature
     places = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     known: dict[str, Tensor] = {}

@@ -110,6 +110,22 @@ def launch_norm(
     return y if out is None else out
 
 
+def launch_codes(
+    y: Tensor, moments: Tensor, chunk: int, norm: str, eps: float, scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """`dwconv_norm_quantized` of what `dwconv_moments` gave, with moments of `chunk` channels, by Triton."""
+    from .dwconv_norm_triton import norm_codes_kernel
+
+    channels, chunks, rows = y.shape[-1], moments.shape[-2], 32
+    out = torch.empty_like(y, dtype=dtype)
+    wrap_triton(norm_codes_kernel)[(-(-y.numel() // channels // rows),)](
+        y, moments, scale, out, y.numel() // channels, C=channels, CHUNK=chunk, CHUNKS=chunks,
+        WIDE=1 << (chunks - 1).bit_length(), BM=rows, BC=64 if channels % 64 == 0 else 32, EPS=eps, NORM=norm,
+        num_warps=4, **dependent(overlaps(y)),
+    )  # fmt: skip
+    return out
+
+
 def _dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float) -> Tensor:
     return launch_norm(x, weight, bias, norm, eps, launch_of(x, weight, whole=True))
 

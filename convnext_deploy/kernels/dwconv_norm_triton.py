@@ -1,4 +1,4 @@
-"""Depthwise convolution in NHWC with the moments of each pixel, and with the whole norm.
+"""Depthwise convolution in NHWC with the moments of each pixel, and with the whole norm, or the norm alone in codes.
 
 A program computes ROWS x BW pixels x BC channels. Each vector that it loads serves up to K output rows from registers,
 and the K * K weights of its channels stay there: with 2 channels a thread the loop over taps is FMAs and little else.
@@ -8,7 +8,7 @@ Shapes are compile-time numbers, so that addresses are immediates of the loads.
 import triton
 import triton.language as tl
 
-from .triton_blocks import merged, quantized, row_moments, scale_and_shift, wait_for_earlier
+from .triton_blocks import merged, normalizer, quantized, row_moments, scale_and_shift, wait_for_earlier
 
 
 @triton.jit
@@ -151,3 +151,20 @@ def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: t
                 tl.store(out + at, quantized(value * inverse[None, :], out.dtype.element_ty), mask=mask)
             else:
                 tl.store(y + at, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def norm_codes_kernel(y, moments, out_scale, out, M, C: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+                      WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, EPS: tl.constexpr, NORM: tl.constexpr,
+                      PDL: tl.constexpr):  # fmt: skip
+    """BM rows of y (M, C), normalized by their moments (M, CHUNKS, 2), over out_scale (C,), in 8 bits."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    wait_for_earlier(PDL)
+    scale, shift = normalizer(moments, tl.minimum(rows, M - 1), C, CHUNK, CHUNKS, WIDE, EPS, NORM)
+    for first in tl.static_range(0, C, BC):
+        channels = first + tl.arange(0, BC)
+        mask = (rows < M)[:, None] & (channels < C)[None, :]
+        at = rows.to(tl.int64)[:, None] * C + channels[None, :]
+        value = (tl.load(y + at, mask=mask, other=0.0).to(tl.float32) - shift[:, None]) * scale[:, None]
+        inverse = 1.0 / tl.load(out_scale + channels, mask=channels < C, other=1.0)
+        tl.store(out + at, quantized(value * inverse[None, :], out.dtype.element_ty), mask=mask)

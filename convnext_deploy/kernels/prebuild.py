@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import env
 from ..errors import BuildError
-from ..processes import end_with
+from ..processes import end_with, import_path, python
 from .nvrtc import Kernel, cubin
 from .operation import IMPLEMENTATIONS, Launch, recording
 
@@ -143,13 +143,10 @@ def compiled(
     count = min(expected, processes or env.usable_cores())
 
     def work() -> None:
-        command = [sys.executable, "-W", "ignore", "-m", __name__, *map(str, target)]
-        root = str(Path(__file__).parents[2])
-        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        command = python(f"from {__name__} import main; main()", *map(str, target))
+        environment = import_path() | {"PYTHONWARNINGS": "ignore"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": paths}, **pipes, start_new_session=True
-        ) as child:
+        with subprocess.Popen(command, env=environment, **pipes, start_new_session=True) as child:
             children.append(child)
             assert child.stdin is not None
             assert child.stdout is not None
@@ -237,7 +234,3 @@ def main() -> None:
         except Exception as failure:  # whatever the compiler raises is the answer
             error = f"{type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
         print(json.dumps(error), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,8 +13,8 @@ when all of an image has been seen; `project_quantized` makes them while it read
 import torch
 from torch import Tensor
 
-from . import hopper
-from .dwconv_norm import conv_reference, launch_norm, launch_of, norm_reference, wide
+from . import hopper, hopper_dwconv, launch
+from .dwconv_norm import conv_reference, launch_codes, launch_norm, launch_of, norm_reference, taps, wide
 from .expand import activated, expand_launch, launch_expand, squares_reference, tiles_of
 from .operation import operation, shaped
 from .project import launch_project, project_launch
@@ -68,8 +68,12 @@ def project_quantized_reference(
 def _dwconv_norm_quantized(
     x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: float, scale: Tensor, e4m3: bool
 ) -> Tensor:
-    launch = launch_of(x, weight, whole=True)
-    return launch_norm(x, weight, bias, norm, eps, launch, scale, E4M3 if e4m3 else torch.int8)
+    dtype = E4M3 if e4m3 else torch.int8
+    if launch.INT8_IN_CUDA_CPP and hopper.takes_dwconv(x, weight):
+        chunk = launch_of(x, weight).channels
+        y, moments = hopper_dwconv.dwconv_moments(x, taps(weight), bias, chunk)
+        return launch_codes(y, moments, chunk, norm, eps, scale, dtype)
+    return launch_norm(x, weight, bias, norm, eps, launch_of(x, weight, whole=True), scale, dtype)
 
 
 def _expand_quantized(
@@ -111,8 +115,8 @@ def _project_quantized(
 ) -> Tensor:
     if factor is None and hopper.takes_codes(hidden, residual.numel() // len(weight), weight, residual.dtype):
         return hopper.project_codes(hidden, weight, bias, residual, scales)
-    launch = project_launch(weight, residual, factor)
-    return launch_project(hidden, weight, bias, residual, factor, launch, scales=scales, hidden_scale=hidden_scale)
+    record = project_launch(weight, residual, factor)
+    return launch_project(hidden, weight, bias, residual, factor, record, scales=scales, hidden_scale=hidden_scale)
 
 
 dwconv_norm_quantized = operation(

@@ -60,7 +60,7 @@ def counterpart(word: str, architecture: str, image_size: tuple[int, int]) -> st
 class Baseline(nn.Module):
     """timm's own module with random weights: float32 (N, 3, H, W) in, float32 logits, embedding or maps out.
 
-    `spec` holds what sessions and formats ask for. Depths, and outside of the task features widths, are ConvNeXt's
+    `spec` contains what sessions and formats ask for. Depths, and outside of the task features widths, are ConvNeXt's
     words and mean nothing here.
     """
 
@@ -91,7 +91,7 @@ class Baseline(nn.Module):
         if self.widths is None:
             return outputs.float()
         maps = zip(outputs, self.widths, strict=True)
-        # Swin's maps are (N, H, W, C): necks take (N, C, H, W), which ConvNeXt gives too.
+        # Swin's maps are (N, H, W, C): necks take (N, C, H, W), which ConvNeXt returns too.
         return tuple((x if x.shape[1] == width else x.permute(0, 3, 1, 2)).contiguous().float() for x, width in maps)
 
 
@@ -109,7 +109,7 @@ def _created(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Mod
         listed = timm.create_model(name, pretrained=False, features_only=True, **options)
         levels = [listed.feature_info.reduction().index(stride) for stride in strides]
     except (ValueError, RuntimeError):
-        raise UsageError(f"{name} gives no maps at the strides {strides}; compare it with --task classify") from None
+        raise UsageError(f"{name} returns no maps at the strides {strides}; compare it with --task classify") from None
     if len(levels) != len(listed.feature_info.reduction()):
         listed = timm.create_model(name, pretrained=False, features_only=True, out_indices=levels, **options)
     return listed, tuple(listed.feature_info.channels())

@@ -1,5 +1,6 @@
 """What stands in a file beside the network: its averaged copy, a normalization in front of it, a head behind it."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,31 @@ AVERAGED = {"ema_model", "model_ema", "ema", "net_ema", "ema_net", "averaged_mod
 NAMES = (("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"))
 BGR = (103.53, 116.28, 123.675)  # ImageNet's mean, blue first
 CLOSE = 0.5  # pixel values
+BOOKKEEPING = {"decay", "num_updates", "n_averaged", "steps"}  # of averaged models
+
+_QUANTIZED = (
+    "it is quantized; give the float checkpoint that it was made from, and `convnext-deploy quantize` makes a plan "
+    "from that"
+)
+# Names that other tools put beside or in the place of weights, with what they mean and what to do.
+OTHER_TOOLS: tuple[tuple[str, str], ...] = (
+    (
+        r".*\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|(hada|lokr)_w[12](_[ab])?|ia3_l)(\..*)?",
+        "it holds an adapter (LoRA or a relative) that is not merged; merge it where the model is defined, with "
+        "model = model.merge_and_unload(), and save that",
+    ),
+    (r".*\.(weight_fake_quant|activation_post_process|_packed_params)(\..*)?", _QUANTIZED),
+    (r".*\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\..*)", _QUANTIZED),
+    (
+        r".*\.(SCB|weight_format|weight_scale|weight_scale_inv|qweight|qzeros|zero_point|weight_zero_point|input_scale)",
+        _QUANTIZED,
+    ),
+    (
+        r".*\.(dwconv|downsample_layers\.\d\.\d)\.kernel",
+        "it holds the sparse convolutions of MinkowskiEngine, as pretraining with FCMAE saves them; convert it with "
+        "the official repository's remap_checkpoint_keys first",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +57,24 @@ def unwrapped(key: str) -> str:
     if not any(name in key for name in WRAPPED):
         return key
     return ".".join(part for part in key.split(".") if part not in WRAPPED)
+
+
+def refuse_other_tools(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that are not the network's own numbers, by the names that other tools give them.
+
+    Raises:
+        WeightsError: adapters, quantized weights, sparse convolutions, or the shards of a trainer.
+    """
+    for key in state:
+        for pattern, words in OTHER_TOOLS:
+            if re.fullmatch(pattern, key, re.DOTALL):
+                raise WeightsError(f"{where} has {key if key.isprintable() else repr(key)}: {words}")
+    empty = [key for key, value in state.items() if value.numel() == 0 and not value.is_meta]
+    if 2 * len(empty) > len(state):
+        raise WeightsError(
+            f"{where} has {len(empty)} of {len(state)} tensors without values, as a trainer that shards weights "
+            "(DeepSpeed ZeRO-3, FSDP) leaves them; join the shards with the trainer's own script first"
+        )
 
 
 def averaged(prefixes: Iterable[str]) -> str | None:
@@ -73,8 +117,27 @@ def normalization(
     return None
 
 
-def head(state: Mapping[str, Tensor], outside: Iterable[str], parent: str, width: int) -> str | None:
-    """What the names of one linear or MLP begin with that stands beside the network and takes its pooled vector.
+def is_counter(key: str, value: Tensor) -> bool:
+    """Whether a single number beside the network is bookkeeping, such as AveragedModel's `n_averaged`."""
+    return not value.is_floating_point() or key.rpartition(".")[2] in BOOKKEEPING
+
+
+def refuse_learned_pooling(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a pooling with a parameter, which no task but features goes without.
+
+    Raises:
+        WeightsError: with its key.
+    """
+    for key, value in state.items():
+        if re.fullmatch(r"(.*\.)?[^.]*(pool|gem)[^.]*\.p", key, re.DOTALL | re.IGNORECASE) and value.numel() == 1:
+            raise WeightsError(
+                f"{where} has {key if key.isprintable() else repr(key)}: it pools with a learned exponent (GeM); "
+                "expected the average; use --task features and pool yourself"
+            )
+
+
+def heads(state: Mapping[str, Tensor], outside: Iterable[str], parent: str, width: int) -> list[str]:
+    """What the names of each linear or MLP begin with that stands beside the network and takes its pooled vector.
 
     Args:
         outside: keys that stand beside the network.
@@ -85,7 +148,7 @@ def head(state: Mapping[str, Tensor], outside: Iterable[str], parent: str, width
     for key in outside:
         if key.startswith(parent):
             roots.setdefault(parent + key.removeprefix(parent).partition(".")[0] + ".", []).append(key)
-    fitting = [
+    return [
         root
         for root, keys in roots.items()
         if all(key.startswith(root) and is_affine(key) for key in keys)
@@ -93,4 +156,3 @@ def head(state: Mapping[str, Tensor], outside: Iterable[str], parent: str, width
         and all(state[key].ndim <= 2 for key in keys)
         and any(key.endswith("bias") for key in keys)
     ]
-    return fitting[0] if len(fitting) == 1 else None

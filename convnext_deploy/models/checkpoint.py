@@ -17,13 +17,16 @@ from ..errors import WeightsError
 from ..records.base import STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Provenance, WeightsRecord
 from . import open_clip, registry, segmenters
+from .architecture import Converted, spec_of
 from .configured import configured
 from .convnext import ConvNeXt
-from .facts import labels_of, preprocessing_of, with_facts, with_problem, with_tokens
-from .layouts import Converted, convert, spec_of
+from .facts import preprocessing_of, with_facts, with_problem, with_tokens
+from .labels import labels_of
+from .layouts import convert
 from .locations import Checkpoint, read
 from .parameters import filled, random_model, refuse_not_finite, tensors_sha256
 from .provenance import joined, provenance, sourced
+from .training import with_held_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +166,11 @@ def load(
     prepared = preprocessing_of({**known, **(preprocessing or {})}, spec, silent)
     if task == "segment":
         segmenters.refuse_crop(prepared, checkpoint.source)
-    labels = labels_of(checkpoint.facts, spec)
+    facts = with_held_labels(checkpoint.facts, spec)
+    labels = labels_of(facts, spec)
     given = {field: f"--{field.replace('_', '-')}" for field in preprocessing or {}}
     given |= {} if image_size is None else {"image_size": "--image-size"}
     given |= {} if name is None else {"activation": "--variant", "norm_eps": "--variant"}
-    facts = checkpoint.facts
     if converted.normalization is not None:
         facts = joined(facts, sourced({"mean": 0, "std": 0}, "the layer in front of the network"))
     return Loaded(

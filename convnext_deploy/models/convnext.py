@@ -207,7 +207,7 @@ class Stem(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the images that it takes; None for any (`kernels.use`)."""
+        """The type of the images that it takes; None for any (`kernels.use`)."""
         return type_of(self.convs[0])
 
     def forward(self, x: Tensor) -> Tensor:

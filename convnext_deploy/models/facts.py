@@ -15,11 +15,12 @@ from ..errors import WeightsError, plain
 from ..records.base import Problem
 from ..records.manifest import ModelSpec, Preprocessing
 from . import registry
-from .convnext import ACTIVATIONS
+from .labels import label_list, refuse_contradiction
 from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
 from .provenance import joined, sourced
 from .segmenters import facts_in as segmenter_facts
+from .timm_config import activation, is_timm, refuse_pooling, timm_facts
 
 # Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
 # norm's.
@@ -29,6 +30,8 @@ PROBLEMS: dict[str, Problem] = {
     "single_label_classification": "single-label", "multi_label_classification": "multi-label",
     "regression": "regression",
 }  # fmt: skip
+SIZES = (("depths", "depths"), ("hidden_sizes", "dims"))  # transformers' names and this project's
+OF_BACKBONES = ("model_type", "layer_norm_eps", "hidden_act", "depths", "hidden_sizes", "num_channels")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,7 +51,8 @@ def metadata_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Facts in a safetensors header, as `scripts/train_demo.py` writes them."""
     facts: dict[str, Any] = {}
     if "image_size" in metadata:
-        facts["input_size"] = [int(metadata["image_size"])] * 2
+        size = json.loads(metadata["image_size"])
+        facts["input_size"] = [int(side) for side in (size if isinstance(size, list) else [size] * 2)]
     for name in ("mean", "std"):
         if name in metadata:
             value = json.loads(metadata[name])
@@ -65,43 +69,10 @@ def metadata_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     return facts
 
 
-def label_list(labels: Any) -> list[str]:
-    """Class names in the order of the outputs, from a list, {number: name} or {name: number}.
-
-    Raises:
-        WeightsError: numbers that are not 0, 1 ... each once, or something else than these.
-    """
-    if isinstance(labels, Mapping):
-        numbered = all(str(key).isdecimal() for key in labels)
-        pairs = [(int(key), value) if numbered else (int(value), key) for key, value in labels.items()]
-        pairs.sort(key=lambda pair: pair[0])
-        if [number for number, _ in pairs] != list(range(len(pairs))):
-            raise WeightsError(f"labels are numbered {', '.join(str(n) for n, _ in pairs[:4])} ...; expected 0, 1 ...")
-        labels = [name for _, name in pairs]
-    if not isinstance(labels, (list, tuple)):
-        raise WeightsError(f"labels are a {type(labels).__name__}; expected a list of names, or {{number: name}}")
-    return [str(label) for label in labels]
-
-
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Facts in a `config.json` of timm or transformers: preprocessing, labels, licence, epsilon, activation."""
-    timm_config = config.get("pretrained_cfg")
-    if isinstance(timm_config, Mapping):
-        names = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license")
-        facts = {name: timm_config[name] for name in names if timm_config.get(name) is not None}
-        if config.get("architecture"):
-            facts["architecture"] = config["architecture"]
-        if "input_size" in timm_config:
-            facts["input_size"] = list(timm_config["input_size"][-2:])
-        if "test_input_size" in timm_config and timm_config.get("test_crop_pct"):
-            facts["test"] = (list(timm_config["test_input_size"][-2:]), timm_config["test_crop_pct"])
-        labels = timm_config.get("label_names") or config.get("label_names")
-        if labels:
-            facts["labels"] = label_list(labels)
-        refuse_pooling(config.get("global_pool"), "config.json")
-        if config.get("global_pool") or "model_args" in config:
-            facts["global_pool"] = "avg"
-        return facts | _timm_arguments(config.get("model_args") or {})
+    if is_timm(config):
+        return timm_facts(config)
     if isinstance(config.get("open_clip"), Mapping):
         facts = open_clip_facts(config["open_clip"])
         refuse_pooling(facts.pop("global_pool"), CONFIG)
@@ -114,18 +85,20 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
             if config.get("id2label"):
                 facts["labels"] = label_list(config["id2label"])
         config = config["backbone_config"]  # of a detector or segmenter, whose labels and sizes are not its backbone's
-        config = {name: config[name] for name in ("model_type", "layer_norm_eps", "hidden_act") if name in config}
+        config = {name: config[name] for name in OF_BACKBONES if name in config}
         kind = f"{kind} with a backbone {config.get('model_type')}"
     if config.get("model_type") in EPSILONS:
         kind = config["model_type"]
         epsilon = float(config.get("layer_norm_eps", EPSILONS[kind]))
-        facts |= {"head_norm_eps": epsilon, "activation": "gelu"}
+        facts |= {"head_norm_eps": epsilon, "activation": activation(config.get("hidden_act", "gelu"), "hidden_act")}
+        facts |= {own: tuple(config[name]) for name, own in SIZES if isinstance(config.get(name), list)}
+        if isinstance(config.get("num_channels"), int):
+            facts["in_chans"] = config["num_channels"]
         facts["norm_eps"] = 1e-6  # of every norm but the last, which its code does not take from the configuration
         if kind == "dinov3_convnext":
             facts |= {"norm_eps": epsilon, "license": "dinov3-license"}
-        if config.get("hidden_act", "gelu") != "gelu":
-            raise WeightsError(f"config.json asks for hidden_act {config['hidden_act']!r}; expected 'gelu'")
         if config.get("id2label"):
+            refuse_contradiction(config["id2label"], config.get("label2id"))
             facts["labels"] = label_list(config["id2label"])
         if config.get("problem_type") is not None:
             if config["problem_type"] not in PROBLEMS:
@@ -144,64 +117,13 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return joined(facts, sourced(processor_facts(preprocessor), "the image processor's config"))
 
 
-def training_facts(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts among the arguments of a training script, which its checkpoints hold.
-
-    Of timm's (`img_size` or `input_size`, `mean`, `std`, `crop_pct`, `interpolation`, `gp`), of the papers' repository
-    (`input_size`, `crop_pct`) and of torchvision's references (`val_crop_size`, `val_resize_size`, `interpolation`).
-    """
-    facts: dict[str, Any] = {}
-    if arguments.get("gp") is not None:
-        refuse_pooling(arguments["gp"], "the checkpoint's args.gp")
-        facts["global_pool"] = "avg"
-    for name in ("mean", "std", "crop_pct", "crop_mode"):
-        if arguments.get(name):
-            facts[name] = arguments[name]
-    if arguments.get("interpolation") in ("bicubic", "bilinear", "nearest", "lanczos"):  # timm has "random" too
-        facts["interpolation"] = arguments["interpolation"]
-    size = next((arguments[name] for name in ("img_size", "input_size", "val_crop_size") if arguments.get(name)), None)
-    if size is not None:
-        facts["input_size"] = [int(side) for side in size[-2:]] if isinstance(size, (list, tuple)) else [int(size)] * 2
-    if arguments.get("val_resize_size") and arguments.get("val_crop_size"):
-        facts["crop_pct"] = min(arguments["val_crop_size"] / arguments["val_resize_size"], 1.0)
-    return facts
-
-
-def refuse_pooling(pooling: Any, where: str) -> None:
-    """Refuse what is not the average over all pixels; "fast" and "fastavg" are that too, and "" is none at all.
-
-    Raises:
-        WeightsError: another pooling.
-    """
-    if pooling not in (None, "", "avg", "fast", "fastavg"):
-        raise WeightsError(f"{where} asks for global_pool {pooling!r}; expected 'avg'")
-
-
-def _timm_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What `model_args` of timm's `config.json` change that tensors do not show."""
-    facts: dict[str, Any] = {}
-    if arguments.get("act_layer") is not None:
-        if arguments["act_layer"] not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise WeightsError(f"config.json asks for act_layer {arguments['act_layer']!r}; expected one of {known}")
-        facts["activation"] = arguments["act_layer"]
-    if arguments.get("norm_eps") is not None:
-        facts["norm_eps"] = facts["head_norm_eps"] = float(arguments["norm_eps"])
-    if arguments.get("norm_layer") is not None:
-        facts["norm"] = str(arguments["norm_layer"]).removesuffix("2d")
-    refuse_pooling(arguments.get("global_pool"), "config.json")
-    if arguments.get("output_stride", 32) not in (32, ""):
-        raise WeightsError(f"config.json asks for output_stride {arguments['output_stride']!r}; expected 32")
-    return facts
-
-
 def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSpec:
     """With what the tensors do not show.
 
     Raises:
         WeightsError: what stands beside the tensors contradicts them.
     """
-    for name in ("depths", "dims", "in_chans", "grn", "num_classes"):
+    for name in ("depths", "dims", "kernel_sizes", "in_chans", "grn", "num_classes"):
         seen, said = getattr(spec, name), facts.get(name)
         if said is not None and said != seen and (name != "num_classes" or seen):
             raise WeightsError(
@@ -330,14 +252,3 @@ def _check_normalization(found: Preprocessing, channels: int) -> None:
 def _words(values: tuple[float, ...]) -> str:
     """As an option takes them."""
     return ",".join(f"{value:.6g}" for value in values)
-
-
-def labels_of(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | None:
-    labels = facts.get("labels")
-    if spec.task not in ("classify", "segment") or not labels:
-        return None
-    if len(labels) != spec.num_classes and not (spec.problem == "binary" and len(labels) == 2):
-        raise WeightsError(
-            f"{len(labels)} labels for {spec.num_classes} classes beside the checkpoint; mend its config"
-        )
-    return tuple(str(label) for label in labels)

@@ -2,23 +2,27 @@
 
 import argparse
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..env import needs
 from ..errors import WeightsError, plain
-from . import pickles
-from .facts import metadata_facts, training_facts, understood
+from . import blanks, file_kinds, pickles
+from .facts import metadata_facts, understood
 from .layouts import has_anchor
 from .mm_config import mm_facts, text_of
 from .provenance import joined, sourced
+from .training import held_facts
+
+if TYPE_CHECKING:
+    from .onnx_blocks import OnnxConvNeXt
 
 # What training scripts wrap state dicts in. Where several hold a ConvNeXt, the averaged weights come first (as in
 # timm), and names that are not here come last.
@@ -28,7 +32,9 @@ WRAPPERS = (
 )  # fmt: skip
 DEPTH = 4  # levels of wrappers that are looked into
 NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-_REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|global:?|class) ([A-Za-z_][\w.]*\.[\w.]*\w)")
+OTHERS = ("bool", "complex64", "complex128", "U", "S", "M8", "m8", "O")  # of arrays beside the weights
+# Names of `builtins` are without it in the first form.
+_REFUSED_GLOBAL = re.compile(r"GLOBAL ([A-Za-z_][\w.]*\w)|(?:global:?|class) ([A-Za-z_][\w.]*\.[\w.]*\w)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +61,26 @@ def read_file(path: Path, key: str | None = None) -> Read:
     Raises:
         WeightsError: not a checkpoint, truncated, or a pickle that holds more than tensors.
     """
-    if path.suffix == ".safetensors":
+    head = file_kinds.head_of(path)
+    file_kinds.refuse_others(path, head)
+    if file_kinds.is_safetensors(path, head):  # whatever the file is called
         return _safetensors(path, key)
-    archive = _is_zip(path)
-    if archive and _is_torchscript(path):
-        raise WeightsError(
-            f"{path} is a TorchScript archive, a program and no weights; save its weights where you trust it, with "
-            f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth'), and give that file"
-        )
+    if path.suffix == ".onnx":
+        return _onnx(path, key)
+    archive = head[:2] == b"PK"  # torch.save's format since 1.6; the older one cannot be mapped
     if not archive and pickles.is_plain(path):
         return _unwrapped(pickles.read(path), path, key)
-    try:
-        with torch.serialization.safe_globals(_harmless()):
+    with torch.serialization.safe_globals(_harmless()):
+        try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except Exception as error:  # torch.load raises many types, down to KeyError, on damaged or hostile files
-        raise WeightsError(_why(path, error)) from None
+        except Exception as error:  # torch.load raises many types, down to KeyError, on damaged or hostile files
+            refusal = WeightsError(_why(path, error))
+            if not archive:
+                raise refusal from None
+            try:
+                content = blanks.read(path, mmap=archive)
+            except Exception:  # the same, or an object that no blank can stand for: the first error says which
+                raise refusal from None
     return _unwrapped(content, path, key)
 
 
@@ -92,17 +103,25 @@ def _safetensors(path: Path, key: str | None) -> Read:
     )
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"  # torch.save's format since 1.6; the older one cannot be mapped
+def _onnx(path: Path, key: str | None) -> Read:
+    """The ConvNeXt in a graph of any exporter.
+
+    Args:
+        key: the tensors at its ends, joined by commas: what the stem reads, and the maps.
+    """
+    with needs("onnx"):
+        from . import onnx_convnext, onnx_graph
+
+        model = onnx_graph.load(path)
+    return of_onnx(onnx_convnext.read_model(model, path.name, key.split(",") if key else ()), path.name)
 
 
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False  # damaged: torch.load says how
+def of_onnx(found: "OnnxConvNeXt", name: str) -> Read:
+    """What was found in a graph, as a checkpoint: in fp32, which holds half floats exactly."""
+    from .onnx_convnext import facts_of
+
+    state = {key: torch.from_numpy(np.array(values, np.float32)) for key, values in found.state.items()}
+    return Read(state, sourced(facts_of(found), "the graph"), None, name)
 
 
 def _harmless() -> list[Any]:
@@ -112,23 +131,35 @@ def _harmless() -> list[Any]:
     for package in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
         names = ("scalar", "_reconstruct")
         found += [(getattr(multiarray.multiarray, name), f"{package}.multiarray.{name}") for name in names]
-    return found + [type(np.dtype(name)) for name in (*NUMBERS, "bool")]
+    return found + [type(np.dtype(name)) for name in (*NUMBERS, *OTHERS)]
+
+
+def _refused(error: Exception) -> str | None:
+    """The class or function that torch.load does not know."""
+    words = str(error)
+    found = _REFUSED_GLOBAL.search(words) if "weights_only" in words or "Unsupported" in words else None
+    return None if found is None else found[1] or found[2]
 
 
 def _why(path: Path, error: Exception) -> str:
     """One line of what torch.load says in ten."""
-    words = str(error).strip()
-    refused = _REFUSED_GLOBAL.search(words) if "weights_only" in words or "Unsupported" in words else None
+    refused = _refused(error)
     if refused is not None:
-        return (
-            f"{path} is no plain state dict: it holds a {refused[1]}, and reading that would run code. If it is a "
-            f"whole model that you trust, run: model = torch.load({path.name!r}, weights_only=False); "
-            "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth. If it is a dictionary with weights "
-            "in it, save those in the same way: model['state_dict']"
-        )
+        return _holds(path, refused)
+    is_pickle = not str(error).startswith("Weights only load failed")
+    reason = plain(error) if is_pickle else "it is no file of torch.save and no safetensors file, or damaged"
     return (
-        f"{path} cannot be read as a checkpoint of plain tensors ({plain(error)}); "
+        f"{path} cannot be read as a checkpoint of plain tensors ({reason}); "
         "convert it to safetensors where it was made"
+    )
+
+
+def _holds(path: Path, name: str) -> str:
+    return (
+        f"{path} is no plain state dict: it holds a {name}, and reading that would run code. If it is a "
+        f"whole model that you trust, run: model = torch.load({path.name!r}, weights_only=False); "
+        "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth. If it is a dictionary with weights "
+        "in it, save those in the same way: model['state_dict']"
     )
 
 
@@ -136,6 +167,7 @@ def _why(path: Path, error: Exception) -> str:
 class _Candidate:
     names: tuple[str, ...]  # of the wrappers around it, outermost first
     state: dict[str, Tensor]
+    others: dict[str, str]  # parameters that are no tensors, with their classes
 
     @property
     def called(self) -> str:
@@ -149,6 +181,9 @@ class _Candidate:
 
 
 def _unwrapped(content: object, path: Path, key: str | None) -> Read:
+    unread = list(dict.fromkeys(blanks.classes_in(content)))
+    if unread and not isinstance(content, Mapping):
+        raise WeightsError(_holds(path, unread[0]))
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
     strange = [name for name, value in content.items() if isinstance(value, Tensor) and not isinstance(name, str)]
@@ -163,26 +198,47 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     else:
         models, prefix = [c for c in found if has_anchor(c.state)], None
     if not models:
+        if unread:
+            raise WeightsError(_holds(path, unread[0]))
         return _nothing(content, found, path, key)
-    models.sort(key=lambda c: c.rank)  # stable: the outer before the inner
+    swapped = _is_of_mmengine(content)
+    models.sort(key=lambda c: (not (swapped and c.called == "state_dict"), c.rank))  # stable: the outer comes first
     best = models[0]
+    if best.others:
+        name, kind = next(iter(best.others.items()))
+        raise WeightsError(
+            f"{path} has {name} as a {kind}, which is no plain tensor; save the checkpoint with plain float tensors"
+        )
     same = [c.called for c in models if c.rank == best.rank]
     if len(same) > 1 and best.rank == len(WRAPPERS):
         raise WeightsError(f"{path} holds {len(same)} models, {', '.join(same)}; choose one with --weights-key")
-    note = None
+    notes = []
     if len(models) > 1:
         others = ", ".join(c.called or "the file itself" for c in models[1:5])
-        note = f"taking {best.called or 'the file itself'} of {path.name}, and not {others} (--weights-key chooses)"
+        why = ", because mmengine puts the averaged weights there" if swapped and len(same) == 1 else ""
+        notes.append(
+            f"taking {best.called or 'the file itself'} of {path.name}, and not {others}{why} (--weights-key chooses)"
+        )
+    if unread:
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        notes.append(f"left out the objects beside the weights ({', '.join(unread[:3])}{more}), and ran none of them")
     # Copied out of the mapped file, which may be written over while the model is in use.
     state = {name: value.clone() for name, value in best.state.items()}
-    given = content.get("args")
-    given = vars(given) if isinstance(given, argparse.Namespace) else given
-    facts = understood(training_facts, given, f"{path}: its args") if isinstance(given, Mapping) else {}
-    facts = sourced(facts, "the checkpoint's args")
+    facts = understood(held_facts, content, f"{path}: what stands beside its weights")
     configuration = text_of(content.get("meta"))
     if configuration is not None:
         facts = joined(sourced(mm_facts(configuration, str(path)), "the configuration in the checkpoint"), facts)
-    return Read(state, facts, prefix, f"{path.name}[{best.called}]" if best.names else path.name, note)
+    return Read(
+        state, facts, prefix, f"{path.name}[{best.called}]" if best.names else path.name, "; ".join(notes) or None
+    )
+
+
+def _is_of_mmengine(content: Mapping[Any, Any]) -> bool:
+    """Whether mmengine wrote it, whose `EMAHook` exchanges the values of `state_dict` and `ema_state_dict`."""
+    meta = content.get("meta")
+    return "ema_state_dict" in content and (
+        "message_hub" in content or (isinstance(meta, Mapping) and "mmengine_version" in meta)
+    )
 
 
 def _candidates(content: Mapping[Any, Any], names: tuple[str, ...] = ()) -> Iterator[_Candidate]:
@@ -193,11 +249,21 @@ def _candidates(content: Mapping[Any, Any], names: tuple[str, ...] = ()) -> Iter
         arrays = {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
         state = {name: _tensor(value) for name, value in arrays.items() if value.dtype.kind == "f"}
     if state:
-        yield _Candidate(names, state)
+        kinds = {name: _strange(value) for name, value in named.items() if "." in name}
+        yield _Candidate(names, state, {name: kind for name, kind in kinds.items() if kind is not None})
     if len(names) < DEPTH:
         for name, value in content.items():
             if isinstance(name, str) and isinstance(value, Mapping):
                 yield from _candidates(value, (*names, name))
+
+
+def _strange(value: Any) -> str | None:
+    """The class of a parameter that is no plain tensor: of another library, which computes its values."""
+    if isinstance(value, Tensor):
+        return (
+            None if type(value) in (Tensor, torch.nn.Parameter) else f"{type(value).__module__}.{type(value).__name__}"
+        )
+    return blanks.class_of(value)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

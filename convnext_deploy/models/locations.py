@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..artifact.manifest import sha256_of
 from ..errors import WeightsError, plain
-from . import open_clip, registry
+from . import file_kinds, open_clip, registry
 from .facts import facts_of, understood
 from .files import read_file
 from .processor import merged
@@ -56,9 +56,10 @@ def read(weights: str | None, name: str | None, tag: str | None, key: str | None
         return _from_folder(path, weights, key)
     if path.is_file():
         read = read_file(path, key)
+        notes = (read.note, _unread(path))
         return Checkpoint(
-            read.label, read.state, read.facts, read.prefix, sha256_of(path), read.facts.get("license"), read.note,
-            files=(path,),
+            read.label, read.state, read.facts, read.prefix, sha256_of(path), read.facts.get("license"),
+            "; ".join(filter(None, notes)) or None, files=(path,),
         )  # fmt: skip
     plain = weights.removeprefix("timm:").removeprefix("timm/")
     if plain.partition(".")[0] in registry.VARIANTS or registry.is_deprecated(plain):
@@ -69,6 +70,14 @@ def read(weights: str | None, name: str | None, tag: str | None, key: str | None
     raise WeightsError(
         f"--weights {weights}: no such file or folder, and not a published timm name; {REMEDIES}, or hf-hub:owner/name"
     )
+
+
+def _unread(file: Path) -> str | None:
+    """Of a file that is taken alone: that a library's configuration stands beside it."""
+    found = [name for name in ("config.json", *PROCESSOR_FILES) if (file.parent / name).is_file()]
+    if file.name not in WEIGHT_FILES or not found:
+        return None
+    return f"{' and '.join(found)} beside {file.name} is not read (--weights {file.parent} reads the whole folder)"
 
 
 def _published(name: str, tag: str | None) -> Checkpoint:
@@ -187,8 +196,14 @@ def _quiet(logger: str) -> Iterator[None]:
 def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
     config_file = folder / "config.json"
     files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    note = None
     if not files:
-        raise WeightsError(f"{folder} has none of {', '.join(WEIGHT_FILES)}; name the file itself with --weights")
+        others = [name for name in file_kinds.weights_in(folder) if "/" not in name]
+        if len(others) != 1 or not config_file.is_file():
+            file_kinds.refuse_folder(folder)
+        files, note = [folder / others[0]], f"taking {others[0]}, the only weights in {folder}"
+    elif len(files) > 1:
+        note = f"taking {files[0].name} of {folder}, and not {', '.join(file.name for file in files[1:])}"
     parts = [folder / part for part in _shards(files[0])] if files[0].suffix == ".json" else files[:1]
     config = _json(config_file) if config_file.is_file() else {}
     if (folder / open_clip.CONFIG).is_file():
@@ -196,7 +211,8 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
     beside = [_json(folder / name) if (folder / name).is_file() else None for name in PROCESSOR_FILES]
     if any(found is not None for found in beside):
         config["preprocessor"] = merged(*beside)
-    return _with_config(source, parts, config, key)
+    found = _with_config(source, parts, config, key)
+    return replace(found, note="; ".join(filter(None, (note, found.note))) or None)
 
 
 def _json(file: Path) -> dict[str, Any]:

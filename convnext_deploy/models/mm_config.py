@@ -172,7 +172,7 @@ def _network(model: Any, where: str) -> dict[str, Any]:
 
 
 def _head(model: Mapping[str, Any], pooled: bool, where: str) -> dict[str, Any]:
-    """Of a classifier. Necks and heads of detectors and segmenters are left out with their tensors."""
+    """Read a classifier's head. Necks and heads of detectors and segmenters are left out with their tensors."""
     head, neck = model.get("head"), model.get("neck")
     if not isinstance(head, Mapping) or "num_classes" not in head:
         return {}
@@ -236,7 +236,7 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _geometry(pipeline: list[Any]) -> dict[str, Any]:
-    """Of a classifier's pipeline: a resize of the shorter side and a crop, or a resize to a square."""
+    """Read a classifier's pipeline: a resize of the shorter side and a crop, or a resize to a square."""
     steps = {step.get("type"): step for step in pipeline if isinstance(step, Mapping)}
     resize = steps.get("ResizeEdge") or steps.get("Resize")
     if resize is None or resize.get("keep_ratio"):

@@ -20,6 +20,7 @@ class Layout:
     mark: str = ""  # of a key below the same prefix that has to be there too
     ignored: str = r"(?!)"  # keys that belong to the layout and hold nothing the network computes with
     classifier: str = "\0"  # what stands before the names of a classifier's parts, which only --task classify needs
+    wider: str = "\0"  # what stands before a head that a fine-tune put in the place of more than the classifier
     copies: tuple[Rule, ...] = ()  # keys that hold a parameter a second time
     siblings: tuple[str, ...] = ()  # keys that stand beside the prefix, not below it
     backbone: bool = False  # it is what gives maps to another network, and has no head
@@ -150,9 +151,16 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         ignored=r"(?!visual\.).*",  # the text tower and the temperature
     ),
-    Layout("timm", "stem.0.weight", _TIMM_RULES, classifier="head.fc."),
+    Layout("timm", "stem.0.weight", _TIMM_RULES, classifier="head.fc.", wider="head."),
     # `create_model(..., features_only=True)`, and what is built on it, such as segmentation_models_pytorch.
     Layout("timm_features", "stem_0.weight", _timm("_"), backbone=True),
+    # A graph, whose own names say nothing: `onnx_convnext` gives what it finds the official ones.
+    Layout(
+        "onnx",
+        "onnx.downsample_layers.0.0.weight",
+        tuple((r"onnx\." + pattern, new) for pattern, new in _official(_BLOCK_OFFICIAL)),
+        backbone=True,
+    ),
     # mmpretrain, and mmdetection and mmsegmentation, which take their ConvNeXt from it.
     Layout(
         "mmpretrain",
@@ -216,6 +224,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (rf"classifier\.0\.{_WB}", r"head.norm.\1"),
         ),
         classifier="classifier.2.",
+        wider="classifier.",
     ),
     # The module `features` alone, as the detectors' `BackboneWithFPN` holds it.
     Layout(

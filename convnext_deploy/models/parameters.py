@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..records.manifest import ModelSpec
+from .architecture import Converted
 from .convnext import ConvNeXt
-from .layouts import Converted
 
 
 def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:

@@ -40,8 +40,8 @@ def read(path: Path) -> Any:
         return _plain(content)
     except _Refused as refused:
         raise WeightsError(
-            f"{path} is a pickle that holds a {refused}, and reading that would run code; where you trust it, save its "
-            "weights with torch.save(model.state_dict(), 'weights.pth'), and give that file"
+            f"{path} is a pickle that contains a {refused}, and reading that would run code; where you trust it, save "
+            "its weights with torch.save(model.state_dict(), 'weights.pth'), and give that file"
         ) from None
     except Exception as error:  # the unpickler raises many types, down to IndexError, on damaged or hostile files
         reason = plain(error)

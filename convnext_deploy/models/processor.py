@@ -10,10 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import WeightsError
+from .open_clip import MEAN, STD
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _SQUASHED_FROM = 384  # pixels, in ConvNextImageProcessor
 _PER_PIXEL = 255.0
+# What each class normalizes by where its configuration is silent (transformers 5.23).
+_DEFAULTS: dict[str, tuple[Any, Any]] = {
+    "ConvNext": (0.5, 0.5), "ViT": (0.5, 0.5), "CLIP": (MEAN, STD), "Bit": (MEAN, STD),
+}  # fmt: skip
 
 # Steps that no `Preprocessing` has; refused where they are switched on.
 _OTHER_STEPS = (
@@ -56,15 +61,24 @@ def processor_facts(processor: Mapping[str, Any]) -> dict[str, Any]:
     facts = _normalization(processor)
     resample = processor.get("resample")
     if resample is not None:
-        if resample not in _FILTERS:
-            raise _refused(f"resample {resample!r}", "expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)")
-        facts["interpolation"] = _FILTERS[resample]
+        facts["interpolation"] = _filter(resample)
     return facts | _geometry(processor)
+
+
+def _filter(resample: Any) -> str:
+    """A filter by Pillow's number, or by its name with whatever stands before it."""
+    name = str(resample).rpartition(".")[2].lower()
+    found = name if name in _FILTERS.values() else _FILTERS.get(resample) if isinstance(resample, int) else None
+    if found is None:
+        raise _refused(f"resample {resample!r}", "expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)")
+    return found
 
 
 def _normalization(processor: Mapping[str, Any]) -> dict[str, Any]:
     """Pixel p becomes (p * factor - mean) / std there and (p / 255 - mean) / std here."""
-    mean, std = processor.get("image_mean"), processor.get("image_std")
+    kind = _kind(processor)
+    usual = next((values for name, values in _DEFAULTS.items() if name in kind), (None, None))
+    mean, std = (processor.get(name, own) for name, own in zip(("image_mean", "image_std"), usual, strict=True))
     if processor.get("do_normalize", True) is False:
         mean, std = 0.0, 1.0
     factor = processor.get("rescale_factor")
@@ -89,6 +103,10 @@ def _normalization(processor: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _kind(processor: Mapping[str, Any]) -> str:
+    return str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+
+
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -98,7 +116,7 @@ def _geometry(processor: Mapping[str, Any]) -> dict[str, Any]:
     if processor.get("do_resize", True) is False:
         raise _refused("do_resize false", "images are resized here; give the processor's size, or load the file alone")
     crops = processor.get("do_center_crop", crop is not None)
-    kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    kind = _kind(processor)
     by_sides = isinstance(size, Mapping) and "height" in size
     if "ConvNext" in kind or (not kind and not crops and not by_sides):
         return _convnext(processor, size, crop if crops else None)
@@ -131,6 +149,10 @@ def _convnext(processor: Mapping[str, Any], size: Any, crop: Any) -> dict[str, A
     if isinstance(size, Mapping) and set(size) != {"shortest_edge"}:
         raise _refused(f"size {dict(size)}", "ConvNextImageProcessor takes shortest_edge")
     edge = size["shortest_edge"] if isinstance(size, Mapping) else size  # a number before transformers 4.26
+    if isinstance(edge, (list, tuple)):
+        if len(set(edge)) != 1:
+            raise _refused(f"size {list(edge)}", "ConvNextImageProcessor takes one number, the shortest edge")
+        edge = edge[0]
     if crop is not None and _sides(crop) != (edge, edge):
         raise _refused(f"crop_size {crop} after a crop to {edge}", "ConvNextImageProcessor crops by crop_pct already")
     facts["input_size"] = [edge] * 2

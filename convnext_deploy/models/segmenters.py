@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import WeightsError, plain
 from ..records.manifest import ModelSpec, Preprocessing, Segmentation
-from .layouts import Converted
+from .architecture import Converted
 from .names import Rule
 
 HEAD = "decode_head."

@@ -44,7 +44,7 @@ class CheckpointOptions(TypedDict, total=False):
 
 
 class NetworkOptions(CheckpointOptions, total=False):
-    """The same, of functions that take other tasks than classifying."""
+    """What is said about a checkpoint to functions that take other tasks than classifying."""
 
     levels: Annotated[
         Sequence[int] | str | None,

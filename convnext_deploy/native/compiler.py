@@ -68,8 +68,19 @@ def units(machine: str = "") -> dict[str, tuple[str, ...]]:
     return dict.fromkeys(COMMON, ()) | PATHS.get((machine or platform.machine()).lower(), {})
 
 
-def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...], link_flags: tuple[str, ...] = ()) -> Path:
+def machine_of(compiler: str) -> str:
+    """The machine that a compiler makes programs for, as `units` takes it; "": it does not say."""
+    said = subprocess.run([*shlex.split(compiler), "-dumpmachine"], capture_output=True, text=True).stdout
+    return said.strip().partition("-")[0]
+
+
+def compile_library(
+    compiler: str, work: Path, extra_flags: tuple[str, ...], link_flags: tuple[str, ...] = (), machine: str = ""
+) -> Path:
     """Compile every unit at once, in `work`, and link them.
+
+    Args:
+        machine: that the compiler makes programs for, as `units` takes it.
 
     Raises:
         BuildError: the compiler refuses a file.
@@ -77,7 +88,7 @@ def compile_library(compiler: str, work: Path, extra_flags: tuple[str, ...], lin
     command = [*shlex.split(compiler), *FLAGS, *extra_flags]
     running = {}
     with Group() as group:  # killed with this process
-        for name, flags in units().items():
+        for name, flags in units(machine).items():
             target = work / f"{name}.o"
             running[target] = group.start(
                 [*command, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", str(target)],
@@ -103,9 +114,9 @@ def _refusal(compiler: str, what: str, output: str) -> str:
     return f"{compiler} cannot build {what} of the native engine: {first.strip()}"
 
 
-def source_key(extra_flags: tuple[str, ...]) -> str:
-    """What the library is made of: sources, flags, and the instruction sets of this kind of machine."""
-    digest = hashlib.sha256(repr((FLAGS, extra_flags, sorted(units().items()))).encode())
+def source_key(extra_flags: tuple[str, ...], machine: str = "") -> str:
+    """What the library is made of: sources, flags, and the instruction sets of a kind of machine, as `units` has it."""
+    digest = hashlib.sha256(repr((FLAGS, extra_flags, sorted(units(machine).items()))).encode())
     for source in sorted(SOURCES.glob("*")):
         if source.suffix in (".h", ".cpp"):
             digest.update(source.name.encode() + b"\0" + source.read_bytes())

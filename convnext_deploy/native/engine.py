@@ -102,7 +102,6 @@ class Engine:
         info = library.Info()
         self._library.cnxt_session_info(self._session, info)
         self.isa: str = self._library.cnxt_session_isa(self._session).decode()
-        self.activation_bytes: int = self._library.cnxt_session_bytes(self._session)
         self.products = {name: int(count) for name, count in zip(TYPES, info.products, strict=True)}
         self.multiply_accumulates = {
             name: int(count) for name, count in zip(TYPES, info.multiply_accumulates, strict=True)

@@ -3,17 +3,28 @@
 import ctypes
 import functools
 import os
+import platform
 from pathlib import Path
 
 from ..artifact import private, staging
 from ..artifact.manifest import sha256_of
 from ..errors import BuildError, MissingPackageError, UsageError, plain
 from . import shipped
-from .compiler import COMPILERS, FLAGS, SOURCES, compile_library, compiler_key, find_compiler, source_key, units
+from .compiler import (
+    COMPILERS,
+    FLAGS,
+    SOURCES,
+    compile_library,
+    compiler_key,
+    find_compiler,
+    machine_of,
+    source_key,
+    units,
+)
 
 __all__ = [
     "COMPILERS", "FLAGS", "SOURCES", "build", "c_interface", "cached", "chosen_isa", "clean", "find_compiler",
-    "isas", "load", "opened", "refused", "state", "units",
+    "isas", "load", "opened", "refused", "slower", "state", "units",
 ]  # fmt: skip
 
 BUILD_NAME = "build"  # of the temporary folders in the cache
@@ -69,7 +80,8 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
 
     Raises:
         MissingPackageError: no compiler.
-        BuildError: the wheel's library is damaged, the compiler refuses a file, or the folder cannot be written.
+        BuildError: the wheel's library is damaged, the compiler refuses a file or is for another machine, or the folder
+            cannot be written.
         UsageError: the folder is not this user's alone.
     """
     if folder is None and not extra_flags:
@@ -91,6 +103,12 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
         found = _intact(folder, stem)
         if found is not None:
             return found
+        machine = machine_of(compiler)
+        if machine and units(machine).keys() != units().keys():
+            raise BuildError(
+                f"{compiler} makes programs for {machine}, and this machine is {platform.machine()}; "
+                "name a compiler for this machine in $CXX, or none"
+            )
         with staging.folder_for(folder / BUILD_NAME) as work:
             built = compile_library(compiler, work, extra_flags)
             path = folder / f"{stem}-{sha256_of(built)}.so"
@@ -158,8 +176,8 @@ def state() -> str:
     built = _here()
     if built is None:
         return f"ready, {find_compiler()} builds it at first use"
-    lacking = refused(opened(built))
-    return f"ready, path {isas(opened(built))[0]}" + (f"; {lacking}" if lacking else "")
+    here = opened(built)
+    return "; ".join(filter(None, (f"ready, path {isas(here)[0]}", refused(here), slower(here))))
 
 
 def _here() -> Path | None:
@@ -214,6 +232,7 @@ def opened(path: Path) -> ctypes.CDLL:
     signatures = {
         "cnxt_isas": (text, []),
         "cnxt_isas_refused": (text, []),
+        "cnxt_isas_slower": (text, []),
         "cnxt_model_open": (number, [void, size, ctypes.POINTER(void), text, size]),
         "cnxt_model_open_file": (number, [text, ctypes.POINTER(void), text, size]),
         "cnxt_model_close": (None, [void]),
@@ -222,7 +241,6 @@ def opened(path: Path) -> ctypes.CDLL:
         "cnxt_session_close": (None, [void]),
         "cnxt_session_info": (None, [void, ctypes.POINTER(Info)]),
         "cnxt_session_isa": (text, [void]),
-        "cnxt_session_bytes": (size, [void]),
         "cnxt_session_run": (number, [void, void, ctypes.POINTER(void)]),
         "cnxt_peak": (
             number,
@@ -249,6 +267,12 @@ def refused(library: ctypes.CDLL | None = None) -> str:
     """One line on a path whose instructions this CPU has and the system does not let it use; empty: none."""
     library = load() if library is None else library
     return str(library.cnxt_isas_refused().decode())
+
+
+def slower(library: ctypes.CDLL | None = None) -> str:
+    """One line on a path with more instructions that is slower here than the first of `isas`; empty: none."""
+    library = load() if library is None else library
+    return str(library.cnxt_isas_slower().decode())
 
 
 def chosen_isa(isa: str | None) -> str | None:

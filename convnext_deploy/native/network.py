@@ -13,7 +13,7 @@ TYPES: dict[torch.dtype, packed.ProductType] = {torch.float32: "fp32", torch.bfl
 
 
 def network_of(model: ConvNeXt) -> packed.Network:
-    """A folded module as the engine's file holds it."""
+    """A folded module as the engine's file stores it."""
     stem, mean = model.stem, model.stem.input_mean
     return packed.Network(
         input="uint8" if model.takes_uint8 else "float32",

@@ -36,7 +36,7 @@ MOST_OPERATIONS = 4096
 class Product:
     """A matrix product. `weight` is (out, in); a convolution's rows are in the order (kernel row, kernel column, in).
 
-    int8: `weight` holds codes, y = scale * weight_scale * (W (q - zero_point)) + bias with
+    int8: `weight` contains codes, y = scale * weight_scale * (W (q - zero_point)) + bias with
     q = round((x - shift) / scale) + zero_point, saturated to 0..255. Otherwise the weight is float32, rounded here.
     """
 
@@ -117,7 +117,7 @@ class Network:
 
 
 def names(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Of operations of these kinds, in order: `stem`, `stages.2.0`, `downsamples.1`, `features.3`, `head`."""
+    """The names of operations of these kinds, in order: `stem`, `stages.2.0`, `downsamples.1`, `features.3`, `head`."""
     found, stage, block, conv = [], 0, 0, 0
     for kind in kinds:
         if kind == "block":

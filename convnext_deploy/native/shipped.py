@@ -1,11 +1,12 @@
 """The engine's library that a wheel brings, with its header and what CMake's `find_package` reads.
 
-A wheel holds them in `lib`, where `ship` puts them. A checkout has no such folder, and compiles the library at its
+A wheel contains them in `lib`, where `ship` puts them. A checkout has no such folder, and compiles the library at its
 first use. Like the modules beside it, the library there is trusted because it was installed.
 """
 
 import hashlib
 import json
+import platform
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,26 +23,31 @@ EXAMPLE = Path(__file__).parent / "example"
 LINK_FLAGS = (f"-Wl,-soname,{LIBRARY}",)
 
 
-def ship(folder: Path) -> None:
+def ship(folder: Path) -> str:
     """Compile the library into `folder`, with a record of its SHA-256 and sources, its header and CMake's file.
+
+    Returns:
+        The machine that it is for, as `platform.machine()` names it: the compiler's, which may be another than this.
 
     Raises:
         MissingPackageError: no compiler.
         BuildError: the compiler refuses a file.
     """
     found = compiler.find_compiler()
+    machine = compiler.machine_of(found) or platform.machine()
     with tempfile.TemporaryDirectory() as work:
-        built = compiler.compile_library(found, Path(work), (), LINK_FLAGS)
+        built = compiler.compile_library(found, Path(work), (), LINK_FLAGS, machine)
         (folder / "include").mkdir(parents=True, exist_ok=True)
         shutil.copy(built, folder / LIBRARY)
     shutil.copy(compiler.SOURCES / HEADER, folder / "include")
     shutil.copy(CMAKE, folder)
-    record = {"sha256": _sha256(folder / LIBRARY), "sources": compiler.source_key(())}
+    record = {"sha256": _sha256(folder / LIBRARY), "sources": compiler.source_key((), machine)}
     (folder / RECORD).write_text(json.dumps(record) + "\n")
+    return machine
 
 
 def library() -> Path | None:
-    """The wheel's library; None where there is none, or sources of another version lie beside it.
+    """The wheel's library; None where there is none, or sources of another version are beside it.
 
     Raises:
         BuildError: it is not the one that was installed. Opening a damaged one can kill the process.

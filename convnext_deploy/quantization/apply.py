@@ -163,7 +163,7 @@ def _check_tensors(loaded: LoadedPlan, model: ConvNeXt) -> None:
         values = tensor.float()
         if not values.isfinite().all() or (what in ("balance", "weight_scale") and not (values > 0).all()):
             expected = "finite numbers" if what in ("bias", "weight") else "finite numbers above 0"
-            raise UsageError(f"the plan's {key} holds {_odd(values)}; expected {expected}; run quantize again")
+            raise UsageError(f"the plan's {key} contains {_odd(values)}; expected {expected}; run quantize again")
         other = {"weight": "weight_scale", "weight_scale": "weight"}.get(what)
         if other is not None and f"{other}/{name}" not in loaded.tensors:
             raise UsageError(f"the plan's tensors hold {key} and no {other} of it; run quantize again")
@@ -262,7 +262,7 @@ def how_of(loaded: LoadedPlan) -> EightBits:
 
 
 def scales_of(rows: Tensor, operation: OperationPlan, loaded: LoadedPlan) -> Tensor:
-    """The scale of each row of a weight matrix (out, in), float32 (out,), as the target's graph holds it."""
+    """The scale of each row of a weight matrix (out, in), float32 (out,), as the target's graph stores it."""
     plan = loaded.plan
     limit = WEIGHT_LIMITS[plan.weight_bits]
     scales = weight_scales(rows, WEIGHT_SCHEMES[operation.type], plan.weight_ranges, limit)

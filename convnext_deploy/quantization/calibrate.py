@@ -67,7 +67,7 @@ class Calibration:
     inputs: InputStatistics | None = None  # of the images themselves; None of noise
 
     def halves(self, name: str) -> tuple[Histogram, Histogram]:
-        """Of a module's input, over the even and over the odd images."""
+        """Histograms of a module's input, over the even and over the odd images."""
         even, odd = (self.statistics[f"{name}/{half}"] for half in _HALVES)
         return even, odd
 
@@ -141,13 +141,13 @@ def calibrate(
         preprocessing: leads from an image to the model's input; raw pixels go to a model that takes uint8.
         images: how many, evenly spaced over the source.
         batch: images at once; the last batch may be smaller.
-        resume: this file is written as the work proceeds, and what it holds is not run again. None keeps nothing.
+        resume: this file is written as the work proceeds, and what it contains is not run again. None keeps nothing.
         progress: called with (images done, images in all), first before any work.
 
     Raises:
         UsageError: fewer than two images, a name that is no such module, or `resume` belongs to something else.
         DataError: the source has fewer images, or one of them cannot be read.
-        CheckFailed: a tensor holds NaN or infinite values.
+        CheckFailed: a tensor contains NaN or infinite values.
     """
     if images < 2 or batch < 1:
         raise UsageError(f"images {images}, batch {batch}; expected at least 2 images and a batch of at least 1")
@@ -229,7 +229,7 @@ def report(
 
 
 def content_sha256(source: data.ImageSource) -> str:
-    """Of the encoded images in their order; `ImageSource.sha256` covers names and labels only.
+    """A hash of the encoded images in their order; `ImageSource.sha256` covers names and labels only.
 
     Raises:
         DataError: an image cannot be read.
@@ -256,7 +256,7 @@ def _module(model: ConvNeXt, name: str) -> nn.Linear | nn.Conv2d:
 def _observed(
     model: ConvNeXt, modules: dict[str, nn.Linear | nn.Conv2d], images: Tensor, first: int
 ) -> tuple[Statistics, Tensor | tuple[Tensor, ...]]:
-    """Of one batch, whose images are number `first` and following; and what the model says of them."""
+    """Observe one batch, whose images are number `first` and following; return also what the model says of them."""
     found: Statistics = {}
 
     def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

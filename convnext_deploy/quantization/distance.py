@@ -60,7 +60,7 @@ def outputs(model: ConvNeXt, pixels: Pixels, preprocessing: Preprocessing) -> tu
 
 
 def distances(found: Sequence[Tensor], expected: Sequence[Tensor], classify: bool) -> Distances:
-    """Of each image: the Kullback-Leibler divergence of the expected class probabilities from the found ones.
+    """The Kullback-Leibler divergence of each image's expected class probabilities from the found ones.
 
     Where there are no classes to choose among: the squared relative error, the mean over the outputs.
     """

@@ -72,7 +72,7 @@ class _Watch:
         """Count a tensor.
 
         Raises:
-            CheckFailed: it holds NaN or infinite values in fp32.
+            CheckFailed: it contains NaN or infinite values in fp32.
         """
         magnitude = x.abs()
         largest = magnitude.max().item()
@@ -126,7 +126,7 @@ def analyse(
     Raises:
         UsageError: no images, or a precision that is not half.
         DataError: the source has fewer images, or one of them cannot be read.
-        CheckFailed: the model holds NaN or infinite values in fp32.
+        CheckFailed: the model contains NaN or infinite values in fp32.
     """
     if precision not in ("fp16", "bf16"):
         raise UsageError(f"precision {precision}; expected fp16 or bf16")

@@ -2,8 +2,8 @@
 
 A `Histogram` is a fixed amount of memory however many images it has seen. Its bins span [-radius, radius) with a
 radius that is a power of two: when a value lies outside, the radius doubles and neighbouring bins join, and a value's
-bin is the same whether it came before or after. So one pass over the images suffices, and merging the histograms of
-two sets gives, count for count, that of their union.
+bin is the same whether it came before or after. So one pass over the images suffices, and the merged histograms of
+two sets are, count for count, that of their union.
 
 Range methods: "minmax"; "moving_average", the mean over the images of each one's extremes; "percentile"; "entropy",
 the least Kullback-Leibler divergence between the values and their quantized selves; "mse", the least squared error.
@@ -47,7 +47,7 @@ class Histogram:
 
 
 def histogram(values: Tensor, name: str, *, per_channel: bool = False) -> Histogram:
-    """Of one batch.
+    """Count the values of one batch.
 
     Args:
         values: any float type (N, ..., C), on any device.
@@ -61,7 +61,7 @@ def histogram(values: Tensor, name: str, *, per_channel: bool = False) -> Histog
     values = values.detach().reshape(images, -1, channels)
     low, high = values.amin(1).double(), values.amax(1).double()  # (N, C); NaN is passed on
     if not (low.isfinite().all() and high.isfinite().all()):
-        raise CheckFailed(f"the input of {name} holds NaN or infinite values; nothing can be calibrated on them")
+        raise CheckFailed(f"the input of {name} contains NaN or infinite values; nothing can be calibrated on them")
     image_low, image_high = (low, high) if per_channel else (low.amin(1, keepdim=True), high.amax(1, keepdim=True))
     largest = torch.maximum(image_low.abs(), image_high.abs()).amax(0)  # (rows,)
     exponent = torch.frexp(largest)[1].long()  # largest < 2 ** exponent
@@ -90,7 +90,7 @@ def _binned(values: Tensor, exponent: Tensor, bins: int) -> Tensor:
 
 
 def merged(a: Histogram, b: Histogram) -> Histogram:
-    """Of the images of both, exactly (the sums up to float64 rounding)."""
+    """Add up the images of both, exactly (the sums up to float64 rounding)."""
     exponent = torch.maximum(a.exponent, b.exponent)
     return Histogram(
         counts=_widened(a.counts, exponent - a.exponent) + _widened(b.counts, exponent - b.exponent),
@@ -106,13 +106,13 @@ def merged(a: Histogram, b: Histogram) -> Histogram:
 def _widened(counts: Tensor, doublings: Tensor) -> Tensor:
     """The same values after so many doublings of each row's radius, (rows, bins) -> (rows, bins)."""
     half = counts.shape[1] // 2
-    signed = torch.arange(-half, half, device=counts.device)  # bin b holds [b, b + 1) bin widths
+    signed = torch.arange(-half, half, device=counts.device)  # bin b contains [b, b + 1) bin widths
     index = (signed >> doublings[:, None].clamp(max=62)) + half
     return torch.zeros_like(counts).scatter_add_(1, index, counts)
 
 
 def to_arrays(statistics: Histogram) -> dict[str, NDArray[np.int64] | Floats]:
-    """Everything it holds, to be saved."""
+    """Everything it contains, to be saved."""
     tensors = {field: getattr(statistics, field).cpu().numpy() for field in _TENSORS}
     return {**tensors, "images": np.array(statistics.images)}
 

@@ -48,7 +48,7 @@ class LoadedPlan:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(msgspec.json.encode(self.plan)).hexdigest()  # which holds the tensors' hash
+        return hashlib.sha256(msgspec.json.encode(self.plan)).hexdigest()  # which contains the tensors' hash
 
 
 def products(model: ConvNeXt) -> dict[str, str]:
@@ -153,7 +153,7 @@ def draft(
 
 
 def representable(scales: Tensor, eight_bits: EightBits, rest: Precision) -> Tensor:
-    """Scales as the graph of a format holds them, float32.
+    """Scales as the graph of a format stores them, float32.
 
     A scale below half precision's normal range becomes the smallest normal number: it belongs to a channel that a
     tiny layer scale was folded into. The weights are then off by at most 3e-5, and what 4C of them add to the residual

@@ -1,7 +1,7 @@
 """Where 8-bit products are not exact: u8 by s8 on x86 without VNNI, and what each runtime does about it.
 
 Before VNNI, x86 multiplies u8 by s8 with `vpmaddubsw`, which adds two products in 16 bits and saturates: 255 * 127 * 2
-is 64,770, and 32,767 is the largest sum that it holds. With weights of 7 bits (at most 64 in magnitude) the largest is
+is 64,770, and 32,767 is the largest sum that fits. With weights of 7 bits (at most 64 in magnitude) the largest is
 255 * 64 * 2 = 32,640, and nothing saturates. So a plan that is made on such a machine gets weights of 7 bits, for every
 format. With 8 bits ONNX Runtime has an option that multiplies exactly and more slowly, OpenVINO has none, and this
 package's engine widens to 16 bits where it has to, which is slower too.

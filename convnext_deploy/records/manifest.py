@@ -252,6 +252,29 @@ class FileRecord(Record, frozen=True, kw_only=True):
     sha256: Sha256
 
 
+class EndRecord(Record, frozen=True, kw_only=True):
+    """One output of a spliced graph beside the same output of the graph as it was."""
+
+    output: str
+    relative_error: float | None  # worst image; None where they cannot be compared
+    note: str | None = None  # why not, or what makes the error say little
+
+
+class Splice(Record, frozen=True, kw_only=True):
+    """Somebody's graph in which this package's ConvNeXt stands in the place of its own."""
+
+    graph: str  # the file's name
+    graph_sha256: Sha256
+    input: str  # the tensor that the ConvNeXt reads
+    cuts: tuple[str, ...]  # the tensors that it gives, ascending levels
+    opset: Positive  # the graph's, in which the ConvNeXt is written too
+    nodes: tuple[Positive, Positive]  # how many were taken out, and put in
+    ends: tuple[EndRecord, ...]
+    not_run: str | None = None  # why the whole graph was not run, only its part up to the cuts
+    before_ms: tuple[float, ...] = ()  # one image through the whole graph as it was, and as it is, in turns
+    after_ms: tuple[float, ...] = ()
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """`manifest.json`: everything an artifact folder says about itself."""
 
@@ -275,3 +298,4 @@ class Manifest(Record, frozen=True, kw_only=True):
     read_back: ReadBack | None = None  # None in artifacts of versions that did not read them
     # Of image size, preprocessing, activation, epsilon, pooling, output stride and labels; empty in earlier versions'.
     provenance: dict[str, Provenance] = msgspec.field(default_factory=dict)
+    splice: Splice | None = None  # then inputs and outputs are the graph's, and all else is said of the ConvNeXt in it

@@ -113,7 +113,7 @@ class Plan(HandWritten, frozen=True, kw_only=True):
     """`<plan>.json`: which operations of one checkpoint run in 8 bits, with which scales, for one target.
 
     Operations that are not named run in `rest`. Balancing factors, corrected biases and rounded weights, where there
-    are any, lie in `<plan>.safetensors`.
+    are any, are stored in `<plan>.safetensors`.
     """
 
     schema_version: SchemaVersion = SCHEMA
@@ -132,7 +132,7 @@ class Plan(HandWritten, frozen=True, kw_only=True):
 
     @property
     def types(self) -> tuple[OperationType, ...]:
-        """Of its operations, each once."""
+        """The types of its operations, each once."""
         return tuple(dict.fromkeys(operation.type for operation in self.operations.values()))
 
     @property

@@ -270,7 +270,7 @@ def front(result: OptimizeResult, name: str = "front") -> str | None:
                        label=c.runtime)  # fmt: skip
         line = [(-speed, agrees) for speed, agrees in pareto_front([(-ms, agrees) for _, ms, agrees in timed])]
         panel.plot(*zip(*line, strict=True), color=INK, alpha=0.5, linewidth=1, linestyle=":", label="front")
-        for c, ms, agrees in timed:  # names of all would lie on one another; the table has them
+        for c, ms, agrees in timed:  # names of all would overlap; the table has them
             if c.name in (result.chosen, result.baseline) or (ms, agrees) in line:
                 panel.annotate(c.name + (", chosen" if c.name == result.chosen else ""), (ms, agrees), (6, -10),
                                fontsize=7, textcoords="offset points")  # fmt: skip

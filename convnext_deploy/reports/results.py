@@ -22,7 +22,7 @@ KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a page shows of one timing; a benchmark's record holds more."""
+    """What a page shows of one timing; a benchmark's record contains more."""
 
     model: str
     runtime: str
@@ -135,7 +135,7 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
                     raise DataError(f"{path}, line {number} is not JSON: {plain(error)}") from None
     for where, document in lines:
         if not isinstance(document, dict):
-            raise DataError(f"{where} holds {type(document).__name__}; expected a JSON object")
+            raise DataError(f"{where} contains {type(document).__name__}; expected a JSON object")
         rows = document.get("results")
         if document.keys() == {"results", "comparisons"} and isinstance(rows, list):  # of `bench --json`
             documents += [(f"{where}, result {number}", row) for number, row in enumerate(rows, 1)]
@@ -143,7 +143,7 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
             documents.append((where, document))
     for where, document in documents:
         if not isinstance(document, dict):
-            raise DataError(f"{where} holds {type(document).__name__}; expected a JSON object")
+            raise DataError(f"{where} contains {type(document).__name__}; expected a JSON object")
     return documents
 
 
@@ -176,7 +176,7 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
 
 
 def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    """Of equal settings of one artifact on equal machines the one that stands last, in the order of the first.
+    """Keep the last of equal settings of one artifact on equal machines, in the order of the first.
 
     What would be called the same and is not gets a label: the artifact's folder, and its hash where that is the same.
     """

@@ -13,7 +13,7 @@ Timed = Measurement | ProfileResult | RooflineResult
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell's text, and the number to sort it by where it holds one."""
+    """A cell's text, and the number to sort it by where it contains one."""
 
     text: str
     value: float | None = None
@@ -77,7 +77,7 @@ def _state(m: Measurement) -> str:
 
 
 def _top1(m: Measurement, evaluations: Sequence[EvalResult]) -> Cell:
-    """Of the last evaluation of this artifact, or the record's own."""
+    """The top-1 of this artifact's last evaluation, or the record's own."""
     own = accuracy_of(m, evaluations)
     return number(100 * own[-1].top1 if own else None if m.top1 is None else 100 * m.top1, ".2f")
 

@@ -2,8 +2,9 @@
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
@@ -67,21 +68,37 @@ def reserve(path: Path, size: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def copy_without(source: Path, path: Path, dropped: Callable[[str], bool]) -> None:
-    """Copy one of PyTorch's zip files, record by record, without those whose names are `dropped`.
+def copy_changed(source: Path, path: Path, changed: Callable[[str, bytes], bytes | None]) -> None:
+    """Copy one of PyTorch's zip files, record by record: each as `changed` gives it, without those it gives None for.
 
     Raises:
         OSError: the copy cannot be written.
     """
     reader = torch._C.PyTorchFileReader(str(source))
+    names = reader.get_all_records()
+    version = ".data/version" if ".data/version" in names else "version"  # before version 6
     with written(path) as file:
         writer = torch._C.PyTorchFileWriter(file)
-        writer.set_min_version(int(reader.get_record(".data/version")))
-        for name in reader.get_all_records():
-            if name not in OWN_RECORDS and not dropped(name):
-                record = reader.get_record(name)
+        writer.set_min_version(int(reader.get_record(version)))
+        for name in names:
+            record = None if name in OWN_RECORDS else changed(name, reader.get_record(name))
+            if record is not None:
                 writer.write_record(name, record, len(record))
         writer.write_end_of_file()
+
+
+def without_folders(content: bytes, folders: Collection[Path]) -> bytes:
+    """With every name of these folders, and of files in them, made of slashes up to the folder's end.
+
+    A name keeps its length, so what is compiled may be changed: `__FILE__` in an assertion, debugging information, the
+    commands in a source's comments.
+    """
+    # The longest first: a folder may lie in another one. One of less than five letters might be there by chance.
+    names = sorted({str(folder).encode() for folder in folders}, key=len, reverse=True)
+    for name in names:
+        if len(name) >= 5 and name in content:
+            content = re.sub(re.escape(name) + rb"(?=[/\s\0\"':])", b"/" * len(name), content)
+    return content
 
 
 OWN_RECORDS = {"version", "byteorder", ".data/version", ".data/serialization_id"}  # which the writer adds itself

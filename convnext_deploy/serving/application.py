@@ -176,7 +176,7 @@ class _Served:
         name = query.get("model", self.service.default)
         model = self._model(name)
         if not model.has_classes:
-            raise UsageError(f"{name} gives no classes; its outputs are at /v2/models/{name}/infer")
+            raise UsageError(f"{name} has no classes; its outputs are at /v2/models/{name}/infer")
         async with body_of(request, self.service) as body:
             kind = request.headers.get("content-type", "")
             images = [("", body)]

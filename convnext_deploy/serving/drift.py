@@ -60,7 +60,7 @@ def metrics(watched: Mapping[str, Drift]) -> Iterable[Metric]:
     images = GaugeMetricFamily(f"{PREFIX}_drift_images", "The latest images that are compared.", labels=["model"])
     inputs = GaugeMetricFamily(
         f"{PREFIX}_drift_input",
-        "By how many standard deviations between images a channel's mean or std lies off the calibration's.",
+        "By how many standard deviations between images a channel's mean or std is off the calibration's.",
         labels=["model", "channel", "of"],
     )
     classes = GaugeMetricFamily(

@@ -21,7 +21,7 @@ def settings(file: Path, sha256: str, slo_ms: float | None) -> tuple[dict[str, A
     try:
         rows = compare.read_results(file)
     except DataError as error:
-        raise UsageError(f"--bench {file} holds no rows of `bench --save`: {error}") from None
+        raise UsageError(f"--bench {file} contains no rows of `bench --save`: {error}") from None
     carried = [
         (row.server.queries_per_s, row, row.server)
         for row in rows

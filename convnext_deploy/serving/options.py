@@ -87,7 +87,7 @@ class ServeOptions:
 
     @property
     def cores(self) -> int:
-        """Of this process, of those that share them."""
+        """How many cores this process has, of those that the workers share."""
         return max(1, usable_cores() // self.workers)
 
     @property

@@ -123,7 +123,9 @@ def outputs(request: InferRequest, manifest: Manifest) -> list[tuple[int, Tensor
         if asked.name not in places:
             raise InputError(f"output {asked.name[:40]!r}; expected one of {', '.join(places)}")
         if "classification" in asked.parameters:
-            raise InputError("the classification extension is not served; POST /classify gives names and probabilities")
+            raise InputError(
+                "the classification extension is not served; POST /classify returns names and probabilities"
+            )
         place = places[asked.name]
         found.append((place, manifest.outputs[place], bool(asked.parameters.get("binary_data", binary))))
     return found
@@ -153,7 +155,7 @@ def answered(name: str, request: InferRequest, manifest: Manifest, results: Outp
 
 
 def metadata(name: str, manifest: Manifest) -> dict[str, Any]:
-    """What a model takes and gives; -1 is any size."""
+    """What a model takes and returns; -1 is any size."""
 
     def tensor(record: TensorRecord) -> dict[str, Any]:
         shape = [-1 if isinstance(side, str) else side for side in record.shape]

@@ -61,7 +61,7 @@ def authorize(request: Request, options: ServeOptions) -> None:
 
 
 def authorize_header(given: str, options: ServeOptions) -> None:
-    """Likewise, by what the request says in `Authorization`."""
+    """Refuse a request whose `Authorization` is not the server's token."""
     if options.token is None:
         return
     scheme, _, token = given.partition(" ")
@@ -109,7 +109,7 @@ async def body_of(request: Request, service: Service) -> AsyncIterator[bytes]:
 
 
 def decompressed(body: bytes, encoding: str, most: int) -> bytes:
-    """What a body holds, of any size up to `most`.
+    """What a body contains, of any size up to `most`.
 
     Raises:
         Refusal: 413 or 415.

@@ -36,7 +36,7 @@ class Service:
 
     Raises:
         UsageError, ArtifactError: an artifact that cannot be opened or does not run as the options say.
-        CheckFailed: one that gives wrong outputs here.
+        CheckFailed: one that computes wrong outputs here.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Service:
 
         Raises:
             UsageError: another reload is going on, or an artifact cannot be taken; nothing has changed then.
-            CheckFailed: an artifact gives wrong outputs; nothing has changed then.
+            CheckFailed: an artifact computes wrong outputs; nothing has changed then.
         """
         if not self._reloading.acquire(blocking=False):
             raise UsageError("a reload is going on already; wait for its end")
@@ -208,7 +208,7 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
         file: with the verdict, as `gate --json` prints it.
 
     Raises:
-        UsageError: it holds no verdict.
+        UsageError: it contains no verdict.
         CheckFailed: the verdict is another than PASS, or of another artifact.
     """
     try:
@@ -217,7 +217,7 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
         raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
-            f"--gate {file} holds no verdict: {plain(error)}; expected what `gate --json` prints"
+            f"--gate {file} contains no verdict: {plain(error)}; expected what `gate --json` prints"
         ) from None
     if verdict.candidate_sha256 != artifact.sha256:
         raise CheckFailed(

@@ -58,7 +58,7 @@ class ShadowOptions:
 
     @property
     def own_share(self) -> float:
-        """Of the requests that reach the process that compares."""
+        """The share of the requests that reach the process that compares."""
         return min(1.0, self.share * self.workers)
 
 
@@ -70,8 +70,8 @@ class Shadow:
         say: told of the decision.
 
     Raises:
-        UsageError, ArtifactError: it takes other inputs than the baseline, gives other classes, or cannot be opened.
-        CheckFailed: it gives wrong outputs here.
+        UsageError, ArtifactError: it takes other inputs than the baseline, has other classes, or cannot be opened.
+        CheckFailed: it computes wrong outputs here.
     """
 
     def __init__(self, baseline: Model, options: ShadowOptions, *, trust: bool = False, say: Say) -> None:
@@ -247,7 +247,7 @@ def _refuse_unlike(baseline: Model, other: Manifest, path: Path) -> None:
         UsageError: with what differs.
     """
     if not baseline.has_classes:
-        raise UsageError(f"--shadow {path}: {baseline.name} gives no classes to be compared")
+        raise UsageError(f"--shadow {path}: {baseline.name} has no classes to be compared")
     one = baseline.manifest
     facts: list[tuple[str, Any, Any]] = [
         ("task", one.model.task, other.model.task),

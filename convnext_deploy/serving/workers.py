@@ -23,7 +23,7 @@ import msgspec
 
 from .. import errors
 from ..errors import CheckFailed, ConvNextDeployError
-from ..processes import end_with
+from ..processes import end_with, import_path, python
 from .options import ServeOptions
 from .server import Server, address
 from .service import Service
@@ -179,11 +179,10 @@ class Workers:
         orders, to_child = os.pipe()
         answers, from_child = os.pipe()
         listeners = [one.fileno() for one in (self._listener, self._admin) if one is not None]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         code = f"from {__name__} import work; work({orders}, {from_child})"
         process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=(orders, from_child, *listeners),
-            env=environment, start_new_session=True,
+            python(code), stdin=subprocess.DEVNULL, pass_fds=(orders, from_child, *listeners),
+            env=import_path(), start_new_session=True,
         )  # fmt: skip
         os.close(orders)
         os.close(from_child)

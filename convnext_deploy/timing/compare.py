@@ -47,7 +47,7 @@ def ratio_of_runs(new: NDArray[np.float64], old: NDArray[np.float64]) -> Interva
 
 
 def ratio_of_turns(new: NDArray[np.float64], old: NDArray[np.float64]) -> Interval | None:
-    """Likewise for two competitors of one run: turn i of one belongs to turn i of the other."""
+    """The interval of the ratio of two competitors of one run: turn i of one belongs to turn i of the other."""
     count = min(len(new), len(old))
     if count < PAIRED_TURNS:
         return None

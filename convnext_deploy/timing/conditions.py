@@ -109,7 +109,7 @@ class Watch:
 
 
 def judged(found: Conditions, cores: int) -> Conditions:
-    """The same with its `problems`: each is a reason why the timing must not count."""
+    """Add the `problems` of the conditions: each is a reason why the timing must not count."""
     from msgspec.structs import replace
 
     problems = []
@@ -197,7 +197,7 @@ Energy = dict[str, tuple[int, int]]  # counter to (microjoules, where it starts 
 
 
 def _rapl(root: Path) -> Energy:
-    """Of each processor package; empty where it cannot be read."""
+    """The energy of each processor package; empty where it cannot be read."""
     found = {}
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
         name, energy, wraps = (_text(zone / leaf) for leaf in ("name", "energy_uj", "max_energy_range_uj"))

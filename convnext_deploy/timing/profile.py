@@ -2,11 +2,12 @@
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .. import env
+from ..arguments import Progress
 from ..artifact.manifest import Artifact
 from ..artifact.session import Images, Session
 from ..records.timing import LayerKind, LayerTime, ProfileResult
@@ -14,15 +15,23 @@ from ..records.timing import LayerKind, LayerTime, ProfileResult
 WARMUP = 3  # profiled inferences that are thrown away: a profiled session packs its weights anew
 
 
-def profile(session: Session, artifact: Artifact, images: Images, steps: int) -> ProfileResult:
+def profile(
+    session: Session, artifact: Artifact, images: Images, steps: int, progress: Progress | None = None
+) -> ProfileResult:
     """Run one batch `steps` times without and `steps` times with the runtime's profiler.
+
+    Args:
+        progress: told (inferences done, inferences in all, what is being done).
 
     Raises:
         UsageError: this runtime has no profiler that could be read.
         InputError: the artifact does not take these images.
     """
     session.bind(images)
-    plain_ms = _plain_ms(session, steps)
+    tell = progress or (lambda done, total, what: None)
+    once = WARMUP + steps
+    plain_ms = _plain_ms(session, steps, lambda done: tell(done, 2 * once, "timing"))
+    tell(once, 2 * once, "profiling")
     seen = session.profile(steps, WARMUP)
     wall_ms, layers = typical(seen.steps)
     manifest = artifact.manifest
@@ -51,9 +60,10 @@ def profile(session: Session, artifact: Artifact, images: Images, steps: int) ->
     )
 
 
-def _plain_ms(session: Session, steps: int) -> float:
+def _plain_ms(session: Session, steps: int, tell: Callable[[int], None]) -> float:
     samples = []
-    for _ in range(WARMUP + steps):
+    for done in range(WARMUP + steps):
+        tell(done)
         start = time.perf_counter_ns()
         session.step()
         session.sync()

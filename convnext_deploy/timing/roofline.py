@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import Progress
 from ..env import missing, usable_cores
 from ..errors import MissingPackageError, UsageError
 from ..records.base import Device
@@ -190,9 +191,6 @@ SIDES: dict[Device, tuple[int, ...]] = {"cpu": (512, 1024, 2048), "cuda": (4096,
 COPY_BYTES: dict[Device, int] = {"cpu": 1 << 28, "cuda": 1 << 31}  # far beyond the caches
 SECONDS = 0.3  # of one shape, about; what takes longer than this once is left out
 TRIAL_SIDE = 128  # of the product whose time tells how long larger ones will take
-
-
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
 
 
 def measure(

@@ -139,8 +139,8 @@ def trials(
 ) -> Iterator[ServerTrial]:
     """Runs that close in on the highest rate of Poisson arrivals whose latency quantile stays within the limit.
 
-    A virtual queue with the measured service times is searched by halving. The rate it gives is where the search for
-    real begins, which ends when a rate that passed and one that failed lie within 7 %.
+    A virtual queue with the measured service times is searched by halving. The rate that it finds is where the real
+    search begins, which ends when a rate that passed and one that failed are within 7 %.
 
     Args:
         attempt: makes a run with so many queries a second, queries, and a seed.

@@ -25,7 +25,7 @@ from ..artifact.session import Images, Session
 from ..data.preprocess import as_input, probe_images, transform
 from ..env import usable_cores
 from ..errors import ConvNextDeployError, WorkerError
-from ..processes import end_with
+from ..processes import end_with, import_path, python
 from ..records.base import Record
 from ..records.timing import Scope, ServerTrial
 from . import conditions, measure, scenarios
@@ -76,12 +76,12 @@ class Worker:
         self._answers, from_child = os.pipe()
         code = f"from {__name__} import Child; Child({to_child}, {from_child}).serve()"
         environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            **import_path(),
+            "PYTHONWARNINGS": "ignore",
             "OPENBLAS_NUM_THREADS": "1",  # numpy's, for `timing.measure.yardstick`; no runtime computes with it
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code], pass_fds=(to_child, from_child), env=environment,
+            python(code), pass_fds=(to_child, from_child), env=environment,
             stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said, start_new_session=True,
         )  # fmt: skip
         os.close(to_child)

@@ -5,7 +5,7 @@ import datetime
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from .. import arguments, env
+from ..arguments import Progress
 from ..errors import UsageError, WorkerError
 from ..records.base import Device
 from ..records.timing import BenchResult, Ceilings, Conditions, Scenario, Scope, ServerLoad, ServerTrial, Status
@@ -25,8 +26,6 @@ MIN_TURNS = 6  # the fewest that carry a 95 % interval of a ratio within one run
 FRACTIONS = (0.5, 0.9, 0.95, 0.99, 0.999)
 SERVICE_TURNS = 3  # of each batch size that a server may form
 SERVER_SECONDS = 5.0  # of a run of arrivals, at least
-
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +63,7 @@ class Plan:
             if limit is not None:
                 arguments.number(option, limit, -math.inf, math.inf, "a number")
         if self.percentile is not None and not 0 < self.percentile < 1:
-            raise UsageError(f"--percentile {self.percentile:.6g}; expected between 0 and 100")
+            raise UsageError(f"--percentile {100 * self.percentile:.6g}; expected between 0 and 100")
         if (self.scenario == "server") != (self.slo_ms is not None):
             raise UsageError("the scenario server, and no other, takes a latency limit: --slo-ms MILLISECONDS")
         if self.slo_ms is not None and not self.slo_ms > 0:
@@ -87,6 +86,21 @@ class _Entry:
     failure: str | None = None
 
 
+def check_batches(contenders: Sequence[Contender], plan: Plan) -> None:
+    """Refuse a batch that a contender does not take.
+
+    Raises:
+        UsageError: with the batches that it takes.
+    """
+    for contender in contenders:
+        for batch in plan.batches:
+            if not contender.batch.min <= batch <= contender.batch.max:
+                raise UsageError(
+                    f"batch {batch}; {contender.subject} takes {contender.batch.min} to {contender.batch.max}; give "
+                    "others with --batch"
+                )
+
+
 def bench(
     contenders: Sequence[Contender],
     plan: Plan,
@@ -107,12 +121,7 @@ def bench(
         UsageError: a plan that cannot be carried out.
     """
     plan = plan.checked()
-    for contender in contenders:
-        for batch in plan.batches:
-            if not contender.batch.min <= batch <= contender.batch.max:
-                raise UsageError(
-                    f"batch {batch}; {contender.subject} takes {contender.batch.min} to {contender.batch.max}"
-                )
+    check_batches(contenders, plan)
     run = uuid.uuid4().hex[:12]
     meter = _Meter(plan, len(contenders), progress or (lambda done, total, what: None))
     for streams in plan.streams:

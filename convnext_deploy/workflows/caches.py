@@ -22,7 +22,7 @@ class Cache(Record, frozen=True, kw_only=True):
 
 
 def found() -> list[Cache]:
-    """Every cache, with what it holds."""
+    """Every cache, with what it contains."""
     built = _built()
     return [
         _libraries(clean=False),

@@ -244,7 +244,7 @@ def of_artifact(path: Path, device: Device, cuda_graph: bool = False, trust: boo
 def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contender]:
     """Each model, built in a process of its own or taken from `build/bench`; one that cannot be built says why.
 
-    What lies there is taken if the same versions of all packages made it and every file is unchanged.
+    What is there is taken if the same versions of all packages made it and every file is unchanged.
     """
     from ..models import baselines
 

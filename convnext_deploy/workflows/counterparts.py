@@ -37,7 +37,7 @@ def build_baseline(want: dict[str, Any]) -> None:
     fmt = formats.get(wanted.runtime)
     formats.require(fmt)
     if fmt.own_network:
-        raise UsageError(f"format {fmt.name} holds ConvNeXt only; {wanted.model} runs as torch, onnx or openvino")
+        raise UsageError(f"format {fmt.name} takes ConvNeXt only; {wanted.model} runs as torch, onnx or openvino")
     if wanted.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {wanted.precision}; it has {', '.join(sorted(fmt.precisions))}")
     with manifest.staged(wanted.folder, marker=BASELINE_NAME) as folder:

@@ -54,7 +54,7 @@ class Drafts:
     def whole(self, format: str, rest: Precision) -> LoadedPlan:
         """A plan for that format with every operation in 8 bits that it can run so.
 
-        Formats that multiply the same types get the same scales and corrections: they differ in which operator holds a
+        Formats that multiply the same types get the same scales and corrections: they differ in which operator has a
         product, and each artifact is compared with its own simulation when it is built.
         """
         how = formats.eight_bits_of(format)
@@ -113,7 +113,7 @@ class Drafts:
         return plans.restricted(whole, _within(names, [known[name] for name in names], share))
 
     def _sensitivities(self, whole: LoadedPlan) -> dict[str, float]:
-        """Of every operation of a plan; kept after each."""
+        """The sensitivity of every operation of a plan; kept after each."""
         path = self.folder / "sensitivities.json"
         known = read_kept(path, dict[str, float])
         steps = distance.sensitivities(

@@ -40,11 +40,37 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 Say = Callable[[str], None]
 
+# How long the steps take beside each other, about; of building each format says it.
+STEPS = {"loading the checkpoint": 1.0, "computing the reference in fp32": 1.0, "folding": 0.5, "verifying": 1.0}
 BUILD_SPACE = 3  # times the fp32 weights: the artifact, and what converters write beside it
 
 
 def silent(_: str) -> None:
     """Default for `say`."""
+
+
+class Steps:
+    """Says each step as it begins, and tells `progress` how much of the whole is behind it, in percent."""
+
+    def __init__(self, fmt: "Format", say: Say, progress: arguments.Progress | None) -> None:
+        self._fmt, self._say, self._progress = fmt, say, progress
+        self._whole, self._done, self._at = sum(STEPS.values()) + fmt.builds_in, 0.0, 0.0
+
+    def begin(self, step: str) -> None:
+        self._say(step)
+        self._done += self._at
+        self._at = STEPS[step]
+        self._tell(step)
+
+    def build(self) -> None:
+        """Likewise, of what the build itself says."""
+        self._done += self._at
+        self._at = self._fmt.builds_in
+        self._tell(f"building {self._fmt.name}")
+
+    def _tell(self, step: str) -> None:
+        if self._progress is not None:
+            self._progress(round(100 * self._done / self._whole), 100, step)
 
 
 def export(
@@ -60,6 +86,7 @@ def export(
     class_names: Path | None = None,
     refit_from: Path | None = None,
     say: Say = silent,
+    progress: arguments.Progress | None = None,
 ) -> Artifact:
     """The steps of `api.export`, on arguments that are checked.
 
@@ -76,7 +103,8 @@ def export(
     _refuse_early(fmt, request, source.task, plan, kernels)
     if out is not None:
         manifest.check_target(out, force)
-    say("loading the checkpoint")
+    steps = Steps(fmt, say, progress)
+    steps.begin("loading the checkpoint")
     loaded = source.load()
     if class_names is not None:
         loaded = _named(loaded, class_names)
@@ -101,13 +129,16 @@ def export(
         assumptions.check(loaded, checked_on, say)
     from . import build
 
-    say("computing the reference in fp32")
+    steps.begin("computing the reference in fp32")
     sets = probes.of_source(loaded, request.dynamic_image_size, verify_data)
     judge = _oracle(loaded, sets[0], say)
     with manifest.staged(target, say) as folder:
-        made = build.built(fmt, _prepared(fmt, request, loaded, sets, judge, plan, kernels, refit_from, say), folder)
-        del loaded  # the source's weights; the runtime brings its own copy
-        say("verifying")
+        steps.begin("folding")
+        prepared = _prepared(fmt, request, loaded, sets, judge, plan, kernels, refit_from, say)
+        steps.build()
+        made = build.built(fmt, prepared, folder)
+        del loaded, prepared  # the source's weights; the runtime brings its own copy
+        steps.begin("verifying")
         record = build.verified(fmt, made, folder, target, reload=source.load)
         (folder / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
     build.remember(fmt, target, manifest.MANIFEST_NAME, say)
@@ -263,7 +294,6 @@ def _prepared(
     from . import build
 
     model = loaded.model
-    say("folding")
     probe = sets[0].pixels[: probes.CHUNK]
     uint8 = loaded.preprocessing if request.input == "uint8" else None
     records = passes.fold(model, uint8, lambda m: probes.tensors(loaded, m, probe))

@@ -86,7 +86,7 @@ def gate(
 
 
 def _side(result: EvalResult | ScoreResult, path: Path, size: int | None) -> Side | ScoredSide:
-    """A result with the predictions that lie beside it."""
+    """A result with the predictions beside it."""
     if result.predictions is None:
         raise UsageError(f"{path} has no predictions beside it; evaluate again with --out")
     beside = path.with_name(result.predictions)

@@ -24,6 +24,7 @@ from .. import arguments, env, formats
 from ..accuracy.targets import problem_of
 from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
+from ..artifact.session import RunOptions
 from ..data import numbering, sources
 from ..data.image_source import with_one_label
 from ..errors import CheckFailed, DataError, UsageError
@@ -40,7 +41,7 @@ from .race import Outcome, Race
 CALIBRATION = 256  # images, at most an eighth of the labelled ones where these serve for it
 SELECTION = 256  # likewise
 LEAST_IMAGES = 64  # labelled
-DIFFERENCES_SHOWN = 4  # between this call and the one whose work a folder holds
+DIFFERENCES_SHOWN = 4  # between this call and the one whose work a folder contains
 RESULT, PAGE, IDENTITY = "result.json", "report.html", "identity.json"
 
 
@@ -66,6 +67,10 @@ def optimize(
         CheckFailed: not even fp32 could be built, or nothing keeps the limit of latency; `result.json` says why.
     """
     manifest.check_target(out, force)
+    if goal.device != "cpu":
+        from ..runtimes.torch_session import check_device
+
+        check_device(RunOptions(device=goal.device))
     taken, left_out = listed(goal.runtimes, goal.device)
     if not taken:
         raise UsageError(f"no runtime is installed that runs on {goal.device}: {'; '.join(left_out.values())}")
@@ -142,18 +147,19 @@ def _sets(
 
 
 def _check_identity(folder: Path, **facts: object) -> None:
-    """Make the folder; refuse one that holds the work of something else, naming what, or none at all."""
+    """Make the folder; refuse one that contains the work of something else, naming what, or none at all."""
     path, identity = folder / IDENTITY, msgspec.json.encode(facts)
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):
         write_file(path, identity)
         return
     if not path.is_file():
-        raise UsageError(f"{folder} holds no work of `optimize`; remove it or choose another --out")
+        raise UsageError(f"{folder} contains no work of `optimize`; remove it or choose another --out")
     kept = path.read_bytes()
     if kept != identity:
         raise UsageError(
-            f"{folder} holds the work of a call with {_differences(kept, identity)}; remove it, or choose another --out"
+            f"{folder} contains the work of a call with {_differences(kept, identity)}; remove it, or choose another "
+            "--out"
         )
 
 

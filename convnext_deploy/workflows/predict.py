@@ -290,6 +290,11 @@ def _at(place: str) -> list[Named]:
         return [(place, lambda: decoding.decoded(_fetched(place)))]
     if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2"):
         return [(place, lambda: decoding.decoded(_content(path)))]
+    if not os.path.lexists(place) and not place.startswith("hfds:"):
+        raise DataError(
+            f"{place!r} does not exist; expected an image, a folder, tar, Parquet file or list of images, an http(s) "
+            "address, hfds:NAME, or on the command line - for standard input"
+        )
     source = sources.open_source(place)
     return [(name, functools.partial(source.read, index)) for index, name in enumerate(source.names)]
 

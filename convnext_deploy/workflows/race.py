@@ -402,7 +402,7 @@ class Race:
 
 
 def _batch_ms(row: BenchResult) -> float:
-    """Of a batch: the median, or what it takes on average with several streams."""
+    """Milliseconds of a batch: the median, or what it takes on average with several streams."""
     if row.images_per_s is None or row.status == "failed":
         return math.inf
     return 1e3 * row.batch / row.images_per_s

@@ -261,7 +261,7 @@ def test_an_empty_folder_may_be_replaced_by_force(tmp_path: Path) -> None:
 def test_force_does_not_replace_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "photographs").mkdir()
     message = target_refusal(tmp_path, force=True)
-    assert message.startswith(f"{tmp_path} holds files that are not an artifact: it has no manifest.json; --force")
+    assert message.startswith(f"{tmp_path} contains files that are not an artifact: it has no manifest.json; --force")
 
 
 def test_force_does_not_replace_a_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import timm
 import torch
 from faults import FAULTS, Fault
 from inject import _patched, caught, subject, trials
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from convnext_deploy import api
@@ -247,6 +249,124 @@ def test_a_shift_is_compared_with_the_modules(tmp_path: Path) -> None:
     found = {"stages.0.0.expand.linear": 0.25}
     assert judged(list(expected.tensors), expected, shifts=found) == ()
     assert judged(list(expected.tensors), expected, shifts={}) != ()
+
+
+# Each rule by itself, with one tensor of a module -------------------------------------------------------------------
+
+
+def of_one(values: NDArray[Any], type: str = "float32", **fields: Any) -> readback.Expected:
+    given = {"groups": [0], "epsilons": [], "activations": [], "constants": frozenset[float]()} | fields
+    tensor = readback.Tensor("weight", type, values)
+    return readback.Expected(tensors=[tensor], checksums=[readback.checksum(values)], **given)
+
+
+def found_in(values: NDArray[Any], expected: readback.Expected, type: str = "float32", **fields: Any) -> bool:
+    return judged([readback.Tensor("stored", type, values)], expected, **fields) == ()
+
+
+MATRIX = np.arange(1, 7, dtype=np.float32).reshape(2, 3) / 3
+
+
+def test_half_floats_may_be_stored_as_float32_and_float32_as_half_floats_where_a_format_compresses() -> None:
+    half = MATRIX.astype(np.float16)
+    bits = (MATRIX.view(np.uint32) >> 16).astype(np.uint16)  # bfloat16's
+    whole = (bits.astype(np.uint32) << 16).view(np.float32)
+    assert found_in(half.astype(np.float32), of_one(half, "float16"))
+    assert found_in(whole, of_one(bits, "bfloat16"))
+    assert not found_in(MATRIX, of_one(half, "float16"))  # which has digits that the module had lost
+    assert not found_in(MATRIX, of_one(bits, "bfloat16"))
+    assert not found_in(half, of_one(MATRIX), "float16")
+    assert found_in(half, of_one(MATRIX, halved=True), "float16")
+    assert not found_in(half.astype(np.float32), of_one(MATRIX, halved=True))
+
+
+def test_nan_is_nan_and_zero_has_a_sign() -> None:
+    odd = np.array([np.nan, 0.0, 1.0], np.float32)
+    assert found_in(odd.copy(), of_one(odd))
+    assert not found_in(np.array([np.nan, -0.0, 1.0], np.float32), of_one(odd))
+
+
+def test_a_convolution_s_input_channels_may_be_last_and_no_other_axes_change_places() -> None:
+    kernel = np.arange(1, 2 * 3 * 4 * 5 + 1, dtype=np.float32).reshape(2, 3, 4, 5)
+    assert found_in(kernel.transpose(0, 2, 3, 1), of_one(kernel))
+    assert not found_in(kernel.transpose(1, 2, 3, 0), of_one(kernel))
+    assert not found_in(kernel.transpose(0, 1, 3, 2), of_one(kernel))
+
+
+def test_only_what_is_subtracted_may_be_stored_as_its_negative() -> None:
+    expected = of_one(MATRIX[0])
+    assert not found_in(-MATRIX[0], expected)
+    tensor = readback.Tensor("mean", "float32", MATRIX[0], subtracted=True)
+    assert found_in(-MATRIX[0], replace(expected, tensors=[tensor]))
+    assert found_in(MATRIX[0], replace(expected, tensors=[tensor]))
+
+
+@pytest.mark.parametrize(
+    ("values", "type", "neutral"),
+    [
+        (np.ones(4, np.float32), "float32", True),
+        (np.zeros(4, np.float32), "float32", True),
+        (np.array([1, 0, 1, 1], np.float32), "float32", False),  # neither all ones nor all zeros
+        (np.full(4, 0x3F80, np.uint16), "bfloat16", True),
+        (np.ones(4, np.uint16), "bfloat16", False),  # the smallest number of the type, not 1
+        (np.zeros(4, np.uint8), "uint8", True),
+        (np.ones(4, np.uint8), "uint8", False),  # codes of weights
+        (np.array([7], np.uint8), "uint8", False),  # one zero point
+        (np.array([0.7], np.float32), "float32", True),  # one number is among the scalars
+    ],
+)
+def test_more_than_the_module_has_is_allowed_only_where_it_changes_nothing(
+    values: NDArray[Any], type: str, neutral: bool
+) -> None:
+    stored = [readback.Tensor("weight", "float32", MATRIX), readback.Tensor("more", type, values)]
+    more = () if neutral else ("the built file has 1 tensors that the module had not: more",)
+    assert judged(stored, of_one(MATRIX)) == more
+
+
+def test_a_table_that_a_converter_keeps_ready_is_known_by_its_numbers() -> None:
+    table = np.linspace(0.1, 0.9, 6).reshape(2, 3)
+    expected = of_one(MATRIX, tables=[table])
+
+    def beside(values: NDArray[Any]) -> tuple[str, ...]:
+        tensors = [readback.Tensor("weight", "float32", MATRIX), readback.Tensor("more", str(values.dtype), values)]
+        return judged(tensors, expected)
+
+    assert beside(table.astype(np.float32)) == ()
+    assert beside(table.T.astype(np.float32)) == ()
+    for wrong in (table * 1.001, table[:, ::-1], table[:, :2], np.arange(6)):
+        assert beside(wrong.astype(wrong.dtype)) == ("the built file has 1 tensors that the module had not: more",)
+
+
+@pytest.mark.parametrize("width", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("halved", "room"), [(False, 1e-6), (True, 2.0**-10)])
+def test_a_quantizers_limits_may_be_off_by_a_share_of_its_range(width: float, halved: bool, room: float) -> None:
+    grid = readback.Quantizer("product", -width / 4, width * 3 / 4, 256)
+    expected = of_one(MATRIX, halved=halved, quantizers=[(grid, frozenset())])
+    for low, high in ((0.9, 0.9), (-0.9, 0.9)):
+        near = readback.Quantizer("n", grid.low + low * room * width, grid.high + high * room * width, 256)
+        assert found_in(MATRIX, expected, quantizers=[near])
+    for low, high in ((1.1, 0), (0, 1.1), (-1.1, 0), (0, -1.1)):
+        far = readback.Quantizer("n", grid.low + low * room * width, grid.high + high * room * width, 256)
+        assert not found_in(MATRIX, expected, quantizers=[far])
+
+
+def test_epsilons_are_compared_to_one_part_in_a_million_or_to_a_half_float() -> None:
+    expected, halved = (of_one(MATRIX, epsilons=[1e-6], halved=value) for value in (False, True))
+    assert found_in(MATRIX, expected, scalars=[1e-6 * (1 + 0.9e-6)])
+    assert found_in(MATRIX, expected, scalars=[float(np.float32(1e-6))])
+    assert not found_in(MATRIX, expected, scalars=[1e-6 * (1 + 1.1e-6)])
+    assert not found_in(MATRIX, expected, scalars=[1e-6 * (1 - 1.1e-6)])
+    half = float(np.float16(1e-6))
+    assert found_in(MATRIX, halved, scalars=[half])
+    assert not found_in(MATRIX, expected, scalars=[half])
+    assert not found_in(MATRIX, expected, scalars=[])
+    assert not found_in(MATRIX, expected, scalars=[1e-6, 1e-6])  # one too many
+    assert found_in(MATRIX, expected, scalars=None)  # what the file does not have is in the manifest
+
+
+def test_three_names_are_shown_and_the_others_counted() -> None:
+    assert readback._few(["a", "b", "c"]) == "a, b, c"
+    assert readback._few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 def test_inspect_says_who_judged_and_what_was_read_back(artifact_of: Callable[..., Artifact]) -> None:

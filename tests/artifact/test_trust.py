@@ -217,9 +217,20 @@ def test_a_record_that_others_can_write_is_not_believed(state: Path) -> None:
     with pytest.raises(UsageError, match=r"others may write to .*remove the folder"):
         trust.built_here("a" * 64)
     state.chmod(0o700)
-    trust.record_file().chmod(0o666)
-    with pytest.raises(UsageError, match="can be written by others"):
-        trust.built_here("a" * 64)
+    for mode in (0o602, 0o620):  # by anybody; by the group
+        trust.record_file().chmod(mode)
+        with pytest.raises(UsageError, match="can be written by others"):
+            trust.built_here("a" * 64)
+    trust.record_file().chmod(0o655)  # they may read it
+    assert trust.built_here("a" * 64)
+
+
+def test_the_record_is_closed_again(state: Path) -> None:
+    trust.remember("a" * 64)
+    before = os.listdir("/dev/fd")
+    trust.remember("b" * 64)
+    trust.built_here("b" * 64)
+    assert os.listdir("/dev/fd") == before
 
 
 def test_a_record_that_is_a_link_is_not_believed(state: Path, tmp_path: Path) -> None:

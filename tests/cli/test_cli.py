@@ -220,14 +220,18 @@ RANDOM = ["export", "--weights", "random", "--variant", "test_convnext"]
         ([*RANDOM, "--image-size", "64x64x3"], "--image-size 64x64x3; expected pixels such as 224"),
         ([*RANDOM, "--image-size", "31"], "image size 31x31 pixels; expected at least 32x32"),
         ([*RANDOM, "--image-size", "0"], "--image-size 0; expected pixels such as 224, or HEIGHTxWIDTH"),
-        ([*RANDOM, "--num-classes", "many"], "Invalid value for '--num-classes'"),
+        ([*RANDOM, "--num-classes", "many"], "--num-classes many; expected a whole number"),
         ([*RANDOM, "--num-classes", "0"], "0 classes; expected at least 1"),
         ([*RANDOM, "--nosuch"], "export has no option --nosuch"),
         ([*RANDOM, "--out"], "Option '--out' requires an argument"),
         (["nosuch"], "no command 'nosuch' (commands: optimize, export, "),
-        (["eval", "/nowhere"], "Missing option '--data'"),
+        (["eval", "/nowhere"], "eval needs --data: folder of class folders, tar, Parquet, list, or hfds:NAME"),
         (["eval", "/nowhere", "--data", "/nowhere"], "/nowhere is not a folder; expected an artifact"),
-        (["inspect"], "Missing argument 'ARTIFACT'"),
+        (["inspect"], "inspect needs ARTIFACT: artifact folder"),
+        (["quantize", "--calibration", "a", "--out", "p.json", "--images=1"], "--images 1; expected at least 2"),
+        (["profile", "/nowhere", "--layers", "0"], "--layers 0; expected at least 1"),
+        (["optimize", "--data", "a", "--out", "o", "--max-drop", "much"], "--max-drop much; expected a number"),
+        (["bench", "/nowhere", "--percentile", "101"], "--percentile 101; expected between 0 and 100"),
         (["inspect", "/nowhere"], "/nowhere is not a folder; expected an artifact"),
         (["inspect", "/", "two"], "Got unexpected extra argument"),
     ],
@@ -482,7 +486,11 @@ def test_an_export_in_a_process_of_its_own_prints_no_foreign_words(tmp_path: Pat
     """No warning of a library reaches the user."""
     command = [*PROGRAM, "export", "--weights", str(checkpoint), *QUICK, "--out", str(tmp_path / "m")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    steps = done.stderr.splitlines()
+    steps, next_ = done.stderr.splitlines()[:-2], done.stderr.splitlines()[-2:]
+    assert [line.split()[:3] for line in next_] == [
+        ["next:", "convnext-deploy", "predict"],
+        ["convnext-deploy", "eval", str(tmp_path / "m")],
+    ]
     assert (steps[0], steps[-1]) == ("loading the checkpoint", "verifying")
     assert [
         step

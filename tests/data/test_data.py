@@ -372,8 +372,8 @@ def garbage(path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, r"does not exist; expected a folder of class folders"),
-        (lambda path: path.mkdir(), r"holds no \.jpg, \.jpeg, \.png, .* images; expected"),
-        (lambda path: (path / "cat").mkdir(parents=True), r"holds no \.jpg, \.jpeg, \.png, .* images"),
+        (lambda path: path.mkdir(), r"contains no \.jpg, \.jpeg, \.png, .* images; expected"),
+        (lambda path: (path / "cat").mkdir(parents=True), r"contains no \.jpg, \.jpeg, \.png, .* images"),
         (garbage, "is a file of another kind; expected"),
     ],
 )
@@ -406,7 +406,7 @@ def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tar_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no \.jpg, \.jpeg, \.png, .* images"):
+    with pytest.raises(DataError, match=r"contains no \.jpg, \.jpeg, \.png, .* images"):
         sources.open_source(str(write_tar(tmp_path / "a.tar", {"readme.md": b"x"})))
 
 

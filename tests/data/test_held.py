@@ -122,11 +122,13 @@ def test_several_labels_and_values_are_kept(folder: Path) -> None:
     assert values.values[:, 0].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"])
 def test_pillow_images_of_every_mode_are_encoded_without_loss(mode: str) -> None:
-    original = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)).convert(mode)
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8))
+    original = pixels.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, "RGB")).convert(mode)
     found = held.opened("data", [(original, 0)]).read(0)
-    assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(original.convert("RGB")))
+    plain = original.convert("LA") if mode == "La" else original.convert("RGBA") if mode == "RGBa" else original
+    assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(plain.convert("RGB")))
 
 
 def test_exif_stays_with_an_image_in_memory() -> None:

@@ -57,9 +57,9 @@ def test_a_wordnet_id_before_a_name_is_a_name_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("3", "holds no class names; expected a name a line, or JSON"),
-        ('{"cat": "dog"}', "holds no class names"),
-        ('[["cat"]]', "holds no class names"),
+        ("3", "contains no class names; expected a name a line, or JSON"),
+        ('{"cat": "dog"}', "contains no class names"),
+        ('[["cat"]]', "contains no class names"),
         ("{", "cannot be read: "),
         ("[]", "is empty"),
         ('["cat", "dog", "cat"]', "gives 'cat' the numbers 0 and 2"),

@@ -657,6 +657,21 @@ def test_dwconv_norm_in_codes_is_at_most_one_code_from_float64(dtype: torch.dtyp
 
 
 @EIGHT
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "simplenorm"])
+def test_the_norm_alone_in_codes_is_at_most_one_code_from_float64(norm: str, dtype: torch.dtype) -> None:
+    """Of moments by chunks, the last of which is not whole, and rows that are no multiple of a program's."""
+    y, chunk, scale = random(3, 5, 7, 168, dtype=torch.float32) + 1.5, 64, torch.linspace(0.01, 0.03, 168)
+    parts = y.double().split(chunk, -1)
+    moments = torch.stack(
+        [torch.stack((part.mean(-1), part.var(-1, unbiased=False) * part.shape[-1]), -1) for part in parts], -2
+    )
+    found = dw.launch_codes(y, moments.float().contiguous(), chunk, norm, 1e-6, scale, dtype)
+    share, most = steps_apart(found, q8.codes_reference(dw.norm_reference(y.double(), norm, 1e-6), scale, dtype))
+    assert share < 0.002
+    assert most <= 1
+
+
+@EIGHT
 def test_expand_from_codes_to_codes_is_at_most_one_code_from_float64(dtype: torch.dtype) -> None:
     x, weight = codes(1, 3, 5, 40, dtype=dtype), codes(96, 40, dtype=dtype, seed=1)
     bias, scales = random(96, dtype=torch.float16), random(96, dtype=torch.float32, seed=1).abs() / 5000

@@ -211,6 +211,16 @@ def final_norm(sm: int, out: str) -> Code:
     )  # fmt: skip
 
 
+def norm_in_codes(sm: int) -> Code:
+    from convnext_deploy.kernels.dwconv_norm_triton import norm_codes_kernel
+
+    types = {"y": "*fp16", "moments": "*fp32", "out_scale": "*fp32", "out": "*i8", "M": "i32"}
+    return compiled(
+        norm_codes_kernel, types, sm=sm, num_warps=4, C=384, CHUNK=64, CHUNKS=6, WIDE=8, BM=32, BC=64, EPS=1e-6,
+        NORM="layernorm", PDL=PDL[sm],
+    )  # fmt: skip
+
+
 def stem(sm: int) -> Code:
     from convnext_deploy.kernels.patches_triton import stem_kernel
 
@@ -301,6 +311,7 @@ def test_adding_parts_takes_few_registers(sm: int, type: str) -> None:
 EVERY_KERNEL: dict[str, Callable[[int], Code]] = {
     "dwconv_moments": lambda sm: conv(sm, "fp16", packed=True),
     "dwconv_norm": lambda sm: final_norm(sm, "fp16"),
+    "norm_codes": norm_in_codes,
     "expand": lambda sm: expand(sm, "fp16", 384, m=128, n=128, k=64, warps=8),
     "expand, narrow": lambda sm: expand(sm, "fp16", 768, m=64, n=32, k=64, warps=4, SQUARES=True),
     "grn_factor": grn_factor,
@@ -339,6 +350,7 @@ def test_before_sm_90_nothing_waits(name: str) -> None:
 def test_dwconv_with_the_whole_norm_does_not_spill() -> None:
     assert final_norm(90, "fp16").stack_bytes == 0
     assert final_norm(90, "i8").stack_bytes == 0
+    assert norm_in_codes(90).stack_bytes == 0
 
 
 @pytest.mark.parametrize("sm", GENERATIONS)

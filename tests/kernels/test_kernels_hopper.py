@@ -234,7 +234,7 @@ def test_codes_are_multiplied_by_triton_until_these_kernels_have_run_on_a_gpu(mo
     shapes = ((256 * 196, 384), (1536, 384), (1536,), (1536,), (2,))
     types = (torch.int8, torch.int8, FP16, torch.float32, torch.float32)
 
-    def found() -> list[object]:
+    def found() -> list[Any]:
         launches: list[Launch] = []
         with FakeTensorMode(), recording(launches):
             x, weight, bias, scales, out_scale = (
@@ -244,8 +244,14 @@ def test_codes_are_multiplied_by_triton_until_these_kernels_have_run_on_a_gpu(mo
             hidden, back = torch.empty((256 * 196, 1536), dtype=torch.int8, device="cuda"), weight.reshape(384, 1536)
             residual = torch.empty((256 * 196, 384), dtype=FP16, device="cuda")
             q8._project_quantized(hidden, back, bias[:384], residual, scales[:384])
-        return [launch.kernel for launch in launches]
+            taps, images = residual[:384, :49].reshape(384, 1, 7, 7), residual.reshape(256, 14, 14, 384)
+            q8._dwconv_norm_quantized(images, taps, bias[:384], "layernorm", 1e-6, scales[:384], False)
+        return [each.kernel for each in launches]
 
-    assert not [kernel for kernel in found() if isinstance(kernel, nvrtc.Kernel)]
+    of_triton = found()
+    assert not [kernel for kernel in of_triton if isinstance(kernel, nvrtc.Kernel)]
     monkeypatch.setattr(launch, "INT8_IN_CUDA_CPP", True)
-    assert [dict(kernel.constants)["PROJECT"] for kernel in found() if isinstance(kernel, nvrtc.Kernel)] == [0, 1]
+    widened, narrowed, convolved, normalized = found()
+    assert [dict(kernel.constants)["PROJECT"] for kernel in (widened, narrowed)] == [0, 1]
+    assert convolved.entry == "dwconv_moments"
+    assert normalized.fn.__name__ == "norm_codes_kernel"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from reference_models import torchvision_model
 from references import DEPTHS, DIMS, TOLERANCE, State, images, randomize_, relative_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from convnext_deploy import api
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models.checkpoint import Loaded, load
+from convnext_deploy.records.base import Task
 
 WIDTH, CLASSES = DIMS[3], 7
 
@@ -214,7 +216,7 @@ def test_torchvisions_sizes_give_the_share_of_the_crop(reference: nn.Module, tmp
 
 
 def test_arguments_of_another_form_are_refused(reference: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"model\.pth: its args cannot be understood"):
+    with pytest.raises(WeightsError, match=r"model\.pth: what stands beside its weights cannot be understood"):
         read({"state_dict": reference.state_dict(), "args": {"img_size": "large"}}, tmp_path)
 
 
@@ -327,3 +329,110 @@ def test_a_header_that_nests_deeper_than_python_reads_is_refused_in_one_line(
     save_file(reference.state_dict(), tmp_path / "a.safetensors", {"labels": "[" * 100_000})
     with pytest.raises(WeightsError, match="cannot be understood"):
         load(str(tmp_path / "a.safetensors"))
+
+
+# Other tools' names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("base_model.model.stages.0.blocks.0.mlp.fc1.lora_A.default.weight", "merge_and_unload()"),
+        ("stages.0.blocks.0.mlp.fc1.base_layer.weight", "merge_and_unload()"),
+        ("stages.0.blocks.0.mlp.fc1.lora_magnitude_vector.default.weight", "merge_and_unload()"),
+        ("stages.0.blocks.0.mlp.fc1.weight.absmax", "it is quantized; give the float checkpoint"),
+        (
+            "stages.0.blocks.0.mlp.fc1.weight.quant_state.bitsandbytes__nf4",
+            "it is quantized; give the float checkpoint",
+        ),
+        ("stages.0.blocks.0.mlp.fc1.SCB", "it is quantized; give the float checkpoint"),
+        ("stages.0.blocks.0.mlp.fc1.weight_scale_inv", "it is quantized; give the float checkpoint"),
+        ("stages.0.blocks.0.mlp.fc1.weight_fake_quant.scale", "it is quantized; give the float checkpoint"),
+        ("head.fc.zero_point", "it is quantized; give the float checkpoint"),
+        ("encoder.stages.0.0.dwconv.kernel", "remap_checkpoint_keys"),
+    ],
+)
+def test_what_other_tools_put_in_the_place_of_weights_is_refused_with_its_cure(
+    key: str, words: str, reference: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError) as caught:
+        read(reference.state_dict() | {key: torch.ones(3)}, tmp_path)
+    assert f"has {key}: " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_shards_without_values_are_refused_with_the_cure(reference: nn.Module, tmp_path: Path) -> None:
+    content = {"module": {key: torch.zeros(0) for key in reference.state_dict()}}
+    with pytest.raises(WeightsError, match=r"tensors without values, as a trainer that shards weights"):
+        read(content, tmp_path)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3.0), torch.full((1,), 3.0)], ids=["number", "vector"])
+@pytest.mark.parametrize("task", ["classify", "embed"])
+def test_a_learned_pooling_is_never_taken_for_the_average(
+    value: Tensor, task: Task, reference: nn.Module, tmp_path: Path
+) -> None:
+    body = {f"backbone.{key}": tensor for key, tensor in reference.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"has pool\.p: it pools with a learned exponent"):
+        read(body | {"pool.p": value}, tmp_path, task=task)
+    assert read(body | {"pool.p": torch.tensor(3)}, tmp_path, task="features", weights_key="backbone.")
+
+
+def test_a_single_number_that_may_be_a_weight_is_not_left_out(reference: nn.Module, tmp_path: Path) -> None:
+    body = {f"net.{key}": tensor for key, tensor in reference.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"keys that ConvNeXt does not: scale; .*--weights-key net\."):
+        read(body | {"scale": torch.tensor(20.0)}, tmp_path)
+    for counter in ({"n_averaged": torch.tensor(3)}, {"ema.decay": torch.tensor(0.9)}, {"seen": torch.tensor(True)}):
+        note = read(body | counter, tmp_path).note
+        assert note == f"left out {next(iter(counter))}, beside the model"
+
+
+# Heads beside and in the place of others ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_an_embedding_needs_no_head_however_many_there_are(prefix: str, tmp_path: Path) -> None:
+    model = randomize_(timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS, num_classes=0))
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    for name, classes in (("colour", 5), ("shape", 3)):
+        state |= {f"{name}.weight": torch.ones(classes, DIMS[3]), f"{name}.bias": torch.ones(classes)}
+    loaded = read(state, tmp_path, task="embed")
+    assert loaded.note == "left out colour.weight, colour.bias, shape.weight and 1 more, beside the model"
+    with torch.inference_mode():
+        assert relative_error(loaded.model(images()), model(images())) < TOLERANCE
+    with pytest.raises(WeightsError, match=r"keys that ConvNeXt does not: colour\.weight"):
+        read(state, tmp_path)
+
+
+def test_a_layer_that_was_added_to_torchvisions_classifier_is_the_classifier(tmp_path: Path) -> None:
+    model: Any = torchvision_model(DEPTHS, DIMS)
+    model.classifier = nn.Sequential(*model.classifier[:2], nn.Dropout(), nn.Linear(DIMS[3], 5))
+    randomize_(model)
+    with torch.inference_mode():
+        assert relative_error(read(model.state_dict(), tmp_path).model(images()), model(images())) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ["timm", "torchvision"])
+def test_a_head_without_the_norm_of_published_ones_is_refused_by_that(layout: str, tmp_path: Path) -> None:
+    parts = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(DIMS[3], 5))
+    model: Any
+    if layout == "timm":
+        model = timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS)
+        model.head = nn.Sequential(*parts)
+    else:
+        model = torchvision_model(DEPTHS, DIMS)
+        model.classifier = nn.Sequential(*parts[1:])
+    with pytest.raises(WeightsError, match=r"lacks head\.norm\.bias, head\.norm\.weight"):
+        read(model.state_dict(), tmp_path)
+
+
+def test_a_classifier_without_a_bias_is_refused_with_both_that_it_may_be(reference: nn.Module, tmp_path: Path) -> None:
+    state = {key: value for key, value in reference.state_dict().items() if key != "head.fc.bias"}
+    with pytest.raises(WeightsError, match=r"without a bias, and so have heads that norm .*head\.fc\.bias of 7 zeros"):
+        read(state, tmp_path)
+
+
+def test_an_isotropic_convnext_is_refused_by_that_name(tmp_path: Path) -> None:
+    state = {"downsample_layers.0.weight": torch.ones(8, 3, 16, 16), "blocks.0.dwconv.weight": torch.ones(8, 1, 7, 7)}
+    with pytest.raises(WeightsError, match="is an isotropic ConvNeXt"):
+        read(state, tmp_path)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_deploy.models import registry
+from convnext_deploy.models.architecture import spec_of
 from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates, tiered_width
-from convnext_deploy.models.layouts import convert, spec_of
+from convnext_deploy.models.layouts import convert
 from convnext_deploy.models.parameters import filled
 from convnext_deploy.records.base import Task
 

@@ -66,7 +66,7 @@ def test_code_in_a_pickle_of_arrays_does_not_run(state: Any, tmp_path: Path) -> 
     marker, path = tmp_path / "marker", tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"model": state, "hook": Hostile(marker)}))
     with pytest.raises(
-        WeightsError, match=r"model\.pkl is a pickle that holds a pathlib\.\S+, and reading that would run"
+        WeightsError, match=r"model\.pkl is a pickle that contains a pathlib\.\S+, and reading that would run"
     ):
         load(str(path))
     assert not marker.exists()
@@ -75,8 +75,8 @@ def test_code_in_a_pickle_of_arrays_does_not_run(state: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (Ordinary(), r"holds a \S*test_pickles\.Ordinary"),
-        ({"a": torch.zeros(3)}, r"holds a torch\._utils\._rebuild_tensor_v2"),
+        (Ordinary(), r"contains a \S*test_pickles\.Ordinary"),
+        ({"a": torch.zeros(3)}, r"contains a torch\._utils\._rebuild_tensor_v2"),
         ({"a": np.array(["text"], object)}, "an array of type O8"),
         ([1, 2], "holds a list"),
     ],

@@ -31,6 +31,14 @@ BIT = {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 64}, 
         ("ConvNextImageProcessor", {"size": {"shortest_edge": 64}, "rescale_factor": 1 / 127.5}, (64, 64), None),
         ("ConvNextImageProcessor", {"size": {"shortest_edge": 64}, "resample": 2}, (64, 64), None),
         ("ConvNextImageProcessor", {"size": {"shortest_edge": 64}, "resample": 0}, (64, 64), None),
+        (
+            "ConvNextImageProcessor",
+            {"size": {"shortest_edge": 64}, "image_mean": None, "image_std": None},
+            (64, 64),
+            None,
+        ),
+        ("ViTImageProcessor", {"size": 64, "image_mean": None, "image_std": None}, (64, 64), None),
+        ("BitImageProcessor", BIT | {"image_mean": None, "image_std": None}, (64, 64), None),
         ("BitImageProcessor", BIT, (64, 64), (64 / 96, "center")),
         ("BitImageProcessor", BIT | {"size": {"shortest_edge": 72}, "resample": 1}, (64, 64), None),
         ("BitImageProcessor", BIT | {"size": {"height": 96, "width": 96}}, (64, 64), (64 / 96, "squash")),
@@ -42,7 +50,9 @@ BIT = {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 64}, 
 def test_what_a_processor_does_is_done_exactly(
     kind: str, said: dict[str, Any], size: tuple[int, int], crop: tuple[float, str] | None
 ) -> None:
-    config = NORMAL | {"image_processor_type": kind} | said
+    config = {
+        name: value for name, value in (NORMAL | {"image_processor_type": kind} | said).items() if value is not None
+    }
     facts = processor_facts(config)
     assert tuple(facts["input_size"]) == size
     found = preprocessing_of(facts, ModelSpec(architecture="x", depths=(1,) * 4, dims=(8,) * 4, image_size=size))
@@ -107,3 +117,25 @@ def test_grey_images_with_the_means_of_three_channels_are_refused_with_what_to_g
     spec = ModelSpec(architecture="x", depths=(1,) * 4, dims=(8,) * 4, in_chans=1)
     with pytest.raises(WeightsError, match=r"for grey images give their averages, --mean 0\.449 --std 0\.226"):
         preprocessing_of({"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, spec)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"resample": "bicubic"}, {"interpolation": "bicubic"}),
+        ({"resample": "PILImageResampling.BILINEAR"}, {"interpolation": "bilinear"}),
+        ({"size": [64, 64]}, {"input_size": [64, 64]}),
+    ],
+    ids=str,
+)
+def test_other_ways_of_writing_it_mean_the_same(said: dict[str, Any], expected: dict[str, Any]) -> None:
+    config = NORMAL | {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}} | said
+    assert expected.items() <= processor_facts(config).items()
+
+
+@pytest.mark.parametrize(
+    "said", [{"resample": "cubic"}, {"resample": 4}, {"resample": []}, {"size": [64, 96]}], ids=str
+)
+def test_a_filter_or_size_that_is_none_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(WeightsError, match="the image processor has"):
+        processor_facts(NORMAL | {"image_processor_type": "ConvNextImageProcessor", "size": 64} | said)

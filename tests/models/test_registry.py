@@ -11,8 +11,9 @@ import torch
 
 from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models import registry
+from convnext_deploy.models.architecture import spec_of
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.layouts import convert, spec_of
+from convnext_deploy.models.layouts import convert
 from convnext_deploy.records.manifest import ModelSpec
 
 NAMES = sorted(registry.VARIANTS)

@@ -179,23 +179,52 @@ def test_tile_instructions_stand_where_they_belong(tmp_path: Path) -> None:
     assert not forbidden.search(listing)
 
 
-def test_tiles_that_the_system_does_not_give_are_said_and_not_taken(tmp_path: Path) -> None:
-    """A CPU that seems to have them: where it has none, Linux refuses, and the next path is the best."""
+def chooser(folder: Path, *flags: str) -> ctypes.CDLL:
+    """What chooses the path, with `flags` for a CPU that this one seems to be, and no path behind it."""
     names = [unit.removeprefix("kernels_") for unit in library.units() if unit.startswith("kernels_")]
     lines = [f"const Kernels *{name}_kernels() {{ return nullptr; }}" for name in names]
-    (tmp_path / "stubs.cpp").write_text(
-        '#include "kernels.h"\nnamespace cnxt {\n' + "\n".join(lines) + "\n}\n"
-        'extern "C" __attribute__((visibility("default"))) const char *isas() { return cnxt::available_kernels(); }\n'
-        'extern "C" __attribute__((visibility("default"))) const char *refused() { return cnxt::refused_kernels(); }\n'
+    asked = ("available", "refused", "slower")
+    lines += [f'extern "C" CNXT_API const char *{name}() {{ return {name}_kernels(); }}' for name in asked]
+    (folder / "stubs.cpp").write_text(
+        '#include "convnext_deploy.h"\n#include "kernels.h"\nnamespace cnxt {\n' + "\n".join(lines) + "\n}\n"
     )
-    part = linked(tmp_path, compiled(tmp_path, "cpu", "-DCNXT_MODEL_AMX=0"), compiled(tmp_path, "stubs"))
-    part.isas.restype = part.refused.restype = ctypes.c_char_p
-    paths, line = part.isas().decode().split(), part.refused().decode()
+    part = linked(folder, compiled(folder, "cpu", *flags), compiled(folder, "stubs"))
+    for name in asked:
+        getattr(part, name).restype = ctypes.c_char_p
+    return part
+
+
+def test_tiles_that_the_system_does_not_give_are_said_and_not_taken(tmp_path: Path) -> None:
+    """A CPU that seems to have them: where it has none, Linux refuses, and the next path is the best."""
+    part = chooser(tmp_path, "-DCNXT_MODEL_AMX=0", '-DCNXT_MODEL_VENDOR="AuthenticAMD"')
+    paths, line = part.available().decode().split(), part.refused().decode()
     if "amx" in paths:  # a machine that has them
         assert line == ""
     else:
         assert paths[0] == "avx512_bf16"
         assert re.fullmatch(r"amx: the system does not give this process tile registers \(.+\)", line)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "first", "said"),
+    [
+        ("GenuineIntel", "avx512_vnni avx512_bf16", "avx512_bf16: this CPU multiplies bf16 at half the rate of fp32"),
+        ("AuthenticAMD", "avx512_bf16 avx512_vnni", ""),
+    ],
+)
+def test_bf16_at_half_the_rate_of_fp32_is_multiplied_in_fp32_and_said(
+    vendor: str, first: str, said: str, tmp_path: Path
+) -> None:
+    """Both paths can be asked for; without tiles the first is what a session takes."""
+    part = chooser(tmp_path, f'-DCNXT_MODEL_VENDOR="{vendor}"')
+    assert part.available().decode().removeprefix("amx ").startswith(first)
+    assert part.slower().decode().startswith(said)
+    assert bool(part.slower()) == bool(said)
+
+
+def test_why_a_path_is_not_the_first_stands_in_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "slower", lambda _=None: "avx512_bf16: slower")
+    assert library.state().endswith("; avx512_bf16: slower")
 
 
 def test_a_refused_path_is_named_where_one_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,17 @@ def test_a_compiler_that_fails_is_quoted_in_one_line(tmp_path: Path, monkeypatch
     assert not list((tmp_path / "cache").glob("*.so"))
 
 
+def test_a_compiler_for_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library could be written, and not opened."""
+    fake = tmp_path / "fake++"
+    fake.write_text("#!/bin/sh\nif [ $1 = -dumpmachine ]; then echo riscv64-linux-gnu; else echo fake; fi\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    with pytest.raises(BuildError, match=r"fake\+\+ makes programs for riscv64, and this machine is .*in \$CXX"):
+        library.build(tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.so"))
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

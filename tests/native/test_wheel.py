@@ -134,23 +134,26 @@ def test_a_damaged_library_is_refused_in_one_line_and_not_opened(
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("tool", ["cmake", "cc"])
+@pytest.mark.parametrize("with_cmake", [True, False])
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_the_c_example_classifies_as_python_does(
-    tool: str, installed: Path, artifact_of: Callable[..., Artifact], tmp_path: Path
+    compiler: str, with_cmake: bool, installed: Path, artifact_of: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    if shutil.which(tool) is None:
-        pytest.skip(f"no {tool}")
+    for tool in (compiler, *["cmake"] * with_cmake):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool}")
     places = json.loads(run(installed, tmp_path, "doctor", "--json").stdout)["c_interface"]
     program = tmp_path / "build" / "classify"
-    if tool == "cmake":
+    if with_cmake:
         folder = ["-S", places["example"], "-B", str(tmp_path / "build"), f"-Dconvnext_deploy_DIR={places['CMake']}"]
-        subprocess.run(["cmake", *folder, "-DCMAKE_C_FLAGS=-Wall -Wextra -Werror"], check=True, capture_output=True)
+        flags = [f"-DCMAKE_C_COMPILER={compiler}", "-DCMAKE_C_FLAGS=-Wall -Wextra -Werror"]
+        subprocess.run(["cmake", *folder, *flags], check=True, capture_output=True)
         subprocess.run(["cmake", "--build", str(tmp_path / "build")], check=True, capture_output=True)
     else:
         program.parent.mkdir()
         code, lib = str(Path(places["example"]) / "classify.c"), Path(places["library"])
         found = ["-I", str(Path(places["header"]).parent), str(lib), f"-Wl,-rpath,{lib.parent}", "-o", str(program)]
-        subprocess.run(["cc", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", code, *found], check=True)
+        subprocess.run([compiler, "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", code, *found], check=True)
     image = Image.open(PHOTO).convert("RGB").resize((64, 64))
     image.save(tmp_path / "photo.ppm")
     artifact = artifact_of("native", input="uint8")
@@ -162,6 +165,19 @@ def test_the_c_example_classifies_as_python_does(
         done = subprocess.run([program, *wrong], check=False, capture_output=True, text=True)
         assert done.returncode > 0
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="no g++-aarch64-linux-gnu")
+def test_a_compiler_for_another_machine_makes_a_wheel_for_that_machine(source: Path, tmp_path: Path) -> None:
+    made = built(source, tmp_path, CONVNEXT_DEPLOY_WHEEL="with-engine", CXX="aarch64-linux-gnu-g++")
+    assert made.name.endswith("-py3-none-linux_aarch64.whl")
+    with zipfile.ZipFile(made) as wheel:
+        content = wheel.read("convnext_deploy/native/lib/libconvnext_deploy.so")
+        record = json.loads(wheel.read("convnext_deploy/native/lib/built.json"))
+    assert int.from_bytes(content[18:20], "little") == 183  # ELF's number of AArch64
+    assert b"neon_dotprod" in content
+    assert record["sources"] == compiler.source_key((), "aarch64")  # what the package asks for there
 
 
 def test_without_an_engine_the_wheel_is_pure_and_with_one_it_needs_a_compiler(source: Path, tmp_path: Path) -> None:
@@ -197,6 +213,7 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(shipped, "FOLDER", folder)
     monkeypatch.setattr(compiler, "find_compiler", lambda: "c++")
     monkeypatch.setattr(compiler, "compile_library", lambda *_: PHOTO)
+    monkeypatch.setattr(compiler, "machine_of", lambda _: "")
     shipped.ship(folder)
     return folder
 

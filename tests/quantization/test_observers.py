@@ -150,7 +150,7 @@ def test_the_memory_does_not_grow_with_the_images() -> None:
 def test_a_value_that_is_not_finite_is_refused_with_the_tensors_name(bad: float) -> None:
     values = torch.zeros(2, 3, 4)
     values[1, 2, 3] = bad
-    with pytest.raises(CheckFailed, match=r"stages\.0\.0\.expand\.linear holds NaN or infinite"):
+    with pytest.raises(CheckFailed, match=r"stages\.0\.0\.expand\.linear contains NaN or infinite"):
         histogram(values, "stages.0.0.expand.linear")
 
 

@@ -302,8 +302,8 @@ def test_the_line_after_quantize_builds_the_plan_as_it_is_and_noise_has_as_many_
          "--images", "8", "--mean", FIVE, "--std", FIVE, "--target", "onnx", "--out", "fast.json"]
     )  # fmt: skip
     assert code == 0
-    line = capsys.readouterr().out.strip().splitlines()[-1]
-    words = shlex.split(line.removeprefix("build it with: "))
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    words = shlex.split(line.removeprefix("next: "))
     assert words[:2] == ["convnext-deploy", "export"]
     assert "--crop-pct" in words
     assert cli.run([*words[1:], "--out", "built"]) == 0

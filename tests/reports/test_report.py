@@ -117,7 +117,7 @@ def test_the_committed_results_are_read() -> None:
         ("", "no result that a report shows"),
         ('{"benchmark": "parity"}\n{"benchmark": "parity"}', "found: 2 parity"),
         ('{"record": "profile"}\n{', "line 2 is not JSON"),
-        ("[1]", "holds list; expected a JSON object"),
+        ("[1]", "contains list; expected a JSON object"),
         ('{"record": "profile", "batch": 1}', "not a result of this version"),
         (json.dumps(measurement(threads="two")), "not a result of this version"),
     ],

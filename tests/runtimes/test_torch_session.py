@@ -1,6 +1,6 @@
 """What a session of PyTorch's asks of PyTorch on a GPU, without one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,16 @@ from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.formats import aotinductor
 from convnext_deploy.runtimes import torch_session
 from convnext_deploy.runtimes.torch_session import TorchSession, whole_float32
+
+GRAPH: Any = SimpleNamespace(export=SimpleNamespace(kernels=(), precision="fp32", device="cuda"), program=None)
+
+
+def package(path: str, records: dict[str, bytes]) -> None:
+    """One of PyTorch's zip files."""
+    writer = torch._C.PyTorchFileWriter(path)
+    for name, content in records.items():
+        writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
 
 
 def switches() -> tuple[bool, bool]:
@@ -86,8 +96,47 @@ def test_an_error_inside_puts_the_switches_back() -> None:
 
 def test_aotinductor_compiles_fp32_for_a_gpu_without_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, bool]] = []
-    compile: Callable[..., None] = lambda *a, **k: seen.append(switches())  # noqa: E731
+
+    def compile(program: Any, package_path: str, **options: Any) -> None:
+        seen.append(switches())
+        package(package_path, {})
+
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile)
-    graph: Any = SimpleNamespace(export=SimpleNamespace(kernels=(), precision="fp32", device="cuda"), program=None)
-    aotinductor.build(graph, tmp_path)
+    aotinductor.build(GRAPH, tmp_path)
     assert seen == [(False, False)]
+
+
+def test_an_aotinductor_package_names_no_folder_of_the_machine_and_keeps_its_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "alice"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor_alice"))
+    torch_folder = Path(torch.__file__).parents[1]
+    library = b"\x7fELF".join(
+        f"{name}\0".encode()
+        for name in (
+            torch_folder / "torch/include/utils.h",
+            tmp_path / "inductor_alice/c1/model.wrapper.cpp",
+            home / ".venv/include",
+            home,
+            f"{home}2/other",  # another's, which is no part of it
+            "/usr/include/stdio.h",
+        )
+    )
+    records = {"data/model.so": library, "data/model.cpp": f"// g++ {home}/a.cpp -I{torch_folder}/torch\n".encode()}
+
+    def compile(program: Any, package_path: str, **options: Any) -> None:
+        package(package_path, records)
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile)
+    aotinductor.build(GRAPH, tmp_path)
+    reader = torch._C.PyTorchFileReader(str(tmp_path / aotinductor.FILE))
+    found = {name: reader.get_record(name) for name in records}
+    assert [len(found[name]) for name in records] == [len(record) for record in records.values()]
+    for folder in (torch_folder, tmp_path / "inductor_alice", home):
+        assert not any(f"{folder}/".encode() in record or f"{folder}\0".encode() in record for record in found.values())
+    assert b"//torch/include/utils.h\0" in found["data/model.so"]
+    assert f"{home}2/other".encode() in found["data/model.so"]
+    assert b"\0\x7fELF/usr/include/stdio.h\0" in found["data/model.so"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".pt2"] == [aotinductor.FILE]

@@ -42,7 +42,7 @@ def test_the_setting_that_carried_the_most_within_the_limit_is_taken(tmp_path: P
     ("content", "message"),
     [
         (None, "cannot be read: No such file"),
-        (b"{", "holds no rows of `bench --save`"),
+        (b"{", "contains no rows of `bench --save`"),
         (row(OTHER, 9, 20, 1), "has no rate that this artifact carried within 20 ms"),
         (row(ONE, 9, 21, 1), "has no rate that this artifact carried within 20 ms"),
         (row(ONE, None, 20, 1), "has no rate that this artifact carried within 20 ms"),
@@ -60,7 +60,7 @@ def test_rows_that_say_nothing_of_the_artifact_are_refused(content: bytes | None
 def test_a_file_that_nests_deeper_than_python_reads_is_refused_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "deep.json"
     file.write_bytes(b'{"unknown": ' + b"[" * 100_000)
-    with pytest.raises(UsageError, match="holds no rows of `bench --save`"):
+    with pytest.raises(UsageError, match="contains no rows of `bench --save`"):
         settings(file, ONE, None)
-    with pytest.raises(UsageError, match="holds no verdict"):
+    with pytest.raises(UsageError, match="contains no verdict"):
         refuse_ungated(SimpleNamespace(), file)  # type: ignore[arg-type]  # is not looked at

@@ -441,7 +441,7 @@ def test_maps_of_a_baseline_come_as_convnexts_do() -> None:
 
 
 def test_a_model_without_maps_is_refused() -> None:
-    with pytest.raises(UsageError, match="gives no maps at the strides"):
+    with pytest.raises(UsageError, match="returns no maps at the strides"):
         baselines.Baseline("deit_tiny_patch16_224", (224, 224), "features")
 
 

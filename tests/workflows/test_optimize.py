@@ -268,7 +268,7 @@ def test_work_of_something_else_is_neither_used_nor_removed(tmp_path: Path) -> N
     folder = tmp_path / "best.optimize"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"best\.optimize holds no work of `optimize`"):
+    with pytest.raises(UsageError, match=r"best\.optimize contains no work of `optimize`"):
         optimize._check_identity(folder, weights="a")
     optimize._check_identity(tmp_path / "new", weights="a")
     optimize._check_identity(tmp_path / "new", weights="a")
@@ -292,6 +292,13 @@ def test_work_with_other_options_is_refused_with_their_names(tmp_path: Path) -> 
     assert refusal(weights="b", images=["y"]) == "other weights, other images"
     assert refusal(versions={"torch": "2.11"}) == "versions torch '2.9' in the place of '2.11'"
     assert refusal(options={}, weights="b", images=["y"]).endswith("other weights and 1 more")
+
+
+@pytest.mark.skipif(bool(env.nvidia_gpus()), reason="there is one")
+def test_a_device_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="device cuda: PyTorch finds no NVIDIA GPU here; use --device cpu"):
+        convnext_deploy.optimize("random", variant="atto", data=tmp_path, out=tmp_path / "best", device="cuda")
+    assert not (tmp_path / "best.optimize").exists()
 
 
 @pytest.mark.parametrize(

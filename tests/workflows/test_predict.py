@@ -82,6 +82,53 @@ def test_files_open_files_and_images_of_pillow_say_the_same(artifact: Path, imag
     assert result.artifact_sha256 is None
 
 
+def test_images_that_are_not_there_are_told_what_could_be(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"nope.png' does not exist; expected an image, a folder, tar, .*standard input"
+    ):
+        convnext_deploy.predict(artifact, tmp_path / "nope.png")
+
+
+GENERATOR = np.random.default_rng(1)
+COLOURS = GENERATOR.integers(0, 256, (40, 30, 4), np.uint8)
+PHOTO = Image.fromarray(COLOURS[..., :3])
+
+
+def _file_of(kind: str, folder: Path) -> tuple[Path, Image.Image]:
+    """An image file, and the picture in RGB or grey that it has to be read as."""
+    path = folder / f"{kind}.png"
+    if kind == "cmyk":
+        path = folder / "cmyk.tif"
+        PHOTO.convert("CMYK").save(path)
+        return path, Image.open(path).convert("RGB")
+    if kind == "palette":
+        PHOTO.quantize(17).save(path, transparency=3)
+        return path, Image.open(path).convert("RGB")
+    if kind == "alpha":
+        Image.fromarray(COLOURS).save(path)
+        return path, PHOTO
+    if kind == "grey of 16 bits":
+        deep = GENERATOR.integers(0, 2**16, (40, 30), np.uint16)
+        Image.fromarray(deep).save(path)
+        return path, Image.fromarray(np.rint(deep / 257).astype(np.uint8))
+    if kind == "animated":
+        path = folder / "animated.webp"
+        PHOTO.save(path, save_all=True, append_images=[PHOTO.rotate(180)], lossless=True)
+        return path, PHOTO
+    assert kind == "turned"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    PHOTO.save(path, exif=exif)
+    return path, PHOTO
+
+
+@pytest.mark.parametrize("kind", ["cmyk", "palette", "alpha", "grey of 16 bits", "animated", "turned"])
+def test_every_kind_of_image_is_read_as_the_guide_says(kind: str, artifact: Path, tmp_path: Path) -> None:
+    path, plain = _file_of(kind, tmp_path)
+    (read,), (expected,) = (convnext_deploy.predict(artifact, given).predictions for given in (path, plain))
+    assert read.classes == expected.classes
+
+
 def test_an_address_is_fetched(artifact: Path, images: Path) -> None:
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

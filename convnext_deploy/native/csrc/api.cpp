@@ -95,6 +95,10 @@ const char *cnxt_isas(void) { return cnxt::available_kernels(); }
 
 const char *cnxt_isas_refused(void) { return cnxt::refused_kernels(); }
 
+const char *cnxt_isas_slower(void) {
+  return cnxt::choose_kernels(nullptr)->multiplies_bf16 ? "" : cnxt::slower_kernels();
+}
+
 int cnxt_model_open(const void *data, size_t bytes, cnxt_model **model, char *message, size_t size) {
   return guarded(message, size, [&] {
     if (!model) refuse("model is NULL");

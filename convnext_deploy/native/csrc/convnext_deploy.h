@@ -66,6 +66,8 @@ typedef struct cnxt_timing {
 CNXT_API const char *cnxt_isas(void);
 /* One line on a path that this CPU has and the system refuses; empty: there is none. */
 CNXT_API const char *cnxt_isas_refused(void);
+/* One line on a path with more instructions that is slower here than the first of `cnxt_isas`; empty: there is none. */
+CNXT_API const char *cnxt_isas_slower(void);
 
 /* Open a packed network in memory. `data` is 64-byte aligned and stays as it is until the model is closed. */
 CNXT_API int cnxt_model_open(const void *data, size_t bytes, cnxt_model **model, char *message, size_t size);

@@ -12,7 +12,7 @@ template <int K, int X>
 INLINE void depthwise_row(const float *in, size_t pitch, int side, int from, int to, const float *weight, Floats bias,
                           float *out, size_t stride) {
   Floats sums[X];
-#pragma GCC unroll 8
+#pragma GCC unroll 14
   for (int x = 0; x < X; x++) sums[x] = bias;
   for (int ky = from; ky < to; ky++) {
     const float *row = in + ky * pitch * BLOCK;
@@ -21,7 +21,7 @@ INLINE void depthwise_row(const float *in, size_t pitch, int side, int from, int
       Floats taps[K];
 #pragma GCC unroll 7
       for (int t = 0; t < K; t++) taps[t] = load<Floats>(w + t * BLOCK);
-#pragma GCC unroll 16
+#pragma GCC unroll 20
       for (int i = 0; i < X + K - 1; i++) {
         const Floats v = load<Floats>(row + i * BLOCK);
 #pragma GCC unroll 7
@@ -31,16 +31,18 @@ INLINE void depthwise_row(const float *in, size_t pitch, int side, int from, int
     } else {
       for (int t = 0; t < side; t++) {
         const Floats tap = load<Floats>(w + t * BLOCK);
-#pragma GCC unroll 8
+#pragma GCC unroll 14
         for (int x = 0; x < X; x++) sums[x] += load<Floats>(row + (x + t) * BLOCK) * tap;
       }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 14
   for (int x = 0; x < X; x++) store(out + x * stride, sums[x]);
 }
 
-constexpr int COLUMNS = REGISTERS / 4;
+// Each sum waits for the one before it, so few of them would wait for the latency. 14 divide the widths 14, 28 and 56,
+// and leave registers for the taps; with 16 registers those are read from the cache.
+constexpr int COLUMNS = REGISTERS == 32 ? 14 : 8;
 
 template <int K>
 void depthwise_of(const Depthwise &d) {
@@ -76,6 +78,12 @@ void depthwise_of(const Depthwise &d) {
             ROW(6)
             ROW(7)
             ROW(8)
+            ROW(9)
+            ROW(10)
+            ROW(11)
+            ROW(12)
+            ROW(13)
+            ROW(14)
           }
 #undef ROW
         }

@@ -83,7 +83,7 @@ INLINE Ints total(Ints sums) { return sums; }
 INLINE Floats total(Floats sums) { return sums; }
 
 // How one step of 4 bytes of a row multiplies one vector of weights; sums are Ints or Floats. With NEON one vector of
-// inputs holds the four steps of a turn, which multiplication takes as lanes.
+// inputs contains the four steps of a turn, which multiplication takes as lanes.
 template <uint32_t TYPE>
 struct Dot;
 

@@ -105,5 +105,7 @@ const Kernels *choose_kernels(const char *name);
 const char *available_kernels();
 // Why kernels that this CPU has instructions for are not among those; empty where there are none.
 const char *refused_kernels();
+// Why kernels with more instructions are behind others; empty where none are.
+const char *slower_kernels();
 
 }  // namespace cnxt

@@ -28,7 +28,7 @@ class Reader {
     const uint64_t records = sizeof(Header) + model.operations.size() * sizeof(Operation);
     if (offset % ALIGNMENT) fail(std::string(name) + " is not aligned to 64 bytes");
     if (offset < records || offset > model.bytes || size > model.bytes - offset)
-      fail(std::string(name) + " lies outside the file");
+      fail(std::string(name) + " is outside the file");
   }
 
   void product(const Product &p, uint64_t inputs, uint64_t outputs, const char *name) const {

@@ -8,7 +8,7 @@
 namespace cnxt {
 namespace {
 
-// Where pixels [first, first + count) lie in a plane of the map.
+// Where pixels [first, first + count) are in a plane of the map.
 void place_pixels(const Map &map, size_t first, size_t count, uint32_t *pixels) {
   size_t x = first % map.width, at = map.at(first);
   for (size_t i = 0; i < count; i++) {

@@ -12,7 +12,7 @@
 
 namespace cnxt {
 
-// A map in blocks of 16 channels, [padded(C) / 16][plane][16] floats. A plane holds the rows of all images one after
+// A map in blocks of 16 channels, [padded(C) / 16][plane][16] floats. A plane contains the rows of all images one after
 // another, each followed by `margin` zero pixels, and begins with as many: the zeros right of one row are those left
 // of the next, so a depthwise kernel never asks where the border is.
 struct Map {
@@ -23,7 +23,7 @@ struct Map {
   size_t pixels() const { return size_t{images} * height * width; }
   size_t plane() const { return margin + size_t{images} * height * pitch(); }
   size_t columns() const { return padded(channels); }
-  // Where pixel `p`, counted over images, rows and columns, lies in a plane.
+  // Where pixel `p`, counted over images, rows and columns, is in a plane.
   size_t at(size_t p) const { return margin + p / width * pitch() + p % width; }
 };
 
@@ -38,7 +38,7 @@ struct Scratch {
 // Pixels of a V2 block's hidden map whose squares are added up at once: few enough to share small maps out evenly.
 inline size_t grn_run(size_t area) { return area < 56 ? 1 : area < 196 ? area / 28 : 7; }
 
-// How far a run is: which stage, and which of its map's two buffers holds the current values.
+// How far a run is: which stage, and which of its map's two buffers contains the current values.
 struct Place {
   size_t index;  // of the operation
   int stage;

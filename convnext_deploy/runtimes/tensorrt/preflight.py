@@ -3,13 +3,12 @@
 import json
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ... import env
-from ...processes import Group
+from ...processes import Group, import_path, python
 from ...records.manifest import EngineRecord, Manifest
 from .choose import TITLES, Name, import_module
 from .files import ENGINE_FILE, read_header, read_record
@@ -103,9 +102,9 @@ print(json.dumps({"loaded": engine is not None, "errors": errors}))
 
 def probe(name: Name, engine: Path, code: str = PROBE, limit_s: float = 300) -> list[str]:
     """Deserialize in a process of its own, so that a wrong engine can crash nothing; why it failed, or nothing."""
-    command = [sys.executable, "-c", code, name, str(engine)]
+    command = python(code, name, str(engine))
     with Group() as group:  # killed with this process
-        child = group.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child = group.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=import_path())
         try:
             said, complaint = child.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:

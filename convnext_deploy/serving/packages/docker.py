@@ -57,7 +57,7 @@ def written(artifact: Artifact, name: str, folder: Path, *, package: str | None 
     for path, text in files.items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text, "utf-8")
-    return [f"docker compose -f {{out}}/compose.yaml up --build serves it on port {PORT}, Grafana on 3000"]
+    return [f"docker compose -f {{out}}/compose.yaml up --build  # on port {PORT}, Grafana on 3000"]
 
 
 # Where the wheel brings no engine it is compiled here, so that the image itself needs no compiler.

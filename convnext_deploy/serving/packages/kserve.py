@@ -33,7 +33,7 @@ def written(
         _OWN.format(image=_quoted(image), name=_dns(name)) if image else _TRITON.format(uri=_quoted(storage_uri or ""))
     )
     (folder / FILE).write_text(head + body, "utf-8")
-    return [f"kubectl apply -f {{out}}/{FILE} serves it as {_dns(name)}"]
+    return [f"kubectl apply -f {{out}}/{FILE}  # serves it as {_dns(name)}"]
 
 
 def _dns(name: str) -> str:

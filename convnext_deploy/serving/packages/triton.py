@@ -56,9 +56,9 @@ def written(artifact: Artifact, name: str, folder: Path, *, instances: int, dela
     with needs("google"):
         from google.protobuf import text_format
     (model / "config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
-    notes = [f"tritonserver --model-repository {{out}} serves it as {name}"]
+    notes = [f"tritonserver --model-repository {{out}}  # serves it as {name}"]
     if export.format == "tensorrt":
-        notes.append("the server's TensorRT has to be of the version that the engine was built with")
+        notes.append("# the server's TensorRT has to be of the version that the engine was built with")
     return notes
 
 

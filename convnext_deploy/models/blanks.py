@@ -1,0 +1,88 @@
+"""Checkpoints that hold objects beside their tensors: a blank is read in the place of each object of an unknown class.
+
+Training scripts save what they have at hand: a path, a configuration, a scheduler, a log. The weights are plain all
+the same. Of such objects nothing is imported and nothing runs: PyTorch's reader for `weights_only=True` gets a class
+of this module for each class and function that it does not know.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+# How a class's objects are filled. PyTorch's reader puts items into dictionaries and lists alone, and says so.
+Filled = Literal["state", "items", "list"]
+
+_OF_DICTIONARY = "blank of"  # an attribute's name that no source code can write
+_UNFILLED = re.compile(r"Can only (SETITEM|append|extend).*\bBlank(\d+)\b", re.DOTALL)
+
+
+class Blank:
+    """An object of the class `name` with nothing in it."""
+
+    name = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def read(path: Path, mmap: bool) -> Any:
+    """A file of torch.save with blanks in it.
+
+    Raises:
+        Exception: of many types, as torch.load: damaged, or of a form in which even blanks cannot be filled.
+    """
+    unknown = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    filled: dict[int, Filled] = {}
+    while True:
+        classes = [_class(number, name, filled.get(number, "state")) for number, name in enumerate(unknown)]
+        with torch.serialization.safe_globals(list(zip(classes, unknown, strict=True))):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            except Exception as error:  # also for another reason than that a blank is filled in another way
+                found = _UNFILLED.search(str(error))
+                if found is None or int(found[2]) in filled:
+                    raise
+                filled[int(found[2])] = "items" if found[1] == "SETITEM" else "list"
+
+
+def class_of(value: Any) -> str | None:
+    """The full name of the class that a blank stands for; None of what is no blank."""
+    if isinstance(value, Blank):
+        return value.name
+    return vars(value).get(_OF_DICTIONARY) if type(value) is OrderedDict else None
+
+
+def classes_in(content: Any) -> Iterator[str]:
+    """The classes of the blanks in dictionaries and lists, the outermost first."""
+    found = class_of(content)
+    if found is not None:
+        yield found
+    if isinstance(content, Mapping):
+        for value in content.values():
+            yield from classes_in(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from classes_in(value)
+
+
+def _class(number: int, name: str, filled: Filled) -> Callable[..., Any]:
+    def dictionary(_: type, *__: Any, **___: Any) -> Any:
+        made: OrderedDict[Any, Any] = OrderedDict()
+        vars(made)[_OF_DICTIONARY] = name
+        return made
+
+    def listed(_: type, *__: Any, **___: Any) -> Any:
+        return []
+
+    own: dict[str, Any] = {"name": name}
+    if filled != "state":
+        own["__new__"] = dictionary if filled == "items" else listed
+    return type(f"Blank{number}", (Blank,), own)

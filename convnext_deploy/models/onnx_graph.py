@@ -1,0 +1,221 @@
+"""An ONNX graph as something to look around in: who makes a tensor, who reads it, and what is constant.
+
+It reads any exporter's graph, so it takes nothing from names. Operators that it does not know, of any domain, are nodes
+that nothing is read through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import WeightsError, plain
+
+if TYPE_CHECKING:
+    import onnx
+
+LAYOUT = frozenset({"Transpose", "Identity", "Cast", "Dropout"})  # the same numbers, in another order or type
+# What norms are made of, where they are not one node.
+NORM = LAYOUT | {"ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal", "LayerNormalization"}
+PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
+# Of constants alone: exporters that fold none leave transposes and reshapes of weights in the graph.
+FOLDED = LAYOUT | {
+    "Reshape",
+    "Unsqueeze",
+    "Squeeze",
+    "Mul",
+    "Add",
+    "Sub",
+    "Div",
+    "DequantizeLinear",
+    "Expand",
+    "Concat",
+}
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """A whole model, with the weights that lie beside it.
+
+    Raises:
+        WeightsError: it is none, is damaged, or lacks the file of its weights.
+    """
+    import onnx
+
+    try:
+        return onnx.load(str(path))
+    except Exception as error:  # protobuf's, onnx's checker's and the system's errors share no base below Exception
+        raise WeightsError(f"{path} is not a readable ONNX model: {plain(error)}") from None
+
+
+class OnnxGraph:
+    """The main graph of a model. Tensors are told by their names, which are unique in it."""
+
+    def __init__(self, model: onnx.ModelProto, where: str) -> None:
+        self.where = where
+        self.nodes = list(model.graph.node)
+        self.inputs = [value.name for value in model.graph.input]
+        self.outputs = [value.name for value in model.graph.output]
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._maker: dict[str, int] = {}
+        self._readers: dict[str, list[int]] = {}
+        self._constants: dict[str, NDArray[Any] | None] = {}
+        for index, node in enumerate(self.nodes):
+            for name in filter(None, node.output):
+                if name in self._maker:
+                    raise WeightsError(
+                        f"{where} makes the tensor {name!r} twice, so it is no valid ONNX; export it again"
+                    )
+                self._maker[name] = index
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(index)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._maker or name in self.inputs
+
+    def maker(self, name: str) -> int | None:
+        """The node that a tensor comes from; None for inputs and initializers."""
+        return self._maker.get(name)
+
+    def readers(self, name: str) -> list[int]:
+        """The nodes that read a tensor."""
+        return self._readers.get(name, [])
+
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """What a tensor holds whatever the images are; None where that depends on them."""
+        if name not in self._constants:
+            self._constants[name] = self._constant(name)
+        return self._constants[name]
+
+    def _constant(self, name: str) -> NDArray[Any] | None:
+        from onnx import numpy_helper
+        from onnx.reference import ReferenceEvaluator
+
+        if name in self._initializers:
+            return numpy_helper.to_array(self._initializers[name])
+        index = self._maker.get(name)
+        if index is None:
+            return None
+        node = self.nodes[index]
+        if node.op_type == "Constant":
+            return np.asarray(ReferenceEvaluator(node).run(None, {})[0])
+        if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
+            return None
+        given = {one: self.constant(one) for one in node.input if one}
+        if not given or any(value is None for value in given.values()):
+            return None
+        return np.asarray(ReferenceEvaluator(node).run(None, given)[0])
+
+    def computed(self, index: int) -> list[str]:
+        """The inputs of a node that depend on the images."""
+        return [name for name in self.nodes[index].input if name and self.constant(name) is None]
+
+    def root(self, name: str) -> str:
+        """The tensor whose numbers a tensor has, back through what only changes their order or type."""
+        while (index := self._maker.get(name)) is not None and self.nodes[index].op_type in LAYOUT:
+            name = self.nodes[index].input[0]
+        return name
+
+    def path(self, start: str, end: str) -> list[int] | None:
+        """Every node between two tensors, in the graph's order; None where anything else than constants comes in.
+
+        Products are not passed: what lies between two of them is what is asked for.
+        """
+        found: set[int] = set()
+        waiting = [end]
+        while waiting:
+            name = waiting.pop()
+            index = self._maker.get(name)
+            if name == start or index in found:
+                continue
+            if index is None or self.nodes[index].op_type in PRODUCTS:
+                return None
+            found.add(index)
+            waiting += self.computed(index)
+        return sorted(found)
+
+    def around(self, start: str, stops: frozenset[int] = frozenset()) -> Iterator[tuple[str, int]]:
+        """(tensor, reader) for all that reads a tensor through norms and changes of layout, and is neither of them.
+
+        Sums of two computed tensors are not passed: they are residual connections, or a neck's.
+
+        Args:
+            stops: nodes that are left out.
+        """
+        seen, waiting = {start}, [start]
+        while waiting:
+            name = waiting.pop()
+            for index in self.readers(name):
+                node = self.nodes[index]
+                if index in stops:
+                    continue
+                joins = node.op_type == "Add" and len(self.computed(index)) > 1
+                if node.op_type not in NORM or joins:
+                    yield name, index
+                elif node.output[0] not in seen:
+                    seen.add(node.output[0])
+                    waiting.append(node.output[0])
+            if name in self.outputs:
+                yield name, -1
+
+    def vectors(self, nodes: list[int], op: str, channels: int) -> list[NDArray[Any]]:
+        """The constants of that many values which nodes of one kind multiply with or add, in the graph's order."""
+        found = []
+        for index in nodes:
+            if self.nodes[index].op_type == op:
+                found += [v for v in self._constants_of(index) if v.size == channels]
+        return found
+
+    def scalars(self, nodes: list[int], op: str) -> list[float]:
+        """The single numbers that nodes of one kind take."""
+        found = []
+        for index in nodes:
+            if self.nodes[index].op_type == op:
+                found += [float(v.reshape(-1)[0]) for v in self._constants_of(index) if v.size == 1]
+        return found
+
+    def _constants_of(self, index: int) -> Iterator[NDArray[Any]]:
+        for name in self.nodes[index].input:
+            value = self.constant(name) if name else None
+            if value is not None:
+                yield value
+
+    def axes(self, name: str) -> str | None:
+        """The order of a map's axes, as "NCHW": a convolution's, through everything since; None where unknown."""
+        turned: list[list[int]] = []
+        while (index := self._maker.get(name)) is not None:
+            node = self.nodes[index]
+            if node.op_type == "Conv":
+                axes = "NCHW"
+                for permutation in reversed(turned):
+                    axes = "".join(axes[axis] for axis in permutation)
+                return axes
+            if node.op_type == "Transpose":
+                turned.append([*attribute(node, "perm", [3, 2, 1, 0])])
+            if node.op_type not in NORM and node.op_type != "MatMul" and node.op_type not in ACTIVATING:
+                return None
+            # Of a residual connection, the shorter way: the later one in the graph.
+            name = max(self.computed(index), key=lambda one: self._maker.get(one, -1))
+        return None
+
+    def named(self, index: int) -> str:
+        """A node as an error names it."""
+        node = self.nodes[index]
+        return f"{node.op_type} {node.name or node.output[0]}"
+
+
+ACTIVATING = frozenset({"Gelu", "Erf", "Tanh", "Sigmoid", "ReduceL2", "ReduceSum", "Abs"})
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """One attribute of a node, or what it is where it is left out."""
+    import onnx
+
+    for one in node.attribute:
+        if one.name == name:
+            value = onnx.helper.get_attribute_value(one)
+            return value.decode() if isinstance(value, bytes) else value
+    return default

@@ -1,0 +1,76 @@
+"""What a training script's checkpoint holds beside its weights: its arguments, and the names of the classes."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from ..records.manifest import ModelSpec
+from .labels import held
+from .provenance import joined, sourced
+from .timm_config import refuse_pooling
+
+ARGUMENTS = "args"  # of timm's, the papers' and torchvision's scripts
+SETTINGS = (ARGUMENTS, "hyper_parameters", "hparams", "config", "cfg")  # and Lightning's, and people's own
+_SIZES = ("img_size", "input_size", "image_size", "val_crop_size")
+HELD = "held labels"  # a fact: the lists of names that may be those of the outputs
+
+
+def settings_in(content: Mapping[Any, Any]) -> list[tuple[str, Mapping[Any, Any]]]:
+    """The dictionaries of settings in a checkpoint's content, with their names."""
+    found = [(name, content.get(name)) for name in SETTINGS]
+    plain = [(name, vars(value) if isinstance(value, argparse.Namespace) else value) for name, value in found]
+    return [(name, value) for name, value in plain if isinstance(value, Mapping)]
+
+
+def held_facts(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Facts in the settings, each with its place, and the lists of class names."""
+    facts: dict[str, Any] = {}
+    settings = settings_in(content)
+    for name, values in reversed(settings):
+        facts = joined(facts, sourced(training_facts(values, name), f"the checkpoint's {name}"))
+    meta = content.get("meta")
+    places: list[Mapping[Any, Any]] = [content, *(values for _, values in settings)]
+    if isinstance(meta, Mapping):
+        inner = meta.get("dataset_meta")
+        places += [meta, *([inner] if isinstance(inner, Mapping) else [])]
+    names = list(held(places))
+    return facts | {HELD: names} if names else facts
+
+
+def training_facts(arguments: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Facts among the arguments of a training script. In settings of another name the same words may mean other things.
+
+    Of timm's (`img_size` or `input_size`, `mean`, `std`, `crop_pct`, `interpolation`, `gp`), of the papers' repository
+    (`input_size`, `crop_pct`) and of torchvision's references (`val_crop_size`, `val_resize_size`, `interpolation`).
+    """
+    facts: dict[str, Any] = {}
+    if isinstance(arguments.get("gp"), str):
+        refuse_pooling(arguments["gp"], f"the checkpoint's {where}.gp")
+        facts["global_pool"] = "avg"
+    for name in ("mean", "std", "crop_pct"):
+        if arguments.get(name) and (where == ARGUMENTS or _are_numbers(arguments[name])):
+            facts[name] = arguments[name]
+    if isinstance(arguments.get("crop_mode"), str):
+        facts["crop_mode"] = arguments["crop_mode"]
+    if arguments.get("interpolation") in ("bicubic", "bilinear", "nearest", "lanczos"):  # timm has "random" too
+        facts["interpolation"] = arguments["interpolation"]
+    size: Any = next((arguments[name] for name in _SIZES if arguments.get(name)), None)
+    if size is not None and (where == ARGUMENTS or _are_numbers(size)):
+        facts["input_size"] = [int(side) for side in size[-2:]] if isinstance(size, (list, tuple)) else [int(size)] * 2
+    resized, cropped = arguments.get("val_resize_size"), arguments.get("val_crop_size")
+    if resized and cropped and _are_numbers([resized, cropped]):
+        facts["crop_pct"] = min(cropped / resized, 1.0)
+    return facts
+
+
+def with_held_labels(facts: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """With the names of the outputs that the checkpoint holds, where one of its lists has as many as there are."""
+    if "labels" in facts or spec.task != "classify":
+        return facts
+    fitting = [names for names in facts.get(HELD, ()) if len(names) == spec.num_classes]
+    return joined(facts, sourced({"labels": fitting[0]}, "the checkpoint's classes")) if fitting else facts
+
+
+def _are_numbers(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return bool(values) and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values)

@@ -1,0 +1,182 @@
+"""A ConvNeXt that is read from an ONNX graph is the one that was exported, whoever exported it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import timm
+import torch
+import transformers
+from onnx_detectors import detector, exported
+from reference_models import OfficialBackbone, torchvision_model
+from references import DEPTHS, DIMS, TOLERANCE, images, randomize_, relative_error
+from torch import nn
+
+from convnext_deploy.errors import WeightsError
+from convnext_deploy.models import onnx_convnext
+from convnext_deploy.models.checkpoint import load
+
+
+def of_timm(name: str, levels: tuple[int, ...], **arguments: Any) -> nn.Module:
+    made = timm.create_model(
+        name,
+        features_only=True,
+        out_indices=tuple(level - 1 for level in levels),
+        depths=DEPTHS,
+        dims=DIMS,
+        **arguments,
+    )
+    assert isinstance(made, nn.Module)
+    return made
+
+
+def of_transformers(levels: tuple[int, ...]) -> nn.Module:
+    return transformers.ConvNextBackbone(
+        transformers.ConvNextConfig(
+            depths=list(DEPTHS), hidden_sizes=list(DIMS), out_features=[f"stage{level}" for level in levels]
+        )
+    )
+
+
+class Torchvision(nn.Module):
+    """The maps of torchvision's classifier, without norms of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torchvision_model(DEPTHS, DIMS).get_submodule("features")
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        maps = []
+        for index, part in enumerate(self.features):  # type: ignore[arg-type]  # a Sequential
+            x = part(x)
+            maps += [x] if index % 2 else []
+        return tuple(maps)
+
+
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, bool]] = {
+    # backbone, levels, opset, the exporter with dynamo
+    "timm, traced, LayerNorm and GELU in parts": (lambda: of_timm("convnext_atto", (2, 3, 4)), (2, 3, 4), 11, False),
+    "timm, 1x1 convolutions": (lambda: of_timm("convnext_atto", (2, 4), conv_mlp=True), (2, 4), 17, False),
+    "timm V2, dynamo": (lambda: of_timm("convnextv2_atto", (1, 2, 3, 4)), (1, 2, 3, 4), 18, True),
+    "timm V2, traced": (lambda: of_timm("convnextv2_atto", (4,)), (4,), 13, False),
+    "detection code, a norm a level": (OfficialBackbone, (1, 2, 3, 4), 11, False),
+    "detection code V2, dynamo": (lambda: OfficialBackbone(v2=True, levels=(2, 3, 4)), (2, 3, 4), 20, True),
+    "transformers": (lambda: of_transformers((2, 3, 4)), (2, 3, 4), 14, False),
+    "transformers, dynamo": (lambda: of_transformers((3, 4)), (3, 4), 20, True),
+    "torchvision": (Torchvision, (1, 2, 3, 4), 17, False),
+}
+
+
+@pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
+def test_what_is_read_computes_the_maps_of_the_backbone(row: Any, tmp_path: Path) -> None:
+    make, levels, opset, dynamo = row
+    backbone = make()
+    module = detector(backbone, [DIMS[level - 1] for level in levels])
+    loaded = load(str(exported(module, tmp_path / "model.onnx", opset, dynamo=dynamo)), task="features")
+    assert loaded.model.spec.levels == levels
+    with torch.inference_mode():
+        maps = backbone(images())
+        maps = getattr(maps, "feature_maps", maps)
+        maps = list(maps.values()) if isinstance(maps, dict) else maps
+        found = loaded.model(images())
+    assert max(relative_error(a, b) for a, b in zip(found, maps, strict=True)) <= TOLERANCE
+
+
+def test_a_graph_in_half_precision_is_read_exactly(tmp_path: Path) -> None:
+    file = exported(detector(OfficialBackbone()), tmp_path / "model.onnx", 17)
+    model = onnx.load(str(file))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            half = onnx.numpy_helper.to_array(tensor).astype("float16")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    found = onnx_convnext.read_model(model, "half")
+    assert found.half
+    assert {values.dtype.name for values in found.state.values()} == {"float16"}
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    return onnx.load(str(exported(detector(OfficialBackbone()), tmp_path_factory.mktemp("graph") / "model.onnx", 17)))
+
+
+def ends(model: onnx.ModelProto, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    found = onnx_convnext.read_model(model, "model.onnx", names)
+    return found.input, *(cut.tensor for cut in found.cuts)
+
+
+def test_named_ends_are_taken(graph: onnx.ModelProto) -> None:
+    whole = ends(graph)
+    assert ends(graph, (whole[0], whole[2], whole[3])) == (whole[0], whole[2], whole[3])
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("images", "no such tensor"), "no tensor 'no such tensor'; found --at images,"),
+        (("images", "FIRST", "LAST", "SECOND"), "the map of stage 2, named behind that of stage 4"),
+        (("images", "top"), "'top' is no map of the ConvNeXt"),
+        (("SECOND", "LAST"), "no stem of a ConvNeXt reads"),
+    ],
+)  # fmt: skip
+def test_wrong_names_are_refused_with_the_right_ones(
+    graph: onnx.ModelProto, names: tuple[str, ...], words: str
+) -> None:
+    _, first, second, _, last = ends(graph)
+    places = {"FIRST": first, "SECOND": second, "LAST": last}
+    with pytest.raises(WeightsError, match=words) as error:
+        ends(graph, tuple(places.get(name, name) for name in names))
+    assert "\n" not in str(error.value)
+
+
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x.mean((2, 3))
+
+
+def test_a_graph_that_makes_a_tensor_twice_is_refused(graph: onnx.ModelProto) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    changed.graph.node[5].output[0] = changed.graph.node[2].output[0]
+    with pytest.raises(WeightsError, match=r"makes .* twice"):
+        ends(changed)
+
+
+def test_a_graph_without_a_convnext_says_what_was_looked_for(tmp_path: Path) -> None:
+    layers = randomize_(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), Twice()))
+    file = exported(layers, tmp_path / "other.onnx", 17)
+    with pytest.raises(WeightsError, match=r"holds no ConvNeXt: .* it has 1 depthwise convolutions"):
+        load(str(file), task="features")
+
+
+def test_two_convnexts_are_told_apart_by_the_name_of_their_input(graph: onnx.ModelProto) -> None:
+    second = onnx.compose.add_prefix(graph, "second/")
+    both = onnx.compose.merge_models(graph, second, io_map=[])
+    with pytest.raises(WeightsError, match=r"holds 2 ConvNeXts, whose stems read images, second/images; .*--at"):
+        ends(both)
+    assert ends(both, ("second/images",))[0] == "second/images"
+
+
+def test_a_dilated_convnext_is_refused_by_its_node(graph: onnx.ModelProto) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    node = [node for node in changed.graph.node if any(a.name == "group" and a.i > 1 for a in node.attribute)][-1]
+    for attribute in node.attribute:
+        if attribute.name in ("dilations", "pads"):
+            attribute.ints[:] = [2, 2] if attribute.name == "dilations" else [6, 6, 6, 6]
+    with pytest.raises(WeightsError, match=f"Conv {node.name} has a weight .* dilation"):
+        ends(changed)
+
+
+def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "damaged.onnx"
+    file.write_bytes(b"not a model")
+    with pytest.raises(WeightsError, match="is not a readable ONNX model"):
+        load(str(file), task="features")
+
+
+def test_a_classifier_is_asked_for_its_maps(tmp_path: Path) -> None:
+    file = exported(detector(OfficialBackbone()), tmp_path / "model.onnx", 17)
+    with pytest.raises(WeightsError, match="use --task features"):
+        load(str(file))

@@ -1,0 +1,108 @@
+"""What training scripts keep beside the weights: settings, names of classes, and whose weights are which."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.models import checkpoint
+
+State = dict[str, Tensor]
+NAMES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    model: nn.Module = timm.create_model("test_convnext2", num_classes=3)
+    return model.state_dict()
+
+
+def load(content: Any, folder: Path, **options: Any) -> checkpoint.Loaded:
+    torch.save(content, folder / "file.pth")
+    return checkpoint.load(str(folder / "file.pth"), **options)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"classes": list(NAMES)},
+        {"class_names": NAMES},
+        {"class_to_idx": {"bee": 1, "ant": 0, "cat": 2}},
+        {"idx_to_class": {0: "ant", 1: "bee", 2: "cat"}},
+        {"names": {"2": "cat", "1": "bee", "0": "ant"}},
+        {"meta": {"CLASSES": NAMES}},
+        {"meta": {"dataset_meta": {"classes": NAMES, "palette": None}}},
+        {"hyper_parameters": {"class_names": list(NAMES), "lr": 0.1}},
+        {"labels": [0, 1, 0, 2], "classes": list(NAMES)},
+    ],
+    ids=str,
+)
+def test_the_names_of_the_classes_are_found_beside_the_weights(
+    beside: dict[str, Any], state: State, tmp_path: Path
+) -> None:
+    found = load({"state_dict": state, **beside}, tmp_path)
+    assert found.labels == NAMES
+    assert found.provenance["labels"].source == "the checkpoint's classes"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"labels": [0, 1, 2]},  # of images
+        {"classes": ["ant", "bee"]},  # of another number
+        {"classes": ["ant", "ant", "cat"]},
+        {"names": {"a": "x", "b": "y", "c": "z"}},
+        {"class_to_idx": {"ant": 1, "bee": 2, "cat": 3}},
+        {"meta": {"CLASSES": None}},
+    ],
+    ids=str,
+)
+def test_lists_that_cannot_be_the_outputs_names_are_not_taken(
+    beside: dict[str, Any], state: State, tmp_path: Path
+) -> None:
+    found = load({"state_dict": state, **beside}, tmp_path)
+    assert found.labels is None
+    assert found.provenance["labels"].how == "assumed"
+
+
+@pytest.mark.parametrize("place", ["hyper_parameters", "hparams", "config", "cfg"])
+def test_settings_under_other_names_than_args_are_read(place: str, state: State, tmp_path: Path) -> None:
+    settings = {"img_size": 96, "mean": [0.5] * 3, "std": (0.25,) * 3, "crop_pct": 1.0, "interpolation": "bilinear"}
+    found = load({"state_dict": state, place: settings}, tmp_path)
+    assert found.model.spec.image_size == (96, 96)
+    prepared = found.preprocessing
+    assert (prepared.mean, prepared.std, prepared.interpolation) == ((0.5,) * 3, (0.25,) * 3, "bilinear")
+    assert found.provenance["image_size"].source == f"the checkpoint's {place}"
+
+
+def test_words_of_other_settings_that_mean_something_else_stay_assumed(state: State, tmp_path: Path) -> None:
+    settings = {"img_size": {"train": 96}, "mean": "imagenet", "std": None, "crop_pct": "auto", "gp": 3}
+    found = load({"state_dict": state, "config": settings}, tmp_path)
+    assert {"image_size", "mean", "std", "crop_pct"} <= set(found.preprocessing.assumed)
+
+
+# Averaged weights ----------------------------------------------------------------------------------------------------
+
+
+def other(state: State) -> State:
+    return {key: value + 1 for key, value in state.items()}
+
+
+@pytest.mark.parametrize("sign", [{"message_hub": {}}, {"meta": {"mmengine_version": "0.10.7"}}], ids=["hub", "meta"])
+def test_of_mmengines_files_the_averaged_weights_are_those_that_it_calls_state_dict(
+    sign: dict[str, Any], state: State, tmp_path: Path
+) -> None:
+    # Its EMAHook exchanges the two while it saves (mmengine 0.10.7, `EMAHook._swap_ema_state_dict`).
+    trained = {f"module.{key}": value for key, value in other(state).items()} | {"steps": torch.tensor(3)}
+    found = load({"state_dict": state, "ema_state_dict": trained, **sign}, tmp_path, image_size=(32, 32))
+    assert torch.equal(found.model.get_parameter("head.classifier.bias"), state["head.fc.bias"])
+    assert found.note is not None
+    assert "not ema_state_dict, because mmengine puts the averaged weights there" in found.note
+
+
+def test_of_others_files_the_averaged_weights_have_their_name(state: State, tmp_path: Path) -> None:
+    found = load({"state_dict": other(state), "ema_state_dict": state}, tmp_path, image_size=(32, 32))
+    assert torch.equal(found.model.get_parameter("head.classifier.bias"), state["head.fc.bias"])
