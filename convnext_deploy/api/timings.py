@@ -209,7 +209,9 @@ def bench(
 
     if ray is not None:
         if not folders:
-            raise UsageError(f"ray {ray} is for artifacts, which the nodes are given; export what is to be timed")
+            raise UsageError(
+                f"ray {arguments.shown(ray)} is for artifacts, which the nodes are given; export what is to be timed"
+            )
         from ..cluster import connection
         from ..workflows import cluster_bench
 
