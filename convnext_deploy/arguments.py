@@ -42,12 +42,13 @@ NAME_BYTES = 255  # what file systems take as one name
 SYNONYMS = {
     "half": "fp16", "float16": "fp16", "float": "fp32", "float32": "fp32", "bfloat16": "bf16", "f32": "fp32",
     "u8": "uint8", "gpu": "cuda", "pooled": "embed", "backbone": "features", "feature_maps": "features",
-    "segmentation": "segment", "semantic": "segment",
+    "segmentation": "segment", "semantic": "segment", "detection": "detect", "boxes": "detect",
 }  # fmt: skip
 EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and export takes it with --plan"
 HINTS = {
     ("precision", word): EIGHT_BITS for word in ("int8", "uint8", "i8", "u8", "s8", "fp8", "float8", "8bit")
-} | {("task", "segment"): "only `export` takes a segmenter"}  # fmt: skip
+}  # fmt: skip
+HINTS |= {("task", "segment"): "only `export` takes a segmenter", ("task", "detect"): "only `export` takes a detector"}
 
 
 def shown(value: object) -> str:

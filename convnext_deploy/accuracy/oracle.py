@@ -24,6 +24,7 @@ from ..models import beside
 from ..models.files import read_file
 from ..models.names import LAYOUTS
 from ..records.manifest import OracleRecord
+from . import detector_oracle
 from .library_models import BUILDERS, NotBuilt, State, upernet
 
 if TYPE_CHECKING:
@@ -63,12 +64,17 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
         state = _read(origin.files, origin.key)
         if loaded.model.spec.task == "segment":
             model, call = upernet(state, origin.config, loaded)
+        elif loaded.model.spec.task == "detect":
+            body = (BUILDERS[library], _bare(state, origin.layout), origin.config)
+            model, call = detector_oracle.of_torchvision(state, body, loaded)
         else:
             model, call = BUILDERS[library](_bare(state, origin.layout), origin.config, loaded)
     except (NotBuilt, RuntimeError, TypeError, ValueError, KeyError, StopIteration) as reason:
         return _self(f"{library} does not take the file: {plain(reason)}")
     with torch.inference_mode():
         outputs = call(model.eval(), torch.from_numpy(images))
+    if loaded.model.spec.task == "detect":
+        library = "torchvision"  # on the ConvNeXt of the file's own
     name = f"{library} {importlib.metadata.version(library)}"
     shapes = [tuple(output.shape) for output in outputs]
     if shapes != [output.shape for output in found]:

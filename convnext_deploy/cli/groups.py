@@ -189,7 +189,9 @@ class Outputs:
 class AllOutputs(Outputs):
     """What the network is to put out, with heads that belong to another network."""
 
-    task: Annotated[str, _checkpoint(help="classify, embed, features or segment (UPerNet).")] = "classify"
+    task: Annotated[
+        str, _checkpoint(help="classify, embed, features, segment (UPerNet), detect (RetinaNet, FCOS).")
+    ] = "classify"
     argmax: Annotated[
         bool,
         _checkpoint("--argmax", help="segment: put out each pixel's class, resized in the graph, not logits."),

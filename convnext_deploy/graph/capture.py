@@ -24,6 +24,13 @@ CAPTURED = 2 * STRIDE
 SIDES = ("height", "width")
 
 
+def captured(model: ModelSpec) -> int:
+    """From which side on a model's program is captured: the last map of a detector's pyramid is smaller still."""
+    if model.detection is None:
+        return CAPTURED
+    return CAPTURED * (2 if model.detection.extra == "pool" else 4)
+
+
 @dataclass(frozen=True)
 class DeployGraph:
     """What a format builds from: nothing changes it any more, so that what is captured is what is built.
@@ -57,16 +64,16 @@ class DeployGraph:
     @cached_property
     def program(self) -> ExportedProgram:
         """The module as torch.export sees it; computed when a format first asks for it."""
-        batch = self.export.batch
+        batch, from_side = self.export.batch, captured(self.model)
         shapes = {
-            axis: Dim(name, min=batch.min, max=batch.max) if name == "batch" else Dim(name, min=CAPTURED, max=MAX_SIDE)
+            axis: Dim(name, min=batch.min, max=batch.max) if name == "batch" else Dim(name, min=from_side, max=MAX_SIDE)
             for axis, name in self.dynamic_axes.items()
         }
-        least = [CAPTURED if self.dynamic_axes.get(axis) in SIDES else 0 for axis in range(self.example.ndim)]
+        least = [from_side if self.dynamic_axes.get(axis) in SIDES else 0 for axis in range(self.example.ndim)]
         size = [max(own, side) for own, side in zip(self.example.shape, least, strict=True)]
         example = self.example if size == [*self.example.shape] else self.example.new_zeros(size)
         # Cropping to whole patches asks of sizes what always holds but cannot be proven; ONNX drops what is asserted.
-        crops = self.export.quantization is not None or self.model.task == "segment"
+        crops = self.export.quantization is not None or self.model.task in ("segment", "detect")
         program = torch.export.export(
             self.module, (example,), dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=crops
         )
@@ -109,6 +116,13 @@ def output_records(model: ModelSpec, export: ExportSpec) -> tuple[TensorRecord, 
         height, wide = model.map_sizes()[3]
         patches: int | str = "patches" if export.dynamic_image_size else height * wide
         return (embedding, TensorRecord(name="patch_tokens", dtype="float32", shape=(batch, patches, width)))
+    if model.detection is not None:
+        most = model.detection.most_detections
+        return (
+            TensorRecord(name="boxes", dtype="float32", shape=(batch, most, 4)),
+            TensorRecord(name="scores", dtype="float32", shape=(batch, most)),
+            TensorRecord(name="labels", dtype="int32", shape=(batch, most)),
+        )
     if model.task == "segment":
         if export.argmax:
             whole: tuple[int | str, ...] = SIDES if export.dynamic_image_size else model.image_size

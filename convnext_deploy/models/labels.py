@@ -73,7 +73,7 @@ def labels_of(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | No
         WeightsError: there are more or fewer of them than outputs.
     """
     labels = facts.get("labels")
-    if spec.task not in ("classify", "segment") or not labels:
+    if spec.task not in ("classify", "segment", "detect") or not labels:
         return None
     if len(labels) != spec.num_classes and not (spec.problem == "binary" and len(labels) == 2):
         raise WeightsError(

@@ -50,7 +50,7 @@ class EvalResult(Record, frozen=True, kw_only=True):
 
 
 class OutputScore(Record, frozen=True, kw_only=True):
-    """One output's average precision (multi-label), R2 (regression), or intersection over union (segmentation)."""
+    """One output's average precision (multi-label, detection), R2 (regression), or intersection over union."""
 
     output: Annotated[int, msgspec.Meta(ge=0)]
     name: str
@@ -59,7 +59,7 @@ class OutputScore(Record, frozen=True, kw_only=True):
 
 
 class ScoreResult(Record, frozen=True, kw_only=True):
-    """How well a multi-label model, a regression or a segmenter does on one image source; `predictions` has what."""
+    """How well a model without a top-1 does on one image source; `predictions` has what it put out."""
 
     schema_version: SchemaVersion = SCHEMA
     problem: Goal
@@ -75,6 +75,7 @@ class ScoreResult(Record, frozen=True, kw_only=True):
     exact: Fraction | None  # multi-label: images whose labels are all right, where a probability of 0.5 decides
     mean_absolute_error: float | None  # regression
     root_mean_square_error: float | None  # likewise
+    average_precision_50: Fraction | None = None  # detection: at an overlap of 0.50, where the score is of 0.50 to 0.95
     pixel_accuracy: Fraction | None = None  # segmentation: pixels of the right class
     images_per_s: float
     predictions: str | None  # file name beside this result
@@ -116,7 +117,7 @@ class ClassDrop(Record, frozen=True, kw_only=True):
 
 
 class ScoreVerdict(Record, frozen=True, kw_only=True):
-    """Whether a multi-label model, a regression or a segmenter may take its baseline's place."""
+    """Whether a multi-label model, a regression, a segmenter or a detector may take its baseline's place."""
 
     schema_version: SchemaVersion = SCHEMA
     decision: Decision
