@@ -131,7 +131,8 @@ def _is_image_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
+    """By its name, or by what macOS puts beside the files of an archive."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def tar_source(

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import DataError, plain
 from . import decoding
 from .image_source import ImageSource, Masks, chosen
-from .readers import refuse_large
+from .readers import file_content
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that keep a number as it is
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")
@@ -62,8 +62,7 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
     """
     path = masks.paths[index]
     try:
-        refuse_large(path.stat().st_size)
-        numbers = _numbers(path.read_bytes())
+        numbers = _numbers(file_content(path))
     except OSError as error:
         raise DataError(f"the mask {path} cannot be read: {plain(error)}; mend it or remove its image") from None
     nowhere = numbers == masks.ignored

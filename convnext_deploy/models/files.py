@@ -52,8 +52,8 @@ def read_file(path: Path, key: str | None = None) -> Read:
     """Read one checkpoint file.
 
     Pickles are read with `weights_only=True`, which runs no code of theirs. Beside tensors they may hold what training
-    scripts keep with them: `argparse.Namespace`, and numpy's numbers and arrays of numbers. Those that are not
-    torch.save's are read by `pickles`.
+    scripts keep with them: `argparse.Namespace`, and numpy's numbers and arrays of numbers; other objects are read as
+    `blanks`. Those that are not torch.save's are read by `pickles`.
 
     Args:
         key: the wrapper to take, at any depth, or the prefix of the keys to take.

@@ -19,6 +19,12 @@ _PRUNED, _WEIGHT_NORMS = {"orig", "mask"}, ({"g", "v"}, {"original0", "original1
 _SPECTRAL_NORMS = ({"orig", "u", "v"}, {"original", "0._u", "0._v"})
 
 
+def whole_name(key: str) -> str:
+    """The name of the weight that a key may be a part of."""
+    match = _NEW.fullmatch(key) or _OLD.fullmatch(key)
+    return key if match is None else match["root"] + match["name"]
+
+
 def joined(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], str | None]:
     """The state dict with whole weights, and what was joined, in words.
 

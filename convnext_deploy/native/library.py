@@ -17,7 +17,7 @@ from .compiler import (
     compile_library,
     compiler_key,
     find_compiler,
-    machine_of,
+    other_machine,
     source_key,
     units,
 )
@@ -103,10 +103,10 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
         found = _intact(folder, stem)
         if found is not None:
             return found
-        machine = machine_of(compiler)
-        if machine and units(machine).keys() != units().keys():
+        other = other_machine(compiler)
+        if other:
             raise BuildError(
-                f"{compiler} makes programs for {machine}, and this machine is {platform.machine()}; "
+                f"{compiler} makes programs for {other}, and this machine is {platform.machine()}; "
                 "name a compiler for this machine in $CXX, or none"
             )
         with staging.folder_for(folder / BUILD_NAME) as work:

@@ -45,11 +45,11 @@ class Torchvision(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features: Any = torchvision_model(DEPTHS, DIMS).get_submodule("features")
+        self.features = torchvision_model(DEPTHS, DIMS).get_submodule("features")
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        maps = []
-        for index, part in enumerate(self.features):
+        maps: list[torch.Tensor] = []
+        for index, part in enumerate(self.features.children()):
             x = part(x)
             maps += [x] if index % 2 else []
         return tuple(maps)
