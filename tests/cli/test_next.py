@@ -121,3 +121,12 @@ def test_a_graph_of_somebody_else_is_looked_at_and_not_asked_for_classes(artifac
     found = artifact_of("eager").manifest
     spliced = msgspec.structs.replace(found, splice=cast(Any, object()))
     assert hints.after_export(Path("b/detector"), spliced, ()) == ("convnext-deploy inspect b/detector",)
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_masks_and_boxes_are_named_beside_the_images(task: Any, artifact_of: Callable[..., Artifact]) -> None:
+    found = artifact_of("eager").manifest
+    other = msgspec.structs.replace(found, model=msgspec.structs.replace(found.model, task=task))
+    assert hints.after_export(Path("b"), other, ())[1] == (
+        "convnext-deploy eval b --data IMAGES --annotations ANNOTATIONS --out b-eval"
+    )
