@@ -1,7 +1,7 @@
 """Does a built file hold what the module held? Its tensors bit for bit, its epsilons, its activations.
 
-Outputs cannot tell a flipped bit in fp16 from rounding; the file can. A reader (`Format.read_back`) gives what a file
-holds in the order in which it is computed with, and `differences` looks for each of the module's tensors in it. What
+Outputs cannot tell a flipped bit in fp16 from rounding; the file can. A reader (`Format.read_back`) returns what a file
+contains in the order in which it is computed with, and `differences` looks for each of the module's tensors in it. What
 a converter may do to a tensor without changing a number is known here: another shape, (out, in) as (in, out), a
 convolution's weight as (out, kH, kW, in), half floats written as float32, and nothing else.
 """
@@ -48,7 +48,7 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What a file holds, in the order in which it is computed with."""
+    """What a file contains, in the order in which it is computed with."""
 
     tensors: Sequence[Tensor]
     named: bool = False  # tensors are found by their names when the file is loaded, and not by their order
@@ -61,7 +61,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What the module holds. `groups` counts the operations, so that their order can be compared."""
+    """What the module contains. `groups` counts the operations, so that their order can be compared."""
 
     tensors: Sequence[Tensor]
     groups: Sequence[int]  # of each tensor

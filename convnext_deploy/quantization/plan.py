@@ -18,7 +18,7 @@ from ..arguments import shown
 from ..artifact.manifest import check_file, encode, refuse_name, sha256_of, write_file
 from ..errors import UsageError, plain
 from ..models.convnext import DTYPES, Block, ConvNeXt
-from ..records.base import InputKind, Precision
+from ..records.base import InputKind, Precision, content_of
 from ..records.plan import (
     CalibrationRecord,
     OperationPlan,
@@ -225,7 +225,7 @@ def refuse_foreign(path: Path) -> None:
     tensors = None
     if os.path.lexists(path):
         try:
-            tensors = msgspec.json.decode(path.read_bytes(), type=Plan).tensors_sha256
+            tensors = msgspec.json.decode(content_of(path), type=Plan).tensors_sha256
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise UsageError(f"{path} is not a plan, so it is not replaced; choose another --out") from None
     if os.path.lexists(beside) and (tensors is None or not beside.is_file() or sha256_of(beside) != tensors):
@@ -243,7 +243,7 @@ def read(path: Path) -> LoadedPlan:
     """
     _check_name(path)
     try:
-        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+        plan = msgspec.json.decode(content_of(path), type=Plan)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {plain(error)}; expected a plan of `quantize`") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

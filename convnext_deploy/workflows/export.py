@@ -97,7 +97,7 @@ def export(
 
     Raises:
         UsageError: anything that can be refused before the work.
-        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+        CheckFailed: the artifact was built and is wrong; it is in `<out>.rejected`.
     """
     fmt = formats.get(request.format)
     _refuse_early(fmt, request, source.task, plan, kernels)
@@ -173,6 +173,11 @@ def _refuse_early(
         raise UsageError(
             f"format {fmt.name} does not take --task {task}: {NOT_TAKEN[task]}; "
             f"take {able}, or export the maps before the head with --task features"
+        )
+    if task == "detect" and request.dynamic_image_size and not fmt.own_network:
+        raise UsageError(
+            f"--dynamic-image-size: format {fmt.name} takes a detector for one size, because the anchors of any size "
+            "make its capture last for many minutes; give --image-size HEIGHTxWIDTH, or take --format eager"
         )
     if request.argmax and task != "segment":
         raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
