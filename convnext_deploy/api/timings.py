@@ -130,8 +130,8 @@ def report(
         title: the page's heading.
 
     Raises:
-        UsageError: `out` ends otherwise, or lies in no folder.
-        DataError: a file cannot be read, or holds no result that a report shows.
+        UsageError: `out` ends otherwise, or is in no folder.
+        DataError: a file cannot be read, or contains no result that a report shows.
     """
     files = arguments.paths("results", results, "a file of JSON Lines, or several")
     out = arguments.file("out", out)
