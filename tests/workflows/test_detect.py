@@ -277,7 +277,9 @@ def test_eval_gives_cocos_average_precision_and_resumes(
     result = api.evaluate(eager.path, str(images), annotations=file, out=tmp_path / "result")
     assert result.problem == "detection"
     assert result.images == 7
-    assert 0 <= result.score <= result.average_precision_50 <= 1  # type: ignore[union-attr]
+    assert result.score is not None
+    assert result.average_precision_50 is not None
+    assert 0 <= result.score <= result.average_precision_50 <= 1
     again = api.gate(baseline=tmp_path / "result.json", candidate=tmp_path / "result.json", limits={"max_drop": 5})
     assert again.baseline_score == again.candidate_score  # type: ignore[union-attr]
 
