@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,16 +60,42 @@ def checked(address: str) -> str:
 def connected(address: str) -> Iterator[None]:
     """This process as a driver of the cluster. A program that is one already keeps its connection.
 
+    Several threads share one connection, which ends with the last of them.
+
     Args:
         address: of `checked`.
 
     Raises:
-        UsageError: there is no cluster, or its Ray or Python is of another version.
+        UsageError: there is no cluster, its Ray or Python is of another version, or another thread is at work on
+            another cluster.
     """
     ray = _ray()
-    if ray.is_initialized():
+    with _lock:
+        if _users and _users[0] != address:
+            raise UsageError(
+                f"ray {address}: another thread of this program is at work on {_users[0]}; wait for its end"
+            )
+        ours = bool(_users) or not ray.is_initialized()
+        if ours:
+            if not _users:
+                _connect(address)
+            _users.append(address)
+    try:
         yield
-        return
+    finally:
+        with _lock:
+            if ours:
+                _users.pop()
+                if not _users:
+                    ray.shutdown()
+
+
+_lock = threading.Lock()
+_users: list[str] = []  # the address, once for each that uses a connection which was made here
+
+
+def _connect(address: str) -> None:
+    ray = _ray()
     options: dict[str, Any] = {"address": address}
     if address == LOCAL:
         options |= {"num_cpus": usable_cores(), "include_dashboard": False}
@@ -81,10 +108,6 @@ def connected(address: str) -> Iterator[None]:
                 "ray auto: no cluster runs on this machine; start one with `ray start --head`, or give HOST:PORT"
             ) from None
         raise UsageError(f"ray {address}: {plain(error)}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

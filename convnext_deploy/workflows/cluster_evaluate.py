@@ -19,8 +19,8 @@ from ..errors import DataError
 from ..formats.base import Format
 from ..records.base import Goal
 
-PIECES = 8  # for each worker, where a piece has neither fewer than `inference.CHUNK` images nor 16 times as many
-LARGEST = 16
+PIECES = 8  # for each worker, where a piece has neither fewer than `inference.CHUNK` images nor 4 times as many
+LARGEST = 4  # what is sent of 1,024 photographs takes 100 MB, twice for each worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
