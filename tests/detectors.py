@@ -1,10 +1,12 @@
 """Small detectors of torchvision on a ConvNeXt, as people build and save them, and images with objects to find."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 from references import DEPTHS, DIMS, randomize_
@@ -12,6 +14,7 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 CLASSES, CHANNELS = 4, 64
 LAYERS = {"1": "0", "3": "1", "5": "2", "7": "3"}  # of `features`, where each stage ends
@@ -33,6 +36,24 @@ def detector(kind: str = "retinanet", first: int = 1, extra: Any = None, **argum
     backbone = BackboneWithFPN(body(), layers, list(DIMS[first - 1 :]), CHANNELS, extra)
     made = {"retinanet": RetinaNet, "fcos": FCOS}[kind]
     return randomize_(made(backbone, CLASSES, **{"min_size": 64, "max_size": 96} | arguments))
+
+
+class TimmBackbone(nn.Module):
+    """timm's ConvNeXt with torchvision's pyramid, as people write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = timm.create_model("convnext_atto", features_only=True)
+        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), CHANNELS, LastLevelMaxPool())
+        self.out_channels = CHANNELS
+
+    def forward(self, images: torch.Tensor) -> Any:
+        maps = OrderedDict((str(index), x) for index, x in enumerate(self.body(images)))
+        return self.fpn(maps)
+
+
+def on_timm() -> Any:
+    return randomize_(RetinaNet(TimmBackbone(), CLASSES, min_size=64, max_size=96))
 
 
 def saved(model: nn.Module, file: Path) -> str:

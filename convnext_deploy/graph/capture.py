@@ -24,13 +24,6 @@ CAPTURED = 2 * STRIDE
 SIDES = ("height", "width")
 
 
-def captured(model: ModelSpec) -> int:
-    """From which side on a model's program is captured: the last map of a detector's pyramid is smaller still."""
-    if model.detection is None:
-        return CAPTURED
-    return CAPTURED * (2 if model.detection.extra == "pool" else 4)
-
-
 @dataclass(frozen=True)
 class DeployGraph:
     """What a format builds from: nothing changes it any more, so that what is captured is what is built.
@@ -64,12 +57,12 @@ class DeployGraph:
     @cached_property
     def program(self) -> ExportedProgram:
         """The module as torch.export sees it; computed when a format first asks for it."""
-        batch, from_side = self.export.batch, captured(self.model)
+        batch = self.export.batch
         shapes = {
-            axis: Dim(name, min=batch.min, max=batch.max) if name == "batch" else Dim(name, min=from_side, max=MAX_SIDE)
+            axis: Dim(name, min=batch.min, max=batch.max) if name == "batch" else Dim(name, min=CAPTURED, max=MAX_SIDE)
             for axis, name in self.dynamic_axes.items()
         }
-        least = [from_side if self.dynamic_axes.get(axis) in SIDES else 0 for axis in range(self.example.ndim)]
+        least = [CAPTURED if self.dynamic_axes.get(axis) in SIDES else 0 for axis in range(self.example.ndim)]
         size = [max(own, side) for own, side in zip(self.example.shape, least, strict=True)]
         example = self.example if size == [*self.example.shape] else self.example.new_zeros(size)
         # Cropping to whole patches asks of sizes what always holds but cannot be proven; ONNX drops what is asserted.
@@ -87,7 +80,7 @@ class DeployGraph:
         return program
 
     def release(self) -> None:
-        """Empty the module's tensors: what was built from it holds them now, and this graph is of no further use.
+        """Empty the module's tensors: what was built from it has them now, and this graph is of no further use.
 
         Exporters keep programs, graphs and what they replaced in caches and circles, each of which keeps the weights.
         """

@@ -72,7 +72,7 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
     number of processes may build at once: each works in a folder of its own and renames its result into place.
     Where the compiler is gone, what it built from the same sources with the same flags is taken. A library's name
     ends in its SHA-256, and one that no longer has it is removed and built again: opening a damaged one can kill the
-    process. The folder has to be this user's alone, since what lies there is run.
+    process. The folder has to be this user's alone, since what is there is run.
 
     Args:
         folder: None: the wheel's library, else `cache_folder()`.
@@ -178,6 +178,11 @@ def state() -> str:
         return f"ready, {find_compiler()} builds it at first use"
     here = opened(built)
     return "; ".join(filter(None, (f"ready, path {isas(here)[0]}", refused(here), slower(here))))
+
+
+def is_built() -> bool:
+    """Whether the engine runs here without being compiled first."""
+    return _here() is not None
 
 
 def _here() -> Path | None:

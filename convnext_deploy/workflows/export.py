@@ -97,7 +97,7 @@ def export(
 
     Raises:
         UsageError: anything that can be refused before the work.
-        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+        CheckFailed: the artifact was built and is wrong; it is in `<out>.rejected`.
     """
     fmt = formats.get(request.format)
     _refuse_early(fmt, request, source.task, plan, kernels)
@@ -174,11 +174,15 @@ def _refuse_early(
             f"format {fmt.name} does not take --task {task}: {NOT_TAKEN[task]}; "
             f"take {able}, or export the maps before the head with --task features"
         )
+    if task == "detect" and request.dynamic_image_size and not fmt.own_network:
+        raise UsageError(
+            f"--dynamic-image-size: format {fmt.name} takes a detector for one size, because the anchors of any size "
+            "make its capture last for many minutes; give --image-size HEIGHTxWIDTH, or take --format eager"
+        )
     if request.argmax and task != "segment":
         raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
-    if task in ("segment", "detect") and plan is not None:
-        what = "segmenter" if task == "segment" else "detector"
-        raise UsageError(f"--plan: a {what}'s head takes no plan yet; export it in fp32, fp16 or bf16")
+    if task == "detect" and plan is not None:
+        raise UsageError("--plan: a detector's head takes no plan yet; export it in fp32, fp16 or bf16")
     if request.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {request.precision}; it has {', '.join(sorted(fmt.precisions))}")
     formats.refuse_device(fmt, request.device)
