@@ -1,6 +1,6 @@
 """Arguments of the public functions: the forms that people pass, as the one form that is computed with.
 
-Each function here takes the argument's name and value, gives the value in its one form, or refuses it in a line that
+Each function here takes the argument's name and value, returns the value in its one form, or refuses it in a line that
 says what was given and what is expected. They look at nothing but the value: no file is opened and no package is
 imported, so that whatever is wrong with a request is said before any work.
 """
@@ -42,12 +42,13 @@ NAME_BYTES = 255  # what file systems take as one name
 SYNONYMS = {
     "half": "fp16", "float16": "fp16", "float": "fp32", "float32": "fp32", "bfloat16": "bf16", "f32": "fp32",
     "u8": "uint8", "gpu": "cuda", "pooled": "embed", "backbone": "features", "feature_maps": "features",
-    "segmentation": "segment", "semantic": "segment",
+    "segmentation": "segment", "semantic": "segment", "detection": "detect", "boxes": "detect",
 }  # fmt: skip
 EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and export takes it with --plan"
 HINTS = {
     ("precision", word): EIGHT_BITS for word in ("int8", "uint8", "i8", "u8", "s8", "fp8", "float8", "8bit")
-} | {("task", "segment"): "only `export` takes a segmenter"}  # fmt: skip
+}  # fmt: skip
+HINTS |= {("task", "segment"): "only `export` takes a segmenter", ("task", "detect"): "only `export` takes a detector"}
 
 
 def shown(value: object) -> str:
@@ -66,7 +67,7 @@ def _refused(name: str, value: object, expected: str) -> UsageError:
 
 
 def _items(value: Any) -> list[Any] | None:
-    """What a list, a tuple or an array holds; None of everything else, texts and loaders of images among it."""
+    """What a list, a tuple or an array contains; None of everything else, texts and loaders of images among it."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None

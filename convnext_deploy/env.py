@@ -30,7 +30,7 @@ EXTRAS = {
     ),
     "onnxruntime": "onnx", "pyarrow": "parquet",
     "openvino": "openvino", "tensorrt": "trt", "tensorrt_rtx": "trt-rtx", "torch_tensorrt": "torch-tensorrt",
-    "datasets": "hf", "matplotlib": "report", "pynvml": "nvml",
+    "datasets": "hf", "pycocotools": "coco", "matplotlib": "report", "pynvml": "nvml",
     "anyio": "serve", "prometheus_client": "serve", "python_multipart": "serve", "starlette": "serve",
     "tritonclient": "triton", "google": "triton", "grpc": "triton",
     "ray": "ray", "fsspec": "remote", "s3fs": "remote", "gcsfs": "remote",

@@ -1,6 +1,6 @@
 """Export's own comparison, kept in the artifact so that it can be made again on any machine that opens it.
 
-The file holds the reference's outputs on the first bundled images, and the limits that export's verification set. A
+The file contains the reference's outputs on the first bundled images, and the limits that export's verification set. A
 machine whose processor, driver or runtime computes something else is found by it before the first answer.
 """
 
@@ -70,6 +70,8 @@ def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str
     Raises:
         ArtifactError: the file is damaged.
     """
+    if manifest.model.detection is not None:
+        return "a detector keeps no candidates to compare with"
     if not any(file.path == FILE for file in manifest.files):
         return "the artifact keeps no outputs to compare with; export it again"
     try:

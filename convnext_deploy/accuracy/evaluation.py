@@ -18,8 +18,9 @@ from ..errors import DataError, UsageError, printable
 from ..records.accuracy import EvalResult, OutputScore, ScoreResult
 from ..records.base import Goal
 from . import inference, outputs, partial, statistics
+from .boxes import Detections
 from .inference import Runner
-from .outputs import Outputs, Segments
+from .outputs import Outputs, Scored, Segments
 from .predictions import SUFFIX, Chunk, Predictions, encode, hits, per_class
 from .targets import labelled, problem_of, refuse_lost_classes
 
@@ -114,7 +115,7 @@ def score(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ScoreResult:
-    """Run a model that has no top-1 over a source: a multi-label model's mAP, a regression's R2, a segmenter's mIoU.
+    """Run a model that has no top-1 over a source: mAP (multi-label, detector), R2 (regression), mIoU (segmenter).
 
     Args as those of `evaluate`.
 
@@ -134,9 +135,7 @@ def score(
         notes = (*notes, outputs.chance_words(found, quality, problem))
         tell(notes[-1])
     called = artifact.manifest.labels or source.class_names or ()
-    positives = (
-        [None] * len(quality.per_output) if problem == "regression" else (found.targets > 0).sum(axis=0).tolist()
-    )
+    positives = outputs.positives(found, problem, len(quality.per_output))
     result = ScoreResult(
         problem=problem,
         artifact=printable(artifact.path.resolve().name),
@@ -158,15 +157,17 @@ def score(
         images_per_s=run.images_per_s,
         predictions=None if out is None else f"{out.name}{SUFFIX}",
         notes=notes,
-        **_beside(found, problem),
+        **_beside(found, problem, quality),
     )
     _keep(out, run.chunk, result)
     return result
 
 
-def _beside(found: Outputs | Segments, problem: Goal) -> dict[str, Any]:
+def _beside(found: Outputs | Segments | Detections, problem: Goal, quality: Scored) -> dict[str, Any]:
     """The fields of a ScoreResult that one kind of model has."""
     beside: dict[str, Any] = dict.fromkeys(("exact", "mean_absolute_error", "root_mean_square_error"))
+    if isinstance(found, Detections):
+        return beside | {"average_precision_50": quality.at_50}
     if isinstance(found, Segments):
         return beside | {"pixel_accuracy": float(found.hits.sum() / found.wanted.sum())}
     if problem == "multi-label":

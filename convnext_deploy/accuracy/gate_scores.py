@@ -8,10 +8,13 @@ import numpy as np
 from ..errors import DataError, UsageError
 from ..records.accuracy import CheckName, Limits, ScoreResult, ScoreVerdict
 from . import outputs
+from .boxes import Detections
 from .gate import check_of, limits_from, worst
 from .outputs import Outputs, Segments
 
-_NAMES: dict[str, CheckName] = {"multi-label": "map_drop", "regression": "r2_drop", "segmentation": "miou_drop"}
+_NAMES: dict[str, CheckName] = {
+    "multi-label": "map_drop", "regression": "r2_drop", "segmentation": "miou_drop", "detection": "map_drop",
+}  # fmt: skip
 _OF_CLASSIFIERS = ("max_class_drop", "min_agreement", "max_latency_ratio")
 
 
@@ -20,7 +23,7 @@ class ScoredSide:
     """One of the two models: what `score` said of it, and its size where that is compared."""
 
     result: ScoreResult
-    outputs: Outputs | Segments
+    outputs: Outputs | Segments | Detections
     bytes: int | None = None
 
 

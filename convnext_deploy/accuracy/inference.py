@@ -20,15 +20,17 @@ from ..artifact.session import Session, run_in_batches
 from ..data import preprocess, sources
 from ..errors import CheckFailed, DataError, UsageError
 from ..records.base import Goal
-from . import partial, segments
-from .outputs import Outputs, Segments
-from .predictions import NONE, SUFFIX, Chunk, Predictions, encode, joined, of_logits
+from . import boxes, partial, segments
+from .outputs import Outputs
+from .predictions import NONE, SUFFIX, Chunk, Kept, Predictions, encode, joined, of_logits
 from .targets import targets_of
 
 CHUNK = 256  # images between two saves, in whole batches; what a process that is killed loses at most
 
-# From the names of images, their places in the source and their logits (N, classes), to what is kept of them.
-Answers = Callable[[tuple[str, ...], list[int], NDArray[np.float32]], Predictions | Outputs | Segments]
+Arrays = tuple[NDArray[np.float32], ...]
+Sides = list[tuple[int, int]]
+# From the names of images, their places in the source, the outputs for them and their (height, width), to what is kept.
+Answers = Callable[[tuple[str, ...], list[int], Arrays, Sides], Kept]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +165,16 @@ def answers_of(work: Work) -> Answers:
     if problem == "segmentation":
         truth, classes = source.masks, model.num_classes
         assert truth is not None  # `labelled` refuses that
-        return lambda names, indices, found: segments.counted(names, indices, found, truth, classes)
+        return lambda names, indices, found, sides: segments.counted(names, indices, found[0], truth, classes)
+    if problem == "detection":
+        objects, image_size = source.boxes, model.image_size
+        assert objects is not None  # likewise
+        return lambda names, indices, found, sides: boxes.detected(names, indices, found, sides, image_size, objects)
     if problem in ("multi-label", "regression"):
         targets = targets_of(source, model.num_classes, problem)
 
-        def kept(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Outputs:
+        def kept(names: tuple[str, ...], indices: list[int], outputs: Arrays, sides: Sides) -> Outputs:
+            (logits,) = outputs
             finite = np.isfinite(logits).all(axis=1)
             if not finite.all():
                 raise CheckFailed(
@@ -179,7 +186,8 @@ def answers_of(work: Work) -> Answers:
     labels = source.labels
     assert labels is not None  # `labelled` refuses them
 
-    def best(names: tuple[str, ...], indices: list[int], logits: NDArray[np.float32]) -> Predictions:
+    def best(names: tuple[str, ...], indices: list[int], outputs: Arrays, sides: Sides) -> Predictions:
+        (logits,) = outputs
         both = np.concatenate([np.zeros_like(logits), logits], axis=1) if problem == "binary" else logits
         return of_logits(names, labels[indices], both)
 
@@ -205,17 +213,18 @@ def _batches(
     A corrupt image leaves its batch smaller and moves no other image.
     """
     source = work.source
-    for these in preprocess.decoded_batches(pool, source.read, to_pixels, indices, work.batch):
+    upright = session.manifest.preprocessing.exif_orientation
+    for these in preprocess.decoded_batches(pool, source.read, to_pixels, indices, work.batch, upright):
         corrupt = tuple(f"{source.names[index]}: {line}" for index, line in these.failed)
-        found: Predictions | Outputs | Segments = NONE
+        found: Kept = NONE
         if these.read:
-            logits = _logits(session, np.stack(these.pixels))
-            found = answers(tuple(source.names[index] for index in these.read), these.read, logits)
+            put_out = _outputs(session, np.stack(these.pixels))
+            found = answers(tuple(source.names[index] for index in these.read), these.read, put_out, these.sides)
         yield Piece(Chunk(these.indices.start, these.indices.stop, found, corrupt), these.turned)
 
 
-def _logits(session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, C, H, W) -> (N, classes). Too few images for the artifact are filled up there and cut off again."""
+def _outputs(session: Session, pixels: NDArray[np.uint8]) -> Arrays:
+    """Of (N, C, H, W). Too few images for the artifact are filled up there and cut off again."""
     manifest = session.manifest
     images = preprocess.as_input(pixels, manifest.preprocessing, manifest.export.input)
-    return run_in_batches(session, images, size=len(images))[0]
+    return run_in_batches(session, images, size=len(images))

@@ -1,10 +1,10 @@
 """What a multi-label model, a regression or a segmenter said of each image, how good that is, how sure a drop is.
 
-A multi-label model is judged by its mean average precision (mAP), a regression by R2, a segmenter by its mean
-intersection over union (mIoU); all are functions of all images together. How much each image moves them is their
-derivative by the image's weight, and the sum of squares of these is the variance that other images would bring (the
-infinitesimal jackknife, Efron 1982). Two models that saw the same images have one such derivative an image of their
-difference, so that what both find hard does not count.
+A multi-label model and a detector are judged by their mean average precision (mAP), a regression by R2, a segmenter by
+its mean intersection over union (mIoU); all are functions of all images together. How much each image moves them is
+their derivative by the image's weight, and the sum of squares of these is the variance that other images would bring
+(the infinitesimal jackknife, Efron 1982). Two models that saw the same images have one such derivative an image of
+their difference, so that what both find hard does not count.
 """
 
 import math
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..records.base import Goal
-from . import statistics
+from . import boxes, statistics
+from .boxes import Detections
 
 Values = NDArray[np.float64]
-METRICS: dict[Goal, str] = {"multi-label": "mAP", "regression": "R2", "segmentation": "mIoU"}
+METRICS: dict[Goal, str] = {"multi-label": "mAP", "regression": "R2", "segmentation": "mIoU", "detection": "mAP"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,31 @@ class Scored:
     per_output: tuple[float | None, ...]
     moves: Values  # (N,): its derivative by each image's weight
     shares: Values  # (N,), sum 1: how much of what can be lost each image holds
+    at_50: float | None = None  # of a detector: the average precision at an overlap of 0.50
 
 
-def scored(found: Outputs | Segments, problem: Goal) -> Scored:
-    """mAP of a multi-label model, R2 of a regression, mIoU of a segmenter.
+def positives(found: Outputs | Segments | Detections, problem: Goal, outputs: int) -> list[int | None]:
+    """Images that have each label or class; None of a regression."""
+    if problem == "regression":
+        return [None] * outputs
+    if isinstance(found, Detections):
+        image = np.repeat(np.arange(len(found.names)), found.wanted_counts)
+        pairs = np.unique(np.column_stack([image, found.wanted[:, 4].astype(np.int64)]), axis=0)
+        counts: list[int | None] = np.bincount(pairs[:, 1], minlength=outputs).tolist()
+        return counts
+    held: list[int | None] = (found.targets > 0).sum(axis=0).tolist()
+    return held
+
+
+def scored(found: Outputs | Segments | Detections, problem: Goal) -> Scored:
+    """mAP of a multi-label model or a detector, R2 of a regression, mIoU of a segmenter.
 
     Raises:
         DataError: no image has a label, all have the same value, or no pixel counts.
     """
+    if isinstance(found, Detections):
+        judged = boxes.judged(found)
+        return Scored(judged.average_precision, judged.per_class, judged.moves, judged.shares, judged.at_50)
     if isinstance(found, Segments):
         return _intersections_over_unions(found)
     one = _average_precision if problem == "multi-label" else _r_squared
@@ -154,7 +172,7 @@ def _intersections_over_unions(found: Segments) -> Scored:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """By how much a candidate's score lies below the baseline's, with one-sided bounds."""
+    """By how much a candidate's score is below the baseline's, with one-sided bounds."""
 
     value: float
     lower: float
@@ -166,7 +184,7 @@ def drop_between(baseline: Scored, candidate: Scored, alpha: float) -> Drop:
     """The drop of two models that saw the same images.
 
     Bounds are normal ones, widened by what chance can hide where nothing has changed: of a change that costs an image
-    all that it holds, a share of 1 - alpha^(1/N) is seen on none of N images with probability alpha. N is Kish's
+    all that it contains, a share of 1 - alpha^(1/N) is seen on none of N images with probability alpha. N is Kish's
     effective number, because a rare label is held by few images. The two are independent, so their squares are added;
     how often a drop at the limit passes then is simulated in `tests/accuracy/test_outputs.py`.
     """
@@ -188,11 +206,13 @@ def images_needed(drop: Drop, images: int, limit: float) -> int | None:
     return math.ceil(needed) if needed <= statistics.MOST_IMAGES else None
 
 
-def _chance(found: Outputs | Segments, problem: Goal) -> float:
+def _chance(found: Outputs | Segments | Detections, problem: Goal) -> float:
     """What answers that have nothing to do with the images score: the labels' mean share, or 0.
 
     Of a segmenter: what as many pixels of each class score at any place.
     """
+    if isinstance(found, Detections):
+        return 0.0
     if isinstance(found, Segments):
         wanted, given = (each.sum(axis=0) / max(1, each.sum()) for each in (found.wanted, found.given))
         known = wanted + given > 0
@@ -202,17 +222,19 @@ def _chance(found: Outputs | Segments, problem: Goal) -> float:
     return float(shares[shares > 0].mean()) if problem == "multi-label" else 0.0
 
 
-def is_above_chance(found: Outputs | Segments, scored: Scored, problem: Goal) -> bool:
+def is_above_chance(found: Outputs | Segments | Detections, scored: Scored, problem: Goal) -> bool:
     """Whether a score is clearly better than chance's."""
     error = float(np.sqrt(np.sum((scored.moves - scored.moves.mean()) ** 2)))
     far = NormalDist().inv_cdf(1 - statistics.CHANCE_ALPHA) * error
     return scored.score - _chance(found, problem) > far
 
 
-def chance_words(found: Outputs | Segments, scored: Scored, problem: Goal) -> str:
+def chance_words(found: Outputs | Segments | Detections, scored: Scored, problem: Goal) -> str:
     numbered = "outputs numbered as the model's are (--labels)"
     if problem == "segmentation":
         numbered = "masks numbered as the model's classes are (--reduce-labels)"
+    if problem == "detection":
+        numbered = "categories numbered as the model's classes are (--labels)"
     return (
         f"{METRICS[problem]} {scored.score:.2%} is not clearly above what answers without the images would give "
         f"({_chance(found, problem):.2%}): are the {numbered}, and is this its "

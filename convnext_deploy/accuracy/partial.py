@@ -25,7 +25,7 @@ class Identity(Record, frozen=True, kw_only=True):
     problem: Goal = "single-label"
 
 
-SCORED: tuple[Goal, ...] = ("multi-label", "regression", "segmentation")  # whose result is a ScoreResult
+SCORED: tuple[Goal, ...] = ("multi-label", "regression", "segmentation", "detection")  # whose result is a ScoreResult
 
 
 class _Kind(Record, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from ..data.readers import PARQUET_ERRORS
 from ..env import needs
 from ..errors import CheckFailed, DataError, plain
 from ..records.accuracy import ClassAccuracy
+from .boxes import Detections
 from .outputs import Outputs, Segments
 
 SUFFIX = ".npz"
@@ -37,13 +38,16 @@ class Predictions:
     label_log_prob: NDArray[np.float32]  # (N,)
 
 
+Kept = Predictions | Outputs | Segments | Detections
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """The outcome of the source's images start..stop-1: of one batch, or of several that follow one another."""
 
     start: int
     stop: int
-    predictions: Predictions | Outputs | Segments
+    predictions: Kept
     corrupt: tuple[str, ...]  # "name: reason"
 
     def moved(self, by: int) -> "Chunk":
@@ -63,8 +67,8 @@ def read_predictions(path: Path) -> Predictions:
     return found
 
 
-def read_outputs(path: Path) -> Outputs | Segments:
-    """Likewise of a multi-label model, a regression or a segmenter."""
+def read_outputs(path: Path) -> Outputs | Segments | Detections:
+    """Likewise of a multi-label model, a regression, a segmenter or a detector."""
     found = decode(path).predictions
     if isinstance(found, Predictions):
         raise DataError(f"{path} holds predictions of classes; expected outputs of a multi-label or regression model")
@@ -110,8 +114,12 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     names = tuple(itertools.chain.from_iterable(part.names for part in parts))
     outputs = [part for part in parts if isinstance(part, Outputs)]
     segments = [part for part in parts if isinstance(part, Segments)]
-    kept: Predictions | Outputs | Segments
-    if segments:
+    boxes = [part for part in parts if isinstance(part, Detections)]
+    kept: Kept
+    if boxes:
+        names_of = ("given", "given_counts", "wanted", "wanted_counts")
+        kept = Detections(names, *(np.concatenate([getattr(part, column) for part in boxes]) for column in names_of))
+    elif segments:
         columns = ([getattr(part, column) for part in segments] for column in ("hits", "wanted", "given"))
         kept = Segments(names, *(np.concatenate(column) for column in columns))
     elif outputs:
@@ -161,6 +169,9 @@ def encode(chunk: Chunk) -> bytes:
     }
     if isinstance(found, Outputs):
         columns |= {"targets": found.targets, "outputs": found.outputs}
+    elif isinstance(found, Detections):
+        columns |= {"boxes_given": found.given, "boxes_given_counts": found.given_counts}
+        columns |= {"boxes_wanted": found.wanted, "boxes_wanted_counts": found.wanted_counts}
     elif isinstance(found, Segments):
         columns |= {"hits": found.hits, "wanted": found.wanted, "given": found.given}
     else:
@@ -179,7 +190,7 @@ def decode(path: Path) -> Chunk:
     """What `encode` wrote, or the Parquet file that it wrote up to version 0.1.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        DataError: the file cannot be read, or contains something else.
         MissingPackageError: a Parquet file without pyarrow.
     """
     try:
@@ -218,6 +229,16 @@ def _of_npz(content: bytes) -> Chunk:
             outputs = Outputs(names, column("targets", np.float32, 2), column("outputs", np.float32, 2))
             _check_outputs(outputs)
             return Chunk(start, stop, outputs, corrupt)
+        if "boxes_given.npy" in archive.namelist():
+            found = Detections(
+                names,
+                column("boxes_given", np.float32, 2),
+                column("boxes_given_counts", np.int64, 1),
+                column("boxes_wanted", np.float64, 2),
+                column("boxes_wanted_counts", np.int64, 1),
+            )
+            _check_detections(found)
+            return Chunk(start, stop, found, corrupt)
         if "hits.npy" in archive.namelist():
             segments = Segments(names, *(column(name, np.int64, 2) for name in ("hits", "wanted", "given")))
             _check_segments(segments)
@@ -276,6 +297,24 @@ def _check_segments(found: Segments) -> None:
         raise ValueError("more pixels are right than there are")
     if found.hits.size and max(int(found.wanted.max()), int(found.given.max())) >= _MOST_PIXELS:
         raise ValueError(f"an image has {_MOST_PIXELS:,} pixels or more")
+
+
+def _check_detections(found: Detections) -> None:
+    """Raises ValueError where they are no boxes of images."""
+    if not all(isinstance(name, str) for name in found.names):
+        raise ValueError("an image has no name")
+    for rows, counts, width, number in (
+        (found.given, found.given_counts, 6, 5),
+        (found.wanted, found.wanted_counts, 7, 4),
+    ):
+        if rows.shape[1] != width or len(counts) != len(found.names) or (counts < 0).any():
+            raise ValueError("its columns are of different lengths")
+        if (counts > len(rows)).any() or int(counts.sum()) != len(rows):
+            raise ValueError("its boxes are of other images")
+        if not np.isfinite(rows).all():
+            raise ValueError("a value is not finite")
+        if len(rows) and not (rows[:, number].min() >= 0 and rows[:, number].max() < _MOST_CLASSES):
+            raise ValueError("a class is negative or too large")
 
 
 def _check_predictions(found: Predictions) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import verify
+from ..artifact import detections, verify
 from ..artifact.session import Session, run_in_batches
 from ..data import preprocess
 from ..data.image_source import ImageSource
@@ -58,7 +58,8 @@ def of_source(loaded: "Loaded", dynamic_image_size: bool, verify_data: str | Ima
         WeightsError: the source's outputs are not finite.
     """
     model = loaded.model.spec
-    sets = [("bundled", preprocess.probe_images(model.in_chans, model.image_size, IMAGES))]
+    count = CHUNK if model.detection is not None else IMAGES
+    sets = [("bundled", preprocess.probe_images(model.in_chans, model.image_size, count))]
     if dynamic_image_size:
         for size in SIZES:
             if size != model.image_size:
@@ -66,7 +67,28 @@ def of_source(loaded: "Loaded", dynamic_image_size: bool, verify_data: str | Ima
                 sets.append((name, preprocess.probe_images(model.in_chans, size, CHUNK)))
     if verify_data is not None:
         sets.append((str(verify_data), pixels_of(loaded, verify_data)))
-    return tuple(Probe(name, pixels, _finite(loaded, outputs(loaded, loaded.model, pixels))) for name, pixels in sets)
+    probes = tuple(Probe(name, pixels, _finite(loaded, outputs(loaded, loaded.model, pixels))) for name, pixels in sets)
+    if model.detection is not None:
+        _refuse_nothing_found(loaded, probes)
+    return probes
+
+
+def _refuse_nothing_found(loaded: "Loaded", probes: tuple[Probe, ...]) -> None:
+    """Refuse images on which a detector finds nothing: that an artifact finds nothing there proves little.
+
+    Raises:
+        DataError: with how sure it was.
+    """
+    model = loaded.model.spec
+    if any(detections.detections_in(probe.expected, model, probe.image_size) for probe in probes):
+        return
+    assert model.detection is not None
+    best = max(float(probe.expected[0].max()) for probe in probes)
+    raise DataError(
+        f"{loaded.weights.source} detects nothing on the {sum(len(probe.pixels) for probe in probes)} images to verify "
+        f"on (highest score {best:.3g}, score_thresh {model.detection.score_threshold:g}); expected detections to "
+        "compare: give --verify-data FOLDER with images of what it detects"
+    )
 
 
 def pixels_of(loaded: "Loaded", verify_data: str | ImageSource) -> Pixels:
@@ -178,6 +200,8 @@ def judged(
     records = []
     classify = found.model.task in ("classify", "segment")
     limit = verify.TOLERANCES[found.export.precision]
+    if found.model.detection is not None:
+        return tuple(one for probe in sets for one in _detections_judged(session, found, probe, probe is sets[0]))
     for index, probe in enumerate(sets):
         images = preprocess.as_input(probe.pixels, found.preprocessing, found.export.input)
         sizes = batches(found.model, found.export, probe) if index == 0 else (found.export.batch.opt,)
@@ -210,6 +234,32 @@ def judged(
             for record in records
         ]
     return tuple(records)
+
+
+def _detections_judged(session: Session, found: Manifest, probe: Probe, first: bool) -> list[Parity]:
+    """A detector's comparisons on one set: with the source and, in half precision, with the module in the same type."""
+    model, precision = found.model, found.export.precision
+    images = preprocess.as_input(probe.pixels, found.preprocessing, found.export.input)
+    sizes = batches(model, found.export, probe) if first else (found.export.batch.opt,)
+    rows, outputs = _run(session, images, sizes)
+    expected = tuple(output[rows] for output in probe.expected)
+    limit = verify.TOLERANCES[precision].relative_error
+    records = [detections.compare(outputs, expected, model, probe.image_size, limit, probe.name)]
+    if probe.typed is not None:
+        limit = verify.type_error(*probe.typed, precision)
+        beside = [
+            detections.compare(
+                outputs, tuple(output[rows] for output in kind), model, probe.image_size, limit, probe.name, "type"
+            )
+            for kind in probe.typed
+        ]
+        records.append(min(beside, key=lambda parity: (len(parity.failures), parity.relative_error or 0.0)))
+    return [
+        msgspec.structs.replace(
+            record, samples=len(images), batches=sizes, image_size=probe.image_size, stand_in=session.stands_in
+        )
+        for record in records
+    ]
 
 
 def batches(model: ModelSpec, export: ExportSpec, probe: Probe) -> tuple[int, ...]:

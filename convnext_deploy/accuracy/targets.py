@@ -24,10 +24,18 @@ def problem_of(model: ModelSpec, asked: Goal | None) -> Goal:
                 f"--problem {asked} is for a classifier's outputs, and the model is a segmenter; leave it out"
             )
         return "segmentation"
+    if model.task == "detect":
+        if asked not in (None, "detection"):
+            raise UsageError(
+                f"--problem {asked} is for a classifier's outputs, and the model is a detector; leave it out"
+            )
+        return "detection"
     if model.task != "classify" or model.num_classes < 1:
-        raise UsageError(f"the model is exported for the task {model.task}; only classify and segment have an accuracy")
-    if asked == "segmentation":
-        raise UsageError("segmentation is for a segmenter, and the model is a classifier; leave it out")
+        raise UsageError(
+            f"the model is exported for the task {model.task}; only classify, segment and detect have an accuracy"
+        )
+    if asked in ("segmentation", "detection"):
+        raise UsageError(f"{asked} is not for a classifier, which the model is; leave it out")
     if asked is not None and model.problem not in (None, asked):
         raise UsageError(f"--problem {asked}: the artifact was exported as {model.problem}; leave the option out")
     problem = asked or model.problem
@@ -61,9 +69,13 @@ def labelled(
         if source.masks is None:
             raise DataError(f"{source.name} has no masks; give --annotations FOLDER with a mask for each image")
         return source
+    if problem == "detection":
+        if source.boxes is None:
+            raise DataError(f"{source.name} has no boxes; give --annotations FILE, a COCO file of instances")
+        return source
     if model.task != "classify" or model.num_classes < 1:
         raise UsageError(
-            f"{artifact.path} is exported for the task {model.task}; only classify and segment have an accuracy"
+            f"{artifact.path} is exported for the task {model.task}; only classify, segment and detect have an accuracy"
         )
     if problem == "regression":
         if source.values is None and source.labels is None:

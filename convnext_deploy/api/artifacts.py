@@ -95,7 +95,8 @@ def export(
         input: "float32" takes normalized (N, C, H, W); "uint8" raw (N, H, W, C), with the normalization folded in.
         batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
         dynamic_image_size: take any size of at least 32x32 pixels.
-        task: classify; embed (the pooled vector); features (the maps); segment (a UPerNet with its head).
+        task: classify; embed (the pooled vector); features (the maps); segment (a UPerNet with its head);
+            detect (torchvision's RetinaNet or FCOS, whole).
         argmax: of the task segment: put out the class of each pixel of the image (N, H, W), int32, in the place of the
             logits (N, classes, H / 4, W / 4): resizing and the choice of the class are part of the graph.
         plan: a plan of `quantize` for this checkpoint and format.
@@ -117,7 +118,7 @@ def export(
 
     Raises:
         UsageError: anything that can be refused before the work.
-        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+        CheckFailed: the artifact was built and is wrong; it is in `<out>.rejected`.
     """
     source = Source.of(weights, task=task, **part(options, SourceOptions))
     arguments.check(

@@ -361,7 +361,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno in _FULL:
             raise
-        raise UsageError(f"{path} cannot be written: {plain(error)}") from error
+        raise UsageError(f"{path} cannot be written: {plain(error)}; write elsewhere") from error
 
 
 def append_line(path: Path, record: Record) -> None:

@@ -226,10 +226,15 @@ def compare_type(
         same: the cast module's outputs, computed in its type.
         wide: those of its weights with float32 arithmetic.
     """
-    error = SAME_TYPE * max(float(deviation.worst(same, wide).max()), ROUNDING[precision])
+    error = type_error(same, wide, precision)
     limit = Tolerance(relative_error=error, cosine=1 - error**2)
     judged = [compare(found, reference, limit, images, classify, "type") for reference in (same, wide)]
     return min(judged, key=lambda parity: (len(parity.failures), parity.relative_error or 0.0))
+
+
+def type_error(same: Outputs, wide: Outputs, precision: Precision) -> float:
+    """How far an artifact may be from the nearer of the two simulations of `compare_type`, relative."""
+    return SAME_TYPE * max(float(deviation.worst(same, wide).max()), ROUNDING[precision])
 
 
 def top1_agreement(found: NDArray[np.float32], expected: NDArray[np.float32], limit: Tolerance) -> tuple[float, int]:

@@ -23,7 +23,7 @@ from .options import (
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
-    from ..records.prediction import ClassProbability
+    from ..records.prediction import Box, ClassProbability
 
 SHOWN = 20  # images in the table
 
@@ -37,7 +37,7 @@ def predict(
     top: Annotated[
         int | None,
         typer.Option(
-            help="Classes an image. Default: 5; of several images in the table the first, or all above 50 %.",
+            help="Classes or boxes an image. Default: 5; of several images in the table the first, or all above 50 %.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -98,6 +98,13 @@ def predict(
             for rank, area in enumerate(one.areas[: 1 if several else None])
         ]
         terminal.table("", ["image", "pixels", "class"], rows)
+    if result.problem == "detection":
+        rows = [
+            [one.image if not rank else "", f"{box.score:.1%}", box.name or f"class {box.number}", _place(box)]
+            for one in result.predictions[:SHOWN]
+            for rank, box in enumerate(one.boxes[: 1 if several else None])
+        ]
+        terminal.table("", ["image", "score", "class", "left, top, right, bottom"], rows)
     lines = []
     if len(result.predictions) > SHOWN and rows:
         keeps = "" if out else "; --out NAME.csv keeps them all, with the other classes"
@@ -108,6 +115,10 @@ def predict(
         lines.append(f"{len(result.predictions):,} images in {out}")
     if lines or json:
         terminal.result(result, "\n".join(lines))
+
+
+def _place(box: "Box") -> str:
+    return ", ".join(f"{side:.0f}" for side in (box.left, box.top, box.right, box.bottom))
 
 
 def _likely(classes: "tuple[ClassProbability, ...]") -> "tuple[ClassProbability, ...]":

@@ -7,8 +7,8 @@ from ..reports.junit import Case, document
 from ..reports.markdown import escaped, table
 
 SUITE = "convnext-deploy gate"
-FLIPS_SHOWN = 10  # in words; the JSON document holds all
-KL_SHOWN = 1e-3  # nats; what rounding moves lies below, and is in the JSON document
+FLIPS_SHOWN = 10  # in words; the JSON document contains all
+KL_SHOWN = 1e-3  # nats; what rounding moves is below, and is in the JSON document
 Given = tuple[Path, Path]  # baseline and candidate as the user named them
 
 _TITLES = {
@@ -23,7 +23,7 @@ _TITLES = {
 }
 
 
-METRICS = {"multi-label": "mAP", "regression": "R2", "segmentation": "mIoU"}
+METRICS = {"multi-label": "mAP", "regression": "R2", "segmentation": "mIoU", "detection": "mAP"}
 
 
 def score_lines(found: ScoreResult) -> list[str]:
@@ -31,6 +31,8 @@ def score_lines(found: ScoreResult) -> list[str]:
     parts = [f"{METRICS[found.problem]} {found.score:.2%}"]
     if found.exact is not None:
         parts.append(f"all labels right {found.exact:.2%}")
+    if found.average_precision_50 is not None:
+        parts.append(f"AP50 {found.average_precision_50:.2%}")
     if found.pixel_accuracy is not None:
         parts.append(f"pixels right {found.pixel_accuracy:.2%}")
     if found.mean_absolute_error is not None and found.root_mean_square_error is not None:
@@ -43,7 +45,7 @@ def score_lines(found: ScoreResult) -> list[str]:
     if found.corrupt:
         lines.append(f"{len(found.corrupt)} corrupt images left out, the first: {found.corrupt[0]}")
     known = [(one.score, one.name) for one in found.per_output if one.score is not None]
-    what = "classes" if found.problem == "segmentation" else "outputs"
+    what = "classes" if found.problem in ("segmentation", "detection") else "outputs"
     lines.append(f"lowest {what}: " + ", ".join(f"{name} {score:.1%}" for score, name in sorted(known)[:3]))
     without = len(found.per_output) - len(known)
     if without:
@@ -160,7 +162,7 @@ def _called(path: Path, artifact: str) -> str:
 
 
 def _last_part(data: str) -> str:
-    """A file's or folder's own name; the name of a data set, which holds slashes too, is left as it is."""
+    """A file's or folder's own name; the name of a data set, which contains slashes too, is left as it is."""
     return data if data.startswith("hfds:") else Path(data).name or data
 
 

@@ -50,7 +50,7 @@ def opened(name: str, value: Any, order: ClassOrder = "torchvision") -> ImageSou
         name: of the argument, for errors.
 
     Raises:
-        UsageError: it is nothing that holds images.
+        UsageError: it is nothing that contains images.
         DataError: it is empty, or an item is no image with its label.
     """
     if isinstance(value, ImageSource):

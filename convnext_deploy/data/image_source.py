@@ -1,4 +1,4 @@
-"""Labelled images to read by index, whatever holds them."""
+"""Labelled images to read by index, wherever they are stored."""
 
 import functools
 import hashlib
@@ -36,6 +36,13 @@ class Masks:
     reduce_labels: bool  # numbers count from 1, and 0 counts nowhere
 
 
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Of each image its objects, float64 (G, 7): left, top, right and bottom in pixels, class, area, crowd."""
+
+    wanted: tuple[NDArray[np.float64], ...]
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """Images to read by index, in an order that is the same on every machine. Reading is safe from many threads."""
@@ -49,6 +56,7 @@ class ImageSource:
     ordered_by: str = "the class folders sorted by name"  # of labels from names, in words
     label_sets: tuple[tuple[int, ...], ...] | None = None  # of images with any number of labels, in `labels`' place
     values: NDArray[np.float64] | None = None  # (N, K): what a regression is to give, in `labels`' place
+    boxes: Boxes | None = None  # what a detector is to give, likewise
     masks: Masks | None = None  # what a segmenter is to give, in `labels`' place
     notes: tuple[str, ...] = ()  # what was left out or assumed when the source was opened, a line each
 
@@ -88,7 +96,7 @@ class ImageSource:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """A hash of the names, and the labels or masks; the images' pixels are not part of it."""
+        """A hash of the names, and the labels, boxes or masks; the images' pixels are not part of it."""
         digest = hashlib.sha256(msgspec.json.encode(self.names))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
@@ -96,6 +104,9 @@ class ImageSource:
             digest.update(msgspec.json.encode(self.label_sets))
         if self.values is not None:
             digest.update(self.values.astype("<f8").tobytes())
+        if self.boxes is not None:
+            for rows in self.boxes.wanted:
+                digest.update(rows.astype("<f8").tobytes() + b"\0")
         if self.masks is not None:
             digest.update(msgspec.json.encode((self.masks.ignored, self.masks.reduce_labels)))
             for path in self.masks.paths:
@@ -187,6 +198,7 @@ def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
         labels=None if source.labels is None else source.labels[indices],
         label_sets=None if source.label_sets is None else tuple(source.label_sets[index] for index in indices),
         values=None if source.values is None else source.values[indices],
+        boxes=source.boxes and Boxes(tuple(source.boxes.wanted[index] for index in indices)),
         masks=source.masks and replace(source.masks, paths=tuple(source.masks.paths[index] for index in indices)),
         read_bytes=part_of(source.read_bytes, indices),
     )

@@ -23,7 +23,7 @@ def masked(source: ImageSource, folder: Path, *, ignored: int, reduce_labels: bo
     """The source with the mask of each image; images that have none are left out, and said.
 
     Args:
-        folder: holds `a/b.png` for the image `a/b.jpg`.
+        folder: contains `a/b.png` for the image `a/b.jpg`.
         ignored: a number that counts nowhere.
         reduce_labels: masks count from 1, and 0 counts nowhere.
 
@@ -58,7 +58,7 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
     """The class of each pixel, (H, W), and `IGNORED`.
 
     Raises:
-        DataError: the file cannot be read, or holds what is no class of the model.
+        DataError: the file cannot be read, or contains what is no class of the model.
     """
     path = masks.paths[index]
     try:

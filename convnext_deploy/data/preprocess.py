@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def transform(
     """timm's evaluation transform without the normalization: a decoded image to pixels, uint8 (C, H, W).
 
     It is written here in Pillow and numpy, so that an artifact that needs no torch can be evaluated without it, and
-    gives timm's pixels bit for bit (`tests/data/test_data.py`).
+    returns timm's pixels bit for bit (`tests/data/test_data.py`).
 
     Args:
         preprocessing: resize, crop and interpolation.
@@ -39,7 +39,7 @@ def transform(
     The function that it returns raises OSError for an image whose shape cannot be resized.
 
     Raises:
-        DataError: another number of channels, which no image file gives.
+        DataError: another number of channels, which no image file has.
     """
     if in_chans not in (1, 3):
         raise DataError(f"the model takes {in_chans} channels; image files can be read as 1 (grey) or 3 (RGB)")
@@ -50,6 +50,8 @@ def transform(
 
     def pixels(image: Image.Image) -> NDArray[np.uint8]:
         image = decoding.upright(image) if preprocessing.exif_orientation else image
+        if preprocessing.crop_mode == "fit":
+            return _fitted(image.convert(mode), image_size, fill)
         height, width = _resized(image.height, image.width, preprocessing, image_size)
         if min(height, width) < 1:
             raise OSError(f"{image.width}x{image.height} pixels cannot be resized to {width}x{height}")
@@ -61,6 +63,40 @@ def transform(
         return np.ascontiguousarray(np.asarray(cropped).reshape(*image_size, in_chans).transpose(2, 0, 1))
 
     return pixels
+
+
+def fitted_sides(sides: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an image that is resized to fit, with the roundings of torchvision's detectors."""
+    scale = min(float(np.float32(most) / np.float32(side)) for most, side in zip(image_size, sides, strict=True))
+    return max(1, math.floor(sides[0] * scale)), max(1, math.floor(sides[1] * scale))
+
+
+def _fitted(image: Image.Image, image_size: tuple[int, int], fill: Sequence[int]) -> NDArray[np.uint8]:
+    """The whole image at the top left, resized bilinearly as PyTorch does without antialiasing, uint8 (C, H, W)."""
+    height, width = fitted_sides((image.height, image.width), image_size)
+    decoding.refuse_many(width, height)
+    pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1).astype(np.float32)  # (H, W, C) -> (C, H, W)
+    for axis, side in ((1, height), (2, width)):
+        pixels = _interpolated(pixels, axis, side)
+    channels = len(pixels)
+    colour = np.array((*fill, *fill, *fill)[:channels], np.uint8)[:, None, None]
+    whole = np.broadcast_to(colour, (channels, *image_size)).copy()
+    whole[:, :height, :width] = np.rint(pixels)
+    return whole
+
+
+def _interpolated(pixels: NDArray[np.float32], axis: int, side: int) -> NDArray[np.float32]:
+    """Between the centres of pixels along one axis."""
+    size = pixels.shape[axis]
+    if size == side:
+        return pixels
+    place = np.maximum((np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(size / side) - 0.5, 0)
+    first = np.minimum(place.astype(np.int64), size - 1)
+    second = np.minimum(first + 1, size - 1)
+    part = (place - first).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+    low, high = pixels.take(first, axis), pixels.take(second, axis)
+    found: NDArray[np.float32] = low + (high - low) * part
+    return found
 
 
 _FILTERS = {

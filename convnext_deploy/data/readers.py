@@ -1,6 +1,6 @@
 """What reads the encoded images of a source by index, as data: it can be sent to a process that sees the same files.
 
-`part_of` gives a reader of some of the images, which holds no more than these need.
+`part_of` gives a reader of some of the images, which contains no more than these need.
 """
 
 import functools

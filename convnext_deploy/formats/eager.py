@@ -65,6 +65,7 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
         module = ConvNeXt(manifest.model)
     module.takes_uint8 = manifest.export.input == "uint8"
     module.puts_out_classes = manifest.export.argmax
+    module.puts_out_detections = module.detector is not None
     if module.segmenter is not None:
         for _, unit in module.segmenter.units():
             unit.norm = None  # folded into its convolution
@@ -148,7 +149,7 @@ FORMAT = Format(
     runs_code=False,
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
-    tasks=frozenset({"classify", "embed", "features", "segment"}),
+    tasks=frozenset({"classify", "embed", "features", "segment", "detect"}),
     optimized=frozenset({"cuda"}),
     typed_graph=True,
     own_network=True,

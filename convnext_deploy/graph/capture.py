@@ -66,7 +66,7 @@ class DeployGraph:
         size = [max(own, side) for own, side in zip(self.example.shape, least, strict=True)]
         example = self.example if size == [*self.example.shape] else self.example.new_zeros(size)
         # Cropping to whole patches asks of sizes what always holds but cannot be proven; ONNX drops what is asserted.
-        crops = self.export.quantization is not None or self.model.task == "segment"
+        crops = self.export.quantization is not None or self.model.task in ("segment", "detect")
         program = torch.export.export(
             self.module, (example,), dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=crops
         )
@@ -80,7 +80,7 @@ class DeployGraph:
         return program
 
     def release(self) -> None:
-        """Empty the module's tensors: what was built from it holds them now, and this graph is of no further use.
+        """Empty the module's tensors: what was built from it has them now, and this graph is of no further use.
 
         Exporters keep programs, graphs and what they replaced in caches and circles, each of which keeps the weights.
         """
@@ -109,6 +109,13 @@ def output_records(model: ModelSpec, export: ExportSpec) -> tuple[TensorRecord, 
         height, wide = model.map_sizes()[3]
         patches: int | str = "patches" if export.dynamic_image_size else height * wide
         return (embedding, TensorRecord(name="patch_tokens", dtype="float32", shape=(batch, patches, width)))
+    if model.detection is not None:
+        most = model.detection.most_detections
+        return (
+            TensorRecord(name="boxes", dtype="float32", shape=(batch, most, 4)),
+            TensorRecord(name="scores", dtype="float32", shape=(batch, most)),
+            TensorRecord(name="labels", dtype="int32", shape=(batch, most)),
+        )
     if model.task == "segment":
         if export.argmax:
             whole: tuple[int | str, ...] = SIDES if export.dynamic_image_size else model.image_size

@@ -22,7 +22,6 @@ from ..models.convnext import (
     Grn,
     Head,
     Stem,
-    nchw,
     nhwc,
     type_of,
 )
@@ -40,8 +39,7 @@ class ChannelsFirst(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         model = self.model
-        x = images.to(model.stem.dtype)
-        x = _stem(model.stem, nchw(x) if model.takes_uint8 else x)
+        x = _stem(model.stem, model.placed(images.to(model.stem.dtype)))
         maps = []
         for index, stage in enumerate(model.stages):
             if index:
@@ -52,7 +50,7 @@ class ChannelsFirst(nn.Module):
                 maps.append(_level(model, str(index + 1), x))
         if model.head is not None:
             return model.head.with_tokens(nhwc(x)) if self.spec.patch_tokens else _head(model.head, x)
-        return tuple(maps) if model.segmenter is None else model.segmented(maps, images)
+        return model.finished(maps, images)
 
 
 def _level(model: ConvNeXt, level: str, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a folded, cast module holds, in the order in which it computes: the side of `readback` that is known."""
+"""What a folded, cast module contains, in the order in which it computes: the side of `readback` that is known."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -36,7 +36,8 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
     shifts: dict[str, float] = {}
     constants = {0.0, 0.5, -0.5, 1.0, 2.0}
     units = [] if model.segmenter is None else [unit for _, unit in model.segmenter.units()]
-    branches = {id(operation) for operation in (*model.level_norms.values(), *units)}
+    detector = () if model.detector is None else tuple(_parts(model.detector))
+    branches = {id(operation) for operation in (*model.level_norms.values(), *units, *detector)}
     beside: set[int] = set()
     for group, operation in enumerate(_operations(model)):
         if id(operation) in branches:
@@ -94,11 +95,14 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
         halved=halved,
         branches=frozenset(beside),
         tables=_tables(model),
+        repeated=model.detector is not None,
     )
 
 
 def _tables(model: ConvNeXt) -> list[NDArray[Any]]:
-    """What a segmenter's pooling multiplies with, for images of the model's own size."""
+    """What a segmenter's pooling multiplies with, for images of the model's own size; a detector's anchors."""
+    if model.detector is not None:
+        return model.detector.tables()
     if model.segmenter is None:
         return []
     sides = set(model.spec.map_sizes()[model.spec.levels[-1] - 1])
@@ -112,6 +116,11 @@ def _quantizer(weight: str, module: QuantizedLinear) -> readback.Quantizer:
     scale, zero_point = module.scale.double().item(), int(module.zero_point)
     low, high = ((code - zero_point) * scale for code in (codes.min, codes.max))
     return readback.Quantizer(weight.removesuffix(".weight"), low, high, codes.max - codes.min + 1)
+
+
+def _parts(detector: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Every convolution and norm of a detector's pyramid and head."""
+    yield from (module for module in detector.modules() if [*module.parameters(recurse=False)])
 
 
 def _operations(model: ConvNeXt) -> Iterator[torch.nn.Module]:
@@ -131,6 +140,8 @@ def _operations(model: ConvNeXt) -> Iterator[torch.nn.Module]:
     if model.segmenter is not None:
         yield from (unit for _, unit in model.segmenter.units())
         yield model.segmenter.classifier
+    if model.detector is not None:
+        yield from _parts(model.detector)
     if model.head is not None:
         yield model.head.norm
         if model.head.hidden is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the first with Gelu
 OPSET_BF16 = 22  # the first whose Conv takes bfloat16
+MOST_BOXES = 2**31 - 1  # of a class that do not suppress each other: more than there are
 EXTERNAL_DATA_ABOVE = 2_000_000_000  # bytes of weights; protobuf itself ends at 2 GiB
 
 
@@ -138,11 +139,14 @@ def _forget_where(model: ir.Model) -> None:
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """PyTorch operators of this package to ONNX's own."""
+    import onnx_ir as ir
     from onnxscript import opset20 as op
 
-    from ..quantization import operators  # registers them
+    from ..models import suppression
+    from ..quantization import operators  # registers them, as the other does
 
     assert operators is not None
+    assert suppression is not None
 
     def quantize(x: Any, scale: Any, zero_point: Any) -> Any:
         return op.QuantizeLinear(x, scale, zero_point)
@@ -150,8 +154,29 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def dequantize(x: Any, scale: Any, zero_point: Any, axis: int) -> Any:
         return op.DequantizeLinear(x, scale, zero_point, axis=axis)
 
+    def unsuppressed(boxes: Any, scores: Any, overlap: float, least: float) -> Any:
+        def constant(value: Any, type: Any) -> Any:
+            return op.Constant(value=ir.tensor([value], type))
+
+        kept = op.NonMaxSuppression(
+            boxes,
+            scores,
+            constant(MOST_BOXES, ir.DataType.INT64),
+            constant(overlap, ir.DataType.FLOAT),
+            constant(least, ir.DataType.FLOAT),
+        )  # (kept boxes, 3): image, class, place
+        count = op.Shape(kept, start=0, end=1)
+        shape = op.Shape(scores)
+        none = op.ConstantOfShape(shape, value=ir.tensor([0.0], ir.DataType.FLOAT))
+        ones = op.ConstantOfShape(count, value=ir.tensor([1.0], ir.DataType.FLOAT))
+        return op.Cast(op.ScatterND(none, kept, ones), to=ir.DataType.BOOL)
+
     registered = torch.ops.convnext_deploy
-    return {registered.quantize.default: quantize, registered.dequantize.default: dequantize}
+    return {
+        registered.quantize.default: quantize,
+        registered.dequantize.default: dequantize,
+        registered.unsuppressed.default: unsuppressed,
+    }
 
 
 def cancel_transposes(model: ir.Model) -> None:

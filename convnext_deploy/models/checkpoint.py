@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..records.base import STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Provenance, WeightsRecord
-from . import open_clip, registry, segmenters
+from . import open_clip, registry, segmenters, torchvision_detectors
 from .architecture import Converted, spec_of
 from .configured import configured
 from .convnext import ConvNeXt
@@ -76,11 +76,11 @@ def load(
         variant: a variant's name in any form that `registry.resolve` knows; None infers it from the tensors.
         image_size: (height, width) in pixels; None takes what the source says, else 224x224.
         num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
-        weights_key: the wrapper or key prefix to load from a file that holds several models.
+        weights_key: the wrapper or key prefix to load from a file that contains several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
         head_activation: between the two linears of an MLP head, which tensors do not tell.
-        patch_tokens: of the task embed: also the last map's pixels, as DINOv3 gives them.
+        patch_tokens: of the task embed: also the last map's pixels, as DINOv3 returns them.
         config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives
             (.py, with the files that it begins in), or a JSON file of timm, transformers or open_clip.
         problem: what a classifier's outputs mean; None: what stands beside the checkpoint.
@@ -97,6 +97,8 @@ def load(
     if config is not None and weights == "random":
         raise WeightsError(f"--config {config} is of a checkpoint, not of random weights; leave it out")
     if weights == "random":
+        if task == "detect":
+            raise WeightsError("--weights random has no detector; --task detect expected a checkpoint of torchvision's")
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
         for field, asked, least in (
@@ -125,24 +127,31 @@ def load(
     head: dict[str, Tensor] | None = None
     if task == "segment":
         head, state, left = segmenters.split(checkpoint.state, checkpoint.prefix, checkpoint.source)
+    elif task == "detect":
+        head, state = torchvision_detectors.split(checkpoint.state, checkpoint.prefix, checkpoint.source)
     converted = convert(
         state,
         checkpoint.source,
         checkpoint.prefix,
-        task="features" if task == "segment" else task,
+        task="features" if task in ("segment", "detect") else task,
         head_activation=head_activation,
     )
     spec = spec_of(converted, name, checkpoint.source)
-    if head is not None:
+    if head is not None and task == "detect":
+        spec = torchvision_detectors.described(spec, head, checkpoint.facts, checkpoint.source)
+        converted = replace(converted, tensors=converted.tensors | head)
+        checkpoint = replace(checkpoint, facts=torchvision_detectors.prepared(checkpoint.facts))
+    elif head is not None:
         spec = segmenters.described(spec, head, checkpoint.facts, checkpoint.source)
         converted = segmenters.with_head(converted, head, left)
     for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
         if asked is not None and asked != found:
             raise WeightsError(f"{checkpoint.source} has {found} {field}, not {asked}; fine-tune it first")
     spec = _placed(
-        with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, checkpoint.facts.get("input_size")
+        with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, _trained_size(spec, checkpoint.facts)
     )
-    spec = _with_levels(spec, levels, checkpoint.source, checkpoint.facts.get("levels"))
+    if spec.detection is None or levels is not None:  # a detector's pyramid tells which maps it takes
+        spec = _with_levels(spec, levels, checkpoint.source, checkpoint.facts.get("levels"))
     spec = with_problem(with_tokens(spec, patch_tokens), checkpoint.facts.get("problem"), problem, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
@@ -166,6 +175,8 @@ def load(
     prepared = preprocessing_of({**known, **(preprocessing or {})}, spec, silent)
     if task == "segment":
         segmenters.refuse_crop(prepared, checkpoint.source)
+    elif task == "detect":
+        torchvision_detectors.refuse_other_preparation(prepared, checkpoint.source)
     facts = with_held_labels(checkpoint.facts, spec)
     labels = labels_of(facts, spec)
     given = {field: f"--{field.replace('_', '-')}" for field in preprocessing or {}}
@@ -182,6 +193,14 @@ def load(
         provenance(spec, prepared, labels, facts, converted.layout, given),
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
+
+
+def _trained_size(spec: ModelSpec, facts: Mapping[str, Any]) -> list[int] | None:
+    """(height, width) that the source says; of a detector the sides that images are resized to, said or assumed."""
+    said: list[int] | None = facts.get("input_size")
+    if said is None and spec.detection is not None:
+        return [spec.detection.min_side, spec.detection.max_side]
+    return said
 
 
 def _licence_of(layout: str, source: str) -> str | None:
@@ -214,7 +233,7 @@ def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Map
 def _with_levels(
     spec: ModelSpec, asked: tuple[int, ...] | None, where: str, said: tuple[int, ...] | None = None
 ) -> ModelSpec:
-    """With the maps that are asked for, or else those that the source's own code gives.
+    """With the maps that are asked for, or else those that the source's own code returns.
 
     Args:
         said: by the configuration (`out_indices`).

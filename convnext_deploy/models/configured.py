@@ -10,6 +10,7 @@ from ..records.base import content_of
 from .facts import facts_of, understood
 from .mm_config import facts_in, read_config
 from .provenance import FROM, equal, joined, shown, sourced
+from .torchvision_detectors import is_config
 
 
 def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -50,6 +51,8 @@ def _of_json(file: Path) -> dict[str, Any]:
         raise WeightsError(f"--config {file} holds a {type(content).__name__}; expected a JSON object")
     if "model_cfg" in content or "preprocess_cfg" in content:
         return {"open_clip": content}
+    if is_config(content):
+        return {"detector": content}
     if any(name in content for name in ("image_mean", "image_std", "image_processor_type", "crop_size", "resample")):
         return {"preprocessor": content}
     return content

@@ -17,16 +17,20 @@ Papers: arXiv:2201.03545 (V1), arXiv:2301.00808 (V2). Conventions of the numbers
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..artifact.detections import padded_sides
 from ..records.base import Precision
 from ..records.manifest import Activation, HeadActivation, ModelSpec, Norm
 from . import upernet
 from .upernet import UperNet
+
+if TYPE_CHECKING:
+    from .detectors import Detector
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -284,11 +288,13 @@ class ConvNeXt(nn.Module):
     Output by `spec.task`, fp32 whatever the parameters' type (float64 for float64 parameters):
         classify: logits (N, num_classes)
         embed: pooled and normalized features (N, dims[3]), or (N, head_hidden); with `spec.patch_tokens` also each
-            pixel of the last map under the same norm, (N, H / 32 * W / 32, dims[3]), as DINOv3 gives its patch tokens
+            pixel of the last map under the same norm, (N, H / 32 * W / 32, dims[3]), as DINOv3 returns its patch tokens
         features: maps (N, dims[i], H / s, W / s) of `spec.levels`, for strides s = 4, 8, 16, 32, each with its norm
             where `spec.level_norms` has it; stages after the last of them are not built
         segment: logits of the first map's size, (N, num_classes, H / 4, W / 4); once `passes.put_out_classes` has run,
             the class of each pixel of the image, int32 (N, H, W)
+        detect: of every anchor its scores (N, A, num_classes) and its box (N, A, 4); once `passes.put_out_detections`
+            has run, the boxes, scores and classes of the detections (`models.detectors`)
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -296,6 +302,7 @@ class ConvNeXt(nn.Module):
         self.spec = spec
         self.takes_uint8 = False
         self.puts_out_classes = False
+        self.puts_out_detections = False
         self.stem = Stem(spec)
         self.downsamples = nn.ModuleList(
             Downsample(spec, spec.dims[i], spec.dims[i + 1]) for i in range(spec.stages - 1)
@@ -313,11 +320,16 @@ class ConvNeXt(nn.Module):
             }
         )
         self.segmenter = UperNet(spec) if spec.task == "segment" else None
+        self.detector: Detector | None = None
+        if spec.task == "detect":
+            from . import detectors  # which imports torchvision
+
+            self.detector = detectors.Detector(spec)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         # First of all: TensorRT takes uint8 into a cast, and into nothing else.
-        x = images if self.stem.dtype is None else images.to(self.stem.dtype)
-        x = self.stem(nchw(x) if self.takes_uint8 else x)
+        x = self.placed(images if self.stem.dtype is None else images.to(self.stem.dtype))
+        x = self.stem(x)
         maps = []
         for index, blocks in enumerate(self.stages):
             if index > 0:
@@ -328,7 +340,32 @@ class ConvNeXt(nn.Module):
                 maps.append(nchw(self.level(index + 1, x)))
         if self.head is not None:
             return self.head.with_tokens(x) if self.spec.patch_tokens else self.head(x)
+        return self.finished(maps, images)
+
+    def placed(self, images: Tensor) -> Tensor:
+        """Images as the stem takes them, (N, C, H, W): those of a detector have sides that are multiples of 32."""
+        x = nchw(images) if self.takes_uint8 else images
+        if self.detector is None:
+            return x
+        from .detectors import padded
+
+        return padded(x)
+
+    def finished(self, maps: Sequence[Tensor], images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What the maps are for: themselves, or what a head makes of them."""
+        if self.detector is not None:
+            return self.detected(maps, images)
         return tuple(maps) if self.segmenter is None else self.segmented(maps, images)
+
+    def detected(self, maps: Sequence[Tensor], images: Tensor) -> tuple[Tensor, ...]:
+        """The candidates, or the detections, of the images."""
+        assert self.detector is not None
+        height, width = images.shape[1:3] if self.takes_uint8 else images.shape[2:]
+        padded = padded_sides((height, width))
+        candidates = self.detector(maps, (height, width), padded)
+        if not self.puts_out_detections:
+            return cast("tuple[Tensor, Tensor]", candidates)
+        return self.detector.chosen(candidates, self.detector.counts(padded, [(x.shape[2], x.shape[3]) for x in maps]))
 
     def segmented(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
         """The maps' logits, or the classes of the images' pixels."""
@@ -353,6 +390,10 @@ def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
     pixels = [height * width for height, width in spec.map_sizes()]
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in ConvNeXt(spec).named_parameters() if name.endswith("weight")}
+    if spec.task == "detect":
+        from .detectors import positions as detector_positions
+
+        pixels = [height * width for height, width in spec.map_sizes(padded_sides(spec.image_size))]
     counts = {}
     for name, shape in shapes.items():
         if len(shape) < 2:
@@ -367,6 +408,8 @@ def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
             positions = math.prod(-(-side // 2) for side in spec.image_size) if halved else pixels[0]
         elif part == "segmenter":
             positions = upernet.positions(spec, name.removeprefix("segmenter."))
+        elif part == "detector":
+            positions = detector_positions(spec, name.removeprefix("detector."))
         else:
             positions = 1  # the head sees one pooled vector
         counts[name] = positions * math.prod(shape)

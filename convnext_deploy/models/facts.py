@@ -21,6 +21,7 @@ from .processor import processor_facts
 from .provenance import joined, sourced
 from .segmenters import facts_in as segmenter_facts
 from .timm_config import activation, is_timm, refuse_pooling, timm_facts
+from .torchvision_detectors import facts_in as detector_facts
 
 # Of transformers' models, and the epsilon where their config does not say it. It is the last norm's; DINOv3's is every
 # norm's.
@@ -73,6 +74,8 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Facts in a `config.json` of timm or transformers: preprocessing, labels, licence, epsilon, activation."""
     if is_timm(config):
         return timm_facts(config)
+    if isinstance(config.get("detector"), Mapping):
+        return detector_facts(config["detector"])
     if isinstance(config.get("open_clip"), Mapping):
         facts = open_clip_facts(config["open_clip"])
         refuse_pooling(facts.pop("global_pool"), CONFIG)
@@ -201,7 +204,7 @@ def preprocessing_of(
         "mean": IMAGENET_MEAN if channels == 3 else (0.5,) * channels,
         "std": IMAGENET_STD if channels == 3 else (0.5,) * channels,
         "interpolation": "bicubic",
-        "crop_pct": 1.0 if spec.task == "segment" else 0.875,
+        "crop_pct": 1.0 if spec.task in ("segment", "detect") else 0.875,
     } | dict(silent or {})
     fields = {name: facts.get(name, value) for name, value in paper.items()}
     # Not a guess: sources that use another say so, and a segmenter takes whole images.

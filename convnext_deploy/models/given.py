@@ -1,6 +1,7 @@
 """A model that is in memory already, as the files that every reader of a checkpoint takes."""
 
 import atexit
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -8,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import arguments
+from .torchvision_detectors import module_facts
 
 
 def weights(name: str, value: Any) -> str:
     """Where a checkpoint is; a module or a state dict is written to a folder that goes when the process ends.
 
     What a library says beside its module (preprocessing, labels, epsilon) is written as that library itself writes it:
-    transformers by `save_pretrained`, timm by `save_for_hf`. torchvision and plain modules say nothing.
+    transformers by `save_pretrained`, timm by `save_for_hf`. torchvision's detectors say it in their attributes; its
+    classifiers and plain modules say nothing.
 
     Raises:
         UsageError: it is none of these.
@@ -29,6 +32,11 @@ def weights(name: str, value: Any) -> str:
 
             save_for_hf(value, str(folder), safe_serialization=True)
             return str(folder)
+        detector = module_facts(value)
+        if detector is not None:
+            (folder / "config.json").write_text(json.dumps({"detector": detector}))
+            _saved(folder, value.state_dict(), "pytorch_model.bin")
+            return str(folder)
         return _saved(folder, value.state_dict())
     if isinstance(value, Mapping) and value and all(hasattr(tensor, "untyped_storage") for tensor in value.values()):
         return _saved(_folder(), dict(value))
@@ -41,9 +49,9 @@ def _folder() -> Path:
     return folder
 
 
-def _saved(folder: Path, state: Mapping[str, Any]) -> str:
+def _saved(folder: Path, state: Mapping[str, Any], name: str = "state_dict.pth") -> str:
     import torch
 
-    path = folder / "state_dict.pth"
+    path = folder / name
     torch.save(dict(state), path)
     return str(path)

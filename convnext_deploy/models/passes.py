@@ -107,6 +107,11 @@ def put_out_classes(model: ConvNeXt) -> None:
     model.puts_out_classes = True
 
 
+def put_out_detections(model: ConvNeXt) -> None:
+    """Let a detector give what is chosen of its candidates in their place: the last rewrite, and no exact one."""
+    model.puts_out_detections = True
+
+
 @torch.no_grad()
 def fold_preprocessing(model: ConvNeXt, preprocessing: Preprocessing) -> None:
     """Let the model take raw uint8 images (N, H, W, C): `(x / 255 - mean) / std` goes into the stem's convolution.

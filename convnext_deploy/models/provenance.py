@@ -83,8 +83,9 @@ def provenance(
     constant = of_code if layout in _CONSTANT else None
     architecture = places.get("architecture")  # what timm's name of an architecture stands for
     head = "" if spec.head_norm_eps == spec.norm_eps else f", head {spec.head_norm_eps:g}"
+    sides = None if spec.detection is None else "min_size and max_size"
     found = {
-        "image_size": said("image_size", "x".join(map(str, spec.image_size)), "input_size"),
+        "image_size": said("image_size", "x".join(map(str, spec.image_size)), "input_size", otherwise=sides),
         "mean": said("mean", _joined(preprocessing.mean)),
         "std": said("std", _joined(preprocessing.std)),
         "interpolation": said("interpolation", preprocessing.interpolation),
@@ -100,7 +101,17 @@ def provenance(
         found["pool_scales"] = said("pool_scales", _joined(masks.pool_scales))
         found["ignored"] = said("ignored", str(masks.ignored))
         found["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
-    if spec.task in ("classify", "segment"):
+    if spec.detection is not None:
+        one = spec.detection
+        found["anchor_sizes"] = said("anchor_sizes", " ".join(map(_joined, one.anchor_sizes)))
+        found["aspect_ratios"] = said("aspect_ratios", " ".join(map(_joined, dict.fromkeys(one.aspect_ratios))))
+        for name, value in (
+            ("score_thresh", one.score_threshold), ("nms_thresh", one.nms_threshold),
+            ("detections_per_img", one.most_detections), ("topk_candidates", one.most_candidates),
+            ("min_size", one.min_side), ("max_size", one.max_side),
+        ):  # fmt: skip
+            found[name] = said(name, f"{value:g}")
+    if spec.task in ("classify", "segment", "detect"):
         found["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
     return found
 

@@ -39,7 +39,8 @@ class CheckpointOptions(TypedDict, total=False):
     config: Annotated[
         arguments.Location | None,
         "a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives, "
-        "which is read and not executed, or a JSON file of timm, transformers or open_clip.",
+        "which is read and not executed, or a JSON file of timm, transformers or open_clip; of a detector one of what "
+        "torchvision's constructor was given.",
     ]
 
 

@@ -34,6 +34,7 @@ from .eight_bits import EightBits
 from .observers import scale_and_zero_point
 
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
+SEGMENTER = "segmenter"  # of a segmenter's head: the module, and the kind of its operations
 LARGEST = 1e38  # of a scale or a shift, with which float32 still computes
 
 
@@ -55,7 +56,8 @@ def products(model: ConvNeXt) -> dict[str, str]:
     """Every operation that can run in 8 bits: its name to the path of the linear or convolution inside it.
 
     Not among them: depthwise convolutions (2 % of the arithmetic, and no runtime gains from them), overlapping stems
-    (3x3 convolutions with padding), and the hidden linear of an MLP head.
+    (at 2 % of the arithmetic as well), the hidden linear of an MLP head, and a segmenter's convolutions of pooled maps,
+    which have a few pixels.
     """
     found = {}
     if model.spec.stem == "patch":
@@ -69,6 +71,10 @@ def products(model: ConvNeXt) -> dict[str, str]:
             found[f"{block}.project"] = f"{block}.project.linear"
     if model.head is not None and model.head.classifier is not None:
         found["head"] = "head.classifier"
+    if model.segmenter is not None:
+        units = [name for name, _ in model.segmenter.units() if not name.startswith("pyramid.")]
+        found |= {f"{SEGMENTER}.{name}": f"{SEGMENTER}.{name}.conv" for name in units}
+        found[f"{SEGMENTER}.classifier"] = f"{SEGMENTER}.classifier"
     return found
 
 
@@ -82,6 +88,8 @@ def operations(model: ConvNeXt) -> tuple[str, ...]:
             assert isinstance(block, Block)
             parts = ("dwconv_norm", "expand", "project") if block.grn is None else _V2_PARTS
             names += [f"stages.{stage}.{index}.{part}" for part in parts]
+    if model.segmenter is not None:
+        names += [f"{SEGMENTER}.{name}" for name in (*(name for name, _ in model.segmenter.units()), "classifier")]
     return (*names, "head") if model.head is not None else tuple(names)
 
 
@@ -89,7 +97,9 @@ _V2_PARTS = ("dwconv_norm", "expand", "grn", "project")
 
 
 def kind_of(operation: str) -> str:
-    """`stages.2.0.expand` -> `expand`, `downsamples.1` -> `downsample`, `stem`, `head`."""
+    """`stages.2.0.expand` -> `expand`, `downsamples.1` -> `downsample`, `segmenter.fusion` -> `segmenter`, `stem`."""
+    if operation.startswith(f"{SEGMENTER}."):
+        return SEGMENTER
     return "downsample" if operation.startswith("downsamples.") else operation.rpartition(".")[2]
 
 

@@ -31,7 +31,7 @@ class ClassAccuracy(Record, frozen=True, kw_only=True):
 
 
 class EvalResult(Record, frozen=True, kw_only=True):
-    """Accuracy of one artifact over one labelled image source; every prediction lies in `predictions`."""
+    """Accuracy of one artifact over one labelled image source; every prediction is in `predictions`."""
 
     schema_version: SchemaVersion = SCHEMA
     artifact: str
@@ -50,7 +50,7 @@ class EvalResult(Record, frozen=True, kw_only=True):
 
 
 class OutputScore(Record, frozen=True, kw_only=True):
-    """One output's average precision (multi-label), R2 (regression), or intersection over union (segmentation)."""
+    """One output's average precision (multi-label, detection), R2 (regression), or intersection over union."""
 
     output: Annotated[int, msgspec.Meta(ge=0)]
     name: str
@@ -59,7 +59,7 @@ class OutputScore(Record, frozen=True, kw_only=True):
 
 
 class ScoreResult(Record, frozen=True, kw_only=True):
-    """How well a multi-label model, a regression or a segmenter does on one image source; `predictions` has what."""
+    """How well a model without a top-1 does on one image source; `predictions` has what it put out."""
 
     schema_version: SchemaVersion = SCHEMA
     problem: Goal
@@ -75,6 +75,7 @@ class ScoreResult(Record, frozen=True, kw_only=True):
     exact: Fraction | None  # multi-label: images whose labels are all right, where a probability of 0.5 decides
     mean_absolute_error: float | None  # regression
     root_mean_square_error: float | None  # likewise
+    average_precision_50: Fraction | None = None  # detection: at an overlap of 0.50, where the score is of 0.50 to 0.95
     pixel_accuracy: Fraction | None = None  # segmentation: pixels of the right class
     images_per_s: float
     predictions: str | None  # file name beside this result
@@ -85,7 +86,7 @@ class Limits(HandWritten, frozen=True, kw_only=True):
     """What a candidate may lose against its baseline. Written by hand, hence in percent; None is not checked."""
 
     max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, mAP, R2 or mIoU, percentage points
-    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.05  # chance of passing what lies at a limit
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.05  # chance of passing what is at a limit
     max_class_drop: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None  # of one class's top-1, points
     min_agreement: Annotated[float, msgspec.Meta(gt=0, lt=100)] | None = None  # images with the same first class, %
     max_latency_ratio: Annotated[float, msgspec.Meta(gt=0, le=1000)] | None = None  # medians, candidate / baseline
@@ -116,7 +117,7 @@ class ClassDrop(Record, frozen=True, kw_only=True):
 
 
 class ScoreVerdict(Record, frozen=True, kw_only=True):
-    """Whether a multi-label model, a regression or a segmenter may take its baseline's place."""
+    """Whether a multi-label model, a regression, a segmenter or a detector may take its baseline's place."""
 
     schema_version: SchemaVersion = SCHEMA
     decision: Decision

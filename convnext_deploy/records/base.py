@@ -8,12 +8,14 @@ import msgspec
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 NetworkTask = Literal["classify", "embed", "features"]  # of the network alone
-Task = Literal["classify", "embed", "features", "segment"]  # segment: with the head that makes a class of each pixel
+# segment: with the head that makes a class of each pixel; detect: with the one that makes boxes.
+Task = Literal["classify", "embed", "features", "segment", "detect"]
+PlanTask = Literal["classify", "embed", "features", "segment"]  # whose products a plan can name
 # What a classifier's outputs mean, as in transformers' `problem_type`: logits of classes of which an image has one, or
 # any number; the one logit of the second of two classes; or values.
 Problem = Literal["single-label", "multi-label", "binary", "regression"]
-# What a model is judged as: a classifier as its outputs mean, a segmenter by its pixels.
-Goal = Literal["single-label", "multi-label", "binary", "regression", "segmentation"]
+# What a model is judged as: a classifier as its outputs mean, a segmenter by its pixels, a detector by its boxes.
+Goal = Literal["single-label", "multi-label", "binary", "regression", "segmentation", "detection"]
 InputKind = Literal["float32", "uint8"]
 Device = Literal["cpu", "cuda"]
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]

@@ -37,6 +37,35 @@ class Segmentation(Record, frozen=True, kw_only=True):
     reduce_labels: bool = False  # masks count from 1, and 0 is a pixel that counts nowhere
 
 
+Sizes = Annotated[tuple[Annotated[float, msgspec.Meta(gt=0)], ...], msgspec.Meta(min_length=1)]
+
+
+class Detection(Record, frozen=True, kw_only=True):
+    """The pyramid and the head of the task detect, as torchvision builds them, and how detections are chosen."""
+
+    kind: Literal["retinanet", "fcos"]
+    channels: Positive = 256  # of every map of the pyramid
+    convolutions: Positive = 4  # of each branch of the head, before its last
+    group_norm: bool = False  # behind each of them
+    # The levels after those of the backbone: every second pixel of the last, or two convolutions (P6 and P7).
+    extra: Literal["pool", "p6p7"] = "pool"
+    extra_of_map: bool = False  # P6 is made of the backbone's last map, and not of the pyramid's
+    # Of each level: sizes in pixels, and height / width. A place of a map has an anchor for each pair of them.
+    anchor_sizes: tuple[Sizes, ...]
+    aspect_ratios: tuple[Sizes, ...]
+    score_threshold: Fraction = 0.05  # what is not above it is no detection
+    nms_threshold: Fraction = 0.5  # of two boxes of a class with more overlap, the one with the lower score goes
+    most_candidates: Positive = 1000  # of each level, before boxes suppress each other
+    most_detections: Positive = 300  # of an image
+    min_side: Positive = 800  # pixels: an image is resized to this side,
+    max_side: Positive = 1333  # unless its other side would exceed that
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """At each place of each level's map."""
+        return tuple(len(s) * len(r) for s, r in zip(self.anchor_sizes, self.aspect_ratios, strict=True))
+
+
 class ModelSpec(Record, frozen=True, kw_only=True):
     """All that is needed to build the module without its weights. `image_size` is (height, width) in pixels."""
 
@@ -64,11 +93,12 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     patch_tokens: bool = False  # of the task embed: also the last map's pixels, each with the norm of the pooled vector
     level_norms: tuple[Level, ...] = ()  # the levels whose maps have a norm of their own (backbones of detectors)
     segmentation: Segmentation | None = None  # of the task segment: the head that takes the maps
+    detection: Detection | None = None  # of the task detect, likewise
 
     @property
     def has_maps(self) -> bool:
         """Whether the network is used for its maps, and not for one pooled vector."""
-        return self.task in ("features", "segment")
+        return self.task in ("features", "segment", "detect")
 
     @property
     def stages(self) -> int:
@@ -97,7 +127,9 @@ class Preprocessing(Record, frozen=True, kw_only=True):
     std: tuple[float, ...]
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
     crop_pct: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
-    crop_mode: Literal["center", "squash", "border"] = "center"
+    # fit: the whole image with its ratio of sides, resized as PyTorch resizes, at the top left; the rest is the mean. A
+    # model of any size has no rest: its images get the sides that its detector says.
+    crop_mode: Literal["center", "squash", "border", "fit"] = "center"
     exif_orientation: bool = False  # turn images as EXIF says; the loaders of training scripts do not
     # What neither the user nor anything beside the checkpoint said: fields above, `image_size`, `global_pool`.
     assumed: tuple[str, ...] = ()
@@ -145,7 +177,7 @@ class TensorRtSpec(Record, frozen=True, kw_only=True):
 
 
 class EngineRecord(Record, frozen=True, kw_only=True):
-    """`build.json` of an engine: how it was built. The manifest holds its hash."""
+    """`build.json` of an engine: how it was built. The manifest contains its hash."""
 
     schema_version: SchemaVersion = SCHEMA
     module: str  # import name: tensorrt or tensorrt_rtx

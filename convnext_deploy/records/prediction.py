@@ -28,6 +28,18 @@ class ClassArea(Record, frozen=True, kw_only=True):
     share: Fraction
 
 
+class Box(Record, frozen=True, kw_only=True):
+    """One object that a detector finds, in the image's own pixels."""
+
+    number: Annotated[int, msgspec.Meta(ge=0)]
+    name: str | None
+    score: Fraction
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
 class Prediction(Record, frozen=True, kw_only=True):
     """The most probable classes of one image, the first first; none of a model that gives no classes."""
 
@@ -35,6 +47,7 @@ class Prediction(Record, frozen=True, kw_only=True):
     classes: tuple[ClassProbability, ...]
     values: tuple[float, ...] = ()  # of a regression, in the order of its outputs
     areas: tuple[ClassArea, ...] = ()  # of a segmenter, the largest first
+    boxes: tuple[Box, ...] = ()  # of a detector, the one with the highest score first
     mask: str | None = None  # of a segmenter: the file
 
 

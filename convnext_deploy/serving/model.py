@@ -40,7 +40,7 @@ class Model:
 
     Raises:
         UsageError: it does not run as the options say.
-        CheckFailed: it gives wrong outputs here.
+        CheckFailed: it computes wrong outputs here.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Model:
         # One output that nobody has explained may be a logit or a value.
         explained = classes > 1 or (classes == 1 and facts.model.problem is not None)
         goal = problem_of(facts.model, None) if explained else None
-        self.problem = None if goal == "segmentation" else goal
+        self.problem = None if goal == "segmentation" or goal == "detection" else goal
         self.labels, self.names_from = class_names(facts, labels, self.problem)
         self.has_classes = self.problem not in (None, "regression")
         self._largest = options.largest(facts.export.batch)

@@ -12,7 +12,7 @@ from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
 from ..cluster import connection
-from ..data import masks, numbering, sources
+from ..data import boxes, masks, numbering, sources
 from ..errors import UsageError
 from ..records.accuracy import EvalResult, ScoreResult
 from ..records.base import Goal, Problem
@@ -60,6 +60,8 @@ class Images:
         """
         model = artifact.manifest.model
         goal = problem_of(model, self.problem)
+        if model.detection is not None:
+            return self._boxed(artifact), None, goal
         if model.segmentation is None:
             return *self.opened(), goal
         if self.labels is not None:
@@ -73,6 +75,20 @@ class Images:
             reduce_labels=self.reduce_labels or model.segmentation.reduce_labels,
         )
         return source, None, goal
+
+    def _boxed(self, artifact: Artifact) -> sources.ImageSource:
+        """The source with the objects of a COCO file, whose categories are found among the model's class names."""
+        if self.annotations is None:
+            raise UsageError(f"{artifact.path} is a detector; give --annotations FILE, a COCO file of instances")
+        if self.reduce_labels:
+            raise UsageError("--reduce-labels is for the masks of a segmenter; leave it out")
+        model, named = artifact.manifest.model, artifact.manifest.labels
+        numbers = None if named is None else {name: number for number, name in enumerate(named)}
+        if self.labels is not None:
+            names = numbering.names_of(self.labels, model.num_classes)
+            numbers = {name: number for number, name in enumerate(names)}
+        source = sources.open_source(self.data, self.split)
+        return boxes.boxed(source, Path(self.annotations), numbers, model.num_classes)
 
 
 def evaluate(

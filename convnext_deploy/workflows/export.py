@@ -20,7 +20,7 @@ from ..data.image_source import ImageSource
 from ..errors import UsageError
 from ..models import provenance
 from ..models.source import Source
-from ..records.base import KernelChoice, Precision, Task
+from ..records.base import STRIDE, KernelChoice, Precision, Task
 from ..records.manifest import (
     ExportRequest,
     ExportSpec,
@@ -97,7 +97,7 @@ def export(
 
     Raises:
         UsageError: anything that can be refused before the work.
-        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+        CheckFailed: the artifact was built and is wrong; it is in `<out>.rejected`.
     """
     fmt = formats.get(request.format)
     _refuse_early(fmt, request, source.task, plan, kernels)
@@ -115,6 +115,8 @@ def export(
     for line in provenance.lines(loaded.provenance):
         say(line)
     model = loaded.model.spec
+    if model.detection is not None and request.input == "uint8":
+        _refuse_filling(model, request.dynamic_image_size)
     if plan is not None:
         from ..quantization.apply import check
 
@@ -154,7 +156,7 @@ def _named(loaded: "Loaded", file: Path) -> "Loaded":
     from ..data import numbering
 
     model = loaded.model.spec
-    if model.task not in ("classify", "segment"):
+    if model.task not in ("classify", "segment", "detect"):
         raise UsageError(f"--labels {file} names classes, and the task is {model.task}; leave it out")
     count = 2 if model.problem == "binary" else model.num_classes
     labels = numbering.names_of(file, count)
@@ -169,13 +171,18 @@ def _refuse_early(
     if task not in fmt.tasks:
         able = formats.having(lambda other: task in other.tasks)
         raise UsageError(
-            f"format {fmt.name} does not take --task {task}: it has none of the head's 3x3 convolutions and resizing; "
+            f"format {fmt.name} does not take --task {task}: {NOT_TAKEN[task]}; "
             f"take {able}, or export the maps before the head with --task features"
+        )
+    if task == "detect" and request.dynamic_image_size and not fmt.own_network:
+        raise UsageError(
+            f"--dynamic-image-size: format {fmt.name} takes a detector for one size, because the anchors of any size "
+            "make its capture last for many minutes; give --image-size HEIGHTxWIDTH, or take --format eager"
         )
     if request.argmax and task != "segment":
         raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
-    if task == "segment" and plan is not None:
-        raise UsageError("--plan: a segmenter's head takes no plan yet; export it in fp32, fp16 or bf16")
+    if task == "detect" and plan is not None:
+        raise UsageError("--plan: a detector's head takes no plan yet; export it in fp32, fp16 or bf16")
     if request.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {request.precision}; it has {', '.join(sorted(fmt.precisions))}")
     formats.refuse_device(fmt, request.device)
@@ -189,6 +196,28 @@ def _refuse_early(
 
         check_device(RunOptions(device=request.device))
     _refuse_kernels(fmt, request, kernels, plan)
+
+
+# Why a format does not take a task with a head.
+NOT_TAKEN: dict[Task, str] = {
+    "segment": "it has none of the head's 3x3 convolutions and resizing",
+    "detect": "it has no operator in which boxes suppress each other that was tried",
+}
+
+
+def _refuse_filling(model: ModelSpec, dynamic_image_size: bool) -> None:
+    """Refuse raw pixels where images have to be filled up: with the mean, which is no whole number.
+
+    Raises:
+        UsageError: sides that are no multiples of 32.
+    """
+    height, width = model.image_size
+    if dynamic_image_size or height % STRIDE or width % STRIDE:
+        size = "any size" if dynamic_image_size else f"{height}x{width}"
+        raise UsageError(
+            f"--input uint8 with images of {size}: a detector fills up sides to multiples of {STRIDE}; expected such "
+            f"sides, as with --image-size {-(-height // STRIDE) * STRIDE}x{-(-width // STRIDE) * STRIDE}, or float32"
+        )
 
 
 def _refuse_kernels(fmt: "Format", request: ExportRequest, kernels: KernelChoice, plan: "LoadedPlan | None") -> None:
@@ -330,6 +359,8 @@ def _prepared(
         use_kernels(model, spec.kernels)
     if spec.argmax:
         passes.put_out_classes(model)
+    if model.detector is not None:
+        passes.put_out_detections(model)
     module = model if fmt.rewrite is None else fmt.rewrite(model)
     return build.Prepared(
         graph=DeployGraph(module=module, export=spec, example=example.to(place), say=say, refit_from=refit_from),

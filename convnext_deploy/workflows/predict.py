@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..accuracy.boxes import placed
 from ..accuracy.targets import problem_of
-from ..artifact.manifest import Artifact, write_file
+from ..artifact.manifest import Artifact, check_file, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, sources
 from ..data.class_folders import IMAGE_SUFFIXES
@@ -24,7 +25,7 @@ from ..data.readers import MAX_FILE_BYTES, file_content, refuse_large
 from ..errors import CheckFailed, DataError, UsageError, plain, printable
 from ..records.base import Goal, Problem
 from ..records.manifest import Manifest
-from ..records.prediction import ClassProbability, NamesFrom, Prediction, PredictResult
+from ..records.prediction import Box, ClassProbability, NamesFrom, Prediction, PredictResult
 from . import predicted_masks
 
 LEMMAS = "imagenet_synset_to_lemma.txt"  # timm's names of the synsets
@@ -48,7 +49,7 @@ def predict(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PredictResult:
-    """The most probable classes of each image; of a segmenter its mask; else the outputs, which `out` keeps.
+    """The most probable classes of each image, a segmenter's mask, a detector's boxes; else the outputs, in `out`.
 
     Args:
         images: name and what reads it (`listed`).
@@ -57,7 +58,7 @@ def predict(
         top: so many classes an image.
         problem: what the outputs mean, where the model does not say it.
         labels: file of class names; None: the artifact's, or ImageNet-1k's where it has 1000 outputs.
-        out: .csv (a line an image and class), .json (the result), or .npz (`images`, and the outputs `output0`,
+        out: .csv (a line an image and class, or box), .json (the result), or .npz (`images`, and the outputs `output0`,
             `output1`, ... float32, an image each). Of a segmenter also .png for one mask, or a folder of them.
         progress: told (images done, images in all).
         say: told what is assumed.
@@ -68,7 +69,7 @@ def predict(
         CheckFailed: outputs that are not finite.
     """
     manifest, where = session.manifest, artifact.path if artifact else "the model"
-    classes = manifest.model.num_classes if manifest.model.task in ("classify", "segment") else 0
+    classes = manifest.model.num_classes if manifest.model.task in ("classify", "segment", "detect") else 0
     keeps = out is not None and out.suffix == ".npz"
     # A file of raw outputs needs nobody to say what one output is.
     silent_one = classes == 1 and keeps and problem is None and manifest.model.problem is None
@@ -81,12 +82,14 @@ def predict(
             more = ", .png or a folder of masks" if goal == "segmentation" else ""
             raise UsageError(f"--out {out} ends in {out.suffix!r}; expected one of {', '.join(SUFFIXES)}{more}")
         masks = predicted_masks.places(out, [name for name, _ in images])
+    if out is not None and masks is None:
+        check_file(out)
     if not classes and not keeps:
         what = f"no classes: its task is {manifest.model.task}"
         raise UsageError(f"{where} has {what}; keep its outputs with --out NAME.npz")
     names, names_from = class_names(manifest, labels, goal)
     notes = []
-    if goal in ("single-label", "multi-label", "segmentation") and names_from in ("imagenet", "none"):
+    if goal in ("single-label", "multi-label", "segmentation", "detection") and names_from in ("imagenet", "none"):
         notes.append(
             f"the artifact has no labels; its {classes} outputs are taken for ImageNet-1k's, give --labels otherwise"
             if names_from == "imagenet"
@@ -107,7 +110,12 @@ def predict(
             raise CheckFailed(f"{where} gives outputs that are not finite for an image from {images[read[0]][0]} on")
         if keeps and read:
             outputs.append(maps)
-        for index, size, logits in zip(read, sides, maps[0] if maps else (), strict=True):
+        for row, (index, size, logits) in enumerate(zip(read, sides, maps[0] if maps else (), strict=True)):
+            if goal == "detection":
+                boxes, scores, numbers = (output[row] for output in maps)
+                own = placed(boxes, scores, numbers, size, manifest.model.image_size)[:top]
+                found.append(Prediction(image=images[index][0], classes=(), boxes=_boxes(own, names)))
+                continue
             if goal == "segmentation":
                 place = None if masks is None else masks[index]
                 found.append(predicted_masks.predicted(images[index][0], logits, size, manifest, names, top, place))
@@ -134,6 +142,21 @@ def predict(
     if out is not None and masks is None:
         write_file(out, _encoded(result, out.suffix, outputs))
     return result
+
+
+def _boxes(own: NDArray[np.float32], names: Sequence[str] | None) -> tuple[Box, ...]:
+    return tuple(
+        Box(
+            number=int(number),
+            name=None if names is None else names[int(number)],
+            score=score,
+            left=left,
+            top=top,
+            right=right,
+            bottom=bottom,
+        )
+        for left, top, right, bottom, score, number in own.tolist()
+    )
 
 
 def probable(
@@ -238,13 +261,17 @@ def _encoded(result: PredictResult, suffix: str, outputs: list[tuple[NDArray[np.
         return kept.getvalue()
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    last = {"regression": "value", "segmentation": "share"}.get(result.problem or "", "probability")
-    writer.writerow(("image", "rank", "number", "name", last))
+    last = {"regression": "value", "segmentation": "share", "detection": "score"}
+    sides = ("left", "top", "right", "bottom") if result.problem == "detection" else ()
+    writer.writerow(("image", "rank", "number", "name", last.get(result.problem or "", "probability"), *sides))
     for one in result.predictions:
         for rank, best in enumerate(one.classes, 1):
             writer.writerow((one.image, rank, best.number, best.name or "", f"{best.probability:.6g}"))
         for rank, area in enumerate(one.areas, 1):
             writer.writerow((one.image, rank, area.number, area.name or "", f"{area.share:.6g}"))
+        for rank, box in enumerate(one.boxes, 1):
+            place = (f"{side:.2f}" for side in (box.left, box.top, box.right, box.bottom))
+            writer.writerow((one.image, rank, box.number, box.name or "", f"{box.score:.6g}", *place))
         for number, value in enumerate(one.values):
             writer.writerow((one.image, "", number, "", f"{value:.6g}"))
     return text.getvalue().encode()

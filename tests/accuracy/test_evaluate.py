@@ -599,7 +599,7 @@ def test_images_without_labels_are_refused(source: sources.ImageSource, artifact
 def test_only_classifiers_have_an_accuracy(artifact: Artifact, source: sources.ImageSource, task: str) -> None:
     model = msgspec.structs.replace(artifact.manifest.model, task=task)
     other = replace(artifact, manifest=msgspec.structs.replace(artifact.manifest, model=model))
-    with pytest.raises(UsageError, match=f"exported for the task {task}; only classify and segment have"):
+    with pytest.raises(UsageError, match=f"exported for the task {task}; only classify, segment and detect have"):
         evaluation.evaluate(TableSession(other.manifest, of_pixels), source, artifact=other, batch=4)
 
 
@@ -765,7 +765,7 @@ def test_the_path_of_the_predictions_is_printed_and_going_on_is_offered_on_an_in
     write_folder(tmp_path / "set", FILES)
     command = ["eval", str(artifact_of("onnx").path), "--data", str(tmp_path / "set"), "--out", str(tmp_path / "a.b")]
     with monkeypatch.context() as patched:
-        patched.setattr(inference, "_logits", interrupted)
+        patched.setattr(inference, "_outputs", interrupted)
         assert cli.run(command) == 130
     assert "the same command goes on where this one stopped" in capsys.readouterr().err
     assert cli.run(command) == 0

@@ -44,7 +44,7 @@ LABELS = np.array([0, 1, 2, 1])
         (1, None, None, "the model has one output"),
         (1, None, "single-label", "the model has one output"),
         (1, None, "multi-label", "the model has one output"),
-        (0, None, None, "only classify and segment have an accuracy"),
+        (0, None, None, "only classify, segment and detect have an accuracy"),
     ],
 )
 def test_what_outputs_mean_is_recorded_asked_or_refused(classes: int, recorded: Any, asked: Any, expected: str) -> None:
@@ -57,9 +57,9 @@ def test_what_outputs_mean_is_recorded_asked_or_refused(classes: int, recorded: 
 
 def test_what_is_no_classifier_has_no_labels() -> None:
     for other in (model(task="features"), model(classes=0)):
-        with pytest.raises(UsageError, match="only classify and segment have an accuracy"):
+        with pytest.raises(UsageError, match="only classify, segment and detect have an accuracy"):
             problem_of(other, None)
-        with pytest.raises(UsageError, match="only classify and segment have an accuracy"):
+        with pytest.raises(UsageError, match="only classify, segment and detect have an accuracy"):
             labelled(source(labels=LABELS), artifact(other))
 
 

@@ -187,7 +187,7 @@ def test_one_number_in_a_plan_is_a_plan_of_it() -> None:
     ("options", "message"),
     [
         ({"input": "u8"}, "input u8; expected one of float32, uint8; did you mean uint8?"),
-        ({"task": "classification"}, "task classification; expected one of classify, embed, features, segment; did"),
+        ({"task": "classification"}, "task classification; expected one of classify, embed, features, segment, detect"),
         ({"precision": "half"}, "precision half; expected one of fp32, tf32, fp16, bf16; did you mean fp16?"),
         ({"precision": "int8"}, f"precision int8; expected one of fp32, tf32, fp16, bf16; {arguments.EIGHT_BITS}"),
         ({"device": "gpu"}, "device gpu; expected one of cpu, cuda; did you mean cuda?"),

@@ -210,7 +210,7 @@ RANDOM = ["export", "--weights", "random", "--variant", "test_convnext"]
         (["export", "--weights", "/nowhere/model.pth"], "--weights /nowhere/model.pth: no such file or folder"),
         ([*RANDOM, "--precision", "fp64"], "--precision fp64; expected one of fp32, tf32, fp16, bf16"),
         ([*RANDOM, "--input", "int8"], "--input int8; expected one of float32, uint8"),
-        ([*RANDOM, "--task", "detect"], "--task detect; expected one of classify, embed, features, segment"),
+        ([*RANDOM, "--task", "track"], "--task track; expected one of classify, embed, features, segment, detect"),
         ([*RANDOM, "--device", "gpu"], "--device gpu; expected one of cpu, cuda"),
         ([*RANDOM, "--batch", "8:1:4"], "--batch 8:1:4; expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"),
         ([*RANDOM, "--batch", "0"], "--batch 0; expected N or"),

@@ -1,0 +1,210 @@
+"""A detector's mean average precision is pycocotools', and a gate on it keeps its promises."""
+
+import contextlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectors import drawn
+
+from convnext_deploy.accuracy import boxes, outputs
+from convnext_deploy.accuracy.boxes import Detections
+from convnext_deploy.accuracy.predictions import Chunk, decode, encode, joined
+from convnext_deploy.data import boxes as coco_files
+from convnext_deploy.data import sources
+from convnext_deploy.errors import DataError
+
+pytest.importorskip("pycocotools")
+SIDE = 100.0
+
+
+def of_images(seed: int, images: int, classes: int = 3, noise: float = 3.0, missed: float = 0.2) -> Detections:
+    """Objects, most of them found nearly in their places, and detections of nothing."""
+    generator = np.random.default_rng(seed)
+    given, given_counts, wanted, wanted_counts = [], [], [], []
+    for _ in range(images):
+        count = int(generator.integers(0, 5))
+        corner, sides = generator.uniform(0, 60, (count, 2)), generator.uniform(10, 40, (count, 2))
+        numbers = generator.integers(1, classes + 1, count)
+        crowd = (generator.uniform(size=count) < 0.05).astype(float)
+        wanted += np.column_stack([corner, corner + sides, numbers, sides.prod(axis=1), crowd]).tolist()
+        wanted_counts.append(count)
+        seen = np.flatnonzero(generator.uniform(size=count) > missed)
+        own = np.column_stack(
+            [
+                np.concatenate([corner, corner + sides], 1)[seen] + generator.normal(0, noise, (len(seen), 4)),
+                generator.uniform(0.3, 1, len(seen)),
+                numbers[seen],
+            ]
+        )
+        false = int(generator.integers(0, 3))
+        place = generator.uniform(0, 60, (false, 2))
+        extra = np.column_stack(
+            [place, place + 20, generator.uniform(0.05, 0.7, false), generator.integers(1, classes + 1, false)]
+        )
+        given += [*own.tolist(), *extra.tolist()]
+        given_counts.append(len(own) + false)
+    return Detections(
+        tuple(f"{number}.png" for number in range(images)),
+        np.array(given, np.float32).reshape(-1, 6),
+        np.array(given_counts, np.int64),
+        np.array(wanted, np.float64).reshape(-1, 7),
+        np.array(wanted_counts, np.int64),
+    )
+
+
+def pycocotools_of(found: Detections, folder: Path) -> Any:
+    """As its users call it: a file of instances and a list of results."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    objects, results = [], []
+    images = np.repeat(np.arange(len(found.names)), found.wanted_counts)
+    for number, (image, row) in enumerate(zip(images.tolist(), found.wanted.tolist(), strict=True), 1):
+        box = [row[0], row[1], row[2] - row[0], row[3] - row[1]]
+        one = {"id": number, "image_id": image, "category_id": int(row[4]), "bbox": box}
+        objects.append({**one, "area": row[5], "iscrowd": int(row[6])})
+    images = np.repeat(np.arange(len(found.names)), found.given_counts)
+    for image, row in zip(images.tolist(), found.given.astype(np.float64).tolist(), strict=True):
+        box = [row[0], row[1], row[2] - row[0], row[3] - row[1]]
+        results.append({"image_id": image, "category_id": int(row[5]), "bbox": box, "score": row[4]})
+    document = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(found.names)],
+        "annotations": objects,
+        "categories": [{"id": number, "name": str(number)} for number in range(1, 4)],
+    }
+    (folder / "instances.json").write_text(json.dumps(document))
+    (folder / "results.json").write_text(json.dumps(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / "instances.json"))
+        judge = COCOeval(truth, truth.loadRes(str(folder / "results.json")), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_score_is_pycocotools(seed: int, tmp_path: Path) -> None:
+    found = of_images(seed, 40)
+    judged = boxes.judged(found)
+    theirs = pycocotools_of(found, tmp_path)
+    assert judged.average_precision == pytest.approx(theirs.stats[0], abs=1e-12)
+    assert judged.at_50 == pytest.approx(theirs.stats[1], abs=1e-12)
+    by_class = theirs.eval["precision"][:, :, :, 0, -1].mean(axis=(0, 1))
+    assert judged.per_class[1:] == pytest.approx(by_class.tolist(), abs=1e-12)
+
+
+def repeated(found: Detections, image: int, times: int) -> Detections:
+    """With one image so many times more."""
+    starts = [np.concatenate([[0], np.cumsum(counts)]) for counts in (found.given_counts, found.wanted_counts)]
+    of_given, of_wanted = (slice(start[image], start[image + 1]) for start in starts)
+    given, wanted = found.given[of_given], found.wanted[of_wanted]
+    return Detections(
+        found.names + tuple(f"again {number}" for number in range(times)),
+        np.concatenate([found.given, *[given] * times]),
+        np.concatenate([found.given_counts, [len(given)] * times]),
+        np.concatenate([found.wanted, *[wanted] * times]),
+        np.concatenate([found.wanted_counts, [len(wanted)] * times]),
+    )
+
+
+def test_each_image_moves_the_score_as_its_derivative_says() -> None:
+    """Of many images, one more of the same kind moves the score by its derivative."""
+    found = of_images(5, 150)
+    judged = boxes.judged(found)
+    assert abs(judged.moves.sum()) < 1e-9  # more of all images changes nothing
+    assert judged.shares.sum() == pytest.approx(1)
+    chosen = [*np.argsort(judged.moves)[:4].tolist(), *np.argsort(-judged.moves)[:4].tolist()]
+    seen = [boxes.judged(repeated(found, image, 1)).average_precision - judged.average_precision for image in chosen]
+    assert np.corrcoef(seen, judged.moves[chosen])[0, 1] > 0.98
+    assert np.abs(np.array(seen) / judged.moves[chosen] - 1).max() < 0.5
+
+
+def test_a_detector_that_finds_nothing_scores_nothing() -> None:
+    found = of_images(1, 10)
+    nothing = replace(found, given=found.given[:0], given_counts=np.zeros(10, np.int64))
+    judged = boxes.judged(nothing)
+    assert judged.average_precision == judged.at_50 == 0
+    assert not outputs.is_above_chance(nothing, outputs.scored(nothing, "detection"), "detection")
+    with pytest.raises(DataError, match="not one image has an object"):
+        boxes.judged(replace(found, wanted=found.wanted[:0], wanted_counts=np.zeros(10, np.int64)))
+
+
+@pytest.mark.slow
+def test_a_drop_at_the_limit_passes_and_fails_with_the_chance_of_alpha_at_most() -> None:
+    """Baseline and candidate see the same objects; the candidate misses some more. The true drop is of many images."""
+    alpha, trials, images = 0.05, 200, 120
+
+    def pair(seed: int, count: int) -> tuple[outputs.Scored, outputs.Scored]:
+        one = of_images(seed, count, noise=2.0, missed=0.1)
+        generator = np.random.default_rng(seed + 10**6)
+        kept = generator.uniform(size=len(one.given)) > 0.06
+        image = np.repeat(np.arange(count), one.given_counts)[kept]
+        other = replace(one, given=one.given[kept], given_counts=np.bincount(image, minlength=count))
+        return outputs.scored(one, "detection"), outputs.scored(other, "detection")
+
+    large = [pair(7_000 + number, 1500) for number in range(3)]
+    limit = float(np.mean([before.score - after.score for before, after in large]))
+    passed = failed = 0
+    for trial in range(trials):
+        drop = outputs.drop_between(*pair(trial, images), alpha)
+        passed += drop.upper <= limit
+        failed += drop.lower > limit
+    room = 2.6 * np.sqrt(alpha * (1 - alpha) / trials)
+    assert passed / trials <= alpha + room
+    assert failed / trials <= alpha + room
+
+
+def test_detections_are_kept_as_they_are(tmp_path: Path) -> None:
+    one, other = of_images(0, 4), of_images(1, 3)
+    chunk = joined([Chunk(0, 4, one, ()), Chunk(4, 7, other, ("x.png: broken",))])
+    (tmp_path / "kept.npz").write_bytes(encode(chunk))
+    again = decode(tmp_path / "kept.npz")
+    assert isinstance(again.predictions, Detections)
+    assert again.predictions.names == one.names + other.names
+    assert np.array_equal(again.predictions.given, np.concatenate([one.given, other.given]))
+    assert again.corrupt == ("x.png: broken",)
+    broken = replace(one, given_counts=one.given_counts + 1)
+    (tmp_path / "broken.npz").write_bytes(encode(Chunk(0, 4, broken, ())))
+    with pytest.raises(DataError, match="boxes are of other images"):
+        decode(tmp_path / "broken.npz")
+
+
+def test_categories_are_found_by_name_or_by_their_ids(tmp_path: Path) -> None:
+    images, file = drawn(tmp_path, 5)
+    source = sources.open_source(str(images))
+    by_id = coco_files.boxed(source, file, None, 4)
+    assert by_id.boxes is not None
+    assert any("ids are taken for the numbers" in note for note in by_id.notes)
+    by_name = coco_files.boxed(source, file, {"nothing": 0, "blue": 1, "red": 2}, 3)
+    assert by_name.boxes is not None
+    for one, other in zip(by_id.boxes.wanted, by_name.boxes.wanted, strict=True):
+        assert np.array_equal(one[:, 4], 3 - other[:, 4])
+        assert np.array_equal(one[:, :4], other[:, :4])
+    assert by_id.sha256 != by_name.sha256
+    assert sources.subset(by_id, 2).boxes is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"categories": [{"id": 1, "name": "red"}, {"id": 9, "name": "blue"}]}, "a category with the id 9"),
+        ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [0, 0, 1, 1]}]}, "category 7, which"),
+        ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, -1, 1]}]}, "expected x, y, width, height"),
+        ({"annotations": 5}, "is no COCO file"),
+        ({"images": [{"id": 1, "file_name": "other.png"}]}, "names none of the 3 images"),
+    ],
+)
+def test_a_file_that_is_no_coco_file_of_these_images_is_refused(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    images, file = drawn(tmp_path, 3)
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DataError, match=reason) as raised:
+        coco_files.boxed(sources.open_source(str(images)), file, None, 4)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,291 @@
+"""`--task detect` from end to end: what is exported, evaluated and predicted, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectors import detector, drawn, found_by, on_timm, saved
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+import convnext_deploy
+from convnext_deploy import api
+from convnext_deploy.data import preprocess
+from convnext_deploy.errors import DataError, UsageError, WeightsError
+from convnext_deploy.formats import get
+from convnext_deploy.records.manifest import Preprocessing
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return detector()
+
+
+def exported(weights: Any, out: Path, **arguments: Any) -> Any:
+    return api.export(weights, task="detect", out=out, batch=(1, 2, 4), **{"image_size": SIZE} | arguments)
+
+
+def run(artifact: Any, pixels: Any) -> tuple[Any, ...]:
+    facts = artifact.manifest
+    return convnext_deploy.load(artifact.path).run(preprocess.as_input(pixels, facts.preprocessing, facts.export.input))
+
+
+def assert_equal(found: tuple[Any, ...], expected: list[dict[str, torch.Tensor]]) -> None:
+    boxes, scores, labels = found
+    for index, one in enumerate(expected):
+        count = len(one["scores"])
+        assert (scores[index] > 0).sum() == count
+        assert np.abs(scores[index, :count] - one["scores"].numpy()).max() < 1e-5
+        assert np.abs(boxes[index, :count] - one["boxes"].numpy()).max() < 1e-3
+        assert (labels[index, :count] == one["labels"].numpy()).all()
+        assert (labels[index, count:] == -1).all()
+        assert not boxes[index, count:].any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [
+        ("retinanet", "eager"),
+        ("fcos", "eager"),
+        ("retinanet", "onnx"),
+        pytest.param("fcos", "onnx", marks=pytest.mark.slow),
+        pytest.param("retinanet", "openvino", marks=pytest.mark.slow),
+        pytest.param("fcos", "openvino", marks=pytest.mark.slow),
+    ],
+)
+def test_an_artifact_finds_what_torchvision_finds(kind: str, format: str, tmp_path: Path) -> None:
+    model = detector(kind)
+    made = exported(model, tmp_path / "made", format=format)
+    facts = made.manifest
+    assert facts.oracle is not None
+    assert facts.oracle.name.startswith("torchvision")
+    assert facts.oracle.relative_error is not None
+    assert facts.read_back is not None
+    assert not facts.read_back.failures
+    assert facts.parity[0].top1_agreement == 1.0
+    assert [output.name for output in facts.outputs] == ["boxes", "scores", "labels"]
+    pixels = preprocess.probe_images(3, SIZE, 2)
+    assert_equal(run(made, pixels), found_by(model, pixels))
+
+
+def test_an_artifact_of_any_size_finds_what_torchvision_finds(tmp_path: Path) -> None:
+    """Sides that are no multiples of 32 are filled up, and boxes end at the image."""
+    made = exported(detector(), tmp_path / "made", format="eager", dynamic_image_size=True)
+    assert {parity.image_size for parity in made.manifest.parity} == {SIZE, (32, 32), (191, 255)}
+    pixels = preprocess.probe_images(3, (70, 101), 2)
+    assert_equal(run(made, pixels), found_by(detector(min_size=70, max_size=101), pixels))
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_formats_that_capture_take_a_detector_for_one_size(format: str, model: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"format {format} takes a detector for one size"):
+        exported(model, tmp_path / "made", format=format, dynamic_image_size=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"first": 2, "extra": LastLevelP6P7(64, 64)},  # P3 to P7, P6 made of P5
+        {"first": 2, "extra": LastLevelP6P7(40, 64)},  # P6 made of the backbone's last map
+        {"kind": "fcos", "first": 2, "extra": LastLevelP6P7(64, 64)},
+    ],
+)
+def test_pyramids_with_more_levels_are_torchvisions(arguments: dict[str, Any], tmp_path: Path) -> None:
+    model = detector(**arguments)
+    made = exported(model, tmp_path / "made", format="eager", image_size=(64, 93))
+    pixels = preprocess.probe_images(3, (64, 93), 2)
+    assert_equal(run(made, pixels), found_by(model, pixels))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "precision"), [("onnx", "fp16"), ("openvino", "bf16"), ("eager", "bf16")])
+def test_half_precision_is_verified_beside_the_same_type(
+    format: str, precision: Any, model: Any, tmp_path: Path
+) -> None:
+    made = exported(model, tmp_path / "made", format=format, precision=precision)
+    assert [parity.reference for parity in made.manifest.parity] == ["source", "type"]
+    assert not any(parity.failures for parity in made.manifest.parity)
+
+
+def test_timms_convnext_below_the_pyramid_is_found(tmp_path: Path) -> None:
+    model = on_timm()
+    made = exported(model, tmp_path / "made", format="eager")
+    assert made.manifest.weights.layout == "timm_features"
+    assert made.manifest.oracle.name.startswith("torchvision")
+    pixels = preprocess.probe_images(3, SIZE, 2)
+    assert_equal(run(made, pixels), found_by(model, pixels))
+
+
+def test_raw_pixels_of_whole_tiles_are_taken(model: Any, tmp_path: Path) -> None:
+    made = exported(model, tmp_path / "made", format="eager", input="uint8")
+    pixels = preprocess.probe_images(3, SIZE, 2)
+    assert_equal(run(made, pixels), found_by(model, pixels))
+
+
+def test_raw_pixels_that_have_to_be_filled_up_are_refused(model: Any, tmp_path: Path) -> None:
+    """The mean of the training images is between two numbers of a byte."""
+    with pytest.raises(UsageError, match="multiples of 32"):
+        exported(model, tmp_path / "made", format="eager", input="uint8", image_size=(64, 90))
+
+
+def test_a_state_dict_says_what_is_assumed(model: Any, tmp_path: Path) -> None:
+    lines: list[str] = []
+    file = saved(model, tmp_path / "model.pth")
+    made = exported(file, tmp_path / "made", format="eager", say=lines.append)
+    (assumed,) = (line for line in lines if line.startswith("assumed"))
+    for name in ("anchor_sizes", "score_thresh 0.05", "nms_thresh 0.5", "min_size 800", "mean"):
+        assert name in assumed
+    assert made.manifest.provenance["nms_thresh"].how == "assumed"
+
+
+def test_a_configuration_says_what_the_tensors_do_not(model: Any, tmp_path: Path) -> None:
+    config = tmp_path / "detector.json"
+    labels = ["background", "red", "blue", "green"]
+    config.write_text(json.dumps({"score_thresh": 0.7, "nms_thresh": 0.3, "detections_per_img": 7, "labels": labels}))
+    file = saved(model, tmp_path / "model.pth")
+    made = exported(file, tmp_path / "made", format="eager", config=config)
+    assert made.manifest.labels == tuple(labels)
+    assert made.manifest.outputs[0].shape == ("batch", 7, 4)
+    assert made.manifest.provenance["nms_thresh"].how == "known"
+    pixels = preprocess.probe_images(3, SIZE, 2)
+    wanted = detector(score_thresh=0.7, nms_thresh=0.3, detections_per_img=7)
+    assert_equal(run(made, pixels), found_by(wanted, pixels))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"score_tresh": 0.3, "nms_thresh": 0.5}, "unknown name 'score_tresh'"),
+        ({"anchor_sizes": [[32], [64], [128]]}, "5 levels"),
+        ({"anchor_sizes": [[8], [16], [32], [64], [128]]}, "say anchor_sizes and aspect_ratios"),
+        ({"score_thresh": 2}, "what is said of its detector"),
+        ({"score_thresh": 0.5, "labels": ["red"]}, "1 labels for 4 classes"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_tensors_is_refused(
+    content: dict[str, Any], reason: str, model: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "detector.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=reason) as raised:
+        exported(
+            saved(model, tmp_path / "model.pth"), tmp_path / "made", format="eager", config=tmp_path / "detector.json"
+        )
+    assert "\n" not in str(raised.value)
+
+
+def test_detectors_of_two_stages_and_other_files_are_refused_by_name(model: Any, tmp_path: Path) -> None:
+    state = model.state_dict()
+    two = {name: value for name, value in state.items() if not name.startswith("head.")}
+    two |= {"rpn.head.conv.0.0.weight": torch.zeros(1), "roi_heads.box_head.fc6.weight": torch.zeros(1)}
+    for changed, reason in (
+        (two, "a Faster or Mask R-CNN"),
+        ({name: value for name, value in state.items() if ".fpn." not in name}, "BackboneWithFPN"),
+        (state | {"head.classification_head.conv.0.1.running_mean": torch.zeros(1)}, "of a norm"),
+    ):
+        with pytest.raises(WeightsError, match=reason):
+            exported(changed, tmp_path / "made", format="eager")
+    with pytest.raises(WeightsError, match="--weights random has no detector"):
+        exported("random", tmp_path / "made", variant="atto", format="eager")
+
+
+def test_nothing_to_find_is_refused_before_the_build(tmp_path: Path) -> None:
+    """An artifact that finds nothing either would prove nothing."""
+    with pytest.raises(DataError, match="detects nothing on the 4 images") as raised:
+        exported(detector(score_thresh=0.999), tmp_path / "made", format="eager")
+    assert "--verify-data" in str(raised.value)
+
+
+@pytest.mark.parametrize("format", ["native", "torchscript", "pt2", "aotinductor"])
+def test_formats_that_were_not_tried_refuse_in_one_line(format: str, model: Any, tmp_path: Path) -> None:
+    assert "detect" not in get(format).tasks
+    with pytest.raises(UsageError, match="does not take --task detect") as raised:
+        exported(model, tmp_path / "made", format=format)
+    assert "onnx" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+# What is done with an artifact ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def eager(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return exported(model, tmp_path_factory.mktemp("eager") / "made", format="eager")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return drawn(tmp_path_factory.mktemp("drawn"), 7)
+
+
+def test_predict_gives_boxes_in_the_pixels_of_each_image(
+    eager: Any, labelled: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The pixels that a box is in are those of the file, whatever the image was resized to."""
+    from PIL import Image
+
+    result = api.predict(eager.path, str(labelled[0]), top=3, out=tmp_path / "found.csv")
+    assert result.problem == "detection"
+    with Image.open(labelled[0] / "001.png") as image:
+        facts = eager.manifest.preprocessing
+        boxes, scores, labels = run(eager, preprocess.transform(facts, SIZE, 3)(image)[None])
+        sides = (image.height, image.width)
+    resized = preprocess.fitted_sides(sides, SIZE)
+    assert resized[1] < SIZE[1]  # the rest is filled up
+    for index, box in enumerate(result.predictions[1].boxes):
+        assert (box.number, box.score) == (labels[0, index], pytest.approx(scores[0, index], abs=1e-6))
+        scale = np.array([sides[1] / resized[1], sides[0] / resized[0]] * 2)
+        wanted = np.clip(boxes[0, index] * scale, 0, [sides[1], sides[0]] * 2)
+        assert (box.left, box.top, box.right, box.bottom) == pytest.approx(wanted.tolist(), abs=1e-3)
+    lines = (tmp_path / "found.csv").read_text().splitlines()
+    assert lines[0] == "image,rank,number,name,score,left,top,right,bottom"
+    assert len(lines) == 1 + 3 * 7
+
+
+@pytest.mark.parametrize("sides", [(61, 89), (480, 640), (500, 333), (20, 30)])
+def test_images_are_resized_as_torchvision_resizes_them(sides: tuple[int, int], model: Any) -> None:
+    """But for the rounding to whole numbers of a byte."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*sides, 3)).astype(np.uint8)
+    facts = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_mode="fit")
+    found = preprocess.transform(facts, SIZE, 3)(Image.fromarray(pixels))
+    scale = min(np.float32(SIZE[0]) / np.float32(sides[0]), np.float32(SIZE[1]) / np.float32(sides[1]))
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(),
+        scale_factor=float(scale),
+        mode="bilinear",
+        recompute_scale_factor=True,
+        align_corners=False,
+    )[0].numpy()
+    height, width = wanted.shape[1:]
+    assert preprocess.fitted_sides(sides, SIZE) == (height, width)
+    assert np.abs(found[:, :height, :width] - wanted).max() <= 0.502
+    rest = np.array([124, 116, 104])[:, None]
+    assert (found[:, height:].reshape(3, -1) == rest).all()
+    assert (found[:, :, width:].reshape(3, -1) == rest).all()
+
+
+def test_eval_gives_cocos_average_precision_and_resumes(
+    eager: Any, labelled: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocotools")
+    images, file = labelled
+    result = api.evaluate(eager.path, str(images), annotations=file, out=tmp_path / "result")
+    assert result.problem == "detection"
+    assert result.images == 7
+    assert result.score is not None
+    assert result.average_precision_50 is not None
+    assert 0 <= result.score <= result.average_precision_50 <= 1
+    again = api.gate(baseline=tmp_path / "result.json", candidate=tmp_path / "result.json", limits={"max_drop": 5})
+    assert again.baseline_score == again.candidate_score  # type: ignore[union-attr]
+
+
+def test_eval_says_what_a_detector_needs(eager: Any, labelled: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match="is a detector; give --annotations FILE"):
+        api.evaluate(eager.path, str(labelled[0]))
+    with pytest.raises(UsageError, match="the model is a detector"):
+        api.evaluate(eager.path, str(labelled[0]), annotations=labelled[1], problem="multi-label")
