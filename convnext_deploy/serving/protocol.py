@@ -104,7 +104,7 @@ def _tensor(tensor: RequestTensor, rest: memoryview, datatype: str) -> NDArray[A
             raise InputError(f"input {tensor.name} has values that are no whole numbers from 0 to 255")
         with np.errstate(over="ignore"):  # becomes infinite, which is refused
             return wide.reshape(shape).astype(dtype)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # the last: a whole number of 400 digits
         raise InputError(f"input {tensor.name} has data that are not numbers in equal rows") from None
 
 

@@ -21,7 +21,8 @@ from PIL import Image, features
 from convnext_deploy.accuracy import evaluation as evaluate
 from convnext_deploy.accuracy import gate
 from convnext_deploy.accuracy import predictions as predicted
-from convnext_deploy.data import decoding, sources
+from convnext_deploy.data import decoding, jxl, masks, sources
+from convnext_deploy.data.image_source import Masks
 from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits
 
@@ -86,6 +87,40 @@ def read_image(content: bytes, folder: Path) -> None:
         assert decoding.decoded(content).mode not in ("I;16", "I", "F")
     except decoding.UnreadableImage as error:
         check_is_a_line(error)
+
+
+def mask_files() -> list[bytes]:
+    numbers = np.random.default_rng(0).integers(0, 5, (9, 7)).astype(np.int32)
+    made = [masks.written(numbers, most=5, reduce_labels=False), masks.written(numbers, most=300, reduce_labels=True)]
+    for kind in ("PNG", "TIFF", "BMP", "GIF"):
+        file = io.BytesIO()
+        Image.fromarray(numbers.astype(np.uint8)).save(file, kind)
+        made.append(file.getvalue())
+    return made
+
+
+def read_mask(content: bytes, folder: Path) -> None:
+    (folder / "mask.png").write_bytes(content)
+    for reduce in (False, True):
+        try:
+            found = masks.read(Masks((folder / "mask.png",), 255, reduce), 0, 5)
+            assert ((found >= 0) & (found < 5) | (found == masks.IGNORED)).all()
+        except ConvNextDeployError as error:
+            check_is_a_line(error)
+
+
+def jxl_heads() -> list[bytes]:
+    """Of 8 and of 600 pixels a side, bare and in boxes; what follows is no image."""
+    bare = [b"\xff\x0a\x01" + bytes(20), b"\xff\x0a\x5c\x12" + bytes(range(20))]
+    boxes = jxl.CONTAINER + b"\r\n\x87\n\x00\x00\x00\x14ftypjxl \x00\x00\x00\x00jxl "
+    parts = [boxes + b"\0\0\0\x20jxlc" + bare[0], boxes + b"\0\0\0\1jxlp\0\0\0\0\0\0\0\x2c\0\0\0\0" + bare[1]]
+    return bare + parts
+
+
+def read_jxl(content: bytes, folder: Path) -> None:
+    sides = jxl.sides(content)
+    assert sides is None or (len(sides) == 2 and min(sides) >= 0)
+    read_image(content, folder)
 
 
 def tars() -> list[bytes]:
@@ -214,6 +249,8 @@ def read_old_predictions(content: bytes, folder: Path) -> None:
 
 KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None]]] = {
     "image": (images, read_image),
+    "mask": (mask_files, read_mask),
+    "jxl": (jxl_heads, read_jxl),
     "tar": (tars, read_tar),
     "parquet": (parquets, read_parquet),
     "result": (results, read_result),
