@@ -48,9 +48,10 @@ def after_export(path: Path, found: "Manifest", data: Sequence[str]) -> tuple[st
     bench = command("bench", path, *sizes, *where)
     if found.weights.random:
         return (bench,)
-    if found.model.task not in ("classify", "segment"):
+    if found.model.task not in ("classify", "segment", "detect"):
         return (command("predict", path, "IMAGE", "--out", f"{path}.npz", *where), bench)
-    labelled = data or ("--data", "IMAGES")
+    boxes = () if found.model.detection is None else ("--annotations", "INSTANCES.json")
+    labelled = data or ("--data", "IMAGES", *boxes)
     return (
         command("predict", path, "IMAGE", *where),
         command("eval", path, *labelled, "--out", f"{path}-eval", *where),
