@@ -40,7 +40,7 @@ class BuildPy(build_py):
 
 
 class Wheel(bdist_wheel):
-    machine = None  # that the library is for
+    machine = ""  # that the library is for, where it is not this one
 
     def run(self):
         wish = os.environ.get(VARIABLE, "")
@@ -64,9 +64,9 @@ class Wheel(bdist_wheel):
 
     def get_tag(self):
         python, abi, platform = super().get_tag()
-        if self.machine is None:
+        if self.root_is_pure:
             return python, abi, platform
-        return "py3", "none", f"linux_{self.machine}"
+        return "py3", "none", f"linux_{self.machine}" if self.machine else platform
 
 
 setup(cmdclass={"build_py": BuildPy, "bdist_wheel": Wheel})

@@ -1,6 +1,6 @@
 """Arguments of the public functions: the forms that people pass, as the one form that is computed with.
 
-Each function here takes the argument's name and value, gives the value in its one form, or refuses it in a line that
+Each function here takes the argument's name and value, returns the value in its one form, or refuses it in a line that
 says what was given and what is expected. They look at nothing but the value: no file is opened and no package is
 imported, so that whatever is wrong with a request is said before any work.
 """
@@ -67,7 +67,7 @@ def _refused(name: str, value: object, expected: str) -> UsageError:
 
 
 def _items(value: Any) -> list[Any] | None:
-    """What a list, a tuple or an array holds; None of everything else, texts and loaders of images among it."""
+    """What a list, a tuple or an array contains; None of everything else, texts and loaders of images among it."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None

@@ -32,7 +32,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 MADE = "<!-- Made by scripts/make_reference.py from {}; run `make reference`, do not edit. -->"
 Record = type[msgspec.Struct]
 
-# Files, in the order in which a user meets them: name, who writes it, the record that it holds.
+# Files, in the order in which a user meets them: name, who writes it, the record that it contains.
 FILES: list[tuple[str, str, Record]] = [
     ("manifest.json", "`export` and `refit`, in every artifact folder", manifest.Manifest),
     ("OUT.json of eval", "`eval --out OUT`", accuracy.EvalResult),

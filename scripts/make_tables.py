@@ -26,7 +26,9 @@ WHERE = ROOT / "benchmarks" / "results" / "2026-11-22-where-time-goes.jsonl"
 SWIN = ROOT / "benchmarks" / "results" / "2026-11-23-swin.jsonl"
 NATIVE = ROOT / "benchmarks" / "results" / "2026-11-23-native.jsonl"
 ZEN5 = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5.jsonl"
+ZEN5_OTHERS = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5-v2-base.jsonl"
 AVX2 = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5-as-avx2.jsonl"
+FORMATS = ROOT / "benchmarks" / "results" / "2026-11-27-formats-zen5.jsonl"
 PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "docs" / "design" / "native.md"]
 BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
 
@@ -57,8 +59,8 @@ def cpu(results: Path) -> str:
         line, error = [name], ""
         for model, batch, threads in settings:
             row = cells.get((model, name, batch, threads))
-            ours = cells[model, f"`native` {name.split()[-1]}", batch, threads]
-            if row is None or row.median_ms is None or ours.median_ms is None:
+            ours = cells.get((model, f"`native` {name.split()[-1]}", batch, threads))
+            if row is None or ours is None or row.median_ms is None or ours.median_ms is None:
                 line += ["", ""]
                 continue
             error = error or ("" if row.parity is None else f"{row.parity:.2g}")
@@ -92,7 +94,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "swin": swin,
     "cpu": partial(cpu, NATIVE),
     "cpu-zen5": partial(cpu, ZEN5),
+    "cpu-zen5-v2-base": partial(cpu, ZEN5_OTHERS),
     "cpu-avx2": partial(cpu, AVX2),
+    "formats": partial(cpu, FORMATS),
 }
 
 

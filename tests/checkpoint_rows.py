@@ -4,6 +4,7 @@
 """
 
 import importlib.metadata
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from reference_models import (
 )
 from references import DEPTHS, DIMS, Official, State, images, randomize_, relative_error
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from convnext_deploy.errors import WeightsError
 from convnext_deploy.models.checkpoint import load
@@ -104,7 +106,10 @@ def averaged(_: Path) -> Made:
 
 
 def of_transformers(kind: str, folder: Path, **arguments: Any) -> nn.Module:
-    config = getattr(transformers, f"{kind.removesuffix('Model').removesuffix('Backbone')}Config")(**SIZES, **arguments)
+    config = getattr(
+        transformers,
+        f"{kind.removesuffix('Model').removesuffix('Backbone').removesuffix('ForImageClassification')}Config",
+    )(**SIZES, **arguments)
     model: Any = randomize_(getattr(transformers, kind)(config))
     model.save_pretrained(folder / "folder")
     return model
@@ -205,6 +210,62 @@ def pickled(folder: Path) -> Made:
     return folder / "checkpoint.pt", of(model)[1]
 
 
+def beside_objects(_: Path) -> Made:
+    model = of_timm()
+    content = {"state_dict": model.state_dict(), "root": Path("/data"), "log": defaultdict(list, loss=[0.5])}
+    return content, of(model)[1]
+
+
+def of_mmengine(_: Path) -> Made:
+    """Its EMAHook puts the averaged weights into `state_dict`, and those that were trained into the other."""
+    averaged, trained = (randomize_(Official(DEPTHS, DIMS, False, CLASSES), seed) for seed in (0, 1))
+    content = {
+        "meta": {"mmengine_version": "0.10.7"},
+        "state_dict": mmpretrain(averaged.state_dict()),
+        "ema_state_dict": prefixed(mmpretrain(trained.state_dict()), "module."),
+    }
+    return content, of(averaged)[1]
+
+
+def pruned(_: Path) -> Made:
+    model = of_timm()
+    for module in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
+        prune.random_unstructured(module, "weight", 0.3)
+    return of(model)
+
+
+def with_norm(norm: Callable[..., nn.Module]) -> Callable[[Path], Made]:
+    def make(_: Path) -> Made:
+        model: Any = of_timm()
+        norm(model.head.fc)
+        return of(model.eval())
+
+    return make
+
+
+def of_timm_wrapper(folder: Path) -> Made:
+    sizes = {"depths": list(DEPTHS), "dims": list(DIMS)}
+    config = transformers.TimmWrapperConfig(architecture="convnext_atto", model_args=sizes, num_labels=CLASSES)
+    model: Any = randomize_(transformers.TimmWrapperForImageClassification(config))
+    model.save_pretrained(folder / "folder")
+    return folder / "folder", of(model, call=lambda x: model(x).logits)[1]
+
+
+def with_activation(folder: Path) -> Made:
+    model = of_transformers("ConvNextForImageClassification", folder, hidden_act="gelu_new", num_labels=CLASSES)
+    return folder / "folder", of(model, call=lambda x: model(x).logits)[1]
+
+
+def longer_classifier(_: Path) -> Made:
+    model: Any = torchvision_model(DEPTHS, DIMS)
+    model.classifier = nn.Sequential(*model.classifier[:2], nn.Dropout(), nn.Linear(DIMS[3], CLASSES))
+    return of(randomize_(model))
+
+
+def with_entry(key: str, value: Tensor) -> Callable[[Path], Made]:
+    return lambda _: of((m := of_timm()), m.state_dict() | {key: value})
+
+
 REBUILT = "the published code rebuilt"
 RELU = {"head_activation": "relu"}
 
@@ -234,15 +295,30 @@ ROWS = (
     Row("the same with `--weights-key model.`", "linear", "timm", "classify",
         lambda _: of((m := of_timm()), prefixed(m.state_dict(), "model.") | {"loss.weight": torch.ones(CLASSES)}),
         {"weights_key": "model."}),
+    Row("paths and logs beside the weights", "linear", "timm", "classify", beside_objects),
+    Row("pruned, with masks", "linear", "timm", "classify", pruned),
+    Row("weight norm", "linear", "timm", "classify", with_norm(parametrizations.weight_norm)),
+    Row("spectral norm", "linear", "timm", "classify", with_norm(parametrizations.spectral_norm)),
+    Row("LoRA, not merged", "linear", "timm", "classify",
+        with_entry("base_model.model.stages.0.blocks.0.mlp.fc1.lora_A.default.weight", torch.ones(1))),
+    Row("quantized by bitsandbytes", "linear", "timm", "classify",
+        with_entry("stages.0.blocks.0.mlp.fc1.weight.absmax", torch.ones(1))),
+    Row("GeM pooling", "linear", "timm", "classify", with_entry("head.global_pool.p", torch.ones(1))),
+    Row("timm", "linear without a bias", "timm", "classify",
+        lambda _: of((m := of_timm()), {k: v for k, v in m.state_dict().items() if k != "head.fc.bias"})),
     Row("official, V1", "linear", REBUILT, "classify", official(False)),
     Row("official, V2", "linear", REBUILT, "classify", official(True)),
     Row("mmpretrain", "linear", REBUILT, "classify", of_mmpretrain),
+    Row("mmengine, with its average", "linear", REBUILT, "classify", of_mmengine),
     Row("mmdetection, mmsegmentation", "a norm a map", REBUILT, "features", detector),
     Row("torchvision", "linear", "torchvision", "classify",
         lambda _: of(randomize_(torchvision_model(DEPTHS, DIMS)))),
+    Row("torchvision", "dropout, linear added", "torchvision", "classify", longer_classifier),
     Row("torchvision, `BackboneWithFPN`", "none", "torchvision", "features", torchvision_features),
     Row("transformers, V1", "linear", "transformers", "classify", transformers_classifier(False)),
     Row("transformers, V2", "linear", "transformers", "classify", transformers_classifier(True)),
+    Row("transformers, `hidden_act` of `gelu_new`", "linear", "transformers", "classify", with_activation),
+    Row("transformers around timm", "linear", "transformers", "classify", of_timm_wrapper),
     Row("transformers, `ConvNextBackbone`", "a norm a map", "transformers", "features", backbone),
     Row("transformers, UPerNet", "a norm a map", "transformers", "features", upernet),
     Row("transformers, UPerNet, V1", "UPerNet's", "transformers", "segment", segmenter(False)),

@@ -18,7 +18,8 @@ def nodes(count: int = 2, cpus: int = 2) -> Iterator[Any]:
         pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
-    with mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0"}):
+    # Beside other tests a node needs longer to start than the 30 s that Ray gives it.
+    with mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
         try:
             for _ in range(count - 1):

@@ -1,6 +1,6 @@
 """Export's own comparison, kept in the artifact so that it can be made again on any machine that opens it.
 
-The file holds the reference's outputs on the first bundled images, and the limits that export's verification set. A
+The file contains the reference's outputs on the first bundled images, and the limits that export's verification set. A
 machine whose processor, driver or runtime computes something else is found by it before the first answer.
 """
 

@@ -39,7 +39,7 @@ def timm_model(state: State, config: Mapping[str, Any], loaded: "Loaded") -> Bui
     spec = loaded.model.spec
     state, norms = _split_level_norms(_in_official_names(state), spec)
     # Linears as 1x1 convolutions: timm's filter would look for their shapes in a model, which is not made yet.
-    wide = {k: v[..., None, None] if v.ndim == 2 and "pwconv" in k else v for k, v in state.items()}
+    wide = {k: v[..., None, None] if v.ndim == 2 and ("pwconv" in k or ".mlp.fc" in k) else v for k, v in state.items()}
     state = convnext.checkpoint_filter_fn(wide, None)
     name = config.get("architecture") or loaded.model.spec.architecture
     arguments: dict[str, Any] = {**(config.get("model_args") or {})}

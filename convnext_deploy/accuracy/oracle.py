@@ -23,7 +23,7 @@ from ..errors import ParityError, plain
 from ..models import beside
 from ..models.files import read_file
 from ..models.names import LAYOUTS
-from ..records.manifest import OracleRecord
+from ..records.manifest import ModelSpec, OracleRecord
 from . import detector_oracle
 from .library_models import BUILDERS, NotBuilt, State, upernet
 
@@ -69,7 +69,7 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
             model, call = detector_oracle.of_torchvision(state, body, loaded)
         else:
             model, call = BUILDERS[library](_bare(state, origin.layout), origin.config, loaded)
-    except (NotBuilt, RuntimeError, TypeError, ValueError, KeyError, StopIteration) as reason:
+    except (NotBuilt, RuntimeError, TypeError, ValueError, KeyError, AttributeError, StopIteration) as reason:
         return _self(f"{library} does not take the file: {plain(reason)}")
     with torch.inference_mode():
         outputs = call(model.eval(), torch.from_numpy(images))
@@ -138,30 +138,13 @@ def _pixels(loaded: "Loaded", library: str) -> str | None:
     spec, facts, origin = loaded.model.spec, loaded.preprocessing, loaded.origin
     if origin is None or spec.in_chans not in (1, 3) or origin.overridden:
         return None
-    theirs: Callable[[Image.Image], NDArray[np.float32]]
-    own = origin.config.get("pretrained_cfg")
-    if library == "timm":
-        if not isinstance(own, Mapping):
+    try:
+        theirs = _preparation(origin.config, spec, library)
+        if theirs is None:
             return None
-        from timm.data import create_transform, resolve_data_config
-
-        at_test = list(own.get("test_input_size") or ())[-2:] == list(spec.image_size)
-        if not at_test and list(own.get("input_size") or ())[-2:] != list(spec.image_size):
-            return None
-        transform = create_transform(**resolve_data_config(pretrained_cfg=dict(own), use_test_size=at_test))
-        theirs = lambda image: np.asarray(transform(image))  # noqa: E731 - a name of its own says no more
-    elif isinstance(origin.config.get("preprocessor"), Mapping):
-        import transformers
-
-        given = origin.config["preprocessor"]
-        named = given.get("image_processor_type") or given.get("feature_extractor_type") or "ConvNextImageProcessor"
-        kind = getattr(transformers, str(named).replace("FeatureExtractor", "ImageProcessor"), None)
-        if kind is None:
-            return None
-        processor: Any = kind(**{k: v for k, v in given.items() if not k.endswith("_type")})
-        theirs = lambda image: np.asarray(processor(image, return_tensors="np")["pixel_values"][0])  # noqa: E731
-    else:
-        return None
+        theirs(Image.new("L" if spec.in_chans == 1 else "RGB", (8, 8)))
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return None  # a configuration that its own library does not take
     ours = preprocess.transform(facts, spec.image_size, spec.in_chans)
     files = sorted((Path(__file__).parent.parent / "data" / "images").glob("*.jpg"))[:PHOTOGRAPHS]
     for file in files:
@@ -169,7 +152,7 @@ def _pixels(loaded: "Loaded", library: str) -> str | None:
             image = photograph.convert("L" if spec.in_chans == 1 else "RGB")
         found, expected = preprocess.as_input(ours(image)[None], facts, "float32")[0], theirs(image)
         if found.shape != expected.shape:
-            if library == "transformers":  # another image size was asked for than its processor gives
+            if library == "transformers":  # another image size was asked for than its processor returns
                 return None
             raise ParityError(f"{library} prepares {expected.shape} of a photograph, ours is {found.shape}")
         error = float(np.abs(found - expected).mean())
@@ -180,3 +163,31 @@ def _pixels(loaded: "Loaded", library: str) -> str | None:
                 "--interpolation, or report a bug"
             )
     return library
+
+
+def _preparation(
+    config: Mapping[str, Any], spec: ModelSpec, library: str
+) -> Callable[[Image.Image], NDArray[np.float32]] | None:
+    """What the library itself makes of an image, by the configuration beside the checkpoint, where it says one."""
+    own = config.get("pretrained_cfg")
+    if library == "timm":
+        if not isinstance(own, Mapping):
+            return None
+        from timm.data import create_transform, resolve_data_config
+
+        at_test = list(own.get("test_input_size") or ())[-2:] == list(spec.image_size)
+        if not at_test and list(own.get("input_size") or ())[-2:] != list(spec.image_size):
+            return None
+        transform = create_transform(**resolve_data_config(pretrained_cfg=dict(own), use_test_size=at_test))
+        return lambda image: np.asarray(transform(image))
+    if isinstance(config.get("preprocessor"), Mapping):
+        import transformers
+
+        given = config["preprocessor"]
+        named = given.get("image_processor_type") or given.get("feature_extractor_type") or "ConvNextImageProcessor"
+        kind = getattr(transformers, str(named).replace("FeatureExtractor", "ImageProcessor"), None)
+        if kind is None:
+            return None
+        processor: Any = kind(**{k: v for k, v in given.items() if not k.endswith("_type")})
+        return lambda image: np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
+    return None

@@ -172,7 +172,7 @@ def _intersections_over_unions(found: Segments) -> Scored:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """By how much a candidate's score lies below the baseline's, with one-sided bounds."""
+    """By how much a candidate's score is below the baseline's, with one-sided bounds."""
 
     value: float
     lower: float
@@ -184,7 +184,7 @@ def drop_between(baseline: Scored, candidate: Scored, alpha: float) -> Drop:
     """The drop of two models that saw the same images.
 
     Bounds are normal ones, widened by what chance can hide where nothing has changed: of a change that costs an image
-    all that it holds, a share of 1 - alpha^(1/N) is seen on none of N images with probability alpha. N is Kish's
+    all that it contains, a share of 1 - alpha^(1/N) is seen on none of N images with probability alpha. N is Kish's
     effective number, because a rare label is held by few images. The two are independent, so their squares are added;
     how often a drop at the limit passes then is simulated in `tests/accuracy/test_outputs.py`.
     """

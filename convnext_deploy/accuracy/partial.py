@@ -11,7 +11,7 @@ from ..artifact.manifest import Artifact, write_file
 from ..data import sources
 from ..errors import DataError, UsageError, plain
 from ..records.accuracy import EvalResult, ScoreResult
-from ..records.base import Goal, Record, Sha256
+from ..records.base import MAX_RESULTS_BYTES, Goal, Record, Sha256, content_of
 from .predictions import SUFFIX, Chunk, decode
 
 IDENTITY_NAME = "identity.json"
@@ -39,7 +39,7 @@ def read_any(path: Path) -> EvalResult | ScoreResult:
         DataError: the file cannot be read, or is not one of this version.
     """
     try:
-        content = path.read_bytes()
+        content = content_of(path, MAX_RESULTS_BYTES)
         if msgspec.json.decode(content, type=_Kind).problem in SCORED:
             return msgspec.json.decode(content, type=ScoreResult)
         return msgspec.json.decode(content, type=EvalResult)
@@ -70,7 +70,7 @@ def opened(out: Path, artifact: Artifact, source: sources.ImageSource, problem: 
         if not any(folder.iterdir()):
             write_file(folder / IDENTITY_NAME, msgspec.json.encode(identity))
             return folder
-        found = msgspec.json.decode((folder / IDENTITY_NAME).read_bytes(), type=Identity)
+        found = msgspec.json.decode(content_of(folder / IDENTITY_NAME), type=Identity)
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out") from None
     except OSError as error:

@@ -190,7 +190,7 @@ def decode(path: Path) -> Chunk:
     """What `encode` wrote, or the Parquet file that it wrote up to version 0.1.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        DataError: the file cannot be read, or contains something else.
         MissingPackageError: a Parquet file without pyarrow.
     """
     try:

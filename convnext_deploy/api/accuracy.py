@@ -9,6 +9,7 @@ from .. import arguments
 from ..arguments import Unpack
 from ..errors import UsageError, plain
 from ..records.accuracy import EvalResult, Limits, ScoreResult, ScoreVerdict, Verdict
+from ..records.base import content_of
 from ..workflows.export import Say, silent
 from .artifacts import OpeningOptions, SessionOptions, opened, run_options
 from .images import Images, JudgedOptions, labelled, labelled_or_none
@@ -136,6 +137,6 @@ def _limits(given: Any) -> Limits:
         return limits_from(given)
     file = arguments.path("limits", given, "a dictionary of limits, types.Limits, or a TOML file of them")
     try:
-        return limits_from(limits_from_toml(file.read_text("utf-8"), str(file)))
+        return limits_from(limits_from_toml(content_of(file).decode(), str(file)))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"limits {file} cannot be read: {plain(error)}") from None

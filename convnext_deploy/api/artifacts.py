@@ -118,7 +118,7 @@ def export(
 
     Raises:
         UsageError: anything that can be refused before the work.
-        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+        CheckFailed: the artifact was built and is wrong; it is in `<out>.rejected`.
     """
     source = Source.of(weights, task=task, **part(options, SourceOptions))
     arguments.check(

@@ -6,7 +6,7 @@ from typing import Literal
 from .. import arguments
 from ..arguments import Unpack
 from ..models.source import NetworkOptions, Source
-from ..records.base import InputKind, NetworkTask, PlanType, Precision
+from ..records.base import InputKind, NetworkTask, PlanTask, PlanType, Precision
 from ..records.plan import HalfPrecision, HalfReport, Plan, RangeMethod, Target, WeightBits
 from ..workflows.export import Say, silent
 from .images import Images
@@ -34,7 +34,7 @@ def quantize(
     split: str | None = None,
     rest: Precision | None = None,
     input: InputKind = "float32",
-    task: NetworkTask = "classify",
+    task: PlanTask = "classify",
     rounding: bool = False,
     weight_bits: WeightBits | None = None,
     force: bool = False,
@@ -44,7 +44,8 @@ def quantize(
 ) -> Plan:
     """Write the plan that `export(plan=...)` builds 8-bit artifacts from.
 
-    The linears of all blocks run in 8 bits. `optimize` chooses the operations by what they cost and save here.
+    The linears of all blocks run in 8 bits, and the convolutions of a segmenter's head. `optimize` chooses the
+    operations by what they cost and save here.
 
     Args:
         weights: as for `export`.
@@ -59,7 +60,7 @@ def quantize(
         split: which split of the calibration images, where they have several.
         rest: the type of everything else; None: fp32, on GPUs fp16.
         input: of the artifact, as for `export`.
-        task: classify, embed or features, as for `export`.
+        task: classify, embed, features or segment, as for `export`.
         rounding: try GPTQ for the weights.
         weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI, and is faster there; None: what
             this machine multiplies exactly and fast (see `saturation`).
@@ -70,7 +71,7 @@ def quantize(
     Raises:
         UsageError: what can be refused before the work.
     """
-    arguments.one_of("task", task, NetworkTask)
+    arguments.one_of("task", task, PlanTask)
     source = Source.of(weights, task=task, **options)
     arguments.check(
         target=target, type=type, method=method, images=images, split=split, rest=rest, input=input,

@@ -1,4 +1,4 @@
-"""The server: `serve` runs it, `asgi` gives the application to whoever has a server already."""
+"""The server: `serve` runs it, `asgi` returns the application for whoever has a server already."""
 
 import os
 import shlex
@@ -99,7 +99,7 @@ def serve(
 
     Raises:
         UsageError, ArtifactError: one line each, before anything is served.
-        CheckFailed: an artifact gives wrong outputs here, or requests were given up at the end.
+        CheckFailed: an artifact computes wrong outputs here, or requests were given up at the end.
     """
     arguments.check(say=say, ready=ready)
     port = arguments.whole("port", port, least=0)
@@ -145,7 +145,7 @@ def asgi(
 
     Raises:
         UsageError, ArtifactError: one line each, before it returns.
-        CheckFailed: an artifact gives wrong outputs here.
+        CheckFailed: an artifact computes wrong outputs here.
     """
     from ..serving.application import application
 
@@ -174,7 +174,7 @@ def package(
         name: of the model; None: the artifact folder's.
         instances: triton: that run at once.
         image: kserve: the image that "docker" builds.
-        storage_uri: kserve: where a repository of "triton" lies, in place of the image.
+        storage_uri: kserve: where a repository of "triton" is, in place of the image.
         requirement: docker: what pip installs; None: this version of the package.
 
     Returns:

@@ -130,8 +130,8 @@ def report(
         title: the page's heading.
 
     Raises:
-        UsageError: `out` ends otherwise, or lies in no folder.
-        DataError: a file cannot be read, or holds no result that a report shows.
+        UsageError: `out` ends otherwise, or is in no folder.
+        DataError: a file cannot be read, or contains no result that a report shows.
     """
     files = arguments.paths("results", results, "a file of JSON Lines, or several")
     out = arguments.file("out", out)
@@ -160,6 +160,7 @@ def bench(
     task: NetworkTask = "classify",
     cuda_graph: bool = False,
     trust: bool = False,
+    ray: str | None = None,
     say: Say = silent,
     progress: arguments.Progress | None = None,
 ) -> Iterator[BenchResult]:
@@ -178,6 +179,7 @@ def bench(
         task: of the variants: classify, embed or features.
         cuda_graph: of `artifacts`, on a GPU: replay a captured CUDA graph.
         trust: as for `load`, of `artifacts`.
+        ray: measure `artifacts` on one node of each kind of a Ray cluster, as for `evaluate`; progress is not told.
         say: told what is being prepared, a line a step.
         progress: told (steps done, steps in all, what is being done).
 
@@ -194,7 +196,7 @@ def bench(
     ]
     sizes = arguments.image_sizes("image_sizes", image_sizes)
     arguments.one_of("task", task, NetworkTask)
-    arguments.check(cuda_graph=cuda_graph, say=say, progress=progress, trust=trust)
+    arguments.check(cuda_graph=cuda_graph, ray=ray, say=say, progress=progress, trust=trust)
     from ..workflows.bench import Plan
 
     if plan is not None and not isinstance(plan, Plan):
@@ -204,6 +206,18 @@ def bench(
     plan = (plan or Plan()).checked()
     if folders and (names or where or sizes):
         raise UsageError("artifacts have their own variant, runtime and image size; give these only without them")
+
+    if ray is not None:
+        if not folders:
+            raise UsageError(
+                f"ray {arguments.shown(ray)} is for artifacts, which the nodes are given; export what is to be timed"
+            )
+        from ..cluster import connection
+        from ..workflows import cluster_bench
+
+        return cluster_bench.bench_on(
+            connection.checked(ray), folders, rivals, plan, cuda_graph=cuda_graph, trust=trust, say=say
+        )
 
     def groups() -> list[list["Contender"]]:
         from ..workflows import contenders

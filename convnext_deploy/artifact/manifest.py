@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from ..errors import ArtifactError, UsageError, plain, printable
-from ..records.base import Record
+from ..records.base import Record, content_of
 from ..records.manifest import FileRecord, Manifest
 from . import staging
 
@@ -119,7 +119,7 @@ def read(path: Path) -> Artifact:
             raise ArtifactError(f"{file} is a symbolic link; an artifact holds its files themselves")
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             raise ArtifactError(f"{file} cannot be read: it is not a file")
-        text = file.read_bytes()
+        text = content_of(file)
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} has no {MANIFEST_NAME}; expected an artifact made by `convnext-deploy export`"
@@ -249,7 +249,7 @@ def not_ours(folder: Path, marker: str = MANIFEST_NAME) -> str | None:
             return None
         if not (folder / marker).is_file():
             return f"{folder} contains files that are not an artifact: it has no {marker}"
-        manifest = decode((folder / marker).read_bytes(), str(folder / marker))
+        manifest = decode(content_of(folder / marker), str(folder / marker))
         return in_the_way(folder, {*(str(PurePosixPath(file.path)) for file in manifest.files), marker})
     except ArtifactError as error:
         return f"{folder} is no artifact of this version ({str(error).removesuffix('; export the model again')})"
@@ -361,7 +361,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno in _FULL:
             raise
-        raise UsageError(f"{path} cannot be written: {plain(error)}") from error
+        raise UsageError(f"{path} cannot be written: {plain(error)}; write elsewhere") from error
 
 
 def append_line(path: Path, record: Record) -> None:

@@ -37,7 +37,7 @@ class RunOptions:
 class Profile:
     """What a runtime's own profiler saw: milliseconds of wall time, and the layers, of each step.
 
-    A step is one inference, or the mean of all of them where the profiler gives means only.
+    A step is one inference, or the mean of all of them where the profiler reports means only.
     """
 
     profiler: str

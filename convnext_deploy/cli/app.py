@@ -131,7 +131,7 @@ def _refused_value(error: Exception, arguments: list[str]) -> str | None:
         found = re.search(pattern, message)
         if found is not None and value is not None:
             return f"{option} {value}; expected {words.format(next(filter(None, found.groups()), ''))}"
-    return None
+    return f"{option}: {message}"
 
 
 def _hinted(error: Exception, arguments: list[str]) -> str:

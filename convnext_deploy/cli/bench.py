@@ -8,8 +8,21 @@ import typer
 
 from ..errors import UsageError
 from . import hints
-from .options import OUTPUT, WRITES, CudaGraph, Debug, DeviceOption, Json, Quiet, Threads, Trust, image_size_of, one_of
-from .terminal import Terminal, progress_bar
+from .options import (
+    OUTPUT,
+    WRITES,
+    CudaGraph,
+    Debug,
+    DeviceOption,
+    Json,
+    Quiet,
+    RayOption,
+    Threads,
+    Trust,
+    image_size_of,
+    one_of,
+)
+from .terminal import Terminal, progress_bar, stdout_kept
 
 if TYPE_CHECKING:
     from ..records.timing import BenchResult, Comparison
@@ -96,6 +109,7 @@ def bench(
     threads: Threads = None,
     cuda_graph: CudaGraph = False,
     trust: Trust = False,
+    ray: RayOption = None,
     save: Annotated[
         Path | None,
         typer.Option(**WRITES, help="Write the results, every sample, as JSON Lines.", rich_help_panel=OUTPUT),
@@ -160,7 +174,7 @@ def bench(
     rows: list[BenchResult] = []
     interrupted: KeyboardInterrupt | None = None
     # Redrawn once a second: more often would take time from what is being measured.
-    with progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress:
+    with progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress, stdout_kept():
         try:
             for row in api.bench(
                 artifacts or (),
@@ -173,6 +187,7 @@ def bench(
                 task=one_of("--task", task, NetworkTask),
                 cuda_graph=cuda_graph,
                 trust=trust,
+                ray=ray,
                 say=terminal.say,
                 progress=progress,
             ):
@@ -218,10 +233,17 @@ def _fraction(text: str) -> float:
 
 
 def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence[Comparison]") -> None:
+    from ..reports.results import machine_words
     from ..timing import compare as regress
 
-    for where in dict.fromkeys(regress.setting(row) for row in rows):
-        chosen = [row for row in rows if regress.setting(row) == where]
+    machines = list(dict.fromkeys(machine_words(row.machine) for row in rows))
+
+    def setting(row: "BenchResult") -> str:
+        machine = f"{machine_words(row.machine)}: " if len(machines) > 1 else ""
+        return f"{machine}{regress.setting(row)}"
+
+    for where in dict.fromkeys(setting(row) for row in rows):
+        chosen = [row for row in rows if setting(row) == where]
         table = [[row.subject, *_figures(row), _rate(row), _beside(row, rows), row.status] for row in chosen]
         columns = [
             "what",

@@ -71,7 +71,7 @@ def gate(
     debug: Debug = False,
 ) -> int:
     """Hold a candidate against its baseline. Exit code 0: PASS, 1: FAIL, 3: INCONCLUSIVE."""
-    from ..records.base import Device
+    from ..records.base import Device, content_of
 
     for option, file in (("--markdown", markdown), ("--junit", junit), ("--outputs", outputs)):
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
@@ -86,7 +86,7 @@ def gate(
     settings = {}
     if limits is not None:
         try:
-            settings = limits_from_toml(limits.read_text("utf-8"), str(limits))
+            settings = limits_from_toml(content_of(limits).decode(), str(limits))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--limits {limits} cannot be read: {plain(error)}") from None
     terminal = Terminal(json, quiet)

@@ -186,6 +186,18 @@ class Outputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeOutputs(Outputs):
+    """The same, with the head of a segmenter."""
+
+    task: Annotated[str, _checkpoint(help="classify, embed, features or segment (UPerNet).")] = "classify"
+
+    def read(self) -> dict[str, Any]:
+        from ..records.base import PlanTask
+
+        return {"task": one_of("--task", self.task, PlanTask), "levels": self.levels}
+
+
+@dataclass(frozen=True, kw_only=True)
 class AllOutputs(Outputs):
     """What the network is to put out, with heads that belong to another network."""
 

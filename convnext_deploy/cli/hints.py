@@ -35,14 +35,14 @@ def export_command(plan: Path, format: str, *words: str) -> str:
 
 
 def after_export(path: Path, found: "Manifest", data: Sequence[str]) -> tuple[str, ...]:
-    """Use it and judge it; what has random weights, or cannot run here, has nothing to be asked.
+    """Use it and judge it; what has random weights, cannot run here, or is somebody else's graph is not asked.
 
     Args:
         data: the words that name labelled images, where the export was given some.
     """
     export = found.export
     where = _on(export.device)
-    if any(parity.stand_in is not None for parity in found.parity):
+    if found.splice is not None or any(parity.stand_in is not None for parity in found.parity):
         return (command("inspect", path),)
     sizes = () if export.batch.min <= 1 and export.batch.max >= 8 else ("--batch", export.batch.opt)
     bench = command("bench", path, *sizes, *where)

@@ -91,8 +91,8 @@ def optimize(
     names = [word for part in (runtime or "").split(",") if (word := part.strip())]
     from .. import api
 
-    with _table(terminal) as (say, watch):
-        try:
+    try:
+        with _table(terminal) as (say, watch):
             result = api.optimize(
                 checkpoint.weights,
                 data=data,
@@ -110,9 +110,9 @@ def optimize(
                 command=("convnext-deploy", "optimize", *hints.typed(context)),
                 **wanted,
             )
-        except KeyboardInterrupt:
-            say("everything is kept; the same command goes on where this one stopped")
-            raise
+    except KeyboardInterrupt:  # after the table, which is drawn over what is said while it stands
+        terminal.say("everything is kept; the same command goes on where this one stopped")
+        raise
     from ..reports.optimized import next_commands
 
     next_ = next_commands(out, labelled.images(data).words(), result)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .groups import Checkpoint, Outputs, grouped
+from .groups import Checkpoint, WholeOutputs, grouped
 from .hints import export_command
 from .options import WRITES, Debug, Force, Json, Quiet, one_of
 from .terminal import Terminal, progress_bar
@@ -22,7 +22,7 @@ def quantize(
     out: Annotated[Path, typer.Option(**WRITES, help="The plan, NAME.json; tensors and measurements go beside it.")],
     calibration: Annotated[str, typer.Option(help="Real images: folder, tar or Parquet; or, by name, random.")],
     checkpoint: Checkpoint,
-    outputs: Outputs,
+    outputs: WholeOutputs,
     target: Annotated[
         str, typer.Option(help="The format: onnx, openvino, native, tensorrt, eager ...", rich_help_panel=PLAN)
     ] = "onnx",

@@ -122,7 +122,7 @@ def progress_bar(
 ) -> Iterator[Any]:
     """A bar on stderr, with what is being done and the time that is left; None where nobody watches.
 
-    What it gives is called with (steps done, steps in all) and, from then on, the name of another phase. While the
+    What it returns is called with (steps done, steps in all) and, from then on, the name of another phase. While the
     steps are not known, it shows the time since the phase began.
 
     Args:

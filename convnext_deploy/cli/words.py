@@ -7,8 +7,8 @@ from ..reports.junit import Case, document
 from ..reports.markdown import escaped, table
 
 SUITE = "convnext-deploy gate"
-FLIPS_SHOWN = 10  # in words; the JSON document holds all
-KL_SHOWN = 1e-3  # nats; what rounding moves lies below, and is in the JSON document
+FLIPS_SHOWN = 10  # in words; the JSON document contains all
+KL_SHOWN = 1e-3  # nats; what rounding moves is below, and is in the JSON document
 Given = tuple[Path, Path]  # baseline and candidate as the user named them
 
 _TITLES = {
@@ -162,7 +162,7 @@ def _called(path: Path, artifact: str) -> str:
 
 
 def _last_part(data: str) -> str:
-    """A file's or folder's own name; the name of a data set, which holds slashes too, is left as it is."""
+    """A file's or folder's own name; the name of a data set, which contains slashes too, is left as it is."""
     return data if data.startswith("hfds:") else Path(data).name or data
 
 

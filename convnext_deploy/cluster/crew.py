@@ -188,11 +188,11 @@ class Crew(Generic[Item, Opened, Result]):
     def _refuse(self, cause: BaseException, node: Node) -> None:
         if isinstance(cause, ConvNextDeployError):
             raise type(cause)(f"{cause} (node {node.address})") from None
-        raise WorkerError(f"node {node.address}: {type(cause).__name__}: {_line(cause)}") from cause
+        raise WorkerError(f"node {node.address}: {type(cause).__name__}: {line_of(cause)}") from cause
 
     def _lose(self, member: _Member[Opened], error: Exception, waiting: deque[int]) -> None:
         """Give the items of a worker that is dead to others, and put another in its place where its node lives."""
-        node, reason = member.place.node, _line(error)
+        node, reason = member.place.node, line_of(error)
         if "No module named 'convnext_deploy'" in str(error):
             raise UsageError(
                 f"node {node.address} has no convnext-deploy; install version {env.version()} on every node"
@@ -252,7 +252,7 @@ def pieces(ranges: Sequence[range], size: int) -> list[range]:
     )
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """What Ray says of a death, without its addresses and advice, or another's error in one line."""
     said = re.search(r"The actor died because (.+?)(?:\n|$)", str(error)) or re.search(r"(.+?)(?:\n|$)", str(error))
     return " ".join((said[1] if said else type(error).__name__).split())[:200]

@@ -48,23 +48,26 @@ class _Coco(msgspec.Struct):
     annotations: list[_Object]
 
 
-def list_source(data: str, file: Path, order: ClassOrder) -> ImageSource:
+def list_source(data: str, file: Path, order: ClassOrder, split: str | None = None) -> ImageSource:
     """The images that a list or a COCO file names, relative to the folder that it lies in.
 
     Raises:
         DataError: it cannot be read, or the images are not there.
     """
-    found = _of_file(file, file.parent, order)
+    found = _of_file(file, file.parent, order, split)
     return _source(data, file.parent, file, found)
 
 
-def annotated_source(data: str, folder: Path, annotations: Path, order: ClassOrder) -> ImageSource:
+def annotated_source(
+    data: str, folder: Path, annotations: Path, order: ClassOrder, split: str | None = None
+) -> ImageSource:
     """The images of a folder with the labels that a file, or a folder of XML, gives them.
 
     Raises:
         DataError: the annotations cannot be read, or are of other images.
     """
     if annotations.is_dir():
+        _refuse_split(annotations, split)
         return _source(data, folder, annotations, _voc(annotations, sorted(annotations.glob("*.xml")), order))
     if not annotations.is_file():
         raise DataError(f"--annotations {annotations} does not exist; expected a list, a COCO file, or a folder of XML")
@@ -72,28 +75,35 @@ def annotated_source(data: str, folder: Path, annotations: Path, order: ClassOrd
         raise DataError(
             f"--annotations {annotations} ends in {annotations.suffix!r}; expected one of {', '.join(LIST_SUFFIXES)}"
         )
-    return _source(data, folder, annotations, _of_file(annotations, folder, order))
+    return _source(data, folder, annotations, _of_file(annotations, folder, order, split))
 
 
-def _of_file(file: Path, folder: Path, order: ClassOrder) -> Annotations:
+def _refuse_split(file: Path, split: str | None) -> None:
+    if split is not None:
+        raise DataError(f"{file} says nothing of a split {split!r}; leave --split out")
+
+
+def _of_file(file: Path, folder: Path, order: ClassOrder, split: str | None) -> Annotations:
     if file.suffix.lower() == ".json":
         try:
             document = json.loads(text_of(file))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file} is no JSON: {plain(error)}") from None
         if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
+            _refuse_split(file, split)
             return _coco(document, file)
     if file.suffix.lower() == ".txt":
         lines = [line.strip() for line in text_of(file).splitlines() if line.strip()]
         if lines and not any(re.search(r"[\s,;]", line) or line.lower().endswith(IMAGE_SUFFIXES) for line in lines):
+            _refuse_split(file, split)
             return _of_positions(lines, file, folder, order)
-    return read_list(file, order)
+    return read_list(file, order, split)
 
 
 def _source(data: str, folder: Path, file: Path, found: Annotations) -> ImageSource:
     if not found.images:
         raise DataError(f"{file} names no images")
-    paths = _located(folder, found.images)
+    paths = _located(folder, [_with_slashes(folder, image) for image in found.images])
     missing = [image for image, path in zip(found.images, paths, strict=True) if not os.path.lexists(path)]
     if len(missing) == len(paths):
         raise DataError(
@@ -129,8 +139,15 @@ def source_of(name: str, found: Annotations, read_bytes: Callable[[int], bytes],
     )
 
 
+def _with_slashes(folder: Path, image: str) -> str:
+    """A path as this system writes it, where the list was written on Windows."""
+    if "\\" not in image or os.path.lexists(folder / image):
+        return image
+    return image.replace("\\", "/")
+
+
 def _located(folder: Path, images: list[str]) -> list[Path]:
-    """Where the images lie. A name without a suffix is that of the one image below the folder that has it."""
+    """Where the images are. A name without a suffix is that of the one image below the folder that has it."""
     if all(image.lower().endswith(IMAGE_SUFFIXES) for image in images):
         return [folder / image for image in images]
     by_stem: dict[str, Path] = {}

@@ -1,8 +1,8 @@
-"""Images in folders and in tar files, where the folder that an image lies in says its class.
+"""Images in folders and in tar files, where the folder that an image is in says its class.
 
 Classes are numbered in the order of their names as text, as torchvision's ImageFolder does, or as timm does. A folder
 is read as ImageFolder reads it: the class is the folder directly below the root (for timm the one directly around
-the image). What lies elsewhere or twice is left out, and said.
+the image). What is elsewhere or twice is left out, and said.
 """
 
 import os
@@ -36,7 +36,7 @@ _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, R
 def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> ImageSource | None:
     """The images below a folder; None where there are none.
 
-    Links to files are followed. A link to a folder is followed where that folder lies outside of the root and was not
+    Links to files are followed. A link to a folder is followed where that folder is outside of the root and was not
     read before: anything else would read images twice, or for ever. Hidden files and folders are left out.
 
     Raises:
@@ -80,7 +80,7 @@ def _walk(root: Path, classes: list[str], left_out: Counter[str], others: Counte
     """Paths of images relative to the root, with "/" between their parts; folders directly below it are classes.
 
     Args:
-        others: counts files of other kinds by the class folder that they lie in.
+        others: counts files of other kinds by the class folder that they are in.
     """
     top = os.path.realpath(root)
     read = {top}  # real paths of the folders behind links, and the root
@@ -131,7 +131,8 @@ def _is_image_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
+    """By its name, or by what macOS puts beside the files of an archive."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def tar_source(

@@ -22,7 +22,7 @@ from .annotations import source_of
 from .decoding import UnreadableImage
 from .image_lists import LABELS, PATHS, Annotations, by_labels
 from .image_source import ClassOrder, ImageSource, chosen, unique
-from .readers import refuse_large
+from .readers import file_content, refuse_large
 
 EXPECTED = (
     "a path, a list of (image, label), a dataset or loader of PyTorch, or a dataset of Hugging Face; an image is a "
@@ -50,7 +50,7 @@ def opened(name: str, value: Any, order: ClassOrder = "torchvision") -> ImageSou
         name: of the argument, for errors.
 
     Raises:
-        UsageError: it is nothing that holds images.
+        UsageError: it is nothing that contains images.
         DataError: it is empty, or an item is no image with its label.
     """
     if isinstance(value, ImageSource):
@@ -175,9 +175,7 @@ _AS_A_FILE_HAS_IT = {"YCbCr": "RGB", "HSV": "RGB", "La": "LA", "RGBa": "RGBA"}
 def _encoded(image: Any) -> bytes:
     """The bytes of an image, those of a file as they are."""
     if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        refuse_large(path.stat().st_size)
-        return path.read_bytes()
+        return file_content(Path(image))
     if not isinstance(image, Image.Image):
         image = _pillow(image)
     if image.mode in ("I", "F") and image.format not in ("PNG", "PPM"):

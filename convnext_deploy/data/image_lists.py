@@ -32,6 +32,7 @@ LABELS = (
     "label", "labels", "class", "classes", "class_name", "label_name", "category", "categories", "target", "targets",
     "tags", "finding labels", "predictionstring", "value", "score",
 )  # fmt: skip
+SPLITS = ("split", "subset", "partition", "fold", "set", "usage")  # columns that say what an entry is for
 _SEVERAL = re.compile(r"[|;]")
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})")
 _WORDNET = re.compile(r"n\d{8}")
@@ -49,18 +50,21 @@ class Annotations:
     notes: tuple[str, ...] = ()
 
 
-def read_list(file: Path, order: ClassOrder) -> Annotations:
+def read_list(file: Path, order: ClassOrder, split: str | None = None) -> Annotations:
     """The entries of a list.
 
+    Args:
+        split: only those that a column such as `split` gives this value.
+
     Raises:
-        DataError: it cannot be read, or leaves open what is what.
+        DataError: it cannot be read, leaves open what is what, or has entries of several splits and none was chosen.
     """
     text = text_of(file)
     try:
         if file.suffix.lower() == ".json":
-            return _of_json(json.loads(text), file, order)
+            return _of_json(json.loads(text), file, order, split)
         if file.suffix.lower() in (".jsonl", ".ndjson"):
-            return _of_json([json.loads(line) for line in text.splitlines() if line.strip()], file, order)
+            return _of_json([json.loads(line) for line in text.splitlines() if line.strip()], file, order, split)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is no JSON: {plain(error)}") from None
     try:
@@ -69,7 +73,19 @@ def read_list(file: Path, order: ClassOrder) -> Annotations:
         raise DataError(f"{file} cannot be read as a table: {plain(error)}") from None
     if not rows:
         raise DataError(f"{file} is empty; expected a line an image, such as PATH,LABEL")
-    return _of_rows(rows, file, order)
+    return _of_rows(rows, file, order, split)
+
+
+def says_labels(file: Path) -> bool:
+    """Whether the first entry of a list with names in it, CSV or JSON lines, has one that means labels."""
+    line = text_of(file).partition("\n")[0]
+    if file.suffix.lower() == ".jsonl":
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(entry, dict) and any(str(name).lower() in LABELS for name in entry)
+    return any(name.strip().lower() in LABELS for name in next(csv.reader([line]), []))
 
 
 def text_of(file: Path) -> str:
@@ -157,7 +173,23 @@ def _rows(text: str, file: Path) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
 
 
-def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder) -> Annotations:
+def _of_split(said: Sequence[str] | None, split: str | None, file: Path) -> list[int] | None:
+    """The entries of a split, by what each says of it; None: all.
+
+    Raises:
+        DataError: there are several and none was chosen, or another was.
+    """
+    names = sorted(set(said or ()))
+    if split is None and len(names) > 1:
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        raise DataError(f"{file} has entries of the splits {shown}; choose one with --split")
+    if split is not None and split not in names:
+        has = f"it has {', '.join(names[:6])}" if names else "no column says one, leave --split out"
+        raise DataError(f"{file} has no entries of the split {split!r}; {has}")
+    return None if split is None or said is None else [index for index, name in enumerate(said) if name == split]
+
+
+def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | None) -> Annotations:
     header = [cell.lower() for cell in rows[0]]
     if "imageid" in header and "predictionstring" in header:
         return _kaggle(rows[1:], header.index("imageid"), header.index("predictionstring"), file, order)
@@ -177,13 +209,16 @@ def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder) -> Annotation
             f"{file} has {len(rows[uneven - 1])} columns in entry {uneven} and {width} in the first; "
             "quote what contains the delimiter"
         )
+    part = next((index for index in range(width) if has_header and header[index] in SPLITS and index != at), None)
+    kept = _of_split(None if part is None else [row[part] for row in body], split, file)
+    body = body if kept is None else [body[index] for index in kept]
     images = [row[at] for row in body]
     said = [index for index in range(width) if has_header and header[index] in LABELS]
     if len(said) > 1:
         raise DataError(
             f"{file} has the columns {', '.join(names[index] for index in said)}; expected one of labels, remove others"
         )
-    others = [index for index in range(width) if index != at]
+    others = [index for index in range(width) if index not in (at, part)]
     if len(said) == 1 or len(others) <= 1:
         column = next(iter(said or others), None)
         labels = [[] if column is None else [label for label in _split(row[column]) if label] for row in body]
@@ -242,12 +277,15 @@ def _kaggle(rows: list[list[str]], at: int, boxes_at: int, file: Path, order: Cl
     return named(images, names, order)
 
 
-def _of_json(document: Any, file: Path, order: ClassOrder) -> Annotations:
+def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) -> Annotations:
     """[{"path": ..., "label": ...}, ...], [[path, label], ...] or {path: label}."""
     if isinstance(document, dict):
         document = [list(pair) for pair in document.items()]
     if not isinstance(document, list) or not document:
         raise DataError(f'{file} contains no list of images; expected [{{"path": ..., "label": ...}}, ...]')
+    parts = [_part(entry) for entry in document]
+    kept = _of_split([part or "none" for part in parts] if any(parts) else None, split, file)
+    document = document if kept is None else [document[index] for index in kept]
     images: list[str] = []
     labels: list[list[str | int | float]] = []
     for number, entry in enumerate(document, 1):
@@ -266,6 +304,11 @@ def _of_json(document: Any, file: Path, order: ClassOrder) -> Annotations:
             raise DataError(f"{file} names an image twice, {_twice(images)}; expected an entry an image")
         return Annotations(images=images, values=[tuple(float(value) for value in found) for found in labels])
     return by_labels(images, labels, order, file)
+
+
+def _part(entry: Any) -> str | None:
+    keys = {str(key).lower(): value for key, value in entry.items()} if isinstance(entry, dict) else {}
+    return next((str(keys[name]) for name in SPLITS if isinstance(keys.get(name), (str, int))), None)
 
 
 def _entry(entry: Any) -> tuple[Any, Any]:

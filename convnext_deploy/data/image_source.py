@@ -1,4 +1,4 @@
-"""Labelled images to read by index, whatever holds them."""
+"""Labelled images to read by index, wherever they are stored."""
 
 import functools
 import hashlib

@@ -15,7 +15,7 @@ from ..env import needs
 from ..errors import DataError, plain
 from . import remote
 from .image_source import ImageSource, unique
-from .readers import PARQUET_ERRORS, Rows, refuse_large
+from .readers import PARQUET_ERRORS, Rows, file_content, refuse_large
 
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
 
@@ -103,7 +103,7 @@ def dataset_source(data: str, name: str, split: str | None) -> ImageSource:
     def read_bytes(index: int) -> bytes:
         with lock:
             image = reader.dataset[index][reader.image_key]
-        content: bytes = image["bytes"] or (Path(image["path"]).read_bytes() if image["path"] else b"")
+        content: bytes = image["bytes"] or (file_content(Path(image["path"])) if image["path"] else b"")
         refuse_large(len(content))
         return content
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import DataError, plain
 from . import decoding
 from .image_source import ImageSource, Masks, chosen
-from .readers import refuse_large
+from .readers import file_content
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that keep a number as it is
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")
@@ -23,7 +23,7 @@ def masked(source: ImageSource, folder: Path, *, ignored: int, reduce_labels: bo
     """The source with the mask of each image; images that have none are left out, and said.
 
     Args:
-        folder: holds `a/b.png` for the image `a/b.jpg`.
+        folder: contains `a/b.png` for the image `a/b.jpg`.
         ignored: a number that counts nowhere.
         reduce_labels: masks count from 1, and 0 counts nowhere.
 
@@ -58,12 +58,11 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
     """The class of each pixel, (H, W), and `IGNORED`.
 
     Raises:
-        DataError: the file cannot be read, or holds what is no class of the model.
+        DataError: the file cannot be read, or contains what is no class of the model.
     """
     path = masks.paths[index]
     try:
-        refuse_large(path.stat().st_size)
-        numbers = _numbers(path.read_bytes())
+        numbers = _numbers(file_content(path))
     except OSError as error:
         raise DataError(f"the mask {path} cannot be read: {plain(error)}; mend it or remove its image") from None
     nowhere = numbers == masks.ignored

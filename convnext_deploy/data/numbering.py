@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from ..errors import DataError, UsageError, plain
+from ..records.base import content_of
 from .image_source import ImageSource
 from .image_source import natural as natural_key
 
@@ -35,7 +36,7 @@ def class_map(file: Path) -> dict[str, int]:
         UsageError: the file cannot be read, contains none of these, or gives a name or a number twice.
     """
     try:
-        text = file.read_text("utf-8")
+        text = content_of(file).decode()
         document = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
     except OSError as error:
         raise UsageError(f"--labels {file} cannot be read: {plain(error)}") from None

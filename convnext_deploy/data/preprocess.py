@@ -29,7 +29,7 @@ def transform(
     """timm's evaluation transform without the normalization: a decoded image to pixels, uint8 (C, H, W).
 
     It is written here in Pillow and numpy, so that an artifact that needs no torch can be evaluated without it, and
-    gives timm's pixels bit for bit (`tests/data/test_data.py`).
+    returns timm's pixels bit for bit (`tests/data/test_data.py`).
 
     Args:
         preprocessing: resize, crop and interpolation.
@@ -39,7 +39,7 @@ def transform(
     The function that it returns raises OSError for an image whose shape cannot be resized.
 
     Raises:
-        DataError: another number of channels, which no image file gives.
+        DataError: another number of channels, which no image file has.
     """
     if in_chans not in (1, 3):
         raise DataError(f"the model takes {in_chans} channels; image files can be read as 1 (grey) or 3 (RGB)")

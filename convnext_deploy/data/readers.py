@@ -1,10 +1,11 @@
 """What reads the encoded images of a source by index, as data: it can be sent to a process that sees the same files.
 
-`part_of` gives a reader of some of the images, which holds no more than these need.
+`part_of` gives a reader of some of the images, which contains no more than these need.
 """
 
 import functools
 import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,22 @@ def refuse_large(size: int) -> None:
         raise UnreadableImage(f"the file has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
 
 
+def file_content(path: Path) -> bytes:
+    """An encoded image or mask from a path that may stand in anybody's list: a pipe would wait for ever, and a device
+    has no end.
+
+    Raises:
+        UnreadableImage: it is no file, or has more than `MAX_FILE_BYTES`.
+        OSError: it cannot be opened or read.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableImage("it is a pipe, a device or a folder; expected a file")
+        refuse_large(found.st_size)
+        return file.read(MAX_FILE_BYTES)
+
+
 @dataclass(frozen=True)
 class Files:
     """Each image is a file.
@@ -52,9 +69,7 @@ class Files:
     paths: tuple[str, ...]
 
     def __call__(self, index: int) -> bytes:
-        with Path(self.folder, self.paths[index]).open("rb") as file:
-            refuse_large(os.fstat(file.fileno()).st_size)
-            return file.read()
+        return file_content(Path(self.folder, self.paths[index]))
 
     def only(self, indices: Sequence[int]) -> "Files":
         return Files(self.folder, tuple(self.paths[index] for index in indices))

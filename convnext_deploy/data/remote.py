@@ -6,6 +6,7 @@ them in the environment and in its configuration files, here and in every worker
 
 import contextlib
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from ..errors import ConvNextDeployError, DataError, MissingPackageError, plain
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9]*)://(.+)", re.DOTALL)
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
-PATIENCE_S = 45  # that one request may take, attempts and pauses between them included
 _MEMBERS = 2**20  # bytes read at once of a tar whose members are listed
 EXPECTED = "expected a .parquet or .tar file, a folder of them, or a pattern such as s3://bucket/val-*.tar"
 
@@ -111,9 +111,8 @@ def _system(place: str) -> tuple[Any, str]:
     with needs("fsspec"):
         import fsspec
     try:
-        # gcsfs would try for minutes where there is no network; others give up by themselves.
-        options = {"timeout": PATIENCE_S} if place.startswith(("gs://", "gcs://")) else {}
-        system, path = fsspec.core.url_to_fs(place, **options)
+        _quieten(logging.getLogger("gcsfs"))
+        system, path = fsspec.core.url_to_fs(place)
     except ImportError as error:
         scheme = place.partition("://")[0]
         package = _PACKAGES.get(scheme, (error.name or scheme).partition(".")[0])
@@ -123,6 +122,12 @@ def _system(place: str) -> tuple[Any, str]:
     except Exception as error:  # an address that the store's package cannot read
         raise DataError(f"{place} cannot be opened: {plain(error)}; {EXPECTED}") from None
     return system, path
+
+
+def _quieten(logger: logging.Logger) -> None:
+    """It logs a traceback for each attempt, which Python prints where no program has said what becomes of logs."""
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from ..errors import DataError, printable
 from . import remote
 from .annotations import annotated_source, is_voc, list_source, voc_source
-from .class_folders import SUFFIXES, folder_source, tar_source
-from .image_lists import LIST_SUFFIXES
+from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source, tar_source
+from .image_lists import LIST_SUFFIXES, says_labels
 from .image_source import ClassOrder, ImageSource, parts, subset
 from .image_tables import dataset_source, parquet_source
 from .readers import absolute
@@ -26,7 +26,21 @@ EXPECTED = (
     "a .parquet file or a folder of them, a list of images (.csv, .tsv, .txt, .json, .jsonl), hfds:NAME, or an "
     "address such as s3://bucket/val-*.tar"
 )
-SPLITS = {"train", "val", "valid", "validation", "test", "eval"}
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}  # in small letters
+METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's folders of images
+
+_IN_PYTHON = "read it in Python, and give `convnext_deploy.evaluate` the images and labels as a list or Dataset"
+# Other files that people have images in: how their names end, what they are, and what to do.
+_OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    ((".zip", ".7z", ".rar"), "an archive", "unpack it, and give the folder"),
+    ((".gz", ".tgz", ".bz2", ".xz", ".zst"), "compressed", "unpack it, and give the folder or the .tar"),
+    ((".npz", ".npy", ".mat", ".h5", ".hdf5", ".pkl", ".pt", ".tfrecord", ".mdb", ".beton"), "no image file",
+     _IN_PYTHON),
+    ((".arrow",), "a table of Arrow", "write it with datasets.Dataset.from_file(FILE).to_parquet('images.parquet')"),
+    ((".xlsx", ".xls", ".ods"), "a spreadsheet", "save it as CSV"),
+    ((".yaml", ".yml", ".xml"), "a description", "give the folder of images, and a list with --annotations"),
+    (IMAGE_SUFFIXES, "one image", "give the folder that it is in, or use `predict` for single images"),
+)  # fmt: skip
 
 
 def open_source(
@@ -62,11 +76,9 @@ def open_source(
                 raise DataError(f"{option} {value} is for a path, and {data} is in memory; leave it out")
         return data
     if annotations is not None:
-        if split is not None:
-            raise DataError(f"--annotations {annotations} says which images there are; leave --split {split} out")
         if not Path(data).is_dir():
             raise DataError(f"--annotations is for a folder of images, and {data} is none")
-        source = annotated_source(data, Path(data), Path(annotations), class_order)
+        source = annotated_source(data, Path(data), Path(annotations), class_order, split)
         return replace(source, name=printable(source.name))
     source = _opened(data, split, class_order)
     return replace(source, name=printable(source.name if split is None else f"{data}, split {split}"))
@@ -82,14 +94,17 @@ def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:
         raise DataError(f"{data!r} does not exist; {EXPECTED}")
     if path.is_dir():
         return _folder(data, path, split, order)
+    if path.suffix.lower() in LIST_SUFFIXES:
+        return list_source(data, path, order, split)
     if split is not None:
         raise DataError(f"{data} is one file and has no split {split!r}; leave --split out")
     if path.suffix.lower() == ".tar":
         return _with_images(data, tar_source(data, [absolute(path)], False, order))
     if path.suffix.lower() == ".parquet":
         return parquet_source(data, [absolute(path)])
-    if path.suffix.lower() in LIST_SUFFIXES:
-        return list_source(data, path, order)
+    for suffixes, what, cure in _OTHERS:
+        if path.name.lower().endswith(suffixes):
+            raise DataError(f"{data} is {what}; {cure}")
     raise DataError(f"{data} is a file of another kind; {EXPECTED}")
 
 
@@ -117,7 +132,8 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
     if parquets:
         return parquet_source(data, _of_split(data, list(map(absolute, parquets)), split))
     # A class may be called "train" too, but the folder of a split contains folders.
-    splits = sorted(name for name in SPLITS & set(folders) if any(child.is_dir() for child in folders[name].iterdir()))
+    named = [name for name in folders if name.lower() in SPLITS]
+    splits = sorted(name for name in named if any(child.is_dir() for child in folders[name].iterdir()))
     if split is not None:
         found = f"it has {', '.join(splits)}" if splits else "it has no splits, leave --split out"
         raise DataError(f"{data} has no folder for the split {split!r}; {found}")
@@ -125,7 +141,25 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
         return _with_images(data, tar_source(data, list(map(absolute, tars)), True, order))
     if splits:
         raise DataError(f"{data} has the split folders {', '.join(splits)}; choose one with --split")
+    _refuse_saved(data, path)
+    listed = [path / name for name in METADATA if (path / name).is_file() and says_labels(path / name)]
+    if len(listed) == 1 and not folders:
+        return list_source(str(listed[0]), listed[0], order)
     return _with_images(data, folder_source(data, path, order))
+
+
+def _refuse_saved(data: str, path: Path) -> None:
+    """Refuse what `datasets` saved to disk."""
+    if (path / "dataset_dict.json").is_file():
+        raise DataError(
+            f"{data} is what datasets saved to disk, with several splits; write one as Parquet, with "
+            f"datasets.load_from_disk({data!r})['test'].to_parquet('test.parquet'), or give it to Python's functions"
+        )
+    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+        raise DataError(
+            f"{data} is what datasets saved to disk; write it as Parquet, with "
+            f"datasets.load_from_disk({data!r}).to_parquet('images.parquet'), or give it to Python's functions"
+        )
 
 
 def _with_images(data: str, source: ImageSource | None) -> ImageSource:

@@ -26,7 +26,7 @@ class Format:
     """Each file of `convnext_deploy.formats` defines one, called FORMAT.
 
     `build` writes its files into a folder; `load` opens that folder again. Where the machine can build but not run
-    (an engine without its GPU), `build` gives a function that makes a stand-in: a session that runs what was built
+    (an engine without its GPU), `build` returns a function that makes a stand-in: a session that runs what was built
     from, to verify with, and says so in `Session.stands_in`.
     """
 
@@ -51,7 +51,7 @@ class Format:
     ready: Callable[[], str] = lambda: "ready"  # how, in a few words; raises MissingPackageError where it cannot build
     # The network in the form that it captures: the last rewrite before the graph is frozen.
     rewrite: "Callable[[ConvNeXt], nn.Module] | None" = None
-    own_network: bool = False  # what it holds is this package's ConvNeXt, and no other model
+    own_network: bool = False  # what it contains is this package's ConvNeXt, and no other model
     kernels: bool = False  # can run `convnext_deploy.kernels`
     cuda_graphs: bool = False  # its session replays a captured CUDA graph where it is told to
     ahead_of_time: bool = False  # built from a graph on the CPU, whatever device it is for

@@ -74,7 +74,7 @@ class NativeSession(Session):
         return tuple(output.copy() for output in self._engine.outputs)
 
     def _precision(self) -> PrecisionTruth:
-        """Shares of the matrix products, as the file holds them and as this CPU multiplies them."""
+        """Shares of the matrix products, as the file stores them and as this CPU multiplies them."""
         engine = self._engine
         macs = dict(engine.multiply_accumulates)
         macs["fp32"] -= depthwise_macs(self.manifest.model, engine.input_shape, self.manifest.export.input == "uint8")

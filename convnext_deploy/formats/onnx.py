@@ -108,7 +108,7 @@ class OnnxSession(Session):
         return tuple(np.array(output) for output in self._binding.copy_outputs_to_cpu())
 
     def _precision(self) -> PrecisionTruth:
-        del self._session, self._binding  # it holds the weights, and so does each of the next two steps
+        del self._session, self._binding  # it contains the weights, and so does each of the next two steps
         graph = precision_of_onnx(self._path, tuple(self._images.shape()))
         with tempfile.TemporaryDirectory() as folder:
             self._start(Path(folder) / "profile", prepack=False)  # packing hides weights' shapes

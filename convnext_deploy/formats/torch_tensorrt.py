@@ -66,7 +66,7 @@ class TorchTensorRtSession(TorchSession):
 
 def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchTensorRtSession:
     with _library():
-        import torch_tensorrt  # noqa: F401 - registers the classes that the file holds
+        import torch_tensorrt  # noqa: F401 - registers the classes that the file contains
     return TorchTensorRtSession(torch.export.load(folder / FILE).module(), manifest, options)
 
 

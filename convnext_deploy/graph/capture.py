@@ -80,7 +80,7 @@ class DeployGraph:
         return program
 
     def release(self) -> None:
-        """Empty the module's tensors: what was built from it holds them now, and this graph is of no further use.
+        """Empty the module's tensors: what was built from it has them now, and this graph is of no further use.
 
         Exporters keep programs, graphs and what they replaced in caches and circles, each of which keeps the weights.
         """

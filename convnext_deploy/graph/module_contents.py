@@ -1,4 +1,4 @@
-"""What a folded, cast module holds, in the order in which it computes: the side of `readback` that is known."""
+"""What a folded, cast module contains, in the order in which it computes: the side of `readback` that is known."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -34,7 +34,9 @@ def contents_of_onnx(path: Path) -> readback.Contents:
             continue
         quantizes = node.op_type == "QuantizeLinear"
         grid = frozenset(given[1:]) if quantizes else grids.get(node.input[0] if given else "", frozenset())
-        if quantizes or node.op_type in ("Reshape", "Slice", "Transpose"):
+        if node.op_type == "Concat" and any(grids.get(name) != grid for name in given):
+            grid = frozenset()  # codes of several grids are of none
+        if quantizes or node.op_type in ("Reshape", "Slice", "Transpose", "Pad", "Concat"):
             grids |= dict.fromkeys(node.output, grid)
         for name in given:
             if name in grid and not quantizes:

@@ -136,13 +136,16 @@ def refuse_learned_pooling(state: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def heads(state: Mapping[str, Tensor], outside: Iterable[str], parent: str, width: int) -> list[str]:
+def heads(
+    state: Mapping[str, Tensor], outside: Iterable[str], parent: str, width: int, biased: bool = True
+) -> list[str]:
     """What the names of each linear or MLP begin with that stands beside the network and takes its pooled vector.
 
     Args:
         outside: keys that stand beside the network.
         parent: what stands before the network's own name.
         width: channels of the pooled vector.
+        biased: only those with a bias; others may be no linears (cosine, ArcFace).
     """
     roots: dict[str, list[str]] = {}
     for key in outside:
@@ -154,5 +157,5 @@ def heads(state: Mapping[str, Tensor], outside: Iterable[str], parent: str, widt
         if all(key.startswith(root) and is_affine(key) for key in keys)
         and any(state[key].ndim == 2 and state[key].shape[1] == width for key in keys)
         and all(state[key].ndim <= 2 for key in keys)
-        and any(key.endswith("bias") for key in keys)
+        and (not biased or any(key.endswith("bias") for key in keys))
     ]

@@ -76,11 +76,11 @@ def load(
         variant: a variant's name in any form that `registry.resolve` knows; None infers it from the tensors.
         image_size: (height, width) in pixels; None takes what the source says, else 224x224.
         num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
-        weights_key: the wrapper or key prefix to load from a file that holds several models.
+        weights_key: the wrapper or key prefix to load from a file that contains several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
         head_activation: between the two linears of an MLP head, which tensors do not tell.
-        patch_tokens: of the task embed: also the last map's pixels, as DINOv3 gives them.
+        patch_tokens: of the task embed: also the last map's pixels, as DINOv3 returns them.
         config: a file with what stands beside the checkpoint otherwise: a configuration of mmpretrain and its relatives
             (.py, with the files that it begins in), or a JSON file of timm, transformers or open_clip.
         problem: what a classifier's outputs mean; None: what stands beside the checkpoint.
@@ -233,7 +233,7 @@ def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Map
 def _with_levels(
     spec: ModelSpec, asked: tuple[int, ...] | None, where: str, said: tuple[int, ...] | None = None
 ) -> ModelSpec:
-    """With the maps that are asked for, or else those that the source's own code gives.
+    """With the maps that are asked for, or else those that the source's own code returns.
 
     Args:
         said: by the configuration (`out_indices`).

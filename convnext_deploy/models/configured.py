@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError, plain
+from ..records.base import content_of
 from .facts import facts_of, understood
 from .mm_config import facts_in, read_config
 from .provenance import FROM, equal, joined, shown, sourced
@@ -41,7 +42,7 @@ def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], s
 def _of_json(file: Path) -> dict[str, Any]:
     """As `facts_of` takes it, where an image processor and open_clip's configuration have names."""
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(content_of(file))
     except OSError as error:
         raise WeightsError(f"--config {file} cannot be read: {plain(error)}") from None
     except (ValueError, RecursionError) as error:

@@ -288,7 +288,7 @@ class ConvNeXt(nn.Module):
     Output by `spec.task`, fp32 whatever the parameters' type (float64 for float64 parameters):
         classify: logits (N, num_classes)
         embed: pooled and normalized features (N, dims[3]), or (N, head_hidden); with `spec.patch_tokens` also each
-            pixel of the last map under the same norm, (N, H / 32 * W / 32, dims[3]), as DINOv3 gives its patch tokens
+            pixel of the last map under the same norm, (N, H / 32 * W / 32, dims[3]), as DINOv3 returns its patch tokens
         features: maps (N, dims[i], H / s, W / s) of `spec.levels`, for strides s = 4, 8, 16, 32, each with its norm
             where `spec.level_norms` has it; stages after the last of them are not built
         segment: logits of the first map's size, (N, num_classes, H / 4, W / 4); once `passes.put_out_classes` has run,

@@ -4,10 +4,11 @@ People give what they have: a model of another framework, an archive, a pointer 
 in the file's place, a folder as a training script leaves it. Each is refused by its own name and with its own cure.
 """
 
+import os
 import zipfile
 from pathlib import Path
 
-from ..errors import WeightsError
+from ..errors import WeightsError, plain
 
 HEAD = 512  # bytes: a tar has its mark at 257
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")  # of files that may hold weights
@@ -50,8 +51,16 @@ _ENDS: dict[str, tuple[str, str]] = {
 
 
 def head_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD)
+    """A file's first bytes.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {plain(error)}") from None
 
 
 def is_safetensors(path: Path, head: bytes) -> bool:
@@ -141,7 +150,10 @@ def refuse_folder(folder: Path) -> None:
     Raises:
         WeightsError: always.
     """
-    names = {entry.name for entry in folder.iterdir()}
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be listed: {plain(error)}") from None
     if "manifest.json" in names and any(name.startswith("model.") for name in names):
         raise WeightsError(f"{folder} is an artifact, made by `export`; give the checkpoint that it was made from")
     if "adapter_config.json" in names:
@@ -165,7 +177,7 @@ def refuse_folder(folder: Path) -> None:
     if found:
         which = "it" if len(found) == 1 else "one of them"
         raise WeightsError(f"{folder} has the weights {_listed(found)}; give {which} with --weights")
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder / name for name in names):
         if path.is_file() and path.suffix.lower() not in _CONFIGURATIONS:
             refuse_others(path, head_of(path))
     shown = _listed(sorted(names)) if names else "nothing"
@@ -173,16 +185,14 @@ def refuse_folder(folder: Path) -> None:
 
 
 def weights_in(folder: Path) -> list[str]:
-    """Files below a folder that may hold weights, as paths relative to it; the nearest first."""
+    """Files below a folder that may hold weights, as paths relative to it and the nearest first."""
     found: list[tuple[int, str]] = []
-    waiting = [(0, folder)]
-    while waiting:
-        depth, below = waiting.pop()
-        for entry in sorted(below.iterdir()):
-            if entry.is_dir() and not entry.is_symlink() and depth < DEPTH:
-                waiting.append((depth + 1, entry))
-            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                found.append((depth, str(entry.relative_to(folder))))
+    for below, folders, files in os.walk(folder):
+        depth = len(Path(below).relative_to(folder).parts)
+        if depth == DEPTH:
+            folders.clear()
+        names = [name for name in files if name.lower().endswith(SUFFIXES)]
+        found += [(depth, str(Path(below, name).relative_to(folder))) for name in names]
     return [name for _, name in sorted(found)]
 
 

@@ -52,8 +52,8 @@ def read_file(path: Path, key: str | None = None) -> Read:
     """Read one checkpoint file.
 
     Pickles are read with `weights_only=True`, which runs no code of theirs. Beside tensors they may hold what training
-    scripts keep with them: `argparse.Namespace`, and numpy's numbers and arrays of numbers. Those that are not
-    torch.save's are read by `pickles`.
+    scripts keep with them: `argparse.Namespace`, and numpy's numbers and arrays of numbers; other objects are read as
+    `blanks`. Those that are not torch.save's are read by `pickles`.
 
     Args:
         key: the wrapper to take, at any depth, or the prefix of the keys to take.
@@ -242,7 +242,7 @@ def _is_of_mmengine(content: Mapping[Any, Any]) -> bool:
 
 
 def _candidates(content: Mapping[Any, Any], names: tuple[str, ...] = ()) -> Iterator[_Candidate]:
-    """Every dictionary that holds tensors under names, from the outside in."""
+    """Every dictionary that contains tensors under names, from the outside in."""
     named = {name: value for name, value in content.items() if isinstance(name, str)}
     state = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     if not state:  # detectron2's files hold arrays
@@ -271,7 +271,7 @@ def _tensor(array: NDArray[Any]) -> Tensor:
 
 
 def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, key: str | None) -> Read:
-    """Of a file in which nothing is a ConvNeXt: the tensors that it has, or what it holds in place of any."""
+    """Of a file in which nothing is a ConvNeXt: the tensors that it has, or what it contains in place of any."""
     shown = ", ".join(repr(name) for name in list(content)[:6])
     if key is not None:
         inside = ", ".join(dict.fromkeys(c.called for c in found if c.names))

@@ -47,8 +47,8 @@ def refuse_contradiction(by_number: Any, by_name: Any) -> None:
             )
 
 
-def held(places: Sequence[Mapping[Any, Any]]) -> Iterator[list[str]]:
-    """Class names that a checkpoint holds beside its weights, under the names that people give them."""
+def held(places: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Lists of class names that a checkpoint has beside its weights, with the names that people give them."""
     for place in places:
         for name in NAMES:
             found = place.get(name)
@@ -63,7 +63,7 @@ def held(places: Sequence[Mapping[Any, Any]]) -> Iterator[list[str]]:
             except (WeightsError, ValueError):
                 continue  # something else that is called so, such as the labels of images
             if labels and len(set(labels)) == len(labels):
-                yield labels
+                yield name, labels
 
 
 def labels_of(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | None:

@@ -23,8 +23,9 @@ from .names import LAYOUTS, Layout
 
 
 def has_anchor(state: Mapping[str, Tensor]) -> bool:
-    """Whether some ConvNeXt is in it, below any prefix."""
-    return any(layout.prefixes(state) for layout in LAYOUTS)
+    """Whether some ConvNeXt is in it, below any prefix; its weights may be in parts."""
+    names = [reparametrized.whole_name(key) for key in state]
+    return any(layout.prefixes(names) for layout in LAYOUTS)
 
 
 def convert(
@@ -77,7 +78,7 @@ def convert(
         notes.append(f"{' and '.join(normalization.keys)} are taken for the normalization of the pixels")
     root = _replaced_head(keys, layout, found)
     head = keys.head
-    behind = [] if backbone else beside.heads(state, outside, keys.parent, _width(tensors))
+    behind = [] if backbone else beside.heads(state, outside, keys.parent, _width(tensors), biased=task == "classify")
     if task != "classify":  # which uses no head, however many there are
         left = left + [key for key in outside if key.startswith(tuple(behind))]
         outside = [key for key in outside if not key.startswith(tuple(behind))]

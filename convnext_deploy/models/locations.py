@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..artifact.manifest import sha256_of
 from ..errors import WeightsError, plain
+from ..records.base import content_of
 from . import file_kinds, open_clip, registry
 from .facts import facts_of, understood
 from .files import read_file
@@ -217,7 +218,9 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(content_of(file))
+    except OSError as error:
+        raise WeightsError(f"{file} cannot be read: {plain(error)}") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{file} is not JSON: {plain(error)}") from None
     if not isinstance(content, dict):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError, plain
+from ..records.base import content_of
 from .convnext import ACTIVATIONS
 
 TEXTS = ("cfg", "config")  # of mmengine's and of mmcv's `meta`
@@ -45,7 +46,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
-        text = file.read_text("utf-8")
+        text = content_of(file).decode()
     except OSError as error:
         raise WeightsError(f"--config {file} cannot be read: {plain(error)}") from None
     except UnicodeDecodeError:

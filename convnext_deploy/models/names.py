@@ -23,14 +23,14 @@ class Layout:
     wider: str = "\0"  # what stands before a head that a fine-tune put in the place of more than the classifier
     copies: tuple[Rule, ...] = ()  # keys that hold a parameter a second time
     siblings: tuple[str, ...] = ()  # keys that stand beside the prefix, not below it
-    backbone: bool = False  # it is what gives maps to another network, and has no head
+    backbone: bool = False  # it returns maps for another network, and has no head
 
     def named(self, key: str) -> str | None:
         """This project's name of a key without its prefix; None where there is none."""
         return _first(self.rules, key)
 
     def copied(self, key: str) -> str | None:
-        """The name of the parameter that a key holds a second time."""
+        """The name of the parameter that a key contains a second time."""
         return _first(self.copies, key)
 
     def prefixes(self, keys: Iterable[str]) -> list[str]:

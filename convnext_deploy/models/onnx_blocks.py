@@ -47,7 +47,7 @@ class OnnxConvNeXt:
 
     @property
     def half(self) -> bool:
-        """Whether the graph holds half floats."""
+        """Whether the graph contains half floats."""
         return any(values.dtype == np.float16 for values in self.state.values())
 
 

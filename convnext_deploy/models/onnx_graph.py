@@ -38,7 +38,7 @@ FOLDED = LAYOUT | {
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """A whole model, with the weights that lie beside it.
+    """A whole model, with the weights that are beside it.
 
     Raises:
         WeightsError: it is none, is damaged, or lacks the file of its weights.
@@ -85,7 +85,7 @@ class OnnxGraph:
         return self._readers.get(name, [])
 
     def constant(self, name: str) -> NDArray[Any] | None:
-        """What a tensor holds whatever the images are; None where that depends on them."""
+        """What a tensor contains whatever the images are; None where that depends on them."""
         if name not in self._constants:
             self._constants[name] = self._constant(name)
         return self._constants[name]
@@ -122,7 +122,7 @@ class OnnxGraph:
     def path(self, start: str, end: str) -> list[int] | None:
         """Every node between two tensors, in the graph's order; None where anything else than constants comes in.
 
-        Products are not passed: what lies between two of them is what is asked for.
+        Products are not passed: what is between two of them is what is asked for.
         """
         found: set[int] = set()
         waiting = [end]

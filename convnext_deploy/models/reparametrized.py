@@ -1,4 +1,4 @@
-"""Weights that a checkpoint holds in parts: pruned, or normed by weight norm or spectral norm.
+"""Weights that a checkpoint contains in parts: pruned, or normed by weight norm or spectral norm.
 
 PyTorch computes such a weight from its parts whenever the module is called. At inference the parts are constant, and so
 is the weight: what PyTorch would compute is put in their place, in float64.
@@ -17,6 +17,12 @@ _NEW = re.compile(r"(?P<root>.*?)parametrizations\.(?P<name>[^.]+)\.(?P<part>ori
 _ANY = re.compile(r"(?P<root>.*?)parametrizations\.(?P<name>[^.]+)\..*")
 _PRUNED, _WEIGHT_NORMS = {"orig", "mask"}, ({"g", "v"}, {"original0", "original1"})
 _SPECTRAL_NORMS = ({"orig", "u", "v"}, {"original", "0._u", "0._v"})
+
+
+def whole_name(key: str) -> str:
+    """The name of the weight that a key may be a part of."""
+    match = _NEW.fullmatch(key) or _OLD.fullmatch(key)
+    return key if match is None else match["root"] + match["name"]
 
 
 def joined(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], str | None]:

@@ -158,7 +158,7 @@ def with_head(converted: Converted, head: dict[str, Tensor], note: str | None) -
 
 
 def refuse_crop(found: Preprocessing, where: str) -> None:
-    """Refuse a crop: what is cut off would have no class, and masks would lie elsewhere.
+    """Refuse a crop: what is cut off would have no class, and masks would be elsewhere.
 
     Raises:
         WeightsError: with what to say instead.

@@ -1,4 +1,4 @@
-"""What a training script's checkpoint holds beside its weights: its arguments, and the names of the classes."""
+"""What a training script's checkpoint contains beside its weights: its arguments, and the names of the classes."""
 
 import argparse
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from .timm_config import refuse_pooling
 ARGUMENTS = "args"  # of timm's, the papers' and torchvision's scripts
 SETTINGS = (ARGUMENTS, "hyper_parameters", "hparams", "config", "cfg")  # and Lightning's, and people's own
 _SIZES = ("img_size", "input_size", "image_size", "val_crop_size")
-HELD = "held labels"  # a fact: the lists of names that may be those of the outputs
+HELD = "held labels"  # a fact: lists of names that may be those of the outputs, each with what it is called
 
 
 def settings_in(content: Mapping[Any, Any]) -> list[tuple[str, Mapping[Any, Any]]]:
@@ -64,11 +64,13 @@ def training_facts(arguments: Mapping[Any, Any], where: str) -> dict[str, Any]:
 
 
 def with_held_labels(facts: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """With the names of the outputs that the checkpoint holds, where one of its lists has as many as there are."""
+    """With the names of the outputs that the checkpoint contains, where one of its lists has as many as there are."""
     if "labels" in facts or spec.task != "classify":
         return facts
-    fitting = [names for names in facts.get(HELD, ()) if len(names) == spec.num_classes]
-    return joined(facts, sourced({"labels": fitting[0]}, "the checkpoint's classes")) if fitting else facts
+    for name, labels in facts.get(HELD, ()):
+        if len(labels) == spec.num_classes:
+            return joined(facts, sourced({"labels": labels}, f"the checkpoint's {name}"))
+    return facts
 
 
 def _are_numbers(value: Any) -> bool:

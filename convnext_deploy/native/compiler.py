@@ -68,10 +68,11 @@ def units(machine: str = "") -> dict[str, tuple[str, ...]]:
     return dict.fromkeys(COMMON, ()) | PATHS.get((machine or platform.machine()).lower(), {})
 
 
-def machine_of(compiler: str) -> str:
-    """The machine that a compiler makes programs for, as `units` takes it; "": it does not say."""
+def other_machine(compiler: str) -> str:
+    """The machine that a compiler makes programs for, as `units` takes it; "": this kind, or it does not say."""
     said = subprocess.run([*shlex.split(compiler), "-dumpmachine"], capture_output=True, text=True).stdout
-    return said.strip().partition("-")[0]
+    machine = said.strip().partition("-")[0]
+    return "" if units(machine).keys() == units().keys() else machine
 
 
 def compile_library(

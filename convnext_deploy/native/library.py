@@ -17,7 +17,7 @@ from .compiler import (
     compile_library,
     compiler_key,
     find_compiler,
-    machine_of,
+    other_machine,
     source_key,
     units,
 )
@@ -72,7 +72,7 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
     number of processes may build at once: each works in a folder of its own and renames its result into place.
     Where the compiler is gone, what it built from the same sources with the same flags is taken. A library's name
     ends in its SHA-256, and one that no longer has it is removed and built again: opening a damaged one can kill the
-    process. The folder has to be this user's alone, since what lies there is run.
+    process. The folder has to be this user's alone, since what is there is run.
 
     Args:
         folder: None: the wheel's library, else `cache_folder()`.
@@ -103,10 +103,10 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
         found = _intact(folder, stem)
         if found is not None:
             return found
-        machine = machine_of(compiler)
-        if machine and units(machine).keys() != units().keys():
+        other = other_machine(compiler)
+        if other:
             raise BuildError(
-                f"{compiler} makes programs for {machine}, and this machine is {platform.machine()}; "
+                f"{compiler} makes programs for {other}, and this machine is {platform.machine()}; "
                 "name a compiler for this machine in $CXX, or none"
             )
         with staging.folder_for(folder / BUILD_NAME) as work:
@@ -178,6 +178,11 @@ def state() -> str:
         return f"ready, {find_compiler()} builds it at first use"
     here = opened(built)
     return "; ".join(filter(None, (f"ready, path {isas(here)[0]}", refused(here), slower(here))))
+
+
+def is_built() -> bool:
+    """Whether the engine runs here without being compiled first."""
+    return _here() is not None
 
 
 def _here() -> Path | None:

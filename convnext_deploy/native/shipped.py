@@ -6,7 +6,6 @@ first use. Like the modules beside it, the library there is trusted because it w
 
 import hashlib
 import json
-import platform
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,14 +26,14 @@ def ship(folder: Path) -> str:
     """Compile the library into `folder`, with a record of its SHA-256 and sources, its header and CMake's file.
 
     Returns:
-        The machine that it is for, as `platform.machine()` names it: the compiler's, which may be another than this.
+        The machine that it is for, as `platform.machine()` names it; "": this one.
 
     Raises:
         MissingPackageError: no compiler.
         BuildError: the compiler refuses a file.
     """
     found = compiler.find_compiler()
-    machine = compiler.machine_of(found) or platform.machine()
+    machine = compiler.other_machine(found)
     with tempfile.TemporaryDirectory() as work:
         built = compiler.compile_library(found, Path(work), (), LINK_FLAGS, machine)
         (folder / "include").mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,5 @@
 """The module rewritten to a plan: in fp32 it is the simulation, and exporters see the same operators."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,21 +66,35 @@ class QuantizedLinear(nn.Module):
 
 
 class QuantizedPatches(QuantizedLinear):
-    """A convolution whose kernel does not overlap itself, as a linear over its patches: (N, C, H, W) -> (N, out, h, w).
+    """A convolution as a linear over its patches: (N, C, H, W) -> (N, out, h, w).
 
-    A matrix product needs no quantized output to run in 8 bits, which ONNX Runtime's convolution does.
+    Its kernel either does not overlap itself (stride = side, no padding), or keeps the size (stride 1, odd side, padded
+    with zeros). A matrix product needs no quantized output to run in 8 bits, which ONNX Runtime's convolution does.
     """
 
     def __init__(
-        self, operation: OperationPlan, weight: Tensor, weight_scale: Tensor, bias: Tensor, kernel_size: int
+        self, operation: OperationPlan, weight: Tensor, weight_scale: Tensor, bias: Tensor, conv: nn.Conv2d
     ) -> None:
-        """Args: weight (out, in * kernel_size ** 2), each row in the order (kernel row, kernel column, in)."""
-        self.kernel_size = kernel_size
+        """
+        Args:
+            weight: (out, in * side ** 2), each row in the order (kernel row, kernel column, in).
+            conv: the float one.
+        """
+        self.kernel_size, self.stride, self.padding = (pair[0] for pair in _geometry(conv))
         super().__init__(operation, weight, weight_scale, bias)
+        self.zero = operation.zero_point  # the code of 0
 
-    def patches(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H // k, W // k, k * k * C)."""
+    def patches(self, x: Tensor, zero: int = 0) -> Tensor:
+        """(N, H, W, C) -> (N, h, w, k * k * C).
+
+        Args:
+            zero: what a pixel of padding is.
+        """
         k = self.kernel_size
+        if k > self.stride:
+            x = F.pad(x, (0, 0, *[self.padding] * 4), value=zero)
+            moved = [x[:, i : i + 1 - k or None] for i in range(k)]
+            return torch.cat([one[:, :, j : j + 1 - k or None] for one in moved for j in range(k)], -1)
         _, height, width, channels = x.shape
         rows, columns = height // k, width // k
         if not (isinstance(height, int) and isinstance(width, int) and height % k == width % k == 0):
@@ -91,21 +103,26 @@ class QuantizedPatches(QuantizedLinear):
         return x.reshape(-1, rows, columns, k * k * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nchw(self.product(self.patches(self.codes(nhwc(x)))))
+        return nchw(self.product(self.patches(self.codes(nhwc(x)), self.zero)))
 
 
 class QuantizedConvolution(QuantizedPatches):
     """The same as a convolution, (N, C, H, W) -> (N, out, h, w): for runtimes that run one in 8 bits as it is."""
 
     def forward(self, x: Tensor) -> Tensor:
-        k = self.kernel_size
         y = operators.dequantize(self.codes(x), self.scale, self.zero_point, 0)
         weight = operators.dequantize(self.weight, self.weight_scale, self.weight_zero_point, 0)
-        return F.conv2d(y, weight, self.bias, stride=k)
+        return F.conv2d(y, weight, self.bias, stride=self.stride, padding=self.padding)
 
     def laid_out(self, weight: Tensor) -> Tensor:
         k = self.kernel_size
         return weight.reshape(len(weight), k, k, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[tuple[int, ...], ...]:
+    """Kernel, stride and padding, each (vertical, horizontal); of those convolutions that `products` names, equal."""
+    assert isinstance(conv.padding, tuple)
+    return conv.kernel_size, conv.stride, conv.padding
 
 
 def check(loaded: LoadedPlan, model: ConvNeXt, weights_sha256: str, input: InputKind) -> None:
@@ -301,10 +318,8 @@ def _quantized(product: nn.Module, name: str, operation: OperationPlan, loaded: 
     bias = bias.to(product.bias.dtype)
     if isinstance(product, nn.Linear):
         return QuantizedLinear(operation, weight, scales, bias)
-    size = math.isqrt(product.weight[0, 0].numel())
-    if how_of(loaded).convolutions:
-        return QuantizedConvolution(operation, weight, scales, bias, size)
-    return QuantizedPatches(operation, weight, scales, bias, size)
+    kind = QuantizedConvolution if how_of(loaded).convolutions else QuantizedPatches
+    return kind(operation, weight, scales, bias, product)
 
 
 def _replace(model: ConvNeXt, path: str, module: nn.Module) -> None:

@@ -18,7 +18,7 @@ from ..arguments import shown
 from ..artifact.manifest import check_file, encode, refuse_name, sha256_of, write_file
 from ..errors import UsageError, plain
 from ..models.convnext import DTYPES, Block, ConvNeXt
-from ..records.base import InputKind, Precision
+from ..records.base import InputKind, Precision, content_of
 from ..records.plan import (
     CalibrationRecord,
     OperationPlan,
@@ -34,6 +34,7 @@ from .eight_bits import EightBits
 from .observers import scale_and_zero_point
 
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
+SEGMENTER = "segmenter"  # of a segmenter's head: the module, and the kind of its operations
 LARGEST = 1e38  # of a scale or a shift, with which float32 still computes
 
 
@@ -55,7 +56,8 @@ def products(model: ConvNeXt) -> dict[str, str]:
     """Every operation that can run in 8 bits: its name to the path of the linear or convolution inside it.
 
     Not among them: depthwise convolutions (2 % of the arithmetic, and no runtime gains from them), overlapping stems
-    (3x3 convolutions with padding), and the hidden linear of an MLP head.
+    (at 2 % of the arithmetic as well), the hidden linear of an MLP head, and a segmenter's convolutions of pooled maps,
+    which have a few pixels.
     """
     found = {}
     if model.spec.stem == "patch":
@@ -69,6 +71,10 @@ def products(model: ConvNeXt) -> dict[str, str]:
             found[f"{block}.project"] = f"{block}.project.linear"
     if model.head is not None and model.head.classifier is not None:
         found["head"] = "head.classifier"
+    if model.segmenter is not None:
+        units = [name for name, _ in model.segmenter.units() if not name.startswith("pyramid.")]
+        found |= {f"{SEGMENTER}.{name}": f"{SEGMENTER}.{name}.conv" for name in units}
+        found[f"{SEGMENTER}.classifier"] = f"{SEGMENTER}.classifier"
     return found
 
 
@@ -82,6 +88,8 @@ def operations(model: ConvNeXt) -> tuple[str, ...]:
             assert isinstance(block, Block)
             parts = ("dwconv_norm", "expand", "project") if block.grn is None else _V2_PARTS
             names += [f"stages.{stage}.{index}.{part}" for part in parts]
+    if model.segmenter is not None:
+        names += [f"{SEGMENTER}.{name}" for name in (*(name for name, _ in model.segmenter.units()), "classifier")]
     return (*names, "head") if model.head is not None else tuple(names)
 
 
@@ -89,7 +97,9 @@ _V2_PARTS = ("dwconv_norm", "expand", "grn", "project")
 
 
 def kind_of(operation: str) -> str:
-    """`stages.2.0.expand` -> `expand`, `downsamples.1` -> `downsample`, `stem`, `head`."""
+    """`stages.2.0.expand` -> `expand`, `downsamples.1` -> `downsample`, `segmenter.fusion` -> `segmenter`, `stem`."""
+    if operation.startswith(f"{SEGMENTER}."):
+        return SEGMENTER
     return "downsample" if operation.startswith("downsamples.") else operation.rpartition(".")[2]
 
 
@@ -215,7 +225,7 @@ def refuse_foreign(path: Path) -> None:
     tensors = None
     if os.path.lexists(path):
         try:
-            tensors = msgspec.json.decode(path.read_bytes(), type=Plan).tensors_sha256
+            tensors = msgspec.json.decode(content_of(path), type=Plan).tensors_sha256
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise UsageError(f"{path} is not a plan, so it is not replaced; choose another --out") from None
     if os.path.lexists(beside) and (tensors is None or not beside.is_file() or sha256_of(beside) != tensors):
@@ -233,7 +243,7 @@ def read(path: Path) -> LoadedPlan:
     """
     _check_name(path)
     try:
-        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+        plan = msgspec.json.decode(content_of(path), type=Plan)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {plain(error)}; expected a plan of `quantize`") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -31,7 +31,7 @@ class ClassAccuracy(Record, frozen=True, kw_only=True):
 
 
 class EvalResult(Record, frozen=True, kw_only=True):
-    """Accuracy of one artifact over one labelled image source; every prediction lies in `predictions`."""
+    """Accuracy of one artifact over one labelled image source; every prediction is in `predictions`."""
 
     schema_version: SchemaVersion = SCHEMA
     artifact: str
@@ -86,7 +86,7 @@ class Limits(HandWritten, frozen=True, kw_only=True):
     """What a candidate may lose against its baseline. Written by hand, hence in percent; None is not checked."""
 
     max_drop: Annotated[float, msgspec.Meta(ge=0, le=100)]  # of top-1, mAP, R2 or mIoU, percentage points
-    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.05  # chance of passing what lies at a limit
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.05  # chance of passing what is at a limit
     max_class_drop: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None  # of one class's top-1, points
     min_agreement: Annotated[float, msgspec.Meta(gt=0, lt=100)] | None = None  # images with the same first class, %
     max_latency_ratio: Annotated[float, msgspec.Meta(gt=0, le=1000)] | None = None  # medians, candidate / baseline

@@ -1,5 +1,7 @@
 """The closed sets of words and the constraints that several records share."""
 
+import errno
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -8,6 +10,7 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 NetworkTask = Literal["classify", "embed", "features"]  # of the network alone
 # segment: with the head that makes a class of each pixel; detect: with the one that makes boxes.
 Task = Literal["classify", "embed", "features", "segment", "detect"]
+PlanTask = Literal["classify", "embed", "features", "segment"]  # whose products a plan can name
 # What a classifier's outputs mean, as in transformers' `problem_type`: logits of classes of which an image has one, or
 # any number; the one logit of the second of two classes; or values.
 Problem = Literal["single-label", "multi-label", "binary", "regression"]
@@ -36,6 +39,22 @@ class HandWritten(Record, frozen=True, kw_only=True, forbid_unknown_fields=True)
 # version before is then still read.
 SCHEMA = 1
 SchemaVersion = Annotated[int, msgspec.Meta(ge=max(1, SCHEMA - 1), le=SCHEMA)]
+
+MAX_BYTES = 64 << 20  # of a record; the manifest of a model with 21,841 labels has 1 MB
+MAX_RESULTS_BYTES = 1 << 30  # of results, of which a file may hold any number
+
+
+def content_of(path: Path, most: int = MAX_BYTES) -> bytes:
+    """A file of a record or of settings, which may be anybody's: one without an end is not read to the end of memory.
+
+    Raises:
+        OSError: it cannot be read, or has more bytes.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes, which is the most that is read", str(path))
+    return content
 
 
 PlanType = Literal["int8", "fp8"]

@@ -177,7 +177,7 @@ class TensorRtSpec(Record, frozen=True, kw_only=True):
 
 
 class EngineRecord(Record, frozen=True, kw_only=True):
-    """`build.json` of an engine: how it was built. The manifest holds its hash."""
+    """`build.json` of an engine: how it was built. The manifest contains its hash."""
 
     schema_version: SchemaVersion = SCHEMA
     module: str  # import name: tensorrt or tensorrt_rtx

@@ -169,7 +169,7 @@ class BenchResult(Record, frozen=True, kw_only=True):
     warmup_s: float | None  # None: it failed before
     steady: bool | None
     load_s: float | None
-    first_inference_ms: float | None  # of the process; holds what a runtime compiles at its first call
+    first_inference_ms: float | None  # of the process; contains what a runtime compiles at its first call
     peak_memory_bytes: int | None  # resident, of the process with its imports
     device_memory_bytes: int | None = None
     energy_j_per_image: float | None = None

@@ -85,7 +85,7 @@ def _verdict(result: OptimizeResult, rows: Mapping[str, Candidate], chosen: Cand
     baseline = result.fastest_exact
     facts = [
         ("ms a batch" if result.batch > 1 else "ms an image", three_digits(chosen.ms)),
-        ("images/s", three_digits(1e3 * result.batch / chosen.ms)),
+        ("images/s", _rate(1e3 * result.batch / chosen.ms)),
         ("MB", three_digits((chosen.bytes or 0) / 1e6)),
     ]
     if baseline.ms is not None and not chosen.exact:
@@ -106,6 +106,10 @@ def _verdict(result: OptimizeResult, rows: Mapping[str, Candidate], chosen: Cand
         f'<div class="verdict"><strong>{escape(chosen.name)}</strong><p>{escape(result.why)}.</p>{disturbed}'
         f'<dl class="facts">{listed}</dl></div>'
     )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else three_digits(value)
 
 
 def _flips(verdict: Verdict, read: Read) -> str:

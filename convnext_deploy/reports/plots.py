@@ -262,6 +262,8 @@ def front(result: OptimizeResult, name: str = "front") -> str | None:
     styles = _styles(c.runtime for c, _, _ in timed)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
+        from matplotlib.ticker import LogLocator
+
         (panel,) = axes
         for c, ms, agrees in timed:
             colour, chosen = styles[c.runtime]["color"], c.name == result.chosen
@@ -276,8 +278,12 @@ def front(result: OptimizeResult, name: str = "front") -> str | None:
                                fontsize=7, textcoords="offset points")  # fmt: skip
         panel.set_xscale("log")
         _plain_numbers(panel, "x")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_minor_formatter("")
+        panel.tick_params(axis="x", rotation=0)
         panel.margins(x=0.2, y=0.3)
+        panel.set_ylim(panel.get_ylim())  # fixed, so that no tick stands above 100 %
+        panel.set_yticks([tick for tick in panel.get_yticks() if panel.get_ylim()[0] <= tick < 100.0001])
         panel.set(xlabel=f"ms a batch of {result.batch}", ylabel="first class as fp32, %")
         _legend(figure, axes)
 

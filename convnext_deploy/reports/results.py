@@ -12,7 +12,7 @@ from ..accuracy import binomial
 from ..errors import DataError, plain
 from ..models import registry
 from ..records.accuracy import EvalResult, Verdict
-from ..records.base import Above0, PlanType, Positive, Task
+from ..records.base import MAX_RESULTS_BYTES, Above0, PlanType, Positive, Task, content_of
 from ..records.optimize import OptimizeResult
 from ..records.timing import Ceilings, LayerKind, ProfileResult, RooflineResult
 from ..timing import roofline
@@ -118,7 +118,7 @@ def read(paths: Sequence[Path]) -> Results:
 
 def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
-        text = path.read_bytes()
+        text = content_of(path, MAX_RESULTS_BYTES)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {plain(error)}") from None
     documents = []

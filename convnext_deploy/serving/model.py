@@ -40,7 +40,7 @@ class Model:
 
     Raises:
         UsageError: it does not run as the options say.
-        CheckFailed: it gives wrong outputs here.
+        CheckFailed: it computes wrong outputs here.
     """
 
     def __init__(

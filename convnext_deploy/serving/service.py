@@ -14,6 +14,7 @@ from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
 from ..records.accuracy import Verdict
+from ..records.base import content_of
 from . import drift
 from .batching import Job
 from .metrics import Metrics
@@ -212,7 +213,7 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
         CheckFailed: the verdict is another than PASS, or of another artifact.
     """
     try:
-        verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
+        verdict = msgspec.json.decode(content_of(file), type=Verdict)
     except OSError as error:
         raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

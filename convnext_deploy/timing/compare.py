@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, plain
+from ..records.base import MAX_RESULTS_BYTES, content_of
 from ..records.timing import BenchResult, Comparison, Verdicts
 
 CONFIDENCE = 0.95
@@ -183,7 +184,7 @@ def read_results(path: Path) -> tuple[BenchResult, ...]:
         DataError: it cannot be read, a line is not a BenchResult of this version, or there is none.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = content_of(path, MAX_RESULTS_BYTES).splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {plain(error)}; expected results of `bench --save`") from None
     rows = []

@@ -74,7 +74,7 @@ def _plain_ms(session: Session, steps: int, tell: Callable[[int], None]) -> floa
 def typical(steps: Sequence[tuple[float, tuple[LayerTime, ...]]]) -> tuple[float, tuple[LayerTime, ...]]:
     """Mean wall time and mean layers over the steps in the middle half by wall time; layers slowest first.
 
-    A mean keeps the layers adding up to what they are a part of, and the slowest quarter holds the interruptions.
+    A mean keeps the layers adding up to what they are a part of, and the slowest quarter contains the interruptions.
     """
     ordered = sorted(steps, key=lambda step: step[0])
     cut = len(ordered) // 4

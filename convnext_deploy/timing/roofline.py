@@ -231,12 +231,12 @@ def measure(
         names = [name for name in _measured(device) if precisions is None or name in ("fp32", *precisions)]
         say = progress or (lambda done, total, what: None)
         rates, sources = {}, ["the best square product of torch"]
-        native = names != ["fp32"] and _native(device)  # nothing is compiled where torch is enough
+        native = _native(device, compile=names != ["fp32"])  # nothing is compiled where torch has a product
         if native:
             sources.append("the native engine's kernels")
         for done, name in enumerate(names):
             say(done, len(names) + 1, f"measuring {name} products")
-            rate = max(_product_tflops(name, device), _native_tflops(name, used) if native and name != "fp32" else 0.0)
+            rate = max(_product_tflops(name, device), _native_tflops(name, used) if native else 0.0)
             if rate:
                 rates[name] = rate
         say(len(names), len(names) + 1, "measuring copies")
@@ -308,12 +308,14 @@ def _product(precision: str, side: int, device: Device) -> Callable[[], Any]:
     return partial(torch.mm, x, y)
 
 
-def _native(device: Device) -> bool:
-    """Whether this package's engine is built here, or can be."""
+def _native(device: Device, compile: bool) -> bool:
+    """Whether this package's engine is built here, or with `compile` can be."""
     from ..native import library
 
     if device != "cpu":
         return False
+    if not compile:
+        return library.is_built()
     try:
         library.state()
     except MissingPackageError:

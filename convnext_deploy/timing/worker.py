@@ -175,7 +175,7 @@ class Child:
             importlib.import_module(name)
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
-        """Call "module:function" and give what it returns."""
+        """Call "module:function" and return what it returns."""
         return _named(function)(**arguments)
 
     def open(self, opener: str, arguments: dict[str, Any], streams: int) -> Opened:

@@ -13,7 +13,7 @@ from ..artifact.trust import built_here
 from ..errors import MissingPackageError, WorkerError
 from ..models.source import Source
 from ..native import library
-from ..records.base import Device, PlanType, Precision, Record, Sha256, Task
+from ..records.base import Device, PlanType, Precision, Record, Sha256, Task, content_of
 from ..records.manifest import BatchRange, ExportRequest, ModelSpec
 from ..records.timing import Ceilings
 from ..timing.worker import Worker
@@ -281,7 +281,7 @@ def _reusable(want: Wanted, convnext: bool) -> bool:
     path = want.folder / (manifest.MANIFEST_NAME if convnext else BASELINE_NAME)
     if not path.is_file():
         return False
-    found = manifest.decode(path.read_bytes(), str(path))
+    found = manifest.decode(content_of(path), str(path))
     if formats.get(want.runtime).runs_code and not built_here(manifest.sha256_of(path)):
         return False
     there = {
@@ -314,7 +314,7 @@ def build_convnext(want: dict[str, Any]) -> None:
 
 
 def _of_baseline(want: Wanted) -> Contender:
-    record = manifest.decode((want.folder / BASELINE_NAME).read_bytes(), str(want.folder / BASELINE_NAME))
+    record = manifest.decode(content_of(want.folder / BASELINE_NAME), str(want.folder / BASELINE_NAME))
     return _contender(
         want,
         opener=f"{COUNTERPARTS}:open_baseline",

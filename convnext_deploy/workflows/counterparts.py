@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..graph.capture import DeployGraph
 from ..models.baselines import Baseline, preprocessing_of
 from ..models.parameters import tensors_sha256
-from ..records.base import Device
+from ..records.base import Device, content_of
 from ..records.manifest import ExportSpec, WeightsRecord
 from ..runtimes.torch_session import TorchSession
 from . import build
@@ -76,7 +76,7 @@ def _weights_of(module: Baseline) -> WeightsRecord:
 def open_baseline(path: str, device: Device, threads: int | None) -> Session:
     """A session of what `build_baseline` wrote."""
     folder = Path(path)
-    record = manifest.decode((folder / BASELINE_NAME).read_bytes(), str(folder / BASELINE_NAME))
+    record = manifest.decode(content_of(folder / BASELINE_NAME), str(folder / BASELINE_NAME))
     # Built in this run, or found in the record of what this user built (see `contenders.built`).
     return formats.opened(manifest.Artifact(folder, record), RunOptions(device=device, threads=threads), trust=True)
 

@@ -19,7 +19,7 @@ from ..quantization import distance, saturation
 from ..quantization import plan as plans
 from ..quantization.draft import prepare
 from ..quantization.plan import LoadedPlan
-from ..records.base import InputKind, Precision
+from ..records.base import InputKind, Precision, content_of
 
 PROBE = 4  # images that folding is checked on
 LINEARS = ("expand", "project")  # of all blocks: nearly all of the arithmetic
@@ -142,7 +142,7 @@ def read_kept(path: Path, kind: type[T]) -> T:
         UsageError: the file is damaged.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(content_of(path), type=kind)
     except FileNotFoundError:
         return kind()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -97,7 +97,7 @@ def export(
 
     Raises:
         UsageError: anything that can be refused before the work.
-        CheckFailed: the artifact was built and is wrong; it lies in `<out>.rejected`.
+        CheckFailed: the artifact was built and is wrong; it is in `<out>.rejected`.
     """
     fmt = formats.get(request.format)
     _refuse_early(fmt, request, source.task, plan, kernels)
@@ -181,9 +181,8 @@ def _refuse_early(
         )
     if request.argmax and task != "segment":
         raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
-    if task in ("segment", "detect") and plan is not None:
-        what = "segmenter" if task == "segment" else "detector"
-        raise UsageError(f"--plan: a {what}'s head takes no plan yet; export it in fp32, fp16 or bf16")
+    if task == "detect" and plan is not None:
+        raise UsageError("--plan: a detector's head takes no plan yet; export it in fp32, fp16 or bf16")
     if request.precision not in fmt.precisions:
         raise UsageError(f"format {fmt.name} has no {request.precision}; it has {', '.join(sorted(fmt.precisions))}")
     formats.refuse_device(fmt, request.device)

@@ -17,11 +17,11 @@ from PIL import Image
 
 from ..accuracy.boxes import placed
 from ..accuracy.targets import problem_of
-from ..artifact.manifest import Artifact, write_file
+from ..artifact.manifest import Artifact, check_file, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, sources
 from ..data.class_folders import IMAGE_SUFFIXES
-from ..data.readers import MAX_FILE_BYTES, refuse_large
+from ..data.readers import MAX_FILE_BYTES, file_content, refuse_large
 from ..errors import CheckFailed, DataError, UsageError, plain, printable
 from ..records.base import Goal, Problem
 from ..records.manifest import Manifest
@@ -82,6 +82,8 @@ def predict(
             more = ", .png or a folder of masks" if goal == "segmentation" else ""
             raise UsageError(f"--out {out} ends in {out.suffix!r}; expected one of {', '.join(SUFFIXES)}{more}")
         masks = predicted_masks.places(out, [name for name, _ in images])
+    if out is not None and masks is None:
+        check_file(out)
     if not classes and not keeps:
         what = f"no classes: its task is {manifest.model.task}"
         raise UsageError(f"{where} has {what}; keep its outputs with --out NAME.npz")
@@ -314,7 +316,7 @@ def _at(place: str) -> list[Named]:
     if place.startswith(("http://", "https://")):
         return [(place, lambda: decoding.decoded(_fetched(place)))]
     if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2"):
-        return [(place, lambda: decoding.decoded(_content(path)))]
+        return [(place, lambda: decoding.decoded(file_content(path)))]
     if not os.path.lexists(place) and not place.startswith("hfds:"):
         raise DataError(
             f"{place!r} does not exist; expected an image, a folder, tar, Parquet file or list of images, an http(s) "
@@ -327,11 +329,6 @@ def _at(place: str) -> list[Named]:
 def _within(content: bytes) -> bytes:
     refuse_large(len(content))
     return content
-
-
-def _content(path: Path) -> bytes:
-    refuse_large(path.stat().st_size)
-    return path.read_bytes()
 
 
 def _fetched(address: str) -> bytes:

@@ -46,7 +46,7 @@ class Recipe:
 def quantize(
     source: Source, recipe: Recipe, *, out: Path, force: bool, say: Callable[[str], None], progress: Progress
 ) -> Plan:
-    """The steps of `api.quantize`, on arguments that are checked: the linears of all blocks in 8 bits.
+    """The steps of `api.quantize`, on arguments that are checked: linears of blocks and a segmenter's head in 8 bits.
 
     Raises:
         UsageError: what can be refused before the work.
@@ -70,7 +70,7 @@ def quantize(
         model,
         calibrated,
         pixels,
-        [name for name in plans.products(model) if plans.kind_of(name) in LINEARS],
+        [name for name in plans.products(model) if plans.kind_of(name) in (*LINEARS, plans.SEGMENTER)],
         preprocessing=loaded.preprocessing,
         target=target,
         eight_bits=how,

@@ -384,9 +384,10 @@ class Race:
             drop = self.rows[passed[-1]].verdict
             assert drop is not None
             bound = drop.checks[0].upper
+            tried = f" over all {len(order)} that could be tried" if len(order) > 1 else ""
             return order, passed[-1], (
                 f"the fastest that is proven to lose at most {goal.max_drop:g} points of top-1 (upper bound "
-                f"{100 * (bound or 0):.2f}, alpha {goal.alpha:g} over all {len(order)} that could be tried)"
+                f"{100 * (bound or 0):.2f}, alpha {goal.alpha:g}{tried})"
             )  # fmt: skip
         if limit is not None:
             return (

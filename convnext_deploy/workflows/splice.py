@@ -221,7 +221,7 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorRecord:
 def _refuse_other_weights(inside: Loaded, given: Loaded, name: str, half: bool) -> None:
     """
     Raises:
-        WeightsError: the checkpoint that was given is not what the graph holds.
+        WeightsError: the checkpoint that was given is not what the graph contains.
     """
     one, other = inside.model.state_dict(), given.model.state_dict()
     if one.keys() != other.keys():

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import timm
 import torch
 import torchvision
 import transformers
@@ -50,6 +51,23 @@ def test_timm_judges_its_own_folder_with_its_own_preprocessing(folder: Path, tmp
     assert record.preprocessing == "timm"
     assert record.relative_error is not None
     assert record.relative_error < 1e-5
+
+
+def test_timm_judges_its_backbones_also_where_their_mlps_are_linears(tmp_path: Path) -> None:
+    backbone: nn.Module = timm.create_model("test_convnext2", features_only=True)
+    save_file(backbone.state_dict(), tmp_path / "model.safetensors")
+    record = exported(tmp_path / "model.safetensors", tmp_path, task="features")
+    assert record.name.startswith("timm 1.")
+
+
+def test_a_configuration_that_its_own_library_does_not_take_is_not_compared_with(tmp_path: Path) -> None:
+    config = transformers.ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32])
+    transformers.ConvNextForImageClassification(config).save_pretrained(tmp_path)
+    processor = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}, "crop_pct": None}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    record = exported(tmp_path, tmp_path)
+    assert record.name.startswith("transformers 5.")
+    assert record.preprocessing is None
 
 
 def test_timm_judges_a_file_without_a_configuration(checkpoint: Path, tmp_path: Path) -> None:

@@ -576,3 +576,16 @@ def test_what_is_said_about_images_is_refused_where_both_sides_are_evaluated(
     option = f"--{next(iter(said)).replace('_', '-')}"
     with pytest.raises(UsageError, match=f"^{option} .*is for artifacts, and both sides are results of eval"):
         api.gate(*sides, limits={"max_drop": 1}, **said)
+
+
+def test_a_batch_that_an_artifact_does_not_take_is_refused_before_anything_is_measured(
+    artifact_of: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from convnext_deploy.workflows import bench, contenders
+
+    def never(*_: object) -> None:
+        raise AssertionError("measured first")
+
+    monkeypatch.setattr(contenders, "measured_ceilings", never)
+    with pytest.raises(UsageError, match="batch 9999; test_convnext eager fp32 takes 1 to 4; give others with --batch"):
+        list(api.bench(artifact_of("eager").path, bench.Plan(batches=(9999,))))

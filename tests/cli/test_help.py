@@ -49,7 +49,10 @@ def test_a_command_breaks_between_options_and_never_inside_one() -> None:
 @pytest.mark.parametrize(
     ("command", "panels"),
     [
-        ("export", ["Checkpoint", "Preprocessing", "Output", "Data and labels", "Runtime", "Kernels", "TensorRT"]),
+        (
+            "export",
+            ["Checkpoint", "Preprocessing", "Output", "Splice", "Data and labels", "Runtime", "Kernels", "TensorRT"],
+        ),
         ("quantize", ["Required", "Checkpoint", "Preprocessing", "Plan", "Calibration", "Output"]),
         ("half", ["Required", "Checkpoint", "Preprocessing", "Plan", "Output"]),
         ("optimize", ["Required", "Checkpoint", "Preprocessing", "Goal", "Data and labels", "Runtime", "Output"]),

@@ -4,7 +4,9 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -113,3 +115,9 @@ def test_results_are_alone_on_stdout(checkpoint: Path, tmp_path: Path, capsys: C
 def test_a_server_names_the_request_that_tries_it() -> None:
     line = hints.request("http://127.0.0.1:8000", token=True)
     assert line == "curl -H 'Authorization: Bearer TOKEN' --data-binary @IMAGE http://127.0.0.1:8000/classify"
+
+
+def test_a_graph_of_somebody_else_is_looked_at_and_not_asked_for_classes(artifact_of: Callable[..., Artifact]) -> None:
+    found = artifact_of("eager").manifest
+    spliced = msgspec.structs.replace(found, splice=cast(Any, object()))
+    assert hints.after_export(Path("b/detector"), spliced, ()) == ("convnext-deploy inspect b/detector",)

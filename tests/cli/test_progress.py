@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from convnext_deploy import api, cli
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.cli.terminal import Clock
 from convnext_deploy.formats import get
+from convnext_deploy.workflows.agenda import View
 
 
 class Watched(io.StringIO):
@@ -85,3 +87,19 @@ def test_nothing_is_drawn_for_a_script(option: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", stream)
     assert cli.run(["list", option]) == 0
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_an_interrupted_optimize_says_that_everything_is_kept_also_below_its_live_table(
+    watched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **options: Any) -> None:
+        options["watch"](View(rows=(), doing="building a", done=0, total=None, left_s=60.0, elapsed_s=1.0))
+        raise KeyboardInterrupt
+
+    stream = Watched() if watched else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(api, "optimize", interrupted)
+    assert cli.run(["optimize", "--weights", "m.pth", "--data", "a", "--out", str(tmp_path / "o")]) == 130
+    assert "everything is kept; the same command goes on where this one stopped\n" in stream.getvalue()
+    assert stream.getvalue().endswith("error: interrupted\n")

@@ -167,6 +167,22 @@ def test_split_folders_ask_for_a_choice(tmp_path: Path) -> None:
     assert source.name == f"{tmp_path}, split val"
 
 
+@pytest.mark.parametrize("names", [("Train", "Val"), ("training", "testing"), ("TRAIN", "Validation")])
+def test_split_folders_are_known_in_any_writing_and_are_no_classes(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        write_folder(tmp_path / name, samples())
+    with pytest.raises(DataError, match=f"split folders {', '.join(sorted(names))}; choose one with --split"):
+        sources.open_source(str(tmp_path))
+    assert contents(sources.open_source(str(tmp_path), names[1])) == expected()
+
+
+def test_what_macos_puts_beside_an_archives_files_is_no_class(tmp_path: Path) -> None:
+    write_folder(tmp_path, samples())
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._1.jpg").write_bytes(b"x")
+    assert contents(sources.open_source(str(tmp_path))) == expected()
+
+
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     write_folder(tmp_path, {"bus/1.jpg": (encoded(0), 0), "train/1.jpg": (encoded(1), 1)})
     assert sources.open_source(str(tmp_path)).class_names == ("bus", "train")

@@ -1,6 +1,7 @@
 """Lists of images and annotations beside them; ImageNet's against torchvision's reader."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from convnext_deploy.data import image_source, numbering, sources
+from convnext_deploy.data import held, image_source, masks, numbering, sources
+from convnext_deploy.data.decoding import UnreadableImage
 from convnext_deploy.errors import DataError
 
 
@@ -38,7 +40,7 @@ NUMBERS = {"a.png": 2, "deep/b 1.jpg": 0, "c.webp": 2}
 LISTS = {
     "plain.csv": "a.png,2\ndeep/b 1.jpg,0\nc.webp,2\n",
     "header.csv": "path,label\na.png,2\ndeep/b 1.jpg,0\nc.webp,2\n",
-    "other columns.csv": "index,filename,target,split\n0,a.png,2,x\n1,deep/b 1.jpg,0,x\n2,c.webp,2,y\n",
+    "other columns.csv": "index,filename,target,camera\n0,a.png,2,x\n1,deep/b 1.jpg,0,x\n2,c.webp,2,y\n",
     "marked.csv": "\ufeffImage,Class\r\na.png,2\r\ndeep/b 1.jpg,0\r\nc.webp,2\r\n",
     "semicolon.csv": 'path;label\n"a.png";2\n"deep/b 1.jpg";0\nc.webp;2\n',
     "tab.tsv": "a.png\t2\ndeep/b 1.jpg\t0\nc.webp\t2\n",
@@ -307,3 +309,103 @@ def test_text_that_is_no_text_is_refused(folder: Path) -> None:
     (folder / "a.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is no UTF-8 text"):
         sources.open_source(str(folder / "a.csv"))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no device without an end here")
+def test_a_pipe_or_a_device_in_a_list_is_an_image_that_cannot_be_read(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    (folder / "list.csv").write_text("pipe.png,0\n/dev/zero,0\ndeep,1\na.png,1\n")
+    source = sources.open_source(str(folder / "list.csv"))
+    for index, why in enumerate(("it is a pipe, a device or a folder",) * 2 + ("Is a directory",)):
+        with pytest.raises(UnreadableImage, match=why):
+            source.read(index)
+    assert source.read(3).size == (8, 8)
+    in_memory = held.opened("data", [(folder / "pipe.png", 0), ("/dev/zero", 0)])
+    for index in (0, 1):
+        with pytest.raises(UnreadableImage, match="it is a pipe, a device or a folder"):
+            in_memory.read(index)
+    with pytest.raises(DataError, match=r"the mask .*pipe.png cannot be read: it is a pipe, a device or a folder"):
+        masks.read(image_source.Masks((folder / "pipe.png",), 255, False), 0, 2)
+
+
+# Splits, folders of Hugging Face, other systems and other kinds of file -----------------------------------------------
+
+SPLIT = {
+    "a.csv": "path,label,split\na.png,cat,train\ndeep/b 1.jpg,dog,val\nc.webp,dog,train\n",
+    "a.jsonl": '{"path": "a.png", "label": "cat", "split": "train"}\n'
+    '{"path": "deep/b 1.jpg", "label": "dog", "split": "val"}\n{"path": "c.webp", "label": "dog", "split": "train"}',
+    "folds.csv": "path,label,fold\na.png,cat,train\ndeep/b 1.jpg,dog,val\nc.webp,dog,train\n",
+    "hot.csv": "path,cat,dog,subset\na.png,1,0,train\ndeep/b 1.jpg,0,1,val\nc.webp,0,1,train\n",
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_entries_of_several_splits_are_never_mixed(name: str, folder: Path) -> None:
+    (folder / name).write_text(SPLIT[name])
+    with pytest.raises(DataError, match="has entries of the splits train, val; choose one with --split"):
+        sources.open_source(str(folder / name))
+    found = sources.open_source(str(folder / name), "train")
+    assert labels(found) == {"a.png": 0, "c.webp": 1}
+    beside = sources.open_source(str(folder), "train", annotations=str(folder / name))
+    assert labels(beside) == labels(found)
+    with pytest.raises(DataError, match="has no entries of the split 'test'; it has train, val"):
+        sources.open_source(str(folder / name), "test")
+
+
+def test_a_list_without_splits_takes_no_split(folder: Path) -> None:
+    (folder / "a.csv").write_text("path,label\na.png,cat\n")
+    with pytest.raises(DataError, match="no column says one, leave --split out"):
+        sources.open_source(str(folder / "a.csv"), "val")
+
+
+def test_paths_of_windows_are_found(folder: Path) -> None:
+    (folder / "a.csv").write_text("path,label\ndeep\\b 1.jpg,cat\na.png,dog\n")
+    source = sources.open_source(str(folder / "a.csv"))
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1]
+    assert all(source.read(index).size for index in range(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", "file_name,label\na.png,cat\nc.webp,dog\n"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": "cat"}\n{"file_name": "c.webp", "label": "dog"}\n'),
+    ],
+)
+def test_the_metadata_of_a_folder_of_hugging_face_says_its_labels(name: str, content: str, folder: Path) -> None:
+    (folder / "deep" / "b 1.jpg").unlink()
+    (folder / "deep").rmdir()
+    (folder / name).write_text(content)
+    assert labels(sources.open_source(str(folder))) == {"a.png": 0, "c.webp": 1}
+    (folder / name).write_text(content.replace("label", "text"))  # captions are no labels
+    assert sources.open_source(str(folder)).labels is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.zip", "is an archive; unpack it"),
+        ("x.tar.gz", "is compressed; unpack it, and give the folder or the .tar"),
+        ("x.npz", "is no image file; read it in Python"),
+        ("x.tfrecord", "is no image file; read it in Python"),
+        ("x.xlsx", "is a spreadsheet; save it as CSV"),
+        ("x.PNG", "is one image; give the folder that it is in"),
+        ("data.yaml", "is a description; give the folder of images"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_to_do(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        sources.open_source(str(tmp_path / name))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("files", [("state.json", "dataset_info.json"), ("dataset_dict.json",)], ids=["one", "several"])
+def test_what_datasets_saved_to_disk_is_refused_with_the_line_that_converts_it(
+    files: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=r"datasets\.load_from_disk\('.*to_parquet"):
+        sources.open_source(str(tmp_path))

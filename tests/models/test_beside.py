@@ -396,8 +396,9 @@ def test_an_embedding_needs_no_head_however_many_there_are(prefix: str, tmp_path
     state = {prefix + key: value for key, value in model.state_dict().items()}
     for name, classes in (("colour", 5), ("shape", 3)):
         state |= {f"{name}.weight": torch.ones(classes, DIMS[3]), f"{name}.bias": torch.ones(classes)}
+    state["arc.weight"] = torch.ones(9, DIMS[3])  # of ArcFace, which has no bias
     loaded = read(state, tmp_path, task="embed")
-    assert loaded.note == "left out colour.weight, colour.bias, shape.weight and 1 more, beside the model"
+    assert loaded.note == "left out colour.weight, colour.bias, shape.weight and 2 more, beside the model"
     with torch.inference_mode():
         assert relative_error(loaded.model(images()), model(images())) < TOLERANCE
     with pytest.raises(WeightsError, match=r"keys that ConvNeXt does not: colour\.weight"):

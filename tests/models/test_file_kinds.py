@@ -76,7 +76,6 @@ def arrays() -> bytes:
         ("flax_model.msgpack", b"\x81\xa1a\x01", "msgpack, as Flax writes it", "state dict"),
         ("m.npz", arrays(), "an archive of numpy arrays", "state dict"),
         ("m.gguf", b"GGUF\x03\x00\x00\x00", "a GGUF file", "state dict"),
-        ("m.onnx", b"\x08\x08\x12\x07pytorch", "is an ONNX model", "the checkpoint that it was exported from"),
         ("m.tflite", b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite", "state dict"),
         ("m.xml", b"<?xml version='1.0'?><net/>", "of an OpenVINO model", "the checkpoint"),
         ("m.engine", b"\x00" * 64, "a TensorRT engine", "the checkpoint"),
@@ -176,3 +175,15 @@ def test_a_file_that_is_taken_alone_says_what_beside_it_is_not_read(state: State
     found = checkpoint.load(str(tmp_path / "model.safetensors"), image_size=(32, 32))
     assert found.note is not None
     assert found.note.startswith("config.json beside model.safetensors is not read")
+
+
+def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.pth").write_bytes(b"x")
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", closed)  # root, as which tests may run, can open everything
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert refusal(tmp_path / "m.pth") == f"{tmp_path}/m.pth cannot be read: Permission denied"
+    assert refusal(tmp_path) == f"{tmp_path} cannot be listed: Permission denied"

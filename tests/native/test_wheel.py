@@ -213,7 +213,7 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(shipped, "FOLDER", folder)
     monkeypatch.setattr(compiler, "find_compiler", lambda: "c++")
     monkeypatch.setattr(compiler, "compile_library", lambda *_: PHOTO)
-    monkeypatch.setattr(compiler, "machine_of", lambda _: "")
+    monkeypatch.setattr(compiler, "other_machine", lambda _: "")
     shipped.ship(folder)
     return folder
 

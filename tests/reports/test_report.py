@@ -566,6 +566,14 @@ def test_the_front_names_what_was_timed_and_marks_what_was_chosen() -> None:
     assert plots.front(optimize_result(candidates=())) is None
 
 
+def test_the_front_has_no_tick_above_all_images() -> None:
+    drawn = plots.front(optimize_result())
+    assert drawn is not None
+    ticks = [float(text) for text in re.findall(r"<text[^>]*>([\d.]+)</text>", drawn)]
+    assert ticks
+    assert max(ticks) == 100.0
+
+
 def test_the_page_of_optimize_escapes_what_comes_from_files_and_allows_no_connection() -> None:
     page = optimized.page(optimize_result(why="a <script>"), lambda name: Image.new("L", (28, 28)), ("next one",))
     assert "a &lt;script&gt;" in page

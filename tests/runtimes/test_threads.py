@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from segmenters import saved, upernet
 
 from convnext_deploy import api
 from convnext_deploy.artifact.manifest import Artifact
@@ -79,6 +80,34 @@ def test_eight_threads_with_changing_batches_get_what_one_thread_gets(
     session.step()
     assert np.allclose(session.fetch()[0], expected[0], rtol=1e-4, atol=1e-5)
     assert len(session._spares) <= max(session.at_once - 1, 1)  # memory is bounded, whatever the number of threads
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(upernet(), tmp_path_factory.mktemp("upernet"))
+
+
+@pytest.mark.parametrize(
+    "format", ["eager", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "openvino", "torchscript"))]
+)
+def test_eight_threads_with_changing_batches_and_sizes_get_the_label_maps_that_one_gets(
+    format: str, segmenter: str, tmp_path: Path
+) -> None:
+    """Maps of a class for each pixel, at the images' own sizes: buffers of another size in every run."""
+    options: dict[str, Any] = {"task": "segment", "argmax": True, "dynamic_image_size": True, "batch": (1, 2, 4)}
+    path = api.export(segmenter, format=format, out=tmp_path / format, **options).path
+    rng = np.random.default_rng(0)
+    shapes = [(1, 3, 64, 64), (3, 3, 33, 70), (2, 3, 96, 40), (4, 3, 32, 32), (1, 3, 45, 101)]
+    batches = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    alone = api.load(path, threads=1)
+    expected = [alone.run(batch)[0] for batch in batches]
+    session = api.load(path, threads=1)
+
+    def work(index: int) -> int:
+        chosen = [(index + turn) % len(batches) for turn in range(5)]
+        return sum(not np.array_equal(session.run(batches[number])[0], expected[number]) for number in chosen)
+
+    assert sum(everywhere(work)) == 0
 
 
 @pytest.mark.parametrize("format", ["native", "onnx", "openvino", "eager"])

@@ -89,6 +89,17 @@ def test_images_that_are_not_there_are_told_what_could_be(artifact: Path, tmp_pa
         convnext_deploy.predict(artifact, tmp_path / "nope.png")
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_an_image_is_read(artifact: Path, tmp_path: Path) -> None:
+    asked: list[tuple[int, int]] = []
+    for name, reason in (("nowhere/a.csv", "there is no folder"), ("folder.csv", "is a folder; expected the name of")):
+        (tmp_path / "folder.csv").mkdir(exist_ok=True)
+        with pytest.raises(UsageError, match=reason):
+            convnext_deploy.predict(
+                artifact, Image.new("L", (64, 64)), out=tmp_path / name, progress=lambda *step: asked.append(step)
+            )
+    assert asked == []
+
+
 GENERATOR = np.random.default_rng(1)
 COLOURS = GENERATOR.integers(0, 256, (40, 30, 4), np.uint8)
 PHOTO = Image.fromarray(COLOURS[..., :3])

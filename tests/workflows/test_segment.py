@@ -118,9 +118,6 @@ def test_a_format_without_the_heads_operations_refuses_in_one_line(checkpoint: s
 def test_verbs_of_the_network_alone_refuse_segmenters(tmp_path: Path) -> None:
     task: Any = "segment"
     for call in (
-        lambda: api.quantize(
-            "random", variant="atto", task=task, target="onnx", calibration="x", out=tmp_path / "plan.json"
-        ),
         lambda: api.half("random", variant="atto", task=task, data="x", out=tmp_path / "half.json"),
         lambda: api.roofline("atto", task=task, device="a100"),
     ):

@@ -9,6 +9,7 @@ import msgspec
 
 from ...artifact.manifest import write_file
 from ...errors import ArtifactError, BuildError, plain
+from ...records.base import content_of
 from ...records.manifest import EngineRecord
 
 ENGINE_FILE = "model.engine"
@@ -46,7 +47,7 @@ def read_record(folder: Path) -> EngineRecord:
     """
     path = folder / RECORD_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=EngineRecord)
+        return msgspec.json.decode(content_of(path), type=EngineRecord)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {plain(error)}; export the engine again") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -16,7 +16,7 @@ def written(
 
     Args:
         image: of the container that `--for docker` describes; then this package's server is run.
-        storage_uri: where the repository of `--for triton` lies; then Triton is run.
+        storage_uri: where the repository of `--for triton` is; then Triton is run.
 
     Raises:
         UsageError: neither or both, or a format for which Triton has no backend.
