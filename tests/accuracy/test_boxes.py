@@ -102,8 +102,8 @@ def test_the_score_is_pycocotools(seed: int, tmp_path: Path) -> None:
 def repeated(found: Detections, image: int, times: int) -> Detections:
     """With one image so many times more."""
     starts = [np.concatenate([[0], np.cumsum(counts)]) for counts in (found.given_counts, found.wanted_counts)]
-    given = found.given[starts[0][image] : starts[0][image + 1]]
-    wanted = found.wanted[starts[1][image] : starts[1][image + 1]]
+    of_given, of_wanted = (slice(start[image], start[image + 1]) for start in starts)
+    given, wanted = found.given[of_given], found.wanted[of_wanted]
     return Detections(
         found.names + tuple(f"again {number}" for number in range(times)),
         np.concatenate([found.given, *[given] * times]),

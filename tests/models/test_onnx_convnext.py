@@ -48,8 +48,8 @@ class Torchvision(nn.Module):
         self.features = torchvision_model(DEPTHS, DIMS).get_submodule("features")
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        maps = []
-        for index, part in enumerate(self.features):  # type: ignore[arg-type]  # a Sequential
+        maps: list[torch.Tensor] = []
+        for index, part in enumerate(self.features.children()):
             x = part(x)
             maps += [x] if index % 2 else []
         return tuple(maps)

@@ -44,7 +44,7 @@ def old_norm(norm: str) -> Callable[[nn.Module], None]:
         (each(lambda m: prune.random_unstructured(m, "weight", 0.3)), "pruned"),
         (each(lambda m: prune.random_unstructured(m, "bias", 0.3)), "pruned"),
         (each(parametrizations.weight_norm), "weight norm"),
-        (each(lambda m: parametrizations.weight_norm(m, dim=None)), "weight norm"),
+        (each(lambda m: parametrizations.weight_norm(m, dim=None)), "weight norm"),  # type: ignore[arg-type]
         (each(lambda m: parametrizations.weight_norm(m, dim=1)), "weight norm"),
         (old_norm("weight_norm"), "weight norm"),
         (each(parametrizations.spectral_norm), "spectral norm"),
