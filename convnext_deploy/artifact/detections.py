@@ -157,26 +157,50 @@ def _looked_up(
     """Each detection as the candidate that it is, no candidate twice."""
     classes = candidates.scores.shape[1]
     anchors = np.repeat([max(sizes) for sizes in facts.anchor_sizes], candidates.counts)
-    taken: set[int] = set()
-    pairs, strange, worst = [], 0, 0.0
+    fits: list[list[int]] = []  # of each detection, the candidates that it may be, the nearest first
     for box, score, label in zip(boxes, scores, labels.tolist(), strict=True):
-        if not 0 <= label < classes:
-            strange += 1
-            continue
-        near = np.flatnonzero(np.abs(candidates.scores[:, label] - score) <= room.scores[:, label])
-        away = np.abs(candidates.boxes[near] - box).max(axis=1)
-        order = np.argsort(away / room.boxes[near], kind="stable")
-        fits = [place for place in order.tolist() if away[place] <= room.boxes[near[place]]]
-        free = [place for place in fits if int(near[place]) * classes + label not in taken]
-        if not free:
-            strange += 1
-            continue
-        anchor = int(near[free[0]])
-        taken.add(anchor * classes + label)
-        pairs.append(anchor * classes + label)
+        near = np.array([], np.int64)
+        if 0 <= label < classes:
+            near = np.flatnonzero(np.abs(candidates.scores[:, label] - score) <= room.scores[:, label])
+        away = np.abs(candidates.boxes[near] - box).max(axis=1) / room.boxes[near]
+        order = near[np.argsort(away, kind="stable")][: int((away <= 1).sum())]
+        fits.append((order * classes + label).tolist())
+    owners = _matched(fits)
+    worst = 0.0
+    for pair, index in owners.items():
+        anchor, label = divmod(pair, classes)
         side = max(float(anchors[anchor]), float((candidates.boxes[anchor, 2:] - candidates.boxes[anchor, :2]).max()))
-        worst = max(worst, float(away[free[0]]) / side, abs(float(candidates.scores[anchor, label] - score)))
-    return _Image(np.array(pairs, np.int64), strange, worst)
+        away_by = float(np.abs(candidates.boxes[anchor] - boxes[index]).max())
+        worst = max(worst, away_by / side, abs(float(candidates.scores[anchor, label] - scores[index])))
+    return _Image(np.array(list(owners), np.int64), len(boxes) - len(owners), worst)
+
+
+def _matched(fits: list[list[int]]) -> dict[int, int]:
+    """As many detections as possible, each with a candidate of its own: which detection a candidate is.
+
+    A detection that finds all of its candidates taken moves those that took them to others of theirs (Kuhn, 1955).
+    """
+    owners: dict[int, int] = {}
+    for index in range(len(fits)):
+        reached: dict[int, int] = {}  # candidate to the detection that it was reached from
+        waiting, free = [index], None
+        while waiting and free is None:
+            one = waiting.pop(0)
+            for pair in fits[one]:
+                if pair not in reached:
+                    reached[pair] = one
+                    if pair not in owners:
+                        free = pair
+                        break
+                    waiting.append(owners[pair])
+        while free is not None:
+            one = reached[free]
+            before = next((pair for pair, owner in owners.items() if owner == one), None)
+            owners[free] = one
+            if before is not None:
+                del owners[before]
+            free = before
+    return owners
 
 
 def _near_ties(

@@ -208,10 +208,13 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
     if found.weights.licence and licences.words(found.weights.licence) != found.weights.licence:
         lines.append(f"LICENCE of the weights: {licences.words(found.weights.licence)}")
     for parity in found.parity:
-        agreement = "" if parity.top1_agreement is None else f", top-1 agreement {parity.top1_agreement:.1%}"
+        what = "top-1 agreement" if found.model.detection is None else "detections that agree"
+        agreement = "" if parity.top1_agreement is None else f", {what} {parity.top1_agreement:.1%}"
         if parity.stand_in is not None:
             lines.append(f"NOT RUN: {parity.stand_in}")
-        compared = f"relative error {_known(parity.relative_error, '.2g')}, cosine {_known(parity.cosine, '.7f')}"
+        compared = f"relative error {_known(parity.relative_error, '.2g')}"
+        if found.model.detection is None:  # whose detections have none
+            compared += f", cosine {_known(parity.cosine, '.7f')}"
         if found.export.argmax:
             compared = "each pixel's class"
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""

@@ -15,6 +15,7 @@ from convnext_deploy import api
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import DataError, UsageError, WeightsError
 from convnext_deploy.formats import get
+from convnext_deploy.records.accuracy import ScoreResult
 from convnext_deploy.records.manifest import Preprocessing
 
 SIZE = (64, 96)
@@ -275,9 +276,9 @@ def test_eval_gives_cocos_average_precision_and_resumes(
     pytest.importorskip("pycocotools")
     images, file = labelled
     result = api.evaluate(eager.path, str(images), annotations=file, out=tmp_path / "result")
+    assert isinstance(result, ScoreResult)
     assert result.problem == "detection"
     assert result.images == 7
-    assert result.score is not None
     assert result.average_precision_50 is not None
     assert 0 <= result.score <= result.average_precision_50 <= 1
     again = api.gate(baseline=tmp_path / "result.json", candidate=tmp_path / "result.json", limits={"max_drop": 5})
