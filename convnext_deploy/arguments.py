@@ -217,9 +217,9 @@ def levels(name: str, value: Any) -> tuple[int, ...]:
 
 def names(name: str, value: Any) -> tuple[str, ...]:
     """Names of tensors, of several, or of "images,map1,map2"."""
-    found = value.split(",") if isinstance(value, str) and value else _items(value) or []
-    stripped = [item.strip() if isinstance(item, str) else item for item in found]
-    if (value and not stripped) or not all(isinstance(item, str) and item for item in stripped):
+    found = [part for part in value.split(",") if value] if isinstance(value, str) else _items(value)
+    stripped = [item.strip() if isinstance(item, str) else item for item in found or []]
+    if found is None or not all(isinstance(item, str) and item for item in stripped):
         raise _refused(name, value, "names of tensors, such as images,map1,map2")
     return cast("tuple[str, ...]", tuple(stripped))
 

@@ -21,8 +21,11 @@ def command(verb: str, *words: object) -> str:
 
 
 def typed(context: "typer.Context") -> list[str]:
-    """The arguments behind the command's name as they were typed, but for how its results are printed."""
-    return [word for word in context.obj[1:] if word not in ("--json", "--quiet", "-q", "--debug")]
+    """The arguments behind the command's name as they were typed, but for how its results are printed.
+
+    None are known where another program than ours calls the commands.
+    """
+    return [word for word in (context.obj or [])[1:] if word not in ("--json", "--quiet", "-q", "--debug")]
 
 
 def export_command(plan: Path, format: str, *words: str) -> str:
@@ -81,7 +84,7 @@ def after_gate(
     """
     if verdict.decision != "PASS":
         return ()
-    in_ci = () if reported else (f"{command('gate', *words, '--junit', 'gate.xml')}  # the same in CI",)
+    in_ci = () if reported or not words else (f"{command('gate', *words, '--junit', 'gate.xml')}  # the same in CI",)
     served = (command("serve", candidate, *(("--trust",) if trust else ())),) if candidate.is_dir() else ()
     return (*served, *in_ci)
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from convnext_deploy.data import decoding, preprocess, sources
+from convnext_deploy.data import decoding, preprocess, readers, sources
 from convnext_deploy.errors import DataError, MissingPackageError
 from convnext_deploy.records.base import InputKind
 from convnext_deploy.records.manifest import (
@@ -490,10 +490,10 @@ def test_a_failing_disk_is_not_a_corrupt_image(tmp_path: Path, monkeypatch: pyte
     write_folder(tmp_path, {"cat/a.jpg": (encoded(0), 0)})
     source = sources.open_source(str(tmp_path))
 
-    def fail(self: Path, mode: str) -> object:
+    def fail(*_: Any, **__: Any) -> object:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(readers, "open", fail, raising=False)
     with pytest.raises(DataError, match=r"cat/a\.jpg of .* cannot be read: .*Input/output error"):
         source.read(0)
 

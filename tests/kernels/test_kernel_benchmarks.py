@@ -192,7 +192,10 @@ def test_what_a_machine_cannot_build_is_left_out_of_the_cpu_benchmark(
     monkeypatch.setattr(bench_cpu.api, "export", export)
     monkeypatch.setattr(bench_cpu, "draft", lambda *_, **__: None)
     names = [
-        path.name for path in bench_cpu.artifacts("atto", tmp_path, "photographs", 8, {"native", "openvino", "onnx"})
+        path.name
+        for path in bench_cpu.artifacts(
+            "atto", tmp_path, "photographs", 8, {"native", "openvino", "onnx"}, {"fp32", "bf16", "int8"}
+        )
     ]
     assert ("atto-openvino-bf16" in names) == (machine == "with it")
     assert {"atto-native-bf16", "atto-openvino-fp32", "atto-onnx-w8-int8"} < set(names)

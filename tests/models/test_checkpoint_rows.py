@@ -47,4 +47,4 @@ def test_every_layout_has_a_row(tmp_path: Path) -> None:
             continue
         place = folder / "folder" if (folder / "folder").is_dir() else folder / "checkpoint.pth"
         found.add(load(str(place), task=row.task, **row.options or {}).weights.layout)
-    assert found == {layout.name for layout in LAYOUTS}
+    assert found == {layout.name for layout in LAYOUTS} - {"onnx"}  # a graph: test_onnx_convnext.py

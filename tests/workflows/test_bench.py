@@ -266,7 +266,7 @@ def test_progress_counts_every_warm_up_and_turn(fake: Fake) -> None:
         ({"batches": (65,)}, "batch 65; a onnx fp32 takes 1 to 64"),
         ({"batches": (0,)}, "batch 0; expected at least 1"),
         ({"seconds": 0.0}, "--seconds 0"),
-        ({"percentile": 1.0}, "--percentile 1; expected between 0 and 100"),
+        ({"percentile": 1.0}, "--percentile 100; expected between 0 and 100"),
         ({"scenario": "server"}, "takes a latency limit: --slo-ms"),
         ({"slo_ms": 5.0}, "takes a latency limit: --slo-ms"),
         ({"scenario": "server", "slo_ms": 0.0}, "--slo-ms 0.0; expected milliseconds above 0"),
