@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import WeightsError, plain
 from ..records.manifest import Detection, ModelSpec, Preprocessing
-from .provenance import joined, sourced
+from .provenance import joined, shown, sourced
 
 if TYPE_CHECKING:  # `given` asks for facts, and a command that refuses an argument needs no torch
     from torch import Tensor
@@ -122,11 +122,13 @@ def described(spec: ModelSpec, head: Mapping[str, Tensor], facts: Mapping[str, A
     logits = _shape(head, "detector.head.classification_head.cls_logits.weight", where)[0]
     said = {**COMMON, **DEFAULTS[kind], **{name: facts[name] for name in FIELDS if name in facts}}
     said["aspect_ratios"] = _of_levels(said["aspect_ratios"], count, "aspect_ratios" not in facts)
-    if len(said["anchor_sizes"]) != count:
-        raise WeightsError(
-            f"{where}: its pyramid has {count} levels, and the anchors{'' if 'anchor_sizes' in facts else ' assumed'} "
-            f"are of {len(said['anchor_sizes'])}; say anchor_sizes with a list for each level in --config FILE.json"
-        )
+    for name in ("anchor_sizes", "aspect_ratios"):
+        if not isinstance(said[name], (list, tuple)) or len(said[name]) != count:
+            lists = len(said[name]) if isinstance(said[name], (list, tuple)) else shown(said[name])
+            raise WeightsError(
+                f"{where}: its pyramid has {count} levels, and the {name}{'' if name in facts else ' assumed'} "
+                f"are of {lists}; say {name} with a list for each level in --config FILE.json"
+            )
     try:
         detection = msgspec.convert(
             {

@@ -163,6 +163,8 @@ def test_a_configuration_says_what_the_tensors_do_not(model: Any, tmp_path: Path
         ({"score_tresh": 0.3, "nms_thresh": 0.5}, "unknown name 'score_tresh'"),
         ({"anchor_sizes": [[32], [64], [128]]}, "5 levels"),
         ({"anchor_sizes": [[8], [16], [32], [64], [128]]}, "say anchor_sizes and aspect_ratios"),
+        ({"anchor_sizes": 32}, "5 levels, and the anchor_sizes are of 32"),
+        ({"anchor_sizes": [[8]] * 5, "aspect_ratios": [[1.0]] * 4}, "5 levels, and the aspect_ratios are of 4"),
         ({"score_thresh": 2}, "what is said of its detector"),
         ({"score_thresh": 0.5, "labels": ["red"]}, "1 labels for 4 classes"),
     ],
