@@ -1,5 +1,6 @@
 """Boxes beside images: a COCO file of instances, with each category as the number of the model's class."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,9 @@ def _ids(images: Sequence[_Image], file: Path) -> dict[str, int | str]:
         if image.file_name in ids:
             raise DataError(f"{file} has {image.file_name} twice; expected each image once")
         ids[image.file_name] = image.id
+    if len(set(ids.values())) < len(ids):
+        twice, _ = Counter(ids.values()).most_common(1)[0]
+        raise DataError(f"{file} gives the id {twice} to two images, whose objects cannot be told apart")
     return ids
 
 
