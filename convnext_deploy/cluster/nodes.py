@@ -7,7 +7,7 @@ from .. import env
 from ..errors import ConvNextDeployError, UsageError
 from ..records.base import Device
 from .connection import Node, nodes
-from .crew import line_of
+from .crew import lacks_package, line_of, no_package, refuse_other_version
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
@@ -72,8 +72,7 @@ def _task(node: Node, work: Callable[[Any], Any], given: Any, *, cpus: int, gpus
     version = env.version()
 
     def checked(version: str, given: Any) -> Any:
-        if env.version() != version:
-            raise UsageError(f"convnext-deploy is {env.version()} there and {version} here; install one version")
+        refuse_other_version(version)
         return work(given)
 
     task = ray.remote(checked).options(
@@ -89,6 +88,6 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(cause, ConvNextDeployError):
         return str(cause)
-    if "No module named 'convnext_deploy'" in str(error):
-        return f"it has no convnext-deploy; install version {env.version()} on every node"
+    if lacks_package(error):
+        return no_package()
     return f"{type(cause or error).__name__}: {line_of(cause or error)}"
