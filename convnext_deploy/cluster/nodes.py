@@ -1,5 +1,6 @@
 """One task a node, where what counts is the node itself."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -62,7 +63,8 @@ def each(
                 yield node, _reason(error)
     finally:
         for reference in waiting:
-            ray.cancel(reference, force=True)
+            with contextlib.suppress(Exception):  # the cluster is gone; another error than that says why
+                ray.cancel(reference, force=True)
 
 
 def _task(node: Node, work: Callable[[Any], Any], given: Any, *, cpus: int, gpus: int) -> Any:
