@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 
 from ..errors import DataError, plain
+from ..records.base import content_of
+from .image_lists import MAX_LIST_BYTES
 from .image_source import Boxes, ImageSource, chosen
 
 
@@ -82,7 +84,7 @@ def boxed(source: ImageSource, file: Path, numbers: Mapping[str, int] | None, cl
 
 def _read(file: Path) -> _Coco:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=_Coco)
+        return msgspec.json.decode(content_of(file, MAX_LIST_BYTES), type=_Coco)
     except OSError as error:
         raise DataError(f"--annotations {file} cannot be read: {plain(error)}; expected a COCO file") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
