@@ -239,7 +239,8 @@ def test_predict_gives_boxes_in_the_pixels_of_each_image(
     resized = preprocess.fitted_sides(sides, SIZE)
     assert resized[1] < SIZE[1]  # the rest is filled up
     for index, box in enumerate(result.predictions[1].boxes):
-        assert (box.number, box.score) == (labels[0, index], pytest.approx(scores[0, index], abs=1e-6))
+        assert box.number == labels[0, index]
+        assert box.score == pytest.approx(scores[0, index], abs=1e-6)
         scale = np.array([sides[1] / resized[1], sides[0] / resized[0]] * 2)
         wanted = np.clip(boxes[0, index] * scale, 0, [sides[1], sides[0]] * 2)
         assert (box.left, box.top, box.right, box.bottom) == pytest.approx(wanted.tolist(), abs=1e-3)
