@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # `given` asks for facts, and a command that refuses an argum
 
 CODE = "torchvision's code"
 PYRAMID, HEAD = "backbone.fpn.", "head."
+STAGES = ("1", "3", "5", "7")  # of torchvision's `features`; between them maps of the next width are made smaller
 TWO_STAGES = ("rpn.", "roi_heads.")
 # torchvision's names of what no tensor shows, and the fields of a `Detection` that they are.
 FIELDS = {
@@ -224,6 +225,13 @@ def module_facts(module: Any) -> dict[str, Any] | None:
     transform, anchors = getattr(module, "transform", None), getattr(module, "anchor_generator", None)
     if not hasattr(module, "topk_candidates") or anchors is None or transform is None:
         return None
+    layers = getattr(getattr(getattr(module, "backbone", None), "body", None), "return_layers", None) or {}
+    strange = [name for name in layers if name.isdecimal() and name not in STAGES]
+    if strange:
+        raise WeightsError(
+            f"the detector's pyramid takes the map behind layer {strange[0]} of torchvision's ConvNeXt; expected those "
+            f"at the end of a stage, {', '.join(STAGES)}"
+        )
     minimum = transform.min_size
     return {
         "anchor_sizes": [list(sizes) for sizes in anchors.sizes],

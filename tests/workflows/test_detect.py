@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import detector, drawn, found_by, on_timm, saved
+from detectors import CHANNELS, CLASSES, body, detector, drawn, found_by, on_timm, saved
+from references import DIMS
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import convnext_deploy
@@ -15,6 +18,7 @@ from convnext_deploy import api
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import DataError, UsageError, WeightsError
 from convnext_deploy.formats import get
+from convnext_deploy.models import given
 from convnext_deploy.records.accuracy import ScoreResult
 from convnext_deploy.records.manifest import Preprocessing
 
@@ -178,6 +182,13 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused(
             saved(model, tmp_path / "model.pth"), tmp_path / "made", format="eager", config=tmp_path / "detector.json"
         )
     assert "\n" not in str(raised.value)
+
+
+def test_maps_from_the_middle_of_a_stage_are_refused() -> None:
+    """They have a stage's width, so that nothing else would tell."""
+    backbone = BackboneWithFPN(body(), {"4": "0", "7": "1"}, [DIMS[2], DIMS[3]], CHANNELS)
+    with pytest.raises(WeightsError, match=r"takes the map behind layer 4 of .* expected those at the end of a stage"):
+        given.weights("weights", RetinaNet(backbone, CLASSES))
 
 
 def test_detectors_of_two_stages_and_other_files_are_refused_by_name(model: Any, tmp_path: Path) -> None:
