@@ -405,6 +405,9 @@ def run_in_batches(session: Session, images: Images, size: int | None = None) ->
 
     Returns:
         The outputs of exactly `images`, joined along the first axis.
+
+    Raises:
+        UsageError: an output has not a row for each image, as those of a graph around a spliced ConvNeXt may have not.
     """
     batch = session.manifest.export.batch
     size = batch.opt if size is None else size
@@ -412,5 +415,12 @@ def run_in_batches(session: Session, images: Images, size: int | None = None) ->
     for start in range(0, len(images), size):
         chunk = images[start : start + size]
         filled = chunk[np.minimum(np.arange(max(len(chunk), batch.min)), len(chunk) - 1)]
-        parts.append(tuple(output[: len(chunk)] for output in session.run(filled)))
+        outputs = session.run(filled)
+        for record, output in zip(session.manifest.outputs, outputs, strict=True):
+            if output.shape[:1] != (len(filled),):
+                raise UsageError(
+                    f"the output {record.name} has the shape {output.shape} for {len(filled)} images, not a row for "
+                    "each; call `run` of the session that `load` returns, and read it as the graph means it"
+                )
+        parts.append(tuple(output[: len(chunk)] for output in outputs))
     return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))

@@ -53,10 +53,7 @@ class _Host:
         self._work: Callable[[Any], Any] | None = None
 
     def open(self, version: str, opener: Callable[..., tuple[Any, Callable[[Any], Any]]], order: Any, cpus: int) -> Any:
-        if env.version() != version:
-            raise UsageError(
-                f"convnext-deploy is {env.version()} there and {version} here; install one version on every machine"
-            )
+        refuse_other_version(version)
         opened, self._work = opener(order, cpus)
         return opened
 
@@ -193,10 +190,8 @@ class Crew(Generic[Item, Opened, Result]):
     def _lose(self, member: _Member[Opened], error: Exception, waiting: deque[int]) -> None:
         """Give the items of a worker that is dead to others, and put another in its place where its node lives."""
         node, reason = member.place.node, line_of(error)
-        if "No module named 'convnext_deploy'" in str(error):
-            raise UsageError(
-                f"node {node.address} has no convnext-deploy; install version {env.version()} on every node"
-            ) from None
+        if lacks_package(error):
+            raise UsageError(f"node {node.address}: {no_package()}") from None
         self._reason = f"that of node {node.address} died: {reason}"
         self._members.remove(member)
         self._pending = {ref: (one, item) for ref, (one, item) in self._pending.items() if one is not member}
@@ -250,6 +245,27 @@ def pieces(ranges: Sequence[range], size: int) -> list[range]:
             for whole in ranges
         )
     )
+
+
+def refuse_other_version(version: str) -> None:
+    """On a node: refuse work from a machine with another version of this package.
+
+    Raises:
+        UsageError: with both.
+    """
+    if env.version() != version:
+        raise UsageError(
+            f"convnext-deploy is {env.version()} there and {version} here; install one version on every node"
+        )
+
+
+def lacks_package(error: BaseException) -> bool:
+    """Whether a node could not begin because this package is not installed there."""
+    return "No module named 'convnext_deploy'" in str(error)
+
+
+def no_package() -> str:
+    return f"it has no convnext-deploy; install version {env.version()} on every node"
 
 
 def line_of(error: BaseException) -> str:

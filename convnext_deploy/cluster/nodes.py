@@ -1,5 +1,6 @@
 """One task a node, where what counts is the node itself."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -7,7 +8,7 @@ from .. import env
 from ..errors import ConvNextDeployError, UsageError
 from ..records.base import Device
 from .connection import Node, nodes
-from .crew import line_of
+from .crew import lacks_package, line_of, no_package, refuse_other_version
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
@@ -62,7 +63,8 @@ def each(
                 yield node, _reason(error)
     finally:
         for reference in waiting:
-            ray.cancel(reference, force=True)
+            with contextlib.suppress(Exception):  # the cluster is gone; another error than that says why
+                ray.cancel(reference, force=True)
 
 
 def _task(node: Node, work: Callable[[Any], Any], given: Any, *, cpus: int, gpus: int) -> Any:
@@ -72,8 +74,7 @@ def _task(node: Node, work: Callable[[Any], Any], given: Any, *, cpus: int, gpus
     version = env.version()
 
     def checked(version: str, given: Any) -> Any:
-        if env.version() != version:
-            raise UsageError(f"convnext-deploy is {env.version()} there and {version} here; install one version")
+        refuse_other_version(version)
         return work(given)
 
     task = ray.remote(checked).options(
@@ -89,6 +90,6 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(cause, ConvNextDeployError):
         return str(cause)
-    if "No module named 'convnext_deploy'" in str(error):
-        return f"it has no convnext-deploy; install version {env.version()} on every node"
+    if lacks_package(error):
+        return no_package()
     return f"{type(cause or error).__name__}: {line_of(cause or error)}"

@@ -1,5 +1,6 @@
 """Boxes beside images: a COCO file of instances, with each category as the number of the model's class."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,8 @@ import msgspec
 import numpy as np
 
 from ..errors import DataError, plain
+from ..records.base import content_of
+from .image_lists import MAX_LIST_BYTES
 from .image_source import Boxes, ImageSource, chosen
 
 
@@ -81,7 +84,7 @@ def boxed(source: ImageSource, file: Path, numbers: Mapping[str, int] | None, cl
 
 def _read(file: Path) -> _Coco:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=_Coco)
+        return msgspec.json.decode(content_of(file, MAX_LIST_BYTES), type=_Coco)
     except OSError as error:
         raise DataError(f"--annotations {file} cannot be read: {plain(error)}; expected a COCO file") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -96,6 +99,9 @@ def _ids(images: Sequence[_Image], file: Path) -> dict[str, int | str]:
         if image.file_name in ids:
             raise DataError(f"{file} has {image.file_name} twice; expected each image once")
         ids[image.file_name] = image.id
+    if len(set(ids.values())) < len(ids):
+        twice, _ = Counter(ids.values()).most_common(1)[0]
+        raise DataError(f"{file} gives the id {twice} to two images, whose objects cannot be told apart")
     return ids
 
 

@@ -55,22 +55,29 @@ def read(path: Path, mmap: bool) -> Any:
 
 def class_of(value: Any) -> str | None:
     """The full name of the class that a blank stands for; None of what is no blank."""
-    if isinstance(value, Blank):
-        return value.name
-    return vars(value).get(_OF_DICTIONARY) if type(value) is OrderedDict else None
+    name = value.name if isinstance(value, Blank) else None
+    if type(value) is OrderedDict:
+        name = vars(value).get(_OF_DICTIONARY)
+    if not isinstance(name, str):  # a file can set an attribute of its dictionaries to anything
+        return None
+    return name if name.isprintable() else repr(name)
 
 
 def classes_in(content: Any) -> Iterator[str]:
-    """The classes of the blanks in dictionaries and lists, the outermost first."""
-    found = class_of(content)
-    if found is not None:
-        yield found
-    if isinstance(content, Mapping):
-        for value in content.values():
-            yield from classes_in(value)
-    elif isinstance(content, (list, tuple)):
-        for value in content:
-            yield from classes_in(value)
+    """The classes of the blanks in dictionaries and lists, the outermost first.
+
+    Each object is looked into once: a file can contain one that is in itself, or in many others.
+    """
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        found = class_of(value)
+        if found is not None:
+            yield found
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += reversed(list(value.values()) if isinstance(value, Mapping) else value)
 
 
 def _class(number: int, name: str, filled: Filled) -> Callable[..., Any]:

@@ -270,6 +270,12 @@ def _activation(graph: OnnxGraph, found: OnnxConvNeXt, nodes: list[int], name: s
     if len(kinds) != 1:
         ops = ", ".join(dict.fromkeys(graph.nodes[index].op_type for index in nodes)) or "nothing"
         raise WeightsError(f"{graph.where}: expected GELU or SiLU in the block {name}, found {ops}")
+    scales = [*graph.scalars(nodes, "Mul"), *graph.scalars(nodes, "Div")]
+    if kinds == {"silu"} and scales:
+        raise WeightsError(
+            f"{graph.where}: the sigmoid in the block {name} has a factor of {scales[0]:.6g} (a quick GELU); expected "
+            "GELU or SiLU"
+        )
     found.activations |= kinds
     if any(graph.nodes[index].op_type.startswith(("ReduceL2", "ReduceSum")) for index in nodes):
         weights, biases = graph.vectors(nodes, "Mul", channels), graph.vectors(nodes, "Add", channels)

@@ -6,6 +6,7 @@ that nothing is read through.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,10 @@ FOLDED = LAYOUT | {
     "Expand",
     "Concat",
 }
+# Numbers that such nodes may give in all: so many for each byte of the graph's own constants, and beside them.
+PER_BYTE, BESIDE = 4, 2**24
+# Inputs that a node of these kinds has.
+_LEAST = {**dict.fromkeys(NORM, 1), **dict.fromkeys(PRODUCTS, 2), "LayerNormalization": 2}
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -72,6 +77,27 @@ class OnnxGraph:
                 self._maker[name] = index
             for name in dict.fromkeys(node.input):
                 self._readers.setdefault(name, []).append(index)
+        constants = [
+            *self._initializers.values(),
+            *(one.t for node in self.nodes if node.op_type == "Constant" for one in node.attribute),
+        ]
+        self._room = BESIDE + PER_BYTE * sum(len(one.raw_data) + 4 * len(one.float_data) for one in constants)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse what everything here would follow for ever, or stumble over."""
+        for index, node in enumerate(self.nodes):
+            late = next((name for name in node.input if self._maker.get(name, -1) >= index), None)
+            if late is not None:
+                raise WeightsError(
+                    f"{self.where} reads the tensor {late!r} before it makes it, so it is no valid ONNX; export it "
+                    "again"
+                )
+            if not node.output or len(node.input) < _LEAST.get(node.op_type, 0):
+                raise WeightsError(
+                    f"{self.where} has a {node.op_type} with {len(node.input)} inputs and {len(node.output)} outputs, "
+                    "so it is no valid ONNX; export it again"
+                )
 
     def __contains__(self, name: str) -> bool:
         return name in self._maker or name in self.inputs
@@ -87,7 +113,14 @@ class OnnxGraph:
     def constant(self, name: str) -> NDArray[Any] | None:
         """What a tensor contains whatever the images are; None where that depends on them."""
         if name not in self._constants:
-            self._constants[name] = self._constant(name)
+            try:
+                self._constants[name] = self._constant(name)
+            except WeightsError:
+                raise
+            except Exception as error:  # numpy's and onnx's, of values that do not go together
+                raise WeightsError(
+                    f"{self.where}: the constant {name!r} cannot be read or computed: {plain(error)}; export it again"
+                ) from None
         return self._constants[name]
 
     def _constant(self, name: str) -> NDArray[Any] | None:
@@ -107,6 +140,12 @@ class OnnxGraph:
         given = {one: self.constant(one) for one in node.input if one}
         if not given or any(value is None for value in given.values()):
             return None
+        self._room -= _size(node, {name: value for name, value in given.items() if value is not None})
+        if self._room < 0:
+            raise WeightsError(
+                f"{self.where}: {self.named(index)} makes far more numbers of the graph's constants than they are; "
+                "export it with its constants folded"
+            )
         return np.asarray(ReferenceEvaluator(node).run(None, given)[0])
 
     def computed(self, index: int) -> list[str]:
@@ -205,6 +244,18 @@ class OnnxGraph:
         """A node as an error names it."""
         node = self.nodes[index]
         return f"{node.op_type} {node.name or node.output[0]}"
+
+
+def _size(node: onnx.NodeProto, given: dict[str, NDArray[Any]]) -> int:
+    """How many numbers a node of constants gives."""
+    if node.op_type in ("Mul", "Add", "Sub", "Div"):
+        return math.prod(np.broadcast_shapes(*(value.shape for value in given.values())))
+    if node.op_type == "Expand":
+        to = (int(side) for side in given[node.input[1]].reshape(-1))
+        return math.prod(np.broadcast_shapes(given[node.input[0]].shape, tuple(to)))
+    if node.op_type == "Concat":
+        return sum(given[name].size for name in node.input)
+    return given[node.input[0]].size
 
 
 ACTIVATING = frozenset({"Gelu", "Erf", "Tanh", "Sigmoid", "ReduceL2", "ReduceSum", "Abs"})

@@ -10,13 +10,14 @@ import msgspec
 
 from ..errors import WeightsError, plain
 from ..records.manifest import Detection, ModelSpec, Preprocessing
-from .provenance import joined, sourced
+from .provenance import joined, shown, sourced
 
 if TYPE_CHECKING:  # `given` asks for facts, and a command that refuses an argument needs no torch
     from torch import Tensor
 
 CODE = "torchvision's code"
 PYRAMID, HEAD = "backbone.fpn.", "head."
+STAGES = ("1", "3", "5", "7")  # of torchvision's `features`; between them maps of the next width are made smaller
 TWO_STAGES = ("rpn.", "roi_heads.")
 # torchvision's names of what no tensor shows, and the fields of a `Detection` that they are.
 FIELDS = {
@@ -122,11 +123,13 @@ def described(spec: ModelSpec, head: Mapping[str, Tensor], facts: Mapping[str, A
     logits = _shape(head, "detector.head.classification_head.cls_logits.weight", where)[0]
     said = {**COMMON, **DEFAULTS[kind], **{name: facts[name] for name in FIELDS if name in facts}}
     said["aspect_ratios"] = _of_levels(said["aspect_ratios"], count, "aspect_ratios" not in facts)
-    if len(said["anchor_sizes"]) != count:
-        raise WeightsError(
-            f"{where}: its pyramid has {count} levels, and the anchors{'' if 'anchor_sizes' in facts else ' assumed'} "
-            f"are of {len(said['anchor_sizes'])}; say anchor_sizes with a list for each level in --config FILE.json"
-        )
+    for name in ("anchor_sizes", "aspect_ratios"):
+        if not isinstance(said[name], (list, tuple)) or len(said[name]) != count:
+            lists = len(said[name]) if isinstance(said[name], (list, tuple)) else shown(said[name])
+            raise WeightsError(
+                f"{where}: its pyramid has {count} levels, and the {name}{'' if name in facts else ' assumed'} "
+                f"are of {lists}; say {name} with a list for each level in --config FILE.json"
+            )
     try:
         detection = msgspec.convert(
             {
@@ -222,6 +225,13 @@ def module_facts(module: Any) -> dict[str, Any] | None:
     transform, anchors = getattr(module, "transform", None), getattr(module, "anchor_generator", None)
     if not hasattr(module, "topk_candidates") or anchors is None or transform is None:
         return None
+    layers = getattr(getattr(getattr(module, "backbone", None), "body", None), "return_layers", None) or {}
+    strange = [name for name in layers if name.isdecimal() and name not in STAGES]
+    if strange:
+        raise WeightsError(
+            f"the detector's pyramid takes the map behind layer {strange[0]} of torchvision's ConvNeXt; expected those "
+            f"at the end of a stage, {', '.join(STAGES)}"
+        )
     minimum = transform.min_size
     return {
         "anchor_sizes": [list(sizes) for sizes in anchors.sizes],

@@ -33,7 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Args:
         artifacts: one folder, or several; each as PATH or NAME=PATH, the same on every node.
-        labels: file of class names, of a server of one model.
+        labels: file of class names, of a server of one model; the same on every node.
         trust: as for `load`.
         min_replicas: that are always there; 0 lets the first request wait for one.
         max_replicas: of as many as the cluster has room for.
@@ -61,6 +61,8 @@ def app(arguments: Mapping[str, Any]) -> "Application":
     with needs("ray"):
         from ray import serve
     settings, options = read(arguments)
+    if settings.labels is not None:  # a replica works in another folder than this process
+        settings = msgspec.structs.replace(settings, labels=str(Path(settings.labels).absolute()))
     paths = {name: path.absolute() for name, path in named(settings.artifacts).items()}
     hashes = {name: manifest.verified(path).sha256 for name, path in paths.items()}
 
@@ -127,6 +129,8 @@ def read(arguments: Mapping[str, Any]) -> tuple[Settings, ServeOptions]:
         if isinstance(error.__cause__, UsageError):
             raise error.__cause__ from None
         raise UsageError(f"{plain(error)}; expected the settings of serving.ray and ServeOptions") from None
+    if options.threads is not None and options.device == "cpu" and options.threads > settings.cpus:
+        raise UsageError(f"threads {options.threads} on {settings.cpus} cores of a replica; give as many cpus")
     return settings, options
 
 

@@ -19,7 +19,7 @@ from ..accuracy.boxes import placed
 from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact, check_file, write_file
 from ..artifact.session import Session, run_in_batches
-from ..data import decoding, numbering, preprocess, sources
+from ..data import decoding, numbering, preprocess, remote, sources
 from ..data.class_folders import IMAGE_SUFFIXES
 from ..data.readers import MAX_FILE_BYTES, file_content, refuse_large
 from ..errors import CheckFailed, DataError, UsageError, plain, printable
@@ -317,10 +317,10 @@ def _at(place: str) -> list[Named]:
         return [(place, lambda: decoding.decoded(_fetched(place)))]
     if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2"):
         return [(place, lambda: decoding.decoded(file_content(path)))]
-    if not os.path.lexists(place) and not place.startswith("hfds:"):
+    if not (os.path.lexists(place) or place.startswith("hfds:") or remote.is_address(place)):
         raise DataError(
             f"{place!r} does not exist; expected an image, a folder, tar, Parquet file or list of images, an http(s) "
-            "address, hfds:NAME, or on the command line - for standard input"
+            "address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - for standard input"
         )
     source = sources.open_source(place)
     return [(name, functools.partial(source.read, index)) for index, name in enumerate(source.names)]

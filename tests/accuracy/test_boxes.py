@@ -198,6 +198,7 @@ def test_categories_are_found_by_name_or_by_their_ids(tmp_path: Path) -> None:
         ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, -1, 1]}]}, "expected x, y, width, height"),
         ({"annotations": 5}, "is no COCO file"),
         ({"images": [{"id": 1, "file_name": "other.png"}]}, "names none of the 3 images"),
+        ({"images": [{"id": 1, "file_name": "0.png"}, {"id": 1, "file_name": "1.png"}]}, "the id 1 to two images"),
     ],
 )
 def test_a_file_that_is_no_coco_file_of_these_images_is_refused(

@@ -111,6 +111,28 @@ def test_weights_are_read_beside_any_object(value: Any, state: State, tmp_path: 
     assert set(torch.serialization.get_safe_globals()) == before  # allowed while reading, not for good
 
 
+@pytest.mark.timeout(60)
+def test_objects_that_contain_themselves_or_one_another_often_are_looked_into_once(
+    state: State, tmp_path: Path
+) -> None:
+    inside: list[Any] = [Path("/data")]
+    inside.append(inside)
+    many: list[Any] = [inside]
+    for _ in range(64):  # 2**64 ways to the innermost
+        many = [many, many]
+    found = load({"state_dict": state, "log": many}, tmp_path)
+    assert found.note is not None
+    assert found.note.startswith("left out the objects beside the weights (pathlib.")
+
+
+def test_a_file_cannot_pass_anything_off_as_the_name_of_a_class(state: State, tmp_path: Path) -> None:
+    extra: collections.OrderedDict[str, int] = collections.OrderedDict(a=1)
+    for name, said in (([1], None), ("\x1b[2Jgone", r"'\x1b[2Jgone'")):
+        vars(extra)["blank of"] = name
+        note = load({"state_dict": state, "extra": extra}, tmp_path).note
+        assert note is None if said is None else said in str(note)
+
+
 def test_an_attack_that_no_blank_can_stand_for_is_refused(state: State, tmp_path: Path) -> None:
     marker = tmp_path / "never made"
     for attack in (Evil(Path.touch, marker), Evil(os.system, f"touch '{marker}'")):

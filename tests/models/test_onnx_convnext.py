@@ -1,9 +1,11 @@
 """A ConvNeXt that is read from an ONNX graph is the one that was exported, whoever exported it."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import timm
@@ -167,6 +169,68 @@ def test_a_dilated_convnext_is_refused_by_its_node(graph: onnx.ModelProto) -> No
             attribute.ints[:] = [2, 2] if attribute.name == "dilations" else [6, 6, 6, 6]
     with pytest.raises(WeightsError, match=f"Conv {node.name} has a weight .* dilation"):
         ends(changed)
+
+
+def test_a_sigmoid_with_a_factor_is_no_silu(tmp_path: Path) -> None:
+    class QuickGELU(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.sigmoid(1.702 * x)
+
+    for act, reason in ((nn.SiLU, None), (QuickGELU, r"a factor of 1\.702 \(a quick GELU\)")):
+        module = detector(of_timm("convnext_atto", (4,), act_layer=act), DIMS[-1:])
+        model = onnx.load(str(exported(module, tmp_path / "model.onnx", 17)))
+        if reason is None:
+            assert onnx_convnext.read_model(model, "model.onnx").activations == {"silu"}
+            continue
+        with pytest.raises(WeightsError, match=reason):
+            ends(model)
+
+
+def hostile(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """A stem and a depthwise convolution with the constant that the nodes make."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ones = {"one": np.ones(1, np.float32), "sides": np.array([1 << 20, 1 << 20], np.int64)}
+    values = [onnx.numpy_helper.from_array(value, name) for name, value in ones.items()]
+    stem = onnx.numpy_helper.from_array(np.zeros((8, 3, 4, 4), np.float32), "stem")
+    convolutions = [
+        helper.make_node("Conv", ["images", "stem"], ["first"], strides=[4, 4]),
+        helper.make_node("Conv", ["first", "made"], ["second"], group=8),
+    ]
+    images = helper.make_tensor_value_info("images", kind, [1, 3, 32, 32])
+    out = helper.make_tensor_value_info("second", kind, None)
+    return helper.make_model(
+        helper.make_graph([*nodes, *convolutions], "hostile", [images], [out], initializer=[*values, stem])
+    )
+
+
+def doubling() -> list[onnx.NodeProto]:
+    names = ["one", *(f"twice{number}" for number in range(50)), "made"]
+    return [onnx.helper.make_node("Concat", [a, a], [b], axis=0) for a, b in itertools.pairwise(names)]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([("Expand", ["one", "sides"], ["made"])], "Expand made makes far more numbers"),
+        (doubling(), r"Concat twice\d+ makes far more numbers"),
+        ([("Identity", ["made"], ["other"]), ("Identity", ["other"], ["made"])], "reads the tensor 'made' before"),
+        ([("Identity", [], ["made"])], "a Identity with 0 inputs"),
+        ([("Reshape", ["one", "sides"], ["made"])], "the constant 'made' cannot be read or computed"),
+    ],
+)
+def test_a_graph_that_would_take_all_memory_or_time_is_refused(nodes: list[Any], reason: str) -> None:
+    made = [one if isinstance(one, onnx.NodeProto) else onnx.helper.make_node(*one) for one in nodes]
+    with pytest.raises(WeightsError, match=reason) as raised:
+        ends(hostile(*made))
+    assert "\n" not in str(raised.value)
+
+
+def test_constants_that_stand_behind_one_another_without_an_end_are_refused() -> None:
+    names = ["one", *(f"again{number}" for number in range(5000)), "made"]
+    nodes = [onnx.helper.make_node("Identity", [a], [b]) for a, b in itertools.pairwise(names)]
+    with pytest.raises(WeightsError, match="nests deeper than Python reads"):
+        ends(hostile(*nodes))
 
 
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_settings_are_read_from_texts_as_from_values() -> None:
         ({"artifacts": "x", "max_batch": 0}, "max_batch 0; expected a whole number of at least 1"),
         ({"artifacts": "x", "cpus": 0}, "cpus 0, 1 to 1 replicas; expected at least one artifact and one core"),
         ({"artifacts": "x", "min_replicas": 3}, "3 to 1 replicas"),
+        ({"artifacts": "x", "cpus": 2, "threads": 3}, "threads 3 on 2 cores of a replica"),
         ({"artifacts": "x", "min_replicas": 0, "max_replicas": 0}, "max_replicas 0; expected at least 1"),
     ],
 )

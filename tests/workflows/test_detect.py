@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import detector, drawn, found_by, on_timm, saved
+from detectors import CHANNELS, CLASSES, body, detector, drawn, found_by, on_timm, saved
+from references import DIMS
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import convnext_deploy
@@ -15,6 +18,7 @@ from convnext_deploy import api
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import DataError, UsageError, WeightsError
 from convnext_deploy.formats import get
+from convnext_deploy.models import given
 from convnext_deploy.records.accuracy import ScoreResult
 from convnext_deploy.records.manifest import Preprocessing
 
@@ -163,6 +167,8 @@ def test_a_configuration_says_what_the_tensors_do_not(model: Any, tmp_path: Path
         ({"score_tresh": 0.3, "nms_thresh": 0.5}, "unknown name 'score_tresh'"),
         ({"anchor_sizes": [[32], [64], [128]]}, "5 levels"),
         ({"anchor_sizes": [[8], [16], [32], [64], [128]]}, "say anchor_sizes and aspect_ratios"),
+        ({"anchor_sizes": 32}, "5 levels, and the anchor_sizes are of 32"),
+        ({"anchor_sizes": [[8]] * 5, "aspect_ratios": [[1.0]] * 4}, "5 levels, and the aspect_ratios are of 4"),
         ({"score_thresh": 2}, "what is said of its detector"),
         ({"score_thresh": 0.5, "labels": ["red"]}, "1 labels for 4 classes"),
     ],
@@ -176,6 +182,13 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused(
             saved(model, tmp_path / "model.pth"), tmp_path / "made", format="eager", config=tmp_path / "detector.json"
         )
     assert "\n" not in str(raised.value)
+
+
+def test_maps_from_the_middle_of_a_stage_are_refused() -> None:
+    """They have a stage's width, so that nothing else would tell."""
+    backbone = BackboneWithFPN(body(), {"4": "0", "7": "1"}, [DIMS[2], DIMS[3]], CHANNELS)
+    with pytest.raises(WeightsError, match=r"takes the map behind layer 4 of .* expected those at the end of a stage"):
+        given.weights("weights", RetinaNet(backbone, CLASSES))
 
 
 def test_detectors_of_two_stages_and_other_files_are_refused_by_name(model: Any, tmp_path: Path) -> None:
@@ -237,7 +250,8 @@ def test_predict_gives_boxes_in_the_pixels_of_each_image(
     resized = preprocess.fitted_sides(sides, SIZE)
     assert resized[1] < SIZE[1]  # the rest is filled up
     for index, box in enumerate(result.predictions[1].boxes):
-        assert (box.number, box.score) == (labels[0, index], pytest.approx(scores[0, index], abs=1e-6))
+        assert box.number == labels[0, index]
+        assert box.score == pytest.approx(scores[0, index], abs=1e-6)
         scale = np.array([sides[1] / resized[1], sides[0] / resized[0]] * 2)
         wanted = np.clip(boxes[0, index] * scale, 0, [sides[1], sides[0]] * 2)
         assert (box.left, box.top, box.right, box.bottom) == pytest.approx(wanted.tolist(), abs=1e-3)

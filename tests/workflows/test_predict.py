@@ -1,7 +1,9 @@
 """What a model says of images that nobody has labelled."""
 
 import csv
+import io
 import json
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,6 +19,7 @@ import convnext_deploy
 from convnext_deploy.cli.app import app
 from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.records.prediction import PredictResult
+from convnext_deploy.workflows import predict
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "examples" / "fashion-mnist" / "model.safetensors"
@@ -87,6 +90,23 @@ def test_images_that_are_not_there_are_told_what_could_be(artifact: Path, tmp_pa
         DataError, match=r"nope.png' does not exist; expected an image, a folder, tar, .*standard input"
     ):
         convnext_deploy.predict(artifact, tmp_path / "nope.png")
+
+
+def test_the_images_of_a_store_are_taken(images: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.add(images / "a.png", "a.png")
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/predicted/photos.tar", content.getvalue())
+    try:
+        ((name, read),) = predict.listed("memory://predicted/photos.tar")
+        assert name == "a.png"
+        assert np.array_equal(np.asarray(read()), np.asarray(Image.open(images / "a.png")))
+        with pytest.raises(DataError, match=r"memory://predicted/b\.tar does not exist there"):
+            predict.listed("memory://predicted/b.tar")
+    finally:
+        system.rm("/predicted", recursive=True)
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_an_image_is_read(artifact: Path, tmp_path: Path) -> None:
