@@ -107,9 +107,15 @@ def after_bench(words: Sequence[str], save: Path | None) -> tuple[str, ...]:
     return (command("report", save, "--out", page), command("bench", *again, "--against", save))
 
 
-def request(address: str, token: bool) -> str:
-    """The request that tries a server."""
+def request(address: str, token: bool, tensors: str | None = None) -> str:
+    """The request that tries a server.
+
+    Args:
+        tensors: the model, where its outputs are no classes: what goes in and comes out is asked for.
+    """
     asks = ["-H", "Authorization: Bearer TOKEN"] if token else []
+    if tensors is not None:
+        return shlex.join(["curl", *asks, f"{address}/v2/models/{tensors}"])
     return shlex.join(["curl", *asks, "--data-binary", "@IMAGE", f"{address}/classify"])
 
 

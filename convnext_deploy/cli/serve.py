@@ -12,6 +12,8 @@ from .options import Debug, DeviceOption, LabelsOption, Quiet, Trust, given, one
 from .terminal import Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..serving.server import Server
     from ..serving.workers import Workers
 
@@ -71,7 +73,7 @@ def serve(
     def ready(server: "Server | Workers") -> None:
         also = "" if server.grpc_address is None else f"; gRPC on {server.grpc_address}"
         terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs){also}")
-        terminal.say(f"next: {hints.request(server.address, token is not None)}")
+        terminal.say(f"next: {hints.request(server.address, token is not None, _tensors(artifact))}")
 
     api.serve(
         artifact,
@@ -104,6 +106,16 @@ def serve(
             token=token,
         ),
     )
+
+
+def _tensors(artifacts: "Sequence[str]") -> str | None:
+    """The name of the default model, where it has no classes to ask for."""
+    from ..artifact import manifest
+    from ..serving.names import named
+
+    name, folder = next(iter(named(artifacts).items()))
+    model = manifest.read(folder).manifest.model
+    return name if model.task != "classify" or model.problem == "regression" else None
 
 
 def _token(file: Path | None) -> str | None:

@@ -29,6 +29,11 @@ def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], s
     else:
         raise WeightsError(f"--config {file} ends in {file.suffix!r}; expected .py (mmpretrain and relatives) or .json")
     found.pop(FROM, None)
+    if not found:
+        raise WeightsError(
+            f"--config {file} says nothing that is known here; expected a configuration of mmpretrain, mmdetection, "
+            "mmsegmentation, timm, transformers or open_clip, or what torchvision's detector was given"
+        )
     for others, where in ((known, f"beside {source}"), (asked, "given")):
         for name in sorted(found.keys() & others.keys()):
             if not equal(found[name], others[name]):

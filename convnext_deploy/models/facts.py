@@ -18,7 +18,7 @@ from . import registry
 from .labels import label_list, refuse_contradiction
 from .open_clip import CONFIG, open_clip_facts
 from .processor import processor_facts
-from .provenance import joined, sourced
+from .provenance import joined, says_sides, sourced
 from .segmenters import facts_in as segmenter_facts
 from .timm_config import activation, is_timm, refuse_pooling, timm_facts
 from .torchvision_detectors import facts_in as detector_facts
@@ -214,6 +214,8 @@ def preprocessing_of(
         fields["crop_pct"] = facts["test"][1]
     hidden = [("image_size", "input_size"), *([] if spec.has_maps else [("global_pool", "global_pool")])]
     assumed = [name for name in paper if name not in facts] + [name for name, fact in hidden if fact not in facts]
+    if says_sides(facts):
+        assumed = [name for name in assumed if name != "image_size"]
     for name in ("mean", "std"):
         value = fields[name]
         if isinstance(value, (int, float)):

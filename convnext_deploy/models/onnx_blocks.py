@@ -41,6 +41,7 @@ class OnnxConvNeXt:
     nodes: set[int] = field(default_factory=set)
     ends: list[str] = field(default_factory=list)  # of the four stages, before any norm of a map
     cuts: list[Cut] = field(default_factory=list)  # at the ends, ascending
+    sides: list[int] | None = None  # height and width of images, where the graph takes no others
 
     def keep(self, name: str, values: Array) -> None:
         self.state[PREFIX + name] = values
@@ -68,6 +69,7 @@ def _is_downsampling(graph: OnnxGraph, index: int) -> bool:
 def follow(graph: OnnxGraph, stem: int) -> OnnxConvNeXt:
     """Follow the network from its stem to the end of its last stage."""
     found = OnnxConvNeXt(graph.nodes[stem].input[0])
+    found.sides = graph.sides(found.input)
     channels = _convolution(graph, found, stem, "downsample_layers.0.0", 4)
     at, stage, block = graph.nodes[stem].output[0], 0, 0
     norm: str | None = "downsample_layers.0.1"  # whose values stand before the next block; None: there is none

@@ -120,6 +120,8 @@ def _asked(graph: OnnxGraph, found: OnnxConvNeXt, names: Sequence[str]) -> list[
 def facts_of(found: OnnxConvNeXt) -> dict[str, Any]:
     """What the tensors do not show, as `models.facts` calls it."""
     facts: dict[str, Any] = {"activation": next(iter(found.activations)), "norm_eps": next(iter(found.epsilons))}
+    if found.sides is not None:
+        facts["input_size"] = found.sides
     return facts | {"levels": tuple(cut.level for cut in found.cuts)}
 
 

@@ -63,6 +63,7 @@ class OnnxGraph:
         self.where = where
         self.nodes = list(model.graph.node)
         self.inputs = [value.name for value in model.graph.input]
+        self._shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
         self.outputs = [value.name for value in model.graph.output]
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._maker: dict[str, int] = {}
@@ -101,6 +102,11 @@ class OnnxGraph:
 
     def __contains__(self, name: str) -> bool:
         return name in self._maker or name in self.inputs
+
+    def sides(self, name: str) -> list[int] | None:
+        """Height and width of an input of images; None where it takes several, and of other tensors."""
+        sides = [dim.dim_value for dim in self._shapes.get(name, ())[-2:]]
+        return sides if len(sides) == 2 and all(sides) else None
 
     def maker(self, name: str) -> int | None:
         """The node that a tensor comes from; None for inputs and initializers."""

@@ -25,6 +25,11 @@ def joined(facts: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, **over, FROM: {**facts.get(FROM, {}), **over.get(FROM, {})}}
 
 
+def says_sides(facts: Mapping[str, Any]) -> bool:
+    """Whether both sides that a detector's images are resized to are said, and so its image size."""
+    return "min_size" in facts and "max_size" in facts
+
+
 def equal(one: Any, other: Any) -> bool:
     """Whether two facts say the same, as far as the digits of a configuration go."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
@@ -83,7 +88,7 @@ def provenance(
     constant = of_code if layout in _CONSTANT else None
     architecture = places.get("architecture")  # what timm's name of an architecture stands for
     head = "" if spec.head_norm_eps == spec.norm_eps else f", head {spec.head_norm_eps:g}"
-    sides = None if spec.detection is None else "min_size and max_size"
+    sides = "min_size and max_size" if says_sides(facts) else None
     found = {
         "image_size": said("image_size", "x".join(map(str, spec.image_size)), "input_size", otherwise=sides),
         "mean": said("mean", _joined(preprocessing.mean)),

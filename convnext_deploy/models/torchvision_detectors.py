@@ -216,8 +216,12 @@ def facts_in(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_config(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON file is of a detector."""
-    return any(name in content for name in ("anchor_sizes", "score_thresh", "nms_thresh", "detections_per_img"))
+    """Whether a JSON file is of a detector: it has a name of a constructor's, or `labels` and nothing of others.
+
+    `max_size`, `image_mean` and `image_std` are names of an image processor's too.
+    """
+    own = content.keys() & {*FIELDS, "labels"}
+    return bool(own - {"max_size", "labels"} or (own and content.keys() <= set(NAMES)))
 
 
 def module_facts(module: Any) -> dict[str, Any] | None:

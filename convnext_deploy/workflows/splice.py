@@ -91,7 +91,7 @@ def splice(
         weights=str(into),
         weights_key=",".join(at) or None,
         task="features",
-        image_size=taken.image_size,
+        image_size=source.image_size if found.sides or taken.dynamic_image_size else taken.image_size,
         preprocessing=source.preprocessing,
     )
     loaded = inside.load()

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from convnext_deploy import api, cli
+from convnext_deploy.artifact import manifest
 from convnext_deploy.artifact.manifest import Artifact
-from convnext_deploy.cli import hints
+from convnext_deploy.cli import hints, serve
 
 Captured = pytest.CaptureFixture[str]
 
@@ -115,6 +116,17 @@ def test_results_are_alone_on_stdout(checkpoint: Path, tmp_path: Path, capsys: C
 def test_a_server_names_the_request_that_tries_it() -> None:
     line = hints.request("http://127.0.0.1:8000", token=True)
     assert line == "curl -H 'Authorization: Bearer TOKEN' --data-binary @IMAGE http://127.0.0.1:8000/classify"
+
+
+@pytest.mark.parametrize(("task", "name"), [("classify", None), ("detect", "mine"), ("features", "mine")])
+def test_a_server_is_not_asked_for_classes_that_its_model_has_not(
+    task: Any, name: str | None, artifact_of: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    found = artifact_of("eager").manifest
+    other = msgspec.structs.replace(found, model=msgspec.structs.replace(found.model, task=task))
+    (tmp_path / "manifest.json").write_bytes(manifest.encode(other))
+    assert serve._tensors([f"mine={tmp_path}"]) == name
+    assert hints.request("http://a:1", token=False, tensors="mine") == "curl http://a:1/v2/models/mine"
 
 
 def test_a_graph_of_somebody_else_is_looked_at_and_not_asked_for_classes(artifact_of: Callable[..., Artifact]) -> None:

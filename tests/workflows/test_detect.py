@@ -19,6 +19,7 @@ from convnext_deploy.data import preprocess
 from convnext_deploy.errors import DataError, UsageError, WeightsError
 from convnext_deploy.formats import get
 from convnext_deploy.models import given
+from convnext_deploy.models.checkpoint import load
 from convnext_deploy.records.accuracy import ScoreResult
 from convnext_deploy.records.manifest import Preprocessing
 
@@ -147,6 +148,18 @@ def test_a_state_dict_says_what_is_assumed(model: Any, tmp_path: Path) -> None:
     assert made.manifest.provenance["nms_thresh"].how == "assumed"
 
 
+@pytest.mark.parametrize(
+    ("content", "how"), [({"min_size": 64, "max_size": 96}, "known"), ({"min_size": 800, "nms_thresh": 0.4}, "assumed")]
+)
+def test_an_image_size_is_known_where_both_of_its_sides_are(
+    content: dict[str, Any], how: str, model: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "detector.json").write_text(json.dumps(content))
+    loaded = load(saved(model, tmp_path / "model.pth"), task="detect", config=tmp_path / "detector.json")
+    assert loaded.provenance["image_size"].how == how
+    assert ("image_size" in loaded.preprocessing.assumed) == (how == "assumed")
+
+
 def test_a_configuration_says_what_the_tensors_do_not(model: Any, tmp_path: Path) -> None:
     config = tmp_path / "detector.json"
     labels = ["background", "red", "blue", "green"]
@@ -162,8 +175,29 @@ def test_a_configuration_says_what_the_tensors_do_not(model: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("topk_candidates", 9),
+        ("min_size", 64),
+        ("max_size", 96),
+        ("aspect_ratios", [0.5, 1.0, 4.0]),
+        ("labels", ["background", "red", "blue", "green"]),
+        ("image_mean", [0.1, 0.2, 0.3]),
+    ],
+)
+def test_each_name_of_a_configuration_may_stand_alone(name: str, value: Any, model: Any, tmp_path: Path) -> None:
+    (tmp_path / "detector.json").write_text(json.dumps({name: value}))
+    file = saved(model, tmp_path / "model.pth")
+    made = exported(file, tmp_path / "made", format="eager", image_size=SIZE, config=tmp_path / "detector.json")
+    said = made.manifest.provenance[name.removeprefix("image_")]
+    assert said.how == "known", said
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
+        ({"score_tresh": 0.3}, "says nothing that is known here"),
+        ({"min_size": 64, "score_tresh": 0.3}, "unknown name 'score_tresh'"),
         ({"score_tresh": 0.3, "nms_thresh": 0.5}, "unknown name 'score_tresh'"),
         ({"anchor_sizes": [[32], [64], [128]]}, "5 levels"),
         ({"anchor_sizes": [[8], [16], [32], [64], [128]]}, "say anchor_sizes and aspect_ratios"),

@@ -19,6 +19,7 @@ from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.cli.terminal import summary
 from convnext_deploy.errors import ParityError, UsageError, WeightsError
 from convnext_deploy.graph import onnx_splice
+from convnext_deploy.models.checkpoint import load
 from convnext_deploy.runtimes import onnx_graphs
 from convnext_deploy.workflows import splice
 
@@ -54,6 +55,17 @@ def ready(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
 def outputs_of(file: Path, images: Any) -> list[Any]:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return list(session.run(None, {session.get_inputs()[0].name: images}))
+
+
+def test_the_image_size_of_a_graph_is_known_and_not_given(tmp_path: Path) -> None:
+    backbone = detector(OfficialBackbone())
+    static = exported(backbone, tmp_path / "static.onnx", 11, dynamic=False, shape=(1, 3, 64, 96))
+    found = api.export(into=static, out=tmp_path / "out").manifest
+    assert found.model.image_size == (64, 96)
+    assert (found.provenance["image_size"].how, found.provenance["image_size"].source) == ("known", "the graph")
+    alone = load(str(static), task="features")
+    assert alone.model.spec.image_size == (64, 96)
+    assert "image_size" not in alone.preprocessing.assumed
 
 
 def test_the_whole_graph_puts_out_what_it_did(artifact: Artifact, file: Path) -> None:
