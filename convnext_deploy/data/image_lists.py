@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from ..errors import DataError, plain
+from ..records.base import content_of
 from .class_folders import IMAGE_SUFFIXES
 from .image_source import ClassOrder, ordered
 
@@ -98,7 +99,8 @@ def text_of(file: Path) -> str:
         size = file.stat().st_size
         if size > MAX_LIST_BYTES:
             raise DataError(f"{file} has {size:,} bytes; at most {MAX_LIST_BYTES:,} are read as annotations")
-        return file.read_text("utf-8-sig")
+        text = content_of(file, MAX_LIST_BYTES).decode("utf-8-sig")  # of a device no size is known
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise DataError(f"{file} cannot be read: {plain(error)}") from None
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ WRAPPERS = (
 DEPTH = 4  # levels of wrappers that are looked into
 NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 OTHERS = ("bool", "complex64", "complex128", "U", "S", "M8", "m8", "O")  # of arrays beside the weights
+_SAFE_GLOBALS = threading.Lock()  # PyTorch's list of them is the whole process's: one reading may not see another's
 # Names of `builtins` are without it in the first form.
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([A-Za-z_][\w.]*\w)|(?:global:?|class) ([A-Za-z_][\w.]*\.[\w.]*\w)")
 
@@ -70,7 +72,7 @@ def read_file(path: Path, key: str | None = None) -> Read:
     archive = head[:2] == b"PK"  # torch.save's format since 1.6; the older one cannot be mapped
     if not archive and pickles.is_plain(path):
         return _unwrapped(pickles.read(path), path, key)
-    with torch.serialization.safe_globals(_harmless()):
+    with _SAFE_GLOBALS, torch.serialization.safe_globals(_harmless()):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
         except Exception as error:  # torch.load raises many types, down to KeyError, on damaged or hostile files

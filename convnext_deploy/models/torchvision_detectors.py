@@ -115,7 +115,13 @@ def described(spec: ModelSpec, head: Mapping[str, Tensor], facts: Mapping[str, A
             f"{where}: its pyramid takes maps of {', '.join(map(str, widths))} channels, and the ConvNeXt's have "
             f"{', '.join(map(str, spec.dims))}; expected some of these in their order"
         )
-    levels = tuple(spec.dims.index(width) + 1 for width in widths)
+    alike = [width for width in widths if spec.dims.count(width) > 1]
+    if alike and widths != list(spec.dims):
+        raise WeightsError(
+            f"{where}: its pyramid takes a map of {alike[0]} channels, and two stages of the ConvNeXt have as many; "
+            "which one is meant cannot be known. Give the module itself, in Python"
+        )
+    levels = tuple(spec.dims.index(width) + 1 for width in widths) if not alike else (1, 2, 3, 4)
     channels = _shape(head, "detector.pyramid.layer_blocks.0.0.weight", where)[0]
     p6 = head.get("detector.pyramid.extra_blocks.p6.weight")
     count = len(levels) + (1 if p6 is None else 2)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from convnext_deploy.data import held, image_source, masks, numbering, sources
+from convnext_deploy.data import held, image_lists, image_source, masks, numbering, sources
 from convnext_deploy.data.decoding import UnreadableImage
 from convnext_deploy.errors import DataError
 
@@ -409,3 +409,12 @@ def test_what_datasets_saved_to_disk_is_refused_with_the_line_that_converts_it(
         (tmp_path / name).write_text("{}")
     with pytest.raises(DataError, match=r"datasets\.load_from_disk\('.*to_parquet"):
         sources.open_source(str(tmp_path))
+
+
+def test_a_list_whose_size_the_system_does_not_know_is_read_up_to_a_limit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a device, which says 0 bytes."""
+    monkeypatch.setattr(image_lists, "MAX_LIST_BYTES", 1000)
+    with pytest.raises(DataError, match="has more than 1,000 bytes"):
+        image_lists.text_of(Path("/dev/zero"))

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def test_replicas_answer_over_http_as_one_server_does() -> None:
 
         cluster_of.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
         try:
-            port = 18_473
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             with pytest.raises(ArtifactError, match="is not a folder"):
                 ray.app({"artifacts": "nowhere"})

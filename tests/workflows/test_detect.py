@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import detectors
 import numpy as np
 import pytest
 import torch
@@ -223,6 +224,17 @@ def test_maps_from_the_middle_of_a_stage_are_refused() -> None:
     backbone = BackboneWithFPN(body(), {"4": "0", "7": "1"}, [DIMS[2], DIMS[3]], CHANNELS)
     with pytest.raises(WeightsError, match=r"takes the map behind layer 4 of .* expected those at the end of a stage"):
         given.weights("weights", RetinaNet(backbone, CLASSES))
+
+
+def test_of_two_stages_that_are_alike_none_is_guessed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(detectors, "DIMS", (32, 64, 64, 128))
+    for first, levels in ((1, (1, 2, 3, 4)), (2, None)):
+        file = detectors.saved(detectors.detector(first=first), tmp_path / f"{first}.pth")
+        if levels is None:
+            with pytest.raises(WeightsError, match="a map of 64 channels, and two stages of the ConvNeXt have as many"):
+                load(file, task="detect")
+        else:
+            assert load(file, task="detect").model.spec.levels == levels
 
 
 def test_detectors_of_two_stages_and_other_files_are_refused_by_name(model: Any, tmp_path: Path) -> None:
