@@ -1,6 +1,7 @@
 """The ConvNeXt inside somebody's ONNX graph: found by its pattern, its weights read, its ends named.
 
-The numbers that are read are compared later, with what the graph itself computes (`workflows.splice`).
+The numbers that are read are compared later, with what the graph itself computes (`workflows.onnx_oracle`, and whole
+graphs in `workflows.splice`).
 """
 
 from __future__ import annotations

@@ -298,7 +298,13 @@ def _oracle(loaded: "Loaded", probe: probes.Probe, say: Say) -> OracleRecord:
     from ..accuracy import oracle
 
     images = preprocess.as_input(probe.pixels[: probes.CHUNK], loaded.preprocessing, "float32").astype(np.float32)
-    record = oracle.judge(loaded, images, tuple(output[: probes.CHUNK] for output in probe.expected))
+    found = tuple(output[: probes.CHUNK] for output in probe.expected)
+    if loaded.origin is not None and loaded.origin.layout == "onnx":
+        from . import onnx_oracle
+
+        record = onnx_oracle.judge(loaded, images, found)
+    else:
+        record = oracle.judge(loaded, images, found)
     say(f"compared with {record.name}" + (f": {record.why}" if record.why else ""))
     return record
 
