@@ -72,6 +72,8 @@ def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str
     """
     if manifest.model.detection is not None:
         return "a detector keeps no candidates to compare with"
+    if manifest.splice is not None:
+        return "a graph of somebody else keeps no outputs to compare with"
     if not any(file.path == FILE for file in manifest.files):
         return "the artifact keeps no outputs to compare with; export it again"
     try:

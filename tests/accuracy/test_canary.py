@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -82,6 +82,9 @@ def test_what_cannot_be_compared_is_said(artifact: Artifact, tmp_path: Path, mon
     shutil.copytree(artifact.path, old)
     (old / canary.FILE).unlink()
     assert found(relisted(artifact, old)) == "the artifact keeps no outputs to compare with; export it again"
+    spliced = msgspec.structs.replace(artifact.manifest, splice=cast(Any, object()))
+    said = canary.compared(convnext_deploy.load(artifact.path), spliced, artifact.path)
+    assert said == "a graph of somebody else keeps no outputs to compare with"
     damaged = tmp_path / "damaged"
     shutil.copytree(artifact.path, damaged)
     (damaged / canary.FILE).write_bytes(b"PK\x03\x04")
