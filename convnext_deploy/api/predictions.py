@@ -45,6 +45,7 @@ def predict(
     top: int = 5,
     labels: arguments.Location | None = None,
     problem: Problem | None = None,
+    split: str | None = None,
     batch: int | None = None,
     out: arguments.Location | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -63,6 +64,7 @@ def predict(
             outputs.
         problem: what the outputs mean, where the artifact does not say it: single-label, multi-label (probabilities by
             the logistic function), binary (one logit) or regression.
+        split: of images that have several, such as train and val.
         batch: images at once; None: what the artifact is tuned for.
         out: .csv, .json, or .npz with every output, which is the way for a model without classes.
         progress: told (images done, images in all).
@@ -76,7 +78,7 @@ def predict(
     out = arguments.maybe(arguments.file, "out", out)
     batch = arguments.maybe(arguments.whole, "batch", batch)
     top = arguments.whole("top", top)
-    arguments.check(progress=progress, say=say, problem=problem)
+    arguments.check(progress=progress, say=say, problem=problem, split=split)
     run, trust = run_options(options)
     from ..workflows import predict as work
 
@@ -91,7 +93,7 @@ def predict(
         session = formats.opened(artifact, run, trust)
     return work.predict(
         session,
-        work.listed(images),
+        work.listed(images, split),
         artifact=artifact,
         batch=session.manifest.export.batch.opt if batch is None else batch,
         top=top,

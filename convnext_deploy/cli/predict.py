@@ -8,6 +8,7 @@ import typer
 
 from .groups import Meaning, grouped
 from .options import (
+    DATA,
     OUTPUT,
     RUNTIME,
     WRITES_EITHER,
@@ -34,6 +35,9 @@ def predict(
     images: Annotated[str, typer.Argument(help="Image, folder, tar, Parquet, http(s) address, or - for stdin.")],
     meaning: Meaning,
     labels: LabelsOption = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split of the images, where they have several.", rich_help_panel=DATA)
+    ] = None,
     top: Annotated[
         int | None,
         typer.Option(
@@ -72,6 +76,7 @@ def predict(
             top=5 if top is None else top,
             labels=labels,
             problem=meaning.read(),
+            split=split,
             batch=batch,
             out=out,
             device=one_of("--device", device, Device),

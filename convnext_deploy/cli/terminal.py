@@ -231,8 +231,8 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
             f"{name} {known.get(name) or getattr(found.preprocessing, name, 'unknown')}" for name in assumed
         )
         lines.append(
-            f"preprocessing assumed, nothing beside the checkpoint says it: {said} "
-            "(--image-size, --mean, --std, --crop-pct, --interpolation)"
+            f"assumed, nothing beside the checkpoint says it: {said} "
+            "(--image-size, --mean, --std, --crop-pct, --interpolation, or a --config that says them)"
         )
     if found.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")

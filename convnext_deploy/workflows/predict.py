@@ -291,27 +291,30 @@ def check(given: object) -> None:
             )
 
 
-def listed(given: Given | Sequence[Given]) -> list[Named]:
+def listed(given: Given | Sequence[Given], split: str | None = None) -> list[Named]:
     """Name and reader of each image of a file, folder, tar or Parquet file, address, open file, or list of such.
+
+    Args:
+        split: of a source that has several.
 
     Raises:
         DataError: nothing is there, or no images are.
     """
     if isinstance(given, (list, tuple)):
-        found = [image for one in given for image in listed(one)]
+        found = [image for one in given for image in listed(one, split)]
         if not found:
             raise DataError("images []; expected at least one")
         return found
     if isinstance(given, Image.Image):
         return [(getattr(given, "filename", "") or "an image of Pillow's", lambda: given)]
     if isinstance(given, (str, os.PathLike)):
-        return _at(os.fspath(given))
+        return _at(os.fspath(given), split)
     file = cast("IO[bytes]", given)
     content = file.read(MAX_FILE_BYTES + 1)
     return [(str(getattr(file, "name", "an open file")), lambda: decoding.decoded(_within(content)))]
 
 
-def _at(place: str) -> list[Named]:
+def _at(place: str, split: str | None) -> list[Named]:
     path = Path(place)
     if place.startswith(("http://", "https://")):
         return [(place, lambda: decoding.decoded(_fetched(place)))]
@@ -322,7 +325,7 @@ def _at(place: str) -> list[Named]:
             f"{place!r} does not exist; expected an image, a folder, tar, Parquet file or list of images, an http(s) "
             "address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - for standard input"
         )
-    source = sources.open_source(place)
+    source = sources.open_source(place, split)
     return [(name, functools.partial(source.read, index)) for index, name in enumerate(source.names)]
 
 

@@ -92,6 +92,16 @@ def test_images_that_are_not_there_are_told_what_could_be(artifact: Path, tmp_pa
         convnext_deploy.predict(artifact, tmp_path / "nope.png")
 
 
+def test_of_a_list_with_several_splits_one_is_chosen(artifact: Path, images: Path) -> None:
+    file = images / "list.csv"
+    file.write_text("path,label,split\na.png,0,train\nb.jpg,0,val\n")
+    with pytest.raises(DataError, match="has entries of the splits train, val; choose one with --split"):
+        convnext_deploy.predict(artifact, file)
+    (found,) = convnext_deploy.predict(artifact, file, split="val").predictions
+    assert found.image == "b.jpg"
+    file.unlink()
+
+
 def test_the_images_of_a_store_are_taken(images: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     content = io.BytesIO()
