@@ -77,12 +77,18 @@ def _putting_out(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return result
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Of its constants, which are nearly all of it: protobuf cannot say the size of a message above 2 GiB."""
+    made = (attribute.t for node in model.graph.node if node.op_type == "Constant" for attribute in node.attribute)
+    return sum(tensor.ByteSize() for tensor in (*model.graph.initializer, *made))
+
+
 @contextlib.contextmanager
 def _as_file(model: onnx.ModelProto) -> Any:
     """What ONNX Runtime opens: the bytes, or a file with the weights beside it."""
     import onnx
 
-    if model.ByteSize() < LARGEST:
+    if weight_bytes(model) < LARGEST:
         yield model.SerializeToString()
         return
     with tempfile.TemporaryDirectory() as folder:

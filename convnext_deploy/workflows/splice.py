@@ -29,7 +29,7 @@ from ..graph import onnx_splice
 from ..models import onnx_convnext, onnx_graph
 from ..models.source import Source
 from ..records.manifest import BatchRange, EndRecord, ExportRequest, Splice, TensorRecord
-from ..runtimes.onnx_graphs import OnnxRun
+from ..runtimes.onnx_graphs import OnnxRun, weight_bytes
 from . import export as exports
 
 if TYPE_CHECKING:
@@ -322,5 +322,5 @@ class _Ends:
 def _save(model: onnx.ModelProto, path: Path) -> None:
     import onnx
 
-    outside = model.ByteSize() >= EMBEDDED_BELOW
+    outside = weight_bytes(model) >= EMBEDDED_BELOW
     onnx.save(model, str(path), save_as_external_data=outside, location=f"{path.name}.data" if outside else None)

@@ -13,6 +13,7 @@ from references import DEPTHS, DIMS, randomize_
 
 from convnext_deploy import api
 from convnext_deploy.errors import ParityError
+from convnext_deploy.runtimes import onnx_graphs
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,16 @@ def test_a_graph_that_computes_something_else_is_refused(graph: Path, tmp_path: 
     other = with_another_gelu(graph, tmp_path / "other.onnx")
     with pytest.raises(ParityError, match="differs from what the graph computes in onnxruntime"):
         api.export(str(other), task="features", format="eager", image_size=(64, 64), out=tmp_path / "maps")
+
+
+def test_a_graph_too_large_for_one_message_is_given_as_files(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graphs, "LARGEST", 1000)
+    assert onnx_graphs.weight_bytes(onnx.load(graph)) > 10_000
+    made = api.export(str(graph), task="features", format="eager", image_size=(64, 64), out=tmp_path / "maps")
+    assert made.manifest.oracle is not None
+    assert made.manifest.oracle.name.startswith("onnxruntime ")
 
 
 def test_half_floats_are_judged_by_their_own_limit(tmp_path: Path) -> None:
