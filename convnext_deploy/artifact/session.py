@@ -416,10 +416,11 @@ def run_in_batches(session: Session, images: Images, size: int | None = None) ->
         chunk = images[start : start + size]
         filled = chunk[np.minimum(np.arange(max(len(chunk), batch.min)), len(chunk) - 1)]
         outputs = session.run(filled)
-        for record, output in zip(session.manifest.outputs, outputs, strict=True):
+        for index, output in enumerate(outputs):
             if output.shape[:1] != (len(filled),):
+                name = session.manifest.outputs[index].name
                 raise UsageError(
-                    f"the output {record.name} has the shape {output.shape} for {len(filled)} images, not a row for "
+                    f"the output {name} has the shape {output.shape} for {len(filled)} images, not a row for "
                     "each; call `run` of the session that `load` returns, and read it as the graph means it"
                 )
         parts.append(tuple(output[: len(chunk)] for output in outputs))

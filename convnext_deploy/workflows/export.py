@@ -299,12 +299,10 @@ def _oracle(loaded: "Loaded", probe: probes.Probe, say: Say) -> OracleRecord:
 
     images = preprocess.as_input(probe.pixels[: probes.CHUNK], loaded.preprocessing, "float32").astype(np.float32)
     found = tuple(output[: probes.CHUNK] for output in probe.expected)
-    if loaded.origin is not None and loaded.origin.layout == "onnx":
-        from . import onnx_oracle
+    from . import onnx_oracle
 
-        record = onnx_oracle.judge(loaded, images, found)
-    else:
-        record = oracle.judge(loaded, images, found)
+    judge = onnx_oracle.judge if onnx_oracle.knows(loaded) else oracle.judge
+    record = judge(loaded, images, found)
     say(f"compared with {record.name}" + (f": {record.why}" if record.why else ""))
     return record
 

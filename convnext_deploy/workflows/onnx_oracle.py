@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from ..models.onnx_blocks import OnnxConvNeXt
 
 
+def knows(loaded: Loaded) -> bool:
+    """Whether it was read from a graph."""
+    return loaded.origin is not None and loaded.origin.layout == "onnx"
+
+
 def judge(loaded: Loaded, images: NDArray[np.float32], found: tuple[NDArray[np.float32], ...]) -> OracleRecord:
     """Compare what was read with what the graph computes behind the tensor that its stem reads.
 

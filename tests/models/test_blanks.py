@@ -111,7 +111,6 @@ def test_weights_are_read_beside_any_object(value: Any, state: State, tmp_path: 
     assert set(torch.serialization.get_safe_globals()) == before  # allowed while reading, not for good
 
 
-@pytest.mark.timeout(60)
 def test_objects_that_contain_themselves_or_one_another_often_are_looked_into_once(
     state: State, tmp_path: Path
 ) -> None:

@@ -208,7 +208,6 @@ def doubling() -> list[onnx.NodeProto]:
     return [onnx.helper.make_node("Concat", [a, a], [b], axis=0) for a, b in itertools.pairwise(names)]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("nodes", "reason"),
     [
