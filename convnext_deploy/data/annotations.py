@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import DataError, plain
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
+from .coco import CocoCategory, CocoImage, CocoObject
 from .image_lists import LIST_SUFFIXES, Annotations, by_labels, named, read_list, text_of
 from .image_source import ClassOrder, ImageSource, unique
 from .readers import Files, absolute
@@ -27,25 +28,10 @@ _DEVKIT = "meta.mat"  # of ImageNet's development kit: which WordNet id has whic
 _IMAGENET_CLASSES = 1000
 
 
-class _Image(msgspec.Struct):
-    id: int | str
-    file_name: str
-
-
-class _Category(msgspec.Struct):
-    id: int
-    name: str
-
-
-class _Object(msgspec.Struct):
-    image_id: int | str
-    category_id: int
-
-
 class _Coco(msgspec.Struct):
-    images: list[_Image]
-    categories: list[_Category]
-    annotations: list[_Object]
+    images: list[CocoImage]
+    categories: list[CocoCategory]
+    annotations: list[CocoObject]
 
 
 def list_source(data: str, file: Path, order: ClassOrder, split: str | None = None) -> ImageSource:

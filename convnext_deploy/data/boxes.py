@@ -10,31 +10,20 @@ import numpy as np
 
 from ..errors import DataError, plain
 from ..records.base import content_of
+from .coco import CocoCategory, CocoImage, CocoObject
 from .image_lists import MAX_LIST_BYTES
 from .image_source import Boxes, ImageSource, chosen
 
 
-class _Image(msgspec.Struct):
-    id: int | str
-    file_name: str
-
-
-class _Category(msgspec.Struct):
-    id: int
-    name: str
-
-
-class _Object(msgspec.Struct):
-    image_id: int | str
-    category_id: int
+class _Object(CocoObject):
     bbox: tuple[float, float, float, float]  # left, top, width, height
     area: float | None = None
     iscrowd: int = 0
 
 
 class _Coco(msgspec.Struct):
-    images: list[_Image]
-    categories: list[_Category]
+    images: list[CocoImage]
+    categories: list[CocoCategory]
     annotations: list[_Object]
 
 
@@ -93,7 +82,7 @@ def _read(file: Path) -> _Coco:
         ) from None
 
 
-def _ids(images: Sequence[_Image], file: Path) -> dict[str, int | str]:
+def _ids(images: Sequence[CocoImage], file: Path) -> dict[str, int | str]:
     ids: dict[str, int | str] = {}
     for image in images:
         if image.file_name in ids:
@@ -106,7 +95,7 @@ def _ids(images: Sequence[_Image], file: Path) -> dict[str, int | str]:
 
 
 def _numbered(
-    categories: Sequence[_Category], numbers: Mapping[str, int] | None, classes: int, file: Path
+    categories: Sequence[CocoCategory], numbers: Mapping[str, int] | None, classes: int, file: Path
 ) -> dict[int, int]:
     """The class of each category's id."""
     strange = [one for one in categories if numbers is not None and one.name not in numbers]

@@ -91,8 +91,8 @@ def provenance(
     sides = "min_size and max_size" if says_sides(facts) else None
     found = {
         "image_size": said("image_size", "x".join(map(str, spec.image_size)), "input_size", otherwise=sides),
-        "mean": said("mean", _joined(preprocessing.mean)),
-        "std": said("std", _joined(preprocessing.std)),
+        "mean": said("mean", numbers(preprocessing.mean)),
+        "std": said("std", numbers(preprocessing.std)),
         "interpolation": said("interpolation", preprocessing.interpolation),
         "crop_pct": said("crop_pct", f"{preprocessing.crop_pct:.4g}"),
         "activation": said("activation", spec.activation, otherwise=constant or architecture),
@@ -103,13 +103,13 @@ def provenance(
     found["output_stride"] = said("output_stride", "32", otherwise=of_code if layout not in _OF_TIMM else architecture)
     if spec.segmentation is not None:
         masks = spec.segmentation
-        found["pool_scales"] = said("pool_scales", _joined(masks.pool_scales))
+        found["pool_scales"] = said("pool_scales", numbers(masks.pool_scales))
         found["ignored"] = said("ignored", str(masks.ignored))
         found["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
     if spec.detection is not None:
         one = spec.detection
-        found["anchor_sizes"] = said("anchor_sizes", " ".join(map(_joined, one.anchor_sizes)))
-        found["aspect_ratios"] = said("aspect_ratios", " ".join(map(_joined, dict.fromkeys(one.aspect_ratios))))
+        found["anchor_sizes"] = said("anchor_sizes", " ".join(map(numbers, one.anchor_sizes)))
+        found["aspect_ratios"] = said("aspect_ratios", " ".join(map(numbers, dict.fromkeys(one.aspect_ratios))))
         for name, value in (
             ("score_thresh", one.score_threshold), ("nms_thresh", one.nms_threshold),
             ("detections_per_img", one.most_detections), ("topk_candidates", one.most_candidates),
@@ -121,7 +121,8 @@ def provenance(
     return found
 
 
-def _joined(values: Sequence[float]) -> str:
+def numbers(values: Sequence[float]) -> str:
+    """As a user types them: "0.5,0.25"."""
     return ",".join(f"{value:.4g}" for value in values)
 
 

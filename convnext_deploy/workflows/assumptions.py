@@ -6,7 +6,7 @@ which matter less. What is left is held against what is assumed, on images that 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from ..data import preprocess, sources
 from ..data.image_source import with_one_label
 from ..data.numbering import numbered
 from ..errors import CheckFailed, DataError, UsageError
+from ..models.provenance import numbers
 from ..records.manifest import Preprocessing
 from .evaluate import Images
 
@@ -48,19 +49,15 @@ class Candidate:
 
     def __str__(self) -> str:
         high, wide = self.size
-        return f"{high}x{wide} pixels, mean {_listed(self.mean)} std {_listed(self.std)}, crop {self.crop:g}"
+        return f"{high}x{wide} pixels, mean {numbers(self.mean)} std {numbers(self.std)}, crop {self.crop:g}"
 
     def options(self, other: "Candidate") -> str:
         """What to add to a command so that it is this one and not the other."""
         side = str(self.size[0]) if self.size[0] == self.size[1] else f"{self.size[0]}x{self.size[1]}"
         words = [f"--image-size {side}"] if self.size != other.size else []
         if (self.mean, self.std) != (other.mean, other.std):
-            words.append(f"--mean {_listed(self.mean)} --std {_listed(self.std)}")
+            words.append(f"--mean {numbers(self.mean)} --std {numbers(self.std)}")
         return " ".join([*words, f"--crop-pct {self.crop:g}"] if self.crop != other.crop else words)
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ",".join(f"{value:.4g}" for value in values)
 
 
 def check(loaded: "Loaded", images: Images, say: Say) -> None:

@@ -4,7 +4,6 @@ import io
 import pickle
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_tars import write_tar
 from PIL import Image
 
 from convnext_deploy.data import remote, sources
@@ -38,17 +38,11 @@ def parquet(root: Path) -> None:
         pq.write_table(pa.Table.from_pylist(rows), root / f"{part}.parquet", row_group_size=4)
 
 
-def _tar(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-
 def tars(root: Path) -> None:
     for part in range(2):
-        _tar(root / f"{part}.tar", {f"c{number % 3}/{number}.png": image(number) for number in range(part, COUNT, 2)})
+        write_tar(
+            root / f"{part}.tar", {f"c{number % 3}/{number}.png": image(number) for number in range(part, COUNT, 2)}
+        )
 
 
 def webdataset(root: Path) -> None:
@@ -56,7 +50,7 @@ def webdataset(root: Path) -> None:
         files: dict[str, bytes] = {}
         for number in range(part, COUNT, 2):
             files |= {f"{number:05d}.cls": str(number % 3).encode(), f"{number:05d}.png": image(number)}
-        _tar(root / f"val-{part}.tar", files)
+        write_tar(root / f"val-{part}.tar", files)
 
 
 def as_on_disk(address: str, folder: Path) -> sources.ImageSource:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -53,16 +52,6 @@ class Evil:
 
     def __reduce__(self) -> Any:
         return self.call
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return timm.create_model("test_convnext2", num_classes=3)
-
-
-@pytest.fixture(scope="module")
-def state(model: nn.Module) -> State:
-    return model.state_dict()
 
 
 def load(content: Any, folder: Path) -> checkpoint.Loaded:

@@ -20,16 +20,6 @@ from convnext_deploy.models import checkpoint
 State = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return timm.create_model("test_convnext2", num_classes=3)
-
-
-@pytest.fixture(scope="module")
-def state(model: nn.Module) -> State:
-    return model.state_dict()
-
-
 def refusal(path: Path) -> str:
     with pytest.raises(WeightsError) as caught:
         checkpoint.load(str(path), image_size=(32, 32))
