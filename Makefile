@@ -24,7 +24,7 @@ test-slow: .venv/.installed-dev
 	$(PYTEST) $(WORKERS) -m slow --ignore $(ALONE)
 	$(PYTEST) -m slow $(ALONE)
 
-test-all: test test-slow test-light
+test-all: test-light test test-slow
 
 # The fast tests with the lowest versions that pyproject.toml states, on the oldest Python and on a new one.
 test-lowest:

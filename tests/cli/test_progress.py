@@ -11,7 +11,6 @@ import pytest
 from convnext_deploy import api, cli
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.cli.terminal import Clock
-from convnext_deploy.formats import get
 from convnext_deploy.workflows.agenda import View
 
 
@@ -58,10 +57,6 @@ def test_an_export_tells_each_step_and_how_much_is_behind_it(checkpoint: Path, t
     assert shares == sorted(set(shares))
     assert shares[0] == 0
     assert {total for _, total, _ in told} == {100}
-
-
-def test_a_format_that_builds_for_long_says_so() -> None:
-    assert get("aotinductor").builds_in > get("onnx").builds_in > get("eager").builds_in
 
 
 def test_a_profile_tells_its_inferences(artifact_of: Callable[..., Artifact]) -> None:

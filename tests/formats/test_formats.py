@@ -875,3 +875,7 @@ def test_an_artifact_names_no_folder_of_the_machine_that_built_it(format: str, a
         assert not [
             folder for folder in private for content in contents if re.search(folder.encode() + rb"[/\0\s\"]", content)
         ], file
+
+
+def test_a_format_that_builds_for_long_says_so() -> None:
+    assert formats.get("aotinductor").builds_in > formats.get("onnx").builds_in > formats.get("eager").builds_in
