@@ -265,7 +265,7 @@ def _quantization(loaded: "LoadedPlan | None", model: ModelSpec) -> Quantization
     """What the manifest says of a plan."""
     if loaded is None:
         return None
-    from ..models.convnext import share_of
+    from ..models.costs import share_of
 
     plan = loaded.plan
     types = [operation.type for operation in plan.operations.values()]
