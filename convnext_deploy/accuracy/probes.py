@@ -126,8 +126,8 @@ def tensors(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> "tuple[torch
     chunks = []
     with torch.inference_mode():
         for start in range(0, len(pixels), CHUNK):
-            found = model(torch.from_numpy(as_input(loaded, model, pixels[start : start + CHUNK])))
-            chunks.append((found,) if isinstance(found, torch.Tensor) else found)
+            tensor = model(torch.from_numpy(as_input(loaded, model, pixels[start : start + CHUNK])))
+            chunks.append((tensor,) if isinstance(tensor, torch.Tensor) else tensor)
     return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
 

@@ -236,9 +236,9 @@ def _settings(artifacts: Artifacts, say: Callable[[str], None], given: Mapping[s
         if len(paths) > 1:
             raise UsageError(f"--bench {bench} with {len(paths)} artifacts; serve them one by one")
         (path,) = paths.values()
-        found, line = measured.settings(bench, manifest.read(path).sha256, options.get("slo_ms"))
+        server_settings, line = measured.settings(bench, manifest.read(path).sha256, options.get("slo_ms"))
         say(line)
-        options = found | options
+        options = server_settings | options
     settings = ServeOptions(device=arguments.one_of("device", device, Device), **options)
     return paths, settings, labels, gate, beside, trust
 

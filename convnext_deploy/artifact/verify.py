@@ -287,14 +287,14 @@ def precision_failures(
                 f"{truth.graph.get('fp32', 0.0):.0%}"
             )
         kinds = {"fp8" if name == "fp8" else "int8" for name in plan.operations if name != "fp32"}
-        held = [(where, _as_planned(found, asked, plan.kept_share, kinds)) for where, found in held]
+        held = [(where, _as_planned(actual, asked, plan.kept_share, kinds)) for where, actual in held]
         if (truth.quantized or 0) != planned:
             failures.append(
                 f"{truth.quantized or 0} products run in 8 bits where the plan has {planned}" + _because(truth.note)
             )
-    for where, found in held:
-        if found.get(asked, 0.0) < 0.99:
-            got = ", ".join(f"{value:.0%} {name}" for name, value in found.items()) or "unknown"
+    for where, actual in held:
+        if actual.get(asked, 0.0) < 0.99:
+            got = ", ".join(f"{value:.0%} {name}" for name, value in actual.items()) or "unknown"
             failures.append(
                 f"{asked} was asked for, but the {where} has {got} of the multiply-accumulates" + _because(truth.note)
             )

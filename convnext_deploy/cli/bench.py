@@ -275,11 +275,11 @@ def _figures(row: "BenchResult") -> list[str]:
         return ["–", "–", "–"]
     words = []
     for fraction in (0.5, 0.99):
-        (found,) = (q for q in row.quantiles if q.fraction == fraction)
-        if found.value_ms is None:
+        (quantile,) = (q for q in row.quantiles if q.fraction == fraction)
+        if quantile.value_ms is None:
             words.append("INSUFFICIENT")
         else:
-            words.append(f"{found.value_ms:.4g} ({found.low_ms:.4g}–{found.high_ms:.4g})")
+            words.append(f"{quantile.value_ms:.4g} ({quantile.low_ms:.4g}–{quantile.high_ms:.4g})")
     return [*words, f"{row.images_per_s:.4g}"]
 
 

@@ -159,7 +159,9 @@ def doctor(
     if rates is not None:
         title = f"Products by {rates['path']}, GMAC/s"
         columns = ["type", *(f"{threads} threads" if threads > 1 else "1 thread" for threads in rates["threads"])]
-        rows = [[type, *(f"{rate:.0f}" for rate in found)] for type, found in rates["gmacs_per_s"].items()]
+        rows = [
+            [type, *(f"{rate:.0f}" for rate in measured_rates)] for type, measured_rates in rates["gmacs_per_s"].items()
+        ]
         terminal.table(title, columns, rows)
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])

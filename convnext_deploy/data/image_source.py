@@ -129,7 +129,7 @@ def with_one_label(source: ImageSource) -> ImageSource:
     """
     if source.label_sets is None:
         return source
-    several = [index for index, found in enumerate(source.label_sets) if len(found) > 1]
+    several = [index for index, own in enumerate(source.label_sets) if len(own) > 1]
     if several:
         names, first = source.class_names, source.label_sets[several[0]]
         shown = ", ".join(names[label] if names else str(label) for label in first)
@@ -138,7 +138,7 @@ def with_one_label(source: ImageSource) -> ImageSource:
             f"{source.names[several[0]]} ({shown}); expected one an image: evaluate a model of several with "
             "--problem multi-label, or give a list of the images that have one"
         )
-    kept = [index for index, found in enumerate(source.label_sets) if found]
+    kept = [index for index, own in enumerate(source.label_sets) if own]
     if not kept:
         raise DataError(f"none of the {len(source):,} images of {source.name} has a label")
     labels = np.array([source.label_sets[index][0] for index in kept], np.int64)
@@ -156,14 +156,14 @@ def ordered(names: Sequence[str], order: ClassOrder) -> list[str]:
     """
     if order == "torchvision":
         return sorted(names)
-    found = sorted(names, key=natural)
-    for one, other in itertools.pairwise(found):
+    in_order = sorted(names, key=natural)
+    for one, other in itertools.pairwise(in_order):
         if natural(one) == natural(other):
             raise DataError(
                 f"the classes {one!r} and {other!r} are equal in timm's order, which numbers them by chance; give "
                 "--labels FILE with the model's classes in their order"
             )
-    return found
+    return in_order
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -182,12 +182,12 @@ def parts(source: ImageSource, sizes: Sequence[int], seed: int = 0) -> list[Imag
     if wanted + (sizes[-1] == -1) > len(source):
         raise DataError(f"{source.name} has {len(source)} images; {wanted} and more are needed, give more")
     order = np.random.default_rng(seed).permutation(len(source))
-    found, start = [], 0
+    ranges, start = [], 0
     for size in sizes:
         stop = len(source) if size == -1 else start + size
-        found.append(chosen(source, sorted(order[start:stop].tolist())))
+        ranges.append(chosen(source, sorted(order[start:stop].tolist())))
         start = stop
-    return found
+    return ranges
 
 
 def chosen(source: ImageSource, indices: list[int]) -> ImageSource:

@@ -47,10 +47,10 @@ def read(path: Path, mmap: bool) -> Any:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             except Exception as error:  # also for another reason than that a blank is filled in another way
-                found = _UNFILLED.search(str(error))
-                if found is None or int(found[2]) in filled:
+                match = _UNFILLED.search(str(error))
+                if match is None or int(match[2]) in filled:
                     raise
-                filled[int(found[2])] = "items" if found[1] == "SETITEM" else "list"
+                filled[int(match[2])] = "items" if match[1] == "SETITEM" else "list"
 
 
 def class_of(value: Any) -> str | None:
@@ -72,9 +72,9 @@ def classes_in(content: Any) -> Iterator[str]:
     waiting = [content]
     while waiting:
         value = waiting.pop()
-        found = class_of(value)
-        if found is not None:
-            yield found
+        name = class_of(value)
+        if name is not None:
+            yield name
         if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             waiting += reversed(list(value.values()) if isinstance(value, Mapping) else value)

@@ -144,9 +144,9 @@ def load(
     elif head is not None:
         spec = segmenters.described(spec, head, checkpoint.facts, checkpoint.source)
         converted = segmenters.with_head(converted, head, left)
-    for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
-        if asked is not None and asked != found:
-            raise WeightsError(f"{checkpoint.source} has {found} {field}, not {asked}; fine-tune it first")
+    for field, asked, actual in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
+        if asked is not None and asked != actual:
+            raise WeightsError(f"{checkpoint.source} has {actual} {field}, not {asked}; fine-tune it first")
     spec = _placed(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, _trained_size(spec, checkpoint.facts)
     )
@@ -214,10 +214,12 @@ def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Map
     Raises:
         WeightsError: the user, or what stands beside the checkpoint, says another mean or std.
     """
-    known, found = dict(checkpoint.facts), converted.normalization
-    if found is None:
+    known, normalization = dict(checkpoint.facts), converted.normalization
+    if normalization is None:
         return known
-    for name, key, own in zip(("mean", "std"), found.keys, (found.mean, found.std), strict=True):
+    for name, key, own in zip(
+        ("mean", "std"), normalization.keys, (normalization.mean, normalization.std), strict=True
+    ):
         said = asked.get(name, known.get(name))
         values = tuple(said) if isinstance(said, (list, tuple)) else own
         if len(values) != len(own) or any(abs(a - b) > 1e-3 for a, b in zip(values, own, strict=True)):
@@ -227,7 +229,7 @@ def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Map
                 f"{','.join(f'{value:.4g}' for value in values)} is said beside it; expected one of them: load the "
                 f"network alone with --weights-key, or leave the other out"
             )
-    return known | {"mean": list(found.mean), "std": list(found.std)}
+    return known | {"mean": list(normalization.mean), "std": list(normalization.std)}
 
 
 def _with_levels(

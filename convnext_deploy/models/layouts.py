@@ -125,12 +125,12 @@ def convert(
 
 
 def _unwrapped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, value in state.items():
-        if beside.unwrapped(key) in found:
+        if beside.unwrapped(key) in tensors:
             raise WeightsError(f"{where} has {beside.unwrapped(key)} a second time, as {key}; expected it once")
-        found[beside.unwrapped(key)] = value
-    return found
+        tensors[beside.unwrapped(key)] = value
+    return tensors
 
 
 @dataclass(slots=True)

@@ -68,10 +68,10 @@ def processor_facts(processor: Mapping[str, Any]) -> dict[str, Any]:
 def _filter(resample: Any) -> str:
     """A filter by Pillow's number, or by its name with whatever stands before it."""
     name = str(resample).rpartition(".")[2].lower()
-    found = name if name in _FILTERS.values() else _FILTERS.get(resample) if isinstance(resample, int) else None
-    if found is None:
+    filter_name = name if name in _FILTERS.values() else _FILTERS.get(resample) if isinstance(resample, int) else None
+    if filter_name is None:
         raise _refused(f"resample {resample!r}", "expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)")
-    return found
+    return filter_name
 
 
 def _normalization(processor: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def _normalization(processor: Mapping[str, Any]) -> dict[str, Any]:
         raise _refused(f"rescale_factor {factor!r}", "expected a number above 0")
     if scale != 1.0 and (mean is None or std is None):
         raise _refused(f"rescale_factor {factor!r} without image_mean and image_std", "give --mean and --std")
-    found = {"mean": mean, "std": std}
+    statistics = {"mean": mean, "std": std}
     return {
         name: [float(entry) / scale if scale != 1.0 else entry for entry in _listed(value)]
-        for name, value in found.items()
+        for name, value in statistics.items()
         if value is not None
     }
 

@@ -89,9 +89,9 @@ class TorchSession(Session):
     def _precision(self) -> PrecisionTruth:
         with MacCounter() as counter:
             self.step()
-        found = shares(counter.macs)  # PyTorch runs the types it dispatches
+        dispatched = shares(counter.macs)  # PyTorch runs the types it dispatches
         quantized = sum(name in ("int8", "fp8") for name, _ in counter.macs)
-        return PrecisionTruth(graph=found, executed=found, quantized=quantized)
+        return PrecisionTruth(graph=dispatched, executed=dispatched, quantized=quantized)
 
     def _profile(self, steps: int, warmup: int) -> Profile:
         from .torch_profile import profiled

@@ -200,13 +200,13 @@ class Child:
             work.begin(0)
             work.step(0)
         first_ms = (time.perf_counter() - start) * 1e3
-        found = [measure.warm_up(work, limit_s) for work in self._works]
+        warm_ups = [measure.warm_up(work, limit_s) for work in self._works]
         self._watch = conditions.Watch(self._sessions[0].options.device)
         return Ready(
             first_ms=first_ms,
-            warmup_s=sum(warm.seconds for warm in found),
-            steady=all(warm.steady for warm in found),
-            step_ms=max(warm.step_ms for warm in found),
+            warmup_s=sum(warm.seconds for warm in warm_ups),
+            steady=all(warm.steady for warm in warm_ups),
+            step_ms=max(warm.step_ms for warm in warm_ups),
         )
 
     def turn(self, number: int, seconds: float, settle: bool) -> Turn:

@@ -298,11 +298,11 @@ def _oracle(loaded: "Loaded", probe: probes.Probe, say: Say) -> OracleRecord:
     from ..accuracy import oracle
 
     images = preprocess.as_input(probe.pixels[: probes.CHUNK], loaded.preprocessing, "float32").astype(np.float32)
-    found = tuple(output[: probes.CHUNK] for output in probe.expected)
+    outputs = tuple(output[: probes.CHUNK] for output in probe.expected)
     from . import onnx_oracle
 
     judge = onnx_oracle.judge if onnx_oracle.knows(loaded) else oracle.judge
-    record = judge(loaded, images, found)
+    record = judge(loaded, images, outputs)
     say(f"compared with {record.name}" + (f": {record.why}" if record.why else ""))
     return record
 

@@ -50,7 +50,7 @@ def half(
     pixels = preprocess.probe_images(model.spec.in_chans, model.spec.image_size, PROBE)
     passes.fold(model, facts if input == "uint8" else None, lambda m: outputs(m, pixels, facts))
     say(f"looking at {images} images of {seen.name}")
-    plan, found = half_plan(
+    plan, decisions = half_plan(
         model,
         seen,
         preprocessing=facts,
@@ -59,5 +59,5 @@ def half(
         images=images,
         progress=progress,
     )
-    write_file(out.with_suffix(".half.json"), manifest.encode(found))
-    return plans.write(out, plan, {}), found
+    write_file(out.with_suffix(".half.json"), manifest.encode(decisions))
+    return plans.write(out, plan, {}), decisions

@@ -131,8 +131,8 @@ class Race:
         return min(self._left(exact=True), key=self._ms)
 
     def _ms(self, name: str) -> float:
-        found = self.rows[name].ms
-        return math.inf if found is None else found
+        ms = self.rows[name].ms
+        return math.inf if ms is None else ms
 
     # Building
 
@@ -211,12 +211,12 @@ class Race:
         """All of them interleaved; each row gets its time and its interval."""
         path = self.workshop.folder / f"timing-{kept}.jsonl"
         hashes = {self.rows[name].artifact_sha256 for name in names}
-        found: tuple[BenchResult, ...] = compare.read_results(path) if path.is_file() else ()
-        if {row.artifact_sha256 for row in found} != hashes:
-            found = tuple(self._bench(names, seconds))
-            write_file(path, compare.encode_results(found))
+        rows: tuple[BenchResult, ...] = compare.read_results(path) if path.is_file() else ()
+        if {row.artifact_sha256 for row in rows} != hashes:
+            rows = tuple(self._bench(names, seconds))
+            write_file(path, compare.encode_results(rows))
         for name in names:
-            own = [row for row in found if row.artifact_sha256 == self.rows[name].artifact_sha256]
+            own = [row for row in rows if row.artifact_sha256 == self.rows[name].artifact_sha256]
             best = min(own, key=_batch_ms, default=None)
             if best is None or best.status == "failed":
                 reason = "it was not measured" if best is None else best.reason
@@ -229,7 +229,7 @@ class Race:
                 self.rows[name], state="timed", ms=_batch_ms(best), timing=best.reason or best.status,
                 interval_ms=(median.low_ms, median.high_ms) if single else None,
             )  # fmt: skip
-        return found
+        return rows
 
     def _bench(self, names: Sequence[str], seconds: float) -> Iterator[BenchResult]:
         goal = self.goal
