@@ -179,10 +179,10 @@ def _doubts(before: Predictions, after: Predictions) -> tuple[str, ...]:
                 "not these labels, or its preprocessing is another (--labels, inspect)"
             )
     wrong = (first != before.labels) & (second != before.labels)
-    for where, chosen, least in (("all images", np.ones(len(first), bool), 1), ("images both get wrong", wrong, 30)):
-        if chosen.sum() < least:
+    for where, among, least in (("all images", np.ones(len(first), bool), 1), ("images both get wrong", wrong, 30)):
+        if among.sum() < least:
             continue
-        one, other = first[chosen], second[chosen]
+        one, other = first[among], second[among]
         chance = statistics.expected_agreement(one, other)
         if not statistics.is_above_chance(int((one == other).sum()), len(one), chance) and (one != other).any():
             doubts.append(

@@ -88,12 +88,12 @@ class Session(ABC):
         return max(1, usable_cores() // (self.options.threads or usable_cores()))
 
     def __repr__(self) -> str:
-        export, taken = self.manifest.export, self.manifest.inputs[0]
-        sizes = ", ".join(map(str, taken.shape))
+        export, images = self.manifest.export, self.manifest.inputs[0]
+        sizes = ", ".join(map(str, images.shape))
         given = ", ".join(f"{out.name} ({', '.join(map(str, out.shape))})" for out in self.manifest.outputs)
         what = f"{self.manifest.model.architecture} as {export.format} {export.eight_bits or export.precision}"
         state = ", closed" if self._closed else ""
-        return f"<session of {what} on {self.options.device}: {taken.dtype} ({sizes}) to {given}{state}>"
+        return f"<session of {what} on {self.options.device}: {images.dtype} ({sizes}) to {given}{state}>"
 
     def __enter__(self) -> "Self":
         self._refuse_closed()

@@ -144,10 +144,10 @@ def refit(
     from .. import api
 
     terminal = Terminal(json, quiet)
-    made = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
-    facts = made.manifest
+    output = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
+    facts = output.manifest
     terminal.result(
-        {"path": str(made.path), "manifest": facts},
-        summary(made.path, facts, made.bytes),
-        hints.after_export(made.path, facts, ()),
+        {"path": str(output.path), "manifest": facts},
+        summary(output.path, facts, output.bytes),
+        hints.after_export(output.path, facts, ()),
     )

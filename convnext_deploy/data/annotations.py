@@ -192,8 +192,8 @@ def voc_source(data: str, folder: Path, split: str | None, order: ClassOrder) ->
     if split is None and len(splits) > 1:
         raise DataError(f"{data} has the splits {', '.join(splits)}; choose one with --split")
     if splits:
-        chosen = splits[split or next(iter(splits))]
-        files = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in text_of(chosen).splitlines() if line]
+        images = splits[split or next(iter(splits))]
+        files = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in text_of(images).splitlines() if line]
     return _source(data, folder / "JPEGImages", folder / "Annotations", _voc(folder / "Annotations", files, order))
 
 

@@ -183,8 +183,8 @@ def _of_split(said: Sequence[str] | None, split: str | None, file: Path) -> list
     """
     names = sorted(set(said or ()))
     if split is None and len(names) > 1:
-        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        raise DataError(f"{file} has entries of the splits {shown}; choose one with --split")
+        listing = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        raise DataError(f"{file} has entries of the splits {listing}; choose one with --split")
     if split is not None and split not in names:
         has = f"it has {', '.join(names[:6])}" if names else "no column says one, leave --split out"
         raise DataError(f"{file} has no entries of the split {split!r}; {has}")
@@ -261,8 +261,8 @@ def _of_columns(images: list[str], cells: list[list[str]], names: list[str], fil
 
 
 def _twice(images: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return next(image for image in images if image in seen or seen.add(image))  # type: ignore[func-returns-value]
+    names: set[str] = set()
+    return next(image for image in images if image in names or names.add(image))  # type: ignore[func-returns-value]
 
 
 def _kaggle(rows: list[list[str]], at: int, boxes_at: int, file: Path, order: ClassOrder) -> Annotations:

@@ -132,10 +132,10 @@ def with_one_label(source: ImageSource) -> ImageSource:
     several = [index for index, own in enumerate(source.label_sets) if len(own) > 1]
     if several:
         names, first = source.class_names, source.label_sets[several[0]]
-        shown = ", ".join(names[label] if names else str(label) for label in first)
+        listing = ", ".join(names[label] if names else str(label) for label in first)
         raise DataError(
             f"{len(several):,} of the {len(source):,} images of {source.name} have several classes, such as "
-            f"{source.names[several[0]]} ({shown}); expected one an image: evaluate a model of several with "
+            f"{source.names[several[0]]} ({listing}); expected one an image: evaluate a model of several with "
             "--problem multi-label, or give a list of the images that have one"
         )
     kept = [index for index, own in enumerate(source.label_sets) if own]
@@ -178,9 +178,9 @@ def parts(source: ImageSource, sizes: Sequence[int], seed: int = 0) -> list[Imag
     Raises:
         DataError: there are fewer images than that.
     """
-    wanted = sum(size for size in sizes if size > 0)
-    if wanted + (sizes[-1] == -1) > len(source):
-        raise DataError(f"{source.name} has {len(source)} images; {wanted} and more are needed, give more")
+    total = sum(size for size in sizes if size > 0)
+    if total + (sizes[-1] == -1) > len(source):
+        raise DataError(f"{source.name} has {len(source)} images; {total} and more are needed, give more")
     order = np.random.default_rng(seed).permutation(len(source))
     ranges, start = [], 0
     for size in sizes:
@@ -206,10 +206,10 @@ def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
 
 def unique(names: Sequence[str]) -> tuple[str, ...]:
     """Names that can be written as UTF-8; the second and later of the same name get #2, #3 ... behind them."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     result = []
     for name in names:
-        shown = printable(name)
-        seen[shown] += 1
-        result.append(shown if seen[shown] == 1 else f"{shown}#{seen[shown]}")
+        text = printable(name)
+        counts[text] += 1
+        result.append(text if counts[text] == 1 else f"{text}#{counts[text]}")
     return tuple(result)

@@ -36,7 +36,7 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
     starts: list[int] = []  # index of the first image of each row group
     for path in files:
         try:
-            with remote.opened(path) as opened, pq.ParquetFile(opened) as file:
+            with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
                 columns = _check_schema(file.schema_arrow, path)
                 for group in range(file.num_row_groups):
                     size = file.metadata.row_group(group).total_byte_size

@@ -201,8 +201,8 @@ def decoded_batches(
     def decode(index: int) -> tuple[NDArray[np.uint8], bool, tuple[int, int]] | str:
         try:
             image = read(index)
-            seen = decoding.upright(image) if upright else image
-            return to_pixels(image), decoding.is_turned(image), (seen.height, seen.width)
+            turned = decoding.upright(image) if upright else image
+            return to_pixels(image), decoding.is_turned(image), (turned.height, turned.width)
         except OSError as error:
             return plain(error)
 
@@ -261,8 +261,8 @@ def probe_images(in_chans: int, image_size: tuple[int, int], limit: int) -> NDAr
         uint8 (N, C, H, W), N = min(limit, 40).
     """
     files = sorted((Path(__file__).parent / "images").glob("*.jpg"))
-    chosen = list(itertools.islice(itertools.product(_CROPS, files), limit))
-    return np.stack([_probe(file, crop, in_chans, image_size) for crop, file in chosen])
+    places = list(itertools.islice(itertools.product(_CROPS, files), limit))
+    return np.stack([_probe(file, crop, in_chans, image_size) for crop, file in places])
 
 
 def _probe(

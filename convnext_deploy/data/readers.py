@@ -125,7 +125,7 @@ class Rows:
         import pyarrow.parquet as pq
 
         path, number = self._groups[group]
-        with remote.opened(path) as opened, pq.ParquetFile(opened) as file:
+        with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
             return file.read_row_group(number, columns=["image.bytes"])["image"]
 
     def only(self, indices: Sequence[int]) -> "Rows":

@@ -133,9 +133,9 @@ def _quantize(module: ConvNeXt, tensors: dict[str, Tensor]) -> None:
             zero_point=int(zero_point.float()),
             shift=tensors.pop(f"{path}.shift").item(),
         )
-        made = QuantizedLinear(operation, weight.t(), tensors[f"{path}.weight_scale"], tensors[f"{path}.bias"])
+        layer = QuantizedLinear(operation, weight.t(), tensors[f"{path}.weight_scale"], tensors[f"{path}.bias"])
         parent, _, leaf = path.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, made)
+        setattr(module.get_submodule(parent), leaf, layer)
 
 
 FILE = "model.safetensors"

@@ -140,6 +140,6 @@ def _speedup(spec: ModelSpec, precision: Precision, batch: int, name: str, rows:
     kind, _, index = name.removesuffix(MLP).partition(".")
     channels = spec.dims[3 if kind == "head" else int(index or 0)]  # of what goes in; of the stem, of what comes out
     kind = "mlp" if name.endswith(MLP) else kind
-    wanted = kind, channels, spec.grn and kind == "stages", precision
-    alike = [row for row in rows if (row.part, row.channels, row.grn, row.precision) == wanted]
+    key = kind, channels, spec.grn and kind == "stages", precision
+    alike = [row for row in rows if (row.part, row.channels, row.grn, row.precision) == key]
     return min(alike, key=lambda row: abs(row.batch - batch)).speedup if alike else 0.0

@@ -169,10 +169,10 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
     if variant is not None:
         if variant in names:
             return registry.spec(variant, **counts)
-        asked = registry.spec(variant)
-        field = _differing(asked, traits)
+        named = registry.spec(variant)
+        field = _differing(named, traits)
         raise WeightsError(
-            f"{where} is not a {variant}: its {field} is {traits[field]}, expected {getattr(asked, field)}"
+            f"{where} is not a {variant}: its {field} is {traits[field]}, expected {getattr(named, field)}"
             + (f"; it fits {', '.join(names)}" if names else "")
         )
     if len(names) == 1:

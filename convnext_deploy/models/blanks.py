@@ -68,23 +68,23 @@ def classes_in(content: Any) -> Iterator[str]:
 
     Each object is looked into once: a file can contain one that is in itself, or in many others.
     """
-    seen: set[int] = set()
+    visited: set[int] = set()
     waiting = [content]
     while waiting:
         value = waiting.pop()
         name = class_of(value)
         if name is not None:
             yield name
-        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
-            seen.add(id(value))
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in visited:
+            visited.add(id(value))
             waiting += reversed(list(value.values()) if isinstance(value, Mapping) else value)
 
 
 def _class(number: int, name: str, filled: Filled) -> Callable[..., Any]:
     def dictionary(_: type, *__: Any, **___: Any) -> Any:
-        made: OrderedDict[Any, Any] = OrderedDict()
-        vars(made)[_OF_DICTIONARY] = name
-        return made
+        content: OrderedDict[Any, Any] = OrderedDict()
+        vars(content)[_OF_DICTIONARY] = name
+        return content
 
     def listed(_: type, *__: Any, **___: Any) -> Any:
         return []

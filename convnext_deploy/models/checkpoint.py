@@ -223,9 +223,9 @@ def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Map
         said = asked.get(name, known.get(name))
         values = tuple(said) if isinstance(said, (list, tuple)) else own
         if len(values) != len(own) or any(abs(a - b) > 1e-3 for a, b in zip(values, own, strict=True)):
-            shown = ",".join(f"{value:.4g}" for value in own)
+            statistics = ",".join(f"{value:.4g}" for value in own)
             raise WeightsError(
-                f"{checkpoint.source} has a normalization in front of the network, {key} {shown}, and {name} "
+                f"{checkpoint.source} has a normalization in front of the network, {key} {statistics}, and {name} "
                 f"{','.join(f'{value:.4g}' for value in values)} is said beside it; expected one of them: load the "
                 f"network alone with --weights-key, or leave the other out"
             )
@@ -268,8 +268,8 @@ def _joined(levels: tuple[int, ...]) -> str:
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:
     size = asked or (tuple(trained) if trained else (224, 224))
     if len(size) != 2 or any(not isinstance(side, int) or side < STRIDE for side in size):
-        shown = "x".join(map(str, size))
+        text = "x".join(map(str, size))
         raise WeightsError(
-            f"image size {shown} pixels; expected at least {STRIDE}x{STRIDE} (--image-size 224 or 800x1280)"
+            f"image size {text} pixels; expected at least {STRIDE}x{STRIDE} (--image-size 224 or 800x1280)"
         )
     return msgspec.structs.replace(spec, task=task, image_size=(size[0], size[1]))

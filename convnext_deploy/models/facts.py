@@ -127,10 +127,10 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
         WeightsError: what stands beside the tensors contradicts them.
     """
     for name in ("depths", "dims", "kernel_sizes", "in_chans", "grn", "num_classes"):
-        seen, said = getattr(spec, name), facts.get(name)
-        if said is not None and said != seen and (name != "num_classes" or seen):
+        own, said = getattr(spec, name), facts.get(name)
+        if said is not None and said != own and (name != "num_classes" or own):
             raise WeightsError(
-                f"{where}: its configuration says {name} {said}, and its tensors {seen}; mend one of them"
+                f"{where}: its configuration says {name} {said}, and its tensors {own}; mend one of them"
             )
     if facts.get("arch") is not None and not _is_arch(spec, facts["arch"]):
         raise WeightsError(

@@ -180,8 +180,8 @@ def refuse_folder(folder: Path) -> None:
     for path in sorted(folder / name for name in names):
         if path.is_file() and path.suffix.lower() not in _CONFIGURATIONS:
             refuse_others(path, head_of(path))
-    shown = _listed(sorted(names)) if names else "nothing"
-    raise WeightsError(f"{folder} holds no weights (in it: {shown}); name the file itself with --weights")
+    listing = _listed(sorted(names)) if names else "nothing"
+    raise WeightsError(f"{folder} holds no weights (in it: {listing}); name the file itself with --weights")
 
 
 def weights_in(folder: Path) -> list[str]:
@@ -197,5 +197,5 @@ def weights_in(folder: Path) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    listing = ", ".join(name if name.isprintable() else repr(name) for name in names[:_SHOWN])
+    return listing + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -274,15 +274,15 @@ def _tensor(array: NDArray[Any]) -> Tensor:
 
 def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, key: str | None) -> Read:
     """Of a file in which nothing is a ConvNeXt: the tensors that it has, or what it contains in place of any."""
-    shown = ", ".join(repr(name) for name in list(content)[:6])
+    listing = ", ".join(repr(name) for name in list(content)[:6])
     if key is not None:
         inside = ", ".join(dict.fromkeys(c.called for c in found if c.names))
         raise WeightsError(
-            f"{path} has no wrapper and no key prefix {key!r} (its keys: {shown}"
+            f"{path} has no wrapper and no key prefix {key!r} (its keys: {listing}"
             + (f"; with tensors: {inside})" if inside else ")")
         )
     if not found:
-        raise WeightsError(f"{path} holds no tensors under names (its keys: {shown or 'none'}); give another file")
+        raise WeightsError(f"{path} holds no tensors under names (its keys: {listing or 'none'}); give another file")
     best = min(found, key=lambda c: (c.rank, -len(c.state)))
     state = {name: value.clone() for name, value in best.state.items()}
     return Read(state, {}, None, f"{path.name}[{best.called}]" if best.names else path.name)

@@ -203,10 +203,10 @@ def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
             names = [_value(name, known) for name in node.keys if name is not None]
             return dict(zip(names, [_value(item, known) for item in node.values], strict=True))
         case ast.Call(func=ast.Name(id="dict"), args=[]):
-            made: dict[str, Any] = {}
+            entries: dict[str, Any] = {}
             for item in node.keywords:
-                made |= _value(item.value, known) if item.arg is None else {item.arg: _value(item.value, known)}
-            return made
+                entries |= _value(item.value, known) if item.arg is None else {item.arg: _value(item.value, known)}
+            return entries
     raise _Unknown
 
 

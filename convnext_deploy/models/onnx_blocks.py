@@ -208,14 +208,14 @@ def _block(graph: OnnxGraph, found: OnnxConvNeXt, depthwise: int, name: str, cha
 
 def _product_behind(graph: OnnxGraph, start: str, before: int) -> int:
     """The one product that everything behind a tensor comes together in."""
-    seen, waiting, products = {start}, [start], set()
+    visited, waiting, products = {start}, [start], set()
     while waiting:
         for index in graph.readers(waiting.pop()):
             if graph.nodes[index].op_type in ("Conv", "MatMul", "Gemm"):
                 products.add(index)
             else:
-                new = [name for name in graph.nodes[index].output if name not in seen]
-                seen.update(new)
+                new = [name for name in graph.nodes[index].output if name not in visited]
+                visited.update(new)
                 waiting += new
         if len(products) > 1:
             break

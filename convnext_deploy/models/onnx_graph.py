@@ -190,7 +190,7 @@ class OnnxGraph:
         Args:
             stops: nodes that are left out.
         """
-        seen, waiting = {start}, [start]
+        visited, waiting = {start}, [start]
         while waiting:
             name = waiting.pop()
             for index in self.readers(name):
@@ -200,8 +200,8 @@ class OnnxGraph:
                 joins = node.op_type == "Add" and len(self.computed(index)) > 1
                 if node.op_type not in NORM or joins:
                     yield name, index
-                elif node.output[0] not in seen:
-                    seen.add(node.output[0])
+                elif node.output[0] not in visited:
+                    visited.add(node.output[0])
                     waiting.append(node.output[0])
             if name in self.outputs:
                 yield name, -1

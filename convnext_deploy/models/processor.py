@@ -122,22 +122,22 @@ def _geometry(processor: Mapping[str, Any]) -> dict[str, Any]:
         return _convnext(processor, size, crop if crops else None)
     if size is None:
         return {}
-    wanted = _sides(crop) if crops and crop is not None else None
-    if crops and wanted is None:
+    sides = _sides(crop) if crops and crop is not None else None
+    if crops and sides is None:
         raise _refused("do_center_crop true without crop_size", "give crop_size")
     if isinstance(size, Mapping) and not by_sides:
         if set(size) != {"shortest_edge"}:
             raise _refused(f"size {dict(size)}", "expected height and width, or shortest_edge")
-        if wanted is None:
+        if sides is None:
             raise _refused(f"size {dict(size)} without a crop", "images would keep their shapes; give crop_size")
-    if wanted is None:
+    if sides is None:
         return {"input_size": list(_sides(size)), "crop_pct": 1.0, "crop_mode": "squash"}
     if by_sides:
-        return _cropped(wanted, _sides(size), "squash", f"size {size} and crop_size {crop}")
+        return _cropped(sides, _sides(size), "squash", f"size {size} and crop_size {crop}")
     edge = size["shortest_edge"] if isinstance(size, Mapping) else size
-    if wanted[0] != wanted[1]:
+    if sides[0] != sides[1]:
         raise _refused(f"crop_size {crop} after a resize of the shortest edge", "expected a square")
-    return _cropped(wanted, (edge, edge), "center", f"size {size} and crop_size {crop}")
+    return _cropped(sides, (edge, edge), "center", f"size {size} and crop_size {crop}")
 
 
 def _convnext(processor: Mapping[str, Any], size: Any, crop: Any) -> dict[str, Any]:

@@ -175,14 +175,14 @@ def decide(tensors: Mapping[str, tuple[HalfTensor, ...]], precision: HalfPrecisi
     starts with, or a project before, is in fp32. Where none is, the operation that writes it there becomes so.
     """
     decisions, wide = [], False
-    for name, seen in tensors.items():
+    for name, records in tensors.items():
         kind = kind_of(name)
         stream = f"{name} output" if kind in ("stem", "downsample", "project") else None
         wide = wide and kind not in ("stem", "downsample")
-        judged = [tensor for tensor in seen if not (wide and tensor.name == stream)]
+        judged = [tensor for tensor in records if not (wide and tensor.name == stream)]
         reasons = tuple(reason for tensor in judged for reason in _reasons(tensor, precision))
         wide = wide or (stream is not None and bool(reasons))
-        decisions.append(HalfOperation(name=name, tensors=seen, reasons=reasons))
+        decisions.append(HalfOperation(name=name, tensors=records, reasons=reasons))
     return tuple(decisions)
 
 
@@ -301,7 +301,7 @@ def _left(x: Tensor, norm: Norm, eps: float) -> Tensor:
 def _tensors(model: ConvNeXt, watch: _Watch) -> dict[str, tuple[HalfTensor, ...]]:
     """Every operation's parameters and what was seen of it, in the order in which they run."""
     limit = torch.finfo(watch.dtype).max
-    seen = watch.found
+    records = watch.found
     weights = _Watch(watch.dtype)
     for name in operations(model):
         for path, parameter in model.get_submodule(name).named_parameters():
@@ -309,7 +309,7 @@ def _tensors(model: ConvNeXt, watch: _Watch) -> dict[str, tuple[HalfTensor, ...]
     return {
         name: (
             *(_record(key, found, limit, 1.0) for key, found in weights.found.get(name, {}).items()),
-            *(_record(key, found, limit, MARGIN) for key, found in seen[name].items()),
+            *(_record(key, found, limit, MARGIN) for key, found in records[name].items()),
         )
         for name in operations(model)
     }

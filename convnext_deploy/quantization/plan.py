@@ -139,8 +139,8 @@ def draft(
             continue
         tensor = tensors[paths[name]]
         scale, zero_point = scale_and_zero_point(np.float64(tensor.low), np.float64(tensor.high), scheme)
-        held = representable(torch.tensor(float(scale)), eight_bits, rest).item()
-        operations[name] = OperationPlan(type=type, scale=held, zero_point=int(zero_point))
+        stored = representable(torch.tensor(float(scale)), eight_bits, rest).item()
+        operations[name] = OperationPlan(type=type, scale=stored, zero_point=int(zero_point))
     identity = calibration.identity
     return Plan(
         target=target,

@@ -29,19 +29,19 @@ def escaped(text: str, code: bool = False) -> str:
 
 def page(results: Results, title: str) -> str:
     """Every table of the report under one title."""
-    shown = rated(results)
-    timed: list[tables.Timed] = [*shown, *results.profiles, *results.rooflines]
-    wanted = [tables.conditions(timed)] if timed else []
+    rows = rated(results)
+    timed: list[tables.Timed] = [*rows, *results.profiles, *results.rooflines]
+    sections = [tables.conditions(timed)] if timed else []
     if results.evaluations:
-        wanted.append(tables.evaluated(results.evaluations))
-    wanted += [tables.judged(verdict) for verdict in results.verdicts]
-    wanted += [tables.optimized(result) for result in results.optimizations]
-    if shown:
-        wanted.append(tables.measured(shown, results.evaluations))
+        sections.append(tables.evaluated(results.evaluations))
+    sections += [tables.judged(verdict) for verdict in results.verdicts]
+    sections += [tables.optimized(result) for result in results.optimizations]
+    if rows:
+        sections.append(tables.measured(rows, results.evaluations))
     if results.profiles:
-        wanted += [tables.kinds(results.profiles), tables.gaps(results.profiles)]
-    wanted += [tables.roofline(result) for result in results.rooflines]
-    return f"# {escaped(title)}\n\n" + "\n".join(map(_section, wanted))
+        sections += [tables.kinds(results.profiles), tables.gaps(results.profiles)]
+    sections += [tables.roofline(result) for result in results.rooflines]
+    return f"# {escaped(title)}\n\n" + "\n".join(map(_section, sections))
 
 
 def _section(found: Table) -> str:

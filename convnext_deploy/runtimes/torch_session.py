@@ -196,9 +196,9 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch h
         result = func(*args, **(kwargs or {}))
         name = func.name().partition("::")[2].partition(".")[0].rstrip("_")
         if func.namespace == "convnext_deploy" and name in FUSED:
-            made = result[0] if isinstance(result, tuple) else result
+            output = result[0] if isinstance(result, tuple) else result
             for weight in (args[1], args[8]) if name == "mlp" else (args[1],):
-                self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * made.numel() / made.shape[-1]))
+                self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * output.numel() / output.shape[-1]))
             return result
         multiplies = any(word in name for word in ("conv", "linear", "mm", "matmul"))
         index = 2 if name == "addmm" else 1  # of the weight among the arguments

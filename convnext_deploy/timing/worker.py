@@ -317,8 +317,8 @@ def work_of(session: Session, batch: int, scope: Scope) -> measure.Work:
             image.load()
 
     def step(number: int) -> None:
-        chosen = [(number * batch + index) % len(files) for index in range(batch)]
-        opened = [Image.open(BytesIO(files[index])) if scope == "jpeg" else images[index] for index in chosen]
+        indices = [(number * batch + index) % len(files) for index in range(batch)]
+        opened = [Image.open(BytesIO(files[index])) if scope == "jpeg" else images[index] for index in indices]
         pixels = np.stack([to_pixels(image) for image in opened])
         _use(session.run(as_input(pixels, manifest.preprocessing, manifest.export.input)))
 

@@ -210,11 +210,11 @@ def build(source: dict[str, Any], request: dict[str, Any], plan: str | None, ker
     """Export one candidate; runs in a worker."""
     from .export import export, plan_for
 
-    wanted = msgspec.convert(request, ExportRequest)
-    loaded = plan_for(formats.get(wanted.format), plan, None)
+    order = msgspec.convert(request, ExportRequest)
+    loaded = plan_for(formats.get(order.format), plan, None)
     export(
         msgspec.convert(source, Source),
-        wanted,
+        order,
         plan=loaded,
         kernels="all" if kernels else "none",
         out=Path(out),

@@ -165,8 +165,10 @@ def of_variants(
                 for precision in lacking:
                     say(f"{runtime} is left out in {precision}, which it does not have")
             groups.append(group)
-    made = dict(zip(every := list(dict.fromkeys(w for group in groups for w in group)), built(every, say), strict=True))
-    return [[made[want] for want in group] for group in groups]
+    artifacts = dict(
+        zip(every := list(dict.fromkeys(w for group in groups for w in group)), built(every, say), strict=True)
+    )
+    return [[artifacts[want] for want in group] for group in groups]
 
 
 def of_artifacts(
@@ -307,10 +309,10 @@ def build_convnext(want: dict[str, Any]) -> None:
     """Export a ConvNeXt with random weights; runs in a worker."""
     from .export import export
 
-    wanted = msgspec.convert(want, Wanted)
-    source = Source(weights="random", variant=wanted.model, task=wanted.task, image_size=wanted.image_size)
-    request = ExportRequest(format=wanted.runtime, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
-    export(source, request, out=wanted.folder, force=True)
+    order = msgspec.convert(want, Wanted)
+    source = Source(weights="random", variant=order.model, task=order.task, image_size=order.image_size)
+    request = ExportRequest(format=order.runtime, precision=order.precision, batch=order.batch, device=order.device)
+    export(source, request, out=order.folder, force=True)
 
 
 def _of_baseline(want: Wanted) -> Contender:

@@ -354,9 +354,9 @@ def _prepared(
     example = torch.from_numpy(probes.as_input(loaded, model, repeated))
     place = "cpu" if fmt.ahead_of_time else spec.device
     model.to(place)
-    held = None
+    reference = None
     if fmt.read_back is not None:
-        held = expected_of(model, halved=not fmt.typed_graph and spec.precision == "fp16")
+        reference = expected_of(model, halved=not fmt.typed_graph and spec.precision == "fp16")
     if spec.kernels:
         from ..kernels.use import use_kernels  # which looks for triton
 
@@ -375,5 +375,5 @@ def _prepared(
         provenance=loaded.provenance,
         passes=records,
         oracle=judge,
-        held=held,
+        held=reference,
     )

@@ -25,11 +25,11 @@ def places(out: Path, names: Sequence[str]) -> list[Path]:
             raise UsageError(f"--out {out} is one mask, and there are {len(names):,} images; give a folder")
         return [out]
     paths = [out / _inside(name) for name in names] if len(names) > 1 else [out / f"{PurePosixPath(names[0]).stem}.png"]
-    taken: dict[Path, str] = {}
+    owners: dict[Path, str] = {}
     for place, name in zip(paths, names, strict=True):
-        if place in taken:
-            raise UsageError(f"the masks of {taken[place]} and {name} would both be {place}; predict them one by one")
-        taken[place] = name
+        if place in owners:
+            raise UsageError(f"the masks of {owners[place]} and {name} would both be {place}; predict them one by one")
+        owners[place] = name
     return paths
 
 
