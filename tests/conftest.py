@@ -1,14 +1,16 @@
 """What several test files share: one checkpoint, and one artifact a format and set of options, built once a session."""
 
+import contextlib
 import dataclasses
 import gc
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import light_tests
 import pytest
 import safetensors.torch
 import timm
@@ -33,6 +35,23 @@ BATCH = BatchRange(min=1, opt=2, max=4)
 def pytest_collection_finish() -> None:
     """What imports and collection made stays to the end: without it the collector takes a fifth less of an export."""
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    with light_tests.hidden() if light_tests.is_light(item) else contextlib.nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        with light_tests.hidden() if light_tests.is_light(item) else contextlib.nullcontext():
+            return (yield)
+    except pytest.skip.Exception as skipped:
+        if "halted; None in sys.modules" not in str(skipped):
+            raise
+        pytest.fail(f"{skipped}: it was hidden; name the test in light_tests.NEED_MORE", pytrace=False)
 
 
 def pytest_sessionfinish() -> None:
