@@ -96,7 +96,7 @@ def is_light(item: Any) -> bool:
         return False
     made = item._fixtureinfo.name2fixturedefs
     near = {name for name, found in made.items() if Path(found[-1].func.__code__.co_filename).name != "conftest.py"}
-    return set(item.fixturenames) <= {*near, "request", "_own_state"}  # which every test has
+    return set(item.fixturenames) <= {*near, "request", "_own_state", "shared_folder"}  # the last two, every test has
 
 
 @contextmanager
