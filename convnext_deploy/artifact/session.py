@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..env import usable_cores
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, counted
 from ..records.base import STRIDE, Device
 from ..records.manifest import Manifest, PrecisionTruth
 from ..records.prediction import PredictResult
@@ -385,7 +385,9 @@ def check_images(images: Images, manifest: Manifest) -> None:
     if c != model.in_chans:
         raise InputError(f"images have shape {images.shape}; expected {model.in_chans} channels in {layout}")
     if not export.batch.min <= n <= export.batch.max:
-        raise InputError(f"batch {n}; this artifact takes {export.batch.min} to {export.batch.max} images at once")
+        raise InputError(
+            f"batch {n}; this artifact takes {export.batch.min} to {counted(export.batch.max, 'image')} at once"
+        )
     if export.dynamic_image_size:
         if h < STRIDE or w < STRIDE:
             raise InputError(f"images are {h}x{w} pixels; expected at least {STRIDE}x{STRIDE}")
@@ -420,7 +422,8 @@ def run_in_batches(session: Session, images: Images, size: int | None = None) ->
             if output.shape[:1] != (len(filled),):
                 name = session.manifest.outputs[index].name
                 raise UsageError(
-                    f"the output {name} has the shape {output.shape} for {len(filled)} images, not a row for "
+                    f"the output {name} has the shape {output.shape} for {counted(len(filled), 'image')}, not a "
+                    "row for "
                     "each; call `run` of the session that `load` returns, and read it as the graph means it"
                 )
         parts.append(tuple(output[: len(chunk)] for output in outputs))
