@@ -144,7 +144,8 @@ def refit(
     from .. import api
 
     terminal = Terminal(json, quiet)
-    made = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
+    with progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress:
+        made = api.refit(artifact, weights, out=out, force=force, say=terminal.say, progress=progress, trust=trust)
     found = made.manifest
     terminal.result(
         {"path": str(made.path), "manifest": found},

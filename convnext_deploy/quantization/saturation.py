@@ -62,6 +62,24 @@ def cause(eight_bits: EightBits | None, record: QuantizationRecord | None) -> st
     return None
 
 
+def elsewhere(record: Plan | QuantizationRecord) -> str | None:
+    """What others see who open the file on x86 without VNNI with a runtime that saturates; None where it is exact."""
+    found = record.saturated
+    if found is None:
+        return None
+    error = f"relative error {found.relative_error:.2g} in the place of {found.relative_error_without:.2g}"
+    if found.changed is not None and found.changed_without is not None:
+        points = 100 * (found.changed - found.changed_without) / found.images
+        error += (
+            f", and another first class on {found.changed} of {found.images} images in the place of "
+            f"{found.changed_without}: it loses about {max(0.0, points):.0f} points there"
+        )
+    return (
+        f"on x86 without VNNI, in a runtime that adds 8-bit products in 16 bits: {error}; this package is exact there "
+        "or refuses the file, and `quantize --weight-bits 7` is exact everywhere"
+    )
+
+
 def words(formats: Collection[str]) -> str:
     """For `doctor`.
 
