@@ -14,7 +14,7 @@ from ..artifact.session import RunOptions
 from ..errors import BuildError, MissingPackageError
 from ..graph.capture import DeployGraph
 from ..graph.onnx_read import shares
-from ..models.convnext import multiply_accumulates
+from ..models.costs import multiply_accumulates
 from ..quantization.eight_bits import EightBits
 from ..records.manifest import Manifest, PrecisionTruth
 from ..runtimes.torch_files import copy_changed, without_folders

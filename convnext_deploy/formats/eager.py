@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..artifact.batches import Images
 from ..artifact.readback import Contents
-from ..artifact.session import Images, RunOptions
+from ..artifact.session import RunOptions
 from ..errors import ArtifactError, InputError, plain
 from ..graph.capture import DeployGraph
 from ..graph.module_contents import stored

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.batches import Images
 from ..artifact.readback import Contents
-from ..artifact.session import Images, Profile, RunOptions, Session
+from ..artifact.session import Profile, RunOptions, Session
 from ..env import usable_cores
 from ..errors import UsageError
 from ..native import library, packed_read

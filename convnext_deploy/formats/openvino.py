@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.batches import Images
 from ..artifact.readback import Contents, Quantizer, Tensor
-from ..artifact.session import Images, Profile, RunOptions, Session
+from ..artifact.session import Profile, RunOptions, Session
 from ..env import needs
 from ..errors import ArtifactError, BuildError, UsageError
 from ..graph.onnx_read import macs_of, shares

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..data import preprocess, sources
 from ..errors import CheckFailed, DataError, UsageError, counted
-from ..models.convnext import DTYPES, ConvNeXt, Downsample, DwconvNorm, Grn, Project, Stem, nhwc, share_of
+from ..models.convnext import DTYPES, ConvNeXt, Downsample, DwconvNorm, Grn, Project, Stem, nhwc
+from ..models.costs import share_of
 from ..models.parameters import tensors_sha256
 from ..records.base import InputKind
 from ..records.manifest import ModelSpec, Norm, Preprocessing

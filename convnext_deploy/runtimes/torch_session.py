@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..artifact.session import Images, Profile, RunOptions, Session
+from ..artifact.batches import Images
+from ..artifact.session import Profile, RunOptions, Session
 from ..errors import ArtifactError, InputError, plain
 from ..graph.onnx_read import macs_of, shares
 from ..records.base import Device, Precision

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.session import Images, Session
+from ..artifact.batches import Images
+from ..artifact.session import Session
 from ..env import usable_cores
 from ..records.timing import Quantile, Timing
 from .conditions import Watch

@@ -8,8 +8,9 @@ import numpy as np
 
 from .. import env
 from ..arguments import Progress
+from ..artifact.batches import Images
 from ..artifact.manifest import Artifact
-from ..artifact.session import Images, Session
+from ..artifact.session import Session
 from ..records.timing import LayerKind, LayerTime, ProfileResult
 
 WARMUP = 3  # profiled inferences that are thrown away: a profiled session packs its weights anew

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from ..artifact.session import Images, Session
+from ..artifact.batches import Images
+from ..artifact.session import Session
 from ..data.preprocess import as_input, probe_images, transform
 from ..env import usable_cores
 from ..errors import ConvNextDeployError, WorkerError

@@ -14,7 +14,7 @@ from ..data import sources
 from ..errors import UsageError, plain
 from ..models import passes
 from ..models.checkpoint import Loaded
-from ..models.convnext import share_of
+from ..models.costs import share_of
 from ..quantization import distance, saturation
 from ..quantization import plan as plans
 from ..quantization.draft import prepare

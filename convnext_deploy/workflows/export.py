@@ -266,7 +266,7 @@ def _quantization(fmt: "Format", loaded: "LoadedPlan | None", model: ModelSpec) 
     """What the manifest says of a plan."""
     if loaded is None:
         return None
-    from ..models.convnext import share_of
+    from ..models.costs import share_of
 
     plan = loaded.plan
     types = [operation.type for operation in plan.operations.values()]
