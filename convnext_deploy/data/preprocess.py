@@ -18,7 +18,7 @@ from ..env import usable_cores
 from ..errors import DataError, plain
 from ..records.base import InputKind
 from ..records.manifest import Preprocessing
-from . import decoding
+from . import decoding, resizing
 
 T = TypeVar("T")
 
@@ -56,9 +56,12 @@ def transform(
         if min(height, width) < 1:
             raise OSError(f"{image.width}x{image.height} pixels cannot be resized to {width}x{height}")
         decoding.refuse_many(width, height)  # a strip of few pixels can become thousands of times larger
+        filter = preprocessing.interpolation
+        if filter != "nearest" and (columns_first := resizing.rule()) is not None:
+            return resizing.cropped(image, (height, width), image_size, filter, colour, columns_first)
         converted = image.convert(mode)
         if converted.size != (width, height):
-            converted = converted.resize((width, height), _FILTERS[preprocessing.interpolation])
+            converted = converted.resize((width, height), resizing.FILTERS[filter])
         cropped = _cropped(converted, image_size, colour)
         return np.ascontiguousarray(np.asarray(cropped).reshape(*image_size, in_chans).transpose(2, 0, 1))
 
@@ -97,12 +100,6 @@ def _interpolated(pixels: NDArray[np.float32], axis: int, side: int) -> NDArray[
     low, high = pixels.take(first, axis), pixels.take(second, axis)
     found: NDArray[np.float32] = low + (high - low) * part
     return found
-
-
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}  # fmt: skip
 
 
 def _resized(height: int, width: int, preprocessing: Preprocessing, image_size: tuple[int, int]) -> tuple[int, int]:
