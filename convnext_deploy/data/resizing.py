@@ -24,11 +24,13 @@ Sides = tuple[int, int]
 
 
 def cropped(
-    image: Image.Image, sides: Sides, crop: Sides, filter: resize.Filter, fill: tuple[int, ...], columns_first: Rule
-) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8], sides: Sides, crop: Sides, filter: resize.Filter, fill: tuple[int, ...],
+    columns_first: Rule,
+) -> NDArray[np.uint8]:  # fmt: skip
     """The centre of an image that is resized, of which nothing else is computed.
 
     Args:
+        pixels: (H, W) or (H, W, 3).
         sides: (height, width) of the whole resized image, pixels.
         crop: likewise of the centre; what the image lacks is filled on both sides, the odd pixel at the end.
         fill: a value for grey, three for RGB, which the image is converted to.
@@ -38,7 +40,6 @@ def cropped(
         (1 or 3, *crop).
     """
     channels = len(fill)
-    pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB" if channels == 3 else "L"))
     (top, rows), (left, columns) = (
         (round(max(side - size, 0) / 2), min(side, size)) for side, size in zip(sides, crop, strict=True)
     )
@@ -47,7 +48,7 @@ def cropped(
         resize.Window(*sides, top, left, rows, columns),
         filter,
         grey=channels == 1 and pixels.ndim == 3,
-        columns_first=columns_first((image.height, image.width), sides),
+        columns_first=columns_first(pixels.shape[:2], sides),
     )
     if (rows, columns) == crop:
         return made if len(made) == channels else np.repeat(made, channels, axis=0)

@@ -1,6 +1,7 @@
 """Resizing images as Pillow does, to the bit and several times as fast."""
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,10 +56,16 @@ def resized(
     )  # fmt: skip
     out = np.empty((1 if grey or channels == 1 else 3, window.rows, window.columns), np.uint8)
     message = ctypes.create_string_buffer(200)
-    code = library.load().cnxt_image_resize(
+    code = _library().cnxt_image_resize(
         None if isa is None else isa.encode(), asked, pixels.ctypes.data, out.ctypes.data, message, len(message)
     )
     if code == _NO_MEMORY:
         raise MemoryError(message.value.decode())
     assert code == 0, message.value
     return out
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """Looked for once a process."""
+    return library.load()
