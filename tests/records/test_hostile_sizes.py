@@ -55,7 +55,8 @@ def test_no_number_of_a_record_costs_more_than_it_is_worth(name: str, tmp_path: 
 def of_transformers(folder: Path) -> dict[str, bytes]:
     config = transformers.ConvNextConfig(hidden_sizes=list(DIMS), depths=list(DEPTHS), num_labels=3)
     model: Any = transformers.ConvNextForImageClassification(config)
-    randomize_(model).save_pretrained(folder)
+    randomize_(model)
+    model.save_pretrained(folder)
     facts = {**NETWORK, "image_size": 32, "layer_norm_eps": 1e-12, "id2label": {"0": "a", "1": "b", "2": "c"}}
     ours = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}, "crop_pct": 0.875,
             "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2] * 3, "rescale_factor": 0.0039, "resample": 3}  # fmt: skip
