@@ -71,7 +71,7 @@ def bench_on(
         for words, node in chosen.items():
             say(f"node {node.address}: {words}")
         failures: list[str] = []
-        for node, answer in nodes.each(list(chosen.values()), timed, order, plan.device):
+        for node, answer in nodes.each(list(chosen.values()), timed, order, plan.device, say):
             if isinstance(answer, str):
                 failures.append(f"node {node.address}: {answer}")
                 say(failures[-1])
