@@ -90,7 +90,7 @@ class Drafts:
             weight_bits=saturation.bits_for(how.int8),
             images=len(self.calibration),
             rounding=False,
-            resume=self.folder / "calibration.safetensors",
+            folder=self.folder,
             say=self.say,
             progress=self.progress("calibrating"),
         )

@@ -11,9 +11,9 @@ from ..data.image_source import ImageSource
 from ..models import passes, provenance
 from ..models.source import Source
 from ..quantization import plan as plans
-from ..quantization.calibrate import open_images
 from ..quantization.distance import outputs
 from ..quantization.half import half_plan
+from ..quantization.images import open_images
 from ..records.base import InputKind
 from ..records.plan import HalfReport, Plan
 from .export import Say

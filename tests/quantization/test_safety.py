@@ -28,8 +28,8 @@ from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, ParityError, UsageError
 from convnext_deploy.models import checkpoint, parameters, passes
 from convnext_deploy.models.convnext import ConvNeXt, Grn, multiply_accumulates
-from convnext_deploy.quantization.calibrate import random_images
 from convnext_deploy.quantization.half import BAR, MARGIN, analyse, bar, decide, half_plan, kept
+from convnext_deploy.quantization.images import random_images
 from convnext_deploy.quantization.plan import LoadedPlan, operations
 from convnext_deploy.records.manifest import ModelSpec, PrecisionTruth, Preprocessing
 from convnext_deploy.records.plan import (

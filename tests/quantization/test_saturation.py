@@ -25,7 +25,8 @@ from convnext_deploy.models.checkpoint import load
 from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization import saturation
-from convnext_deploy.quantization.calibrate import calibrate, random_images
+from convnext_deploy.quantization.calibrate import calibrate
+from convnext_deploy.quantization.images import random_images
 from convnext_deploy.quantization.observers import weight_scales
 from convnext_deploy.records.manifest import BatchRange, ExportRequest, ExportSpec
 from convnext_deploy.records.plan import OperationPlan, Plan, QuantizationRecord

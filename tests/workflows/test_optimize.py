@@ -18,7 +18,7 @@ from convnext_deploy import env, formats
 from convnext_deploy.cli import app as cli
 from convnext_deploy.data import sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError, WorkerError
-from convnext_deploy.quantization.calibrate import random_images
+from convnext_deploy.quantization.images import random_images
 from convnext_deploy.quantization.plan import LoadedPlan
 from convnext_deploy.records.optimize import Candidate, OptimizeResult
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
