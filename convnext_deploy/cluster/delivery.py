@@ -6,7 +6,7 @@ manifest has to be the one that was sent off.
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +83,40 @@ def unpacked(parcel: Parcel) -> Iterator[Artifact]:
         if artifact.sha256 != parcel.sha256:
             raise ArtifactError(f"{parcel.path} arrived as another artifact; run again")
         yield artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A file, or a folder's files without its folders, on its way."""
+
+    path: str  # absolute
+    is_file: bool
+    hashes: Mapping[str, str]  # of the files, by name
+    content: Shared  # likewise
+
+
+def copied(path: Path) -> Copy:
+    """Put it into the cluster's object store."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    content = {file.name: file.read_bytes() for file in files}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+    return Copy(str(path.absolute()), path.is_file(), hashes, shared(content))
+
+
+def placed(copy: Copy, folder: Path) -> Path:
+    """Where it is: at the same path where that has the same bytes, else written into `folder`."""
+    here = Path(copy.path)
+    places = {name: here if copy.is_file else here / name for name in copy.hashes}
+    try:
+        if all(hashlib.sha256(places[name].read_bytes()).hexdigest() == copy.hashes[name] for name in places):
+            return here
+    except OSError:  # it is not there
+        pass
+    there = folder / here.name
+    (folder if copy.is_file else there).mkdir(exist_ok=True)
+    for name, data in copy.content.value().items():
+        (there if copy.is_file else there / name).write_bytes(data)
+    return there
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,7 @@ def runner(address: str, *, say: Callable[[str], None], only: Collection[str] | 
     def ran(work: Work, ranges: Sequence[range]) -> Generator[Piece, None, None]:
         if not ranges:
             return
-        say(f"connecting to the cluster {address}")
-        with connection.connected(address):
+        with connection.connected(address, say):
             yield from _on_cluster(work, ranges, say, only)
 
     return ran

@@ -3,7 +3,7 @@
 The batches are those that one process would form, so that the predictions are the same where the machines are.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 
 from .. import env, formats
@@ -35,7 +35,14 @@ class _Opened:
     seen: bool  # the images, as they are seen where the source was opened
 
 
-def runner(address: str, options: RunOptions, *, trust: bool, say: Callable[[str], None]) -> Runner:
+def runner(
+    address: str,
+    options: RunOptions,
+    *,
+    trust: bool,
+    say: Callable[[str], None],
+    only: Collection[str] | None = None,
+) -> Runner:
     """Runs images on a cluster.
 
     An artifact that brings code runs on its nodes if it would be opened here: what they open has the same hash.
@@ -43,21 +50,25 @@ def runner(address: str, options: RunOptions, *, trust: bool, say: Callable[[str
     Args:
         address: of `connection.checked`.
         trust: as for `formats.opened`.
+        only: as for `crew.Crew`.
     """
 
     def ran(work: Work, ranges: Sequence[range]) -> Generator[Piece, None, None]:
         if not ranges:
             return
         formats.refuse_untrusted(formats.of(work.artifact), work.artifact, trust)
-        say(f"connecting to the cluster {address}")
-        with connection.connected(address):
-            yield from _on_cluster(work, ranges, options, say)
+        with connection.connected(address, say):
+            yield from _on_cluster(work, ranges, options, say, only)
 
     return ran
 
 
 def _on_cluster(
-    work: Work, ranges: Sequence[range], options: RunOptions, say: Callable[[str], None]
+    work: Work,
+    ranges: Sequence[range],
+    options: RunOptions,
+    say: Callable[[str], None],
+    only: Collection[str] | None,
 ) -> Generator[Piece, None, None]:
     source = work.source
     order = _Order(
@@ -74,6 +85,7 @@ def _on_cluster(
         device=options.device,
         threads=options.threads,
         ready=lambda node, opened: told(node, opened.seen),
+        only=only,
         say=say,
     )
     places = workers.places()

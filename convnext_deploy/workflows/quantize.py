@@ -167,4 +167,4 @@ def _weight_bits(asked: WeightBits | None, target: Target, how: EightBits, kind:
     """
     if asked == 7 and kind != "u8s8":
         raise UsageError(f"--weight-bits 7 is for targets that multiply u8 by s8; {target} multiplies {kind}")
-    return asked or saturation.bits_for(kind)
+    return asked or saturation.bits_for(kind, saturation.saturates())
