@@ -15,7 +15,7 @@ import torch
 
 from ..data import description
 from ..data import sources as data
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..models.convnext import ConvNeXt
 from ..models.parameters import tensors_sha256
 from ..records.manifest import Preprocessing
@@ -82,7 +82,9 @@ def calibrate(
     if images < 2 or batch < 1:
         raise UsageError(f"images {images}, batch {batch}; expected at least 2 images and a batch of at least 1")
     if images > len(source):
-        raise DataError(f"{source.name} has {len(source)} images; {images} were asked for: ask for fewer or give more")
+        raise DataError(
+            f"{source.name} has {counted(len(source), 'image')}; {images} were asked for: ask for fewer or give more"
+        )
     modules_of(model, names)  # refuses a name before any work
     source = data.subset(source, images)
     identity = Identity(

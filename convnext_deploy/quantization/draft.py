@@ -15,7 +15,7 @@ from ..models.parameters import tensors_sha256
 from ..records.base import InputKind, Precision
 from ..records.manifest import Preprocessing
 from ..records.plan import CorrectionRecord, OperationType, RangeMethod, Target, WeightBits
-from . import corrections
+from . import corrections, saturated
 from .apply import apply, rebalance
 from .calibrate import calibrate
 from .counting import Runner
@@ -48,7 +48,7 @@ def prepare(
     folder: Path | None,
     runner: Runner | None = None,
     say: Callable[[str], None],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str], Callable[[int, int], None]],
 ) -> LoadedPlan:
     """Calibrate, draft, and try each correction on images that it was not computed from.
 
@@ -61,11 +61,12 @@ def prepare(
         rounding: try GPTQ too, which takes minutes for a large model.
         folder: keeps the calibration's statistics, and those of the balanced module.
         runner: runs the images of a calibration; None: this process.
+        progress: told what begins; returns what is told (steps done, steps in all) of it.
     """
     paths = products(model)
     classify = classifies(model)
 
-    def calibrated(module: ConvNeXt, name: str) -> LoadedPlan:
+    def calibrated(module: ConvNeXt, name: str, doing: str) -> LoadedPlan:
         statistics = calibrate(
             module,
             tuple(paths.values()),
@@ -74,7 +75,7 @@ def prepare(
             images=images,
             resume=None if folder is None else folder / f"{name}.safetensors",
             runner=runner,
-            progress=progress,
+            progress=progress(doing),
         )
         plan = draft(
             module,
@@ -92,7 +93,7 @@ def prepare(
         return LoadedPlan(plan, {}, statistics, eight_bits)
 
     say(f"calibrating on {images} images of {source.name}")
-    current = calibrated(model, STATISTICS)
+    current = calibrated(model, STATISTICS, "calibrating")
     pixels = pixels_of(sources.subset(source, min(images, CORRECTION_IMAGES)), preprocessing, model)
     expected = outputs(model, held_out, preprocessing)
 
@@ -107,22 +108,27 @@ def prepare(
         changed = copy.deepcopy(model)
         for name, values in factors.items():
             rebalance(changed, name.partition("/")[2], values)
-        again = calibrated(changed, f"{STATISTICS}-{tensors_sha256(changed.state_dict())[:12]}")
+        file = f"{STATISTICS}-{tensors_sha256(changed.state_dict())[:12]}"
+        again = calibrated(changed, file, "trying the correction balance")
         return replace(again, tensors=factors)
 
     def shifted(plan: LoadedPlan) -> LoadedPlan:
         assert plan.calibration is not None
         return replace(plan, plan=corrections.shifted(plan, plan.calibration, model))
 
-    def with_tensors(make: Callable[..., dict[str, Tensor]]) -> Callable[[LoadedPlan], LoadedPlan]:
-        return lambda plan: replace(plan, tensors={**plan.tensors, **make(model, plan, pixels, preprocessing)})
+    def with_tensors(name: str, make: Callable[..., dict[str, Tensor]]) -> Callable[[LoadedPlan], LoadedPlan]:
+        def attempt(plan: LoadedPlan) -> LoadedPlan:
+            tell = progress(f"trying the correction {name}")
+            return replace(plan, tensors={**plan.tensors, **make(model, plan, pixels, preprocessing, tell)})
+
+        return attempt
 
     attempts: list[tuple[str, Callable[[LoadedPlan], LoadedPlan]]] = [("balance", balanced)]
     if type == "s8s8":
         attempts.append(("shift", shifted))
     if rounding:
-        attempts.append(("rounding", with_tensors(corrections.rounded_weights)))
-    attempts.append(("bias", with_tensors(corrections.bias_corrections)))
+        attempts.append(("rounding", with_tensors("rounding", corrections.rounded_weights)))
+    attempts.append(("bias", with_tensors("bias", corrections.bias_corrections)))
     records = []
     before = measured(current)
     for name, attempt in attempts:
@@ -142,4 +148,9 @@ def prepare(
         )
         if applied:
             current, before = candidate, after
-    return replace(current, plan=msgspec.structs.replace(current.plan, corrections=tuple(records)))
+    plan = msgspec.structs.replace(
+        current.plan,
+        corrections=tuple(records),
+        saturated=saturated.predicted(model, current, held_out, preprocessing),
+    )
+    return replace(current, plan=plan)

@@ -13,6 +13,7 @@ from ..accuracy.predictions import joined
 from ..artifact.session import RunOptions
 from ..cluster import connection, crew, delivery
 from ..data.image_source import ImageSource
+from ..errors import counted
 from ..records.base import Goal
 
 PIECES = 8  # for each worker, where a piece has neither fewer than `inference.CHUNK` images nor 4 times as many
@@ -89,7 +90,7 @@ def _on_cluster(
         say=say,
     )
     places = workers.places()
-    say(f"{len(places)} workers on {len({place.node.id for place in places})} nodes")
+    say(f"{counted(len(places), 'worker')} on {counted(len({place.node.id for place in places}), 'node')}")
     items = crew.pieces(ranges, _size(sum(map(len, ranges)), len(places), work.batch))
 
     def load(indices: range, opened: _Opened) -> tuple[int, ImageSource]:

@@ -96,7 +96,7 @@ class Drafts:
             folder=self.folder,
             runner=self.runner,
             say=self.say,
-            progress=self.progress("calibrating"),
+            progress=self.progress,
         )
         plan = plans.write(self.folder / f"plan-{key}.json", drafted.plan, drafted.tensors)
         return replace(drafted, plan=plan)

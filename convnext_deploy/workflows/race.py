@@ -14,7 +14,7 @@ from ..accuracy.predictions import SUFFIX, read_predictions
 from ..artifact import manifest
 from ..artifact.manifest import Artifact, encode, write_file
 from ..data import sources
-from ..errors import ArtifactError, CheckFailed, UsageError
+from ..errors import ArtifactError, CheckFailed, UsageError, counted
 from ..formats.base import Format
 from ..models.checkpoint import Loaded
 from ..quantization import plan as plans
@@ -261,7 +261,7 @@ class Race:
             threads=goal.threads,
             warmup_limit_s=4.0,
         )
-        self.agenda.begin("time", f"timing {len(names)} candidates", units=len(names))
+        self.agenda.begin("time", f"timing {counted(len(names), 'candidate')}", units=len(names))
         yield from self.workshop.timings([self.rows[name] for name in names], plan, self.agenda.steps)
         self.agenda.end("time", units=len(names))
 
@@ -381,7 +381,9 @@ class Race:
             verdict = gate.judge(before, self._side(name, "final"), limits)
             passed = verdict.decision == "PASS"
             needed = f"; about {verdict.images_needed:,} would decide" if verdict.images_needed else ""
-            reason = None if passed else f"the gate says {verdict.decision} on {verdict.images:,} images{needed}"
+            reason = (
+                None if passed else f"the gate says {verdict.decision} on {counted(verdict.images, 'image')}{needed}"
+            )
             self._set(self.rows[name], state="passed" if passed else "not proven", reason=reason, verdict=verdict)
             return passed
 

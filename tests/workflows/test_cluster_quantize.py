@@ -58,7 +58,7 @@ def test_workers_on_two_nodes_that_are_killed_give_the_plan_of_one_process(
     assert any("died, others do its work" in line for line in said)
     assert any(line.endswith("workers on 2 nodes") for line in said)
     assert steps[0] == ("calibrating", 0, IMAGES)
-    assert steps[-1] == ("calibrating", IMAGES, IMAGES)
+    assert ("calibrating", IMAGES, IMAGES) in steps
 
 
 def test_an_interrupted_calibration_goes_on_in_one_process(
