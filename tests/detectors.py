@@ -12,11 +12,12 @@ from PIL import Image
 from references import DEPTHS, DIMS, randomize_
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 CLASSES, CHANNELS = 4, 64
+TWO_STAGE = ("faster_rcnn", "mask_rcnn")
 LAYERS = {"1": "0", "3": "1", "5": "2", "7": "3"}  # of `features`, where each stage ends
 
 
@@ -34,8 +35,15 @@ def detector(kind: str = "retinanet", first: int = 1, extra: Any = None, **argum
     """
     layers = {name: str(index) for index, name in enumerate(list(LAYERS)[first - 1 :])}
     backbone = BackboneWithFPN(body(), layers, list(DIMS[first - 1 :]), CHANNELS, extra)
-    made = {"retinanet": RetinaNet, "fcos": FCOS}[kind]
-    return randomize_(made(backbone, CLASSES, **{"min_size": 64, "max_size": 96} | arguments))
+    made = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[kind]
+    if kind in TWO_STAGE:
+        arguments = {"box_detections_per_img": 30, "rpn_post_nms_top_n_test": 100} | arguments
+    model = randomize_(made(backbone, CLASSES, **{"min_size": 64, "max_size": 96} | arguments))
+    if kind in TWO_STAGE:  # or nearly every region would be cut off at the image
+        with torch.no_grad():
+            model.rpn.head.bbox_pred.weight *= 0.1
+            model.roi_heads.box_predictor.bbox_pred.weight *= 0.1
+    return model
 
 
 class TimmBackbone(nn.Module):
