@@ -81,12 +81,12 @@ def opened(name: str, value: Any, order: ClassOrder = "torchvision") -> ImageSou
 
 def _source(items: _Items, order: ClassOrder) -> ImageSource:
     names = unique(items.images)
-    found = by_labels(list(names), items.labels, order, items.name)
+    annotations = by_labels(list(names), items.labels, order, items.name)
     if items.class_names is not None:
-        if found.sets is None:
+        if annotations.sets is None:
             raise DataError(f"{items.name} names its classes, and its labels are no numbers of them")
-        found = Annotations(images=found.images, sets=found.sets, class_names=items.class_names)
-    return source_of(items.name, found, items.read, items.notes)
+        annotations = Annotations(images=annotations.images, sets=annotations.sets, class_names=items.class_names)
+    return source_of(items.name, annotations, items.read, items.notes)
 
 
 def _sequence(name: str, value: Any) -> _Items:
@@ -211,8 +211,8 @@ def _hugging_face(name: str, value: Any) -> _Items:
         raise UsageError(f"{name} is a dataset that streams; load it without streaming=True")
     images = [column for column, kind in features.items() if type(kind).__name__ == "Image"]
     if len(images) != 1:
-        found = f"{len(images)} columns of images" if images else "no column of images"
-        raise UsageError(f"{name} has {found} ({', '.join(features)}); expected one")
+        columns = f"{len(images)} columns of images" if images else "no column of images"
+        raise UsageError(f"{name} has {columns} ({', '.join(features)}); expected one")
     if len(value) == 0:
         raise UsageError(f"{name} is a dataset without a row; expected {EXPECTED}")
     column = images[0]

@@ -36,8 +36,8 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
     starts: list[int] = []  # index of the first image of each row group
     for path in files:
         try:
-            with remote.opened(path) as opened, pq.ParquetFile(opened) as file:
-                found = _check_schema(file.schema_arrow, path)
+            with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
+                columns = _check_schema(file.schema_arrow, path)
                 for group in range(file.num_row_groups):
                     size = file.metadata.row_group(group).total_byte_size
                     if size > MAX_GROUP_BYTES:
@@ -55,9 +55,9 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
                     labels += [row.get("label") for row in rows]
         except PARQUET_ERRORS as error:
             raise DataError(f"{path} cannot be read as parquet: {plain(error)}") from None
-        if path != files[0] and found != class_names:
+        if path != files[0] and columns != class_names:
             raise DataError(f"{path} names other classes than {files[0]}; give files of one dataset")
-        class_names = found
+        class_names = columns
 
     sizes = np.diff([*starts, len(names)])
     rows = np.concatenate([np.arange(size) for size in sizes]) if names else np.empty(0, np.int64)

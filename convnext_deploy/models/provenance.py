@@ -90,7 +90,7 @@ def provenance(
     architecture = places.get("architecture")  # what timm's name of an architecture stands for
     head = "" if spec.head_norm_eps == spec.norm_eps else f", head {spec.head_norm_eps:g}"
     sides = "min_size and max_size" if says_sides(facts) else None
-    found = {
+    fields = {
         "image_size": said("image_size", "x".join(map(str, spec.image_size)), "input_size", otherwise=sides),
         "mean": said("mean", numbers(preprocessing.mean)),
         "std": said("std", numbers(preprocessing.std)),
@@ -100,23 +100,25 @@ def provenance(
         "norm_eps": said("norm_eps", f"{spec.norm_eps:g}{head}", otherwise=constant or architecture),
     }
     if not spec.has_maps:
-        found["global_pool"] = said("global_pool", "avg", otherwise=of_code if layout not in _OF_TIMM else architecture)
-    found["output_stride"] = said("output_stride", "32", otherwise=of_code if layout not in _OF_TIMM else architecture)
+        fields["global_pool"] = said(
+            "global_pool", "avg", otherwise=of_code if layout not in _OF_TIMM else architecture
+        )
+    fields["output_stride"] = said("output_stride", "32", otherwise=of_code if layout not in _OF_TIMM else architecture)
     if spec.segmentation is not None:
         masks = spec.segmentation
-        found["pool_scales"] = said("pool_scales", numbers(masks.pool_scales))
-        found["ignored"] = said("ignored", str(masks.ignored))
-        found["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
+        fields["pool_scales"] = said("pool_scales", numbers(masks.pool_scales))
+        fields["ignored"] = said("ignored", str(masks.ignored))
+        fields["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
     if spec.detection is not None:
         for name, value in detector_names.facts_of(spec.detection).items():
             if name in ("anchor_sizes", "aspect_ratios"):
                 lists = value if name == "anchor_sizes" else dict.fromkeys(value)
-                found[name] = said(name, " ".join(map(numbers, lists)))
+                fields[name] = said(name, " ".join(map(numbers, lists)))
             else:
-                found[name] = said(name, numbers(value) if isinstance(value, tuple) else f"{value:g}")
+                fields[name] = said(name, numbers(value) if isinstance(value, tuple) else f"{value:g}")
     if spec.task in ("classify", "segment", "detect"):
-        found["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
-    return found
+        fields["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
+    return fields
 
 
 def numbers(values: Sequence[float]) -> str:

@@ -116,13 +116,14 @@ def module_facts(module: Any) -> dict[str, Any] | None:
     Raises:
         WeightsError: it cuts regions out in another way than its tensors tell.
     """
-    rpn, heads = getattr(module, "rpn", None), getattr(module, "roi_heads", None)
-    anchors, cutter = getattr(rpn, "anchor_generator", None), getattr(heads, "box_roi_pool", None)
-    if rpn is None or heads is None or anchors is None or cutter is None:
+    rpn: Any = getattr(module, "rpn", None)
+    heads: Any = getattr(module, "roi_heads", None)
+    anchors: Any = getattr(rpn, "anchor_generator", None)
+    cutter: Any = getattr(heads, "box_roi_pool", None)
+    masks: Any = getattr(heads, "mask_roi_pool", None)
+    if anchors is None or cutter is None:
         return None
-    masks = getattr(heads, "mask_roi_pool", None)
-    cutters = [cutter] if masks is None else [cutter, masks]
-    for one in cutters:
+    for one in (cutter, masks or cutter):
         said = {
             "canonical_scale": (one.canonical_scale, 224), "canonical_level": (one.canonical_level, 4),
             "sampling_ratio": (one.sampling_ratio, cutter.sampling_ratio),

@@ -188,7 +188,8 @@ class TwoStageDetector(nn.Module):
         x = self.heads.mask_head(x.to(self.heads.mask_predictor.conv5_mask.weight.dtype))
         logits = self.heads.mask_predictor(x)  # (N * D, K, M, M)
         of_class = labels.flatten()[:, None, None, None].expand(-1, 1, *logits.shape[2:])
-        return torch.sigmoid(logits.gather(1, of_class)[:, 0].to(wide)).unflatten(0, boxes.shape[:2])
+        own = torch.sigmoid(logits.gather(1, of_class)[:, 0].to(wide))
+        return own.reshape(*labels.shape, *own.shape[1:])
 
     # The detections, which are put out --------------------------------------------------------------------------------
 
