@@ -14,7 +14,7 @@ import numpy as np
 from ..env import needs
 from ..errors import DataError, plain
 from . import remote
-from .image_source import ImageSource, unique
+from .image_source import CHOOSE, ImageSource, unique
 from .readers import PARQUET_ERRORS, Rows, file_content, refuse_large
 
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
@@ -88,7 +88,7 @@ def _check_schema(schema: Any, path: str) -> tuple[str, ...] | None:
 
 def dataset_source(data: str, name: str, split: str | None) -> ImageSource:
     if split is None:
-        raise DataError(f"{data} needs a split; give --split, such as validation or test")
+        raise DataError(f"{data} needs a split{CHOOSE}, such as validation or test")
     with needs("datasets"), redirect_stdout(io.StringIO()):  # timm prints advice of its own
         from timm.data.readers.reader_hfds import ReaderHfds
     try:

@@ -16,7 +16,7 @@ from ..artifact.manifest import Artifact
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, preprocess
 from ..env import usable_cores
-from ..errors import CheckFailed, ParityError, UsageError
+from ..errors import CheckFailed, ParityError, UsageError, counted
 from ..records.prediction import ClassProbability, NamesFrom
 from ..workflows.predict import class_names, probable
 from . import drift
@@ -186,7 +186,8 @@ class Model:
             )
         else:
             say(
-                f"{self.name}: {found.samples} outputs compared with the export's {found.reference}, relative error "
+                f"{self.name}: {counted(found.samples, 'output')} compared with the export's {found.reference}, "
+                "relative error "
                 f"{found.relative_error:.2g}"
             )
 

@@ -13,7 +13,7 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..arguments import shown
-from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
+from ..errors import CheckFailed, ConvNextDeployError, UsageError, counted, plain
 from . import application
 from .service import Service
 from .siblings import Siblings
@@ -212,7 +212,9 @@ class Server:
         left = sum(not task.done() for one in self._servers for task in one.server_state.tasks)
         lost = self.service.abandoned + left
         if lost:
-            raise CheckFailed(f"{lost} requests had no answer when the server ended; --drain-s gives them more time")
+            raise CheckFailed(
+                f"{counted(lost, 'request')} had no answer when the server ended; --drain-s gives them more time"
+            )
 
     async def _rpc(self) -> "Rpc | None":
         if self._grpc_port is None:

@@ -40,7 +40,7 @@ def test_a_mask_is_found_by_its_images_path_and_images_without_are_left_out_and_
     assert found.names == ("a/1.jpg", "b/1.jpg")
     assert found.masks is not None
     assert [path.name for path in found.masks.paths] == ["1.png", "1.tif"]
-    assert found.notes[-1].startswith("left out: 1 images without a mask")
+    assert found.notes[-1].startswith("left out: 1 image without a mask")
     assert sources.subset(found, 1).masks == Masks(found.masks.paths[:1], 255, reduce_labels=False)
     before = found.sha256
     save(tmp_path / "masks/b/1.tif", grey(1))

@@ -531,7 +531,7 @@ def test_an_end_that_gives_up_requests_says_so(serve: Callable[..., Any]) -> Non
         one.server.stop()
         until(lambda: one.error is not None, 15)
         connection.close()
-    assert str(one.error) == "1 requests had no answer when the server ended; --drain-s gives them more time"
+    assert str(one.error) == "1 request had no answer when the server ended; --drain-s gives them more time"
 
 
 # Options and embedding
