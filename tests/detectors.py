@@ -91,6 +91,7 @@ def drawn(folder: Path, images: int, seed: int = 0, sides: tuple[int, int] = (60
             x, y = int(generator.integers(0, width - w)), int(generator.integers(0, height - h))
             pixels[y : y + h, x : x + w] = (220, 40, 40) if category == 1 else (40, 40, 220)
             box = {"image_id": number, "category_id": category, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+            box["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
             objects.append({"id": len(objects) + 1, **box})
         name = f"{number:03d}.png"
         Image.fromarray(pixels).save(folder / "images" / name)

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float32]
+INSIDE = 0.5  # a pixel of an object is more likely than this to be part of it
 
 
 def pasted(masks: NDArray[np.floating], boxes: NDArray[np.floating], sides: tuple[int, int]) -> Values:
@@ -22,6 +23,15 @@ def pasted(masks: NDArray[np.floating], boxes: NDArray[np.floating], sides: tupl
         (top, bottom, left, right), values = _placed(mask, box, sides)
         found[index, top:bottom, left:right] = values
     return found
+
+
+def run_lengths(inside: NDArray[np.bool_]) -> list[int]:
+    """A mask as COCO's uncompressed run lengths: column after column, pixels outside and inside in turn."""
+    flat = inside.T.reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate([[0], changes, [len(flat)]])
+    lengths: list[int] = np.diff(edges).tolist()
+    return [0, *lengths] if len(flat) and flat[0] else lengths
 
 
 def _placed(

@@ -404,3 +404,45 @@ def test_eval_says_what_a_detector_needs(eager: Any, labelled: tuple[Path, Path]
         api.evaluate(eager.path, str(labelled[0]))
     with pytest.raises(UsageError, match="the model is a detector"):
         api.evaluate(eager.path, str(labelled[0]), annotations=labelled[1], problem="multi-label")
+
+
+@pytest.fixture(scope="module")
+def with_masks(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return exported(detector("mask_rcnn"), tmp_path_factory.mktemp("masks") / "made", format="eager")
+
+
+def test_predict_gives_masks_as_run_lengths(with_masks: Any, labelled: tuple[Path, Path], tmp_path: Path) -> None:
+    result = api.predict(with_masks.path, str(labelled[0] / "001.png"), top=3, out=tmp_path / "result.json")
+    again = json.loads((tmp_path / "result.json").read_text())["predictions"][0]["boxes"]
+    inside = 0
+    for box, kept in zip(result.predictions[0].boxes, again, strict=True):
+        assert box.mask is not None
+        assert kept["mask"]["counts"] == list(box.mask.counts)
+        height, width = box.mask.size
+        counts = kept["mask"]["counts"]
+        decoded = np.repeat(np.arange(len(counts)) % 2, counts).reshape(width, height).T  # column after column
+        assert decoded.shape == (61, 89)
+        inside += int(decoded.sum())
+        rows, columns = np.nonzero(decoded)
+        for values, low, high in ((columns, box.left, box.right), (rows, box.top, box.bottom)):
+            assert not len(values) or (low - 3 <= values.min() and values.max() <= high + 3)
+    assert inside
+
+
+def test_eval_gives_cocos_average_precision_of_masks_and_gate_judges_it(
+    with_masks: Any, labelled: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocotools")
+    images, file = labelled
+    result = api.evaluate(with_masks.path, str(images), annotations=file, out=tmp_path / "result")
+    assert isinstance(result, ScoreResult)
+    assert result.mask_average_precision is not None
+    verdict = api.gate(baseline=tmp_path / "result.json", candidate=tmp_path / "result.json", limits={"max_drop": 5})
+    assert [check.name for check in verdict.checks] == ["map_drop", "mask_map_drop"]
+    bare = json.loads(file.read_text())
+    for one in bare["annotations"]:
+        del one["segmentation"]
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    boxes_alone = api.evaluate(with_masks.path, str(images), annotations=tmp_path / "bare.json")
+    assert boxes_alone.mask_average_precision is None  # type: ignore[union-attr]
+    assert boxes_alone.score == result.score  # type: ignore[union-attr]
