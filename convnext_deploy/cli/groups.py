@@ -202,7 +202,7 @@ class AllOutputs(Outputs):
     """What the network is to put out, with heads that belong to another network."""
 
     task: Annotated[
-        str, _checkpoint(help="classify, embed, features, segment (UPerNet), detect (RetinaNet, FCOS).")
+        str, _checkpoint(help="classify, embed, features, segment (UPerNet), detect (RetinaNet, FCOS, R-CNN).")
     ] = "classify"
     argmax: Annotated[
         bool,

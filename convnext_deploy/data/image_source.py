@@ -41,6 +41,9 @@ class Boxes:
     """Of each image its objects, float64 (G, 7): left, top, right and bottom in pixels, class, area, crowd."""
 
     wanted: tuple[NDArray[np.float64], ...]
+    masks: tuple[tuple[bytes, ...], ...] | None = (
+        None  # of each object, as pycocotools encodes them, where all have one
+    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class ImageSource:
         if self.boxes is not None:
             for rows in self.boxes.wanted:
                 digest.update(rows.astype("<f8").tobytes() + b"\0")
+            for masks in self.boxes.masks or ():
+                digest.update(msgspec.json.encode([mask.decode("ascii") for mask in masks]))
         if self.masks is not None:
             digest.update(msgspec.json.encode((self.masks.ignored, self.masks.reduce_labels)))
             for path in self.masks.paths:

@@ -331,7 +331,8 @@ def _prepared(
     model = loaded.model
     probe = sets[0].pixels[: probes.CHUNK]
     uint8 = loaded.preprocessing if request.input == "uint8" else None
-    records = passes.fold(model, uint8, lambda m: probes.tensors(loaded, m, probe))
+    beside = sets[0].expected
+    records = passes.fold(model, uint8, lambda m: probes.tensors(loaded, m, probe, beside))
     kept: list[str] = []
     if plan is not None:
         from ..quantization.apply import apply
