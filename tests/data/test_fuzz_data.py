@@ -22,7 +22,6 @@ from convnext_deploy.accuracy import evaluation as evaluate
 from convnext_deploy.accuracy import gate
 from convnext_deploy.accuracy import predictions as predicted
 from convnext_deploy.data import decoding, jxl, masks, sources
-from convnext_deploy.data.image_source import Masks
 from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits
 
@@ -103,7 +102,7 @@ def read_mask(content: bytes, folder: Path) -> None:
     (folder / "mask.png").write_bytes(content)
     for reduce in (False, True):
         try:
-            found = masks.read(Masks((folder / "mask.png",), 255, reduce), 0, 5)
+            found = masks.read(masks.of_files([folder / "mask.png"], ignored=255, reduce_labels=reduce), 0, 5)
             assert ((found >= 0) & (found < 5) | (found == masks.IGNORED)).all()
         except ConvNextDeployError as error:
             check_is_a_line(error)
