@@ -90,6 +90,17 @@ def test_the_head_is_in_the_type_that_was_asked_for(
     assert all(not parity.failures for parity in made.manifest.parity)
 
 
+@pytest.mark.slow
+def test_an_engine_of_tensorrt_rtx_is_built_without_a_gpu_and_its_stand_in_gives_the_classes(
+    checkpoint: str, tmp_path: Path, need_format: Any
+) -> None:
+    need_format("tensorrt_rtx")
+    made = exported(checkpoint, tmp_path / "made", format="tensorrt_rtx", argmax=True, precision="fp16").manifest
+    assert all(not parity.failures for parity in made.parity)
+    assert made.outputs[0].dtype == "int32"
+    assert made.precision.graph["fp16"] > 0.99
+
+
 def test_a_changed_class_of_one_pixel_fails_the_verification(checkpoint: str, tmp_path: Path) -> None:
     from convnext_deploy.artifact import verify
 
