@@ -116,10 +116,10 @@ def text(name: str, value: Any, expected: str = "text") -> str:
 
 def texts(name: str, value: Any, expected: str = "names") -> tuple[str, ...]:
     """Several words; one alone is taken as such, and not as its letters."""
-    found = [value] if isinstance(value, str) else _items(value)
-    if found is None:
+    items = [value] if isinstance(value, str) else _items(value)
+    if items is None:
         raise _refused(name, value, expected)
-    return tuple(text(name, item, expected) for item in found)
+    return tuple(text(name, item, expected) for item in items)
 
 
 def path(name: str, value: Any, expected: str = "a path") -> Path:
@@ -139,18 +139,18 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
 
 def file(name: str, value: Any, expected: str = "a file's name") -> Path:
     """Where a file is to be written; one that ends as folders do is refused, because `Path` forgets that."""
-    found = path(name, value, expected)
+    file_path = path(name, value, expected)
     if os.fspath(value).endswith(("/", os.sep)):
         raise UsageError(f"{name} {shown(os.fspath(value))} names a folder; expected {expected}")
-    return found
+    return file_path
 
 
 def paths(name: str, value: Any, expected: str = "a path, or several") -> tuple[Path, ...]:
     """Several paths; one alone is taken as such."""
-    found = [value] if isinstance(value, str | os.PathLike) else _items(value)
-    if found is None:
+    items = [value] if isinstance(value, str | os.PathLike) else _items(value)
+    if items is None:
         raise _refused(name, value, expected)
-    return tuple(path(name, item, expected) for item in found)
+    return tuple(path(name, item, expected) for item in items)
 
 
 def weights(name: str, value: Any) -> str:
@@ -192,24 +192,24 @@ def number(name: str, value: Any, above: float, most: float, expected: str) -> f
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise _refused(name, value, expected)
     try:
-        found = float(value)
+        converted = float(value)
     except (TypeError, ValueError, OverflowError):
         raise _refused(name, value, expected) from None
-    if not (math.isfinite(found) and above < found <= most):
-        raise _refused(name, found, expected)
-    return found
+    if not (math.isfinite(converted) and above < converted <= most):
+        raise _refused(name, converted, expected)
+    return converted
 
 
 def wholes(name: str, value: Any, least: int = 1) -> tuple[int, ...]:
     """Several whole numbers; one alone is taken as such."""
-    found = _items(value)
-    return tuple(whole(name, item, least) for item in ([value] if found is None else found))
+    items = _items(value)
+    return tuple(whole(name, item, least) for item in ([value] if items is None else items))
 
 
 def levels(name: str, value: Any) -> tuple[int, ...]:
     """Which maps, of the stages 1 to 4, of one number, of several, or of "2,3,4"."""
-    found = _integers_of(value.split(",")) if isinstance(value, str) else _items(value)
-    numbers = [_integer(level) for level in ([value] if found is None else found)]
+    items = _integers_of(value.split(",")) if isinstance(value, str) else _items(value)
+    numbers = [_integer(level) for level in ([value] if items is None else items)]
     if not numbers or any(level not in (1, 2, 3, 4) for level in numbers) or sorted(set(numbers)) != numbers:  # type: ignore[type-var]  # None is none of the four
         raise _refused(name, value, "some of 1,2,3,4 in ascending order, for the strides 4, 8, 16 and 32")
     return cast("tuple[int, ...]", tuple(numbers))
@@ -217,9 +217,9 @@ def levels(name: str, value: Any) -> tuple[int, ...]:
 
 def names(name: str, value: Any) -> tuple[str, ...]:
     """Names of tensors, of several, or of "images,map1,map2"."""
-    found = [part for part in value.split(",") if value] if isinstance(value, str) else _items(value)
-    stripped = [item.strip() if isinstance(item, str) else item for item in found or []]
-    if found is None or not all(isinstance(item, str) and item for item in stripped):
+    items = [part for part in value.split(",") if value] if isinstance(value, str) else _items(value)
+    stripped = [item.strip() if isinstance(item, str) else item for item in items or []]
+    if items is None or not all(isinstance(item, str) and item for item in stripped):
         raise _refused(name, value, "names of tensors, such as images,map1,map2")
     return cast("tuple[str, ...]", tuple(stripped))
 
@@ -227,12 +227,12 @@ def names(name: str, value: Any) -> tuple[str, ...]:
 def image_size(name: str, value: Any) -> tuple[int, int]:
     """(height, width) in pixels, of one number, of two, or of "224" and "800x1280"."""
     expected = "pixels such as 224, or height and width such as (800, 1280)"
-    found = _items(value)
+    items = _items(value)
     if isinstance(value, str):
-        found = [
+        items = [
             int(part) if part.strip().isdecimal() and len(part) < 10 else None for part in value.lower().split("x")
         ]
-    sides = [_integer(side) for side in ([value] if found is None else found)]
+    sides = [_integer(side) for side in ([value] if items is None else items)]
     if len(sides) not in (1, 2) or not all(side is not None and 0 < side < 2**20 for side in sides):
         if isinstance(value, str) and value.isprintable() and value:
             raise UsageError(f"{name} {value[:60]}; expected pixels such as 224, or HEIGHTxWIDTH such as 800x1280")
@@ -242,28 +242,28 @@ def image_size(name: str, value: Any) -> tuple[int, int]:
 
 def image_sizes(name: str, value: Any) -> tuple[tuple[int, int], ...]:
     """Several image sizes; one number alone is one size, two of them are two."""
-    found = [value] if isinstance(value, int | str) else _items(value)
-    if found is None:
+    items = [value] if isinstance(value, int | str) else _items(value)
+    if items is None:
         raise _refused(name, value, "image sizes such as [224, (800, 1280)]")
-    return tuple(image_size(name, item) for item in found)
+    return tuple(image_size(name, item) for item in items)
 
 
 def batch_range(name: str, value: Any) -> BatchRange:
     """Batch sizes, of one number, of (min, opt, max), of "8" and "1:8:32", or of a `BatchRange`."""
     expected = "N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
-    found = _items(value)
+    items = _items(value)
     if isinstance(value, BatchRange):
-        found = [value.min, value.opt, value.max]
+        items = [value.min, value.opt, value.max]
     elif isinstance(value, str):
-        found = _integers_of(value.split(":"))
-    sizes = [_integer(size) for size in ([value] if found is None else found)]
+        items = _integers_of(value.split(":"))
+    sizes = [_integer(size) for size in ([value] if items is None else items)]
     if len(sizes) == 1:
         sizes *= 3
     if len(sizes) == 3 and all(size is not None for size in sizes):
         low, opt, high = (cast(int, size) for size in sizes)
         if 1 <= low <= opt <= high < 2**31:
             return BatchRange(min=low, opt=opt, max=high)
-        value = ":".join(shown(size) for size in (sizes[:1] if found is None or len(found) == 1 else sizes))
+        value = ":".join(shown(size) for size in (sizes[:1] if items is None or len(items) == 1 else sizes))
     raise UsageError(f"{name} {value[:60] if isinstance(value, str) else shown(value)}; expected {expected}")
 
 
@@ -274,8 +274,8 @@ def preprocessing(name: str, value: Any) -> dict[str, Any]:
         return {field: getattr(value, field) for field in known}
     if not isinstance(value, Mapping):
         raise _refused(name, value, f"a dictionary with any of {', '.join(known)}")
-    found = dict(value)
-    for field in found:
+    fields = dict(value)
+    for field in fields:
         if field not in known:
             near = difflib.get_close_matches(str(field), known, n=1)
             raise UsageError(
@@ -283,24 +283,24 @@ def preprocessing(name: str, value: Any) -> dict[str, Any]:
                 + (f"; did you mean {near[0]}?" if near else "")
             )
     for field in ("mean", "std"):
-        if field in found:
-            found[field] = numbers(f"{name} {field}", found[field])
-    if "crop_pct" in found:
-        found["crop_pct"] = number(f"{name} crop_pct", found["crop_pct"], 0, 1, "a share above 0 and at most 1")
-    if "exif_orientation" in found:
-        found["exif_orientation"] = flag(f"{name} exif_orientation", found["exif_orientation"])
+        if field in fields:
+            fields[field] = numbers(f"{name} {field}", fields[field])
+    if "crop_pct" in fields:
+        fields["crop_pct"] = number(f"{name} crop_pct", fields["crop_pct"], 0, 1, "a share above 0 and at most 1")
+    if "exif_orientation" in fields:
+        fields["exif_orientation"] = flag(f"{name} exif_orientation", fields["exif_orientation"])
     for field, words in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-        if field in found:
-            found[field] = one_of(f"{name} {field}", found[field], words)
-    return found
+        if field in fields:
+            fields[field] = one_of(f"{name} {field}", fields[field], words)
+    return fields
 
 
 def numbers(name: str, value: Any) -> tuple[float, ...]:
     expected = "one number, or one a channel, such as (0.485, 0.456, 0.406)"
-    found = _items(value)
-    if found == []:
+    items = _items(value)
+    if items == []:
         raise _refused(name, value, expected)
-    return tuple(number(name, item, -math.inf, math.inf, expected) for item in ([value] if found is None else found))
+    return tuple(number(name, item, -math.inf, math.inf, expected) for item in ([value] if items is None else items))
 
 
 _FIELDS = msgspec.structs.fields(Preprocessing)

@@ -119,13 +119,13 @@ def version() -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of everything that shapes an artifact, and Python's."""
-    found = {"python": platform.python_version(), "convnext-deploy": version()}
+    installed = {"python": platform.python_version(), "convnext-deploy": version()}
     for name in REPORTED:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def machine() -> dict[str, str | int]:

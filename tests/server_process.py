@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from convnext_deploy.artifact.session import Images
+from convnext_deploy.artifact.batches import Images
 from convnext_deploy.serving import server
 from convnext_deploy.serving.names import named
 from convnext_deploy.serving.options import ServeOptions

@@ -30,9 +30,13 @@ def tail(count: int, trials: int, share: float) -> float:
 
 def share_bounds(count: int, trials: int, alpha: float) -> tuple[float, float]:
     """Clopper and Pearson's exact lower and upper bound of a share, each one-sided."""
-    seen = count / trials
-    low = rising_root(lambda share: tail(count, trials, share) - alpha, 0.0, seen) if count else 0.0
-    high = rising_root(lambda share: tail(count + 1, trials, share) - (1 - alpha), seen, 1.0) if count < trials else 1.0
+    observed = count / trials
+    low = rising_root(lambda share: tail(count, trials, share) - alpha, 0.0, observed) if count else 0.0
+    high = (
+        rising_root(lambda share: tail(count + 1, trials, share) - (1 - alpha), observed, 1.0)
+        if count < trials
+        else 1.0
+    )
     return low, high
 
 

@@ -58,11 +58,11 @@ class Recent:
         images = min(self._seen, len(self._values))
         if images < LEAST:
             return None
-        found, reference = self._values[:images].mean(0), self.reference  # (2, C)
+        latest, reference = self._values[:images].mean(0), self.reference  # (2, C)
         expected = np.array([reference.mean, reference.std])
         # Images that are all alike in something, such as white backgrounds, have no spread: a code of 8 bits is one.
         spread = np.maximum([reference.mean_spread, reference.std_spread], 1 / 255)
-        apart = (found - expected) / spread
+        apart = (latest - expected) / spread
         fewer = 1 / images + 1 / reference.images
         each = NormalDist().inv_cdf(1 - CHANCE / 2 / apart.size)
         distance, chance = None, None

@@ -127,22 +127,22 @@ def score(
     tell = say or (lambda line: None)
     work = inference.Work(artifact=artifact, source=source, problem=problem, batch=batch)
     run = inference.run(_runner(session), work, out=out, force=force, progress=progress, tell=tell)
-    found = run.chunk.predictions
-    assert not isinstance(found, Predictions)
-    quality = outputs.scored(found, problem)
+    predictions = run.chunk.predictions
+    assert not isinstance(predictions, Predictions)
+    quality = outputs.scored(predictions, problem)
     notes = run.notes
-    if not outputs.is_above_chance(found, quality, problem):
-        notes = (*notes, outputs.chance_words(found, quality, problem))
+    if not outputs.is_above_chance(predictions, quality, problem):
+        notes = (*notes, outputs.chance_words(predictions, quality, problem))
         tell(notes[-1])
     called = artifact.manifest.labels or source.class_names or ()
-    positives = outputs.positives(found, problem, len(quality.per_output))
+    positives = outputs.positives(predictions, problem, len(quality.per_output))
     result = ScoreResult(
         problem=problem,
         artifact=printable(artifact.path.resolve().name),
         artifact_sha256=artifact.sha256,
         data=source.name,
         data_sha256=source.sha256,
-        images=len(found.names),
+        images=len(predictions.names),
         corrupt=run.chunk.corrupt,
         score=quality.score,
         per_output=tuple(
@@ -157,7 +157,7 @@ def score(
         images_per_s=run.images_per_s,
         predictions=None if out is None else f"{out.name}{SUFFIX}",
         notes=notes,
-        **_beside(found, problem, quality),
+        **_beside(predictions, problem, quality),
     )
     _keep(out, run.chunk, result)
     return result
@@ -203,10 +203,10 @@ def read_result(path: Path) -> EvalResult:
     Raises:
         DataError: the file cannot be read, or is not an EvalResult of this version.
     """
-    found = partial.read_any(path)
-    if not isinstance(found, EvalResult):
-        raise DataError(f"{path} is of a {found.problem} model; expected a classifier's result of eval")
-    return found
+    record = partial.read_any(path)
+    if not isinstance(record, EvalResult):
+        raise DataError(f"{path} is of a {record.problem} model; expected a classifier's result of eval")
+    return record
 
 
 def at_chance(top1: float, chance: float) -> str:

@@ -33,10 +33,10 @@ def prospect(lost: int, gained: int, images: int, final: int, max_drop: float, a
     """
     flips = lost + gained
     fewest = binomial.share_bounds(flips, images, 0.01)[0]
-    for share, found in ((fewest, "none"), (flips / images, "doubtful")):
+    for share, outlook in ((fewest, "none"), (flips / images, "doubtful")):
         half = round(share * final / 2)
         if statistics.drop_bounds(half, half, final, alpha)[1] > max_drop:
-            return "none" if found == "none" else "doubtful"
+            return "none" if outlook == "none" else "doubtful"
     return "doubtful" if (lost - gained) / images > max_drop else "fair"
 
 

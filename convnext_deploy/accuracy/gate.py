@@ -75,11 +75,11 @@ def limits_from(settings: Mapping[str, Any]) -> Limits:
     try:
         return msgspec.convert(dict(settings), Limits)
     except msgspec.ValidationError as error:
-        found = re.search(r"`\$\.(\w+)`", str(error))  # which field; the rest is JSON Schema's way to say it
-        if found is None or found[1] not in LIMITS:
+        field = re.search(r"`\$\.(\w+)`", str(error))  # which field; the rest is JSON Schema's way to say it
+        if field is None or field[1] not in LIMITS:
             raise UsageError(f"limits: {plain(error)}") from None
-        value = shown(settings[found[1]])
-        raise UsageError(f"limit {found[1]} {value}; expected {LIMITS[found[1]]}") from None
+        value = shown(settings[field[1]])
+        raise UsageError(f"limit {field[1]} {value}; expected {LIMITS[field[1]]}") from None
 
 
 def judge(baseline: Side, candidate: Side, limits: Limits) -> Verdict:
@@ -179,10 +179,10 @@ def _doubts(before: Predictions, after: Predictions) -> tuple[str, ...]:
                 "not these labels, or its preprocessing is another (--labels, inspect)"
             )
     wrong = (first != before.labels) & (second != before.labels)
-    for where, chosen, least in (("all images", np.ones(len(first), bool), 1), ("images both get wrong", wrong, 30)):
-        if chosen.sum() < least:
+    for where, among, least in (("all images", np.ones(len(first), bool), 1), ("images both get wrong", wrong, 30)):
+        if among.sum() < least:
             continue
-        one, other = first[chosen], second[chosen]
+        one, other = first[among], second[among]
         chance = statistics.expected_agreement(one, other)
         if not statistics.is_above_chance(int((one == other).sum()), len(one), chance) and (one != other).any():
             doubts.append(
@@ -233,8 +233,8 @@ def _are_of(predictions: Predictions, result: EvalResult) -> bool:
     """Whether a summary says of every class what these predictions say."""
     if not predictions.names or len(predictions.names) != result.images:
         return False
-    counts = dict(zip(*(found.tolist() for found in np.unique(predictions.labels, return_counts=True)), strict=True))
-    listed = {found.label: found.images for found in result.per_class}
+    counts = dict(zip(*(row.tolist() for row in np.unique(predictions.labels, return_counts=True)), strict=True))
+    listed = {row.label: row.images for row in result.per_class}
     return (
         math.isclose(float(_right(predictions).mean()), result.top1)
         and len(listed) == len(result.per_class)
@@ -264,7 +264,7 @@ def _drop(lost: int, gained: int, images: int, limits: Limits) -> Check:
 
 def _class_drop(per_class: tuple[ClassDrop, ...], limit: float) -> Check:
     """A tripwire: classes have too few images to prove that none drops, so only what is beyond chance counts."""
-    drops = [(found.lost - found.gained) / found.images for found in per_class if found.beyond_chance]
+    drops = [(row.lost - row.gained) / row.images for row in per_class if row.beyond_chance]
     return check_of("class_drop", limit, max(drops, default=0.0))
 
 
@@ -304,19 +304,19 @@ def _per_class(
     """Compare every class that has images, in label order."""
     size = int(labels.max()) + 1
     lost, gained = np.bincount(labels[is_lost], minlength=size), np.bincount(labels[is_gained], minlength=size)
-    counts = [(int(lost[found.label]), int(gained[found.label])) for found in classes]
+    counts = [(int(lost[row.label]), int(gained[row.label])) for row in classes]
     p_values = statistics.holm([statistics.mcnemar_loss(*pair) for pair in counts])
     return tuple(
         ClassDrop(
-            label=found.label,
-            name=found.name,
-            images=found.images,
+            label=row.label,
+            name=row.name,
+            images=row.images,
             lost=pair[0],
             gained=pair[1],
             p_value=p_value,
             beyond_chance=p_value <= alpha,
         )
-        for found, pair, p_value in zip(classes, counts, p_values, strict=True)
+        for row, pair, p_value in zip(classes, counts, p_values, strict=True)
     )
 
 

@@ -43,8 +43,8 @@ def judge_scores(baseline: ScoredSide, candidate: ScoredSide, limits: Limits) ->
         raise UsageError(f"max_size_ratio {limits.max_size_ratio} compares artifacts; give artifact folders")
     _check_same_images(baseline, candidate)
     before, after = (outputs.scored(side.outputs, problem) for side in (baseline, candidate))
-    for side, found in ((baseline, before), (candidate, after)):
-        if not np.isclose(found.score, side.result.score, rtol=0, atol=1e-6):
+    for side, answers in ((baseline, before), (candidate, after)):
+        if not np.isclose(answers.score, side.result.score, rtol=0, atol=1e-6):
             raise DataError(f"the outputs beside the result of {side.result.artifact} are not its own; evaluate again")
     drop = outputs.drop_between(before, after, limits.alpha)
     limit, images = limits.max_drop / 100, len(baseline.outputs.names)
@@ -52,9 +52,9 @@ def judge_scores(baseline: ScoredSide, candidate: ScoredSide, limits: Limits) ->
     if limits.max_size_ratio is not None and baseline.bytes and candidate.bytes:
         checks.append(check_of("size_ratio", limits.max_size_ratio, candidate.bytes / baseline.bytes))
     doubts = tuple(
-        f"the {name}'s {outputs.chance_words(side.outputs, found, problem)}"
-        for name, side, found in (("baseline", baseline, before), ("candidate", candidate, after))
-        if not outputs.is_above_chance(side.outputs, found, problem)
+        f"the {name}'s {outputs.chance_words(side.outputs, answers, problem)}"
+        for name, side, answers in (("baseline", baseline, before), ("candidate", candidate, after))
+        if not outputs.is_above_chance(side.outputs, answers, problem)
     )
     decision = worst([check.decision for check in checks])
     needed = None

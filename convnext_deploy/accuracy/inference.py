@@ -216,11 +216,11 @@ def _batches(
     upright = session.manifest.preprocessing.exif_orientation
     for these in preprocess.decoded_batches(pool, source.read, to_pixels, indices, work.batch, upright):
         corrupt = tuple(f"{source.names[index]}: {line}" for index, line in these.failed)
-        found: Kept = NONE
+        predictions: Kept = NONE
         if these.read:
             put_out = _outputs(session, np.stack(these.pixels))
-            found = answers(tuple(source.names[index] for index in these.read), these.read, put_out, these.sides)
-        yield Piece(Chunk(these.indices.start, these.indices.stop, found, corrupt), these.turned)
+            predictions = answers(tuple(source.names[index] for index in these.read), these.read, put_out, these.sides)
+        yield Piece(Chunk(these.indices.start, these.indices.stop, predictions, corrupt), these.turned)
 
 
 def _outputs(session: Session, pixels: NDArray[np.uint8]) -> Arrays:

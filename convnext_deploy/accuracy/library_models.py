@@ -79,11 +79,11 @@ def timm_model(state: State, config: Mapping[str, Any], loaded: "Loaded") -> Bui
 def _in_official_names(state: State) -> State:
     """mmpretrain's names as those of the official code, and those of `features_only` as those of the whole model."""
     names = {"depthwise_conv": "dwconv", "pointwise_conv1": "pwconv1", "pointwise_conv2": "pwconv2"}
-    found = {}
+    renamed = {}
     for name, value in state.items():
         joined = re.sub(r"^(stem|stages)_(\d)", r"\1.\2", name)
-        found[".".join(names.get(part, part) for part in joined.split("."))] = value
-    return found
+        renamed[".".join(names.get(part, part) for part in joined.split("."))] = value
+    return renamed
 
 
 def _split_level_norms(state: State, spec: ModelSpec) -> tuple[State, dict[int, dict[str, Tensor]]]:
@@ -222,14 +222,14 @@ def transformers_model(state: State, config: Mapping[str, Any], loaded: "Loaded"
             maps = dict(zip(levels, model(images).feature_maps, strict=True))
             return tuple(maps[level] for level in spec.levels)
         body = model if third else model.base_model
-        found = body(images, output_hidden_states=True)
+        outputs = body(images, output_hidden_states=True)
         if spec.task == "embed":
             if not spec.patch_tokens:
-                return (found.pooler_output,)
+                return (outputs.pooler_output,)
             if not third:
                 raise NotBuilt("its ConvNeXt returns no patch tokens")
-            return (found.pooler_output, found.last_hidden_state[:, 1:])
-        return tuple(found.hidden_states[-4:][level - 1] for level in spec.levels)
+            return (outputs.pooler_output, outputs.last_hidden_state[:, 1:])
+        return tuple(outputs.hidden_states[-4:][level - 1] for level in spec.levels)
 
     return model, call
 

@@ -150,12 +150,12 @@ def _pixels(loaded: "Loaded", library: str) -> str | None:
     for file in files:
         with Image.open(file) as photograph:
             image = photograph.convert("L" if spec.in_chans == 1 else "RGB")
-        found, expected = preprocess.as_input(ours(image)[None], facts, "float32")[0], theirs(image)
-        if found.shape != expected.shape:
+        actual, expected = preprocess.as_input(ours(image)[None], facts, "float32")[0], theirs(image)
+        if actual.shape != expected.shape:
             if library == "transformers":  # another image size was asked for than its processor returns
                 return None
-            raise ParityError(f"{library} prepares {expected.shape} of a photograph, ours is {found.shape}")
-        error = float(np.abs(found - expected).mean())
+            raise ParityError(f"{library} prepares {expected.shape} of a photograph, ours is {actual.shape}")
+        error = float(np.abs(actual - expected).mean())
         if not error <= PIXELS[library]:
             raise ParityError(
                 f"a photograph prepared as {library} prepares it for this checkpoint differs from what was understood "

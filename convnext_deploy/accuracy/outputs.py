@@ -150,15 +150,15 @@ def _r_squared(wanted: Values, given: Values) -> tuple[float, Values, Values] | 
 
 def _intersections_over_unions(found: Segments) -> Scored:
     """Over all pixels of all images; the mean is over the classes that a mask or an answer has."""
-    hits, wanted, unions = (each.astype(np.float64) for each in (found.hits, found.wanted, found.unions))
+    hits, targets, unions = (each.astype(np.float64) for each in (found.hits, found.wanted, found.unions))
     whole = unions.sum(axis=0)
     known = whole > 0
     if not known.any():
         raise DataError("not one pixel of the masks counts, so that there is nothing to be right or wrong about")
-    hits, wanted, unions, whole = hits[:, known], wanted[:, known], unions[:, known], whole[known]
+    hits, targets, unions, whole = hits[:, known], targets[:, known], unions[:, known], whole[known]
     ratios = hits.sum(axis=0) / whole
     # A class that no mask has is lost by the images that give it.
-    held = np.where(wanted.sum(axis=0) > 0, wanted, unions)
+    denominators = np.where(targets.sum(axis=0) > 0, targets, unions)
     per_class: list[float | None] = [None] * len(known)
     for place, ratio in zip(np.flatnonzero(known).tolist(), ratios.tolist(), strict=True):
         per_class[place] = ratio
@@ -166,7 +166,7 @@ def _intersections_over_unions(found: Segments) -> Scored:
         score=float(ratios.mean()),
         per_output=tuple(per_class),
         moves=((hits - ratios * unions) / whole).mean(axis=1),
-        shares=(held / held.sum(axis=0)).mean(axis=1),
+        shares=(denominators / denominators.sum(axis=0)).mean(axis=1),
     )
 
 

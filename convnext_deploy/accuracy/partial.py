@@ -70,16 +70,16 @@ def opened(out: Path, artifact: Artifact, source: sources.ImageSource, problem: 
         if not any(folder.iterdir()):
             write_file(folder / IDENTITY_NAME, msgspec.json.encode(identity))
             return folder
-        found = msgspec.json.decode(content_of(folder / IDENTITY_NAME), type=Identity)
+        existing = msgspec.json.decode(content_of(folder / IDENTITY_NAME), type=Identity)
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out") from None
     except OSError as error:
         raise UsageError(f"{folder} cannot be used: {plain(error)}; choose another --out") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise UsageError(f"{folder / IDENTITY_NAME} is damaged; remove the folder or give another --out") from None
-    if found != identity:
-        other = "artifact" if found.artifact_sha256 != identity.artifact_sha256 else "set of images"
-        other = "problem" if found.problem != problem else other
+    if existing != identity:
+        other = "artifact" if existing.artifact_sha256 != identity.artifact_sha256 else "set of images"
+        other = "problem" if existing.problem != problem else other
         raise UsageError(f"{folder} is of another {other}; remove the folder or give another --out")
     return folder
 

@@ -61,18 +61,18 @@ def read_predictions(path: Path) -> Predictions:
     Raises:
         DataError: the file cannot be read, or does not hold predictions of classes.
     """
-    found = decode(path).predictions
-    if not isinstance(found, Predictions):
+    predictions = decode(path).predictions
+    if not isinstance(predictions, Predictions):
         raise DataError(f"{path} holds outputs of a multi-label or regression model; expected predictions of classes")
-    return found
+    return predictions
 
 
 def read_outputs(path: Path) -> Outputs | Segments | Detections:
     """Likewise of a multi-label model, a regression, a segmenter or a detector."""
-    found = decode(path).predictions
-    if isinstance(found, Predictions):
+    predictions = decode(path).predictions
+    if isinstance(predictions, Predictions):
         raise DataError(f"{path} holds predictions of classes; expected outputs of a multi-label or regression model")
-    return found
+    return predictions
 
 
 def of_logits(names: tuple[str, ...], labels: NDArray[np.int64], logits: NDArray[np.float32]) -> Predictions:
@@ -162,24 +162,24 @@ def per_class(predictions: Predictions, names: tuple[str, ...] | None) -> tuple[
 
 def encode(chunk: Chunk) -> bytes:
     """As an .npz file of numpy: an array a column, and in two of them JSON: the names, and what concerns the chunk."""
-    found = chunk.predictions
+    predictions = chunk.predictions
     columns: dict[str, NDArray[Any]] = {
         "about": np.frombuffer(msgspec.json.encode((chunk.start, chunk.stop, chunk.corrupt)), np.uint8),
-        "names": np.frombuffer(msgspec.json.encode(found.names), np.uint8),
+        "names": np.frombuffer(msgspec.json.encode(predictions.names), np.uint8),
     }
-    if isinstance(found, Outputs):
-        columns |= {"targets": found.targets, "outputs": found.outputs}
-    elif isinstance(found, Detections):
-        columns |= {"boxes_given": found.given, "boxes_given_counts": found.given_counts}
-        columns |= {"boxes_wanted": found.wanted, "boxes_wanted_counts": found.wanted_counts}
-    elif isinstance(found, Segments):
-        columns |= {"hits": found.hits, "wanted": found.wanted, "given": found.given}
+    if isinstance(predictions, Outputs):
+        columns |= {"targets": predictions.targets, "outputs": predictions.outputs}
+    elif isinstance(predictions, Detections):
+        columns |= {"boxes_given": predictions.given, "boxes_given_counts": predictions.given_counts}
+        columns |= {"boxes_wanted": predictions.wanted, "boxes_wanted_counts": predictions.wanted_counts}
+    elif isinstance(predictions, Segments):
+        columns |= {"hits": predictions.hits, "wanted": predictions.wanted, "given": predictions.given}
     else:
         columns |= {
-            "labels": found.labels,
-            "top_classes": found.top_classes,
-            "top_log_probs": found.top_log_probs,
-            "label_log_prob": found.label_log_prob,
+            "labels": predictions.labels,
+            "top_classes": predictions.top_classes,
+            "top_log_probs": predictions.top_log_probs,
+            "label_log_prob": predictions.label_log_prob,
         }
     file = io.BytesIO()
     np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # the stub takes a name for an option
@@ -230,15 +230,15 @@ def _of_npz(content: bytes) -> Chunk:
             _check_outputs(outputs)
             return Chunk(start, stop, outputs, corrupt)
         if "boxes_given.npy" in archive.namelist():
-            found = Detections(
+            detections = Detections(
                 names,
                 column("boxes_given", np.float32, 2),
                 column("boxes_given_counts", np.int64, 1),
                 column("boxes_wanted", np.float64, 2),
                 column("boxes_wanted_counts", np.int64, 1),
             )
-            _check_detections(found)
-            return Chunk(start, stop, found, corrupt)
+            _check_detections(detections)
+            return Chunk(start, stop, detections, corrupt)
         if "hits.npy" in archive.namelist():
             segments = Segments(names, *(column(name, np.int64, 2) for name in ("hits", "wanted", "given")))
             _check_segments(segments)

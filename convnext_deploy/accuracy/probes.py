@@ -98,9 +98,9 @@ def pixels_of(loaded: "Loaded", verify_data: str | ImageSource) -> Pixels:
     model = loaded.model.spec
     source = sources.open_source(verify_data)
     to_pixels = preprocess.transform(loaded.preprocessing, model.image_size, model.in_chans)
-    chosen = sources.subset(source, IMAGES)
+    sample = sources.subset(source, IMAGES)
     try:
-        return np.stack([to_pixels(chosen.read(index)) for index in range(len(chosen))])
+        return np.stack([to_pixels(sample.read(index)) for index in range(len(sample))])
     except OSError as error:
         raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {plain(error)}") from None
 
@@ -126,8 +126,8 @@ def tensors(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> "tuple[torch
     chunks = []
     with torch.inference_mode():
         for start in range(0, len(pixels), CHUNK):
-            found = model(torch.from_numpy(as_input(loaded, model, pixels[start : start + CHUNK])))
-            chunks.append((found,) if isinstance(found, torch.Tensor) else found)
+            tensor = model(torch.from_numpy(as_input(loaded, model, pixels[start : start + CHUNK])))
+            chunks.append((tensor,) if isinstance(tensor, torch.Tensor) else tensor)
     return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
 

@@ -24,7 +24,7 @@ def counted(
         CheckFailed: logits that are not finite.
         DataError: a mask that cannot be read.
     """
-    found: list[tuple[NDArray[np.int64], ...]] = []
+    confusions: list[tuple[NDArray[np.int64], ...]] = []
     for name, index, output in zip(names, indices, outputs, strict=True):
         if not np.isfinite(output.astype(np.float32, copy=False)).all():
             raise CheckFailed(f"the model's outputs for {name} hold NaN or infinite values")
@@ -32,6 +32,8 @@ def counted(
         given = label_maps.classes_of(output, (wanted.shape[0], wanted.shape[1]))
         counts = wanted != masks.IGNORED
         wanted, given = wanted[counts], given[counts]
-        found.append(tuple(np.bincount(each, minlength=classes) for each in (wanted[wanted == given], wanted, given)))
-    hits, wants, gives = (np.stack(each).astype(np.int64) for each in zip(*found, strict=True))
+        confusions.append(
+            tuple(np.bincount(each, minlength=classes) for each in (wanted[wanted == given], wanted, given))
+        )
+    hits, wants, gives = (np.stack(each).astype(np.int64) for each in zip(*confusions, strict=True))
     return Segments(names, hits, wants, gives)

@@ -101,12 +101,12 @@ def bounds(hits: int, images: int, alpha: float = ALPHA) -> tuple[float, float]:
     if not images:
         return 0.0, 1.0
     goal, tiny = -math.log(alpha), 1e-12
-    seen = min(max(hits / images, tiny), 1 - tiny)
+    observed = min(max(hits / images, tiny), 1 - tiny)
     low, high = 0.0, 1.0
     if hits:
-        low = _crossing(lambda share: goal - capital_above(hits, images, share), tiny, seen)
+        low = _crossing(lambda share: goal - capital_above(hits, images, share), tiny, observed)
     if hits < images:
-        high = _crossing(lambda share: capital_below(hits, images, share) - goal, seen, 1 - tiny)
+        high = _crossing(lambda share: capital_below(hits, images, share) - goal, observed, 1 - tiny)
     return low, high
 
 

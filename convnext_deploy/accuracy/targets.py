@@ -117,8 +117,8 @@ def targets_of(source: sources.ImageSource, outputs: int, problem: Goal) -> NDAr
         assert source.labels is not None
         sets = tuple((label,) for label in source.labels.tolist())
     targets = np.zeros((len(source), outputs), np.float32)
-    for row, found in zip(targets, sets, strict=True):
-        row[list(found)] = 1
+    for row, labels in zip(targets, sets, strict=True):
+        row[list(labels)] = 1
     return targets
 
 

@@ -117,13 +117,15 @@ def serve(
             if not name or not number.isdecimal():
                 raise UsageError(f"admin {arguments.shown(admin)}; expected HOST:PORT such as 127.0.0.1:8001")
             second = server.bound(name.strip("[]"), int(number[:9]), "admin")
-        told = _settings(artifacts, say, options)
-        if told[1].workers > 1 and grpc_port is not None:
-            raise UsageError(f"grpc_port {grpc_port} with {told[1].workers} workers; gRPC is served by one process")
-        if told[1].workers > 1:
-            workers.Workers(workers.order(*told), listener, second, say).run(ready)
+        server_settings = _settings(artifacts, say, options)
+        if server_settings[1].workers > 1 and grpc_port is not None:
+            raise UsageError(
+                f"grpc_port {grpc_port} with {server_settings[1].workers} workers; gRPC is served by one process"
+            )
+        if server_settings[1].workers > 1:
+            workers.Workers(workers.order(*server_settings), listener, second, say).run(ready)
         else:
-            server.Server(_service(told, say), listener, second, grpc_port=grpc_port).run(ready)
+            server.Server(_service(server_settings, say), listener, second, grpc_port=grpc_port).run(ready)
     finally:
         listener.close()
         if second is not None:
@@ -198,13 +200,13 @@ def package(
     from ..serving.packages import docker, kserve, triton
 
     (called,) = named([artifact.path]) if name is None else (checked(arguments.text("name", name)),)
-    with manifest.staged(folder) as made:
+    with manifest.staged(folder) as work:
         if word == "triton":
-            notes = triton.written(artifact, called, made, instances=instances)
+            notes = triton.written(artifact, called, work, instances=instances)
         elif word == "kserve":
-            notes = kserve.written(artifact, called, made, image=image, storage_uri=storage_uri)
+            notes = kserve.written(artifact, called, work, image=image, storage_uri=storage_uri)
         else:
-            notes = docker.written(artifact, called, made, package=requirement)
+            notes = docker.written(artifact, called, work, package=requirement)
     return [note.format(out=shlex.quote(str(folder))) for note in notes]
 
 
@@ -236,9 +238,9 @@ def _settings(artifacts: Artifacts, say: Callable[[str], None], given: Mapping[s
         if len(paths) > 1:
             raise UsageError(f"--bench {bench} with {len(paths)} artifacts; serve them one by one")
         (path,) = paths.values()
-        found, line = measured.settings(bench, manifest.read(path).sha256, options.get("slo_ms"))
+        server_settings, line = measured.settings(bench, manifest.read(path).sha256, options.get("slo_ms"))
         say(line)
-        options = found | options
+        options = server_settings | options
     settings = ServeOptions(device=arguments.one_of("device", device, Device), **options)
     return paths, settings, labels, gate, beside, trust
 

@@ -44,11 +44,11 @@ def profile(
     from ..data import preprocess
     from ..timing.profile import profile as run
 
-    found = artifact.manifest
+    facts = artifact.manifest
     session = formats.opened(artifact, run_as, trust)
-    size = found.export.batch.opt if batch is None else batch
-    pixels = preprocess.probe_images(found.model.in_chans, found.model.image_size, size)
-    return run(session, artifact, preprocess.as_input(pixels, found.preprocessing, found.export.input), steps, progress)
+    size = facts.export.batch.opt if batch is None else batch
+    pixels = preprocess.probe_images(facts.model.in_chans, facts.model.image_size, size)
+    return run(session, artifact, preprocess.as_input(pixels, facts.preprocessing, facts.export.input), steps, progress)
 
 
 @verb
@@ -141,8 +141,8 @@ def report(
 
     if out.suffix not in (".html", ".md"):
         raise UsageError(f"--out {out}; expected a name that ends in .html, or in .md for Markdown tables")
-    found = recorded.read(list(files))
-    page = markdown.page(found, title) if out.suffix == ".md" else html.page(found, title)
+    records = recorded.read(list(files))
+    page = markdown.page(records, title) if out.suffix == ".md" else html.page(records, title)
     manifest.write_file(out, page.encode())
     return out
 

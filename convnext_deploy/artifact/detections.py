@@ -313,10 +313,10 @@ def compare(
             facts,
             room,
         )
-        wanted, lowest = chosen(candidates, facts)
-        near, others = _near_ties(one.pairs, wanted, lowest, candidates, facts, room)
+        expected_rows, lowest = chosen(candidates, facts)
+        near, others = _near_ties(one.pairs, expected_rows, lowest, candidates, facts, room)
         worst, near_ties = max(worst, one.worst), near_ties + near
-        agreeing += len(np.intersect1d(one.pairs, wanted))
+        agreeing += len(np.intersect1d(one.pairs, expected_rows))
         unequal += others + one.strange
         if one.strange or filling.any():
             count = one.strange + int(filling.sum())
@@ -326,7 +326,7 @@ def compare(
         if others:
             failures.append(
                 f"{others} detections on sample {index} are on one side only, and no rounding explains it: "
-                f"{int(is_one.sum())} found, {len(wanted)} expected"
+                f"{int(is_one.sum())} found, {len(expected_rows)} expected"
             )
     agreement = agreeing / (agreeing + unequal) if agreeing + unequal else 1.0
     return _parity(images, reference, len(expected[0]), worst, agreement, near_ties, tuple(failures))

@@ -24,8 +24,8 @@ def classes_of(output: NDArray[np.generic], sides: Sides) -> NDArray[np.int32]:
 def resized(logits: NDArray[np.float32], sides: Sides) -> NDArray[np.float32]:
     """Bilinear, (..., h, w) -> (..., H, W)."""
     height, width = (_weights(size, side) for size, side in zip(logits.shape[-2:], sides, strict=True))
-    found: NDArray[np.float32] = np.matmul(height, np.matmul(logits, width.T))
-    return found
+    scores: NDArray[np.float32] = np.matmul(height, np.matmul(logits, width.T))
+    return scores
 
 
 def _weights(size: int, side: int) -> NDArray[np.float32]:

@@ -40,9 +40,9 @@ class Artifact:
     manifest: Manifest
 
     def __repr__(self) -> str:
-        found = self.manifest
-        type = found.export.eight_bits or found.export.precision
-        what = f"{found.model.architecture} as {found.export.format} {type}, {self.bytes / 1e6:.1f} MB"
+        facts = self.manifest
+        type = facts.export.eight_bits or facts.export.precision
+        what = f"{facts.model.architecture} as {facts.export.format} {type}, {self.bytes / 1e6:.1f} MB"
         return f"<artifact {str(self.path)!r}: {what}>"
 
     @property

@@ -36,20 +36,20 @@ def checked(folder: Path) -> Path:
     Raises:
         UsageError: it is a link, belongs to another user, or others may write there.
     """
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode):
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{folder} is not a folder; remove it: what is run from there has to be this user's own")
-    if found.st_uid != os.getuid():
+    if status.st_uid != os.getuid():
         raise UsageError(
-            f"{folder} belongs to user {found.st_uid}, not to you (user {os.getuid()}); what is there would be run "
+            f"{folder} belongs to user {status.st_uid}, not to you (user {os.getuid()}); what is there would be run "
             "as you: set XDG_CACHE_HOME and XDG_STATE_HOME to folders of your own"
         )
-    if found.st_mode & 0o022:
+    if status.st_mode & 0o022:
         raise UsageError(
-            f"others may write to {folder} (mode {found.st_mode & 0o777:03o}), and what is there would be run as "
+            f"others may write to {folder} (mode {status.st_mode & 0o777:03o}), and what is there would be run as "
             "you; remove the folder, it is made again"
         )
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         folder.chmod(0o700)  # made by an earlier version
     return folder
 

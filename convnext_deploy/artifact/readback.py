@@ -177,11 +177,11 @@ def _quantizers(found: Contents, expected: Expected) -> Iterator[str]:
     """Limits in the order of use. Files hold them in float32, made from a scale in one rounding."""
     if found.quantizers is None:
         return
-    wanted = [quantizer for quantizer, _ in expected.quantizers]
-    if len(found.quantizers) != len(wanted):
-        yield f"the built file has {len(found.quantizers)} quantizers, expected {len(wanted)}"
+    quantizers = [quantizer for quantizer, _ in expected.quantizers]
+    if len(found.quantizers) != len(quantizers):
+        yield f"the built file has {len(found.quantizers)} quantizers, expected {len(quantizers)}"
         return
-    pairs = [*found.quantizers], wanted
+    pairs = [*found.quantizers], quantizers
     if expected.branches:  # beside the chain of the others, at any place in the order
         pairs = tuple(sorted(side, key=lambda one: (one.low, one.high, one.levels)) for side in pairs)  # type: ignore[assignment]  # mypy takes it for one of any length
     for a, b in zip(*pairs, strict=True):
@@ -262,8 +262,8 @@ def _scalars(found: Sequence[float], expected: Expected) -> Iterator[str]:
         if left and _close(value, left[0], expected.halved):
             left.pop(0)
         elif not any(_close(value, constant, expected.halved) for constant in expected.constants):
-            wanted = f", expected the epsilon {left[0]:g}" if left else ""
-            yield f"the built file has the constant {value:g}, which the module has not{wanted}"
+            hint = f", expected the epsilon {left[0]:g}" if left else ""
+            yield f"the built file has the constant {value:g}, which the module has not{hint}"
             return
     if left:
         yield f"{len(left)} of {len(expected.epsilons)} epsilons are not in the built file: {left[0]:g}"

@@ -12,16 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..env import usable_cores
-from ..errors import InputError, UsageError
-from ..records.base import STRIDE, Device
+from ..errors import UsageError
+from ..records.base import Device
 from ..records.manifest import Manifest, PrecisionTruth
 from ..records.prediction import PredictResult
 from ..records.timing import LayerTime
+from .batches import Images, check_images
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Images = NDArray[np.float32] | NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +88,12 @@ class Session(ABC):
         return max(1, usable_cores() // (self.options.threads or usable_cores()))
 
     def __repr__(self) -> str:
-        export, taken = self.manifest.export, self.manifest.inputs[0]
-        sizes = ", ".join(map(str, taken.shape))
+        export, images = self.manifest.export, self.manifest.inputs[0]
+        sizes = ", ".join(map(str, images.shape))
         given = ", ".join(f"{out.name} ({', '.join(map(str, out.shape))})" for out in self.manifest.outputs)
         what = f"{self.manifest.model.architecture} as {export.format} {export.eight_bits or export.precision}"
         state = ", closed" if self._closed else ""
-        return f"<session of {what} on {self.options.device}: {taken.dtype} ({sizes}) to {given}{state}>"
+        return f"<session of {what} on {self.options.device}: {images.dtype} ({sizes}) to {given}{state}>"
 
     def __enter__(self) -> "Self":
         self._refuse_closed()
@@ -363,38 +362,6 @@ class Session(ABC):
             with self._changed:
                 self._alone = False
                 self._changed.notify_all()
-
-
-def check_images(images: Images, manifest: Manifest) -> None:
-    """Refuse a batch that the artifact does not take, saying what was expected.
-
-    Raises:
-        InputError: not an array, or wrong dtype, rank, batch size, channels, image size, or a NaN or infinity.
-    """
-    model, export = manifest.model, manifest.export
-    uint8 = export.input == "uint8"
-    layout = "(N, H, W, C)" if uint8 else "(N, C, H, W)"
-    if not isinstance(images, np.ndarray):
-        raise InputError(f"images are {type(images).__name__}; expected a {export.input} numpy array {layout}")
-    if images.dtype != np.dtype(export.input):
-        hint = "raw pixels 0..255" if uint8 else "normalized with the manifest's mean and std"
-        raise InputError(f"images have dtype {images.dtype}; expected {export.input} ({hint})")
-    if images.ndim != 4:
-        raise InputError(f"images have shape {images.shape}; expected {layout}")
-    n, (h, w, c) = images.shape[0], (images.shape[1:] if uint8 else (*images.shape[2:], images.shape[1]))
-    if c != model.in_chans:
-        raise InputError(f"images have shape {images.shape}; expected {model.in_chans} channels in {layout}")
-    if not export.batch.min <= n <= export.batch.max:
-        raise InputError(f"batch {n}; this artifact takes {export.batch.min} to {export.batch.max} images at once")
-    if export.dynamic_image_size:
-        if h < STRIDE or w < STRIDE:
-            raise InputError(f"images are {h}x{w} pixels; expected at least {STRIDE}x{STRIDE}")
-    elif (h, w) != model.image_size:
-        expected = "x".join(map(str, model.image_size))
-        raise InputError(f"images are {h}x{w} pixels; expected {expected} (or export with --dynamic-image-size)")
-    if not uint8 and not np.isfinite(images).all():
-        bad = int(np.count_nonzero(~np.isfinite(images)))
-        raise InputError(f"images hold {bad} NaN or infinite values; expected finite pixels")
 
 
 def run_in_batches(session: Session, images: Images, size: int | None = None) -> tuple[NDArray[np.float32], ...]:

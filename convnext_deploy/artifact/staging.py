@@ -91,15 +91,15 @@ def _can_lock(descriptor: int) -> bool:
 
 def leftovers(target: Path) -> list[Path]:
     """What dead processes have left beside the target: this user's, of a temporary name, and not locked."""
-    found = []
+    paths = []
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         for entry in entries:
             match = _FOR.fullmatch(entry.name)
             if match is None or match["target"] != target.name:
                 continue
             if entry.stat(follow_symlinks=False).st_uid == os.getuid() and not entry.is_symlink():
-                found.append(Path(entry.path))
-    return [path for path in sorted(found) if _is_left(path)]
+                paths.append(Path(entry.path))
+    return [path for path in sorted(paths) if _is_left(path)]
 
 
 def _is_left(path: Path) -> bool:

@@ -50,7 +50,7 @@ def built_here(sha256: str) -> bool:
     except OSError:
         return False
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise UsageError(f"{path} can be written by others, so what it says is not believed; remove it")
         return sha256.encode() in _SHA256.findall(file.read())

@@ -271,32 +271,33 @@ def precision_failures(
         engine: the artifact is compiled for one device (TensorRT), so that what it executes counts too, where the
             runtime names it. An ONNX file is not: another provider may run the same file in the asked type.
     """
-    asked, plan = manifest.export.precision, manifest.export.quantization
-    held = [("built graph", truth.graph)] if typed_graph else [("executed graph", truth.executed or {})]
+    precision, plan = manifest.export.precision, manifest.export.quantization
+    graphs = [("built graph", truth.graph)] if typed_graph else [("executed graph", truth.executed or {})]
     if engine and truth.executed is not None:
         # The inspector does not tell tf32 from fp32, nor name every layer: only another known type is a failure.
-        same = {asked, "unknown", *(("fp32",) if asked == "tf32" else ())}
+        same = {precision, "unknown", *(("fp32",) if precision == "tf32" else ())}
         executed = {name: share for name, share in truth.executed.items() if name not in same}
-        held.append(("engine", {asked: 1 - sum(executed.values()), **executed}))
+        graphs.append(("engine", {precision: 1 - sum(executed.values()), **executed}))
     failures = []
     if plan is not None:
         planned = sum(count for name, count in plan.operations.items() if name != "fp32")
-        if asked != "fp32" and typed_graph and truth.graph.get("fp32", 0.0) < plan.kept_share - 0.01:
+        if precision != "fp32" and typed_graph and truth.graph.get("fp32", 0.0) < plan.kept_share - 0.01:
             failures.append(
                 f"the plan keeps {plan.kept_share:.0%} of the multiply-accumulates in fp32, but the built graph has "
                 f"{truth.graph.get('fp32', 0.0):.0%}"
             )
         kinds = {"fp8" if name == "fp8" else "int8" for name in plan.operations if name != "fp32"}
-        held = [(where, _as_planned(found, asked, plan.kept_share, kinds)) for where, found in held]
+        graphs = [(where, _as_planned(actual, precision, plan.kept_share, kinds)) for where, actual in graphs]
         if (truth.quantized or 0) != planned:
             failures.append(
                 f"{truth.quantized or 0} products run in 8 bits where the plan has {planned}" + _because(truth.note)
             )
-    for where, found in held:
-        if found.get(asked, 0.0) < 0.99:
-            got = ", ".join(f"{value:.0%} {name}" for name, value in found.items()) or "unknown"
+    for where, actual in graphs:
+        if actual.get(precision, 0.0) < 0.99:
+            got = ", ".join(f"{value:.0%} {name}" for name, value in actual.items()) or "unknown"
             failures.append(
-                f"{asked} was asked for, but the {where} has {got} of the multiply-accumulates" + _because(truth.note)
+                f"{precision} was asked for, but the {where} has {got} of the multiply-accumulates"
+                + _because(truth.note)
             )
     return tuple(failures)
 

@@ -128,9 +128,9 @@ def _refused_value(error: Exception, arguments: list[str]) -> str | None:
     value = value or next((word.partition("=")[2] for word in arguments if word.startswith(f"{option}=")), None)
     message: str = error.message  # type: ignore[attr-defined]
     for pattern, words in _EXPECTED:
-        found = re.search(pattern, message)
-        if found is not None and value is not None:
-            return f"{option} {value}; expected {words.format(next(filter(None, found.groups()), ''))}"
+        match = re.search(pattern, message)
+        if match is not None and value is not None:
+            return f"{option} {value}; expected {words.format(next(filter(None, match.groups()), ''))}"
     return f"{option}: {message}"
 
 
@@ -162,15 +162,15 @@ def _hinted(error: Exception, arguments: list[str]) -> str:
 def _renamed(arguments: list[str]) -> list[str]:
     """The arguments with the names that options have now; a line on stderr says each that was another in 0.1."""
     names = RENAMED.get(arguments[0], {}) if arguments else {}
-    found = []
+    renamed = []
     for word in arguments:
         option, equals, value = word.partition("=")
         if option in names:
             if "--quiet" not in arguments and "-q" not in arguments and "--json" not in arguments:
                 print(f"{option} is called {names[option]} now; the old name goes with 0.3", file=sys.stderr)
             word = f"{names[option]}{equals}{value}"
-        found.append(word)
-    return found
+        renamed.append(word)
+    return renamed
 
 
 def run(arguments: list[str]) -> int:
@@ -221,8 +221,8 @@ def run(arguments: list[str]) -> int:
 
 def split_hint(line: str) -> tuple[str, str | None]:
     """An error's line as what was wrong, and what to do, where its end says that."""
-    wrong, found, hint = line.rpartition("; ")
-    return (wrong, hint) if found and re.split(r"[ ,:]", hint)[0].lower() in CURES else (line, None)
+    wrong, marker, hint = line.rpartition("; ")
+    return (wrong, hint) if marker and re.split(r"[ ,:]", hint)[0].lower() in CURES else (line, None)
 
 
 def _failed(message: str, code: int, arguments: list[str]) -> int:

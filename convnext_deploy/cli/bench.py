@@ -243,8 +243,8 @@ def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence
         return f"{machine}{regress.setting(row)}"
 
     for where in dict.fromkeys(setting(row) for row in rows):
-        chosen = [row for row in rows if setting(row) == where]
-        table = [[row.subject, *_figures(row), _rate(row), _beside(row, rows), row.status] for row in chosen]
+        group = [row for row in rows if setting(row) == where]
+        table = [[row.subject, *_figures(row), _rate(row), _beside(row, rows), row.status] for row in group]
         columns = [
             "what",
             "p50, ms (95 %)",
@@ -255,7 +255,7 @@ def _show(terminal: Terminal, rows: "Sequence[BenchResult]", verdicts: "Sequence
             "result",
         ]
         terminal.table(where, columns, table)
-        for row in chosen:
+        for row in group:
             if row.reason is not None:
                 terminal.line(f"{row.status.upper()} {row.subject}: {row.reason}")
     if verdicts:
@@ -275,11 +275,11 @@ def _figures(row: "BenchResult") -> list[str]:
         return ["–", "–", "–"]
     words = []
     for fraction in (0.5, 0.99):
-        (found,) = (q for q in row.quantiles if q.fraction == fraction)
-        if found.value_ms is None:
+        (quantile,) = (q for q in row.quantiles if q.fraction == fraction)
+        if quantile.value_ms is None:
             words.append("INSUFFICIENT")
         else:
-            words.append(f"{found.value_ms:.4g} ({found.low_ms:.4g}–{found.high_ms:.4g})")
+            words.append(f"{quantile.value_ms:.4g} ({quantile.low_ms:.4g}–{quantile.high_ms:.4g})")
     return [*words, f"{row.images_per_s:.4g}"]
 
 

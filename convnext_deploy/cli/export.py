@@ -122,11 +122,11 @@ def export(
             progress=progress,
             **wanted,
         )
-    found = artifact.manifest
+    facts = artifact.manifest
     terminal.result(
-        {"path": str(artifact.path), "manifest": found},
-        summary(artifact.path, found, artifact.bytes),
-        hints.after_export(artifact.path, found, () if data is None else labelled.images(data).words()),
+        {"path": str(artifact.path), "manifest": facts},
+        summary(artifact.path, facts, artifact.bytes),
+        hints.after_export(artifact.path, facts, () if data is None else labelled.images(data).words()),
     )
 
 
@@ -144,10 +144,10 @@ def refit(
     from .. import api
 
     terminal = Terminal(json, quiet)
-    made = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
-    found = made.manifest
+    output = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
+    facts = output.manifest
     terminal.result(
-        {"path": str(made.path), "manifest": found},
-        summary(made.path, found, made.bytes),
-        hints.after_export(made.path, found, ()),
+        {"path": str(output.path), "manifest": facts},
+        summary(output.path, facts, output.bytes),
+        hints.after_export(output.path, facts, ()),
     )

@@ -91,7 +91,7 @@ def gate(
             raise UsageError(f"--limits {limits} cannot be read: {plain(error)}") from None
     terminal = Terminal(json, quiet)
     with progress_bar(terminal) as progress, resumable(terminal, out is not None):
-        found = api.gate(
+        verdict = api.gate(
             baseline,
             candidate,
             limits=limits_from(settings | given(max_drop=max_drop, alpha=alpha)),
@@ -108,15 +108,15 @@ def gate(
         )
     names = (baseline, candidate)
     if markdown is not None:
-        _append(markdown, words.markdown(found, names))
+        _append(markdown, words.markdown(verdict, names))
     if junit is not None:
-        write_file(junit, words.junit(found, names))
+        write_file(junit, words.junit(verdict, names))
     if outputs is not None:
-        _append(outputs, words.outputs(found))
+        _append(outputs, words.outputs(verdict))
     reported = markdown is not None or junit is not None or outputs is not None
-    next_ = hints.after_gate(found, candidate, hints.typed(context), reported, trust)
-    terminal.result(found, words.text(found, names), next_)
-    return EXIT_CODES[found.decision]
+    next_ = hints.after_gate(verdict, candidate, hints.typed(context), reported, trust)
+    terminal.result(verdict, words.text(verdict, names), next_)
+    return EXIT_CODES[verdict.decision]
 
 
 def record_error(arguments: Sequence[str], message: str) -> None:
@@ -137,9 +137,9 @@ def record_error(arguments: Sequence[str], message: str) -> None:
 
 
 def _values(arguments: Sequence[str], option: str) -> list[Path]:
-    found = [text.partition("=")[2] for text in arguments if text.startswith(f"{option}=")]
-    found += [value for name, value in itertools.pairwise(arguments) if name == option]
-    return [Path(text) for text in found[-1:] if not text.endswith("/")]  # which names a folder
+    values = [text.partition("=")[2] for text in arguments if text.startswith(f"{option}=")]
+    values += [value for name, value in itertools.pairwise(arguments) if name == option]
+    return [Path(text) for text in values[-1:] if not text.endswith("/")]  # which names a folder
 
 
 def _append(path: Path, text: str) -> None:

@@ -269,10 +269,10 @@ class Meaning:
 
         if self.problem is None:
             return "multi-label" if self.multi_label else None
-        found: Problem = one_of("--problem", self.problem, Problem)
-        if self.multi_label and found != "multi-label":
-            raise UsageError(f"--problem {found} and --multi-label contradict each other; give one of them")
-        return found
+        problem: Problem = one_of("--problem", self.problem, Problem)
+        if self.multi_label and problem != "multi-label":
+            raise UsageError(f"--problem {problem} and --multi-label contradict each other; give one of them")
+        return problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,10 +332,10 @@ class TensorRt:
 
 def words(group: Any) -> list[str]:
     """The options of a group that differ from their defaults, as they are typed."""
-    found = []
+    words_given = []
     for field in dataclasses.fields(group):
         value = getattr(group, field.name)
         if value != field.default:
-            found.append(f"--{field.name.replace('_', '-')}")
-            found += [] if value is True else [str(value)]
-    return found
+            words_given.append(f"--{field.name.replace('_', '-')}")
+            words_given += [] if value is True else [str(value)]
+    return words_given

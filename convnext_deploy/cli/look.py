@@ -31,17 +31,17 @@ def inspect(
         fits = preflight.preflight(artifact, trust=trust)
         terminal.result({"facts": fits.facts, "problems": fits.problems}, fits_words(fits.facts, fits.problems))
         return
-    opened = manifest.verified(artifact)
-    text = details(artifact, opened.manifest, opened.bytes)
-    later = manifest.unread((artifact / manifest.MANIFEST_NAME).read_bytes(), opened.manifest)
+    checked = manifest.verified(artifact)
+    text = details(artifact, checked.manifest, checked.bytes)
+    later = manifest.unread((artifact / manifest.MANIFEST_NAME).read_bytes(), checked.manifest)
     if later:
         text += f"\nof a later version, and not read: {', '.join(dict.fromkeys(later))}"
-    if opened.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
+    if checked.manifest.export.format in ("tensorrt", "tensorrt_rtx"):
         from ..runtimes.tensorrt import preflight
 
-        fits = preflight.inspected(artifact, opened.manifest, trust or built_here(opened.sha256))
+        fits = preflight.inspected(artifact, checked.manifest, trust or built_here(checked.sha256))
         text += "\n" + fits_words(fits.facts, fits.problems)
-    terminal.result(opened.manifest, text)
+    terminal.result(checked.manifest, text)
 
 
 def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
@@ -159,7 +159,9 @@ def doctor(
     if rates is not None:
         title = f"Products by {rates['path']}, GMAC/s"
         columns = ["type", *(f"{threads} threads" if threads > 1 else "1 thread" for threads in rates["threads"])]
-        rows = [[type, *(f"{rate:.0f}" for rate in found)] for type, found in rates["gmacs_per_s"].items()]
+        rows = [
+            [type, *(f"{rate:.0f}" for rate in measured_rates)] for type, measured_rates in rates["gmacs_per_s"].items()
+        ]
         terminal.table(title, columns, rows)
     terminal.table("NVIDIA GPUs", ["name"], [[gpu] for gpu in gpus] or [["none found"]])
     terminal.table("Versions", ["package", "version"], [[k, v] for k, v in env.versions().items()])

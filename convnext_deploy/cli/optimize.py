@@ -170,12 +170,12 @@ def table(rows: "tuple[Candidate, ...]", live: bool = False) -> "RenderableType"
     from rich.table import Table
     from rich.text import Text
 
-    found = Table(box=None, pad_edge=False, header_style="bold")
-    found.add_column("candidate", no_wrap=True)
-    found.add_column("ms", justify="right", no_wrap=True)
-    found.add_column("agrees", justify="right", no_wrap=True)
-    found.add_column("state", no_wrap=True)
-    found.add_column("why")  # the only one that gives way in a narrow terminal
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("candidate", no_wrap=True)
+    grid.add_column("ms", justify="right", no_wrap=True)
+    grid.add_column("agrees", justify="right", no_wrap=True)
+    grid.add_column("state", no_wrap=True)
+    grid.add_column("why")  # the only one that gives way in a narrow terminal
     ordered = sorted(rows, key=lambda row: (row.state == "left out", math.inf if row.ms is None else row.ms))
     for row in ordered[:ROWS_SHOWN]:
         agrees = (
@@ -184,7 +184,7 @@ def table(rows: "tuple[Candidate, ...]", live: bool = False) -> "RenderableType"
         ms = "" if row.ms is None else f"{row.ms:.3g}"
         style = STYLES.get(row.state, "")
         state = Text(row.state, style)
-        found.add_row(
+        grid.add_row(
             Text(row.name, "bold" if row.state == "chosen" else ""),
             ms,
             agrees,
@@ -192,8 +192,8 @@ def table(rows: "tuple[Candidate, ...]", live: bool = False) -> "RenderableType"
             Text(row.reason or "", "dim", no_wrap=live, overflow="ellipsis" if live else "fold"),
         )
     if len(ordered) > ROWS_SHOWN:
-        found.add_row(f"and {len(ordered) - ROWS_SHOWN} more", "", "", "", "")
-    return found
+        grid.add_row(f"and {len(ordered) - ROWS_SHOWN} more", "", "", "", "")
+    return grid
 
 
 @contextmanager

@@ -100,8 +100,8 @@ def head_activation_of(text: str | None) -> "HeadActivation | None":
 
 
 def class_order_of(text: str) -> "ClassOrder":
-    found: ClassOrder = one_of("--class-order", text, ("torchvision", "timm"))
-    return found
+    order: ClassOrder = one_of("--class-order", text, ("torchvision", "timm"))
+    return order
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

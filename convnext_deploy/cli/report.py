@@ -23,5 +23,5 @@ def report(
     terminal = Terminal(json, quiet)
     written = api.report(results, out=out, title=title)
     size = written.stat().st_size
-    opened = [f"python -m webbrowser {written.absolute().as_uri()}"] if written.suffix == ".html" else []
-    terminal.result({"out": str(written), "bytes": size}, f"{written}: {size} B", opened)
+    viewer = [f"python -m webbrowser {written.absolute().as_uri()}"] if written.suffix == ".html" else []
+    terminal.result({"out": str(written), "bytes": size}, f"{written}: {size} B", viewer)

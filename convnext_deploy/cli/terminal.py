@@ -348,9 +348,9 @@ def _oracle(found: "Manifest") -> str:
 
 def _read_back(found: "Manifest") -> str:
     """What of the files was compared with the module that they were built from."""
-    held = found.read_back
-    assert held is not None
-    counted = [(held.tensors, "tensors"), (held.epsilons, "epsilons"), (held.activations, "activations")]
+    tensors = found.read_back
+    assert tensors is not None
+    counted = [(tensors.tensors, "tensors"), (tensors.epsilons, "epsilons"), (tensors.activations, "activations")]
     parts = [f"{count} {what}" for count, what in counted if count]
     read = f"{', '.join(parts)} as the module had them" if parts else "nothing"
-    return f"read back: {read}" + (f"; not compared: {held.unread}" if held.unread else "")
+    return f"read back: {read}" + (f"; not compared: {tensors.unread}" if tensors.unread else "")

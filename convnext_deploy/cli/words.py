@@ -195,10 +195,10 @@ def warnings(verdict: Verdict) -> list[str]:
     if verdict.kl_at_least >= KL_SHOWN:
         lines.append(f"the probabilities moved: KL from the baseline's at least {verdict.kl_at_least:.2g} nats")
     lines += [
-        f"class {found.name}: {found.lost} lost, {found.gained} gained of {found.images}, beyond chance "
-        f"(p = {found.p_value:.2g} over all classes)"
-        for found in verdict.per_class
-        if found.beyond_chance
+        f"class {row.name}: {row.lost} lost, {row.gained} gained of {row.images}, beyond chance "
+        f"(p = {row.p_value:.2g} over all classes)"
+        for row in verdict.per_class
+        if row.beyond_chance
     ]
     return lines
 
@@ -220,7 +220,7 @@ def _images(count: int) -> str:
 
 def _flips(verdict: Verdict) -> list[tuple[str, str, str, str]]:
     """Of the first ones: image, its label, the two classes, the two margins."""
-    names = {found.label: found.name for found in verdict.per_class}
+    names = {row.label: row.name for row in verdict.per_class}
 
     def cells(flip: Flip) -> tuple[str, str, str, str]:
         label, before, after = (names.get(n, str(n)) for n in (flip.label, flip.baseline, flip.candidate))

@@ -40,8 +40,8 @@ def list_source(data: str, file: Path, order: ClassOrder, split: str | None = No
     Raises:
         DataError: it cannot be read, or the images are not there.
     """
-    found = _of_file(file, file.parent, order, split)
-    return _source(data, file.parent, file, found)
+    annotations = _of_file(file, file.parent, order, split)
+    return _source(data, file.parent, file, annotations)
 
 
 def annotated_source(
@@ -153,22 +153,22 @@ def _located(folder: Path, images: list[str]) -> list[Path]:
 
 def _coco(document: dict[str, Any], file: Path) -> Annotations:
     try:
-        found = msgspec.convert(document, _Coco)
+        coco = msgspec.convert(document, _Coco)
     except msgspec.ValidationError as error:
         raise DataError(f"{file} is no COCO file: {plain(error)}") from None
-    categories = sorted(found.categories, key=lambda category: category.id)
+    categories = sorted(coco.categories, key=lambda category: category.id)
     number = {category.id: index for index, category in enumerate(categories)}
-    sets: dict[int | str, set[int]] = {image.id: set() for image in found.images}
-    if len(number) < len(categories) or len(sets) < len(found.images):
+    sets: dict[int | str, set[int]] = {image.id: set() for image in coco.images}
+    if len(number) < len(categories) or len(sets) < len(coco.images):
         raise DataError(f"{file} gives an id to two categories or to two images; expected each once")
-    for entry in found.annotations:
+    for entry in coco.annotations:
         if entry.image_id not in sets or entry.category_id not in number:
             what = f"the image {entry.image_id}" if entry.image_id not in sets else f"the category {entry.category_id}"
             raise DataError(f"{file} annotates {what}, which it does not list")
         sets[entry.image_id].add(number[entry.category_id])
     return Annotations(
-        images=[image.file_name for image in found.images],
-        sets=[tuple(sorted(sets[image.id])) for image in found.images],
+        images=[image.file_name for image in coco.images],
+        sets=[tuple(sorted(sets[image.id])) for image in coco.images],
         class_names=tuple(category.name for category in categories),
         ordered_by="the categories by their ids",
     )
@@ -192,8 +192,8 @@ def voc_source(data: str, folder: Path, split: str | None, order: ClassOrder) ->
     if split is None and len(splits) > 1:
         raise DataError(f"{data} has the splits {', '.join(splits)}; choose one with --split")
     if splits:
-        chosen = splits[split or next(iter(splits))]
-        files = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in text_of(chosen).splitlines() if line]
+        images = splits[split or next(iter(splits))]
+        files = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in text_of(images).splitlines() if line]
     return _source(data, folder / "JPEGImages", folder / "Annotations", _voc(folder / "Annotations", files, order))
 
 
@@ -266,8 +266,8 @@ def _images_of(folder: Path) -> Iterator[str]:
 def _devkit(file: Path) -> dict[int, str]:
     """WordNet ids by the numbers that ImageNet's own ground truth has, which are not those of any model's outputs."""
     places = [file.parent / _DEVKIT, file.parent / "data" / _DEVKIT]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    meta_file = next((place for place in places if place.is_file()), None)
+    if meta_file is None:
         raise DataError(
             f"{file} has ImageNet's own numbers 1..{_IMAGENET_CLASSES}, which are not those of models; expected "
             f"{_DEVKIT} of the development kit beside it"
@@ -275,8 +275,8 @@ def _devkit(file: Path) -> dict[int, str]:
     from scipy.io import loadmat
 
     try:
-        synsets = loadmat(found, squeeze_me=True)["synsets"]
+        synsets = loadmat(meta_file, squeeze_me=True)["synsets"]
         pairs = [(int(one["ILSVRC2012_ID"]), str(one["WNID"])) for one in synsets]
     except Exception as error:  # scipy's reader raises whatever a damaged file leads it into
-        raise DataError(f"{found} is no {_DEVKIT} of ImageNet's development kit: {plain(error)}") from None
+        raise DataError(f"{meta_file} is no {_DEVKIT} of ImageNet's development kit: {plain(error)}") from None
     return {number: name for number, name in pairs if 1 <= number <= _IMAGENET_CLASSES}

@@ -149,7 +149,7 @@ def tar_source(
     Raises:
         DataError: a file is damaged, compressed, sparse, or holds images without a class.
     """
-    found: list[_Member] = []
+    members: list[_Member] = []
     left_out: Counter[str] = Counter()
     others: list[tuple[str, PurePosixPath]] = []  # class and path of files of other kinds
     written: dict[str, str] = {}  # what webdataset's files say, by the names of images without their suffix
@@ -157,14 +157,14 @@ def tar_source(
         prefix = PurePosixPath(shard).name if several else ""
         try:
             with remote.opened(shard, forwards=True) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                found += _members(tar, shard, prefix, remote.size_of(file), left_out, others, written)
+                members += _members(tar, shard, prefix, remote.size_of(file), left_out, others, written)
         except _TAR_ERRORS as error:
             raise DataError(f"{shard} cannot be read as uncompressed tar: {plain(error)}") from None
-    found.sort(key=lambda entry: entry[0])
-    read_bytes = Spans(tuple(place for _, _, place in found))
+    members.sort(key=lambda entry: entry[0])
+    read_bytes = Spans(tuple(place for _, _, place in members))
     if written:
-        return _webdataset(data, found, written, read_bytes, order)
-    names, labels_of = [name for name, _, _ in found], [label for _, label, _ in found]
+        return _webdataset(data, members, written, read_bytes, order)
+    names, labels_of = [name for name, _, _ in members], [label for _, label, _ in members]
     notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
     around = {PurePosixPath(name).parent.parent for name in names if "/" in name}  # of the class folders
     beside = Counter(label for label, path in others if label and path.parent.parent in around)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.session import Images
+from ..artifact.batches import Images
 from ..records.base import InputKind
 from ..records.manifest import Preprocessing
 from ..records.plan import InputStatistics

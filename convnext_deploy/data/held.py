@@ -85,12 +85,12 @@ def opened(name: str, value: Any, order: ClassOrder = "torchvision") -> ImageSou
 
 def _source(items: _Items, order: ClassOrder) -> ImageSource:
     names = unique(items.images)
-    found = by_labels(list(names), items.labels, order, items.name)
+    annotations = by_labels(list(names), items.labels, order, items.name)
     if items.class_names is not None:
-        if found.sets is None:
+        if annotations.sets is None:
             raise DataError(f"{items.name} names its classes, and its labels are no numbers of them")
-        found = Annotations(images=found.images, sets=found.sets, class_names=items.class_names)
-    return replace(source_of(items.name, found, items.read, items.notes), columns=items.columns)
+        annotations = Annotations(images=annotations.images, sets=annotations.sets, class_names=items.class_names)
+    return replace(source_of(items.name, annotations, items.read, items.notes), columns=items.columns)
 
 
 def _sequence(name: str, value: Any) -> _Items:
@@ -247,12 +247,12 @@ def dataset_source(data: str, name: str, split: str | None, order: ClassOrder) -
 
 def _loaded(data: str, load: Callable[[], Any], order: ClassOrder, row: str) -> ImageSource:
     try:
-        found = load()
+        dataset = load()
     except Exception as error:  # of `datasets`, its file systems and its network client, which share no base class
         raise DataError(f"{data} cannot be opened: {plain(error)}") from error
-    items = _hugging_face(data, found)
+    items = _hugging_face(data, dataset)
     # Nobody has chosen rows of it yet, so those of its table are in order.
-    paths = found.data.column(items.column).combine_chunks().field("path").to_pylist()
+    paths = dataset.data.column(items.column).combine_chunks().field("path").to_pylist()
     return _source(
         replace(items, name=data, images=[path or f"{row}{index}" for index, path in enumerate(paths)]), order
     )
@@ -266,10 +266,10 @@ def _hugging_face(name: str, value: Any) -> _Items:
     images = [column for column, kind in features.items() if type(kind).__name__ == "Image"]
     column = image_column(images)
     if column is None:
-        found = (
+        what = (
             f"the columns of images {', '.join(images)}" if images else f"no column of images ({', '.join(features)})"
         )
-        raise UsageError(f"{name} has {found}; expected one" + (" of them to be called image" if images else ""))
+        raise UsageError(f"{name} has {what}; expected one" + (" of them to be called image" if images else ""))
     if len(value) == 0:
         raise UsageError(f"{name} is a dataset without a row; expected {EXPECTED}")
     classes = [other for other, kind in features.items() if type(kind).__name__ == "ClassLabel"]

@@ -115,36 +115,36 @@ def by_labels(
     An image of several entries has the labels of all of them.
     """
     together: dict[str, list[str | int | float]] = {}
-    for image, found in zip(images, labels, strict=True):
+    for image, own in zip(images, labels, strict=True):
         kept = together.setdefault(image, [])
-        kept += [label for label in found if label not in kept]
+        kept += [label for label in own if label not in kept]
     notes: tuple[str, ...] = ()
     if len(together) < len(images):
         notes = (f"{len(images) - len(together):,} entries name an image again, which has the labels of all of them",)
-    written = [label for found in together.values() for label in found]
+    written = [label for own in together.values() for label in own]
     images = list(together)
     if not written:
         return Annotations(images=images, notes=notes)
     if all(_is_whole(label) for label in written):
-        sets = [tuple(sorted(int(label) for label in found)) for found in together.values()]
+        sets = [tuple(sorted(int(label) for label in own)) for own in together.values()]
         return Annotations(images=images, sets=sets, notes=notes)
     if all(_is_number(label) for label in written):
-        missing = [image for image, found in together.items() if len(found) != 1]
+        missing = [image for image, own in together.items() if len(own) != 1]
         if missing:
             raise DataError(f"{where} has {len(together[missing[0]])} values for {missing[0]}; expected one")
-        return Annotations(images=images, values=[(float(found[0]),) for found in together.values()], notes=notes)
-    return named(images, [[str(label) for label in found] for found in together.values()], order, notes)
+        return Annotations(images=images, values=[(float(own[0]),) for own in together.values()], notes=notes)
+    return named(images, [[str(label) for label in own] for own in together.values()], order, notes)
 
 
 def named(
     images: list[str], names: Sequence[Sequence[str]], order: ClassOrder, notes: tuple[str, ...] = ()
 ) -> Annotations:
     """Entries with class names, numbered in an order that nobody has said."""
-    classes = ordered(sorted({name for found in names for name in found}), order)
+    classes = ordered(sorted({name for label_names in names for name in label_names}), order)
     number = {name: index for index, name in enumerate(classes)}
     return Annotations(
         images=images,
-        sets=[tuple(sorted({number[name] for name in found})) for found in names],
+        sets=[tuple(sorted({number[name] for name in label_names})) for label_names in names],
         class_names=tuple(classes),
         ordered_by=f"the class names sorted {'by name' if order == 'torchvision' else 'as timm does'}",
         notes=notes,
@@ -183,8 +183,8 @@ def _of_split(said: Sequence[str] | None, split: str | None, file: Path) -> list
     """
     names = sorted(set(said or ()))
     if split is None and len(names) > 1:
-        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        raise DataError(f"{file} has entries of the splits {shown}; choose one with --split")
+        listing = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        raise DataError(f"{file} has entries of the splits {listing}; choose one with --split")
     if split is not None and split not in names:
         has = f"it has {', '.join(names[:6])}" if names else "no column says one, leave --split out"
         raise DataError(f"{file} has no entries of the split {split!r}; {has}")
@@ -261,8 +261,8 @@ def _of_columns(images: list[str], cells: list[list[str]], names: list[str], fil
 
 
 def _twice(images: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return next(image for image in images if image in seen or seen.add(image))  # type: ignore[func-returns-value]
+    names: set[str] = set()
+    return next(image for image in images if image in names or names.add(image))  # type: ignore[func-returns-value]
 
 
 def _kaggle(rows: list[list[str]], at: int, boxes_at: int, file: Path, order: ClassOrder) -> Annotations:

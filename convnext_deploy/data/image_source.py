@@ -148,16 +148,16 @@ def with_one_label(source: ImageSource) -> ImageSource:
     """
     if source.label_sets is None:
         return source
-    several = [index for index, found in enumerate(source.label_sets) if len(found) > 1]
+    several = [index for index, own in enumerate(source.label_sets) if len(own) > 1]
     if several:
         names, first = source.class_names, source.label_sets[several[0]]
-        shown = ", ".join(names[label] if names else str(label) for label in first)
+        listing = ", ".join(names[label] if names else str(label) for label in first)
         raise DataError(
             f"{len(several):,} of the {len(source):,} images of {source.name} have several classes, such as "
-            f"{source.names[several[0]]} ({shown}); expected one an image: evaluate a model of several with "
+            f"{source.names[several[0]]} ({listing}); expected one an image: evaluate a model of several with "
             "--problem multi-label, or give a list of the images that have one"
         )
-    kept = [index for index, found in enumerate(source.label_sets) if found]
+    kept = [index for index, own in enumerate(source.label_sets) if own]
     if not kept:
         raise DataError(f"none of the {len(source):,} images of {source.name} has a label")
     labels = np.array([source.label_sets[index][0] for index in kept], np.int64)
@@ -175,14 +175,14 @@ def ordered(names: Sequence[str], order: ClassOrder) -> list[str]:
     """
     if order == "torchvision":
         return sorted(names)
-    found = sorted(names, key=natural)
-    for one, other in itertools.pairwise(found):
+    in_order = sorted(names, key=natural)
+    for one, other in itertools.pairwise(in_order):
         if natural(one) == natural(other):
             raise DataError(
                 f"the classes {one!r} and {other!r} are equal in timm's order, which numbers them by chance; give "
                 "--labels FILE with the model's classes in their order"
             )
-    return found
+    return in_order
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -197,16 +197,16 @@ def parts(source: ImageSource, sizes: Sequence[int], seed: int = 0) -> list[Imag
     Raises:
         DataError: there are fewer images than that.
     """
-    wanted = sum(size for size in sizes if size > 0)
-    if wanted + (sizes[-1] == -1) > len(source):
-        raise DataError(f"{source.name} has {len(source)} images; {wanted} and more are needed, give more")
+    total = sum(size for size in sizes if size > 0)
+    if total + (sizes[-1] == -1) > len(source):
+        raise DataError(f"{source.name} has {len(source)} images; {total} and more are needed, give more")
     order = np.random.default_rng(seed).permutation(len(source))
-    found, start = [], 0
+    ranges, start = [], 0
     for size in sizes:
         stop = len(source) if size == -1 else start + size
-        found.append(chosen(source, sorted(order[start:stop].tolist())))
+        ranges.append(chosen(source, sorted(order[start:stop].tolist())))
         start = stop
-    return found
+    return ranges
 
 
 def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
@@ -231,10 +231,10 @@ def _masks_of(masks: Masks, indices: list[int]) -> Masks:
 
 def unique(names: Sequence[str]) -> tuple[str, ...]:
     """Names that can be written as UTF-8; the second and later of the same name get #2, #3 ... behind them."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     result = []
     for name in names:
-        shown = printable(name)
-        seen[shown] += 1
-        result.append(shown if seen[shown] == 1 else f"{shown}#{seen[shown]}")
+        text = printable(name)
+        counts[text] += 1
+        result.append(text if counts[text] == 1 else f"{text}#{counts[text]}")
     return tuple(result)

@@ -26,9 +26,9 @@ MASKS = (
 def image_column(columns: Sequence[str]) -> str | None:
     """Which of the columns that hold images has those that masks belong to; None: their names do not say it."""
     named = {column.lower(): column for column in reversed(columns)}
-    found = next((named[name] for name in IMAGES if name in named), None)
+    known = next((named[name] for name in IMAGES if name in named), None)
     rest = [column for column in columns if column.lower() not in MASKS]
-    return rest[0] if found is None and len(rest) == 1 else found
+    return rest[0] if known is None and len(rest) == 1 else known
 
 
 def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
@@ -47,8 +47,8 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
     starts: list[int] = []  # index of the first image of each row group
     for path in files:
         try:
-            with remote.opened(path) as opened, pq.ParquetFile(opened) as file:
-                found = _columns(file.schema_arrow, path)
+            with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
+                columns = _columns(file.schema_arrow, path)
                 for group in range(file.num_row_groups):
                     size = file.metadata.row_group(group).total_byte_size
                     if size > MAX_GROUP_BYTES:
@@ -58,19 +58,19 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
                         )
                     groups.append((path, group))
                     starts.append(len(names))
-                    wanted = [f"{found.images}.path", *(("label",) if found.labelled else ())]
+                    wanted = [f"{columns.images}.path", *(("label",) if columns.labelled else ())]
                     rows = file.read_row_group(group, columns=wanted).to_pylist()
                     names += [
-                        (row.get(found.images) or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
+                        (row.get(columns.images) or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
                         for number, row in enumerate(rows, len(names))
                     ]
                     labels += [row.get("label") for row in rows]
         except PARQUET_ERRORS as error:
             raise DataError(f"{path} cannot be read as parquet: {plain(error)}") from None
-        if first is not None and found != first:
-            what = "names other classes" if found.class_names != first.class_names else "has other columns"
+        if first is not None and columns != first:
+            what = "names other classes" if columns.class_names != first.class_names else "has other columns"
             raise DataError(f"{path} {what} than {files[0]}; give files of one dataset")
-        first = found
+        first = columns
 
     sizes = np.diff([*starts, len(names)])
     rows = np.concatenate([np.arange(size) for size in sizes]) if names else np.empty(0, np.int64)
@@ -97,17 +97,19 @@ def _columns(schema: Any, path: str) -> _Columns:
     """
     import pyarrow as pa
 
-    found = []
+    candidates = []
     for field in schema:
         inner = {part.name: part.type for part in field.type} if pa.types.is_struct(field.type) else {}
         if inner.get("bytes") in (pa.binary(), pa.large_binary()):
-            found.append(field.name)
-    if not found:
+            candidates.append(field.name)
+    if not candidates:
         raise DataError(f"{path} has no column image {{bytes, path}} (its columns: {', '.join(schema.names)})")
-    images = image_column(found)
+    images = image_column(candidates)
     if images is None:
-        raise DataError(f"{path} has the columns of images {', '.join(found)}; expected one of them to be called image")
-    labelled = "label" in schema.names and "label" not in found
+        raise DataError(
+            f"{path} has the columns of images {', '.join(candidates)}; expected one of them to be called image"
+        )
+    labelled = "label" in schema.names and "label" not in candidates
     if labelled and not pa.types.is_integer(schema.field("label").type):
         raise DataError(f"{path} has labels of type {schema.field('label').type}; expected integers")
     names = None
@@ -116,7 +118,7 @@ def _columns(schema: Any, path: str) -> _Columns:
         names = msgspec.convert(features["label"]["names"], tuple[str, ...])
     except (LookupError, TypeError, ValueError, RecursionError):  # written by something else than `datasets`
         pass
-    return _Columns(images, tuple(name for name in found if name != images), labelled, names)
+    return _Columns(images, tuple(name for name in candidates if name != images), labelled, names)
 
 
 def _in_order(

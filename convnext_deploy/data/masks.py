@@ -63,10 +63,10 @@ def _column(source: ImageSource, asked: str | None) -> str:
                 f"has {held}"
             )
         return asked
-    found = [name for name in source.columns if name.lower() in MASKS] or [*source.columns]
-    if len(found) > 1:
+    candidates = [name for name in source.columns if name.lower() in MASKS] or [*source.columns]
+    if len(candidates) > 1:
         raise DataError(f"{source.name} has the columns {held} beside its images; name the masks' with --annotations")
-    return found[0]
+    return candidates[0]
 
 
 def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool) -> ImageSource:

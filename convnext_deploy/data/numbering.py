@@ -51,14 +51,14 @@ def class_map(file: Path) -> dict[str, int]:
             f"--labels {file} contains no class names; expected a name a line, or JSON: a list of names, "
             "{name: number}, {number: name} or id2label"
         ) from None
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for name, number in pairs:
         for known in {name.strip(), *_WORDNET.findall(name.partition(" ")[0])}:
-            if found.setdefault(known, number) != number:
-                raise UsageError(f"--labels {file} gives {known!r} the numbers {found[known]} and {number}")
-    if not found:
+            if numbers.setdefault(known, number) != number:
+                raise UsageError(f"--labels {file} gives {known!r} the numbers {numbers[known]} and {number}")
+    if not numbers:
         raise UsageError(f"--labels {file} is empty; expected a class name a line")
-    return found
+    return numbers
 
 
 def names_of(file: Path, count: int) -> tuple[str, ...]:
@@ -188,7 +188,7 @@ def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int)
         labels=None if source.labels is None else table[source.labels],
         label_sets=None
         if source.label_sets is None
-        else tuple(tuple(int(table[label]) for label in found) for found in source.label_sets),
+        else tuple(tuple(int(table[label]) for label in labels) for labels in source.label_sets),
         class_names=tuple(by_number.get(number, str(number)) for number in range(max(by_number) + 1)),
         labels_from="map",
         notes=source.notes if same and by == "the model's labels" else (*source.notes, said),
@@ -197,8 +197,8 @@ def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int)
 
 def _refuse_outside(source: ImageSource, classes: int) -> None:
     sets = source.label_sets if source.labels is None else ((int(label),) for label in source.labels)
-    for name, found in zip(source.names, sets or (), strict=True):
-        outside = [label for label in found if not 0 <= label < classes]
+    for name, labels in zip(source.names, sets or (), strict=True):
+        outside = [label for label in labels if not 0 <= label < classes]
         if outside:
             raise DataError(f"{name} of {source.name} has the label {outside[0]}; expected 0..{classes - 1}")
 

@@ -95,8 +95,8 @@ def _interpolated(pixels: NDArray[np.float32], axis: int, side: int) -> NDArray[
     second = np.minimum(first + 1, size - 1)
     part = (place - first).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
     low, high = pixels.take(first, axis), pixels.take(second, axis)
-    found: NDArray[np.float32] = low + (high - low) * part
-    return found
+    values: NDArray[np.float32] = low + (high - low) * part
+    return values
 
 
 _FILTERS = {
@@ -201,23 +201,23 @@ def decoded_batches(
     def decode(index: int) -> tuple[NDArray[np.uint8], bool, tuple[int, int]] | str:
         try:
             image = read(index)
-            seen = decoding.upright(image) if upright else image
-            return to_pixels(image), decoding.is_turned(image), (seen.height, seen.width)
+            turned = decoding.upright(image) if upright else image
+            return to_pixels(image), decoding.is_turned(image), (turned.height, turned.width)
         except OSError as error:
             return plain(error)
 
     decoded = ahead(pool, decode, indices, batch + usable_cores())
     for first in range(indices.start, indices.stop, batch):
-        found = Batch(range(first, min(first + batch, indices.stop)), [], [], [], [], [])
-        for index, outcome in zip(found.indices, decoded, strict=False):  # `decoded` goes on in the next batch
+        pending = Batch(range(first, min(first + batch, indices.stop)), [], [], [], [], [])
+        for index, outcome in zip(pending.indices, decoded, strict=False):  # `decoded` goes on in the next batch
             if isinstance(outcome, str):
-                found.failed.append((index, outcome))
+                pending.failed.append((index, outcome))
             else:
-                found.read.append(index)
-                found.pixels.append(outcome[0])
-                found.turned.extend([index] if outcome[1] else [])
-                found.sides.append(outcome[2])
-        yield found
+                pending.read.append(index)
+                pending.pixels.append(outcome[0])
+                pending.turned.extend([index] if outcome[1] else [])
+                pending.sides.append(outcome[2])
+        yield pending
 
 
 def turned_words(count: int, first: str, preprocessing: Preprocessing) -> str | None:
@@ -261,8 +261,8 @@ def probe_images(in_chans: int, image_size: tuple[int, int], limit: int) -> NDAr
         uint8 (N, C, H, W), N = min(limit, 40).
     """
     files = sorted((Path(__file__).parent / "images").glob("*.jpg"))
-    chosen = list(itertools.islice(itertools.product(_CROPS, files), limit))
-    return np.stack([_probe(file, crop, in_chans, image_size) for crop, file in chosen])
+    places = list(itertools.islice(itertools.product(_CROPS, files), limit))
+    return np.stack([_probe(file, crop, in_chans, image_size) for crop, file in places])
 
 
 def _probe(

@@ -50,10 +50,10 @@ def file_content(path: Path) -> bytes:
         OSError: it cannot be opened or read.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise UnreadableImage("it is a pipe, a device or a folder; expected a file")
-        refuse_large(found.st_size)
+        refuse_large(status.st_size)
         return file.read(MAX_FILE_BYTES)
 
 
@@ -130,10 +130,9 @@ class Rows:
         import pyarrow.parquet as pq
 
         path, number = self._groups[group]
-        with remote.opened(path) as opened, pq.ParquetFile(opened) as file:
-            return file.read_row_group(number, columns=[f"{self._column}.{field}" for field in ("bytes", "path")])[
-                self._column
-            ]
+        fields = [f"{self._column}.{field}" for field in ("bytes", "path")]
+        with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
+            return file.read_row_group(number, columns=fields)[self._column]
 
     def only(self, indices: Sequence[int]) -> "Rows":
         places = self._places[np.asarray(indices, np.int64)]

@@ -67,8 +67,8 @@ def span(place: str, offset: int, size: int) -> bytes:
     if is_address(place):
         system, path = _system(place)
         with refused(place):
-            found: bytes = system.cat_file(path, start=offset, end=offset + size)
-            return found
+            content: bytes = system.cat_file(path, start=offset, end=offset + size)
+            return content
     with Path(place).open("rb") as file:
         file.seek(offset)
         return file.read(size)
@@ -84,15 +84,15 @@ def listed(data: str) -> list[str]:
     system, path = _system(data)
     with refused(data):
         if any(letter in path for letter in "*?["):
-            found = [str(one) for one in system.glob(path)]
+            paths = [str(one) for one in system.glob(path)]
         elif PurePosixPath(path).suffix.lower() in (".parquet", ".tar"):
             if not system.exists(path):
                 raise FileNotFoundError
-            found = [path]
+            paths = [path]
         else:
-            found = [str(one) for one in system.ls(path, detail=False)]
+            paths = [str(one) for one in system.ls(path, detail=False)]
     kinds: dict[str, list[str]] = {".parquet": [], ".tar": []}
-    for one in sorted(found):
+    for one in sorted(paths):
         kinds.get(PurePosixPath(one).suffix.lower(), []).append(
             f"{scheme}://{one.lstrip('/') if scheme != 'file' else one}"
         )

@@ -142,8 +142,8 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
     named = [name for name in folders if name.lower() in SPLITS]
     splits = sorted({*saved, *(name for name in named if any(child.is_dir() for child in folders[name].iterdir()))})
     if split is not None:
-        found = f"it has {', '.join(splits)}" if splits else "it has no splits, leave --split out"
-        raise DataError(f"{data} has no folder for the split {split!r}; {found}")
+        choice = f"it has {', '.join(splits)}" if splits else "it has no splits, leave --split out"
+        raise DataError(f"{data} has no folder for the split {split!r}; {choice}")
     if tars:
         return _with_images(data, tar_source(data, list(map(absolute, tars)), True, order))
     if splits:
@@ -168,6 +168,6 @@ def _of_split(data: str, files: list[str], split: str | None) -> list[str]:
     if split is None and len(splits) > 1:
         raise DataError(f"{data} has the splits {', '.join(splits)}; choose one with --split")
     if split is not None and split not in splits:
-        found = f"it has {', '.join(splits)}" if splits else "its files name no split, leave --split out"
-        raise DataError(f"{data} has no parquet files of the split {split!r}; {found}")
+        choice = f"it has {', '.join(splits)}" if splits else "its files name no split, leave --split out"
+        raise DataError(f"{data} has no parquet files of the split {split!r}; {choice}")
     return files if split is None else [file for file in files if named.get(file) == split]

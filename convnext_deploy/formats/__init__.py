@@ -38,7 +38,7 @@ def get(name: str) -> Format:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"unknown format {shown(name)}{hint} (formats: {', '.join(names())})")
     try:
-        found = importlib.import_module(f"{__name__}.{name}").FORMAT
+        fmt = importlib.import_module(f"{__name__}.{name}").FORMAT
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES:
@@ -47,9 +47,9 @@ def get(name: str) -> Format:
     except OSError as error:  # a shared library of such a package lacks one of its own
         reason = plain(error)
         raise MissingPackageError(f"format {name}: a package it needs cannot be imported: {reason}") from None
-    assert isinstance(found, Format)
-    assert found.name == name
-    return found
+    assert isinstance(fmt, Format)
+    assert fmt.name == name
+    return fmt
 
 
 def having(fact: Callable[[Format], bool]) -> str:

@@ -14,7 +14,7 @@ from ..artifact.session import RunOptions
 from ..errors import BuildError, MissingPackageError
 from ..graph.capture import DeployGraph
 from ..graph.onnx_read import shares
-from ..models.convnext import multiply_accumulates
+from ..models.costs import multiply_accumulates
 from ..quantization.eight_bits import EightBits
 from ..records.manifest import Manifest, PrecisionTruth
 from ..runtimes.torch_files import copy_changed, without_folders
@@ -54,12 +54,12 @@ def _folders() -> set[Path]:
     """What the compiler reads and writes of this machine, and would name in the library."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    found = {Path(torch.__file__).parents[1], Path(sys.prefix), Path(sys.base_prefix), Path(cache_dir())}
+    folders = {Path(torch.__file__).parents[1], Path(sys.prefix), Path(sys.base_prefix), Path(cache_dir())}
     with contextlib.suppress(RuntimeError):  # no $HOME, and no entry of this user in the password database
-        found.add(Path.home())
-    found |= {folder.resolve() for folder in found}
+        folders.add(Path.home())
+    folders |= {folder.resolve() for folder in folders}
     # A system's own folders tell nothing of whose machine it is.
-    return {folder for folder in found if len(folder.parts) > 1 and str(folder) not in ("/usr", "/usr/local")}
+    return {folder for folder in folders if len(folder.parts) > 1 and str(folder) not in ("/usr", "/usr/local")}
 
 
 class AotInductorSession(TorchSession):

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..artifact.batches import Images
 from ..artifact.readback import Contents
-from ..artifact.session import Images, RunOptions
+from ..artifact.session import RunOptions
 from ..errors import ArtifactError, InputError, plain
 from ..graph.capture import DeployGraph
 from ..graph.module_contents import stored
@@ -132,9 +133,9 @@ def _quantize(module: ConvNeXt, tensors: dict[str, Tensor]) -> None:
             zero_point=int(zero_point.float()),
             shift=tensors.pop(f"{path}.shift").item(),
         )
-        made = QuantizedLinear(operation, weight.t(), tensors[f"{path}.weight_scale"], tensors[f"{path}.bias"])
+        layer = QuantizedLinear(operation, weight.t(), tensors[f"{path}.weight_scale"], tensors[f"{path}.bias"])
         parent, _, leaf = path.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, made)
+        setattr(module.get_submodule(parent), leaf, layer)
 
 
 FILE = "model.safetensors"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.batches import Images
 from ..artifact.readback import Contents
-from ..artifact.session import Images, Profile, RunOptions, Session
+from ..artifact.session import Profile, RunOptions, Session
 from ..env import usable_cores
 from ..errors import UsageError
 from ..native import library, packed_read
@@ -99,7 +100,7 @@ class NativeSession(Session):
 
     def _profile(self, steps: int, warmup: int) -> Profile:
         """From the engine's own clock, read between the parts of an operation."""
-        found = []
+        steps_seen = []
         for _ in range(warmup + steps):
             start = time.perf_counter_ns()
             parts = self._engine.profile()
@@ -114,8 +115,8 @@ class NativeSession(Session):
                 )
                 for part in parts
             )
-            found.append((wall_ms, layers))
-        return Profile("the engine's own clock", tuple(found[warmup:]), "times are those of the calling thread")
+            steps_seen.append((wall_ms, layers))
+        return Profile("the engine's own clock", tuple(steps_seen[warmup:]), "times are those of the calling thread")
 
 
 KINDS: dict[str, LayerKind] = {

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.batches import Images
 from ..artifact.readback import Contents
-from ..artifact.session import Images, Profile, RunOptions, Session
+from ..artifact.session import Profile, RunOptions, Session
 from ..env import needs
 from ..errors import ArtifactError, InputError
 from ..graph.onnx_contents import contents_of_onnx

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.batches import Images
 from ..artifact.readback import Contents, Quantizer, Tensor
-from ..artifact.session import Images, Profile, RunOptions, Session
+from ..artifact.session import Profile, RunOptions, Session
 from ..env import needs
 from ..errors import ArtifactError, BuildError, UsageError
 from ..graph.onnx_read import macs_of, shares
@@ -111,9 +112,9 @@ class OpenVinoSession(Session):
         self.step()
         macs = _executed_macs(self._compiled.get_runtime_model())
         executed = shares(macs)
-        asked = self.manifest.export.precision
+        precision = self.manifest.export.precision
         runs_as = next(name for name in executed if name != "int8" or len(executed) == 1)
-        note = f"OpenVINO's CPU plugin runs {asked} as {runs_as} on this machine" if runs_as != asked else None
+        note = f"OpenVINO's CPU plugin runs {precision} as {runs_as} on this machine" if runs_as != precision else None
         quantized = sum(name == "int8" for name, _ in macs)
         # Which products Q/DQ pairs make 8-bit is the plugin's choice, and read from what it executes.
         typed = _typed_macs(self._ov.Core().read_model(self._path))

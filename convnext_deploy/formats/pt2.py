@@ -24,7 +24,7 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
     with opening(folder / FILE, options):
         program = _program(folder / FILE)
     # Its guards refuse images 32 pixels high, where strides of the last maps are ambiguous and the results the same;
-    # `artifact.session.check_images` has already refused what the artifact does not take.
+    # `artifact.batches.check_images` has already refused what the artifact does not take.
     module = program.module(check_guards=False)
     return TorchSession(module.to(options.device), manifest, options)
 

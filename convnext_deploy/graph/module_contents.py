@@ -58,13 +58,13 @@ def expected_of(model: ConvNeXt, halved: bool = False) -> readback.Expected:
                 constants.add(tensor.item())  # of one output: a tensor that looks like a scalar
             tensors.append(kept)
             groups.append(group)
-        found = [module.eps for module in operation.modules() if isinstance(module, ChannelNorm | Grn)]
+        eps_values = [module.eps for module in operation.modules() if isinstance(module, ChannelNorm | Grn)]
         if group in beside:
             # A map's norm and that of the next downsample compute the same up to their affine part, which converters
             # may do once for both.
-            constants |= set(found)
+            constants |= set(eps_values)
         else:
-            epsilons += found
+            epsilons += eps_values
         for module in operation.modules():
             if isinstance(module, ChannelNorm):
                 channels = module.channels
@@ -107,8 +107,8 @@ def _tables(model: ConvNeXt) -> list[NDArray[Any]]:
         return []
     sides = set(model.spec.map_sizes()[model.spec.levels[-1] - 1])
     like = torch.zeros((), dtype=torch.float32)
-    found = [upernet.shares(side, bins, like) for side in sides for bins in model.segmenter.pool_scales]
-    return [array_of(table) for table in found]
+    tables = [upernet.shares(side, bins, like) for side in sides for bins in model.segmenter.pool_scales]
+    return [array_of(table) for table in tables]
 
 
 def _quantizer(weight: str, module: QuantizedLinear) -> readback.Quantizer:

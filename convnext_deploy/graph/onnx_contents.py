@@ -20,7 +20,7 @@ def contents_of_onnx(path: Path) -> readback.Contents:
     import onnx
 
     model = onnx.load(str(path))
-    held = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
+    initializers = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
     dequantized: dict[str, list[str]] = {}  # what a node of constants only makes, and from which
     grids: dict[str, frozenset[str]] = {}  # of 8-bit codes: the scale and zero point that they were made with
     tensors: list[readback.Tensor] = []
@@ -28,7 +28,7 @@ def contents_of_onnx(path: Path) -> readback.Contents:
     activations: list[str] = []
     for node in model.graph.node:
         given = [name for name in node.input if name]
-        if given and all(name in held or name in dequantized for name in given):
+        if given and all(name in initializers or name in dequantized for name in given):
             for name in node.output:
                 dequantized[name] = [leaf for source in given for leaf in dequantized.get(source, [source])]
             continue
@@ -42,11 +42,15 @@ def contents_of_onnx(path: Path) -> readback.Contents:
             if name in grid and not quantizes:
                 continue  # codes are read with the grid that they were made with; any other one is a constant too many
             for leaf in dequantized.get(name, [name]):
-                if leaf not in held or held[leaf].type.startswith(("int64", "int32")):
+                if leaf not in initializers or initializers[leaf].type.startswith(("int64", "int32")):
                     continue
-                tensors.append(held[leaf])
-                if held[leaf].values.size == 1 and held[leaf].type in ("float32", "float16") and not quantizes:
-                    scalars.append(float(held[leaf].values.reshape(-1)[0]))
+                tensors.append(initializers[leaf])
+                if (
+                    initializers[leaf].values.size == 1
+                    and initializers[leaf].type in ("float32", "float16")
+                    and not quantizes
+                ):
+                    scalars.append(float(initializers[leaf].values.reshape(-1)[0]))
         attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         if node.op_type == "LayerNormalization":
             scalars.append(attributes["epsilon"])

@@ -49,8 +49,8 @@ def locations(model: Path) -> Iterator[str]:
         return
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
-            for found in _locations(content, 0, len(content), "model", 0):
-                yield found.decode("utf-8", "replace")
+            for location in _locations(content, 0, len(content), "model", 0):
+                yield location.decode("utf-8", "replace")
         except (IndexError, RecursionError) as error:
             raise ArtifactError(f"{model} is damaged: it is no ONNX model; export the model again") from error
 

@@ -151,13 +151,13 @@ def alive(graph: onnx.GraphProto, needed: Iterable[str], ends: frozenset[str]) -
         ends: tensors that are there without the nodes that made them.
     """
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name not in ends}
-    waiting, found = [*(value.name for value in graph.output), *needed], set[int]()
+    waiting, nodes = [*(value.name for value in graph.output), *needed], set[int]()
     while waiting:
         index = makers.get(waiting.pop())
-        if index is not None and index not in found:
-            found.add(index)
+        if index is not None and index not in nodes:
+            nodes.add(index)
             waiting += _read([graph.node[index]])
-    return found
+    return nodes
 
 
 def _refuse_readers(user: onnx.ModelProto, found: OnnxConvNeXt, removed: set[int]) -> None:
@@ -207,8 +207,8 @@ def behind(user: onnx.ModelProto, tensors: Iterable[str], kinds: frozenset[str])
         sources = [name for name in _read([node]) if name in held]
         if not sources:
             continue
-        found = {kind for name in sources for kind in held[name]}
+        kinds_behind = {kind for name in sources for kind in held[name]}
         if node.op_type in kinds or node.domain not in DEFAULT:
-            found.add(node.op_type)
-        held |= {name: found for name in node.output if name not in reached}
+            kinds_behind.add(node.op_type)
+        held |= {name: kinds_behind for name in node.output if name not in reached}
     return {value.name: sorted(held.get(value.name, ())) for value in user.graph.output}

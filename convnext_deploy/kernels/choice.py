@@ -93,11 +93,11 @@ def chosen(
     if rows is None:
         say(f"kernels: none was measured on {gpu}, so {_none_but(planned)} used; --kernels all uses every one")
         return tuple(planned)
-    found = faster(model.spec, request.precision, request.batch.opt, (*possible, *alternatives(model)), rows)
-    more = [stage for stage in planned if stage not in found]
+    faster_names = faster(model.spec, request.precision, request.batch.opt, (*possible, *alternatives(model)), rows)
+    more = [stage for stage in planned if stage not in faster_names]
     because = f"; because the plan quantizes them: {', '.join(more)}" if more else ""
-    say(f"kernels: measured faster on {gpu} at batch {request.batch.opt}: {', '.join(found) or 'none'}{because}")
-    return (*found, *more)
+    say(f"kernels: measured faster on {gpu} at batch {request.batch.opt}: {', '.join(faster_names) or 'none'}{because}")
+    return (*faster_names, *more)
 
 
 def all_of(model: ConvNeXt, request: ExportRequest) -> tuple[str, ...]:
@@ -140,6 +140,6 @@ def _speedup(spec: ModelSpec, precision: Precision, batch: int, name: str, rows:
     kind, _, index = name.removesuffix(MLP).partition(".")
     channels = spec.dims[3 if kind == "head" else int(index or 0)]  # of what goes in; of the stem, of what comes out
     kind = "mlp" if name.endswith(MLP) else kind
-    wanted = kind, channels, spec.grn and kind == "stages", precision
-    alike = [row for row in rows if (row.part, row.channels, row.grn, row.precision) == wanted]
+    key = kind, channels, spec.grn and kind == "stages", precision
+    alike = [row for row in rows if (row.part, row.channels, row.grn, row.precision) == key]
     return min(alike, key=lambda row: abs(row.batch - batch)).speedup if alike else 0.0

@@ -157,12 +157,12 @@ def traced(rows: int | torch.SymInt) -> int:
 def product_launch(x: Tensor, rows: int | torch.SymInt) -> ProductLaunch:
     """For a product of so many rows, with operands of x's type."""
     here, rows = capability(x), traced(rows)
-    found = next(
+    measured = next(
         record
         for generation, least_rows, most_bytes, record in PRODUCTS
         if here >= generation and rows >= least_rows and x.dtype.itemsize <= most_bytes
     )
-    return replace(found, pdl=overlaps(x))
+    return replace(measured, pdl=overlaps(x))
 
 
 def programs(launch: ProductLaunch, tiles: int, outputs: int) -> int:
@@ -202,16 +202,16 @@ def spread(
     if isinstance(tiles, torch.SymInt) or programs(launch, tiles, len(weight)) >= processors(weight):
         return launch
     there, outputs, trips = processors(weight), len(weight), math.ceil(weight[0].numel() / launch.k)
-    found = deepened(launch, weight)
+    deep = deepened(launch, weight)
     for columns, splits in ((32, False), (32, True), (16, True)):
-        if programs(found, tiles, outputs) >= ENOUGH * there:
+        if programs(deep, tiles, outputs) >= ENOUGH * there:
             break
-        found = deepened(replace(launch, n=min(launch.n, columns)), weight)
+        deep = deepened(replace(launch, n=min(launch.n, columns)), weight)
         if splits:
-            most = min(there // programs(found, tiles, outputs), trips // PART_TRIPS)
+            most = min(there // programs(deep, tiles, outputs), trips // PART_TRIPS)
             worth = (part for part in parts if part <= most and trips - trips / part >= SAVED_TRIPS)
-            found = replace(found, split=max(worth, default=1))
-    return found
+            deep = replace(deep, split=max(worth, default=1))
+    return deep
 
 
 def fitted_launch(
@@ -246,9 +246,9 @@ MLPS: tuple[tuple[tuple[int, int], int, int, int, MlpLaunch], ...] = (
 def mlp_launch(x: Tensor, rows: int | torch.SymInt, hidden: int) -> MlpLaunch:
     """For an MLP of so many rows (..., C) of x's type, and hidden columns, which its chunks divide if they can."""
     here, channels, rows = capability(x), x.shape[-1], traced(rows)
-    found = next(
+    measured = next(
         record
         for generation, least_rows, most_channels, most_bytes, record in MLPS
         if here >= generation and rows >= least_rows and channels <= most_channels and x.dtype.itemsize <= most_bytes
     )
-    return replace(found, hidden=max(16, min(found.hidden, hidden & -hidden)), pdl=overlaps(x))
+    return replace(measured, hidden=max(16, min(measured.hidden, hidden & -hidden)), pdl=overlaps(x))

@@ -67,10 +67,10 @@ def operation(
         fake: the shapes and types of what it gives.
     """
     IMPLEMENTATIONS[name] = triton
-    made: Any = triton_op(f"convnext_deploy::{name}", triton, mutates_args=())
-    made.register_kernel("cpu")(cpu)
-    made.register_fake(fake)
-    return made
+    registered: Any = triton_op(f"convnext_deploy::{name}", triton, mutates_args=())
+    registered.register_kernel("cpu")(cpu)
+    registered.register_fake(fake)
+    return registered
 
 
 def shaped(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:

@@ -67,14 +67,14 @@ def launch_downsample(x: Tensor, weight: Tensor, bias: Tensor, norm: str, eps: f
     outputs, rows = len(weight), images * (height // 2) * (width // 2)
     tiles = -(-rows // launch.m) * -(-outputs // launch.n)
     out = torch.empty((images, height // 2, width // 2, outputs), dtype=x.dtype, device=x.device)
-    found = empty_parts(out, weight, launch)
+    parts = empty_parts(out, weight, launch)
     wrap_triton(downsample_kernel)[(tiles * launch.split,)](
-        x, weight.permute(0, 2, 3, 1).contiguous(), bias, found, rows, H=height // 2, W=width // 2, C=channels,
+        x, weight.permute(0, 2, 3, 1).contiguous(), bias, parts, rows, H=height // 2, W=width // 2, C=channels,
         N=outputs, EPS=eps, NORM=norm, PRECISION="ieee", BM=launch.m, BN=launch.n, BK=launch.k, GROUP=launch.group,
         SPLIT=launch.split, num_warps=launch.warps, num_stages=launch.stages, **dependent(launch.pdl),
     )  # fmt: skip
     if launch.split > 1:
-        launch_add_parts(found, bias, None, None, out, launch)
+        launch_add_parts(parts, bias, None, None, out, launch)
     return out
 
 

@@ -88,17 +88,17 @@ def launch_project(
     tiles = -(-rows // launch.m)
     residual = residual.contiguous()
     out = torch.empty_like(residual)
-    found = empty_parts(out, weight, launch)
+    parts = empty_parts(out, weight, launch)
     prologue = "none" if factor is None else "factor" if hidden_scale is None else "factor_quantized"
     wrap_triton(project_kernel)[(images * tiles * -(-channels // launch.n) * launch.split,)](
         hidden, weight.contiguous(), bias, residual,
         *(bias if t is None else t for t in (factor, scales, hidden_scale)),  # what is not read: any pointer
-        found, rows, tiles, images * tiles, N=channels, K=inputs, PROLOGUE=prologue, SCALED=scales is not None,
+        parts, rows, tiles, images * tiles, N=channels, K=inputs, PROLOGUE=prologue, SCALED=scales is not None,
         PRECISION="tf32" if tf32 else "ieee", BM=launch.m, BN=launch.n, BK=launch.k, GROUP=launch.group,
         SPLIT=launch.split, num_warps=launch.warps, num_stages=launch.stages, **dependent(launch.pdl),
     )  # fmt: skip
     if launch.split > 1:
-        launch_add_parts(found, bias, residual, scales, out, launch)
+        launch_add_parts(parts, bias, residual, scales, out, launch)
     return out
 
 

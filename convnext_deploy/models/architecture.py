@@ -156,7 +156,7 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
     if not names and visible["head_hidden"] is not None:  # a head of its own on the network of a variant
         visible, counts["head_hidden"] = visible | {"head_hidden": None}, visible["head_hidden"]
         names = registry.recognise(visible, norm_bias)
-    found = visible | {"norm": f"with{'' if norm_bias else 'out'} bias"}
+    traits = visible | {"norm": f"with{'' if norm_bias else 'out'} bias"}
     if converted.mlp is not None:
         counts["head_hidden"], counts["head_activation"] = converted.mlp
     if converted.level_norms:
@@ -164,15 +164,15 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
     if converted.layout == "transformers":
         counts["head_norm_eps"] = 1e-12  # the default of its configs
     if converted.layout not in _OF_TIMM:
-        found |= {"activation": "gelu", "norm_eps": 1e-6}
-        names = tuple(name for name in names if _differing(registry.spec(name), found) == "norm")
+        traits |= {"activation": "gelu", "norm_eps": 1e-6}
+        names = tuple(name for name in names if _differing(registry.spec(name), traits) == "norm")
     if variant is not None:
         if variant in names:
             return registry.spec(variant, **counts)
-        asked = registry.spec(variant)
-        field = _differing(asked, found)
+        named = registry.spec(variant)
+        field = _differing(named, traits)
         raise WeightsError(
-            f"{where} is not a {variant}: its {field} is {found[field]}, expected {getattr(asked, field)}"
+            f"{where} is not a {variant}: its {field} is {traits[field]}, expected {getattr(named, field)}"
             + (f"; it fits {', '.join(names)}" if names else "")
         )
     if len(names) == 1:

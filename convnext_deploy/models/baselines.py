@@ -97,9 +97,9 @@ class Baseline(nn.Module):
 
 def _created(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Module, tuple[int, ...]]:
     """timm's module, and four widths: of its maps at the strides 4, 8, 16 and 32, or of its pooled features."""
-    found = timm.models.get_pretrained_cfg(name)
+    pretrained = timm.models.get_pretrained_cfg(name)
     options: dict[str, Any] = {}
-    if found is not None and found.fixed_input_size and tuple(found.input_size[1:]) != image_size:
+    if pretrained is not None and pretrained.fixed_input_size and tuple(pretrained.input_size[1:]) != image_size:
         options["img_size"] = image_size  # else a transformer refuses every other size
     if task != "features":
         module = timm.create_model(name, pretrained=False, num_classes=1000 if task == "classify" else 0, **options)
@@ -117,10 +117,10 @@ def _created(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Mod
 
 def preprocessing_of(name: str) -> Preprocessing:
     """What timm says that the model was trained with."""
-    found = timm.models.get_pretrained_cfg(name)
-    if found is None:
+    pretrained = timm.models.get_pretrained_cfg(name)
+    if pretrained is None:
         return Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD, assumed=("mean", "std"))
-    return Preprocessing(mean=tuple(found.mean), std=tuple(found.std), crop_pct=found.crop_pct)
+    return Preprocessing(mean=tuple(pretrained.mean), std=tuple(pretrained.std), crop_pct=pretrained.crop_pct)
 
 
 def is_convnext(name: str) -> bool:

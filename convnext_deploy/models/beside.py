@@ -79,8 +79,8 @@ def refuse_other_tools(state: Mapping[str, Tensor], where: str) -> None:
 
 def averaged(prefixes: Iterable[str]) -> str | None:
     """The prefix of the averaged copy of a network, where one of them is that."""
-    found = [prefix for prefix in prefixes if AVERAGED & set(prefix.split("."))]
-    return found[0] if len(found) == 1 else None
+    averages = [prefix for prefix in prefixes if AVERAGED & set(prefix.split("."))]
+    return averages[0] if len(averages) == 1 else None
 
 
 def normalization(

@@ -47,10 +47,10 @@ def read(path: Path, mmap: bool) -> Any:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             except Exception as error:  # also for another reason than that a blank is filled in another way
-                found = _UNFILLED.search(str(error))
-                if found is None or int(found[2]) in filled:
+                match = _UNFILLED.search(str(error))
+                if match is None or int(match[2]) in filled:
                     raise
-                filled[int(found[2])] = "items" if found[1] == "SETITEM" else "list"
+                filled[int(match[2])] = "items" if match[1] == "SETITEM" else "list"
 
 
 def class_of(value: Any) -> str | None:
@@ -68,23 +68,23 @@ def classes_in(content: Any) -> Iterator[str]:
 
     Each object is looked into once: a file can contain one that is in itself, or in many others.
     """
-    seen: set[int] = set()
+    visited: set[int] = set()
     waiting = [content]
     while waiting:
         value = waiting.pop()
-        found = class_of(value)
-        if found is not None:
-            yield found
-        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
-            seen.add(id(value))
+        name = class_of(value)
+        if name is not None:
+            yield name
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in visited:
+            visited.add(id(value))
             waiting += reversed(list(value.values()) if isinstance(value, Mapping) else value)
 
 
 def _class(number: int, name: str, filled: Filled) -> Callable[..., Any]:
     def dictionary(_: type, *__: Any, **___: Any) -> Any:
-        made: OrderedDict[Any, Any] = OrderedDict()
-        vars(made)[_OF_DICTIONARY] = name
-        return made
+        content: OrderedDict[Any, Any] = OrderedDict()
+        vars(content)[_OF_DICTIONARY] = name
+        return content
 
     def listed(_: type, *__: Any, **___: Any) -> Any:
         return []

@@ -144,9 +144,9 @@ def load(
     elif head is not None:
         spec = segmenters.described(spec, head, checkpoint.facts, checkpoint.source)
         converted = segmenters.with_head(converted, head, left)
-    for field, asked, found in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
-        if asked is not None and asked != found:
-            raise WeightsError(f"{checkpoint.source} has {found} {field}, not {asked}; fine-tune it first")
+    for field, asked, actual in (("classes", num_classes, spec.num_classes), ("channels", in_chans, spec.in_chans)):
+        if asked is not None and asked != actual:
+            raise WeightsError(f"{checkpoint.source} has {actual} {field}, not {asked}; fine-tune it first")
     spec = _placed(
         with_facts(spec, checkpoint.facts, checkpoint.source), task, image_size, _trained_size(spec, checkpoint.facts)
     )
@@ -214,20 +214,22 @@ def _with_normalization(checkpoint: Checkpoint, converted: Converted, asked: Map
     Raises:
         WeightsError: the user, or what stands beside the checkpoint, says another mean or std.
     """
-    known, found = dict(checkpoint.facts), converted.normalization
-    if found is None:
+    known, normalization = dict(checkpoint.facts), converted.normalization
+    if normalization is None:
         return known
-    for name, key, own in zip(("mean", "std"), found.keys, (found.mean, found.std), strict=True):
+    for name, key, own in zip(
+        ("mean", "std"), normalization.keys, (normalization.mean, normalization.std), strict=True
+    ):
         said = asked.get(name, known.get(name))
         values = tuple(said) if isinstance(said, (list, tuple)) else own
         if len(values) != len(own) or any(abs(a - b) > 1e-3 for a, b in zip(values, own, strict=True)):
-            shown = ",".join(f"{value:.4g}" for value in own)
+            statistics = ",".join(f"{value:.4g}" for value in own)
             raise WeightsError(
-                f"{checkpoint.source} has a normalization in front of the network, {key} {shown}, and {name} "
+                f"{checkpoint.source} has a normalization in front of the network, {key} {statistics}, and {name} "
                 f"{','.join(f'{value:.4g}' for value in values)} is said beside it; expected one of them: load the "
                 f"network alone with --weights-key, or leave the other out"
             )
-    return known | {"mean": list(found.mean), "std": list(found.std)}
+    return known | {"mean": list(normalization.mean), "std": list(normalization.std)}
 
 
 def _with_levels(
@@ -266,8 +268,8 @@ def _joined(levels: tuple[int, ...]) -> str:
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:
     size = asked or (tuple(trained) if trained else (224, 224))
     if len(size) != 2 or any(not isinstance(side, int) or side < STRIDE for side in size):
-        shown = "x".join(map(str, size))
+        text = "x".join(map(str, size))
         raise WeightsError(
-            f"image size {shown} pixels; expected at least {STRIDE}x{STRIDE} (--image-size 224 or 800x1280)"
+            f"image size {text} pixels; expected at least {STRIDE}x{STRIDE} (--image-size 224 or 800x1280)"
         )
     return msgspec.structs.replace(spec, task=task, image_size=(size[0], size[1]))

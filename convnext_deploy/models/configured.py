@@ -23,25 +23,25 @@ def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], s
         WeightsError: the file cannot be understood, or contradicts what stands beside the checkpoint or is given.
     """
     if file.suffix == ".py":
-        found = understood(lambda values: facts_in(values, f"--config {file}"), read_config(file), f"--config {file}")
+        facts = understood(lambda values: facts_in(values, f"--config {file}"), read_config(file), f"--config {file}")
     elif file.suffix == ".json":
-        found = understood(facts_of, _of_json(file), f"--config {file}")
+        facts = understood(facts_of, _of_json(file), f"--config {file}")
     else:
         raise WeightsError(f"--config {file} ends in {file.suffix!r}; expected .py (mmpretrain and relatives) or .json")
-    found.pop(FROM, None)
-    if not found:
+    facts.pop(FROM, None)
+    if not facts:
         raise WeightsError(
             f"--config {file} says nothing that is known here; expected a configuration of mmpretrain, mmdetection, "
             "mmsegmentation, timm, transformers or open_clip, or what torchvision's detector was given"
         )
     for others, where in ((known, f"beside {source}"), (asked, "given")):
-        for name in sorted(found.keys() & others.keys()):
-            if not equal(found[name], others[name]):
+        for name in sorted(facts.keys() & others.keys()):
+            if not equal(facts[name], others[name]):
                 raise WeightsError(
-                    f"{name} is {shown(found[name])} in --config {file.name} and {shown(others[name])} {where}; "
+                    f"{name} is {shown(facts[name])} in --config {file.name} and {shown(others[name])} {where}; "
                     "leave one of them out"
                 )
-    return joined(known, sourced(found, file.name))
+    return joined(known, sourced(facts, file.name))
 
 
 def _of_json(file: Path) -> dict[str, Any]:

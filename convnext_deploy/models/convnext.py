@@ -15,8 +15,7 @@ stream has the widest type of what was added to it.
 Papers: arXiv:2201.03545 (V1), arXiv:2301.00808 (V2). Conventions of the numbers: timm 1.0.31.
 """
 
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -26,7 +25,6 @@ from torch import Tensor, nn
 from ..artifact.detections import padded_sides
 from ..records.base import Precision
 from ..records.manifest import Activation, HeadActivation, ModelSpec, Norm
-from . import upernet
 from .upernet import UperNet
 
 if TYPE_CHECKING:
@@ -380,44 +378,3 @@ class ConvNeXt(nn.Module):
         """A stage's map as it is put out: in fp32, and normalized where the level has a norm. (N, H, W, C)"""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return cast(Tensor, self.level_norms[str(level)](x)) if str(level) in self.level_norms else x
-
-
-def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
-    """Multiply-accumulates for one image of `spec.image_size`, by the name of the weight they multiply with.
-
-    The sum is what the papers call FLOPs; norms, activations and GRN are not counted, as there.
-    """
-    pixels = [height * width for height, width in spec.map_sizes()]
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in ConvNeXt(spec).named_parameters() if name.endswith("weight")}
-    if spec.task == "detect":
-        from .detectors import positions as detector_positions
-
-        pixels = [height * width for height, width in spec.map_sizes(padded_sides(spec.image_size))]
-    counts = {}
-    for name, shape in shapes.items():
-        if len(shape) < 2:
-            continue  # norms, GRN
-        part, index = name.split(".")[:2]
-        if part == "stages":
-            positions = pixels[int(index)]
-        elif part == "downsamples":
-            positions = pixels[int(index) + 1]
-        elif part == "stem":
-            halved = name == "stem.convs.0.weight" and spec.stem != "patch"
-            positions = math.prod(-(-side // 2) for side in spec.image_size) if halved else pixels[0]
-        elif part == "segmenter":
-            positions = upernet.positions(spec, name.removeprefix("segmenter."))
-        elif part == "detector":
-            positions = detector_positions(spec, name.removeprefix("detector."))
-        else:
-            positions = 1  # the head sees one pooled vector
-        counts[name] = positions * math.prod(shape)
-    return counts
-
-
-def share_of(spec: ModelSpec, operations: Collection[str]) -> float:
-    """The part of the multiply-accumulates that is in the named operations (`stages.2.0.project`, `head`)."""
-    counts = multiply_accumulates(spec)
-    inside = sum(count for path, count in counts.items() if any(path.startswith(f"{name}.") for name in operations))
-    return inside / sum(counts.values())

@@ -127,10 +127,10 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
         WeightsError: what stands beside the tensors contradicts them.
     """
     for name in ("depths", "dims", "kernel_sizes", "in_chans", "grn", "num_classes"):
-        seen, said = getattr(spec, name), facts.get(name)
-        if said is not None and said != seen and (name != "num_classes" or seen):
+        own, said = getattr(spec, name), facts.get(name)
+        if said is not None and said != own and (name != "num_classes" or own):
             raise WeightsError(
-                f"{where}: its configuration says {name} {said}, and its tensors {seen}; mend one of them"
+                f"{where}: its configuration says {name} {said}, and its tensors {own}; mend one of them"
             )
     if facts.get("arch") is not None and not _is_arch(spec, facts["arch"]):
         raise WeightsError(
@@ -178,12 +178,12 @@ def with_problem(spec: ModelSpec, said: Problem | None, asked: Problem | None, w
         said = "binary"  # a loss of one logit, which transformers computes as one of several
     if asked is not None and said not in (None, asked):
         raise WeightsError(f"--problem {asked}, and config.json beside {where} says {said}; leave the option out")
-    found = asked or said
-    if found == "binary" and spec.num_classes != 1:
+    problem = asked or said
+    if problem == "binary" and spec.num_classes != 1:
         raise WeightsError(f"--problem binary is for one output, and {where} has {spec.num_classes}; leave it out")
-    if found in ("single-label", "multi-label") and spec.num_classes == 1:
-        raise WeightsError(f"{where} has one output and is said to be {found}; expected binary or regression")
-    return msgspec.structs.replace(spec, problem=found)
+    if problem in ("single-label", "multi-label") and spec.num_classes == 1:
+        raise WeightsError(f"{where} has one output and is said to be {problem}; expected binary or regression")
+    return msgspec.structs.replace(spec, problem=problem)
 
 
 def preprocessing_of(
@@ -222,11 +222,11 @@ def preprocessing_of(
             value = [value]
         fields[name] = tuple(value) * channels if isinstance(value, (list, tuple)) and len(value) == 1 else value
     try:
-        found = msgspec.convert({**fields, "assumed": tuple(assumed)}, Preprocessing)
+        preprocessing = msgspec.convert({**fields, "assumed": tuple(assumed)}, Preprocessing)
     except msgspec.ValidationError as error:
         raise WeightsError(f"the preprocessing given, or beside the checkpoint: {plain(error)}") from None
-    _check_normalization(found, channels)
-    return found
+    _check_normalization(preprocessing, channels)
+    return preprocessing
 
 
 def _check_normalization(found: Preprocessing, channels: int) -> None:

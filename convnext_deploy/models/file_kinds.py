@@ -82,9 +82,9 @@ def refuse_others(path: Path, head: bytes) -> None:
     Raises:
         WeightsError: with the file's kind and the cure.
     """
-    found = _kind(path, head)
-    if found is not None:
-        raise WeightsError(f"{path} is {found[0]}; {found[1]}")
+    kind = _kind(path, head)
+    if kind is not None:
+        raise WeightsError(f"{path} is {kind[0]}; {kind[1]}")
 
 
 def _kind(path: Path, head: bytes) -> tuple[str, str] | None:
@@ -173,29 +173,29 @@ def refuse_folder(folder: Path) -> None:
         )
     if "saved_model.pb" in names:
         raise WeightsError(f"{folder} is a SavedModel of TensorFlow; {_ELSEWHERE}")
-    found = weights_in(folder)
-    if found:
-        which = "it" if len(found) == 1 else "one of them"
-        raise WeightsError(f"{folder} has the weights {_listed(found)}; give {which} with --weights")
+    weights = weights_in(folder)
+    if weights:
+        which = "it" if len(weights) == 1 else "one of them"
+        raise WeightsError(f"{folder} has the weights {_listed(weights)}; give {which} with --weights")
     for path in sorted(folder / name for name in names):
         if path.is_file() and path.suffix.lower() not in _CONFIGURATIONS:
             refuse_others(path, head_of(path))
-    shown = _listed(sorted(names)) if names else "nothing"
-    raise WeightsError(f"{folder} holds no weights (in it: {shown}); name the file itself with --weights")
+    listing = _listed(sorted(names)) if names else "nothing"
+    raise WeightsError(f"{folder} holds no weights (in it: {listing}); name the file itself with --weights")
 
 
 def weights_in(folder: Path) -> list[str]:
     """Files below a folder that may hold weights, as paths relative to it and the nearest first."""
-    found: list[tuple[int, str]] = []
+    by_depth: list[tuple[int, str]] = []
     for below, folders, files in os.walk(folder):
         depth = len(Path(below).relative_to(folder).parts)
         if depth == DEPTH:
             folders.clear()
         names = [name for name in files if name.lower().endswith(SUFFIXES)]
-        found += [(depth, str(Path(below, name).relative_to(folder))) for name in names]
-    return [name for _, name in sorted(found)]
+        by_depth += [(depth, str(Path(below, name).relative_to(folder))) for name in names]
+    return [name for _, name in sorted(by_depth)]
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    listing = ", ".join(name if name.isprintable() else repr(name) for name in names[:_SHOWN])
+    return listing + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -129,18 +129,18 @@ def of_onnx(found: "OnnxConvNeXt", name: str) -> Read:
 def _harmless() -> list[Any]:
     """Classes and functions that only hold, or put together, plain values."""
     multiarray: Any = getattr(np, "_core", None) or np.core  # before numpy 2
-    found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace, np.ndarray, np.dtype]
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace, np.ndarray, np.dtype]
     for package in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 write them
         names = ("scalar", "_reconstruct")
-        found += [(getattr(multiarray.multiarray, name), f"{package}.multiarray.{name}") for name in names]
-    return found + [type(np.dtype(name)) for name in (*NUMBERS, *OTHERS)]
+        allowed += [(getattr(multiarray.multiarray, name), f"{package}.multiarray.{name}") for name in names]
+    return allowed + [type(np.dtype(name)) for name in (*NUMBERS, *OTHERS)]
 
 
 def _refused(error: Exception) -> str | None:
     """The class or function that torch.load does not know."""
     words = str(error)
-    found = _REFUSED_GLOBAL.search(words) if "weights_only" in words or "Unsupported" in words else None
-    return None if found is None else found[1] or found[2]
+    match = _REFUSED_GLOBAL.search(words) if "weights_only" in words or "Unsupported" in words else None
+    return None if match is None else match[1] or match[2]
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -191,18 +191,18 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     strange = [name for name, value in content.items() if isinstance(value, Tensor) and not isinstance(name, str)]
     if strange:
         raise WeightsError(f"{path} has a tensor under the key {strange[0]!r}; expected names")
-    found = list(_candidates(content))
-    wrapper = [c for c in found if key is not None and c.names and (key in c.names or key == c.called)]
+    candidates = list(_candidates(content))
+    wrapper = [c for c in candidates if key is not None and c.names and (key in c.names or key == c.called)]
     if key is not None and wrapper:
         models, prefix = wrapper, None
     elif key is not None:
-        models, prefix = [c for c in found if any(name.startswith(key) for name in c.state)], key
+        models, prefix = [c for c in candidates if any(name.startswith(key) for name in c.state)], key
     else:
-        models, prefix = [c for c in found if has_anchor(c.state)], None
+        models, prefix = [c for c in candidates if has_anchor(c.state)], None
     if not models:
         if unread:
             raise WeightsError(_holds(path, unread[0]))
-        return _nothing(content, found, path, key)
+        return _nothing(content, candidates, path, key)
     swapped = _is_of_mmengine(content)
     models.sort(key=lambda c: (not (swapped and c.called == "state_dict"), c.rank))  # stable: the outer comes first
     best = models[0]
@@ -274,15 +274,15 @@ def _tensor(array: NDArray[Any]) -> Tensor:
 
 def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, key: str | None) -> Read:
     """Of a file in which nothing is a ConvNeXt: the tensors that it has, or what it contains in place of any."""
-    shown = ", ".join(repr(name) for name in list(content)[:6])
+    listing = ", ".join(repr(name) for name in list(content)[:6])
     if key is not None:
         inside = ", ".join(dict.fromkeys(c.called for c in found if c.names))
         raise WeightsError(
-            f"{path} has no wrapper and no key prefix {key!r} (its keys: {shown}"
+            f"{path} has no wrapper and no key prefix {key!r} (its keys: {listing}"
             + (f"; with tensors: {inside})" if inside else ")")
         )
     if not found:
-        raise WeightsError(f"{path} holds no tensors under names (its keys: {shown or 'none'}); give another file")
+        raise WeightsError(f"{path} holds no tensors under names (its keys: {listing or 'none'}); give another file")
     best = min(found, key=lambda c: (c.rank, -len(c.state)))
     state = {name: value.clone() for name, value in best.state.items()}
     return Read(state, {}, None, f"{path.name}[{best.called}]" if best.names else path.name)

@@ -114,11 +114,11 @@ def _parts(entries: Mapping[str, Tensor]) -> list[_Part]:
     for name, value in entries.items():
         path, _, parameter = name.rpartition(".")
         parts.setdefault(path, _Part(path)).tensors[parameter] = value
-    found = list(parts.values())
-    numbers = [part.number for part in found]
-    if None not in numbers and len({part.path.rpartition(".")[0] for part in found}) == 1:
-        found.sort(key=lambda part: part.number or 0)
-    return found
+    layers = list(parts.values())
+    numbers = [part.number for part in layers]
+    if None not in numbers and len({part.path.rpartition(".")[0] for part in layers}) == 1:
+        layers.sort(key=lambda part: part.number or 0)
+    return layers
 
 
 def _two(

@@ -51,15 +51,15 @@ def held(places: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[str, list[str]]]
     """Lists of class names that a checkpoint has beside its weights, with the names that people give them."""
     for place in places:
         for name in NAMES:
-            found = place.get(name)
-            if isinstance(found, Mapping) and not all(
-                isinstance(value, (str, int)) for pair in found.items() for value in pair
+            entry = place.get(name)
+            if isinstance(entry, Mapping) and not all(
+                isinstance(value, (str, int)) for pair in entry.items() for value in pair
             ):
                 continue
-            if isinstance(found, (list, tuple)) and not all(isinstance(value, str) for value in found):
+            if isinstance(entry, (list, tuple)) and not all(isinstance(value, str) for value in entry):
                 continue
             try:
-                labels = label_list(found)
+                labels = label_list(entry)
             except (WeightsError, ValueError):
                 continue  # something else that is called so, such as the labels of images
             if labels and len(set(labels)) == len(labels):

@@ -116,21 +116,21 @@ def convert(
     if classifier.tensors.keys() & tensors.keys():
         raise WeightsError(f"{where} ({layout.name} layout) has two heads; name the part to load with --weights-key")
     norm_first = any(key.startswith(found + "norm_pre.") for key in state)
-    shown = described(layout.name, tensors | classifier.tensors, norm_first, where)
+    description = described(layout.name, tensors | classifier.tensors, norm_first, where)
     mlp = None
     if classifier.hidden is not None and classifier.activation is not None:
         mlp = (classifier.hidden, classifier.activation)
-        shown.visible["head_hidden"] = None  # a fine-tune's head tells nothing of the variant
-    return replace(shown, note="; ".join(notes) or None, normalization=normalization, level_norms=levels, mlp=mlp)
+        description.visible["head_hidden"] = None  # a fine-tune's head tells nothing of the variant
+    return replace(description, note="; ".join(notes) or None, normalization=normalization, level_norms=levels, mlp=mlp)
 
 
 def _unwrapped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, value in state.items():
-        if beside.unwrapped(key) in found:
+        if beside.unwrapped(key) in tensors:
             raise WeightsError(f"{where} has {beside.unwrapped(key)} a second time, as {key}; expected it once")
-        found[beside.unwrapped(key)] = value
-    return found
+        tensors[beside.unwrapped(key)] = value
+    return tensors
 
 
 @dataclass(slots=True)
@@ -226,8 +226,8 @@ def _level_norms(layout: Layout, tensors: dict[str, Tensor], pooled: bool) -> tu
 
 def _named(keys: list[str], most: int) -> str:
     """Keys of a file on one line, whatever they hold."""
-    shown = ", ".join(key if key.isprintable() else repr(key) for key in keys[:most])
-    return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")
+    listing = ", ".join(key if key.isprintable() else repr(key) for key in keys[:most])
+    return listing + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str, tuple[str, ...]]:
@@ -244,14 +244,15 @@ def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str, tu
             )
         if prefixes:
             return layout, prefixes[0], ()
-    shown = _named(list(state), 4) or "no tensors"
+    listing = _named(list(state), 4) or "no tensors"
     known = ", ".join(layout.name for layout in LAYOUTS)
     isotropic = any(re.search(r"(^|\.)blocks\.0\.dwconv\.weight$", key) for key in state)
     if isotropic and not any("stages." in key for key in state):
         raise WeightsError(
-            f"{where} is an isotropic ConvNeXt, of one stage without downsampling (keys: {shown}); expected four stages"
+            f"{where} is an isotropic ConvNeXt, of one stage without downsampling (keys: {listing}); "
+            "expected four stages"
         )
-    raise WeightsError(f"{where} is not a ConvNeXt checkpoint (keys: {shown}); expected one of the layouts {known}")
+    raise WeightsError(f"{where} is not a ConvNeXt checkpoint (keys: {listing}); expected one of the layouts {known}")
 
 
 def _channels(tensors: Mapping[str, Tensor]) -> int:

@@ -64,10 +64,10 @@ def read(weights: str | None, name: str | None, tag: str | None, key: str | None
         )  # fmt: skip
     plain = weights.removeprefix("timm:").removeprefix("timm/")
     if plain.partition(".")[0] in registry.VARIANTS or registry.is_deprecated(plain):
-        found, its_tag = registry.resolve(plain)
-        if name is not None and found != name:
+        architecture, its_tag = registry.resolve(plain)
+        if name is not None and architecture != name:
             raise WeightsError(f"--weights {weights} is not a {name}; leave --variant out or make them agree")
-        return _published(found, its_tag)
+        return _published(architecture, its_tag)
     raise WeightsError(
         f"--weights {weights}: no such file or folder, and not a published timm name; {REMEDIES}, or hf-hub:owner/name"
     )
@@ -75,10 +75,10 @@ def read(weights: str | None, name: str | None, tag: str | None, key: str | None
 
 def _unread(file: Path) -> str | None:
     """Of a file that is taken alone: that a library's configuration stands beside it."""
-    found = [name for name in ("config.json", *PROCESSOR_FILES) if (file.parent / name).is_file()]
-    if file.name not in WEIGHT_FILES or not found:
+    unread = [name for name in ("config.json", *PROCESSOR_FILES) if (file.parent / name).is_file()]
+    if file.name not in WEIGHT_FILES or not unread:
         return None
-    return f"{' and '.join(found)} beside {file.name} is not read (--weights {file.parent} reads the whole folder)"
+    return f"{' and '.join(unread)} beside {file.name} is not read (--weights {file.parent} reads the whole folder)"
 
 
 def _published(name: str, tag: str | None) -> Checkpoint:
@@ -98,8 +98,8 @@ def _published(name: str, tag: str | None) -> Checkpoint:
             f"timm publishes no weights {full!r}"
             + (f"; it has {', '.join(published)}" if published else f" for {name}; {REMEDIES}")
         )
-    found = _from_hub(config.hf_hub_id, f"timm:{name}.{config.tag}")
-    return replace(found, licence=found.licence or config.license)
+    checkpoint = _from_hub(config.hf_hub_id, f"timm:{name}.{config.tag}")
+    return replace(checkpoint, licence=checkpoint.licence or config.license)
 
 
 def _from_hub(repository: str, source: str, revision: str | None = None) -> Checkpoint:
@@ -185,13 +185,13 @@ def _commit_of(file: Path) -> str | None:
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
     """Logging is global: silence one library's logger for a while, and put it back."""
-    found = logging.getLogger(logger)
-    before = found.level
-    found.setLevel(logging.CRITICAL)
+    library = logging.getLogger(logger)
+    before = library.level
+    library.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        found.setLevel(before)
+        library.setLevel(before)
 
 
 def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
@@ -210,10 +210,10 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
     if (folder / open_clip.CONFIG).is_file():
         config["open_clip"] = _json(folder / open_clip.CONFIG)
     beside = [_json(folder / name) if (folder / name).is_file() else None for name in PROCESSOR_FILES]
-    if any(found is not None for found in beside):
+    if any(checkpoint is not None for checkpoint in beside):
         config["preprocessor"] = merged(*beside)
-    found = _with_config(source, parts, config, key)
-    return replace(found, note="; ".join(filter(None, (note, found.note))) or None)
+    checkpoint = _with_config(source, parts, config, key)
+    return replace(checkpoint, note="; ".join(filter(None, (note, checkpoint.note))) or None)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -31,8 +31,8 @@ class _Unknown(Exception):
 
 def text_of(meta: Any) -> str | None:
     """The configuration's text in a checkpoint's `meta`."""
-    found = [meta[name] for name in TEXTS if isinstance(meta.get(name), str)] if isinstance(meta, Mapping) else []
-    return found[0] if found and len(found[0]) <= MOST_BYTES else None
+    texts = [meta[name] for name in TEXTS if isinstance(meta.get(name), str)] if isinstance(meta, Mapping) else []
+    return texts[0] if texts and len(texts[0]) <= MOST_BYTES else None
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -75,17 +75,17 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def _changed(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """As mmengine merges: dictionaries by their names, unless one says `_delete_`; everything else is replaced."""
-    found = dict(base)
+    merged = dict(base)
     for name, value in over.items():
-        before = found.get(name)
+        before = merged.get(name)
         if isinstance(value, Mapping) and isinstance(before, dict) and not value.get("_delete_"):
-            found[name] = _changed(before, value)
+            merged[name] = _changed(before, value)
         elif isinstance(value, Mapping):
-            found[name] = {key: entry for key, entry in value.items() if key != "_delete_"}
+            merged[name] = {key: entry for key, entry in value.items() if key != "_delete_"}
         else:
-            found[name] = value
-    found.pop("_base_", None)
-    return found
+            merged[name] = value
+    merged.pop("_base_", None)
+    return merged
 
 
 def mm_facts(text: str, where: str) -> dict[str, Any]:
@@ -108,14 +108,14 @@ def facts_in(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         WeightsError: images with blue first, or another network than a ConvNeXt with a head that is known.
     """
     facts = _network(values.get("model"), where)
-    for found, default in _normalizations(values):
-        if not found.get("to_rgb", found.get("bgr_to_rgb", default)) and len(found["mean"]) == 3:
+    for layer, default in _normalizations(values):
+        if not layer.get("to_rgb", layer.get("bgr_to_rgb", default)) and len(layer["mean"]) == 3:
             raise WeightsError(
                 f"{where}: its configuration normalizes images with blue first (to_rgb=False), and images are given "
                 "with red first; reverse the channels of the stem's weight and give --mean and --std"
             )
-        facts["mean"] = [value / 255 for value in found["mean"]]
-        facts["std"] = [value / 255 for value in found["std"]]
+        facts["mean"] = [value / 255 for value in layer["mean"]]
+        facts["std"] = [value / 255 for value in layer["std"]]
         break
     pipeline = values.get("test_pipeline")
     return facts | _geometry(pipeline if isinstance(pipeline, list) else [])
@@ -203,10 +203,10 @@ def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
             names = [_value(name, known) for name in node.keys if name is not None]
             return dict(zip(names, [_value(item, known) for item in node.values], strict=True))
         case ast.Call(func=ast.Name(id="dict"), args=[]):
-            made: dict[str, Any] = {}
+            entries: dict[str, Any] = {}
             for item in node.keywords:
-                made |= _value(item.value, known) if item.arg is None else {item.arg: _value(item.value, known)}
-            return made
+                entries |= _value(item.value, known) if item.arg is None else {item.arg: _value(item.value, known)}
+            return entries
     raise _Unknown
 
 
@@ -227,9 +227,9 @@ def _normalizations(values: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, An
     steps = [step for step in pipeline if isinstance(step, Mapping)] if isinstance(pipeline, list) else []
     normalize = [step for step in steps if step.get("type") == "Normalize"]
     new, old = (inside, values.get("data_preprocessor")), (*normalize, values.get("img_norm_cfg"))
-    for found, default in (*((part, False) for part in new), *((part, True) for part in old)):
-        if isinstance(found, Mapping) and all(_are_numbers(found.get(name)) for name in ("mean", "std")):
-            yield found, default
+    for layer, default in (*((part, False) for part in new), *((part, True) for part in old)):
+        if isinstance(layer, Mapping) and all(_are_numbers(layer.get(name)) for name in ("mean", "std")):
+            yield layer, default
 
 
 def _are_numbers(value: Any) -> bool:

@@ -37,8 +37,8 @@ class Layout:
         """What stands before the anchor, for each network of this layout."""
         keys = list(keys)
         ends = [key for key in keys if key == self.anchor or key.endswith("." + self.anchor)]
-        found = sorted(key.removesuffix(self.anchor) for key in ends)
-        return [prefix for prefix in found if self._is_marked(keys, prefix)]
+        prefixes = sorted(key.removesuffix(self.anchor) for key in ends)
+        return [prefix for prefix in prefixes if self._is_marked(keys, prefix)]
 
     def _is_marked(self, keys: list[str], prefix: str) -> bool:
         return not self.mark or any(

@@ -68,9 +68,9 @@ def _is_downsampling(graph: OnnxGraph, index: int) -> bool:
 
 def follow(graph: OnnxGraph, stem: int) -> OnnxConvNeXt:
     """Follow the network from its stem to the end of its last stage."""
-    found = OnnxConvNeXt(graph.nodes[stem].input[0])
-    found.sides = graph.sides(found.input)
-    channels = _convolution(graph, found, stem, "downsample_layers.0.0", 4)
+    network = OnnxConvNeXt(graph.nodes[stem].input[0])
+    network.sides = graph.sides(network.input)
+    channels = _convolution(graph, network, stem, "downsample_layers.0.0", 4)
     at, stage, block = graph.nodes[stem].output[0], 0, 0
     norm: str | None = "downsample_layers.0.1"  # whose values stand before the next block; None: there is none
     while True:
@@ -79,30 +79,30 @@ def follow(graph: OnnxGraph, stem: int) -> OnnxConvNeXt:
         if len(depthwise) > 1:
             raise WeightsError(f"{graph.where}: {len(depthwise)} depthwise convolutions read {at}; expected one")
         if depthwise:
-            between = _path(graph, found, at, graph.nodes[depthwise[0]].input[0])
+            between = _path(graph, network, at, graph.nodes[depthwise[0]].input[0])
             if norm is not None:
-                keep_norm(graph, found, between, norm, channels)
+                keep_norm(graph, network, between, norm, channels)
                 norm = None
             elif any(graph.nodes[index].op_type not in LAYOUT for index in between):
                 raise WeightsError(f"{graph.where} has {graph.named(between[-1])} between two blocks of a ConvNeXt")
-            at, block = _block(graph, found, depthwise[0], f"stages.{stage}.{block}", channels), block + 1
+            at, block = _block(graph, network, depthwise[0], f"stages.{stage}.{block}", channels), block + 1
             continue
         if block == 0:
             raise WeightsError(f"{graph.where}: stage {stage + 1} of the ConvNeXt has no block")
-        found.ends.append(at)
+        network.ends.append(at)
         down = [index for index in readers if stage < 3 and _is_downsampling(graph, index)]
         if not down:
             break
         if len(down) > 1:
             raise WeightsError(f"{graph.where}: {len(down)} convolutions of stride 2 read {at}; expected one")
         stage, block = stage + 1, 0
-        between = _path(graph, found, at, graph.nodes[down[0]].input[0])
-        keep_norm(graph, found, between, f"downsample_layers.{stage}.0", channels)
-        channels = _convolution(graph, found, down[0], f"downsample_layers.{stage}.1", 2)
+        between = _path(graph, network, at, graph.nodes[down[0]].input[0])
+        keep_norm(graph, network, between, f"downsample_layers.{stage}.0", channels)
+        channels = _convolution(graph, network, down[0], f"downsample_layers.{stage}.1", 2)
         at = graph.nodes[down[0]].output[0]
     if stage != 3:
         raise WeightsError(f"the ConvNeXt in {graph.where} ends after stage {stage + 1}, at {at}; expected four stages")
-    return found
+    return network
 
 
 def _path(graph: OnnxGraph, found: OnnxConvNeXt, start: str, end: str) -> list[int]:
@@ -208,22 +208,22 @@ def _block(graph: OnnxGraph, found: OnnxConvNeXt, depthwise: int, name: str, cha
 
 def _product_behind(graph: OnnxGraph, start: str, before: int) -> int:
     """The one product that everything behind a tensor comes together in."""
-    seen, waiting, found = {start}, [start], set()
+    visited, waiting, products = {start}, [start], set()
     while waiting:
         for index in graph.readers(waiting.pop()):
             if graph.nodes[index].op_type in ("Conv", "MatMul", "Gemm"):
-                found.add(index)
+                products.add(index)
             else:
-                new = [name for name in graph.nodes[index].output if name not in seen]
-                seen.update(new)
+                new = [name for name in graph.nodes[index].output if name not in visited]
+                visited.update(new)
                 waiting += new
-        if len(found) > 1:
+        if len(products) > 1:
             break
-    if len(found) != 1:
+    if len(products) != 1:
         raise WeightsError(
-            f"{graph.where}: {len(found)} products read {graph.named(before)} where a block of a ConvNeXt has one"
+            f"{graph.where}: {len(products)} products read {graph.named(before)} where a block of a ConvNeXt has one"
         )
-    return found.pop()
+    return products.pop()
 
 
 def _data(graph: OnnxGraph, index: int) -> str:

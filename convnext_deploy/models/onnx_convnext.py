@@ -42,12 +42,12 @@ def find(graph: OnnxGraph, names: Sequence[str] = ()) -> OnnxConvNeXt:
     if len(stems) > 1:
         inputs = ", ".join(graph.nodes[index].input[0] for index in stems)
         raise WeightsError(f"{graph.where} holds {len(stems)} ConvNeXts, whose stems read {inputs}; choose with --at")
-    found = follow(graph, stems[0])
-    found.cuts = _asked(graph, found, names[1:]) if len(names) > 1 else _cuts(graph, found)
-    if len(found.epsilons) > 1 or len(found.activations) > 1:
-        several = sorted(found.epsilons) if len(found.epsilons) > 1 else sorted(found.activations)
+    network = follow(graph, stems[0])
+    network.cuts = _asked(graph, network, names[1:]) if len(names) > 1 else _cuts(graph, network)
+    if len(network.epsilons) > 1 or len(network.activations) > 1:
+        several = sorted(network.epsilons) if len(network.epsilons) > 1 else sorted(network.activations)
         raise WeightsError(f"the ConvNeXt in {graph.where} has {several} at once; expected one of them everywhere")
-    return found
+    return network
 
 
 def _ends_of_all(graph: OnnxGraph) -> str:
@@ -57,8 +57,8 @@ def _ends_of_all(graph: OnnxGraph) -> str:
         return "and no ConvNeXt was found in it either"
     ends = []
     for stem in stems:
-        found = follow(graph, stem)
-        ends.append(",".join([found.input, *(cut.tensor for cut in _cuts(graph, found))]))
+        network = follow(graph, stem)
+        ends.append(",".join([network.input, *(cut.tensor for cut in _cuts(graph, network))]))
     return f"found --at {' or --at '.join(ends)}"
 
 

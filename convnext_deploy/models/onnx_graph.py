@@ -169,18 +169,18 @@ class OnnxGraph:
 
         Products are not passed: what is between two of them is what is asked for.
         """
-        found: set[int] = set()
+        nodes: set[int] = set()
         waiting = [end]
         while waiting:
             name = waiting.pop()
             index = self._maker.get(name)
-            if name == start or index in found:
+            if name == start or index in nodes:
                 continue
             if index is None or self.nodes[index].op_type in PRODUCTS:
                 return None
-            found.add(index)
+            nodes.add(index)
             waiting += self.computed(index)
-        return sorted(found)
+        return sorted(nodes)
 
     def around(self, start: str, stops: frozenset[int] = frozenset()) -> Iterator[tuple[str, int]]:
         """(tensor, reader) for all that reads a tensor through norms and changes of layout, and is neither of them.
@@ -190,7 +190,7 @@ class OnnxGraph:
         Args:
             stops: nodes that are left out.
         """
-        seen, waiting = {start}, [start]
+        visited, waiting = {start}, [start]
         while waiting:
             name = waiting.pop()
             for index in self.readers(name):
@@ -200,27 +200,27 @@ class OnnxGraph:
                 joins = node.op_type == "Add" and len(self.computed(index)) > 1
                 if node.op_type not in NORM or joins:
                     yield name, index
-                elif node.output[0] not in seen:
-                    seen.add(node.output[0])
+                elif node.output[0] not in visited:
+                    visited.add(node.output[0])
                     waiting.append(node.output[0])
             if name in self.outputs:
                 yield name, -1
 
     def vectors(self, nodes: list[int], op: str, channels: int) -> list[NDArray[Any]]:
         """The constants of that many values which nodes of one kind multiply with or add, in the graph's order."""
-        found = []
+        vectors = []
         for index in nodes:
             if self.nodes[index].op_type == op:
-                found += [v for v in self._constants_of(index) if v.size == channels]
-        return found
+                vectors += [v for v in self._constants_of(index) if v.size == channels]
+        return vectors
 
     def scalars(self, nodes: list[int], op: str) -> list[float]:
         """The single numbers that nodes of one kind take."""
-        found = []
+        scalars = []
         for index in nodes:
             if self.nodes[index].op_type == op:
-                found += [float(v.reshape(-1)[0]) for v in self._constants_of(index) if v.size == 1]
-        return found
+                scalars += [float(v.reshape(-1)[0]) for v in self._constants_of(index) if v.size == 1]
+        return scalars
 
     def _constants_of(self, index: int) -> Iterator[NDArray[Any]]:
         for name in self.nodes[index].input:

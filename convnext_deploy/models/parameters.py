@@ -21,10 +21,10 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
     """
     with torch.device("meta"):
         model = ConvNeXt(spec)
-    wanted = model.state_dict()
+    parameters = model.state_dict()
     unused = _unused(spec)
     tensors = {name: value for name, value in converted.tensors.items() if not name.startswith(unused)}
-    missing, extra = sorted(wanted.keys() - tensors), sorted(tensors.keys() - wanted)
+    missing, extra = sorted(parameters.keys() - tensors), sorted(tensors.keys() - parameters)
     if missing or extra:
         what, names = ("lacks", missing) if missing else ("has more than the architecture:", extra)
         raise WeightsError(
@@ -34,7 +34,7 @@ def filled(spec: ModelSpec, converted: Converted, where: str) -> ConvNeXt:
         )
     ready = {}
     for name, value in tensors.items():
-        shape = wanted[name].shape
+        shape = parameters[name].shape
         if [size for size in value.shape if size != 1] != [size for size in shape if size != 1]:
             raise WeightsError(f"{where}: {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
         if not value.is_floating_point() or value.layout is not torch.strided:
@@ -111,9 +111,9 @@ def refuse_not_finite(model: ConvNeXt, converted: Converted, read: Mapping[str, 
         )
     broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        shown = ", ".join(keys.get(id(converted.tensors.get(name)), name) for name in broken[:4])
+        listing = ", ".join(keys.get(id(converted.tensors.get(name)), name) for name in broken[:4])
         raise WeightsError(
-            f"{where} has NaN or infinite values in {len(broken)} of {len(state)} tensors: {shown}"
+            f"{where} has NaN or infinite values in {len(broken)} of {len(state)} tensors: {listing}"
             + (f" and {len(broken) - 4} more" if len(broken) > 4 else "")
             + "; take a checkpoint from before training diverged"
         )

@@ -92,9 +92,9 @@ def _array(*_: object) -> _Array:
 
 def _from_buffer(content: Any, type: _Type, shape: tuple[int, ...], order: str) -> _Array:
     """What protocol 5 has in the place of the two above."""
-    made = _Array()
-    made.__setstate__((1, shape, type, order == "F", content))
-    return made
+    array = _Array()
+    array.__setstate__((1, shape, type, order == "F", content))
+    return array
 
 
 def _scalar(type: _Type, content: Any) -> Any:

@@ -68,10 +68,10 @@ def processor_facts(processor: Mapping[str, Any]) -> dict[str, Any]:
 def _filter(resample: Any) -> str:
     """A filter by Pillow's number, or by its name with whatever stands before it."""
     name = str(resample).rpartition(".")[2].lower()
-    found = name if name in _FILTERS.values() else _FILTERS.get(resample) if isinstance(resample, int) else None
-    if found is None:
+    filter_name = name if name in _FILTERS.values() else _FILTERS.get(resample) if isinstance(resample, int) else None
+    if filter_name is None:
         raise _refused(f"resample {resample!r}", "expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)")
-    return found
+    return filter_name
 
 
 def _normalization(processor: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def _normalization(processor: Mapping[str, Any]) -> dict[str, Any]:
         raise _refused(f"rescale_factor {factor!r}", "expected a number above 0")
     if scale != 1.0 and (mean is None or std is None):
         raise _refused(f"rescale_factor {factor!r} without image_mean and image_std", "give --mean and --std")
-    found = {"mean": mean, "std": std}
+    statistics = {"mean": mean, "std": std}
     return {
         name: [float(entry) / scale if scale != 1.0 else entry for entry in _listed(value)]
-        for name, value in found.items()
+        for name, value in statistics.items()
         if value is not None
     }
 
@@ -122,22 +122,22 @@ def _geometry(processor: Mapping[str, Any]) -> dict[str, Any]:
         return _convnext(processor, size, crop if crops else None)
     if size is None:
         return {}
-    wanted = _sides(crop) if crops and crop is not None else None
-    if crops and wanted is None:
+    sides = _sides(crop) if crops and crop is not None else None
+    if crops and sides is None:
         raise _refused("do_center_crop true without crop_size", "give crop_size")
     if isinstance(size, Mapping) and not by_sides:
         if set(size) != {"shortest_edge"}:
             raise _refused(f"size {dict(size)}", "expected height and width, or shortest_edge")
-        if wanted is None:
+        if sides is None:
             raise _refused(f"size {dict(size)} without a crop", "images would keep their shapes; give crop_size")
-    if wanted is None:
+    if sides is None:
         return {"input_size": list(_sides(size)), "crop_pct": 1.0, "crop_mode": "squash"}
     if by_sides:
-        return _cropped(wanted, _sides(size), "squash", f"size {size} and crop_size {crop}")
+        return _cropped(sides, _sides(size), "squash", f"size {size} and crop_size {crop}")
     edge = size["shortest_edge"] if isinstance(size, Mapping) else size
-    if wanted[0] != wanted[1]:
+    if sides[0] != sides[1]:
         raise _refused(f"crop_size {crop} after a resize of the shortest edge", "expected a square")
-    return _cropped(wanted, (edge, edge), "center", f"size {size} and crop_size {crop}")
+    return _cropped(sides, (edge, edge), "center", f"size {size} and crop_size {crop}")
 
 
 def _convnext(processor: Mapping[str, Any], size: Any, crop: Any) -> dict[str, Any]:

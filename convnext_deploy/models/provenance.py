@@ -89,7 +89,7 @@ def provenance(
     architecture = places.get("architecture")  # what timm's name of an architecture stands for
     head = "" if spec.head_norm_eps == spec.norm_eps else f", head {spec.head_norm_eps:g}"
     sides = "min_size and max_size" if says_sides(facts) else None
-    found = {
+    fields = {
         "image_size": said("image_size", "x".join(map(str, spec.image_size)), "input_size", otherwise=sides),
         "mean": said("mean", numbers(preprocessing.mean)),
         "std": said("std", numbers(preprocessing.std)),
@@ -99,26 +99,28 @@ def provenance(
         "norm_eps": said("norm_eps", f"{spec.norm_eps:g}{head}", otherwise=constant or architecture),
     }
     if not spec.has_maps:
-        found["global_pool"] = said("global_pool", "avg", otherwise=of_code if layout not in _OF_TIMM else architecture)
-    found["output_stride"] = said("output_stride", "32", otherwise=of_code if layout not in _OF_TIMM else architecture)
+        fields["global_pool"] = said(
+            "global_pool", "avg", otherwise=of_code if layout not in _OF_TIMM else architecture
+        )
+    fields["output_stride"] = said("output_stride", "32", otherwise=of_code if layout not in _OF_TIMM else architecture)
     if spec.segmentation is not None:
         masks = spec.segmentation
-        found["pool_scales"] = said("pool_scales", numbers(masks.pool_scales))
-        found["ignored"] = said("ignored", str(masks.ignored))
-        found["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
+        fields["pool_scales"] = said("pool_scales", numbers(masks.pool_scales))
+        fields["ignored"] = said("ignored", str(masks.ignored))
+        fields["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
     if spec.detection is not None:
         one = spec.detection
-        found["anchor_sizes"] = said("anchor_sizes", " ".join(map(numbers, one.anchor_sizes)))
-        found["aspect_ratios"] = said("aspect_ratios", " ".join(map(numbers, dict.fromkeys(one.aspect_ratios))))
+        fields["anchor_sizes"] = said("anchor_sizes", " ".join(map(numbers, one.anchor_sizes)))
+        fields["aspect_ratios"] = said("aspect_ratios", " ".join(map(numbers, dict.fromkeys(one.aspect_ratios))))
         for name, value in (
             ("score_thresh", one.score_threshold), ("nms_thresh", one.nms_threshold),
             ("detections_per_img", one.most_detections), ("topk_candidates", one.most_candidates),
             ("min_size", one.min_side), ("max_size", one.max_side),
         ):  # fmt: skip
-            found[name] = said(name, f"{value:g}")
+            fields[name] = said(name, f"{value:g}")
     if spec.task in ("classify", "segment", "detect"):
-        found["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
-    return found
+        fields["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
+    return fields
 
 
 def numbers(values: Sequence[float]) -> str:

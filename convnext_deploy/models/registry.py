@@ -79,8 +79,8 @@ def spec(name: str, **overrides: Any) -> ModelSpec:
 
 def is_deprecated(name: str) -> bool:
     """Whether timm knows it as an older name of a variant with its tag."""
-    found = _DEPRECATED.fullmatch(name)
-    return found is not None and not (found[2] and found[3] == "in22k")
+    match = _DEPRECATED.fullmatch(name)
+    return match is not None and not (match[2] and match[3] == "in22k")
 
 
 def resolve(name: str) -> tuple[str, str | None]:
@@ -103,7 +103,7 @@ def resolve(name: str) -> tuple[str, str | None]:
     if plain.startswith(OTHERS):
         raise UsageError(f"{shown(name)} is no ConvNeXt; expected one of the {len(VARIANTS)} of `convnext-deploy list`")
     near = difflib.get_close_matches(plain, VARIANTS, n=3, cutoff=0.5)
-    near += [found for found in difflib.get_close_matches(f"convnext_{plain}", VARIANTS, n=3) if found not in near]
+    near += [close for close in difflib.get_close_matches(f"convnext_{plain}", VARIANTS, n=3) if close not in near]
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise UsageError(f"unknown variant {shown(name)}{hint} (`convnext-deploy list` prints all {len(VARIANTS)})")
 
@@ -125,10 +125,10 @@ def recognise(visible: dict[str, Any], norm_bias: bool) -> tuple[str, ...]:
 
 def peculiarities(name: str) -> tuple[str, ...]:
     """In what a variant differs from the paper's V1 design, as words for a table."""
-    found, plain = spec(name), ModelSpec(architecture="", depths=(1, 1, 1, 1), dims=(1, 1, 1, 1))
+    variant, plain = spec(name), ModelSpec(architecture="", depths=(1, 1, 1, 1), dims=(1, 1, 1, 1))
     words = []
     for field in ("kernel_sizes", "stem", "norm", "norm_eps", "activation", "head", "head_hidden"):
-        value = getattr(found, field)
+        value = getattr(variant, field)
         if value != getattr(plain, field):
             words.append(f"{field} {'-'.join(map(str, value)) if isinstance(value, tuple) else value}")
-    return ("V2 (GRN)", *words) if found.grn else tuple(words)
+    return ("V2 (GRN)", *words) if variant.grn else tuple(words)

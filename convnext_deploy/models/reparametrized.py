@@ -42,9 +42,9 @@ def joined(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], 
     for name, keys in parts.items():
         if any(state[key].is_meta or not state[key].is_floating_point() for key in keys.values()):
             continue
-        found = _whole({part: state[key].double() for part, key in keys.items()})
-        if found is not None and name not in state:
-            whole[name], kind = found[0].float(), found[1]
+        weight = _whole({part: state[key].double() for part, key in keys.items()})
+        if weight is not None and name not in state:
+            whole[name], kind = weight[0].float(), weight[1]
             kinds.add(kind)
             used |= dict.fromkeys(keys.values(), name)
     for key in state:

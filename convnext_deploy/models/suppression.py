@@ -23,8 +23,8 @@ def unsuppressed(boxes: Tensor, scores: Tensor, overlap: float, least: float) ->
     above = scores > least
     for image, number in above.any(2).nonzero().tolist():
         places = above[image, number].nonzero()[:, 0]
-        chosen = nms(boxes[image, places], scores[image, number, places], overlap)
-        kept[image, number, places[chosen]] = True
+        kept_boxes = nms(boxes[image, places], scores[image, number, places], overlap)
+        kept[image, number, places[kept_boxes]] = True
     return kept
 
 

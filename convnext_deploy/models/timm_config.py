@@ -93,11 +93,11 @@ def activation(name: Any, field: str) -> str:
     Raises:
         WeightsError: one that is not computed here.
     """
-    found = SYNONYMS.get(str(name), str(name))
-    if found not in ACTIVATIONS:
+    synonym = SYNONYMS.get(str(name), str(name))
+    if synonym not in ACTIVATIONS:
         known = ", ".join((*ACTIVATIONS, *SYNONYMS))
         raise WeightsError(f"config.json asks for {field} {name!r}; expected one of {known}")
-    return found
+    return synonym
 
 
 def refuse_pooling(pooling: Any, where: str) -> None:

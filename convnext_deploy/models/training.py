@@ -17,8 +17,8 @@ HELD = "held labels"  # a fact: lists of names that may be those of the outputs,
 
 def settings_in(content: Mapping[Any, Any]) -> list[tuple[str, Mapping[Any, Any]]]:
     """The dictionaries of settings in a checkpoint's content, with their names."""
-    found = [(name, content.get(name)) for name in SETTINGS]
-    plain = [(name, vars(value) if isinstance(value, argparse.Namespace) else value) for name, value in found]
+    settings = [(name, content.get(name)) for name in SETTINGS]
+    plain = [(name, vars(value) if isinstance(value, argparse.Namespace) else value) for name, value in settings]
     return [(name, value) for name, value in plain if isinstance(value, Mapping)]
 
 

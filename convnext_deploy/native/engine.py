@@ -156,10 +156,10 @@ class Engine:
             self._running.release()
 
     def _profiled(self) -> tuple[PartTime, ...]:
-        found = (library.TimingEntry * (len(self.names) * len(PARTS)))()
+        entries = (library.TimingEntry * (len(self.names) * len(PARTS)))()
         count = ctypes.c_size_t()
         code = self._library.cnxt_session_profile(
-            self._session, self._bound(), self._pointers, found, len(found), ctypes.byref(count)
+            self._session, self._bound(), self._pointers, entries, len(entries), ctypes.byref(count)
         )
         _check(code, None, FORKED)
         types: tuple[ProductType | None, ...] = (*TYPES, None)
@@ -172,7 +172,7 @@ class Engine:
                 types[entry.executed],
                 entry.ms,
             )
-            for entry in found[: count.value]
+            for entry in entries[: count.value]
         )
 
     def _name(self, operation: int, part: str) -> str:

@@ -93,16 +93,16 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
     try:
         compiler = find_compiler()
     except MissingPackageError:
-        found = _intact(folder, stem)
-        if found is None:
+        intact = _intact(folder, stem)
+        if intact is None:
             raise
-        return found
+        return intact
     stem = f"{stem}-{compiler_key(compiler)}"
     try:
         private.made(folder)
-        found = _intact(folder, stem)
-        if found is not None:
-            return found
+        intact = _intact(folder, stem)
+        if intact is not None:
+            return intact
         other = other_machine(compiler)
         if other:
             raise BuildError(
@@ -147,11 +147,11 @@ def clean() -> list[tuple[Path, int]]:
     Raises:
         UsageError: the folder is not this user's alone.
     """
-    found = cached()
-    for path, _ in found:
+    libraries = cached()
+    for path, _ in libraries:
         path.unlink(missing_ok=True)
     staging.clear(cache_folder() / BUILD_NAME)
-    return found
+    return libraries
 
 
 def cached() -> list[tuple[Path, int]]:

@@ -118,20 +118,20 @@ class Network:
 
 def names(kinds: Iterable[str]) -> tuple[str, ...]:
     """The names of operations of these kinds, in order: `stem`, `stages.2.0`, `downsamples.1`, `features.3`, `head`."""
-    found, stage, block, conv = [], 0, 0, 0
+    names_so_far, stage, block, conv = [], 0, 0, 0
     for kind in kinds:
         if kind == "block":
-            found.append(f"stages.{stage}.{block}")
+            names_so_far.append(f"stages.{stage}.{block}")
             block += 1
         elif kind == "downsample":
-            found.append(f"downsamples.{stage}")
+            names_so_far.append(f"downsamples.{stage}")
             stage, block = stage + 1, 0
         elif kind == "stem_conv":
-            found.append(f"stem.{conv}")
+            names_so_far.append(f"stem.{conv}")
             conv += 1
         else:
-            found.append({"stem_patch": "stem", "features": f"features.{stage}"}.get(kind, kind))
-    return tuple(found)
+            names_so_far.append({"stem_patch": "stem", "features": f"features.{stage}"}.get(kind, kind))
+    return tuple(names_so_far)
 
 
 def kinds_in(path_or_bytes: Path | bytes) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ def contents(path: Path) -> Contents:
         _, channels, kernel, norm, activation, _, eps, grn_eps, *places = OPERATION.unpack_from(record)
         dw_weight, dw_bias, norm_weight, norm_bias, grn_weight, grn_bias, mean = places
         a, b = (PRODUCT.unpack_from(record, OPERATION.size + index * PRODUCT.size) for index in range(2))
-        made = b[2] if kind == "head" else a[2]
-        width = made if kind.startswith("stem") else channels
+        outputs = b[2] if kind == "head" else a[2]
+        width = outputs if kind.startswith("stem") else channels
         if mean:
             tensors.append(Tensor(f"{name} mean", "float32", _vector(file, mean, channels)))
         if dw_weight:

@@ -21,11 +21,11 @@ def gmacs_per_s(type: ProductType, threads: int, seconds: float, isa: str | None
         UsageError: numbers or a path that are not taken.
     """
     isa = library.chosen_isa(isa)
-    found = ctypes.c_double()
+    rate = ctypes.c_double()
     path = None if isa is None else isa.encode()
-    code = library.load(isa).cnxt_peak(path, TYPES.index(type), threads, seconds, found)
+    code = library.load(isa).cnxt_peak(path, TYPES.index(type), threads, seconds, rate)
     if code:
         raise UsageError(
             f"{type} products with {threads} threads for {seconds} s; expected 1 thread or more, up to 10 s"
         )
-    return found.value
+    return rate.value

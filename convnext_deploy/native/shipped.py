@@ -32,10 +32,10 @@ def ship(folder: Path) -> str:
         MissingPackageError: no compiler.
         BuildError: the compiler refuses a file.
     """
-    found = compiler.find_compiler()
-    machine = compiler.other_machine(found)
+    compiler_path = compiler.find_compiler()
+    machine = compiler.other_machine(compiler_path)
     with tempfile.TemporaryDirectory() as work:
-        built = compiler.compile_library(found, Path(work), (), LINK_FLAGS, machine)
+        built = compiler.compile_library(compiler_path, Path(work), (), LINK_FLAGS, machine)
         (folder / "include").mkdir(parents=True, exist_ok=True)
         shutil.copy(built, folder / LIBRARY)
     shutil.copy(compiler.SOURCES / HEADER, folder / "include")

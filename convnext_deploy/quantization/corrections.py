@@ -35,7 +35,7 @@ def balance_factors(model: ConvNeXt, calibration: Calibration, names: tuple[str,
     The factor of a channel is sqrt(largest activation / largest weight), with a mean of the logarithm of 0: dividing
     the activations and multiplying the weights by it makes both reach equally far, each relative to its own.
     """
-    found = {}
+    factor_of = {}
     paths = products(model)
     for name in names:
         if kind_of(name) not in ("expand", "downsample"):
@@ -48,8 +48,8 @@ def balance_factors(model: ConvNeXt, calibration: Calibration, names: tuple[str,
         usable = (activations > 0) & (weights > 0)
         factors = torch.where(usable, activations**BALANCE / weights ** (1 - BALANCE), 1.0)
         factors = torch.where(usable, factors / factors[usable].log().mean().exp(), 1.0) if usable.any() else factors
-        found[f"balance/{name}"] = factors.float()
-    return found
+        factor_of[f"balance/{name}"] = factors.float()
+    return factor_of
 
 
 def shifted(loaded: LoadedPlan, calibration: Calibration, model: ConvNeXt) -> Plan:
@@ -123,14 +123,14 @@ def rounded_weights(
 
     names = [name for name in quantized(loaded.plan) if loaded.plan.operations[name].type != "fp8"]
     _run(exact, {paths[name]: observer(name) for name in names}, pixels, preprocessing)
-    found = {}
+    rounded = {}
     for name in names:
         operation = loaded.plan.operations[name]
         rows = rows_of(exact.get_submodule(paths[name]))
         scales = scales_of(rows, operation, loaded)
-        found[f"weight/{name}"] = gptq(rows, scales, squares.pop(name), operation, loaded.plan.weight_bits)
-        found[f"weight_scale/{name}"] = scales
-    return found
+        rounded[f"weight/{name}"] = gptq(rows, scales, squares.pop(name), operation, loaded.plan.weight_bits)
+        rounded[f"weight_scale/{name}"] = scales
+    return rounded
 
 
 def gptq(rows: Tensor, scales: Tensor, hessian: Tensor, operation: OperationPlan, bits: WeightBits = 8) -> Tensor:

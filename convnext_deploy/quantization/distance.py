@@ -33,14 +33,14 @@ def pixels_of(
         DataError: naming the image that cannot be read.
     """
     read = pixel_reader(source, preprocessing, model)
-    found = []
+    pixels = []
     for index in range(len(source)) if chosen is None else chosen:
         try:
-            found.append(read(index))
+            pixels.append(read(index))
         except OSError as error:
             reason = plain(error)
             raise DataError(f"{source.names[index]} of {source.name}: {reason}; replace or remove it") from None
-    return np.stack(found)
+    return np.stack(pixels)
 
 
 def inputs(model: ConvNeXt, pixels: Pixels, preprocessing: Preprocessing) -> Iterator[Tensor]:
@@ -94,8 +94,8 @@ def sensitivities(
             progress(done, len(names))
         changed = copy.deepcopy(model)
         apply(changed, restricted(loaded, {name}))
-        found = outputs(changed, pixels, preprocessing)
-        yield name, float(distances(found, expected, classifies(model)).mean())
+        moved = outputs(changed, pixels, preprocessing)
+        yield name, float(distances(moved, expected, classifies(model)).mean())
 
 
 def classifies(model: ConvNeXt) -> bool:

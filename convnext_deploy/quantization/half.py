@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..data import preprocess, sources
 from ..errors import CheckFailed, DataError, UsageError
-from ..models.convnext import DTYPES, ConvNeXt, Downsample, DwconvNorm, Grn, Project, Stem, nhwc, share_of
+from ..models.convnext import DTYPES, ConvNeXt, Downsample, DwconvNorm, Grn, Project, Stem, nhwc
+from ..models.costs import share_of
 from ..models.parameters import tensors_sha256
 from ..records.base import InputKind
 from ..records.manifest import ModelSpec, Norm, Preprocessing
@@ -78,15 +79,15 @@ class _Watch:
         largest = magnitude.max().item()
         if not largest < float("inf"):
             raise CheckFailed(f"{name} holds NaN or infinite values in fp32 already; no precision can hold the model")
-        found = self.of(operation, name)
-        found.largest = max(found.largest, largest)
-        found.values += x.numel()
+        record = self.of(operation, name)
+        record.largest = max(record.largest, largest)
+        record.values += x.numel()
         limits = torch.finfo(self.dtype)
         if largest > limits.max:
-            found.overflow += int(torch.count_nonzero(magnitude > limits.max))
+            record.overflow += int(torch.count_nonzero(magnitude > limits.max))
         vanishing = limits.smallest_normal * limits.eps / 2  # half the smallest subnormal number, which rounds to even
-        found.lost += int(torch.count_nonzero(magnitude <= vanishing) - torch.count_nonzero(magnitude == 0))
-        return found
+        record.lost += int(torch.count_nonzero(magnitude <= vanishing) - torch.count_nonzero(magnitude == 0))
+        return record
 
     def judge(self, found: _Found, error: Tensor | None, left: Tensor | None) -> None:
         """Add an error and what it is compared with; None where the other hook of the operation adds it."""
@@ -145,7 +146,7 @@ def analyse(
             pixels = pixels_of(source, preprocessing, model, range(start, min(start + batch, images)))
             model(torch.from_numpy(preprocess.as_input(pixels, preprocessing, kind)).to(device))
             report(min(start + batch, images), images)
-    found = decide(_tensors(model, watch), precision)
+    decisions = decide(_tensors(model, watch), precision)
     return HalfReport(
         data=source.name,
         data_sha256=content_sha256(source),
@@ -156,8 +157,8 @@ def analyse(
         input=kind,
         precision=precision,
         bar=bar(precision),
-        kept_share=share_of(model.spec, {operation.name for operation in found if operation.reasons}),
-        operations=found,
+        kept_share=share_of(model.spec, {operation.name for operation in decisions if operation.reasons}),
+        operations=decisions,
     )
 
 
@@ -173,16 +174,16 @@ def decide(tensors: Mapping[str, tuple[HalfTensor, ...]], precision: HalfPrecisi
     added to it: it needs fp32 where it overflows or loses too much, and has it if the stem or downsample that it
     starts with, or a project before, is in fp32. Where none is, the operation that writes it there becomes so.
     """
-    found, wide = [], False
-    for name, seen in tensors.items():
+    decisions, wide = [], False
+    for name, records in tensors.items():
         kind = kind_of(name)
         stream = f"{name} output" if kind in ("stem", "downsample", "project") else None
         wide = wide and kind not in ("stem", "downsample")
-        judged = [tensor for tensor in seen if not (wide and tensor.name == stream)]
+        judged = [tensor for tensor in records if not (wide and tensor.name == stream)]
         reasons = tuple(reason for tensor in judged for reason in _reasons(tensor, precision))
         wide = wide or (stream is not None and bool(reasons))
-        found.append(HalfOperation(name=name, tensors=seen, reasons=reasons))
-    return tuple(found)
+        decisions.append(HalfOperation(name=name, tensors=records, reasons=reasons))
+    return tuple(decisions)
 
 
 def safe_plan(report: HalfReport, *, architecture: str, weights_sha256: str, target: Target) -> Plan:
@@ -251,7 +252,7 @@ def _product_hook(watch: _Watch, name: str, path: str, operation: nn.Module) -> 
         assert isinstance(product, nn.Linear | nn.Conv2d)
         assert product.bias is not None
         watch.see(name, f"{path} input", inputs[0])
-        found = watch.see(name, f"{path} output", output)
+        record = watch.see(name, f"{path} output", output)
         x, weight, bias = map(watch.rounded, (inputs[0], product.weight, product.bias))
         if isinstance(product, nn.Linear):
             half = F.linear(x, weight, bias)
@@ -263,23 +264,23 @@ def _product_hook(watch: _Watch, name: str, path: str, operation: nn.Module) -> 
             left = None  # of the sum, which `_operation_hook` sees
         else:
             left = output
-        watch.judge(found, watch.rounded(half) - output, left)
+        watch.judge(record, watch.rounded(half) - output, left)
 
     return observe
 
 
 def _operation_hook(watch: _Watch, name: str, spec: ModelSpec) -> _Hook:
     def observe(operation: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found = watch.see(name, f"{name} output", output)
+        record = watch.see(name, f"{name} output", output)
         if isinstance(operation, Grn):
             watch.see(name, f"{name} input", inputs[0])
             factor = operation.factor(inputs[0])
             watch.see(name, f"{name} factor", factor)
             half = watch.rounded(watch.rounded(inputs[0]) * watch.rounded(factor))
-            watch.judge(found, half - output, output)
+            watch.judge(record, half - output, output)
         elif isinstance(operation, Stem | Downsample | Project):
             left = _left(output, spec.norm, spec.norm_eps)
-            watch.judge(found, watch.rounded(output) - output, left)
+            watch.judge(record, watch.rounded(output) - output, left)
             if isinstance(operation, Project):
                 assert operation.layer_scale is None, "the model is not folded"
                 watch.judge(watch.of(name, f"{name}.linear output"), None, left)
@@ -300,7 +301,7 @@ def _left(x: Tensor, norm: Norm, eps: float) -> Tensor:
 def _tensors(model: ConvNeXt, watch: _Watch) -> dict[str, tuple[HalfTensor, ...]]:
     """Every operation's parameters and what was seen of it, in the order in which they run."""
     limit = torch.finfo(watch.dtype).max
-    seen = watch.found
+    records = watch.found
     weights = _Watch(watch.dtype)
     for name in operations(model):
         for path, parameter in model.get_submodule(name).named_parameters():
@@ -308,7 +309,7 @@ def _tensors(model: ConvNeXt, watch: _Watch) -> dict[str, tuple[HalfTensor, ...]
     return {
         name: (
             *(_record(key, found, limit, 1.0) for key, found in weights.found.get(name, {}).items()),
-            *(_record(key, found, limit, MARGIN) for key, found in seen[name].items()),
+            *(_record(key, found, limit, MARGIN) for key, found in records[name].items()),
         )
         for name in operations(model)
     }

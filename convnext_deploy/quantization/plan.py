@@ -59,23 +59,23 @@ def products(model: ConvNeXt) -> dict[str, str]:
     (at 2 % of the arithmetic as well), the hidden linear of an MLP head, and a segmenter's convolutions of pooled maps,
     which have a few pixels.
     """
-    found = {}
+    names = {}
     if model.spec.stem == "patch":
-        found["stem"] = "stem.convs.0"
+        names["stem"] = "stem.convs.0"
     for stage in range(len(model.stages)):
         if stage:
-            found[f"downsamples.{stage - 1}"] = f"downsamples.{stage - 1}.conv"
+            names[f"downsamples.{stage - 1}"] = f"downsamples.{stage - 1}.conv"
         for index in range(model.spec.depths[stage]):
             block = f"stages.{stage}.{index}"
-            found[f"{block}.expand"] = f"{block}.expand.linear"
-            found[f"{block}.project"] = f"{block}.project.linear"
+            names[f"{block}.expand"] = f"{block}.expand.linear"
+            names[f"{block}.project"] = f"{block}.project.linear"
     if model.head is not None and model.head.classifier is not None:
-        found["head"] = "head.classifier"
+        names["head"] = "head.classifier"
     if model.segmenter is not None:
         units = [name for name, _ in model.segmenter.units() if not name.startswith("pyramid.")]
-        found |= {f"{SEGMENTER}.{name}": f"{SEGMENTER}.{name}.conv" for name in units}
-        found[f"{SEGMENTER}.classifier"] = f"{SEGMENTER}.classifier"
-    return found
+        names |= {f"{SEGMENTER}.{name}": f"{SEGMENTER}.{name}.conv" for name in units}
+        names[f"{SEGMENTER}.classifier"] = f"{SEGMENTER}.classifier"
+    return names
 
 
 def operations(model: ConvNeXt) -> tuple[str, ...]:
@@ -131,16 +131,16 @@ def draft(
         weights_sha256: of the checkpoint.
     """
     scheme, paths = SCHEMES[type], products(model)
-    found = {tensor.name: tensor for tensor in report(calibration, method, scheme).tensors}
+    tensors = {tensor.name: tensor for tensor in report(calibration, method, scheme).tensors}
     operations = {}
     for name in names:
         if name == "stem" and input == "uint8" and type == "u8s8":
             operations[name] = OperationPlan(type=type, scale=1.0, zero_point=0)  # pixels are codes already
             continue
-        tensor = found[paths[name]]
+        tensor = tensors[paths[name]]
         scale, zero_point = scale_and_zero_point(np.float64(tensor.low), np.float64(tensor.high), scheme)
-        held = representable(torch.tensor(float(scale)), eight_bits, rest).item()
-        operations[name] = OperationPlan(type=type, scale=held, zero_point=int(zero_point))
+        stored = representable(torch.tensor(float(scale)), eight_bits, rest).item()
+        operations[name] = OperationPlan(type=type, scale=stored, zero_point=int(zero_point))
     identity = calibration.identity
     return Plan(
         target=target,

@@ -65,18 +65,18 @@ figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; color: va
 
 def page(results: Results, title: str) -> str:
     """The whole page as text."""
-    shown = rated(results)
+    rows = rated(results)
     parts = [_conditions(results)]
-    timed: list[tables.Timed] = [*shown, *results.profiles, *results.rooflines]
+    timed: list[tables.Timed] = [*rows, *results.profiles, *results.rooflines]
     if timed:
         parts.append(table(tables.conditions(timed)))
     if results.evaluations:
         parts.append(table(tables.evaluated(results.evaluations)))
     parts += [table(tables.judged(verdict)) for verdict in results.verdicts]
     parts += [table(tables.optimized(result)) for result in results.optimizations]
-    if shown:
-        parts.append(table(tables.measured(shown, results.evaluations)))
-    parts += [figure(*plot) for plot in plots.all_of(results, shown)]
+    if rows:
+        parts.append(table(tables.measured(rows, results.evaluations)))
+    parts += [figure(*plot) for plot in plots.all_of(results, rows)]
     if results.profiles:
         parts += [table(tables.kinds(results.profiles)), table(tables.gaps(results.profiles))]
         parts += [table(tables.slowest(profile)) for profile in results.profiles]
@@ -109,8 +109,8 @@ def _conditions(results: Results) -> str:
         (len(results.rooflines), "rooflines"), (len(results.evaluations), "evaluations"),
         (len(results.verdicts), "verdicts"), (len(results.optimizations), "runs of optimize"),
     )  # fmt: skip
-    shown = ", ".join(f"{count} {name}" for count, name in counts if count)
-    text = f"From {', '.join(results.files)}: {shown}."
+    listing = ", ".join(f"{count} {name}" for count, name in counts if count)
+    text = f"From {', '.join(results.files)}: {listing}."
     if results.left_out:
         text += " Not shown: " + ", ".join(f"{count} {name}" for name, count in results.left_out.items()) + "."
     older = len(results.measurements) - len(latest(results.measurements))

@@ -29,19 +29,19 @@ def escaped(text: str, code: bool = False) -> str:
 
 def page(results: Results, title: str) -> str:
     """Every table of the report under one title."""
-    shown = rated(results)
-    timed: list[tables.Timed] = [*shown, *results.profiles, *results.rooflines]
-    wanted = [tables.conditions(timed)] if timed else []
+    rows = rated(results)
+    timed: list[tables.Timed] = [*rows, *results.profiles, *results.rooflines]
+    sections = [tables.conditions(timed)] if timed else []
     if results.evaluations:
-        wanted.append(tables.evaluated(results.evaluations))
-    wanted += [tables.judged(verdict) for verdict in results.verdicts]
-    wanted += [tables.optimized(result) for result in results.optimizations]
-    if shown:
-        wanted.append(tables.measured(shown, results.evaluations))
+        sections.append(tables.evaluated(results.evaluations))
+    sections += [tables.judged(verdict) for verdict in results.verdicts]
+    sections += [tables.optimized(result) for result in results.optimizations]
+    if rows:
+        sections.append(tables.measured(rows, results.evaluations))
     if results.profiles:
-        wanted += [tables.kinds(results.profiles), tables.gaps(results.profiles)]
-    wanted += [tables.roofline(result) for result in results.rooflines]
-    return f"# {escaped(title)}\n\n" + "\n".join(map(_section, wanted))
+        sections += [tables.kinds(results.profiles), tables.gaps(results.profiles)]
+    sections += [tables.roofline(result) for result in results.rooflines]
+    return f"# {escaped(title)}\n\n" + "\n".join(map(_section, sections))
 
 
 def _section(found: Table) -> str:
@@ -56,8 +56,10 @@ def _section(found: Table) -> str:
 
 def exports(records: Sequence[Mapping[str, Any]], variant: str) -> str:
     """Seconds and peak memory of one export, a row a format: the last record of each, in the order of the first."""
-    found = {str(r["format"]): r for r in records if r["variant"] == variant and r["precision"] == "fp32"}
-    rows = [[f"`{name}`", f"{r['seconds']:.0f}", f"{r['peak_growth_in_weights']:.1f} x"] for name, r in found.items()]
+    by_format = {str(r["format"]): r for r in records if r["variant"] == variant and r["precision"] == "fp32"}
+    rows = [
+        [f"`{name}`", f"{r['seconds']:.0f}", f"{r['peak_growth_in_weights']:.1f} x"] for name, r in by_format.items()
+    ]
     return table(["format", "seconds", "peak memory"], rows)
 
 
@@ -65,9 +67,9 @@ def kinds(profiles: Sequence[ProfileResult]) -> str:
     """Milliseconds of each kind of layer, a row a kind, a column an artifact."""
     sums = [by_kind(profile) for profile in profiles]
     rows = [
-        [kind, *("" if kind not in found else f"{found[kind]:.1f}" for found in sums)]
+        [kind, *("" if kind not in times else f"{times[kind]:.1f}" for times in sums)]
         for kind in KINDS
-        if any(kind in found for found in sums)
+        if any(kind in times for times in sums)
     ]
     rows.append(["outside layers", *(f"{p.wall_ms - p.layers_ms:.1f}" for p in profiles)])
     rows.append(["clock", *(f"{p.wall_ms:.1f}" for p in profiles)])

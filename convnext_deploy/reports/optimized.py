@@ -114,7 +114,7 @@ def _rate(value: float) -> str:
 
 def _flips(verdict: Verdict, read: Read) -> str:
     """The images whose first class changed, each with both answers; the surest of the baseline first."""
-    names = {found.label: found.name for found in verdict.per_class}
+    names = {row.label: row.name for row in verdict.per_class}
     ordered = sorted(verdict.flips, key=lambda flip: -(flip.baseline_margin or 0.0))
     title = f"<h2>Images that changed class: {len(ordered)} of {verdict.images:,}</h2>"
     if not ordered:

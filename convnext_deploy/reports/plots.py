@@ -122,20 +122,20 @@ def throughput(measurements: Sequence[Measurement], name: str = "throughput") ->
     models = _grouped((m for m in measurements if m.valid), _setting)
     if not models:
         return None
-    styles = _paired_styles(m for found in models.values() for m in found)
+    styles = _paired_styles(m for group in models.values() for m in group)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
-        for panel, (title, found) in zip(axes, models.items(), strict=True):
-            for name, rows in _grouped(found, _series).items():
+        for panel, (title, group) in zip(axes, models.items(), strict=True):
+            for name, rows in _grouped(group, _series).items():
                 best: dict[int, float] = {}
                 for m in rows:
                     best[m.batch] = max(best.get(m.batch, 0.0), m.images_per_s)
                 panel.plot(sorted(best), [best[b] for b in sorted(best)], label=name, marker="o", **styles[name])
-            batches = sorted({m.batch for m in found})
+            batches = sorted({m.batch for m in group})
             panel.set_xscale("log", base=2)
             panel.set_xticks(batches, [str(b) for b in batches])
             panel.minorticks_off()
-            panel.set_ylim(0, 1.08 * max(m.images_per_s or 0.0 for m in found))
+            panel.set_ylim(0, 1.08 * max(m.images_per_s or 0.0 for m in group))
             panel.set(title=title, xlabel="batch", ylabel="images/s")
         _legend(figure, axes)
 
@@ -147,11 +147,11 @@ def latency(measurements: Sequence[Measurement], name: str = "latency") -> str |
     groups = _grouped((m for m in measurements if m.valid), lambda m: f"{_setting(m)}, batch {m.batch}")
     if not groups:
         return None
-    styles = _paired_styles(m for found in groups.values() for m in found)
+    styles = _paired_styles(m for group in groups.values() for m in group)
 
     def draw(figure: "Figure", axes: list["Axes"]) -> None:
-        for panel, (title, found) in zip(axes, groups.items(), strict=True):
-            for m in found:
+        for panel, (title, group) in zip(axes, groups.items(), strict=True):
+            for m in group:
                 panel.ecdf(m.samples_ms, label=_series(m), **styles[_series(m)])
             panel.set_xscale("log")
             panel.set(title=title, xlabel="ms", ylabel="share of samples", ylim=(0, 1))
@@ -365,17 +365,17 @@ def all_of(results: Results, measurements: Sequence[Measurement]) -> list[tuple[
     """(title, caption, SVG) of every plot that the results fill; speeds of different machines are kept apart."""
     plots = []
     machines = _grouped(measurements, lambda m: machine_words(m.machine))
-    for index, (machine, found) in enumerate(machines.items()):
+    for index, (machine, group) in enumerate(machines.items()):
         where = f": {machine}" if len(machines) > 1 else ""
         plots += [
             ("Throughput by batch" + where, "Median of each setting; each batch was measured by itself.",
-             throughput(found, f"throughput{index}")),
+             throughput(group, f"throughput{index}")),
             ("Latency" + where, "Share of all samples that took no longer; steep curves are steady machines.",
-             latency(found, f"latency{index}")),
+             latency(group, f"latency{index}")),
             ("Accuracy against throughput" + where, "Circles ConvNeXt, squares Swin, triangles others; hollow: "
              "pretrained on ImageNet-22k. The dotted line joins what no other choice beats in both. Lines up and down: "
              "95 % of a measured accuracy. Published accuracies stand for architectures timed with random weights; "
-             "artifacts have their own evaluations or none.", pareto(found, results.evaluations, f"pareto{index}")),
+             "artifacts have their own evaluations or none.", pareto(group, results.evaluations, f"pareto{index}")),
         ]  # fmt: skip
     plots.append(("Where the time goes", "Layers by kind, from each runtime's own profiler.", kinds(results.profiles)))
     for index, run in enumerate(results.optimizations):

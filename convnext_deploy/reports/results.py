@@ -180,12 +180,12 @@ def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
 
     What would be called the same and is not gets a label: the artifact's folder, and its hash where that is the same.
     """
-    found: dict[tuple[Any, ...], Measurement] = {}
+    newest: dict[tuple[Any, ...], Measurement] = {}
     for m in measurements:
         key = (_identity(m), m.model, m.image_size, m.task, m.runtime, m.type, m.precision, m.batch, m.scenario,
                m.scope, m.device, m.threads, m.streams, machine_words(m.machine))  # fmt: skip
-        found[key] = m
-    return _labelled(tuple(found.values()))
+        newest[key] = m
+    return _labelled(tuple(newest.values()))
 
 
 def _identity(m: Measurement) -> str:

@@ -192,14 +192,14 @@ def roofline(result: RooflineResult) -> Table:
 
 def conditions(items: Iterable[Timed]) -> Table:
     """Machines and versions that the results come from, each combination once."""
-    seen: dict[tuple[str, str, str], None] = {}
+    distinct: dict[tuple[str, str, str], None] = {}
     for item in items:
         if item.machine is not None:
             kept = ("python", "torch", "timm", "onnxruntime", "openvino", "tensorrt")
             versions = ", ".join(f"{n} {item.versions[n]}" for n in kept if n in item.versions)
             system = str(item.machine.get("system", ""))
-            seen[machine_words(item.machine), system, versions] = None
-    rows = tuple(tuple(Cell(text) for text in row) for row in seen)
+            distinct[machine_words(item.machine), system, versions] = None
+    rows = tuple(tuple(Cell(text) for text in row) for row in distinct)
     return Table("Machines and versions", ("machine", "system", "versions"), rows)
 
 

@@ -79,8 +79,8 @@ def _putting_out(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Of its constants, which are nearly all of it: protobuf cannot say the size of a message above 2 GiB."""
-    made = (attribute.t for node in model.graph.node if node.op_type == "Constant" for attribute in node.attribute)
-    return sum(tensor.ByteSize() for tensor in (*model.graph.initializer, *made))
+    constants = (attribute.t for node in model.graph.node if node.op_type == "Constant" for attribute in node.attribute)
+    return sum(tensor.ByteSize() for tensor in (*model.graph.initializer, *constants))
 
 
 @contextlib.contextmanager

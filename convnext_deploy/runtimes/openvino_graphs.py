@@ -61,10 +61,10 @@ class OpenVinoRun:
             BuildError: the graph cannot compute it.
         """
         try:
-            found = self._compiled({name: images})
+            outputs = self._compiled({name: images})
         except Exception as error:  # as above
             raise BuildError(f"OpenVINO cannot run the graph: {plain(error)}") from None
-        return [np.array(found[port]) for port in self._ports]
+        return [np.array(outputs[port]) for port in self._ports]
 
     def timed(self, name: str, images: NDArray[Any]) -> float:
         """Milliseconds of one run."""

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.session import Images, RunOptions, Session
+from ..artifact.batches import Images
+from ..artifact.session import RunOptions, Session
 from ..graph.capture import DeployGraph
 from ..records.manifest import Manifest, PrecisionTruth
 from .torch_session import TorchSession

@@ -44,7 +44,7 @@ def profiled(session: Session, steps: int, warmup: int) -> Profile:
                 session.sync()
                 wall_ms = (time.perf_counter_ns() - start) / 1e6
             done.append((wall_ms, layers(profiler, cuda)))
-    compiled = any(COMPILED in layer.op for _, found in done for layer in found)
+    compiled = any(COMPILED in layer.op for _, step_layers in done for layer in step_layers)
     note = f"compiled kernels and the products they call are one row, {COMPILED}: AOTInductor does not name them"
     return Profile("torch.profiler", tuple(done[warmup:]), note if compiled else None)
 

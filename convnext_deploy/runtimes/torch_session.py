@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..artifact.session import Images, Profile, RunOptions, Session
+from ..artifact.batches import Images
+from ..artifact.session import Profile, RunOptions, Session
 from ..errors import ArtifactError, InputError, plain
 from ..graph.onnx_read import macs_of, shares
 from ..records.base import Device, Precision
@@ -88,9 +89,9 @@ class TorchSession(Session):
     def _precision(self) -> PrecisionTruth:
         with MacCounter() as counter:
             self.step()
-        found = shares(counter.macs)  # PyTorch runs the types it dispatches
+        dispatched = shares(counter.macs)  # PyTorch runs the types it dispatches
         quantized = sum(name in ("int8", "fp8") for name, _ in counter.macs)
-        return PrecisionTruth(graph=found, executed=found, quantized=quantized)
+        return PrecisionTruth(graph=dispatched, executed=dispatched, quantized=quantized)
 
     def _profile(self, steps: int, warmup: int) -> Profile:
         from .torch_profile import profiled
@@ -195,9 +196,9 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch h
         result = func(*args, **(kwargs or {}))
         name = func.name().partition("::")[2].partition(".")[0].rstrip("_")
         if func.namespace == "convnext_deploy" and name in FUSED:
-            made = result[0] if isinstance(result, tuple) else result
+            output = result[0] if isinstance(result, tuple) else result
             for weight in (args[1], args[8]) if name == "mlp" else (args[1],):
-                self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * made.numel() / made.shape[-1]))
+                self.macs.append((TYPE_NAMES[weight.dtype], weight.numel() * output.numel() / output.shape[-1]))
             return result
         multiplies = any(word in name for word in ("conv", "linear", "mm", "matmul"))
         index = 2 if name == "addmm" else 1  # of the weight among the arguments

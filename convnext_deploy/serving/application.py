@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from .. import env
-from ..artifact.session import Images
+from ..artifact.batches import Images
 from ..data.decoding import UnreadableImage
 from ..errors import CheckFailed, InputError, UsageError
 from ..records.prediction import Prediction

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.session import Images
+from ..artifact.batches import Images
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 PLANNED = 8  # sizes of batches: a runtime that plans its memory for a size keeps about so many plans

@@ -11,8 +11,9 @@ import numpy as np
 from .. import formats
 from ..accuracy import canary
 from ..accuracy.targets import problem_of
+from ..artifact.batches import Images
 from ..artifact.manifest import Artifact
-from ..artifact.session import Images, Session, run_in_batches
+from ..artifact.session import Session, run_in_batches
 from ..data import decoding, preprocess
 from ..env import usable_cores
 from ..errors import CheckFailed, ParityError, UsageError

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.session import Images, check_images
+from ..artifact.batches import Images, check_images
 from ..errors import InputError
 from ..records.manifest import Manifest, TensorRecord
 from .batching import Outputs

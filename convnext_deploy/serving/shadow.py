@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ..accuracy import sequential
 from ..accuracy.sequential import Standing
 from ..artifact import manifest
-from ..artifact.session import Images
+from ..artifact.batches import Images
 from ..data import preprocess
 from ..errors import CheckFailed, UsageError, WorkerError
 from ..records.base import Decision, Problem

@@ -117,23 +117,23 @@ def compare(old: Sequence[BenchResult], new: Sequence[BenchResult], max_slowdown
         max_slowdown: fraction; 0.05 takes up to 5 % more time for the same.
     """
     before, after = _by_artifact(old), _by_artifact(new)
-    found = []
+    comparisons = []
     for key in dict.fromkeys((*after, *before)):
         olds, news = before.get(key, {}), after.get(key, {})
         if len(olds) <= 1 and len(news) <= 1:  # one artifact of this name: it may have been built anew
             pairs = [(next(iter(olds.values()), None), next(iter(news.values()), None), "")]
         else:
             pairs = [(olds.get(sha), news.get(sha), f" {(sha or '')[:8]}") for sha in dict.fromkeys((*news, *olds))]
-        found += [_compared(one, other, key[0] + mark, key[1], max_slowdown) for one, other, mark in pairs]
-    return tuple(found)
+        comparisons += [_compared(one, other, key[0] + mark, key[1], max_slowdown) for one, other, mark in pairs]
+    return tuple(comparisons)
 
 
 def _by_artifact(rows: Sequence[BenchResult]) -> dict[tuple[str, str], dict[str | None, BenchResult]]:
     """The last row of each artifact, by what it is called and its setting: two artifacts may be called the same."""
-    found: dict[tuple[str, str], dict[str | None, BenchResult]] = {}
+    results: dict[tuple[str, str], dict[str | None, BenchResult]] = {}
     for row in rows:
-        found.setdefault((row.subject, setting(row)), {})[row.artifact_sha256] = row
-    return found
+        results.setdefault((row.subject, setting(row)), {})[row.artifact_sha256] = row
+    return results
 
 
 def _compared(
@@ -148,16 +148,16 @@ def _compared(
         return Comparison(
             subject=subject, setting=where, verdict="INCONCLUSIVE", ratio=None, low=None, high=None, reason=reason
         )
-    found, pace = verdict(interval, max_slowdown), 1.0
+    decision, pace = verdict(interval, max_slowdown), 1.0
     if old is not None and new is not None:
         pace = float(np.median(new.yardstick_ms) / np.median(old.yardstick_ms))
     ratio, low, high = interval
-    if verdict((ratio / pace, low / pace, high / pace), max_slowdown) != found:
-        found = "INCONCLUSIVE"
+    if verdict((ratio / pace, low / pace, high / pace), max_slowdown) != decision:
+        decision = "INCONCLUSIVE"
         reason = f"the machine itself took {pace:.3f} times as long for the same work (yardstick_ms)"
-    elif found == "INCONCLUSIVE":
+    elif decision == "INCONCLUSIVE":
         reason = f"the interval crosses the margin of {max_slowdown:.0%}; measure longer, or on a quieter machine"
-    return Comparison(subject=subject, setting=where, verdict=found, ratio=ratio, low=low, high=high, reason=reason)
+    return Comparison(subject=subject, setting=where, verdict=decision, ratio=ratio, low=low, high=high, reason=reason)
 
 
 def _incomparable(old: BenchResult | None, new: BenchResult | None) -> str | None:

@@ -91,7 +91,7 @@ class Watch:
         own = sums.own_s / wall
         others = None if sums.busy_s is None else max(0.0, sums.busy_s / wall - own)
         gpu = self._gpu.reading() if self._gpu else None
-        found = Conditions(
+        conditions = Conditions(
             wall_s=sums.wall_s,
             own_cores=own,
             others_cores=others,
@@ -105,7 +105,7 @@ class Watch:
             energy_source=None if sums.energy_j is None else "NVML" if self._gpu else "RAPL packages",
             gpu=gpu,
         )
-        return judged(found, usable_cores())
+        return judged(conditions, usable_cores())
 
 
 def judged(found: Conditions, cores: int) -> Conditions:
@@ -198,12 +198,12 @@ Energy = dict[str, tuple[int, int]]  # counter to (microjoules, where it starts 
 
 def _rapl(root: Path) -> Energy:
     """The energy of each processor package; empty where it cannot be read."""
-    found = {}
+    domains = {}
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
         name, energy, wraps = (_text(zone / leaf) for leaf in ("name", "energy_uj", "max_energy_range_uj"))
         if name and name.startswith("package") and energy and wraps:
-            found[zone.name] = (int(energy), int(wraps))
-    return found
+            domains[zone.name] = (int(energy), int(wraps))
+    return domains
 
 
 def _energy_between(begin: Energy, end: Energy) -> float | None:

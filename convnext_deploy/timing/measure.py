@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.session import Images, Session
+from ..artifact.batches import Images
+from ..artifact.session import Session
 from ..env import usable_cores
 from ..records.timing import Quantile, Timing
 from .conditions import Watch
@@ -150,7 +151,7 @@ def turn_of_streams(
     """
     gate = threading.Barrier(len(works))
     starts: list[float] = []
-    found: list[list[float]] = [[] for _ in works]
+    times: list[list[float]] = [[] for _ in works]
     ends = [0.0] * len(works)
     failures: list[BaseException] = []
     clock = time.perf_counter
@@ -168,7 +169,7 @@ def turn_of_streams(
                 works[index].step(number + index)
                 if together:
                     gate.wait()
-                found[index].append((clock() - start) * 1e3)
+                times[index].append((clock() - start) * 1e3)
                 go_on = clock() < begin + seconds
                 if together:  # all streams have to come to the same answer
                     go_on = _agreed(gate, votes, index, go_on)
@@ -187,8 +188,8 @@ def turn_of_streams(
     real = [error for error in failures if not isinstance(error, threading.BrokenBarrierError)]
     if failures:
         raise (real or failures)[0]
-    steps = sum(map(len, found))
-    samples = found[0] if together else [sample for samples in found for sample in samples]
+    steps = sum(map(len, times))
+    samples = times[0] if together else [sample for samples in times for sample in samples]
     return samples, steps / (max(ends) - min(starts))
 
 

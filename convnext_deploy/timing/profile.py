@@ -8,8 +8,9 @@ import numpy as np
 
 from .. import env
 from ..arguments import Progress
+from ..artifact.batches import Images
 from ..artifact.manifest import Artifact
-from ..artifact.session import Images, Session
+from ..artifact.session import Session
 from ..records.timing import LayerKind, LayerTime, ProfileResult
 
 WARMUP = 3  # profiled inferences that are thrown away: a profiled session packs its weights anew
@@ -32,8 +33,8 @@ def profile(
     once = WARMUP + steps
     plain_ms = _plain_ms(session, steps, lambda done: tell(done, 2 * once, "timing"))
     tell(once, 2 * once, "profiling")
-    seen = session.profile(steps, WARMUP)
-    wall_ms, layers = typical(seen.steps)
+    record = session.profile(steps, WARMUP)
+    wall_ms, layers = typical(record.steps)
     manifest = artifact.manifest
     uint8 = manifest.export.input == "uint8"
     return ProfileResult(
@@ -49,12 +50,12 @@ def profile(
         threads=session.options.threads or env.usable_cores(),
         device=session.options.device,
         steps=steps,
-        profiler=seen.profiler,
+        profiler=record.profiler,
         layers=layers,
         layers_ms=sum(layer.ms for layer in layers),
         wall_ms=wall_ms,
         plain_ms=plain_ms,
-        note=seen.note,
+        note=record.note,
         machine=env.machine(),
         versions=env.versions(),
     )

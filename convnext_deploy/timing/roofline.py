@@ -326,8 +326,8 @@ def _native(device: Device, compile: bool) -> bool:
 def _native_tflops(precision: str, threads: int) -> float:
     from ..native import packed, peak
 
-    found = next(type for type in packed.TYPES if type == precision)
-    return max(2 * peak.gmacs_per_s(found, threads, SECONDS / 3) / 1e3 for _ in range(3))
+    kind = next(type for type in packed.TYPES if type == precision)
+    return max(2 * peak.gmacs_per_s(kind, threads, SECONDS / 3) / 1e3 for _ in range(3))
 
 
 def _copy_gb_s(device: Device) -> float:

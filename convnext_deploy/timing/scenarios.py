@@ -158,9 +158,9 @@ def trials(
     for number in range(MAX_TRIALS):
         if not rate > 0 or failed_at <= CLOSE * passed_at:
             return
-        found = attempt(rate, max(round(rate * seconds), 2 * samples_needed(fraction)), seed + number)
-        yield found
-        passed_at, failed_at = (rate, failed_at) if found.passed else (passed_at, rate)
+        trial = attempt(rate, max(round(rate * seconds), 2 * samples_needed(fraction)), seed + number)
+        yield trial
+        passed_at, failed_at = (rate, failed_at) if trial.passed else (passed_at, rate)
         if not passed_at:
             rate /= STRIDE
         else:

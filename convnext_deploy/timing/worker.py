@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from ..artifact.session import Images, Session
+from ..artifact.batches import Images
+from ..artifact.session import Session
 from ..data.preprocess import as_input, probe_images, transform
 from ..env import usable_cores
 from ..errors import ConvNextDeployError, WorkerError
@@ -199,13 +200,13 @@ class Child:
             work.begin(0)
             work.step(0)
         first_ms = (time.perf_counter() - start) * 1e3
-        found = [measure.warm_up(work, limit_s) for work in self._works]
+        warm_ups = [measure.warm_up(work, limit_s) for work in self._works]
         self._watch = conditions.Watch(self._sessions[0].options.device)
         return Ready(
             first_ms=first_ms,
-            warmup_s=sum(warm.seconds for warm in found),
-            steady=all(warm.steady for warm in found),
-            step_ms=max(warm.step_ms for warm in found),
+            warmup_s=sum(warm.seconds for warm in warm_ups),
+            steady=all(warm.steady for warm in warm_ups),
+            step_ms=max(warm.step_ms for warm in warm_ups),
         )
 
     def turn(self, number: int, seconds: float, settle: bool) -> Turn:
@@ -316,8 +317,8 @@ def work_of(session: Session, batch: int, scope: Scope) -> measure.Work:
             image.load()
 
     def step(number: int) -> None:
-        chosen = [(number * batch + index) % len(files) for index in range(batch)]
-        opened = [Image.open(BytesIO(files[index])) if scope == "jpeg" else images[index] for index in chosen]
+        indices = [(number * batch + index) % len(files) for index in range(batch)]
+        opened = [Image.open(BytesIO(files[index])) if scope == "jpeg" else images[index] for index in indices]
         pixels = np.stack([to_pixels(image) for image in opened])
         _use(session.run(as_input(pixels, manifest.preprocessing, manifest.export.input)))
 

@@ -136,8 +136,8 @@ def bench(
             for entry in entries:
                 meter.says(f"loading {entry.contender.subject}")
                 arguments = {**entry.contender.arguments, "threads": threads}
-                found = _asked(entry, "open", opener=entry.contender.opener, arguments=arguments, streams=streams)
-                entry.opened = msgspec.convert(found, Opened) if entry.failure is None else None
+                reply = _asked(entry, "open", opener=entry.contender.opener, arguments=arguments, streams=streams)
+                entry.opened = msgspec.convert(reply, Opened) if entry.failure is None else None
             settings = [max(plan.batches)] if plan.scenario == "server" else plan.batches
             for batch in settings:
                 measured = _server if plan.scenario == "server" else _group
@@ -174,11 +174,11 @@ def _group(
         for entry in entries:
             meter.says(f"warming up {entry.contender.subject}, batch {batch}")
             entry.turns, entry.ready = [], None
-            found = _asked(
+            reply = _asked(
                 entry, "warm", batch=batch, scope=plan.scope, together=plan.scenario == "multi-stream",
                 limit_s=plan.warmup_limit_s,
             )  # fmt: skip
-            entry.ready = msgspec.convert(found, Ready) if found is not None else None
+            entry.ready = msgspec.convert(reply, Ready) if reply is not None else None
             meter.step()
         order = [entry for entry in entries if entry.ready]
         rounds = _rounds(order, plan)
@@ -188,9 +188,9 @@ def _group(
                 meter.says(f"timing {entry.contender.subject}, batch {batch}")
                 time.sleep(REST_S)
                 settle = entry.ready is not None and entry.ready.step_ms < TURN_S * 1e3
-                found = _asked(entry, "turn", number=number, seconds=TURN_S, settle=settle)
-                if found is not None:
-                    entry.turns.append(msgspec.convert(found, Turn))
+                reply = _asked(entry, "turn", number=number, seconds=TURN_S, settle=settle)
+                if reply is not None:
+                    entry.turns.append(msgspec.convert(reply, Turn))
                 meter.step()
             order.append(order.pop(0)) if order else None
     except KeyboardInterrupt as error:
@@ -201,8 +201,8 @@ def _group(
                 entry.worker.wait()  # the answer that Ctrl-C left unread
         if interrupted and not entry.turns:
             continue
-        found = _asked(entry, "finish")
-        closing = msgspec.convert(found, Closing) if found is not None else None
+        reply = _asked(entry, "finish")
+        closing = msgspec.convert(reply, Closing) if reply is not None else None
         yield _rated(_result(entry, plan, batch, streams, run, closing, interrupted=interrupted is not None), entry)
     if interrupted:
         raise interrupted
@@ -230,8 +230,8 @@ def _server(
         service_s: dict[int, list[float]] = {}
         for size in sizes:
             meter.says(f"service time of {entry.contender.subject}, batch {size}")
-            found = _asked(entry, "warm", batch=size, scope="transfer", together=False, limit_s=plan.warmup_limit_s)
-            entry.ready = msgspec.convert(found, Ready) if found is not None else entry.ready
+            warm_up = _asked(entry, "warm", batch=size, scope="transfer", together=False, limit_s=plan.warmup_limit_s)
+            entry.ready = msgspec.convert(warm_up, Ready) if warm_up is not None else entry.ready
             turns = [
                 _asked(entry, "turn", number=number, seconds=TURN_S, settle=True) for number in range(SERVICE_TURNS)
             ]
@@ -257,11 +257,11 @@ def _served(
     """The highest rate that a server carries, as far as it was found, and what ended the search before its end."""
     assert plan.slo_ms is not None
     fraction, sizes = plan.percentile or 0.99, list(service_s)
-    found: list[ServerTrial] = []
+    trials: list[ServerTrial] = []
     interrupted: KeyboardInterrupt | None = None
 
     def attempt(rate: float, queries: int, seed: int) -> ServerTrial:
-        so_far = scenarios.highest(found)
+        so_far = scenarios.highest(trials)
         known = f", {so_far:.3g} carried" if so_far else ""
         meter.says(f"{rate:.3g} arrivals a second at {entry.contender.subject} for {queries / rate:.0f} s{known}")
         answer = entry.worker.call(
@@ -277,7 +277,7 @@ def _served(
                 attempt, service_s, slo_ms=plan.slo_ms, fraction=fraction, seed=plan.seed, seconds=seconds
             )
             for trial in searched:
-                found.append(trial)  # noqa: PERF402 - `extend` would lose what came before an interruption
+                trials.append(trial)  # noqa: PERF402 - `extend` would lose what came before an interruption
     except WorkerError as error:
         entry.failure = str(error)
     except KeyboardInterrupt as error:
@@ -287,8 +287,8 @@ def _served(
         fraction=fraction,
         max_batch=max(sizes),
         seed=plan.seed,
-        queries_per_s=scenarios.highest(found),
-        trials=tuple(found),
+        queries_per_s=scenarios.highest(trials),
+        trials=tuple(trials),
     )
     return load, interrupted
 
@@ -299,11 +299,11 @@ def _result(
     contender, ready, turns = entry.contender, entry.ready, entry.turns
     samples = tuple(ms for turn in turns for ms in turn.samples_ms)
     rates = tuple(turn.images_per_s for turn in turns)
-    found = msgspec.convert(closing.conditions, Conditions) if closing else None
-    status, reason = _status(entry, found, plan, interrupted)
+    conditions = msgspec.convert(closing.conditions, Conditions) if closing else None
+    status, reason = _status(entry, conditions, plan, interrupted)
     side_by_side = plan.scenario in ("offline", "multi-stream")
     median = float(np.median(samples)) if samples else None
-    images = float(np.mean(rates)) * found.wall_s if found and rates else 0.0
+    images = float(np.mean(rates)) * conditions.wall_s if conditions and rates else 0.0
     per_s = None if median is None else float(np.median(rates)) if side_by_side else batch / median * 1e3
     return BenchResult(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -342,9 +342,11 @@ def _result(
         first_inference_ms=ready.first_ms if ready else None,
         peak_memory_bytes=closing.peak_memory_bytes if closing else None,
         device_memory_bytes=closing.device_memory_bytes if closing else None,
-        energy_j_per_image=found.energy_j / images if found and found.energy_j is not None and images else None,
-        conditions=found,
-        machine=_machine(found),
+        energy_j_per_image=conditions.energy_j / images
+        if conditions and conditions.energy_j is not None and images
+        else None,
+        conditions=conditions,
+        machine=_machine(conditions),
         versions=env.versions(),
     )
 

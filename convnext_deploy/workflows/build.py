@@ -79,8 +79,8 @@ def built(fmt: Format, prepared: Prepared, folder: Path) -> Built:
     )
     if stand_in is None:  # which may run the program
         graph.release()
-    opened = stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
-    return Built(draft, prepared.sets, opened)
+    open_here = stand_in or (lambda manifest: fmt.load(folder, manifest, RunOptions(device=spec.device)))
+    return Built(draft, prepared.sets, open_here)
 
 
 def described(

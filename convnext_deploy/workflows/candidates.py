@@ -53,7 +53,7 @@ def listed(runtimes: Sequence[str], device: Device) -> tuple[list[Format], dict[
     Raises:
         UsageError: one that was asked for does not run on the device, or is not installed.
     """
-    found, left_out = [], {}
+    candidates, left_out = [], {}
     for name in runtimes or formats.names():
         try:
             fmt = formats.get(name)
@@ -68,17 +68,17 @@ def listed(runtimes: Sequence[str], device: Device) -> tuple[list[Format], dict[
                 raise
             left_out[name] = str(error)
         else:
-            found.append(fmt)
-    return sorted(found, key=lambda fmt: device not in fmt.benched), left_out
+            candidates.append(fmt)
+    return sorted(candidates, key=lambda fmt: device not in fmt.benched), left_out
 
 
 def floats(fmt: Format, device: Device) -> list[Candidate]:
     """A runtime's candidates without a plan: fp32, and what is shorter. On GPUs with the fused kernels too."""
     types = [name for name in ("fp32", *HALVES) if name in fmt.precisions]
-    found = [candidate(fmt, name) for name in types]
+    rows = [candidate(fmt, name) for name in types]
     if device == "cuda" and fmt.kernels:
-        found += [candidate(fmt, name, kernels=True) for name in types if name in ("fp16", "bf16")]
-    return found
+        rows += [candidate(fmt, name, kernels=True) for name in types if name in ("fp16", "bf16")]
+    return rows
 
 
 def candidate(
@@ -166,10 +166,10 @@ class Workshop:
         path = self.path(wanted)
         if not (path / manifest.MANIFEST_NAME).is_file():
             return None
-        found = manifest.verified(path)
-        recorded = found.manifest.export.quantization
-        ours = not formats.get(wanted.runtime).runs_code or built_here(found.sha256)
-        return found if ours and (recorded.plan_sha256 if recorded else None) == plan_sha256 else None
+        existing = manifest.verified(path)
+        recorded = existing.manifest.export.quantization
+        ours = not formats.get(wanted.runtime).runs_code or built_here(existing.sha256)
+        return existing if ours and (recorded.plan_sha256 if recorded else None) == plan_sha256 else None
 
     def built(self, wanted: Candidate, plan: Path | None) -> Artifact:
         """Export it.
@@ -210,11 +210,11 @@ def build(source: dict[str, Any], request: dict[str, Any], plan: str | None, ker
     """Export one candidate; runs in a worker."""
     from .export import export, plan_for
 
-    wanted = msgspec.convert(request, ExportRequest)
-    loaded = plan_for(formats.get(wanted.format), plan, None)
+    order = msgspec.convert(request, ExportRequest)
+    loaded = plan_for(formats.get(order.format), plan, None)
     export(
         msgspec.convert(source, Source),
-        wanted,
+        order,
         plan=loaded,
         kernels="all" if kernels else "none",
         out=Path(out),

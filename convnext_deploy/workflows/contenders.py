@@ -93,19 +93,19 @@ def measured_ceilings(device: Device, threads: int | None, precisions: Sequence[
         library.state()
     worker = Worker("measuring ceilings", ("convnext_deploy.timing.roofline", *(() if absent else ("torch",))))
     try:
-        found = worker.call(
+        ceilings = worker.call(
             "call",
             function="convnext_deploy.timing.roofline:measure",
             arguments={"device": device, "threads": threads, "precisions": precisions},
         )
     finally:
         worker.close()
-    return msgspec.convert(found, Ceilings)
+    return msgspec.convert(ceilings, Ceilings)
 
 
 def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
     """(runtimes that `bench` takes by default, a line for each that is left out)."""
-    found, left_out = ["torch"], ["torch.compile is left out: it compiles half a minute a row; ask with --runtime"]
+    runtimes, left_out = ["torch"], ["torch.compile is left out: it compiles half a minute a row; ask with --runtime"]
     for name in formats.names():
         fmt = formats.get(name)
         if device not in fmt.benched:
@@ -115,8 +115,8 @@ def installed_runtimes(device: Device) -> tuple[list[str], list[str]]:
         except MissingPackageError as error:
             left_out.append(f"{name} is left out: {error}")
         else:
-            found.append(name)
-    return found, left_out
+            runtimes.append(name)
+    return runtimes, left_out
 
 
 def of_variants(
@@ -165,8 +165,10 @@ def of_variants(
                 for precision in lacking:
                     say(f"{runtime} is left out in {precision}, which it does not have")
             groups.append(group)
-    made = dict(zip(every := list(dict.fromkeys(w for group in groups for w in group)), built(every, say), strict=True))
-    return [[made[want] for want in group] for group in groups]
+    artifacts = dict(
+        zip(every := list(dict.fromkeys(w for group in groups for w in group)), built(every, say), strict=True)
+    )
+    return [[artifacts[want] for want in group] for group in groups]
 
 
 def of_artifacts(
@@ -186,16 +188,16 @@ def of_artifacts(
         ArtifactError: a folder that is not an artifact, or was changed.
         UsageError: a format that is not installed or does not run on the device, an unknown counterpart.
     """
-    found = [of_artifact(path, device, cuda_graph, trust) for path in paths]
-    names = [contender.subject for contender in found]
-    found = [
+    contenders = [of_artifact(path, device, cuda_graph, trust) for path in paths]
+    names = [contender.subject for contender in contenders]
+    contenders = [
         contender
         if names.count(contender.subject) == 1
         else msgspec.structs.replace(contender, label=str(contender.artifact))
-        for contender in found
+        for contender in contenders
     ]
     if not compare:
-        return found
+        return contenders
     from ..models import baselines
 
     wanted = [
@@ -207,37 +209,37 @@ def of_artifacts(
             image_size=contender.image_size,
             device=device,
         )
-        for contender in found
+        for contender in contenders
         for word in compare
     ]
-    return found + built(list(dict.fromkeys(wanted)), say)
+    return contenders + built(list(dict.fromkeys(wanted)), say)
 
 
 def of_artifact(path: Path, device: Device, cuda_graph: bool = False, trust: bool = False) -> Contender:
     """An artifact that exists; every file of it is checked."""
     artifact = manifest.verified(path)
-    found = artifact.manifest
+    facts = artifact.manifest
     fmt = formats.of(artifact)
     formats.require(fmt)
     formats.refuse_device(fmt, device)
     formats.refuse_untrusted(fmt, artifact, trust)
     return Contender(
-        model=found.model.architecture,
+        model=facts.model.architecture,
         runtime=fmt.name,
-        precision=found.export.precision,
-        task=found.model.task,
-        image_size=found.model.image_size,
-        batch=found.export.batch,
+        precision=facts.export.precision,
+        task=facts.model.task,
+        image_size=facts.model.image_size,
+        batch=facts.export.batch,
         opener="convnext_deploy.api:load",
         arguments={"path": str(path), "device": device, "cuda_graph": cuda_graph, "trust": trust},
         imports=("convnext_deploy.api", f"convnext_deploy.formats.{fmt.name}", *fmt.requires),
         artifact=str(path),
         artifact_sha256=artifact.sha256,
         artifact_bytes=artifact.bytes,
-        random_weights=found.weights.random,
-        parity=next((p.relative_error for p in found.parity if p.reference == "source"), None),
-        spec=found.model,
-        eight_bits=found.export.eight_bits,
+        random_weights=facts.weights.random,
+        parity=next((p.relative_error for p in facts.parity if p.reference == "source"), None),
+        spec=facts.model,
+        eight_bits=facts.export.eight_bits,
     )
 
 
@@ -281,14 +283,14 @@ def _reusable(want: Wanted, convnext: bool) -> bool:
     path = want.folder / (manifest.MANIFEST_NAME if convnext else BASELINE_NAME)
     if not path.is_file():
         return False
-    found = manifest.decode(content_of(path), str(path))
+    existing = manifest.decode(content_of(path), str(path))
     if formats.get(want.runtime).runs_code and not built_here(manifest.sha256_of(path)):
         return False
     there = {
         record.path: record.sha256 for record in manifest.file_records(want.folder) if record.path != BASELINE_NAME
     }
-    intact = there == {record.path: record.sha256 for record in found.files}
-    return intact and found.versions == env.versions() and found.machine == env.machine()
+    intact = there == {record.path: record.sha256 for record in existing.files}
+    return intact and existing.versions == env.versions() and existing.machine == env.machine()
 
 
 def _contender(want: Wanted, **how: Any) -> Contender:
@@ -307,10 +309,10 @@ def build_convnext(want: dict[str, Any]) -> None:
     """Export a ConvNeXt with random weights; runs in a worker."""
     from .export import export
 
-    wanted = msgspec.convert(want, Wanted)
-    source = Source(weights="random", variant=wanted.model, task=wanted.task, image_size=wanted.image_size)
-    request = ExportRequest(format=wanted.runtime, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
-    export(source, request, out=wanted.folder, force=True)
+    order = msgspec.convert(want, Wanted)
+    source = Source(weights="random", variant=order.model, task=order.task, image_size=order.image_size)
+    request = ExportRequest(format=order.runtime, precision=order.precision, batch=order.batch, device=order.device)
+    export(source, request, out=order.folder, force=True)
 
 
 def _of_baseline(want: Wanted) -> Contender:

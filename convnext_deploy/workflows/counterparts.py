@@ -33,18 +33,18 @@ def build_baseline(want: dict[str, Any]) -> None:
         UsageError: the format cannot hold it.
         CheckFailed: what was built computes something else, or in another type.
     """
-    wanted = msgspec.convert(want, Wanted)
-    fmt = formats.get(wanted.runtime)
+    order = msgspec.convert(want, Wanted)
+    fmt = formats.get(order.runtime)
     formats.require(fmt)
     if fmt.own_network:
-        raise UsageError(f"format {fmt.name} takes ConvNeXt only; {wanted.model} runs as torch, onnx or openvino")
-    if wanted.precision not in fmt.precisions:
-        raise UsageError(f"format {fmt.name} has no {wanted.precision}; it has {', '.join(sorted(fmt.precisions))}")
-    with manifest.staged(wanted.folder, marker=BASELINE_NAME) as folder:
-        made = build.built(fmt, _prepared(wanted, typed_graph=fmt.typed_graph, on_cpu=fmt.ahead_of_time), folder)
-        record = build.verified(fmt, made, folder, wanted.folder, own=False)
+        raise UsageError(f"format {fmt.name} takes ConvNeXt only; {order.model} runs as torch, onnx or openvino")
+    if order.precision not in fmt.precisions:
+        raise UsageError(f"format {fmt.name} has no {order.precision}; it has {', '.join(sorted(fmt.precisions))}")
+    with manifest.staged(order.folder, marker=BASELINE_NAME) as folder:
+        parts = build.built(fmt, _prepared(order, typed_graph=fmt.typed_graph, on_cpu=fmt.ahead_of_time), folder)
+        record = build.verified(fmt, parts, folder, order.folder, own=False)
         (folder / BASELINE_NAME).write_bytes(manifest.encode(record))
-    build.remember(fmt, wanted.folder, BASELINE_NAME, lambda _: None)  # where it cannot, the next run builds again
+    build.remember(fmt, order.folder, BASELINE_NAME, lambda _: None)  # where it cannot, the next run builds again
 
 
 def _prepared(wanted: Wanted, *, typed_graph: bool, on_cpu: bool) -> build.Prepared:
@@ -86,13 +86,13 @@ def open_timm(want: dict[str, Any], threads: int | None) -> Session:
 
     On a GPU images and weights are channels_last, and torch.compile looks for the fastest kernels.
     """
-    wanted = msgspec.convert(want, Wanted)
-    module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision)
-    spec = ExportSpec(format="eager", precision=wanted.precision, batch=wanted.batch, device=wanted.device)
-    record = build.described(module.spec, spec, _weights_of(module), preprocessing_of(wanted.model))
-    call: Any = module.to(wanted.device)
-    if wanted.device == "cuda":
+    order = msgspec.convert(want, Wanted)
+    module = Baseline(order.model, order.image_size, order.task, order.precision)
+    spec = ExportSpec(format="eager", precision=order.precision, batch=order.batch, device=order.device)
+    record = build.described(module.spec, spec, _weights_of(module), preprocessing_of(order.model))
+    call: Any = module.to(order.device)
+    if order.device == "cuda":
         call = module.to(memory_format=torch.channels_last)
-    if wanted.runtime == "torch.compile":
-        call = torch.compile(call, dynamic=False, mode="max-autotune" if wanted.device == "cuda" else None)
-    return TorchSession(call, record, RunOptions(device=wanted.device, threads=threads))
+    if order.runtime == "torch.compile":
+        call = torch.compile(call, dynamic=False, mode="max-autotune" if order.device == "cuda" else None)
+    return TorchSession(call, record, RunOptions(device=order.device, threads=threads))

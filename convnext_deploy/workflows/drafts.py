@@ -14,7 +14,7 @@ from ..data import sources
 from ..errors import UsageError, plain
 from ..models import passes
 from ..models.checkpoint import Loaded
-from ..models.convnext import share_of
+from ..models.costs import share_of
 from ..quantization import distance, saturation
 from ..quantization import plan as plans
 from ..quantization.draft import prepare
@@ -62,11 +62,11 @@ class Drafts:
         key = f"{how.int8}-{bits}" + (f"-{rest}" if how.scales_in_rest else "")
         if key not in self._whole:
             self._whole[key] = self._kept(key) or self._drafted(key, format, rest)
-        found = self._whole[key]
-        plan = msgspec.structs.replace(found.plan, target=format, rest=rest)
+        draft = self._whole[key]
+        plan = msgspec.structs.replace(draft.plan, target=format, rest=rest)
         fused = formats.get(format).kernels
         named = [name for name in plan.operations if not fused or plans.kind_of(name) in LINEARS]
-        return plans.restricted(replace(found, plan=plan, eight_bits=how), named)
+        return plans.restricted(replace(draft, plan=plan, eight_bits=how), named)
 
     def _kept(self, key: str) -> LoadedPlan | None:
         path = self.folder / f"plan-{key}.json"

@@ -265,7 +265,7 @@ def _quantization(loaded: "LoadedPlan | None", model: ModelSpec) -> Quantization
     """What the manifest says of a plan."""
     if loaded is None:
         return None
-    from ..models.convnext import share_of
+    from ..models.costs import share_of
 
     plan = loaded.plan
     types = [operation.type for operation in plan.operations.values()]
@@ -298,11 +298,11 @@ def _oracle(loaded: "Loaded", probe: probes.Probe, say: Say) -> OracleRecord:
     from ..accuracy import oracle
 
     images = preprocess.as_input(probe.pixels[: probes.CHUNK], loaded.preprocessing, "float32").astype(np.float32)
-    found = tuple(output[: probes.CHUNK] for output in probe.expected)
+    outputs = tuple(output[: probes.CHUNK] for output in probe.expected)
     from . import onnx_oracle
 
     judge = onnx_oracle.judge if onnx_oracle.knows(loaded) else oracle.judge
-    record = judge(loaded, images, found)
+    record = judge(loaded, images, outputs)
     say(f"compared with {record.name}" + (f": {record.why}" if record.why else ""))
     return record
 
@@ -354,9 +354,9 @@ def _prepared(
     example = torch.from_numpy(probes.as_input(loaded, model, repeated))
     place = "cpu" if fmt.ahead_of_time else spec.device
     model.to(place)
-    held = None
+    reference = None
     if fmt.read_back is not None:
-        held = expected_of(model, halved=not fmt.typed_graph and spec.precision == "fp16")
+        reference = expected_of(model, halved=not fmt.typed_graph and spec.precision == "fp16")
     if spec.kernels:
         from ..kernels.use import use_kernels  # which looks for triton
 
@@ -375,5 +375,5 @@ def _prepared(
         provenance=loaded.provenance,
         passes=records,
         oracle=judge,
-        held=held,
+        held=reference,
     )

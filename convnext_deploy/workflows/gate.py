@@ -61,7 +61,7 @@ def gate(
     if images is not None and not artifacts:
         raise UsageError(f"--data {images.data} is for artifacts, and both sides are results of eval; leave it out")
 
-    found: dict[str, Side | ScoredSide] = {}
+    side_of: dict[str, Side | ScoredSide] = {}
     with tempfile.TemporaryDirectory(prefix="gate-") as temporary:
         for name, path in paths.items():
             if images is not None and name in artifacts:
@@ -69,13 +69,13 @@ def gate(
                 path = kept.with_name(f"{name}.json")
                 if not _is_evaluated(path, artifacts[name], images):
                     evaluate(artifacts[name], images, options, out=kept, trust=trust, progress=progress, say=say)
-            found[name] = _side(read_any(path), path, artifacts[name].bytes if name in artifacts else None)
-    sides = {name: side for name, side in found.items() if isinstance(side, Side)}
-    scored = {name: side for name, side in found.items() if isinstance(side, ScoredSide)}
+            side_of[name] = _side(read_any(path), path, artifacts[name].bytes if name in artifacts else None)
+    sides = {name: side for name, side in side_of.items() if isinstance(side, Side)}
+    scored = {name: side for name, side in side_of.items() if isinstance(side, ScoredSide)}
     if sides and scored:
         raise UsageError(
-            f"{' and '.join(f'{name} is a {side.result.problem} model' for name, side in found.items())}; expected two "
-            "of one kind"
+            f"{' and '.join(f'{name} is a {side.result.problem} model' for name, side in side_of.items())}; "
+            "expected two of one kind"
         )
     if scored:
         return judge_scores(scored["baseline"], scored["candidate"], limits)
@@ -99,10 +99,10 @@ def _is_evaluated(result: Path, artifact: Artifact, images: Images) -> bool:
     """Whether an earlier call has finished this evaluation."""
     if not result.exists():
         return False
-    found = read_any(result)
+    record = read_any(result)
     source, classes, problem = images.of(artifact)
     numbered = labelled(source, artifact, classes, problem)
-    known = (found.artifact_sha256, found.data_sha256, found.problem)
+    known = (record.artifact_sha256, record.data_sha256, record.problem)
     return known == (artifact.sha256, numbered.sha256, problem)
 
 

@@ -40,7 +40,7 @@ def half(
         UsageError: what can be refused before the work.
     """
     plans.check_target(out, force)
-    seen = open_images(data, split, images=images, image_size=source.image_size or (224, 224))
+    source_images = open_images(data, split, images=images, image_size=source.image_size or (224, 224))
     say("loading the checkpoint")
     loaded = source.load()
     for line in provenance.contradictions(loaded.provenance):
@@ -49,15 +49,15 @@ def half(
     say("folding")
     pixels = preprocess.probe_images(model.spec.in_chans, model.spec.image_size, PROBE)
     passes.fold(model, facts if input == "uint8" else None, lambda m: outputs(m, pixels, facts))
-    say(f"looking at {images} images of {seen.name}")
-    plan, found = half_plan(
+    say(f"looking at {images} images of {source_images.name}")
+    plan, decisions = half_plan(
         model,
-        seen,
+        source_images,
         preprocessing=facts,
         weights_sha256=loaded.weights.tensors_sha256,
         rest=precision,
         images=images,
         progress=progress,
     )
-    write_file(out.with_suffix(".half.json"), manifest.encode(found))
-    return plans.write(out, plan, {}), found
+    write_file(out.with_suffix(".half.json"), manifest.encode(decisions))
+    return plans.write(out, plan, {}), decisions

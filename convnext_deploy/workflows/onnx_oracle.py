@@ -78,8 +78,11 @@ def _maps(model: onnx.ModelProto, network: OnnxConvNeXt, images: NDArray[np.floa
     kind = onnx.TensorProto.FLOAT16 if network.half else onnx.TensorProto.FLOAT
     start = onnx.helper.make_tensor_value_info(network.input, kind, None)
     nodes = [node for node in model.graph.node if network.input not in node.output]
-    held = {tensor.name for tensor in model.graph.initializer}
-    for field, values in (("node", nodes), ("input", [start, *(v for v in model.graph.input if v.name in held)])):
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    for field, values in (
+        ("node", nodes),
+        ("input", [start, *(v for v in model.graph.input if v.name in initializers)]),
+    ):
         target: Any = getattr(inner.graph, field)
         del target[:]
         target.extend(values)

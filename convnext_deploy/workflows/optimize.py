@@ -176,25 +176,25 @@ def _differences(kept: bytes, asked: bytes) -> str:
     except (msgspec.MsgspecError, RecursionError):  # of an earlier version
         return "other options, images or versions"
     one, other = _flat(before), _flat(after)
-    found = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
+    names = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
     said = [
         f"other {name}"
         if name in ("weights", "images")
         else f"{name} {arguments.shown(one.get(name))} in the place of {arguments.shown(other.get(name))}"
-        for name in found[:DIFFERENCES_SHOWN]
+        for name in names[:DIFFERENCES_SHOWN]
     ]
-    return ", ".join(said) + (f" and {len(found) - len(said)} more" if len(found) > len(said) else "")
+    return ", ".join(said) + (f" and {len(names) - len(said)} more" if len(names) > len(said) else "")
 
 
 def _flat(facts: Mapping[str, Any], within: str = "") -> dict[str, Any]:
     """Facts by the names of their fields; those of options stand alone, as on the command line."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in facts.items():
         called = f"--{name.replace('_', '-')}" if within == "options" else f"{within} {name}".strip()
-        found |= (
+        flat |= (
             _flat(value, "options" if called == "--images" else called) if isinstance(value, dict) else {called: value}
         )
-    return found
+    return flat
 
 
 def _result(

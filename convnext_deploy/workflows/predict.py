@@ -97,7 +97,7 @@ def predict(
         )
     for note in notes:
         (say or (lambda line: None))(note)
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     unreadable: list[str] = []
     outputs: list[tuple[NDArray[np.float32], ...]] = []
     report = progress or (lambda done, total: None)
@@ -114,17 +114,19 @@ def predict(
             if goal == "detection":
                 boxes, scores, numbers = (output[row] for output in maps)
                 own = placed(boxes, scores, numbers, size, manifest.model.image_size)[:top]
-                found.append(Prediction(image=images[index][0], classes=(), boxes=_boxes(own, names)))
+                predictions.append(Prediction(image=images[index][0], classes=(), boxes=_boxes(own, names)))
                 continue
             if goal == "segmentation":
                 place = None if masks is None else masks[index]
-                found.append(predicted_masks.predicted(images[index][0], logits, size, manifest, names, top, place))
+                predictions.append(
+                    predicted_masks.predicted(images[index][0], logits, size, manifest, names, top, place)
+                )
                 continue
             best = probable(logits, goal, top, names)
             values = tuple(map(float, logits)) if goal == "regression" else ()
-            found.append(Prediction(image=images[index][0], classes=best, values=values))
+            predictions.append(Prediction(image=images[index][0], classes=best, values=values))
         report(done, len(images))
-    if not found:
+    if not predictions:
         raise DataError(f"none of the {len(unreadable)} images can be read; the first is {unreadable[0]}")
     said = preprocess.turned_words(len(turned), turned[0] if turned else "", manifest.preprocessing)
     if said is not None:
@@ -135,7 +137,7 @@ def predict(
         artifact_sha256=artifact.sha256 if artifact else None,
         names_from=names_from if classes else "none",
         problem=goal,
-        predictions=tuple(found),
+        predictions=tuple(predictions),
         unreadable=tuple(unreadable),
         notes=tuple(notes),
     )
@@ -207,8 +209,8 @@ def class_names(
     if manifest.labels:
         return manifest.labels, "artifact"
     if model.task == "classify" and model.num_classes == numbering.IMAGENET_CLASSES:
-        found = _imagenet()
-        return found, "imagenet" if found else "none"
+        names = _imagenet()
+        return names, "imagenet" if names else "none"
     return None, "none"
 
 
@@ -301,10 +303,10 @@ def listed(given: Given | Sequence[Given], split: str | None = None) -> list[Nam
         DataError: nothing is there, or no images are.
     """
     if isinstance(given, (list, tuple)):
-        found = [image for one in given for image in listed(one, split)]
-        if not found:
+        images = [image for one in given for image in listed(one, split)]
+        if not images:
             raise DataError("images []; expected at least one")
-        return found
+        return images
     if isinstance(given, Image.Image):
         return [(getattr(given, "filename", "") or "an image of Pillow's", lambda: given)]
     if isinstance(given, (str, os.PathLike)):

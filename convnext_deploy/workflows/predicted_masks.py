@@ -24,13 +24,13 @@ def places(out: Path, names: Sequence[str]) -> list[Path]:
         if len(names) != 1:
             raise UsageError(f"--out {out} is one mask, and there are {len(names):,} images; give a folder")
         return [out]
-    found = [out / _inside(name) for name in names] if len(names) > 1 else [out / f"{PurePosixPath(names[0]).stem}.png"]
-    taken: dict[Path, str] = {}
-    for place, name in zip(found, names, strict=True):
-        if place in taken:
-            raise UsageError(f"the masks of {taken[place]} and {name} would both be {place}; predict them one by one")
-        taken[place] = name
-    return found
+    paths = [out / _inside(name) for name in names] if len(names) > 1 else [out / f"{PurePosixPath(names[0]).stem}.png"]
+    owners: dict[Path, str] = {}
+    for place, name in zip(paths, names, strict=True):
+        if place in owners:
+            raise UsageError(f"the masks of {owners[place]} and {name} would both be {place}; predict them one by one")
+        owners[place] = name
+    return paths
 
 
 def _inside(name: str) -> Path:

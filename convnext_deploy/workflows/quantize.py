@@ -115,8 +115,8 @@ def _sets(
     else:
         _require(source, images + LEAST_HELD_OUT, f" (--images {images}, and {LEAST_HELD_OUT} held out)")
         held_out = min(HELD_OUT, there - images)
-    first, held = sources.parts(source, (images, held_out))
-    return first, held
+    first, held_images = sources.parts(source, (images, held_out))
+    return first, held_images
 
 
 def _require(source: sources.ImageSource, least: int, why: str = "") -> None:

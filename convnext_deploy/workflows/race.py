@@ -101,14 +101,14 @@ class Race:
         near = [name for name in self._left(exact=True) if self.least[name] <= NEAR * self._ms(baseline)]
         lossy = [name for name in self._left() if not self.rows[name].exact]
         timings = self._time("last", list(dict.fromkeys([baseline, *lossy, *near])), LAST_S)
-        order, chosen, why = self._decide(baseline)
+        order, winner, why = self._decide(baseline)
         for name in self._left():
-            if name != chosen:
-                self._set(self.rows[name], state="slower", reason=f"exact, and slower than {chosen or baseline}")
-        if chosen is not None:
-            self._set(self.rows[chosen], state="chosen", reason=None)
+            if name != winner:
+                self._set(self.rows[name], state="slower", reason=f"exact, and slower than {winner or baseline}")
+        if winner is not None:
+            self._set(self.rows[winner], state="chosen", reason=None)
         before = self._side(baseline, "final").result.top1 if order else None
-        return Outcome(baseline, before, order, chosen, why, timings)
+        return Outcome(baseline, before, order, winner, why, timings)
 
     # Rows
 
@@ -131,8 +131,8 @@ class Race:
         return min(self._left(exact=True), key=self._ms)
 
     def _ms(self, name: str) -> float:
-        found = self.rows[name].ms
-        return math.inf if found is None else found
+        ms = self.rows[name].ms
+        return math.inf if ms is None else ms
 
     # Building
 
@@ -167,7 +167,7 @@ class Race:
 
     def _build_shorter(self, group: Sequence[str]) -> list[str]:
         """Half precision and 8 bits of some runtimes, but for those that cannot become the fastest; what was built."""
-        wanted, drafted = [], {}
+        shorter, drafted = [], {}
         for name in group:
             row = self.rows[name]
             if row.state != "waiting":
@@ -181,15 +181,15 @@ class Race:
                 self._set(row, state="left out", reason=why)
                 self.agenda.expect(build=-1, time=-2)
                 continue
-            wanted.append(name)
-        for name in [name for name in wanted if self.rows[name].eight_bits]:
+            shorter.append(name)
+        for name in [name for name in shorter if self.rows[name].eight_bits]:
             row = self.rows[name]
             fmt = formats.get(row.runtime)
             self.agenda.begin("draft", f"choosing scales for {fmt.name}")
             drafted[name] = self._drafts().whole(fmt.name, row.precision)
             self.agenda.end("draft")
-        self._build(wanted, drafted)
-        return [name for name in wanted if self.rows[name].state == "built"]
+        self._build(shorter, drafted)
+        return [name for name in shorter if self.rows[name].state == "built"]
 
     def _drafts(self) -> Drafts:
         if self._drafting is None:
@@ -211,12 +211,12 @@ class Race:
         """All of them interleaved; each row gets its time and its interval."""
         path = self.workshop.folder / f"timing-{kept}.jsonl"
         hashes = {self.rows[name].artifact_sha256 for name in names}
-        found: tuple[BenchResult, ...] = compare.read_results(path) if path.is_file() else ()
-        if {row.artifact_sha256 for row in found} != hashes:
-            found = tuple(self._bench(names, seconds))
-            write_file(path, compare.encode_results(found))
+        rows: tuple[BenchResult, ...] = compare.read_results(path) if path.is_file() else ()
+        if {row.artifact_sha256 for row in rows} != hashes:
+            rows = tuple(self._bench(names, seconds))
+            write_file(path, compare.encode_results(rows))
         for name in names:
-            own = [row for row in found if row.artifact_sha256 == self.rows[name].artifact_sha256]
+            own = [row for row in rows if row.artifact_sha256 == self.rows[name].artifact_sha256]
             best = min(own, key=_batch_ms, default=None)
             if best is None or best.status == "failed":
                 reason = "it was not measured" if best is None else best.reason
@@ -229,7 +229,7 @@ class Race:
                 self.rows[name], state="timed", ms=_batch_ms(best), timing=best.reason or best.status,
                 interval_ms=(median.low_ms, median.high_ms) if single else None,
             )  # fmt: skip
-        return found
+        return rows
 
     def _bench(self, names: Sequence[str], seconds: float) -> Iterator[BenchResult]:
         goal = self.goal

@@ -29,8 +29,9 @@ from PIL import Image
 from convnext_deploy import cli, env
 from convnext_deploy.accuracy import evaluation, inference
 from convnext_deploy.accuracy import predictions as predictions_of
+from convnext_deploy.artifact.batches import Images
 from convnext_deploy.artifact.manifest import MANIFEST_NAME, Artifact, encode
-from convnext_deploy.artifact.session import Images, RunOptions, Session
+from convnext_deploy.artifact.session import RunOptions, Session
 from convnext_deploy.data import sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
 from convnext_deploy.records.accuracy import EvalResult

@@ -14,7 +14,7 @@ from convnext_deploy.artifact import verify
 from convnext_deploy.artifact.deviation import cosines, relative_errors, sizes
 from convnext_deploy.artifact.verify import NEAR_TIE_FACTOR, TOLERANCES, compare, precision_failures, top1_agreement
 from convnext_deploy.formats import aotinductor
-from convnext_deploy.models.convnext import multiply_accumulates
+from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import (
     BatchRange,

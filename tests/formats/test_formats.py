@@ -29,7 +29,8 @@ from convnext_deploy.errors import CheckFailed, InputError, ParityError, PassErr
 from convnext_deploy.formats import torchscript
 from convnext_deploy.graph import onnx_read, onnx_write
 from convnext_deploy.models import passes, registry
-from convnext_deploy.models.convnext import ChannelNorm, ConvNeXt, multiply_accumulates
+from convnext_deploy.models.convnext import ChannelNorm, ConvNeXt
+from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.models.parameters import random_model
 from convnext_deploy.records.manifest import BatchRange, Manifest, Preprocessing
 from convnext_deploy.runtimes.torch_session import MacCounter

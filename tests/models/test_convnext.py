@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_deploy.models import registry
 from convnext_deploy.models.architecture import spec_of
-from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates, tiered_width
+from convnext_deploy.models.convnext import ConvNeXt, tiered_width
+from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.models.layouts import convert
 from convnext_deploy.models.parameters import filled
 from convnext_deploy.records.base import Task

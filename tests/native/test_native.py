@@ -19,7 +19,8 @@ from native_networks import SIZE, folded, images_for, network_of, quantize_
 
 from convnext_deploy.errors import ArtifactError, InputError, UsageError
 from convnext_deploy.models import registry
-from convnext_deploy.models.convnext import ConvNeXt, multiply_accumulates
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.native import library, packed
 from convnext_deploy.native.engine import Engine
 from convnext_deploy.quantization.plan import operations, products

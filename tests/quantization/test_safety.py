@@ -27,7 +27,8 @@ from convnext_deploy.artifact.verify import precision_failures
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, ParityError, UsageError
 from convnext_deploy.models import checkpoint, parameters, passes
-from convnext_deploy.models.convnext import ConvNeXt, Grn, multiply_accumulates
+from convnext_deploy.models.convnext import ConvNeXt, Grn
+from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.quantization.calibrate import random_images
 from convnext_deploy.quantization.half import BAR, MARGIN, analyse, bar, decide, half_plan, kept
 from convnext_deploy.quantization.plan import LoadedPlan, operations

@@ -220,7 +220,7 @@ def test_an_engine_computes_in_the_precision_of_its_graph(small: Any, precision:
 
 
 def test_products_count_what_the_model_counts(small: Any, tmp_path: Path) -> None:
-    from convnext_deploy.models.convnext import multiply_accumulates
+    from convnext_deploy.models.costs import multiply_accumulates
 
     graph, path = small["fp32"]
     record = build(path, graph, tmp_path, "sm80")

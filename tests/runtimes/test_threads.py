@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from segmenters import saved, upernet
 
 from convnext_deploy import api
+from convnext_deploy.artifact.batches import Images
 from convnext_deploy.artifact.manifest import Artifact
-from convnext_deploy.artifact.session import Images, RunOptions, Session
+from convnext_deploy.artifact.session import RunOptions, Session
 from convnext_deploy.errors import UsageError
 from convnext_deploy.native.engine import Engine, Network
 from convnext_deploy.records.manifest import PrecisionTruth

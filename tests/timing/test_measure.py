@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact.session import Images, RunOptions, Session
+from convnext_deploy.artifact.batches import Images
+from convnext_deploy.artifact.session import RunOptions, Session
 from convnext_deploy.records.manifest import PrecisionTruth
 from convnext_deploy.timing import measure
 from convnext_deploy.timing.measure import Work

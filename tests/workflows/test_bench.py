@@ -21,7 +21,7 @@ from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import PrecisionError, UsageError, WorkerError
 from convnext_deploy.models import baselines, registry
-from convnext_deploy.models.convnext import multiply_accumulates
+from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import BatchRange, Manifest, PrecisionTruth
 from convnext_deploy.records.timing import BenchResult, Ceilings

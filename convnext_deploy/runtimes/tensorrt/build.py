@@ -325,11 +325,11 @@ def _timing_cache(trt: Any, name: Name, config: Any) -> Iterator[list[str]]:
     before = path.read_bytes() if path.is_file() else b""
     timing = config.create_timing_cache(before)
     config.set_timing_cache(timing, False)
-    told: list[str] = []
-    yield told
+    notes: list[str] = []
+    yield notes
     after = bytes(config.get_timing_cache().serialize())
     write_file(path, after)
-    told.append(f"{path.name}: {len(before)} -> {len(after)} bytes")
+    notes.append(f"{path.name}: {len(before)} -> {len(after)} bytes")
 
 
 def build_artifact(name: Name, graph: DeployGraph, onnx: Path, folder: Path) -> EngineRecord:

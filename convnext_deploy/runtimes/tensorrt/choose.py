@@ -72,7 +72,7 @@ def targets_of(words: str) -> tuple[str, ...]:
     Raises:
         UsageError: a word that is neither a known GPU nor `sm` and a number.
     """
-    found = set()
+    targets = set()
     for word in filter(None, re.split(r"[,\s]+", words.lower())):
         plain = re.sub(r"[^a-z0-9]", "", word)
         numbered = re.fullmatch(r"sm(\d{2,3})", plain)
@@ -81,10 +81,10 @@ def targets_of(words: str) -> tuple[str, ...]:
             raise UsageError(
                 f"--trt-target {word} is not a known GPU; give its compute capability, such as sm80 for A100"
             )
-        found.add(number)
-    if not found:
+        targets.add(number)
+    if not targets:
         raise UsageError(f"--trt-target {words!r} names no GPU; expected for example a100,rtx4090")
-    return tuple(f"sm{number}" for number in sorted(found))
+    return tuple(f"sm{number}" for number in sorted(targets))
 
 
 def known_targets(trt: Any) -> tuple[str, ...]:

@@ -62,9 +62,9 @@ def layer(name: str, ms: float, facts: dict[str, Any]) -> LayerTime:
     nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(facts.get("Metadata", "")))
     kind: LayerKind = "other"
     for text in (f"{op} {name}", " ".join(nodes)):
-        found = next((kind for word, kind in WORDS if word in text.lower()), None)
-        if found is not None:
-            kind = found
+        kind_name = next((kind for word, kind in WORDS if word in text.lower()), None)
+        if kind_name is not None:
+            kind = kind_name
             break
     if kind == "convolution" and int(facts.get("Groups", 1)) > 1:
         kind = "depthwise"

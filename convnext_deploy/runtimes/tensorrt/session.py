@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...artifact.session import Images, Profile, RunOptions, Session
+from ...artifact.batches import Images
+from ...artifact.session import Profile, RunOptions, Session
 from ...errors import ArtifactError, InputError
 from ...graph.onnx_read import shares
 from ...records.manifest import Manifest, PrecisionTruth
