@@ -48,6 +48,15 @@ _WORDS: dict[type[BaseException], str] = {
 }
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2,000 images`, `3 classes`, `4 entries`."""
+    if count == 1:
+        return f"1 {noun}"
+    if noun.endswith("y"):
+        return f"{count:,} {noun[:-1]}ies"
+    return f"{count:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch')) else 's'}"
+
+
 def printable(text: str) -> str:
     """A name as text that UTF-8 can hold: where Python took the system for ASCII, or a name is of other bytes."""
     try:

@@ -1,14 +1,18 @@
-"""What several test files share: one checkpoint, and one artifact a format and set of options, built once a session."""
+"""What test files share: one checkpoint, and one artifact a format and set of options, built once for all workers."""
 
+import contextlib
 import dataclasses
+import fcntl
 import gc
+import hashlib
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import light_tests
 import pytest
 import safetensors.torch
 import timm
@@ -16,6 +20,7 @@ import torch
 from torch import nn
 
 from convnext_deploy import api, formats
+from convnext_deploy.artifact import manifest
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import MissingPackageError
 from convnext_deploy.records.manifest import BatchRange
@@ -33,6 +38,23 @@ BATCH = BatchRange(min=1, opt=2, max=4)
 def pytest_collection_finish() -> None:
     """What imports and collection made stays to the end: without it the collector takes a fifth less of an export."""
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    with light_tests.base_installation() if light_tests.is_light(item) else contextlib.nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        with light_tests.base_installation() if light_tests.is_light(item) else contextlib.nullcontext():
+            return (yield)
+    except pytest.skip.Exception as skipped:
+        if "halted; None in sys.modules" not in str(skipped):
+            raise
+        pytest.fail(f"{skipped}: it was hidden; name the test in light_tests.NEED_MORE", pytrace=False)
 
 
 def pytest_sessionfinish() -> None:
@@ -63,11 +85,18 @@ def need_format() -> Callable[[str], None]:
     return check
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of pytest, the same in all its workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_state(shared_folder: Path) -> Iterator[None]:
     """What the tests build is not recorded as built by the user who runs them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_STATE_HOME", str(shared_folder / "state"))
         yield
 
 
@@ -126,11 +155,9 @@ def checkpoint(checkpoint_of: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact_of(
-    checkpoint_of: Callable[..., Path],
-    need_format: Callable[[str], None],
-    tmp_path_factory: pytest.TempPathFactory,
+    checkpoint_of: Callable[..., Path], need_format: Callable[[str], None], shared_folder: Path
 ) -> Callable[..., Artifact]:
-    """(format, options of `api.export`) to an artifact, built once a session: leave its files as they are.
+    """(format, options of `api.export`) to an artifact, built once a run of pytest: leave its files as they are.
 
     `source` are the arguments of `checkpoint_of`. Unless the options say otherwise: `test_convnext`, 64x64 pixels,
     batch 1 to 4.
@@ -141,12 +168,15 @@ def artifact_of(
         need_format(format)
         key = repr((format, source, sorted(options.items())))
         if key not in made:
-            made[key] = api.export(
-                str(checkpoint_of(**(source or {}))),
-                format=format,
-                out=tmp_path_factory.mktemp("artifact") / format,
-                **{"image_size": (64, 64), "batch": BATCH, **options},
-            )
+            folder = shared_folder / "artifacts" / hashlib.sha256(key.encode()).hexdigest()[:16]
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "lock").open("w") as lock:  # another worker may be building the same one
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not (folder / format).exists():
+                    sizes: dict[str, Any] = {"image_size": (64, 64), "batch": BATCH}
+                    weights = str(checkpoint_of(**(source or {})))
+                    api.export(weights, format=format, out=folder / format, **sizes | options)
+            made[key] = manifest.read(folder / format)
         return made[key]
 
     return artifact

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy import errors
-from convnext_deploy.errors import plain
+from convnext_deploy.errors import counted, plain
 
 PACKAGE = Path(errors.__file__).parent
 OURS = {name for name, kind in vars(errors).items() if isinstance(kind, type)} | {"UnreadableImage", "_Refused"}
@@ -68,3 +68,12 @@ def test_no_message_shows_an_error_of_others_as_it_is() -> None:
     files = [path for path in PACKAGE.rglob("*.py") if not str(path.relative_to(PACKAGE)).startswith(QUOTING)]
     assert len(files) > 100
     assert [line for path in files for line in raw(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "words"),
+    [(1, "image", "1 image"), (0, "image", "0 images"), (2000, "image", "2,000 images"), (3, "class", "3 classes"),
+     (2, "entry", "2 entries"), (1, "entry", "1 entry"), (16, "bundled image", "16 bundled images")],
+)  # fmt: skip
+def test_one_of_something_is_not_several(count: int, noun: str, words: str) -> None:
+    assert counted(count, noun) == words

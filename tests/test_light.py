@@ -15,16 +15,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from light_tests import HIDDEN
 from PIL import Image
 
-from convnext_deploy import env
 from convnext_deploy.artifact.manifest import Artifact
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIMES = {"native": (), "onnx": ("onnxruntime",), "openvino": ("openvino",)}
-HIDDEN = sorted(
-    {*env.EXTRAS, "scipy", "transformers", "datasets", "pandas", "sympy", "jinja2", "requests", "triton", "ml_dtypes"}
-)
 CLICK = "ignore:'click.utils.get_:DeprecationWarning"  # see pyproject.toml, of typer before it carried its own copy
 SITECUSTOMIZE = """
 import os, sys

@@ -18,7 +18,7 @@ from PIL import Image
 from ..artifact.manifest import Artifact, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import preprocess, sources
-from ..errors import CheckFailed, DataError, UsageError
+from ..errors import CheckFailed, DataError, UsageError, counted
 from ..records.base import Goal
 from . import boxes, partial, segments
 from .outputs import Outputs
@@ -197,7 +197,7 @@ def answers_of(work: Work) -> Answers:
 def _check_batch(batch: int, artifact: Artifact) -> None:
     allowed = artifact.manifest.export.batch
     if not allowed.min <= batch <= allowed.max:
-        raise UsageError(f"batch {batch}; this artifact takes {allowed.min} to {allowed.max} images at once")
+        raise UsageError(f"batch {batch}; this artifact takes {allowed.min} to {counted(allowed.max, 'image')} at once")
 
 
 def _batches(

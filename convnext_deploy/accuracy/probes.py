@@ -92,11 +92,11 @@ def _refuse_nothing_found(loaded: "Loaded", probes: tuple[Probe, ...]) -> None:
 
 
 def pixels_of(loaded: "Loaded", verify_data: str | ImageSource) -> Pixels:
+    """The images of --verify-data, resized and cropped, uint8 (N, C, H, W)."""
     from ..data import sources
 
-    """The images of --verify-data, resized and cropped, uint8 (N, C, H, W)."""
     model = loaded.model.spec
-    source = sources.open_source(verify_data)
+    source = sources.open_whole("--verify-data", verify_data)
     to_pixels = preprocess.transform(loaded.preprocessing, model.image_size, model.in_chans)
     sample = sources.subset(source, IMAGES)
     try:

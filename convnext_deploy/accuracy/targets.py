@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from ..artifact.manifest import Artifact
 from ..data import numbering, sources
-from ..data.image_source import with_one_label
-from ..errors import DataError, UsageError
+from ..data.image_source import refuse_unlabelled, with_one_label
+from ..errors import DataError, UsageError, counted
 from ..records.base import Goal
 from ..records.manifest import ModelSpec
 from .predictions import Predictions
@@ -86,10 +86,7 @@ def labelled(
             f"{source.name} has values such as {source.values[0, 0]:g} in the place of classes; a regression is "
             "evaluated with --problem regression"
         )
-    if source.labels is None and source.label_sets is None:
-        raise DataError(
-            f"{source.name} has no labels; expected class folders, a column label, a list, or --annotations FILE"
-        )
+    refuse_unlabelled(source)
     if problem != "multi-label":
         source = with_one_label(source)
     if problem == "binary":
@@ -109,7 +106,8 @@ def targets_of(source: sources.ImageSource, outputs: int, problem: Goal) -> NDAr
         values = values.reshape(len(source), -1).astype(np.float64)
         if values.shape[1] != outputs:
             raise DataError(
-                f"{source.name} has {values.shape[1]} values an image and the model {outputs} outputs; expected as many"
+                f"{source.name} has {counted(values.shape[1], 'value')} an image and the model "
+                f"{counted(outputs, 'output')}; expected as many"
             )
         return values.astype(np.float32)
     sets = source.label_sets

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from ..quantization.plan import LoadedPlan
 
 
+Trust = Annotated[bool, "run the code that an artifact brings although somebody else built it (see SECURITY.md)."]
+
+
 class OpeningOptions(TypedDict, total=False):
     """Where an artifact runs, and whether it may; of every function that runs one."""
 
     device: Annotated[Device, "cpu, or cuda for a GPU."]
     threads: Annotated[int | None, "threads of the runtime; None: its own default, which is every core."]
-    trust: Annotated[bool, "run the code that an artifact brings although somebody else built it (see SECURITY.md)."]
+    trust: Trust
 
 
 class SessionOptions(OpeningOptions, total=False):
@@ -165,7 +168,16 @@ def export(
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{option} has no meaning with --into, which takes the graph as it is; leave it out")
         return splice(
-            into, request, at=names, source=source, plan=loaded, out=out, force=force, verify_data=verify_data, say=say
+            into,
+            request,
+            at=names,
+            source=source,
+            plan=loaded,
+            out=out,
+            force=force,
+            verify_data=verify_data,
+            say=say,
+            progress=progress,
         )
     return workflow.export(
         source,
@@ -190,6 +202,7 @@ def refit(
     out: arguments.Location,
     force: bool = False,
     say: Say = silent,
+    progress: arguments.Progress | None = None,
     trust: bool = False,
 ) -> Artifact:
     """A TensorRT engine with other weights of the same architecture, without building it again. Needs the GPU.
@@ -200,6 +213,7 @@ def refit(
         out: folder of the new artifact.
         force: replace an artifact that exists.
         say: told what is being done, a line a step.
+        progress: as for `export`.
         trust: as for `load`.
 
     Raises:
@@ -208,7 +222,7 @@ def refit(
     """
     weights = arguments.weights("weights", weights)
     out = arguments.path("out", out)
-    arguments.check(force=force, say=say, trust=trust)
+    arguments.check(force=force, say=say, progress=progress, trust=trust)
     artifact = opened(path)
     from ..runtimes.tensorrt import refit
     from ..workflows import export as workflow
@@ -233,4 +247,4 @@ def refit(
         argmax=spec.argmax,
         tensorrt=msgspec.structs.replace(spec.tensorrt or TensorRtSpec(), refit="refit"),  # it has weights now
     )
-    return workflow.export(source, request, out=out, force=force, refit_from=engine, say=say)
+    return workflow.export(source, request, out=out, force=force, refit_from=engine, say=say, progress=progress)

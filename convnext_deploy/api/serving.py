@@ -11,7 +11,7 @@ from ..arguments import Unpack
 from ..artifact import manifest
 from ..errors import UsageError
 from ..records.base import Device
-from .artifacts import opened
+from .artifacts import Trust, opened
 from .verbs import verb
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ApplicationOptions(TypedDict, total=False):
     ]
     shadow_share: Annotated[float | None, "share of the requests that it is asked; None: 0.1."]
     shadow_limit: Annotated[float | None, "share of the images whose answers may differ; None: 0.01."]
-    trust: Annotated[bool, "run the code that an artifact brings although somebody else built it (see SECURITY.md)."]
+    trust: Trust
 
 
 class ServerOptions(ApplicationOptions, total=False):

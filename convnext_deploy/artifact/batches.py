@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..records.base import STRIDE
 from ..records.manifest import Manifest
 
@@ -30,7 +30,9 @@ def check_images(images: Images, manifest: Manifest) -> None:
     if c != model.in_chans:
         raise InputError(f"images have shape {images.shape}; expected {model.in_chans} channels in {layout}")
     if not export.batch.min <= n <= export.batch.max:
-        raise InputError(f"batch {n}; this artifact takes {export.batch.min} to {export.batch.max} images at once")
+        raise InputError(
+            f"batch {n}; this artifact takes {export.batch.min} to {counted(export.batch.max, 'image')} at once"
+        )
     if export.dynamic_image_size:
         if h < STRIDE or w < STRIDE:
             raise InputError(f"images are {h}x{w} pixels; expected at least {STRIDE}x{STRIDE}")

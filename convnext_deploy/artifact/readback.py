@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import counted
 from ..records.manifest import ReadBack
 
 SHOWN = 3  # differences in a message
@@ -168,7 +169,7 @@ def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
             + _few(missing)
         )
     if strange:
-        yield f"the built file has {len(strange)} tensors that the module had not: {_few(strange)}"
+        yield f"the built file has {counted(len(strange), 'tensor')} that the module had not: {_few(strange)}"
     if not found.named and order != sorted(order):
         yield "the built file uses the module's tensors in another order"
 

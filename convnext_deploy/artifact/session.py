@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..env import usable_cores
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from ..records.base import Device
 from ..records.manifest import Manifest, PrecisionTruth
 from ..records.prediction import PredictResult
@@ -387,7 +387,8 @@ def run_in_batches(session: Session, images: Images, size: int | None = None) ->
             if output.shape[:1] != (len(filled),):
                 name = session.manifest.outputs[index].name
                 raise UsageError(
-                    f"the output {name} has the shape {output.shape} for {len(filled)} images, not a row for "
+                    f"the output {name} has the shape {output.shape} for {counted(len(filled), 'image')}, not a "
+                    "row for "
                     "each; call `run` of the session that `load` returns, and read it as the graph means it"
                 )
         parts.append(tuple(output[: len(chunk)] for output in outputs))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import counted
 from ..records.accuracy import ScoreResult
 from . import hints
 from .groups import Labelled, Meaning, ReduceLabels, grouped
@@ -95,7 +96,7 @@ def evaluate(
         terminal.result(result, "\n".join(lines), next_)
         return
     lines = [
-        f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {result.images} images of {result.data}",
+        f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {counted(result.images, 'image')} of {result.data}",
         f"{result.images_per_s:.1f} images/s including reading and resizing",
     ]
     if result.corrupt:

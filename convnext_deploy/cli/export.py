@@ -144,7 +144,8 @@ def refit(
     from .. import api
 
     terminal = Terminal(json, quiet)
-    output = api.refit(artifact, weights, out=out, force=force, say=terminal.say, trust=trust)
+    with progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress:
+        output = api.refit(artifact, weights, out=out, force=force, say=terminal.say, progress=progress, trust=trust)
     facts = output.manifest
     terminal.result(
         {"path": str(output.path), "manifest": facts},

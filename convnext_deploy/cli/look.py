@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from .options import Debug, Json, Quiet, Trust
 from .terminal import Terminal, details, fits_words, progress_bar
 
@@ -26,6 +27,7 @@ def inspect(
 
     terminal = Terminal(json, quiet)
     if artifact.is_file():
+        _refuse_other_files(artifact)
         from ..runtimes.tensorrt import preflight
 
         fits = preflight.preflight(artifact, trust=trust)
@@ -42,6 +44,20 @@ def inspect(
         fits = preflight.inspected(artifact, checked.manifest, trust or built_here(checked.sha256))
         text += "\n" + fits_words(fits.facts, fits.problems)
     terminal.result(checked.manifest, text)
+
+
+def _refuse_other_files(file: Path) -> None:
+    """Refuse what `export` and other commands write beside engines, with the command that is for it."""
+    from ..artifact.manifest import MANIFEST_NAME
+
+    if file.name == MANIFEST_NAME or (file.suffix != ".engine" and (file.parent / MANIFEST_NAME).is_file()):
+        raise UsageError(f"{file} is one file of an artifact; give its folder, {file.parent}")
+    if file.suffix in (".json", ".jsonl", ".npz"):
+        raise UsageError(
+            f"{file} is no artifact; give a folder that `export` made, or see results with "
+            f"`convnext-deploy report {file.with_suffix('.json' if file.suffix == '.npz' else file.suffix)} --out "
+            "report.html`"
+        )
 
 
 def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:

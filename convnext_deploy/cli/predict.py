@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import counted
 from .groups import Meaning, grouped
 from .options import (
     DATA,
@@ -113,11 +114,11 @@ def predict(
     lines = []
     if len(result.predictions) > SHOWN and rows:
         keeps = "" if out else "; --out NAME.csv keeps them all, with the other classes"
-        lines.append(f"and {len(result.predictions) - SHOWN:,} images more{keeps}")
+        lines.append(f"and {counted(len(result.predictions) - SHOWN, 'image')} more{keeps}")
     if result.unreadable:
-        lines.append(f"{len(result.unreadable)} images cannot be read, the first: {result.unreadable[0]}")
+        lines.append(f"{counted(len(result.unreadable), 'image')} cannot be read, the first: {result.unreadable[0]}")
     if out is not None:
-        lines.append(f"{len(result.predictions):,} images in {out}")
+        lines.append(f"{counted(len(result.predictions), 'image')} in {out}")
     if lines or json:
         terminal.result(result, "\n".join(lines))
 

@@ -104,12 +104,21 @@ BITS: dict[str, "WeightBits | None"] = {"auto": None, "7": 7, "8": 8}
 
 def words(out: Path, plan: "Plan") -> str:
     """What was chosen, and on what grounds."""
+    from .. import formats
+    from ..quantization import saturation
+
     types = [operation.type for operation in plan.operations.values()]
-    counted = ", ".join(f"{types.count(name)} {name}" for name in dict.fromkeys(types))
+    listed = ", ".join(f"{types.count(name)} {name}" for name in dict.fromkeys(types))
     bits = ", weights of 7 bits" if plan.weight_bits == 7 else ""
-    lines = [f"{out}: {counted} operations for {plan.target}{bits}, the rest in {plan.rest}"]
+    lines = [
+        f"{out}: {listed} {'operation' if len(types) == 1 else 'operations'} for {plan.target}{bits}, the rest "
+        f"in {plan.rest}"
+    ]
     if plan.calibration is not None and plan.calibration.random:
         lines.append("CALIBRATED ON NOISE: for trying out, not for predictions")
+    elsewhere = None if formats.get(plan.target).own_network else saturation.elsewhere(plan)
+    if elsewhere is not None:
+        lines.append(elsewhere)
     for correction in plan.corrections:
         verb = "applied" if correction.applied else "left out"
         lines.append(

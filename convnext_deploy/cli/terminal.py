@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact import licences
-from ..errors import printable
+from ..errors import counted, printable
 
 if TYPE_CHECKING:
     from ..records.manifest import Manifest
@@ -219,11 +219,12 @@ def summary(path: Path, found: "Manifest", size: int) -> str:
             compared = "each pixel's class"
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
         lines.append(
-            f"verified on {parity.samples} {parity.images} images{_reference(found, parity.reference)}: "
+            f"verified on {counted(parity.samples, f'{parity.images} image')}{_reference(found, parity.reference)}: "
             f"{compared}{agreement}{ties}"
         )
     lines += _splice(found)
     lines.append("multiply-accumulates: " + _truth(found))
+    lines += _elsewhere(found)
     assumed = found.preprocessing.assumed
     if assumed and not found.weights.random:
         known = {"image_size": "x".join(map(str, found.model.image_size)), "global_pool": "avg"}
@@ -246,7 +247,8 @@ def _splice(found: "Manifest") -> list[str]:
         return []
     out, put = splice.nodes
     lines = [
-        f"in the place of the ConvNeXt of {splice.graph} (opset {splice.opset}): {put} nodes for {out}, from "
+        f"in the place of the ConvNeXt of {splice.graph} (opset {splice.opset}): {counted(put, 'node')} for "
+        f"{out}, from "
         f"{splice.input} to {', '.join(splice.cuts)}"
     ]
     if splice.not_run is not None:
@@ -263,6 +265,15 @@ def _splice(found: "Manifest") -> list[str]:
             f"{_spread(splice.before_ms)} before, {_spread(splice.after_ms)} now"
         )
     return lines
+
+
+def _elsewhere(found: "Manifest") -> list[str]:
+    """Of a file that others may open: what its products are on other CPUs."""
+    from ..quantization import saturation
+
+    quantized = found.export.quantization
+    line = None if quantized is None else saturation.elsewhere(quantized)
+    return [] if line is None else [line]
 
 
 def _spread(samples: tuple[float, ...]) -> str:
@@ -292,7 +303,7 @@ def _truth(found: "Manifest") -> str:
     if found.precision.executed is not None:
         parts.append(f"{words(found.precision.executed)} as executed here")
     if found.precision.quantized:
-        parts.append(f"{found.precision.quantized} products in 8 bits")
+        parts.append(f"{counted(found.precision.quantized, 'product')} in 8 bits")
     text = ", ".join(parts)
     return text + (f" ({found.precision.note})" if found.precision.note else "")
 
@@ -311,7 +322,7 @@ def details(path: Path, found: "Manifest", size: int) -> str:
     lines = [
         summary(path, found, size),
         f"weights: {origin}, licence {weights.licence or 'unknown'}, tensors sha256 {weights.tensors_sha256[:16]}",
-        f"task: {model.task}, {model.num_classes} classes, {'x'.join(map(str, model.image_size))} pixels",
+        f"task: {model.task}, {counted(model.num_classes, 'class')}, {'x'.join(map(str, model.image_size))} pixels",
         f"preprocessing: mean {preprocessing.mean} std {preprocessing.std} {preprocessing.interpolation} "
         f"crop {preprocessing.crop_pct} {preprocessing.crop_mode}"
         + (", turned as EXIF says" if preprocessing.exif_orientation else ""),
@@ -350,7 +361,7 @@ def _read_back(found: "Manifest") -> str:
     """What of the files was compared with the module that they were built from."""
     tensors = found.read_back
     assert tensors is not None
-    counted = [(tensors.tensors, "tensors"), (tensors.epsilons, "epsilons"), (tensors.activations, "activations")]
-    parts = [f"{count} {what}" for count, what in counted if count]
+    counts = [(tensors.tensors, "tensor"), (tensors.epsilons, "epsilon"), (tensors.activations, "activation")]
+    parts = [counted(count, what) for count, what in counts if count]
     read = f"{', '.join(parts)} as the module had them" if parts else "nothing"
     return f"read back: {read}" + (f"; not compared: {tensors.unread}" if tensors.unread else "")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..errors import counted
 from ..records.accuracy import Check, Flip, ScoreResult, ScoreVerdict, Verdict
 from ..reports.junit import Case, document
 from ..reports.markdown import escaped, table
@@ -39,7 +40,7 @@ def score_lines(found: ScoreResult) -> list[str]:
         parts.append(f"mean absolute error {found.mean_absolute_error:.4g}")
         parts.append(f"root mean square error {found.root_mean_square_error:.4g}")
     lines = [
-        f"{'  '.join(parts)}  on {found.images} images of {found.data}",
+        f"{'  '.join(parts)}  on {counted(found.images, 'image')} of {found.data}",
         f"{found.images_per_s:.1f} images/s including reading and resizing",
     ]
     if found.corrupt:
@@ -69,7 +70,7 @@ def text(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str:
     lines += warnings(verdict)
     if verdict.flips:
         said = ", the first:" if len(verdict.flips) > FLIPS_SHOWN else ":"
-        lines.append(f"{_images(len(verdict.flips))} changed class{said}")
+        lines.append(f"{counted(len(verdict.flips), 'image')} changed class{said}")
     for name, label, classes, margins in _flips(verdict):
         lines.append(f"  {name} ({label}): {classes}, margin {margins}")
     return "\n".join(lines)
@@ -93,7 +94,7 @@ def markdown(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str
         parts.append("\n".join(f"- {escaped(line)}" for line in warned))
     if verdict.flips:
         said = f", the first {FLIPS_SHOWN} of them" if len(verdict.flips) > FLIPS_SHOWN else ""
-        parts.append(f"<details><summary>{_images(len(verdict.flips))} changed class{said}</summary>")
+        parts.append(f"<details><summary>{counted(len(verdict.flips), 'image')} changed class{said}</summary>")
         parts.append(table(("image", "label", "classes", "margin, nats"), _flips(verdict), code=False).rstrip())
         parts.append("</details>")
     return "\n\n".join(parts) + "\n"
@@ -145,7 +146,7 @@ def headline(verdict: Verdict | ScoreVerdict, given: Given | None = None) -> str
     baseline, candidate = verdict.baseline, verdict.candidate
     if given is not None:
         baseline, candidate = _called(given[0], baseline), _called(given[1], candidate)
-    images = f"{_images(verdict.images)} of {_last_part(verdict.data)}"
+    images = f"{counted(verdict.images, 'image')} of {_last_part(verdict.data)}"
     return f"{verdict.decision}: {candidate} against {baseline} on {images}"
 
 
@@ -173,7 +174,8 @@ def counts(verdict: Verdict | ScoreVerdict) -> str:
             f"drop's standard error is {verdict.standard_error * 100:.3f} points, over images that both saw"
         )
     return (
-        f"top-1 {verdict.baseline_top1:.2%} before, {verdict.candidate_top1:.2%} after: {_images(verdict.lost)} lost "
+        f"top-1 {verdict.baseline_top1:.2%} before, {verdict.candidate_top1:.2%} after: "
+        f"{counted(verdict.lost, 'image')} lost "
         f"(only the baseline is right), {verdict.gained} gained (only the candidate is); exact McNemar "
         f"p = {verdict.p_value:.2g}"
     )
@@ -183,13 +185,17 @@ def needed(verdict: Verdict | ScoreVerdict) -> str:
     """How many images would decide the drop."""
     if verdict.images_needed is None:
         return "no number of images will decide: the drop seen is too close to the limit"
-    return f"about {verdict.images_needed:,} images would decide with 80 % chance, if flips and drop stay what they are"
+    return (
+        f"about {counted(verdict.images_needed, 'image')} would decide with 80 % chance, if flips and drop "
+        "stay what they are"
+    )
 
 
 def warnings(verdict: Verdict) -> list[str]:
     """What moves before accuracy does."""
     lines = [
-        f"first class agrees on {verdict.agreement:.2%}; of {_images(verdict.confident)} that the baseline is sure of "
+        f"first class agrees on {verdict.agreement:.2%}; of {counted(verdict.confident, 'image')} that the "
+        "baseline is sure of "
         f"(first class twice as probable as the second), {verdict.confident_flips} changed"
     ]
     if verdict.kl_at_least >= KL_SHOWN:
@@ -212,10 +218,6 @@ def _measured(check: Check) -> str:
     if check.lower is None or check.upper is None:
         return value
     return f"{value} ({_number(check, check.lower)} to {_number(check, check.upper)})"
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image" + ("" if count == 1 else "s")
 
 
 def _flips(verdict: Verdict) -> list[tuple[str, str, str, str]]:

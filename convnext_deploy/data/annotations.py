@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..errors import DataError, plain
+from ..errors import DataError, counted, plain
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
 from .coco import CocoCategory, CocoImage, CocoObject
 from .image_lists import LIST_SUFFIXES, Annotations, by_labels, named, read_list, text_of
-from .image_source import ClassOrder, ImageSource, unique
+from .image_source import CHOOSE, ClassOrder, ImageSource, unique
 from .readers import Files, absolute
 
 _WORDNET = re.compile(r"n\d{8}")
@@ -98,7 +98,7 @@ def _source(data: str, folder: Path, file: Path, found: Annotations) -> ImageSou
         )
     notes = list(found.notes)
     if missing:
-        notes.append(f"{len(missing):,} images of {file.name} are not there, such as {missing[0]}")
+        notes.append(f"not there: {counted(len(missing), 'image')} of {file.name}, such as {missing[0]}")
 
     read_bytes = Files("", tuple(map(absolute, paths)))
     return source_of(data if str(file) == data else f"{data}, {file.name}", found, read_bytes, tuple(notes))
@@ -190,7 +190,7 @@ def voc_source(data: str, folder: Path, split: str | None, order: ClassOrder) ->
     if split is not None and split not in splits:
         raise DataError(f"{data} has no split {split!r}; it has {', '.join(splits) or 'none, leave --split out'}")
     if split is None and len(splits) > 1:
-        raise DataError(f"{data} has the splits {', '.join(splits)}; choose one with --split")
+        raise DataError(f"{data} has the splits {', '.join(splits)}{CHOOSE}")
     if splits:
         images = splits[split or next(iter(splits))]
         files = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in text_of(images).splitlines() if line]
@@ -232,7 +232,8 @@ def _of_positions(lines: list[str], file: Path, folder: Path, order: ClassOrder)
         labels = lines
     else:
         raise DataError(
-            f"{file} has {len(lines):,} lines and {folder} {len(images):,} images; expected a label an image, in the "
+            f"{file} has {counted(len(lines), 'line')} and {folder} {counted(len(images), 'image')}; expected a "
+            "label an image, in the "
             "order of their names"
         )
     if all(_WORDNET.fullmatch(line) for line in lines):

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ..errors import DataError, plain
+from ..errors import DataError, counted, plain
 from ..records.base import content_of
 from .coco import CocoCategory, CocoImage, CocoObject
 from .image_lists import MAX_LIST_BYTES
@@ -52,10 +52,10 @@ def boxed(source: ImageSource, file: Path, numbers: Mapping[str, int] | None, cl
     if numbers is None:
         notes = (*notes, "the categories' ids are taken for the numbers of the classes (--labels FILE otherwise)")
     if len(kept) < len(source):
-        notes = (*notes, f"left out: {len(source) - len(kept):,} images that {file.name} does not name")
+        notes = (*notes, f"left out: {counted(len(source) - len(kept), 'image')} that {file.name} does not name")
     missing = len(ids) - len(kept)
     if missing:
-        notes = (*notes, f"{missing:,} images of {file.name} are not in {source.name}")
+        notes = (*notes, f"not in {source.name}: {counted(missing, 'image')} of {file.name}")
     rows: dict[int | str, list[tuple[float, ...]]] = {}
     for one in found.annotations:
         if one.category_id not in number_of:
@@ -108,7 +108,8 @@ def _numbered(
     beyond = [number for number in found.values() if not 0 <= number < classes]
     if beyond:
         raise DataError(
-            f"{file} has a category with the id {beyond[0]}, and the model has {classes} classes, 0 to {classes - 1}; "
+            f"{file} has a category with the id {beyond[0]}, and the model has {counted(classes, 'class')}, 0 to "
+            f"{classes - 1}; "
             "give --labels FILE with the names of the model's classes in their order"
         )
     return found

@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from ..errors import DataError, plain
+from ..errors import DataError, counted, plain
 from . import remote
 from .image_source import ClassOrder, ImageSource, ordered, unique
 from .readers import Files, Spans, absolute
@@ -71,7 +71,8 @@ def _refuse_classes_of_other_files(data: str, others: Mapping[str, int], classes
         name = min(others)
         more = f", and so {len(others) - 1} more" if len(others) > 1 else ""
         raise DataError(
-            f"the class folder {name} of {data} has {others[name]} files and not one image that is read{more}; "
+            f"the class folder {name} of {data} has {counted(others[name], 'file')} and not one image that is "
+            f"read{more}; "
             f"expected {SUFFIXES}: convert the files, or remove the folder if it is no class"
         )
 

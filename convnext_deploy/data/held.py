@@ -19,11 +19,11 @@ from PIL import Image
 
 from ..arguments import shown
 from ..env import needs
-from ..errors import DataError, UsageError, plain
+from ..errors import DataError, UsageError, counted, plain
 from .annotations import source_of
 from .decoding import UnreadableImage
 from .image_lists import LABELS, PATHS, Annotations, by_labels
-from .image_source import ClassOrder, ImageSource, chosen, unique
+from .image_source import CHOOSE, ClassOrder, ImageSource, chosen, unique
 from .image_tables import IMAGES, MASKS, image_column
 from .readers import Reader, file_content, refuse_large
 
@@ -114,7 +114,9 @@ def _sequence(name: str, value: Any) -> _Items:
         labels.append([] if masked else _labels(name, label, index))
         masks += masked
     if masks not in (0, len(rows)):
-        raise UsageError(f"{name} has a mask for {masks:,} of its {len(rows):,} images; expected one for each or none")
+        raise UsageError(
+            f"{name} has a mask for {masks:,} of its {counted(len(rows), 'image')}; expected one for each or none"
+        )
 
     def read(index: int) -> bytes:
         return _encoded(_pair(name, _item(name, rows, index), index)[0])
@@ -239,7 +241,7 @@ def saved_source(data: str, path: Path, order: ClassOrder) -> ImageSource:
 def dataset_source(data: str, name: str, split: str | None, order: ClassOrder) -> ImageSource:
     """A split of what `datasets.load_dataset` takes."""
     if split is None:
-        raise DataError(f"{data} needs a split; give --split, such as validation or test")
+        raise DataError(f"{data} needs a split{CHOOSE}, such as validation or test")
     with needs("datasets"):
         import datasets
     return _loaded(f"{data} (split {split})", lambda: datasets.load_dataset(name, split=split), order, f"{split}#")

@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from ..errors import DataError, plain
+from ..errors import DataError, counted, plain
 from ..records.base import content_of
 from .class_folders import IMAGE_SUFFIXES
-from .image_source import ClassOrder, ordered
+from .image_source import CHOOSE, ClassOrder, ordered
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
 MAX_LIST_BYTES = 2**30
@@ -120,7 +120,10 @@ def by_labels(
         kept += [label for label in own if label not in kept]
     notes: tuple[str, ...] = ()
     if len(together) < len(images):
-        notes = (f"{len(images) - len(together):,} entries name an image again, which has the labels of all of them",)
+        notes = (
+            f"named again: {counted(len(images) - len(together), 'entry')}; an image has the labels of all of "
+            "its entries",
+        )
     written = [label for own in together.values() for label in own]
     images = list(together)
     if not written:
@@ -131,7 +134,7 @@ def by_labels(
     if all(_is_number(label) for label in written):
         missing = [image for image, own in together.items() if len(own) != 1]
         if missing:
-            raise DataError(f"{where} has {len(together[missing[0]])} values for {missing[0]}; expected one")
+            raise DataError(f"{where} has {counted(len(together[missing[0]]), 'value')} for {missing[0]}; expected one")
         return Annotations(images=images, values=[(float(own[0]),) for own in together.values()], notes=notes)
     return named(images, [[str(label) for label in own] for own in together.values()], order, notes)
 
@@ -184,7 +187,7 @@ def _of_split(said: Sequence[str] | None, split: str | None, file: Path) -> list
     names = sorted(set(said or ()))
     if split is None and len(names) > 1:
         listing = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        raise DataError(f"{file} has entries of the splits {listing}; choose one with --split")
+        raise DataError(f"{file} has entries of the splits {listing}{CHOOSE}")
     if split is not None and split not in names:
         has = f"it has {', '.join(names[:6])}" if names else "no column says one, leave --split out"
         raise DataError(f"{file} has no entries of the split {split!r}; {has}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError, plain, printable
+from ..errors import DataError, counted, plain, printable
 from . import decoding
 from .readers import part_of
 
@@ -140,6 +140,20 @@ def subset(source: ImageSource, limit: int) -> ImageSource:
     return chosen(source, [position * len(source) // limit for position in range(limit)])
 
 
+CHOOSE = "; choose one with --split"  # ends what is said of data with several splits
+
+
+def refuse_unlabelled(source: ImageSource) -> None:
+    """
+    Raises:
+        DataError: nothing says what is on the images.
+    """
+    if source.labels is None and source.label_sets is None:
+        raise DataError(
+            f"{source.name} has no labels; expected class folders, a column label, a list, or --annotations FILE"
+        )
+
+
 def with_one_label(source: ImageSource) -> ImageSource:
     """The source with one label an image; images that have none are left out, and said.
 
@@ -163,7 +177,7 @@ def with_one_label(source: ImageSource) -> ImageSource:
     labels = np.array([source.label_sets[index][0] for index in kept], np.int64)
     notes = source.notes
     if len(kept) < len(source):
-        notes = (*notes, f"left out: {len(source) - len(kept):,} images without a label")
+        notes = (*notes, f"left out: {counted(len(source) - len(kept), 'image')} without a label")
     return replace(chosen(replace(source, label_sets=None), kept), labels=labels, notes=notes)
 
 
@@ -199,7 +213,7 @@ def parts(source: ImageSource, sizes: Sequence[int], seed: int = 0) -> list[Imag
     """
     total = sum(size for size in sizes if size > 0)
     if total + (sizes[-1] == -1) > len(source):
-        raise DataError(f"{source.name} has {len(source)} images; {total} and more are needed, give more")
+        raise DataError(f"{source.name} has {counted(len(source), 'image')}; {total} and more are needed, give more")
     order = np.random.default_rng(seed).permutation(len(source))
     ranges, start = [], 0
     for size in sizes:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError, plain
+from ..errors import DataError, counted, plain
 from . import decoding
 from .image_source import ImageSource, Masks, chosen, unreadable_mask
 from .image_tables import MASKS
@@ -89,7 +89,7 @@ def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool
         )
     notes = source.notes
     if len(kept) < len(source):
-        notes = (*notes, f"left out: {len(source) - len(kept):,} images without a mask in {folder}")
+        notes = (*notes, f"left out: {counted(len(source) - len(kept), 'image')} without a mask in {folder}")
     with_masks = chosen(replace(source, labels=None, label_sets=None, values=None, class_names=None), kept)
     masks = of_files([places[index][0] for index in kept], ignored=ignored, reduce_labels=reduce_labels)
     return replace(with_masks, masks=masks, notes=notes)
@@ -121,8 +121,8 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
         expected = f"{int(masks.reduce_labels)} to {classes - 1 + masks.reduce_labels}"
         remedy = "" if masks.reduce_labels else "; masks that count from 1 need --reduce-labels"
         raise DataError(
-            f"the mask {masks.names[index]} has the number {first}, and the model {classes} classes; expected "
-            f"{expected}, or {masks.ignored} for pixels that count nowhere{remedy}"
+            f"the mask {masks.names[index]} has the number {first}, and the model {counted(classes, 'class')}; "
+            f"expected {expected}, or {masks.ignored} for pixels that count nowhere{remedy}"
         )
     return np.where(nowhere, IGNORED, numbers).astype(np.int32)
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..errors import DataError, UsageError, plain
+from ..errors import DataError, UsageError, counted, plain
 from ..records.base import content_of
 from .image_source import ImageSource
 from .image_source import natural as natural_key
@@ -70,7 +70,8 @@ def names_of(file: Path, count: int) -> tuple[str, ...]:
     by_number = {number: name for name, number in reversed(class_map(file).items())}
     if set(by_number) != set(range(count)):
         raise UsageError(
-            f"--labels {file} names {len(by_number)} classes, up to number {max(by_number)}; the model has {count} "
+            f"--labels {file} names {counted(len(by_number), 'class')}, up to number {max(by_number)}; the model "
+            f"has {count} "
             f"(0..{count - 1})"
         )
     return tuple(by_number[number] for number in range(count))
@@ -131,7 +132,8 @@ def numbered(
     remedy = "give --labels FILE with the model's classes in their order"
     if len(names) != outputs:
         raise DataError(
-            f"{source.name} has {len(names)} classes and the model has {outputs} outputs, so that positions say "
+            f"{source.name} has {counted(len(names), 'class')} and the model has {counted(outputs, 'output')}, "
+            "so that positions say "
             f"nothing; {remedy}"
         )
     for number, name in enumerate(names):
@@ -172,16 +174,18 @@ def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int)
         raise DataError(
             f"{by} does not name {unknown[0]!r}"
             + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
-            + f" of the {len(names)} classes of {source.name}; expected every class folder's or class's name"
+            + f" of the {counted(len(names), 'class')} of {source.name}; expected every class folder's or class's name"
         )
     outside = {name: numbers[name] for name in names if not 0 <= numbers[name] < outputs}
     if outside:
         name, number = next(iter(outside.items()))
-        raise DataError(f"{by} gives {name!r} the number {number}; the model has {outputs} outputs (0..{outputs - 1})")
+        raise DataError(
+            f"{by} gives {name!r} the number {number}; the model has {counted(outputs, 'output')} (0..{outputs - 1})"
+        )
     _refuse_outside(source, len(names))
     table = np.array([numbers[name] for name in names], np.int64)  # a source's number -> the model's
     by_number: dict[int, str] = {numbers[name]: name for name in names}
-    said = f"{len(names)} classes numbered by {by}"
+    said = f"{counted(len(names), 'class')} numbered by {by}"
     same = (table == np.arange(len(names))).all()
     return replace(
         source,

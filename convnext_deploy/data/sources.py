@@ -16,11 +16,11 @@ from .annotations import annotated_source, is_voc, list_source, voc_source
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source, tar_source
 from .held import dataset_source, saved_source
 from .image_lists import LIST_SUFFIXES, says_labels
-from .image_source import ClassOrder, ImageSource, parts, subset
+from .image_source import CHOOSE, ClassOrder, ImageSource, parts, subset
 from .image_tables import parquet_source
 from .readers import absolute
 
-__all__ = ["ClassOrder", "ImageSource", "open_source", "parts", "subset"]
+__all__ = ["ClassOrder", "ImageSource", "open_source", "open_whole", "parts", "subset"]
 
 EXPECTED = (
     "expected a folder of class folders, a folder of images, a .tar file or a folder of them, "
@@ -86,6 +86,21 @@ def open_source(
     return replace(source, name=printable(source.name if split is None else f"{data}, split {split}"))
 
 
+def open_whole(option: str, data: str | ImageSource) -> ImageSource:
+    """`open_source` for an option that has none beside it for a split.
+
+    Raises:
+        DataError: likewise; of data with several splits it says what can be done here.
+    """
+    try:
+        return open_source(data)
+    except DataError as error:
+        wrong, several, _ = str(error).partition(CHOOSE)
+        if not several:
+            raise
+        raise DataError(f"{option}: {wrong}; give the files of one split alone") from None
+
+
 def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:
     if data.startswith("hfds:"):
         return dataset_source(data, data.removeprefix("hfds:"), split, order)
@@ -147,7 +162,7 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
     if tars:
         return _with_images(data, tar_source(data, list(map(absolute, tars)), True, order))
     if splits:
-        raise DataError(f"{data} has the split folders {', '.join(splits)}; choose one with --split")
+        raise DataError(f"{data} has the split folders {', '.join(splits)}{CHOOSE}")
     listed = [path / name for name in METADATA if (path / name).is_file() and says_labels(path / name)]
     if len(listed) == 1 and not folders:
         return list_source(str(listed[0]), listed[0], order)
@@ -166,7 +181,7 @@ def _of_split(data: str, files: list[str], split: str | None) -> list[str]:
     named = {file: match[1] for file, stem in stems.items() if (match := re.fullmatch(r"(.+?)-\d+-of-\d+.*", stem))}
     splits = sorted(set(named.values()))
     if split is None and len(splits) > 1:
-        raise DataError(f"{data} has the splits {', '.join(splits)}; choose one with --split")
+        raise DataError(f"{data} has the splits {', '.join(splits)}{CHOOSE}")
     if split is not None and split not in splits:
         choice = f"it has {', '.join(splits)}" if splits else "its files name no split, leave --split out"
         raise DataError(f"{data} has no parquet files of the split {split!r}; {choice}")

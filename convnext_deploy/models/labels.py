@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import WeightsError
+from ..errors import WeightsError, counted
 from ..records.manifest import ModelSpec
 
 # Names under which training scripts keep the classes beside the weights, as a list, {number: name} or {name: number}.
@@ -77,6 +77,7 @@ def labels_of(facts: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...] | No
         return None
     if len(labels) != spec.num_classes and not (spec.problem == "binary" and len(labels) == 2):
         raise WeightsError(
-            f"{len(labels)} labels for {spec.num_classes} classes beside the checkpoint; mend its config"
+            f"{counted(len(labels), 'label')} for {counted(spec.num_classes, 'class')} beside the checkpoint; "
+            "mend its config"
         )
     return tuple(str(label) for label in labels)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import WeightsError, plain
+from ..errors import WeightsError, counted, plain
 
 if TYPE_CHECKING:
     import onnx
@@ -96,7 +96,8 @@ class OnnxGraph:
                 )
             if not node.output or len(node.input) < _LEAST.get(node.op_type, 0):
                 raise WeightsError(
-                    f"{self.where} has a {node.op_type} with {len(node.input)} inputs and {len(node.output)} outputs, "
+                    f"{self.where} has a {node.op_type} with {counted(len(node.input), 'input')} and "
+                    f"{counted(len(node.output), 'output')}, "
                     "so it is no valid ONNX; export it again"
                 )
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from ..errors import WeightsError, plain
+from ..errors import WeightsError, counted, plain
 from ..records.manifest import ModelSpec, Preprocessing, Segmentation
 from .architecture import Converted
 from .names import Rule
@@ -78,7 +78,9 @@ def split(
             + "; only UPerNet's can be exported, export the maps before it with --task features"
         )
     note = (
-        f"left out {root}{TRAINING_ONLY.rstrip('.')} ({unused} tensors), which only training uses" if unused else None
+        f"left out {root}{TRAINING_ONLY.rstrip('.')} ({counted(unused, 'tensor')}), which only training uses"
+        if unused
+        else None
     )
     return head, rest, note
 
@@ -118,7 +120,9 @@ def described(spec: ModelSpec, head: Mapping[str, Tensor], facts: Mapping[str, A
         )
     said = facts.get("labels")
     if said is not None and len(said) != classifier.shape[0]:
-        raise WeightsError(f"{where}: {len(said)} labels for {classifier.shape[0]} classes; mend its config")
+        raise WeightsError(
+            f"{where}: {counted(len(said), 'label')} for {counted(classifier.shape[0], 'class')}; mend its config"
+        )
     try:
         segmentation = msgspec.convert(
             {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import WeightsError, plain
+from ..errors import WeightsError, counted, plain
 from ..records.manifest import Detection, ModelSpec, Preprocessing
 from .provenance import joined, shown, sourced
 
@@ -193,7 +193,8 @@ def _of_levels(ratios: Any, count: int, assumed: bool) -> Any:
 def _check_labels(labels: Sequence[str] | None, classes: int, where: str) -> None:
     if labels is not None and len(labels) != classes:
         raise WeightsError(
-            f"{where}: {len(labels)} labels for {classes} classes; torchvision's detectors count the background as "
+            f"{where}: {counted(len(labels), 'label')} for {counted(classes, 'class')}; torchvision's detectors "
+            "count the background as "
             "class 0, which needs a name too"
         )
 

@@ -25,7 +25,7 @@ from ..artifact.manifest import write_file
 from ..data import description, preprocess
 from ..data import sources as data
 from ..env import usable_cores
-from ..errors import DataError, UsageError, plain
+from ..errors import DataError, UsageError, counted, plain
 from ..models.convnext import ConvNeXt, nhwc
 from ..models.parameters import tensors_sha256
 from ..records.base import Record, Sha256
@@ -152,7 +152,9 @@ def calibrate(
     if images < 2 or batch < 1:
         raise UsageError(f"images {images}, batch {batch}; expected at least 2 images and a batch of at least 1")
     if images > len(source):
-        raise DataError(f"{source.name} has {len(source)} images; {images} were asked for: ask for fewer or give more")
+        raise DataError(
+            f"{source.name} has {counted(len(source), 'image')}; {images} were asked for: ask for fewer or give more"
+        )
     modules = {name: _module(model, name) for name in names}
     source = data.subset(source, images)
     identity = Identity(

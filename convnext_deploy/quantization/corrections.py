@@ -23,6 +23,8 @@ from .distance import Pixels, inputs
 from .operators import dequantize
 from .plan import LoadedPlan, kind_of, products, quantized, representable
 
+Progress = Callable[[int, int], None]
+
 BALANCE = 0.5  # how much of the difficulty moves from the activations to the weights; SmoothQuant's default
 DAMPING = 0.01  # of the mean diagonal of GPTQ's Hessian; the paper's
 BLOCK = 128  # columns of GPTQ between two updates of all others; the paper's
@@ -72,11 +74,14 @@ def shifted(loaded: LoadedPlan, calibration: Calibration, model: ConvNeXt) -> Pl
 
 @torch.no_grad()
 def bias_corrections(
-    model: ConvNeXt, loaded: LoadedPlan, pixels: Pixels, preprocessing: Preprocessing
+    model: ConvNeXt, loaded: LoadedPlan, pixels: Pixels, preprocessing: Preprocessing, progress: Progress
 ) -> dict[str, Tensor]:
     """`bias/<operation>` -> (out,): what rounding takes from the mean of each output channel.
 
     Each operation is given the inputs that it has in the float module, so one pass over the images is enough.
+
+    Args:
+        progress: told (images done, images in all).
     """
     exact, changed = _balanced(model, loaded)
     paths = products(model)
@@ -94,15 +99,19 @@ def bias_corrections(
 
         return observe
 
-    _run(exact, {paths[name]: observer(name) for name in sums}, pixels, preprocessing)
+    _run(exact, {paths[name]: observer(name) for name in sums}, pixels, preprocessing, progress)
     return {f"bias/{name}": (total / count).float() for name, (total, count) in sums.items()}
 
 
 @torch.no_grad()
 def rounded_weights(
-    model: ConvNeXt, loaded: LoadedPlan, pixels: Pixels, preprocessing: Preprocessing
+    model: ConvNeXt, loaded: LoadedPlan, pixels: Pixels, preprocessing: Preprocessing, progress: Progress
 ) -> dict[str, Tensor]:
-    """`weight/<operation>` (out, in) in 8 bits and `weight_scale/<operation>` (out,), by GPTQ."""
+    """`weight/<operation>` (out, in) in 8 bits and `weight_scale/<operation>` (out,), by GPTQ.
+
+    Args:
+        progress: told (images done, images in all), then (operations done, operations in all).
+    """
     exact, changed = _balanced(model, loaded)
     paths = products(model)
     squares: dict[str, Tensor] = {}
@@ -122,15 +131,16 @@ def rounded_weights(
         return observe
 
     names = [name for name in quantized(loaded.plan) if loaded.plan.operations[name].type != "fp8"]
-    _run(exact, {paths[name]: observer(name) for name in names}, pixels, preprocessing)
-    rounded = {}
-    for name in names:
+    _run(exact, {paths[name]: observer(name) for name in names}, pixels, preprocessing, progress)
+    tensors_of = {}
+    for done, name in enumerate(names):
+        progress(done, len(names))
         operation = loaded.plan.operations[name]
         rows = rows_of(exact.get_submodule(paths[name]))
         scales = scales_of(rows, operation, loaded)
-        rounded[f"weight/{name}"] = gptq(rows, scales, squares.pop(name), operation, loaded.plan.weight_bits)
-        rounded[f"weight_scale/{name}"] = scales
-    return rounded
+        tensors_of[f"weight/{name}"] = gptq(rows, scales, squares.pop(name), operation, loaded.plan.weight_bits)
+        tensors_of[f"weight_scale/{name}"] = scales
+    return tensors_of
 
 
 def gptq(rows: Tensor, scales: Tensor, hessian: Tensor, operation: OperationPlan, bits: WeightBits = 8) -> Tensor:
@@ -180,12 +190,16 @@ def _run(
     observers: Mapping[str, Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]],
     pixels: Pixels,
     preprocessing: Preprocessing,
+    progress: Progress,
 ) -> None:
     """Run the model over the images, with an observer of each named module's input and output."""
     handles = [model.get_submodule(path).register_forward_hook(observe) for path, observe in observers.items()]
     try:
+        done = 0
         for batch in inputs(model, pixels, preprocessing):
+            progress(done, len(pixels))
             model(batch)
+            done += len(batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,7 @@ from ..models.convnext import ConvNeXt
 from ..records.base import InputKind, Precision
 from ..records.manifest import Preprocessing
 from ..records.plan import CorrectionRecord, OperationType, RangeMethod, Target, WeightBits
-from . import corrections
+from . import corrections, saturated
 from .apply import apply, rebalance
 from .calibrate import calibrate
 from .distance import Distances, Pixels, classifies, distances, outputs, pixels_of
@@ -44,7 +44,7 @@ def prepare(
     rounding: bool,
     resume: Path | None,
     say: Callable[[str], None],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str], Callable[[int, int], None]],
 ) -> LoadedPlan:
     """Calibrate, draft, and try each correction on images that it was not computed from.
 
@@ -56,11 +56,12 @@ def prepare(
         eight_bits: how the target computes.
         rounding: try GPTQ too, which takes minutes for a large model.
         resume: keeps the calibration's statistics.
+        progress: told what begins; returns what is told (steps done, steps in all) of it.
     """
     paths = products(model)
     classify = classifies(model)
 
-    def calibrated(module: ConvNeXt, kept: Path | None) -> LoadedPlan:
+    def calibrated(module: ConvNeXt, kept: Path | None, doing: str) -> LoadedPlan:
         statistics = calibrate(
             module,
             tuple(paths.values()),
@@ -68,7 +69,7 @@ def prepare(
             preprocessing=preprocessing,
             images=images,
             resume=kept,
-            progress=progress,
+            progress=progress(doing),
         )
         plan = draft(
             module,
@@ -86,7 +87,7 @@ def prepare(
         return LoadedPlan(plan, {}, statistics, eight_bits)
 
     say(f"calibrating on {images} images of {source.name}")
-    current = calibrated(model, resume)
+    current = calibrated(model, resume, "calibrating")
     pixels = pixels_of(sources.subset(source, min(images, CORRECTION_IMAGES)), preprocessing, model)
     expected = outputs(model, held_out, preprocessing)
 
@@ -101,22 +102,26 @@ def prepare(
         changed = copy.deepcopy(model)
         for name, values in factors.items():
             rebalance(changed, name.partition("/")[2], values)
-        again = calibrated(changed, None)
+        again = calibrated(changed, None, "trying the correction balance")
         return replace(again, tensors=factors)
 
     def shifted(plan: LoadedPlan) -> LoadedPlan:
         assert plan.calibration is not None
         return replace(plan, plan=corrections.shifted(plan, plan.calibration, model))
 
-    def with_tensors(make: Callable[..., dict[str, Tensor]]) -> Callable[[LoadedPlan], LoadedPlan]:
-        return lambda plan: replace(plan, tensors={**plan.tensors, **make(model, plan, pixels, preprocessing)})
+    def with_tensors(name: str, make: Callable[..., dict[str, Tensor]]) -> Callable[[LoadedPlan], LoadedPlan]:
+        def attempt(plan: LoadedPlan) -> LoadedPlan:
+            tell = progress(f"trying the correction {name}")
+            return replace(plan, tensors={**plan.tensors, **make(model, plan, pixels, preprocessing, tell)})
+
+        return attempt
 
     attempts: list[tuple[str, Callable[[LoadedPlan], LoadedPlan]]] = [("balance", balanced)]
     if type == "s8s8":
         attempts.append(("shift", shifted))
     if rounding:
-        attempts.append(("rounding", with_tensors(corrections.rounded_weights)))
-    attempts.append(("bias", with_tensors(corrections.bias_corrections)))
+        attempts.append(("rounding", with_tensors("rounding", corrections.rounded_weights)))
+    attempts.append(("bias", with_tensors("bias", corrections.bias_corrections)))
     records = []
     before = measured(current)
     for name, attempt in attempts:
@@ -136,4 +141,9 @@ def prepare(
         )
         if applied:
             current, before = candidate, after
-    return replace(current, plan=msgspec.structs.replace(current.plan, corrections=tuple(records)))
+    plan = msgspec.structs.replace(
+        current.plan,
+        corrections=tuple(records),
+        saturated=saturated.predicted(model, current, held_out, preprocessing),
+    )
+    return replace(current, plan=plan)

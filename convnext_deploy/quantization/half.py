@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import preprocess, sources
-from ..errors import CheckFailed, DataError, UsageError
+from ..errors import CheckFailed, DataError, UsageError, counted
 from ..models.convnext import DTYPES, ConvNeXt, Downsample, DwconvNorm, Grn, Project, Stem, nhwc
 from ..models.costs import share_of
 from ..models.parameters import tensors_sha256
@@ -134,7 +134,9 @@ def analyse(
     if images < 1 or batch < 1:
         raise UsageError(f"images {images}, batch {batch}; expected at least 1 of each")
     if images > len(source):
-        raise DataError(f"{source.name} has {len(source)} images; {images} were asked for: ask for fewer or give more")
+        raise DataError(
+            f"{source.name} has {counted(len(source), 'image')}; {images} were asked for: ask for fewer or give more"
+        )
     source = sources.subset(source, images)
     kind: InputKind = "uint8" if model.takes_uint8 else "float32"
     device = model.get_parameter("stem.convs.0.weight").device

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..arguments import shown
 from ..artifact.manifest import check_file, encode, refuse_name, sha256_of, write_file
-from ..errors import UsageError, plain
+from ..errors import UsageError, counted, plain
 from ..models.convnext import DTYPES, Block, ConvNeXt
 from ..records.base import InputKind, Precision, content_of
 from ..records.plan import (
@@ -179,7 +179,9 @@ def restricted(loaded: LoadedPlan, names: Collection[str]) -> LoadedPlan:
     """The same plan for these operations only."""
     operations = {name: operation for name, operation in loaded.plan.operations.items() if name in names}
     tensors = {key: tensor for key, tensor in loaded.tensors.items() if key.partition("/")[2] in operations}
-    return replace(loaded, plan=msgspec.structs.replace(loaded.plan, operations=operations), tensors=tensors)
+    saturated = loaded.plan.saturated if len(operations) == len(loaded.plan.operations) else None
+    plan = msgspec.structs.replace(loaded.plan, operations=operations, saturated=saturated)
+    return replace(loaded, plan=plan, tensors=tensors)
 
 
 def write(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> Plan:
@@ -263,7 +265,7 @@ def read(path: Path) -> LoadedPlan:
                 "float32 has"
             )
     if plan.calibration is None and quantized(plan):
-        raise UsageError(f"{path} quantizes {len(quantized(plan))} operations and names no calibration")
+        raise UsageError(f"{path} quantizes {counted(len(quantized(plan)), 'operation')} and names no calibration")
     tensors: Mapping[str, Tensor] = {}
     if plan.tensors_sha256 is not None:
         beside = path.with_suffix(".safetensors")

@@ -109,6 +109,19 @@ class CorrectionRecord(Record, frozen=True, kw_only=True):
     images: Positive  # held out: not among those that it was computed from
 
 
+class SaturationRecord(Record, frozen=True, kw_only=True):
+    """What a plan does on x86 without VNNI, in a runtime that adds its products in 16 bits; and without saturation.
+
+    Simulated on images that nothing was calibrated on, and compared with the float model.
+    """
+
+    images: Positive
+    relative_error: float  # root mean square over the images
+    relative_error_without: float
+    changed: int | None  # images with another first class; None of models without classes
+    changed_without: int | None
+
+
 class Plan(HandWritten, frozen=True, kw_only=True):
     """`<plan>.json`: which operations of one checkpoint run in 8 bits, with which scales, for one target.
 
@@ -128,6 +141,7 @@ class Plan(HandWritten, frozen=True, kw_only=True):
     calibration: CalibrationRecord | None  # None: nothing is quantized
     operations: dict[str, OperationPlan]
     corrections: tuple[CorrectionRecord, ...] = ()
+    saturated: SaturationRecord | None = None  # None: nothing saturates, or nobody has looked
     tensors_sha256: Sha256 | None = None  # of `<plan>.safetensors`
 
     @property
@@ -150,6 +164,7 @@ class QuantizationRecord(Record, frozen=True, kw_only=True):
     kept_share: Fraction = 0.0  # of the multiply-accumulates, in the operations that the plan keeps in fp32
     weight_bits: WeightBits = 8
     calibration: CalibrationRecord | None
+    saturated: SaturationRecord | None = None  # the plan's
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -117,6 +117,9 @@ def read(paths: Sequence[Path]) -> Results:
 
 
 def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    if path.is_dir():
+        there = sorted(path.glob("result.json")) or sorted(path.glob("*.jsonl"))
+        raise DataError(f"{path} is a folder; give files of results" + (f", such as {there[0]}" if there else ""))
     try:
         text = content_of(path, MAX_RESULTS_BYTES)
     except OSError as error:
@@ -251,7 +254,10 @@ def type_of(profile: ProfileResult) -> str:
 
 
 def machine_words(machine: Mapping[str, Any]) -> str:
-    return f"{machine.get('cpu') or 'unknown CPU'}, {machine.get('cores', '?')} cores"
+    return (
+        f"{machine.get('cpu') or 'unknown CPU'}, {machine.get('cores', '?')} "
+        f"core{'' if machine.get('cores') == 1 else 's'}"
+    )
 
 
 def by_kind(profile: ProfileResult) -> dict[str, float]:

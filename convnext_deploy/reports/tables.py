@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..errors import counted
 from ..records.accuracy import EvalResult, Verdict
 from ..records.optimize import OptimizeResult
 from ..records.timing import ProfileResult, RooflineResult
@@ -105,7 +106,7 @@ def judged(verdict: Verdict) -> Table:
         rows.append((Cell(check.name), Cell(check.decision), *(number(v, ".3f") for v in numbers)))
     title = f"Gate: {verdict.decision}, {verdict.candidate} against {verdict.baseline}"
     note = (
-        f"On {verdict.images:,} images of {verdict.data}: top-1 {verdict.baseline_top1:.2%} before, "
+        f"On {counted(verdict.images, 'image')} of {verdict.data}: top-1 {verdict.baseline_top1:.2%} before, "
         f"{verdict.candidate_top1:.2%} after."
     )
     return Table(title, ("check", "decision", "measured", "lower", "upper", "limit"), tuple(rows), note)

@@ -16,7 +16,7 @@ from .. import formats
 from ..accuracy import canary
 from ..artifact import manifest
 from ..artifact.session import RunOptions, Session, run_in_batches
-from ..errors import ParityError
+from ..errors import ParityError, counted
 from ..records.base import Device
 
 NICE = 19  # the least urgent
@@ -37,7 +37,7 @@ def opened(path: str, device: Device, trust: bool) -> str:
         raise ParityError(
             f"{path} computes something else here than where it was exported: {'; '.join(found.failures)}"
         )
-    return f"{found.samples} outputs compared with the export's {found.reference}"
+    return f"{counted(found.samples, 'output')} compared with the export's {found.reference}"
 
 
 def answered(path: str, device: Device, trust: bool, images: str, dtype: str, shape: list[int]) -> list[Any]:

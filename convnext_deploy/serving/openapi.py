@@ -13,18 +13,20 @@ def document(service: Service) -> dict[str, Any]:
     """The OpenAPI document of what is served now."""
     names = list(service.models)
     classifiers = [name for name, model in service.models.items() if model.has_classes]
+    default = service.default
+    said = f"default: {default}" if default in classifiers else f"needed: the default, {default}, has no classes"
     secured: dict[str, Any] = {}
     components: dict[str, Any] = {}
     if service.options.token is not None:
         secured = {"security": [{"token": []}]}
         components = {"components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}}
     binary = {"schema": {"type": "string", "format": "binary"}}
-    paths: dict[str, Any] = {
+    classify: dict[str, Any] = {
         "/classify": {
             "post": {
                 "summary": "The most probable classes of an image",
                 "parameters": [
-                    _query("model", {"type": "string", "enum": classifiers}, f"default: {service.default}"),
+                    _query("model", {"type": "string", "enum": classifiers}, said),
                     _query("top", {"type": "integer", "minimum": 1, "default": 5}, "classes an image"),
                     _query("timeout_ms", {"type": "number"}, "after which the answer is of no use"),
                 ],
@@ -47,6 +49,9 @@ def document(service: Service) -> dict[str, Any]:
                 **secured,
             }
         },
+    }
+    paths: dict[str, Any] = {
+        **(classify if classifiers else {}),
         "/v2/models/{model}/infer": {
             "post": {
                 "summary": "Tensors in, tensors out: Open Inference Protocol 2, with the binary tensor extension",
@@ -147,11 +152,14 @@ def page(description: dict[str, Any]) -> str:
                 f"<ul>{parameters}</ul><ul>{answers}</ul>"
             )
     title = html.escape(description["info"]["title"])
+    tried = "http://HOST:PORT/v2/models/MODEL"
+    if "/classify" in description["paths"]:
+        tried = "--data-binary @photo.jpg http://HOST:PORT/classify"
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
         "<style>body{font:16px/1.5 sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"
         "h2{border-top:1px solid #ccc;padding-top:1rem}</style>"
         f"<h1>{title}</h1><p>{html.escape(description['info']['description'])} "
         "The same for programs: <a href=openapi.json>openapi.json</a>.</p>"
-        f"<p><code>curl --data-binary @photo.jpg http://HOST:PORT/classify</code></p>{''.join(rows)}</html>"
+        f"<p><code>curl {tried}</code></p>{''.join(rows)}</html>"
     )

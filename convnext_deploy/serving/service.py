@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
-from ..errors import CheckFailed, ConvNextDeployError, UsageError, plain
+from ..errors import CheckFailed, ConvNextDeployError, UsageError, counted, plain
 from ..records.accuracy import Verdict
 from ..records.base import content_of
 from . import drift
@@ -54,7 +54,7 @@ class Service:
         beside = None if shadow is None else shadow.path
         for option, file in (("--labels", labels), ("--gate", gate), ("--shadow", beside)):
             if file is not None and len(artifacts) > 1:
-                raise UsageError(f"{option} {file} with {len(artifacts)} artifacts; serve them one by one")
+                raise UsageError(f"{option} {file} with {counted(len(artifacts), 'artifact')}; serve them one by one")
         self.options, self.metrics = options, Metrics()
         self._say = say
         self.draining = False
@@ -239,6 +239,8 @@ def deliver(jobs: Sequence[Job]) -> None:
     """Wake whoever waits for these jobs: their owners are futures of an event loop in another thread."""
     loops: dict[asyncio.AbstractEventLoop, list[Job]] = {}
     for job in jobs:
+        if job.owner is None:  # it was computed by whoever waits
+            continue
         loops.setdefault(job.owner.get_loop(), []).append(job)
     for loop, these in loops.items():
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited

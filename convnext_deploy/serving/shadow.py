@@ -22,7 +22,7 @@ from ..accuracy.sequential import Standing
 from ..artifact import manifest
 from ..artifact.batches import Images
 from ..data import preprocess
-from ..errors import CheckFailed, UsageError, WorkerError
+from ..errors import CheckFailed, UsageError, WorkerError, counted
 from ..records.base import Decision, Problem
 from ..records.manifest import Manifest
 from ..timing.worker import Worker
@@ -228,7 +228,8 @@ class Shadow:
 def _words(found: Standing, options: ShadowOptions) -> str:
     bound = f"at most {found.upper:.2%}" if found.decision == "PASS" else f"at least {found.lower:.2%}"
     return (
-        f"{found.decision} after {found.images} images: {options.path} answers {found.hits} otherwise, {bound} of all "
+        f"{found.decision} after {counted(found.images, 'image')}: {options.path} answers {found.hits} "
+        f"otherwise, {bound} of all "
         f"(limit {options.limit:.2%}; wrong with probability {found.alpha:g} at most, however often it is looked at)"
     )
 

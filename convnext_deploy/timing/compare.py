@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, plain
+from ..errors import DataError, counted, plain
 from ..records.base import MAX_RESULTS_BYTES, content_of
 from ..records.timing import BenchResult, Comparison, Verdicts
 
@@ -107,7 +107,7 @@ def setting(result: BenchResult) -> str:
     sides = "x".join(map(str, result.image_size))
     streams = f"{result.streams} streams of " if result.streams > 1 else ""
     words = (result.scenario, f"batch {result.batch}", f"{sides} pixels", result.task, result.scope)
-    return ", ".join((*words, f"{result.device}, {streams}{result.threads} threads"))
+    return ", ".join((*words, f"{result.device}, {streams}{counted(result.threads, 'thread')}"))
 
 
 def compare(old: Sequence[BenchResult], new: Sequence[BenchResult], max_slowdown: float) -> tuple[Comparison, ...]:

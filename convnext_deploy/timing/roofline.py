@@ -23,7 +23,7 @@ import numpy as np
 
 from ..arguments import Progress
 from ..env import missing, usable_cores
-from ..errors import MissingPackageError, UsageError
+from ..errors import MissingPackageError, UsageError, counted
 from ..records.base import Device
 from ..records.manifest import ModelSpec
 from ..records.timing import Ceilings, Limit, RooflineRow
@@ -241,7 +241,7 @@ def measure(
                 rates[name] = rate
         say(len(names), len(names) + 1, "measuring copies")
         copied = _copy_gb_s(device)
-        name = torch.cuda.get_device_name() if device == "cuda" else f"this CPU, {used} threads"
+        name = torch.cuda.get_device_name() if device == "cuda" else f"this CPU, {counted(used, 'thread')}"
     finally:
         torch.set_num_threads(before)
         torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -268,7 +268,7 @@ def _measured_by_the_engine(threads: int, precisions: Sequence[str] | None, prog
     with ThreadPoolExecutor(threads) as pool:  # numpy copies without the interpreter's lock
         seconds = _best_s(lambda: list(pool.map(np.copyto, into, parts)), "cpu", SECONDS)
     return Ceilings(
-        name=f"this CPU, {threads} threads",
+        name=f"this CPU, {counted(threads, 'thread')}",
         source=f"measured with the native engine's kernels, and copy of {COPY_BYTES['cpu'] >> 20} MiB with numpy",
         matrix_tflops=rates,
         vector_tflops=rates["fp32"],

@@ -6,7 +6,7 @@ which matter less. What is left is held against what is assumed, on images that 
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import arguments
 from ..accuracy import binomial, statistics
 from ..data import preprocess, sources
-from ..data.image_source import with_one_label
+from ..data.image_source import refuse_unlabelled, with_one_label
 from ..data.numbering import numbered
-from ..errors import CheckFailed, DataError, UsageError
+from ..errors import CheckFailed, DataError, UsageError, counted
 from ..models.provenance import numbers
 from ..records.manifest import Preprocessing
 from .evaluate import Images
@@ -60,8 +61,11 @@ class Candidate:
         return " ".join([*words, f"--crop-pct {self.crop:g}"] if self.crop != other.crop else words)
 
 
-def check(loaded: "Loaded", images: Images, say: Say) -> None:
+def check(loaded: "Loaded", images: Images, say: Say, progress: arguments.Progress | None = None) -> None:
     """Try what is likely in the place of what is assumed, and say what fits best.
+
+    Args:
+        progress: told (combinations done, combinations of this round, what is being tried).
 
     Raises:
         UsageError: not a classifier of one label an image.
@@ -72,11 +76,8 @@ def check(loaded: "Loaded", images: Images, say: Say) -> None:
     if spec.task != "classify" or spec.problem not in (None, "single-label") or spec.num_classes < 2:
         raise UsageError("--data checks what is assumed by top-1, which only a classifier of one label an image has")
     opened, classes = images.opened()
+    refuse_unlabelled(opened)
     source = numbered(with_one_label(opened), spec.num_classes, loaded.labels, classes)
-    if source.labels is None:
-        raise DataError(
-            f"{source.name} has no labels; expected class folders, a column label, a list, or --annotations"
-        )
     for note in source.notes:
         say(note)
     assumed, bases, crops = _candidates(loaded)
@@ -86,13 +87,14 @@ def check(loaded: "Loaded", images: Images, say: Say) -> None:
     count = min(len(source), MOST)
     if count < 2 * FIRST:
         raise DataError(
-            f"{source.name} has {len(source)} images; at least {2 * FIRST} are needed to check what is assumed"
+            f"{source.name} has {counted(len(source), 'image')}; at least {2 * FIRST} are needed to check what "
+            "is assumed"
         )
     choosing, confirming = sources.parts(source, (count // 2, count - count // 2))
-    trial = _Trial(loaded, choosing)
+    trial = _Trial(loaded, choosing, progress)
     kept = _narrowed(trial, bases, KEPT, say)[:KEPT]
     cropped = [replace(base, crop=crop) for base in kept for crop in crops]
-    _judge(loaded, confirming, assumed, _narrowed(trial, cropped, 1, say)[:SHOWN], say)
+    _judge(loaded, confirming, assumed, _narrowed(trial, cropped, 1, say)[:SHOWN], say, progress)
 
 
 def _narrowed(trial: "_Trial", left: list[Candidate], until: int, say: Say) -> list[Candidate]:
@@ -100,9 +102,9 @@ def _narrowed(trial: "_Trial", left: list[Candidate], until: int, say: Say) -> l
     stop, images = FIRST, len(trial.source)
     while len(left) > until:
         stop = min(stop, images)
-        say(f"trying {len(left)} combinations of size, statistics and crop on {stop} images")
-        for candidate in left:
-            trial.extend(candidate, stop)
+        what = f"trying {len(left)} combinations of size, statistics and crop on {stop} images"
+        say(what)
+        trial.extend_all(left, stop, what)
         left = sorted(left, key=trial.right, reverse=True)
         if stop == images or len(left) // 2 <= until:
             break
@@ -133,13 +135,23 @@ def _candidates(loaded: "Loaded") -> tuple[Candidate, list[Candidate], list[floa
 class _Trial:
     """Which images of a source each candidate gets right, as far as it was tried."""
 
-    def __init__(self, loaded: "Loaded", source: sources.ImageSource) -> None:
+    def __init__(
+        self, loaded: "Loaded", source: sources.ImageSource, progress: arguments.Progress | None = None
+    ) -> None:
         self.loaded = loaded
         self.source = source
+        self.progress = progress
         self.hits: dict[Candidate, NDArray[np.bool_]] = {}
 
     def right(self, candidate: Candidate) -> int:
         return int(self.hits[candidate].sum())
+
+    def extend_all(self, candidates: Collection[Candidate], stop: int, what: str) -> None:
+        """`extend` of each."""
+        for number, candidate in enumerate(candidates):
+            if self.progress is not None:
+                self.progress(number, len(candidates), what)
+            self.extend(candidate, stop)
 
     def extend(self, candidate: Candidate, stop: int) -> None:
         """Try it on the images before `stop`. Those that cannot be read count as wrong for all candidates alike."""
@@ -164,10 +176,16 @@ class _Trial:
         self.hits[candidate] = np.concatenate([before, right])
 
 
-def _judge(loaded: "Loaded", source: sources.ImageSource, assumed: Candidate, best: list[Candidate], say: Say) -> None:
-    trial, images = _Trial(loaded, source), len(source)
-    for candidate in dict.fromkeys([*best, assumed]):
-        trial.extend(candidate, images)
+def _judge(
+    loaded: "Loaded",
+    source: sources.ImageSource,
+    assumed: Candidate,
+    best: list[Candidate],
+    say: Say,
+    progress: arguments.Progress | None = None,
+) -> None:
+    trial, images = _Trial(loaded, source, progress), len(source)
+    trial.extend_all(dict.fromkeys([*best, assumed]), images, f"comparing the best on {images} other images")
     # The best of a few on these images too, for which the limit of the p-value makes up.
     best, limit = sorted(best, key=trial.right, reverse=True), ALPHA / len(best)
     for candidate in dict.fromkeys([*best, assumed]):

@@ -15,7 +15,7 @@ from ..artifact.session import RunOptions
 from ..cluster import connection, crew, delivery
 from ..cluster.connection import Node
 from ..data.image_source import ImageSource
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..formats.base import Format
 from ..records.base import Goal
 
@@ -88,7 +88,7 @@ def _on_cluster(
         _opened, order, device=options.device, threads=options.threads, ready=ready, say=say
     )
     places = workers.places()
-    say(f"{len(places)} workers on {len({place.node.id for place in places})} nodes")
+    say(f"{counted(len(places), 'worker')} on {counted(len({place.node.id for place in places}), 'node')}")
     items = crew.pieces(ranges, _size(sum(map(len, ranges)), len(places), work.batch))
 
     def load(indices: range, opened: _Opened) -> tuple[int, ImageSource]:

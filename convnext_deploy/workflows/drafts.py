@@ -92,7 +92,7 @@ class Drafts:
             rounding=False,
             resume=self.folder / "calibration.safetensors",
             say=self.say,
-            progress=self.progress("calibrating"),
+            progress=self.progress,
         )
         plan = plans.write(self.folder / f"plan-{key}.json", drafted.plan, drafted.tensors)
         return replace(drafted, plan=plan)

@@ -42,6 +42,7 @@ Say = Callable[[str], None]
 
 # How long the steps take beside each other, about; of building each format says it.
 STEPS = {"loading the checkpoint": 1.0, "computing the reference in fp32": 1.0, "folding": 0.5, "verifying": 1.0}
+NEARLY = 95  # percent that a splice has behind it where its ConvNeXt is exported
 BUILD_SPACE = 3  # times the fp32 weights: the artifact, and what converters write beside it
 
 
@@ -128,7 +129,7 @@ def export(
     if checked_on is not None:
         from . import assumptions
 
-        assumptions.check(loaded, checked_on, say)
+        assumptions.check(loaded, checked_on, say, progress)
     from . import build
 
     steps.begin("computing the reference in fp32")
@@ -261,7 +262,7 @@ def plan_for(
     return replace(loaded, eight_bits=how)
 
 
-def _quantization(loaded: "LoadedPlan | None", model: ModelSpec) -> QuantizationRecord | None:
+def _quantization(fmt: "Format", loaded: "LoadedPlan | None", model: ModelSpec) -> QuantizationRecord | None:
     """What the manifest says of a plan."""
     if loaded is None:
         return None
@@ -276,6 +277,7 @@ def _quantization(loaded: "LoadedPlan | None", model: ModelSpec) -> Quantization
         kept_share=share_of(model, _kept(plan)),
         weight_bits=plan.weight_bits,
         calibration=plan.calibration,
+        saturated=None if fmt.own_network else plan.saturated,  # whose engine is exact everywhere
     )
 
 
@@ -345,7 +347,9 @@ def _prepared(
         from ..kernels import choice
 
         parts = choice.chosen(model, request, kernels, say)
-    spec = ExportSpec(**msgspec.structs.asdict(request), quantization=_quantization(plan, model.spec), kernels=parts)
+    spec = ExportSpec(
+        **msgspec.structs.asdict(request), quantization=_quantization(fmt, plan, model.spec), kernels=parts
+    )
     sets = probes.with_type(loaded, model, sets, spec, fmt.typed_graph)
     # A batch of 1 would make torch.export take a dynamic batch for a constant. Kernels get the tiles of the traced one.
     traced = spec.batch.opt if spec.kernels else spec.batch.min

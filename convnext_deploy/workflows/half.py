@@ -8,6 +8,7 @@ from ..artifact import manifest
 from ..artifact.manifest import write_file
 from ..data import preprocess
 from ..data.image_source import ImageSource
+from ..errors import counted
 from ..models import passes, provenance
 from ..models.source import Source
 from ..quantization import plan as plans
@@ -49,7 +50,7 @@ def half(
     say("folding")
     pixels = preprocess.probe_images(model.spec.in_chans, model.spec.image_size, PROBE)
     passes.fold(model, facts if input == "uint8" else None, lambda m: outputs(m, pixels, facts))
-    say(f"looking at {images} images of {source_images.name}")
+    say(f"looking at {counted(images, 'image')} of {source_images.name}")
     plan, decisions = half_plan(
         model,
         source_images,

@@ -26,8 +26,8 @@ from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
 from ..artifact.session import RunOptions
 from ..data import numbering, sources
-from ..data.image_source import with_one_label
-from ..errors import CheckFailed, DataError, UsageError
+from ..data.image_source import refuse_unlabelled, with_one_label
+from ..errors import CheckFailed, DataError, UsageError, counted
 from ..models import provenance
 from ..models.source import Source
 from ..records.manifest import BatchRange
@@ -75,11 +75,7 @@ def optimize(
     if not taken:
         raise UsageError(f"no runtime is installed that runs on {goal.device}: {'; '.join(left_out.values())}")
     opened, classes = goal.images.opened()
-    labelled = with_one_label(opened)
-    if labelled.labels is None:
-        raise DataError(
-            f"{labelled.name} has no labels; expected class folders, a column label, a list, or --annotations"
-        )
+    refuse_unlabelled(opened)
     say("loading the checkpoint")
     loaded = source.load()
     if loaded.note:
@@ -93,7 +89,7 @@ def optimize(
             f"optimize judges top-1, and the model is {problem}; export it, and hold the artifact against its baseline "
             "with `gate`"
         )
-    whole = numbering.numbered(labelled, model.num_classes, loaded.labels, classes)
+    whole = numbering.numbered(with_one_label(opened), model.num_classes, loaded.labels, classes)
     for note in whole.notes:
         say(note)
     sets = _sets(whole, goal.calibration)
@@ -136,13 +132,15 @@ def _sets(
 ) -> tuple[sources.ImageSource, sources.ImageSource, sources.ImageSource]:
     """Disjoint images: to calibrate on, to select on, and for the final gate, which gets the most."""
     if len(whole) < LEAST_IMAGES:
-        raise DataError(f"{whole.name} has {len(whole)} images; at least {LEAST_IMAGES} labelled ones are needed")
+        raise DataError(
+            f"{whole.name} has {counted(len(whole), 'image')}; at least {LEAST_IMAGES} labelled ones are needed"
+        )
     eighth = len(whole) // 8
     if calibration is None:
         first, selection, final = sources.parts(whole, (min(CALIBRATION, eighth), min(SELECTION, eighth), -1))
         return first, selection, final
     selection, final = sources.parts(whole, (min(SELECTION, eighth), -1))
-    images = sources.open_source(calibration)
+    images = sources.open_whole("--calibration", calibration)
     return sources.parts(images, (min(CALIBRATION, len(images)),))[0], selection, final
 
 

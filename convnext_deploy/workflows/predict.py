@@ -22,7 +22,7 @@ from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, remote, sources
 from ..data.class_folders import IMAGE_SUFFIXES
 from ..data.readers import MAX_FILE_BYTES, file_content, refuse_large
-from ..errors import CheckFailed, DataError, UsageError, plain, printable
+from ..errors import CheckFailed, DataError, UsageError, counted, plain, printable
 from ..records.base import Goal, Problem
 from ..records.manifest import Manifest
 from ..records.prediction import Box, ClassProbability, NamesFrom, Prediction, PredictResult
@@ -93,7 +93,7 @@ def predict(
         notes.append(
             f"the artifact has no labels; its {classes} outputs are taken for ImageNet-1k's, give --labels otherwise"
             if names_from == "imagenet"
-            else f"nothing names the {classes} outputs; give --labels FILE with a name a line"
+            else f"nothing names the {counted(classes, 'output')}; give --labels FILE with a name a line"
         )
     for note in notes:
         (say or (lambda line: None))(note)

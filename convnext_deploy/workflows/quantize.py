@@ -8,7 +8,7 @@ from .. import formats
 from ..artifact import manifest
 from ..artifact.manifest import write_file
 from ..data import sources
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..formats.base import Format
 from ..models import provenance
 from ..models.source import Source
@@ -62,7 +62,7 @@ def quantize(
     for line in provenance.contradictions(loaded.provenance):
         say(line)
     calibrated, held_out = _sets(recipe.calibration, recipe.split, recipe.images, loaded.model.spec.image_size)
-    say(f"{len(calibrated)} images to calibrate on, {len(held_out)} held out to judge corrections on")
+    say(f"{counted(len(calibrated), 'image')} to calibrate on, {len(held_out)} held out to judge corrections on")
     say("folding")
     pixels = folded(loaded, held_out, input)
     model = loaded.model
@@ -84,7 +84,7 @@ def quantize(
         rounding=recipe.rounding,
         resume=None,
         say=say,
-        progress=progress("calibrating"),
+        progress=progress,
     )
     assert drafted.calibration is not None
     ranges = report(drafted.calibration, recipe.method, plans.SCHEMES[kind])
@@ -121,7 +121,9 @@ def _sets(
 
 def _require(source: sources.ImageSource, least: int, why: str = "") -> None:
     if len(source) < least:
-        raise DataError(f"{source.name} has {len(source)} images; at least {least} are needed{why}, give more")
+        raise DataError(
+            f"{source.name} has {counted(len(source), 'image')}; at least {least} are needed{why}, give more"
+        )
 
 
 def _weight_bits(asked: WeightBits | None, target: Target, how: EightBits, kind: OperationType) -> WeightBits:

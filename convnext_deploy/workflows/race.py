@@ -15,7 +15,7 @@ from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
 from ..artifact.session import RunOptions
 from ..data import sources
-from ..errors import ArtifactError, CheckFailed, UsageError, WorkerError
+from ..errors import ArtifactError, CheckFailed, UsageError, WorkerError, counted
 from ..formats.base import Format
 from ..models.checkpoint import Loaded
 from ..quantization import plan as plans
@@ -250,7 +250,7 @@ class Race:
             path = self.workshop.path(self.rows[name])
             entry = contenders.of_artifact(path, goal.device, graphs, trust=True)  # built here, by `Workshop`
             entries.append(msgspec.structs.replace(entry, label=name))
-        self.agenda.begin("time", f"timing {len(entries)} candidates", units=len(entries))
+        self.agenda.begin("time", f"timing {counted(len(entries), 'candidate')}", units=len(entries))
         yield from bench.bench(entries, plan, progress=self.agenda.steps)
         self.agenda.end("time", units=len(entries))
 
@@ -370,7 +370,9 @@ class Race:
             verdict = gate.judge(before, self._side(name, "final"), limits)
             passed = verdict.decision == "PASS"
             needed = f"; about {verdict.images_needed:,} would decide" if verdict.images_needed else ""
-            reason = None if passed else f"the gate says {verdict.decision} on {verdict.images:,} images{needed}"
+            reason = (
+                None if passed else f"the gate says {verdict.decision} on {counted(verdict.images, 'image')}{needed}"
+            )
             self._set(self.rows[name], state="passed" if passed else "not proven", reason=reason, verdict=verdict)
             return passed
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import formats
+from .. import arguments, formats
 from ..accuracy import probes
 from ..artifact import deviation, licences, manifest, verify
 from ..artifact.manifest import Artifact
@@ -63,6 +63,7 @@ def splice(
     force: bool = False,
     verify_data: str | ImageSource | None = None,
     say: Say = exports.silent,
+    progress: arguments.Progress | None = None,
 ) -> Artifact:
     """Replace the ConvNeXt of a graph.
 
@@ -101,9 +102,11 @@ def splice(
         _refuse_other_weights(loaded, replace(source, task="features", levels=levels).load(), into.name, found.half)
     with tempfile.TemporaryDirectory() as folder:
         wanted = msgspec.structs.replace(request, dynamic_image_size=True)
-        alone = exports.export(inside, wanted, plan=plan, out=Path(folder) / "convnext", say=say)
+        alone = exports.export(inside, wanted, plan=plan, out=Path(folder) / "convnext", say=say, progress=progress)
         made = (_OpenVino if request.format == "openvino" else _Onnx)(into, user, alone.path, found)
     say("comparing the whole graphs")
+    if progress is not None:
+        progress(exports.NEARLY, 100, "comparing the whole graphs")
     sets = {"bundled": preprocess.probe_images(loaded.model.spec.in_chans, taken.image_size, probes.CHUNK)}
     if verify_data is not None:
         sets[str(verify_data)] = probes.pixels_of(loaded, verify_data)

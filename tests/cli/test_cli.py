@@ -268,6 +268,25 @@ def test_a_changed_artifact_is_refused_by_inspect_and_eval(damaged: Path, pictur
     assert refused(capsys, "eval", str(damaged), "--data", str(pictures)) == (2, message)
 
 
+@pytest.mark.parametrize(
+    ("name", "beside", "message"),
+    [
+        ("manifest.json", (), "manifest.json is one file of an artifact; give its folder, "),
+        ("model.onnx", ("manifest.json",), "model.onnx is one file of an artifact; give its folder, "),
+        ("eval.json", (), "eval.json is no artifact; give a folder that `export` made, or see results with "),
+        ("rows.jsonl", (), "rows.jsonl is no artifact; give a folder that `export` made, or see results with "),
+        ("model.engine", ("manifest.json",), "model.engine is not a TensorRT engine"),
+    ],
+)
+def test_inspect_says_what_to_do_with_a_file_that_is_no_artifact(
+    name: str, beside: tuple[str, ...], message: str, tmp_path: Path, capsys: Captured
+) -> None:
+    for each in (name, *beside):
+        (tmp_path / each).touch()
+    code, error = refused(capsys, "inspect", str(tmp_path / name))
+    assert (code, error.startswith(f"{tmp_path}/{message}")) == (2, True), error
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(UsageError, match="not a folder"):
         cli.run(["inspect", "/nowhere", "--debug"])

@@ -304,6 +304,11 @@ def test_parquet_files_of_a_folder_are_one_source_a_split(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"has the splits test, train; choose one with --split"):
         sources.open_source(str(tmp_path))
     assert contents(sources.open_source(str(tmp_path), "test")) == expected()
+    with pytest.raises(DataError) as refused:  # an option that has no --split beside it does not name it
+        sources.open_whole("--verify-data", str(tmp_path))
+    assert str(refused.value) == (
+        f"--verify-data: {tmp_path} has the splits test, train; give the files of one split alone"
+    )
     with pytest.raises(DataError, match=r"no parquet files of the split 'val'; it has test, train"):
         sources.open_source(str(tmp_path), "val")
 

@@ -98,7 +98,7 @@ def test_several_labels_of_an_image_are_a_set_and_one_an_image_is_asked_for(fold
     (folder / "some.csv").write_text("path,label\na.png,cat\nc.webp,\n")
     one = image_source.with_one_label(sources.open_source(str(folder / "some.csv")))
     assert labels(one) == {"a.png": 0}
-    assert "left out: 1 images without a label" in one.notes
+    assert "left out: 1 image without a label" in one.notes
     assert one.sha256 != source.sha256
 
 
@@ -140,7 +140,7 @@ def test_what_leaves_open_what_is_what_is_refused_in_a_line(folder: Path, name: 
 def test_an_image_that_is_not_there_is_counted_and_unreadable(folder: Path) -> None:
     (folder / "a.csv").write_text("a.png,1\nlost.png,0\n")
     source = sources.open_source(str(folder / "a.csv"))
-    assert "1 images of a.csv are not there, such as lost.png" in source.notes
+    assert "not there: 1 image of a.csv, such as lost.png" in source.notes
     with pytest.raises(OSError, match="the file cannot be opened: No such file"):
         source.read(1)
 

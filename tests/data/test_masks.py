@@ -46,7 +46,7 @@ def test_a_mask_is_found_by_its_images_path_and_images_without_are_left_out_and_
     assert found.names == ("a/1.jpg", "b/1.jpg")
     assert found.masks is not None
     assert [Path(name).name for name in found.masks.names] == ["1.png", "1.tif"]
-    assert found.notes[-1].startswith("left out: 1 images without a mask")
+    assert found.notes[-1].startswith("left out: 1 image without a mask")
     assert sources.subset(found, 1).masks == masks.of_files(
         [tmp_path / "masks/a/1.png"], ignored=255, reduce_labels=False
     )

@@ -337,7 +337,7 @@ def test_an_image_that_has_gone_is_refused_by_name(
 
 
 def test_fewer_images_than_asked_for_are_refused(run: Callable[..., Calibration]) -> None:
-    with pytest.raises(DataError, match="has 2000 images; 2001 were asked for"):
+    with pytest.raises(DataError, match="has 2,000 images; 2001 were asked for"):
         run(images=2001)
 
 

@@ -567,7 +567,7 @@ def test_the_built_graph_has_to_keep_as_much_as_the_plan(
 
 def test_more_images_than_there_are_are_refused(source: sources.ImageSource) -> None:
     loaded = checkpoint.load(str(MODEL))
-    with pytest.raises(DataError, match="has 2000 images; 2001 were asked for"):
+    with pytest.raises(DataError, match="has 2,000 images; 2001 were asked for"):
         analyse(loaded.model, source, preprocessing=loaded.preprocessing, images=2001)
 
 

@@ -129,6 +129,15 @@ def test_a_file_that_cannot_be_shown_is_refused(text: str, message: str, tmp_pat
         results.read([path])
 
 
+def test_a_folder_is_refused_with_a_file_of_results_in_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        results.read([tmp_path])
+    assert str(refused.value) == f"{tmp_path} is a folder; give files of results"
+    (tmp_path / "result.json").touch()
+    with pytest.raises(DataError, match=r"is a folder; give files of results, such as .*result\.json"):
+        results.read([tmp_path])
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
         results.read([tmp_path / "none.jsonl"])

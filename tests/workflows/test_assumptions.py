@@ -61,8 +61,11 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_tell_the_size_statistics_and_crop_that_a_model_was_made_for(planted: Path, tmp_path: Path) -> None:
     said: list[str] = []
     options: dict[str, Any] = {"data": planted / "val", "format": "eager", "out": tmp_path / "a", "say": said.append}
+    told: list[tuple[int, int, str]] = []
     with pytest.raises(CheckFailed, match=r"what is assumed does not fit: 64x64 pixels, mean 0.5,0.5,0.5") as refusal:
-        convnext_deploy.export(planted / "my.pth", **options)
+        convnext_deploy.export(planted / "my.pth", **options, progress=lambda *step: told.append(step))
+    first = [(done, total) for done, total, what in told if what.startswith("trying 4 combinations of size")]
+    assert first == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert "--image-size 64 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --crop-pct 1" in str(refusal.value)
     assert not (tmp_path / "a").exists()
     best = next(line for line in said if line.startswith("fits best: "))

@@ -268,7 +268,7 @@ def test_the_command_prints_a_table_or_json_and_reads_standard_input(artifact: P
     table = run.invoke(app, ["predict", str(artifact), str(images)])
     assert table.exit_code == 0
     assert "a.png" in table.stdout
-    assert "1 images cannot be read, the first: c.png: " in table.stdout
+    assert "1 image cannot be read, the first: c.png: " in table.stdout
     piped = run.invoke(app, ["predict", str(artifact), "-", "--json"], input=(images / "a.png").read_bytes())
     assert piped.exit_code == 0, piped.output
     found = json.loads(piped.stdout)["predictions"][0]["classes"]

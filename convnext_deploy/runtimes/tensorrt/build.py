@@ -21,7 +21,7 @@ from ...errors import BuildError, UsageError
 from ...graph.capture import DeployGraph
 from ...records.base import STRIDE
 from ...records.manifest import EngineRecord, ExportSpec, ModelSpec, TensorRtSpec
-from .choose import TITLES, Name, import_module, known_targets
+from .choose import NO_GPU, TITLES, Name, import_module, known_targets
 from .files import ENGINE_FILE, save_record, unwritten, write_engine
 from .network import layer_census, products_of_network
 
@@ -80,7 +80,7 @@ def check_spec(trt: Any, name: Name, spec: TensorRtSpec) -> None:
     gpu = bool(env.nvidia_gpus())
     if name == "tensorrt":
         if not gpu:
-            raise UsageError("TensorRT builds on the GPU it builds for, and there is none here; use --trt rtx")
+            raise UsageError(NO_GPU)
         if spec.targets:
             raise UsageError("--trt-target is for TensorRT-RTX (--trt rtx); TensorRT builds for the GPU it runs on")
         return

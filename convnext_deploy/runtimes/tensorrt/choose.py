@@ -8,6 +8,7 @@ from ...errors import MissingPackageError, UsageError
 
 Name = Literal["tensorrt", "tensorrt_rtx"]
 TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+NO_GPU = "TensorRT builds on the GPU it builds for, and there is none here; use --trt rtx"
 
 # Compute capability by the name people give the GPU: NVIDIA's page "CUDA GPU Compute Capability"
 # (https://developer.nvidia.com/cuda-gpus), and for T4, A30 and the RTX 20 series its legacy list; read on 2026-11-27.
@@ -42,7 +43,7 @@ def choose(wanted: str) -> tuple[Name, str]:
         if "tensorrt" in absent:
             raise MissingPackageError(env.missing_line("tensorrt"))
         if not gpus:
-            raise UsageError("TensorRT builds on the GPU it builds for, and there is none here; use --trt rtx")
+            raise UsageError(NO_GPU)
         return "tensorrt", f"TensorRT: {'asked for' if wanted != 'auto' else f'installed, beside {gpus[0]}'}"
     if "tensorrt_rtx" in absent:
         first: Name = "tensorrt" if gpus and wanted == "auto" else "tensorrt_rtx"
