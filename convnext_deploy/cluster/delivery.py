@@ -189,4 +189,4 @@ def part(source: ImageSource, indices: range, seen: bool) -> ImageSource:
         except OSError as error:
             contents.append(None)
             errors.append(plain(error))
-    return replace(images, read_bytes=Contents(tuple(contents), tuple(errors)))
+    return replace(images, read_bytes=Contents(tuple(contents), tuple(errors)), columns={})
