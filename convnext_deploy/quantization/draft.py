@@ -14,7 +14,7 @@ from ..models.convnext import ConvNeXt
 from ..records.base import InputKind, Precision
 from ..records.manifest import Preprocessing
 from ..records.plan import CorrectionRecord, OperationType, RangeMethod, Target, WeightBits
-from . import corrections, saturated
+from . import corrections, saturation_loss
 from .apply import apply, rebalance
 from .calibrate import calibrate
 from .distance import Distances, Pixels, classifies, distances, outputs, pixels_of
@@ -144,6 +144,6 @@ def prepare(
     plan = msgspec.structs.replace(
         current.plan,
         corrections=tuple(records),
-        saturated=saturated.predicted(model, current, held_out, preprocessing),
+        saturation=saturation_loss.measure(model, current, held_out, preprocessing),
     )
     return replace(current, plan=plan)

@@ -27,8 +27,10 @@ from ..artifact.manifest import encode, write_file
 from ..artifact.session import RunOptions
 from ..data import numbering, sources
 from ..data.image_source import refuse_unlabelled, with_one_label
-from ..errors import CheckFailed, DataError, UsageError, counted
+from ..errors import CheckFailed, DataError, UsageError, WeightsError, counted
 from ..models import provenance
+from ..models.checkpoint import Loaded
+from ..models.names import TO_FEATURES
 from ..models.source import Source
 from ..records.manifest import BatchRange
 from ..records.optimize import OptimizeResult
@@ -66,7 +68,6 @@ def optimize(
         UsageError: what can be refused before the work.
         CheckFailed: not even fp32 could be built, or nothing keeps the limit of latency; `result.json` says why.
     """
-    manifest.check_target(out, force)
     if goal.device != "cpu":
         from ..runtimes.torch_session import check_device
 
@@ -77,7 +78,7 @@ def optimize(
     opened, classes = goal.images.opened()
     refuse_unlabelled(opened)
     say("loading the checkpoint")
-    loaded = source.load()
+    loaded = _classifier(source)
     if loaded.note:
         say(loaded.note)
     for line in provenance.contradictions(loaded.provenance):
@@ -125,6 +126,24 @@ def optimize(
         if (workshop.path(row) / manifest.MANIFEST_NAME).is_file():
             manifest.remove(workshop.path(row))
     return result
+
+
+def _classifier(source: Source) -> Loaded:
+    """The checkpoint.
+
+    Raises:
+        UsageError: it is no classifier; with what can be done for it here.
+    """
+    try:
+        return source.load()
+    except WeightsError as error:
+        wrong, backbone, _ = str(error).partition(TO_FEATURES)
+        if not backbone:
+            raise
+        raise UsageError(
+            f"optimize judges top-1: {wrong}; export it with --task features, segment or detect in each type, and "
+            "hold the artifacts against each other with `gate` and `bench`"
+        ) from None
 
 
 def _sets(
