@@ -16,8 +16,8 @@ def weights(name: str, value: Any) -> str:
     """Where a checkpoint is; a module or a state dict is written to a folder that goes when the process ends.
 
     What a library says beside its module (preprocessing, labels, epsilon) is written as that library itself writes it:
-    transformers by `save_pretrained`, timm by `save_for_hf`, and in its form for `features_only`. torchvision's detectors say it in their attributes; its
-    classifiers and plain modules say nothing.
+    transformers by `save_pretrained`, timm by `save_for_hf`, and in its form for `features_only`. torchvision's
+    detectors say it in their attributes; its classifiers and plain modules say nothing.
 
     Raises:
         UsageError: it is none of these.
