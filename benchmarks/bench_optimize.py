@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from records import append
 
-from convnext_deploy import api
+from convnext_deploy import api, formats
 from convnext_deploy.accuracy import gate
 from convnext_deploy.artifact import manifest
 from convnext_deploy.data import numbering
@@ -30,9 +30,10 @@ from convnext_deploy.timing import compare
 from convnext_deploy.timing.measure import quantile
 from convnext_deploy.workflows import bench, contenders, optimize
 from convnext_deploy.workflows.agenda import Agenda
-from convnext_deploy.workflows.candidates import Goal, Workshop, candidate, floats, listed, rest_of
+from convnext_deploy.workflows.candidates import Goal, candidate, floats, machine_here, rest_of
 from convnext_deploy.workflows.evaluate import Images
 from convnext_deploy.workflows.race import Race
+from convnext_deploy.workflows.workshop import Workshop
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
 TARGET = 1.03  # times the fastest: what `optimize` is to stay within
@@ -62,7 +63,7 @@ class Everything(Race):
                 self._set(row)
             if fmt.eight_bits is None or fmt.kernels:
                 continue
-            rest = rest_of(fmt, self.goal.device)
+            rest = rest_of(fmt, self.goal.device, self.workshop.machine)
             whole = self._drafts().whole(fmt.name, rest)
             for suffix, plan in (("", whole), ("linears", self._drafts().linears(whole))):
                 row = candidate(fmt, rest, "int8", suffix=suffix)
@@ -98,11 +99,13 @@ def build(args: argparse.Namespace) -> None:
     whole = numbering.numbered(with_one_label(images), loaded.model.spec.num_classes, loaded.labels, classes)
     folder = args.out / "everything"
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = BatchRange(min=1, opt=1, max=32)
-    workshop = Workshop(folder=folder, source=source, input=args.input, batch=sizes, device="cpu")
+    workshop = Workshop(
+        folder=folder, source=source, input=args.input, batch=BatchRange(min=1, opt=1, max=32), device="cpu",
+        threads=None, machine=machine_here((), "cpu"),
+    )  # fmt: skip
     race = Everything(workshop, loaded, goal, *optimize._sets(whole, None), tell, Agenda(lambda view: None), {})
     try:
-        race.build_all(listed((), "cpu")[0])
+        race.build_all([formats.get(name) for name in workshop.machine.runtimes])
     finally:
         workshop.close()
     assert done.chosen is not None
