@@ -29,8 +29,9 @@ from ..records.plan import (
     Target,
     WeightBits,
 )
-from .calibrate import RANDOM, Calibration, report
+from .calibrate import Calibration, report
 from .eight_bits import EightBits
+from .images import RANDOM
 from .observers import scale_and_zero_point
 
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
@@ -179,8 +180,8 @@ def restricted(loaded: LoadedPlan, names: Collection[str]) -> LoadedPlan:
     """The same plan for these operations only."""
     operations = {name: operation for name, operation in loaded.plan.operations.items() if name in names}
     tensors = {key: tensor for key, tensor in loaded.tensors.items() if key.partition("/")[2] in operations}
-    saturated = loaded.plan.saturated if len(operations) == len(loaded.plan.operations) else None
-    plan = msgspec.structs.replace(loaded.plan, operations=operations, saturated=saturated)
+    whole = loaded.plan.saturation if len(operations) == len(loaded.plan.operations) else None
+    plan = msgspec.structs.replace(loaded.plan, operations=operations, saturation=whole)
     return replace(loaded, plan=plan, tensors=tensors)
 
 
