@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def timm_onnx(model: Trained, state: State, path: Path, batch: int | None = None
     return path
 
 
+@pytest.fixture(scope="module")
+def exported(fashion: Trained, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`timm_onnx` of the bundled model for any batch, as it was trained or as a function rewrites it."""
+
+    @cache
+    def file(rewrite: Callable[[State], State] = State) -> Path:
+        state = rewrite(load_file(fashion.checkpoint))
+        return timm_onnx(fashion, state, tmp_path_factory.mktemp("exported") / "timm.onnx")
+
+    return file
+
+
 def naive(model: Trained, source: Path, images: int = CALIBRATION_IMAGES, batch: int = 8, **options: Any) -> Path:
     """`quantize_static` with its own ranges and placement, unsigned activations and weights by channel."""
 
@@ -144,8 +157,8 @@ def naive(model: Trained, source: Path, images: int = CALIBRATION_IMAGES, batch:
     return path
 
 
-def naive_top1(model: Trained, state: State, folder: Path, **options: Any) -> float:
-    path = naive(model, timm_onnx(model, state, folder / "timm.onnx"), **options)
+def naive_top1(model: Trained, source: Path, **options: Any) -> float:
+    path = naive(model, source, **options)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     logits = [session.run(None, {"images": chunk})[0] for chunk in np.array_split(model.images, 40)]
     return model.top1(np.concatenate(logits))
@@ -161,8 +174,10 @@ def executed(path: Path, **options: Any) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_the_naive_quantizer_is_fine_on_the_model_as_it_was_trained(fashion: Trained, tmp_path: Path) -> None:
-    assert naive_top1(fashion, load_file(fashion.checkpoint), tmp_path) >= 0.921  # fp32: 0.931
+def test_the_naive_quantizer_is_fine_on_the_model_as_it_was_trained(
+    fashion: Trained, exported: Callable[..., Path]
+) -> None:
+    assert naive_top1(fashion, exported()) >= 0.921  # fp32: 0.931
 
 
 @pytest.mark.slow
@@ -176,9 +191,10 @@ def test_the_naive_quantizer_is_fine_on_the_model_as_it_was_trained(fashion: Tra
     ids=["outliers, all operators", "outliers, linears", "offsets, all operators"],
 )
 def test_the_naive_quantizer_loses_points_on_the_same_function_rewritten(
-    fashion: Trained, tmp_path: Path, rewrite: Callable[[State], State], options: dict[str, Any], most: float
-) -> None:
-    assert naive_top1(fashion, rewrite(load_file(fashion.checkpoint)), tmp_path, **options) <= most
+    fashion: Trained, exported: Callable[..., Path], rewrite: Callable[[State], State], options: dict[str, Any],
+    most: float,
+) -> None:  # fmt: skip
+    assert naive_top1(fashion, exported(rewrite), **options) <= most
 
 
 # A plan ---------------------------------------------------------------------------------------------------------------
@@ -228,6 +244,19 @@ def fp32_top1(model: Trained, folder: Path) -> float:
     return top1_of(model, api.export(str(model.checkpoint), format="onnx", image_size=size, out=folder / "fp32"))
 
 
+@pytest.fixture(scope="module")
+def fp32(fashion: Trained, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The top-1 of the bundled model."""
+    return fp32_top1(fashion, tmp_path_factory.mktemp("fp32"))
+
+
+@pytest.fixture(scope="module")
+def planned(fashion: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Path]:
+    """The bundled model in 8 bits for ONNX Runtime, for any batch, and its plan."""
+    folder = tmp_path_factory.mktemp("planned")
+    return in_8_bits(fashion, fashion.checkpoint, "onnx", folder), folder / "plan.json"
+
+
 def test_folding_takes_the_outliers_back_bit_for_bit(fashion: Trained) -> None:
     state = dict(fashion.loaded.model.state_dict())
     folded = []
@@ -241,20 +270,19 @@ def test_folding_takes_the_outliers_back_bit_for_bit(fashion: Trained) -> None:
 
 
 @pytest.mark.slow
+def test_a_plan_keeps_the_bundled_models_top1(fashion: Trained, fp32: float, planned: tuple[Artifact, Path]) -> None:
+    assert fp32 == pytest.approx(0.931, abs=1e-3)
+    assert top1_of(fashion, planned[0]) >= fp32 - LIMIT
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("twin", [False, True], ids=["as trained", "hardened"])
-def test_a_plan_keeps_the_bundled_models_top1(
-    fashion: Trained, need_format: Callable[[str], None], tmp_path: Path, target: Target, twin: bool
+def test_a_plan_keeps_the_top1_of_the_bundled_model_when_it_is_hardened(
+    fashion: Trained, fp32: float, need_format: Callable[[str], None], tmp_path: Path, target: Target
 ) -> None:
     need_format(target)
-    expected = fp32_top1(fashion, tmp_path)
-    assert expected == pytest.approx(0.931, abs=1e-3)
-    checkpoint = fashion.checkpoint
-    if twin:
-        checkpoint = tmp_path / "twin.safetensors"
-        write_twin(fashion.checkpoint, checkpoint)
-    found = top1_of(fashion, in_8_bits(fashion, checkpoint, target, tmp_path))
-    assert found >= expected - LIMIT
+    write_twin(fashion.checkpoint, tmp_path / "twin.safetensors")
+    assert top1_of(fashion, in_8_bits(fashion, tmp_path / "twin.safetensors", target, tmp_path)) >= fp32 - LIMIT
 
 
 @pytest.mark.slow
@@ -273,7 +301,8 @@ def test_the_naive_quantizer_loses_points_on_a_hardened_model_with_200_classes(
     tiny_imagenet: Trained, tmp_path: Path
 ) -> None:
     state = with_outlier_channels(load_file(tiny_imagenet.checkpoint))
-    assert naive_top1(tiny_imagenet, state, tmp_path) <= fp32_top1(tiny_imagenet, tmp_path) - 0.03
+    source = timm_onnx(tiny_imagenet, state, tmp_path / "timm.onnx")
+    assert naive_top1(tiny_imagenet, source) <= fp32_top1(tiny_imagenet, tmp_path) - 0.03
 
 
 # Traps: graphs that hold 8 bits and run in floats ---------------------------------------------------------------------
@@ -285,7 +314,9 @@ def unquantized_outputs(*operators: str) -> dict[str, Any]:
     return {"op_types_to_quantize": list(operators), "extra_options": options}
 
 
-def test_with_a_fixed_batch_onnxruntime_runs_quantized_linears_in_float(fashion: Trained, tmp_path: Path) -> None:
+def test_with_a_fixed_batch_onnxruntime_runs_quantized_linears_in_float(
+    fashion: Trained, exported: Callable[..., Path], tmp_path: Path
+) -> None:
     """MatMul and its bias become a Gemm, which is then not recognised between its DequantizeLinears."""
     linears = 2 * sum(fashion.loaded.model.spec.depths)
     state, options = load_file(fashion.checkpoint), unquantized_outputs("MatMul")
@@ -297,32 +328,26 @@ def test_with_a_fixed_batch_onnxruntime_runs_quantized_linears_in_float(fashion:
 
     found = executed(fixed, disabled_optimizers=["MatMulAddFusion"])
     assert found["MatMulIntegerToFloat"] == linears
-    open_batch = naive(fashion, timm_onnx(fashion, state, tmp_path / "open.onnx"), 8, **options)
-    assert executed(open_batch)["MatMulIntegerToFloat"] == linears
+    assert executed(naive(fashion, exported(), 8, **options))["MatMulIntegerToFloat"] == linears
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [8, None], ids=["fixed batch", "open batch"])
 def test_a_plans_linears_run_in_8_bits_whether_the_batch_is_fixed_or_not(
-    fashion: Trained, tmp_path: Path, batch: int | None
+    fashion: Trained, planned: tuple[Artifact, Path], tmp_path: Path, batch: int | None
 ) -> None:
-    artifact = in_8_bits(fashion, fashion.checkpoint, "onnx", tmp_path)  # for the plan; its own batch is open
+    artifact, plan = planned
     if batch is not None:
-        artifact = api.export(
-            str(fashion.checkpoint),
-            plan=tmp_path / "plan.json",
-            batch=BatchRange(min=batch, opt=batch, max=batch),
-            out=tmp_path / "fixed",
-        )
-    planned = plans.read(tmp_path / "plan.json").plan.operations
-    assert artifact.manifest.precision.quantized == len(planned)
+        sizes = BatchRange(min=batch, opt=batch, max=batch)
+        artifact = api.export(str(fashion.checkpoint), plan=plan, batch=sizes, out=tmp_path / "fixed")
+    assert artifact.manifest.precision.quantized == len(plans.read(plan).plan.operations)
     assert executed(artifact.path / "model.onnx")["DequantizeLinear"] == 0
 
 
 def test_onnxruntime_runs_a_convolution_in_8_bits_only_where_its_output_is_quantized_too(
-    fashion: Trained, tmp_path: Path
+    fashion: Trained, exported: Callable[..., Path]
 ) -> None:
-    source = timm_onnx(fashion, load_file(fashion.checkpoint), tmp_path / "timm.onnx")
+    source = exported()
     convolutions = executed(source)["Conv"]
     assert executed(naive(fashion, source, 8, op_types_to_quantize=["Conv"]))["QLinearConv"] == convolutions
     found = executed(naive(fashion, source, 8, **unquantized_outputs("Conv")))
