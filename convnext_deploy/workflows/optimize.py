@@ -27,7 +27,7 @@ from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
 from ..data import numbering, sources
 from ..data.image_source import refuse_unlabelled, with_one_label
-from ..errors import CheckFailed, DataError, UsageError, counted
+from ..errors import CheckFailed, DataError, UsageError, WeightsError, counted
 from ..models import provenance
 from ..models.source import Source
 from ..records.manifest import BatchRange
@@ -89,7 +89,14 @@ def _optimized(
     opened, classes = goal.images.opened()
     refuse_unlabelled(opened)
     say("loading the checkpoint")
-    loaded = source.load()
+    try:
+        loaded = source.load()
+    except WeightsError as error:
+        if "--task" not in str(error):
+            raise
+        raise WeightsError(
+            f"{error}; optimize has no --task, it judges top-1: take quantize, export and gate"
+        ) from None
     if loaded.note:
         say(loaded.note)
     for line in provenance.contradictions(loaded.provenance):
