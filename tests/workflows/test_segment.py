@@ -251,7 +251,9 @@ def test_a_server_answers_with_the_class_of_each_pixel(checkpoint: str, tmp_path
 def test_optimize_says_what_to_do_with_a_segmenter_and_with_masks(
     checkpoint: str, labelled: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="optimize judges top-1: .* export it with --task features, segment or detect"):
+    with pytest.raises(
+        UsageError, match=r"optimize judges top-1: .* export it with --task features, segment or detect"
+    ):
         api.optimize(checkpoint, data=labelled / "images", out=tmp_path / "best")
     with pytest.raises(DataError, match="masks are for a segmenter, which `eval` and `gate` judge"):
         api.optimize(checkpoint, data=labelled / "images", annotations=labelled / "masks", out=tmp_path / "best")
