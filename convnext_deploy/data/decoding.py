@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import plain
+from ..records.base import MAX_SIDE
 from . import jpeg, jxl
 
 # Decoding takes up to 8 bytes a pixel in each thread: half a GB at this limit.
-MAX_PIXELS = 2**26
+MAX_PIXELS = MAX_SIDE**2
 
 # Pillow opens many formats more, among them EPS, for which it starts Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP")

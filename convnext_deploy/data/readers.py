@@ -46,15 +46,18 @@ def file_content(path: Path) -> bytes:
     has no end.
 
     Raises:
-        UnreadableImage: it is no file, or has more than `MAX_FILE_BYTES`.
+        UnreadableImage: it is no file or no name of one, or has more than `MAX_FILE_BYTES`.
         OSError: it cannot be opened or read.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage("it is a pipe, a device or a folder; expected a file")
-        refuse_large(status.st_size)
-        return file.read(MAX_FILE_BYTES)
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableImage("it is a pipe, a device or a folder; expected a file")
+            refuse_large(status.st_size)
+            return file.read(MAX_FILE_BYTES)
+    except ValueError:  # a null byte, or half of a surrogate pair
+        raise UnreadableImage("no file can have such a name") from None
 
 
 @dataclass(frozen=True)

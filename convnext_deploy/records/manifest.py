@@ -6,7 +6,10 @@ import msgspec
 
 from .base import (
     SCHEMA,
+    BatchSize,
+    Channels,
     Device,
+    Epsilon,
     Fraction,
     InputKind,
     PlanType,
@@ -16,6 +19,7 @@ from .base import (
     Record,
     SchemaVersion,
     Sha256,
+    Side,
     Task,
 )
 from .plan import QuantizationRecord
@@ -26,39 +30,46 @@ Activation = Literal["gelu", "gelu_tanh", "silu"]
 HeadActivation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh", "none"]
 Head = Literal["pool_norm", "norm_pool"]
 Level = Annotated[int, msgspec.Meta(ge=1, le=4)]
+Depth = Annotated[int, msgspec.Meta(ge=1, le=1024)]  # blocks of a stage, or convolutions of a branch
+KernelSize = Annotated[int, msgspec.Meta(ge=1, le=255)]  # pixels
+PoolScale = Annotated[int, msgspec.Meta(ge=1, le=256)]
 
 
 class Segmentation(Record, frozen=True, kw_only=True):
     """The UPerNet head of the task segment, and how the masks of its training are numbered."""
 
-    channels: Positive = 512  # of every convolution but the last
-    pool_scales: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1, 2, 3, 6)
-    ignored: Annotated[int, msgspec.Meta(ge=-1)] = 255  # in a mask: a pixel that counts nowhere
+    channels: Channels = 512  # of every convolution but the last
+    pool_scales: Annotated[tuple[PoolScale, ...], msgspec.Meta(min_length=1, max_length=16)] = (1, 2, 3, 6)
+    ignored: Annotated[int, msgspec.Meta(ge=-1, lt=2**31)] = 255  # in a mask: a pixel that counts nowhere
     reduce_labels: bool = False  # masks count from 1, and 0 is a pixel that counts nowhere
 
 
-Sizes = Annotated[tuple[Annotated[float, msgspec.Meta(gt=0)], ...], msgspec.Meta(min_length=1)]
+Sizes = Annotated[
+    tuple[Annotated[float, msgspec.Meta(ge=1e-3, le=1e5)], ...], msgspec.Meta(min_length=1, max_length=64)
+]
+Levels = Annotated[tuple[Sizes, ...], msgspec.Meta(max_length=16)]
+Most = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 
 
 class Detection(Record, frozen=True, kw_only=True):
     """The pyramid and the head of the task detect, as torchvision builds them, and how detections are chosen."""
 
     kind: Literal["retinanet", "fcos"]
-    channels: Positive = 256  # of every map of the pyramid
-    convolutions: Positive = 4  # of each branch of the head, before its last
+    channels: Channels = 256  # of every map of the pyramid
+    convolutions: Depth = 4  # of each branch of the head, before its last
     group_norm: bool = False  # behind each of them
     # The levels after those of the backbone: every second pixel of the last, or two convolutions (P6 and P7).
     extra: Literal["pool", "p6p7"] = "pool"
     extra_of_map: bool = False  # P6 is made of the backbone's last map, and not of the pyramid's
     # Of each level: sizes in pixels, and height / width. A place of a map has an anchor for each pair of them.
-    anchor_sizes: tuple[Sizes, ...]
-    aspect_ratios: tuple[Sizes, ...]
+    anchor_sizes: Levels
+    aspect_ratios: Levels
     score_threshold: Fraction = 0.05  # what is not above it is no detection
     nms_threshold: Fraction = 0.5  # of two boxes of a class with more overlap, the one with the lower score goes
-    most_candidates: Positive = 1000  # of each level, before boxes suppress each other
-    most_detections: Positive = 300  # of an image
-    min_side: Positive = 800  # pixels: an image is resized to this side,
-    max_side: Positive = 1333  # unless its other side would exceed that
+    most_candidates: Most = 1000  # of each level, before boxes suppress each other
+    most_detections: Most = 300  # of an image
+    min_side: Side = 800  # pixels: an image is resized to this side,
+    max_side: Side = 1333  # unless its other side would exceed that
 
     @property
     def anchors(self) -> tuple[int, ...]:
@@ -70,24 +81,24 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     """All that is needed to build the module without its weights. `image_size` is (height, width) in pixels."""
 
     architecture: str  # timm's name, or "custom" for widths and depths that no published variant has
-    depths: tuple[Positive, Positive, Positive, Positive]
-    dims: tuple[Positive, Positive, Positive, Positive]
-    kernel_sizes: tuple[Positive, Positive, Positive, Positive] = (7, 7, 7, 7)
+    depths: tuple[Depth, Depth, Depth, Depth]
+    dims: tuple[Channels, Channels, Channels, Channels]
+    kernel_sizes: tuple[KernelSize, KernelSize, KernelSize, KernelSize] = (7, 7, 7, 7)
     stem: Stem = "patch"
     norm: Norm = "layernorm"
-    norm_eps: float = 1e-6
-    head_norm_eps: float = 1e-6  # transformers' checkpoints use 1e-12 here and 1e-6 everywhere else
+    norm_eps: Epsilon = 1e-6
+    head_norm_eps: Epsilon = 1e-6  # transformers' checkpoints use 1e-12 here and 1e-6 everywhere else
     activation: Activation = "gelu"
     layer_scale: bool = True
     grn: bool = False
     head: Head = "pool_norm"
-    head_hidden: Positive | None = None
+    head_hidden: Channels | None = None
     head_activation: HeadActivation = "gelu"  # behind the hidden linear
-    num_classes: Annotated[int, msgspec.Meta(ge=0)] = 1000  # 0: no classifier
-    in_chans: Positive = 3
+    num_classes: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 1000  # 0: no classifier
+    in_chans: Channels = 3
     task: Task = "classify"
     problem: Problem | None = None  # of the task classify; None: nobody has said it
-    image_size: tuple[Positive, Positive] = (224, 224)
+    image_size: tuple[Side, Side] = (224, 224)
     # Of the maps of the task features, ascending: strides 4, 8, 16 and 32.
     levels: Annotated[tuple[Level, ...], msgspec.Meta(min_length=1, max_length=4)] = (1, 2, 3, 4)
     patch_tokens: bool = False  # of the task embed: also the last map's pixels, each with the norm of the pooled vector
@@ -123,10 +134,10 @@ class ModelSpec(Record, frozen=True, kw_only=True):
 class Preprocessing(Record, frozen=True, kw_only=True):
     """Resize, centre crop and normalization, as timm's evaluation transform does them."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)], ...]
+    std: tuple[Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)], ...]
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
-    crop_pct: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
+    crop_pct: Annotated[float, msgspec.Meta(ge=0.01, le=1.0)] = 0.875
     # fit: the whole image with its ratio of sides, resized as PyTorch resizes, at the top left; the rest is the mean. A
     # model of any size has no rest: its images get the sides that its detector says.
     crop_mode: Literal["center", "squash", "border", "fit"] = "center"
@@ -157,9 +168,9 @@ class WeightsRecord(Record, frozen=True, kw_only=True):
 class BatchRange(Record, frozen=True, kw_only=True):
     """The batch sizes an artifact takes; `opt` is the one it is tuned for."""
 
-    min: Positive = 1
-    opt: Positive = 8
-    max: Positive = 256
+    min: BatchSize = 1
+    opt: BatchSize = 8
+    max: BatchSize = 256
 
 
 class TensorRtSpec(Record, frozen=True, kw_only=True):
@@ -168,7 +179,7 @@ class TensorRtSpec(Record, frozen=True, kw_only=True):
     chosen: str | None = None  # why this one of the two, where the user left it open
     targets: tuple[str, ...] = ()  # "sm80" ...; none: the GPU here (TensorRT), every GPU from Ampere on (RTX)
     profiles: tuple[BatchRange, ...] = ()  # more ranges to tune for, inside `ExportSpec.batch`
-    sides: tuple[Positive, Positive, Positive] | None = None  # pixels, smallest, tuned for, largest; dynamic size only
+    sides: tuple[Side, Side, Side] | None = None  # pixels, smallest, tuned for, largest; dynamic size only
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None  # None: the builder's own, 3
     workspace_mb: Positive | None = None  # None: all of the GPU's memory
     hardware_compatible: bool = False  # TensorRT: any GPU from Ampere on
