@@ -48,7 +48,10 @@ EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and
 HINTS = {
     ("precision", word): EIGHT_BITS for word in ("int8", "uint8", "i8", "u8", "s8", "fp8", "float8", "8bit")
 }  # fmt: skip
-HINTS |= {("task", "segment"): "only `export` takes a segmenter", ("task", "detect"): "only `export` takes a detector"}
+HINTS |= {
+    ("task", "segment"): "`export`, `quantize` and `bench` take a segmenter",
+    ("task", "detect"): "only `export` takes a detector",
+}
 
 
 def shown(value: object) -> str:

@@ -12,11 +12,12 @@ from PIL import Image
 from references import DEPTHS, DIMS, randomize_
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 CLASSES, CHANNELS = 4, 64
+TWO_STAGE = ("faster_rcnn", "mask_rcnn")
 LAYERS = {"1": "0", "3": "1", "5": "2", "7": "3"}  # of `features`, where each stage ends
 
 
@@ -34,8 +35,15 @@ def detector(kind: str = "retinanet", first: int = 1, extra: Any = None, **argum
     """
     layers = {name: str(index) for index, name in enumerate(list(LAYERS)[first - 1 :])}
     backbone = BackboneWithFPN(body(), layers, list(DIMS[first - 1 :]), CHANNELS, extra)
-    made = {"retinanet": RetinaNet, "fcos": FCOS}[kind]
-    return randomize_(made(backbone, CLASSES, **{"min_size": 64, "max_size": 96} | arguments))
+    made = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[kind]
+    if kind in TWO_STAGE:
+        arguments = {"box_detections_per_img": 30, "rpn_post_nms_top_n_test": 100} | arguments
+    model = randomize_(made(backbone, CLASSES, **{"min_size": 64, "max_size": 96} | arguments))
+    if kind in TWO_STAGE:  # or nearly every region would be cut off at the image
+        with torch.no_grad():
+            model.rpn.head.bbox_pred.weight *= 0.1
+            model.roi_heads.box_predictor.bbox_pred.weight *= 0.1
+    return model
 
 
 class TimmBackbone(nn.Module):
@@ -83,6 +91,7 @@ def drawn(folder: Path, images: int, seed: int = 0, sides: tuple[int, int] = (60
             x, y = int(generator.integers(0, width - w)), int(generator.integers(0, height - h))
             pixels[y : y + h, x : x + w] = (220, 40, 40) if category == 1 else (40, 40, 220)
             box = {"image_id": number, "category_id": category, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+            box["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
             objects.append({"id": len(objects) + 1, **box})
         name = f"{number:03d}.png"
         Image.fromarray(pixels).save(folder / "images" / name)

@@ -4,11 +4,12 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact import instance_masks
 from ..data.image_source import Boxes
 from ..data.preprocess import fitted_sides
 from ..env import needs
@@ -16,6 +17,15 @@ from ..errors import CheckFailed, DataError
 
 Values = NDArray[np.float64]
 Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceMasks:
+    """Of each given and each wanted object its mask, as pycocotools encodes it, in the order of the rows."""
+
+    given: tuple[bytes, ...]
+    wanted: tuple[bytes, ...]
+    sides: Counts  # (N, 2), height and width of each image
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,7 @@ class Detections:
     given_counts: Counts  # (N,)
     wanted: Values  # (G, 7), as in `Boxes`
     wanted_counts: Counts  # (N,)
+    masks: InstanceMasks | None = None  # where the model gives masks and the objects have some
 
     @property
     def targets(self) -> Values:
@@ -44,27 +55,47 @@ def detected(
     """One batch's detections in the pixels of the images as they are in their files.
 
     Args:
-        outputs: boxes (N, D, 4), scores (N, D) and classes (N, D) of an artifact.
+        outputs: boxes (N, D, 4), scores (N, D), classes (N, D), and masks (N, D, M, M) where an artifact gives them.
         sides: (height, width) of each image.
         image_size: of what the artifact was given.
 
     Raises:
         CheckFailed: outputs that are not finite.
     """
-    boxes, scores, classes = outputs
-    given = []
+    boxes, scores, classes = outputs[:3]
+    given, masks = [], []
     for name, index, size in zip(names, range(len(names)), sides, strict=True):
-        if not (np.isfinite(boxes[index]).all() and np.isfinite(scores[index]).all()):
+        if not all(np.isfinite(output[index].astype(np.float32, copy=False)).all() for output in outputs):
             raise CheckFailed(f"the model's outputs for {name} hold NaN or infinite values")
-        given.append(placed(boxes[index], scores[index], classes[index], size, image_size))
+        own = placed(boxes[index], scores[index], classes[index], size, image_size)
+        given.append(own)
+        if truth.masks is not None and len(outputs) > 3:
+            masks += encoded(outputs[3][index][classes[index] >= 0], own[:, :4], size)
     wanted = [truth.wanted[index] for index in indices]
+    instance = None
+    if truth.masks is not None and len(outputs) > 3:
+        asked = tuple(mask for index in indices for mask in truth.masks[index])
+        instance = InstanceMasks(tuple(masks), asked, np.array(sides, np.int64).reshape(-1, 2))
     return Detections(
         names,
         np.concatenate(given) if given else np.empty((0, 6), np.float32),
         np.array([len(one) for one in given], np.int64),
         np.concatenate(wanted) if wanted else np.empty((0, 7)),
         np.array([len(one) for one in wanted], np.int64),
+        instance,
     )
+
+
+def encoded(masks: NDArray[np.generic], boxes: NDArray[np.float32], sides: tuple[int, int]) -> list[bytes]:
+    """Masks (D, M, M) of boxes (D, 4) in an image's pixels as pycocotools encodes them; a half or more is inside."""
+    with needs("pycocotools"):
+        from pycocotools import mask as coder
+
+    found = []
+    for index in range(len(boxes)):
+        (whole,) = instance_masks.pasted(masks[index : index + 1].astype(np.float32), boxes[index : index + 1], sides)
+        found.append(bytes(coder.encode(np.asfortranarray(whole > instance_masks.INSIDE))["counts"]))
+    return found
 
 
 def placed(
@@ -95,15 +126,15 @@ class Judged:
     shares: Values  # (N,), sum 1: how much of what can be lost each image holds
 
 
-def judged(found: Detections) -> Judged:
-    """COCO's average precision of boxes, by pycocotools.
+def judged(found: Detections, by: Literal["bbox", "segm"] = "bbox") -> Judged:
+    """COCO's average precision of boxes or of masks, by pycocotools.
 
     Raises:
         DataError: no image has an object.
     """
     if not len(found.wanted) or found.wanted[:, 6].all():
         raise DataError("not one image has an object, so that there is nothing to be right or wrong about")
-    judge = _evaluated(found)
+    judge = _evaluated(found, by)
     precision = judge.eval["precision"][:, :, :, 0, -1]  # (overlaps, recalls, classes), -1 where no image has the class
     numbers = judge.params.catIds
     by_class: list[float | None] = [None] * (int(numbers[-1]) + 1)
@@ -118,25 +149,32 @@ def judged(found: Detections) -> Judged:
     return Judged(float(judge.stats[0]), float(judge.stats[1]), tuple(by_class), moves / known, shares / known)
 
 
-def _evaluated(found: Detections) -> Any:
+def _evaluated(found: Detections, by: Literal["bbox", "segm"]) -> Any:
     """pycocotools' evaluation, accumulated and summarized."""
     with needs("pycocotools"):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-    images = [{"id": number + 1} for number in range(len(found.names))]
+    images: list[dict[str, int]] = [{"id": number + 1} for number in range(len(found.names))]
+    masks = found.masks if by == "segm" else None
+    if masks is not None:
+        images = [one | {"height": h, "width": w} for one, (h, w) in zip(images, masks.sides.tolist(), strict=True)]
     classes = [{"id": int(number)} for number in np.unique(found.wanted[:, 4])]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
         sides = []
-        for rows, counts, scored in (
-            (found.wanted, found.wanted_counts, False),
-            (found.given.astype(np.float64), found.given_counts, True),
+        for rows, counts, scored, own in (
+            (found.wanted, found.wanted_counts, False, None if masks is None else masks.wanted),
+            (found.given.astype(np.float64), found.given_counts, True, None if masks is None else masks.given),
         ):
             coco = COCO()
-            coco.dataset = {"images": images, "categories": classes, "annotations": _listed(rows, counts, scored)}
+            listed = _listed(rows, counts, scored)
+            for one, mask in zip(listed, own or (), strict=masks is not None):
+                one["segmentation"] = {"size": [images[one["image_id"] - 1][side] for side in ("height", "width")],
+                                       "counts": mask}  # fmt: skip
+            coco.dataset = {"images": images, "categories": classes, "annotations": listed}
             coco.createIndex()
             sides.append(coco)
-        judge = COCOeval(*sides, "bbox")
+        judge = COCOeval(*sides, by)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

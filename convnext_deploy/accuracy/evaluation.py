@@ -167,7 +167,11 @@ def _beside(found: Outputs | Segments | Detections, problem: Goal, quality: Scor
     """The fields of a ScoreResult that one kind of model has."""
     beside: dict[str, Any] = dict.fromkeys(("exact", "mean_absolute_error", "root_mean_square_error"))
     if isinstance(found, Detections):
-        return beside | {"average_precision_50": quality.at_50}
+        masks = quality.of_masks
+        of_masks = (
+            {} if masks is None else {"mask_average_precision": masks.score, "mask_average_precision_50": masks.at_50}
+        )
+        return beside | {"average_precision_50": quality.at_50} | of_masks
     if isinstance(found, Segments):
         return beside | {"pixel_accuracy": float(found.hits.sum() / found.wanted.sum())}
     if problem == "multi-label":

@@ -49,6 +49,9 @@ def judge_scores(baseline: ScoredSide, candidate: ScoredSide, limits: Limits) ->
     drop = outputs.drop_between(before, after, limits.alpha)
     limit, images = limits.max_drop / 100, len(baseline.outputs.names)
     checks = [check_of(_NAMES[problem], limit, drop.value, drop.lower, drop.upper)]
+    if before.of_masks is not None and after.of_masks is not None:
+        of_masks = outputs.drop_between(before.of_masks, after.of_masks, limits.alpha)
+        checks.append(check_of("mask_map_drop", limit, of_masks.value, of_masks.lower, of_masks.upper))
     if limits.max_size_ratio is not None and baseline.bytes and candidate.bytes:
         checks.append(check_of("size_ratio", limits.max_size_ratio, candidate.bytes / baseline.bytes))
     doubts = tuple(
@@ -80,11 +83,20 @@ def judge_scores(baseline: ScoredSide, candidate: ScoredSide, limits: Limits) ->
     )
 
 
+def _has_masks(side: ScoredSide) -> bool:
+    return isinstance(side.outputs, Detections) and side.outputs.masks is not None
+
+
 def _check_same_images(baseline: ScoredSide, candidate: ScoredSide) -> None:
     one, other = baseline.result, candidate.result
     if one.problem != other.problem:
         raise DataError(
             f"the baseline is a {one.problem} model and the candidate a {other.problem} one; expected two of one kind"
+        )
+    if _has_masks(baseline) != _has_masks(candidate):
+        without = baseline if _has_masks(candidate) else candidate
+        raise DataError(
+            f"{without.result.artifact} was evaluated without masks and the other with masks; expected two of one kind"
         )
     same_targets = np.array_equal(baseline.outputs.targets, candidate.outputs.targets)
     if one.data_sha256 != other.data_sha256 or baseline.outputs.names != candidate.outputs.names or not same_targets:

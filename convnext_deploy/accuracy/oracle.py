@@ -66,7 +66,7 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
             model, call = upernet(state, origin.config, loaded)
         elif loaded.model.spec.task == "detect":
             body = (BUILDERS[library], _bare(state, origin.layout), origin.config)
-            model, call = detector_oracle.of_torchvision(state, body, loaded)
+            model, call = detector_oracle.of_torchvision(state, body, loaded, found)
         else:
             model, call = BUILDERS[library](_bare(state, origin.layout), origin.config, loaded)
     except (NotBuilt, RuntimeError, TypeError, ValueError, KeyError, AttributeError, StopIteration) as reason:

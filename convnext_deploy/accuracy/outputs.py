@@ -8,7 +8,7 @@ their difference, so that what both find hard does not count.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -67,6 +67,7 @@ class Scored:
     moves: Values  # (N,): its derivative by each image's weight
     shares: Values  # (N,), sum 1: how much of what can be lost each image holds
     at_50: float | None = None  # of a detector: the average precision at an overlap of 0.50
+    of_masks: "Scored | None" = None  # of one that gives masks, where the objects have some
 
 
 def positives(found: Outputs | Segments | Detections, problem: Goal, outputs: int) -> list[int | None]:
@@ -89,8 +90,8 @@ def scored(found: Outputs | Segments | Detections, problem: Goal) -> Scored:
         DataError: no image has a label, all have the same value, or no pixel counts.
     """
     if isinstance(found, Detections):
-        judged = boxes.judged(found)
-        return Scored(judged.average_precision, judged.per_class, judged.moves, judged.shares, judged.at_50)
+        of_masks = None if found.masks is None else _average_precision_of(boxes.judged(found, "segm"))
+        return replace(_average_precision_of(boxes.judged(found)), of_masks=of_masks)
     if isinstance(found, Segments):
         return _intersections_over_unions(found)
     one = _average_precision if problem == "multi-label" else _r_squared
@@ -106,6 +107,10 @@ def scored(found: Outputs | Segments | Detections, problem: Goal) -> Scored:
         moves=np.mean([moves for _, moves, _ in known], axis=0),
         shares=np.mean([shares for _, _, shares in known], axis=0),
     )
+
+
+def _average_precision_of(judged: boxes.Judged) -> Scored:
+    return Scored(judged.average_precision, judged.per_class, judged.moves, judged.shares, judged.at_50)
 
 
 def _average_precision(labels: Values, scores: Values) -> tuple[float, Values, Values] | None:

@@ -6,7 +6,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..data.readers import PARQUET_ERRORS
 from ..env import needs
 from ..errors import CheckFailed, DataError, plain
 from ..records.accuracy import ClassAccuracy
-from .boxes import Detections
+from .boxes import Detections, InstanceMasks
 from .outputs import Outputs, Segments
 
 SUFFIX = ".npz"
@@ -118,7 +118,8 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     kept: Kept
     if boxes:
         names_of = ("given", "given_counts", "wanted", "wanted_counts")
-        kept = Detections(names, *(np.concatenate([getattr(part, column) for part in boxes]) for column in names_of))
+        rows = [np.concatenate([getattr(part, column) for part in boxes]) for column in names_of]
+        kept = Detections(names, rows[0], rows[1], rows[2], rows[3], _joined_masks([part.masks for part in boxes]))
     elif segments:
         columns = ([getattr(part, column) for part in segments] for column in ("hits", "wanted", "given"))
         kept = Segments(names, *(np.concatenate(column) for column in columns))
@@ -138,6 +139,17 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
             label_log_prob=np.concatenate([part.label_log_prob for part in answers]),
         )
     return Chunk(chunks[0].start, chunks[-1].stop, kept, corrupt)
+
+
+def _joined_masks(parts: Sequence[InstanceMasks | None]) -> InstanceMasks | None:
+    """All have masks or none has: they are of one model and one source."""
+    masks = [part for part in parts if part is not None]
+    if not masks:
+        return None
+    given, wanted = (
+        tuple(itertools.chain.from_iterable(getattr(one, side) for one in masks)) for side in ("given", "wanted")
+    )
+    return InstanceMasks(given, wanted, np.concatenate([one.sides for one in masks]))
 
 
 def hits(predictions: Predictions, count: int) -> NDArray[np.bool_]:
@@ -172,6 +184,11 @@ def encode(chunk: Chunk) -> bytes:
     elif isinstance(predictions, Detections):
         columns |= {"boxes_given": predictions.given, "boxes_given_counts": predictions.given_counts}
         columns |= {"boxes_wanted": predictions.wanted, "boxes_wanted_counts": predictions.wanted_counts}
+        if predictions.masks is not None:
+            for name, masks in (("given", predictions.masks.given), ("wanted", predictions.masks.wanted)):
+                columns[f"masks_{name}"] = np.frombuffer(b"".join(masks), np.uint8)
+                columns[f"masks_{name}_bytes"] = np.array([len(mask) for mask in masks], np.int64)
+            columns["masks_sides"] = predictions.masks.sides
     elif isinstance(predictions, Segments):
         columns |= {"hits": predictions.hits, "wanted": predictions.wanted, "given": predictions.given}
     else:
@@ -236,6 +253,7 @@ def _of_npz(content: bytes) -> Chunk:
                 column("boxes_given_counts", np.int64, 1),
                 column("boxes_wanted", np.float64, 2),
                 column("boxes_wanted_counts", np.int64, 1),
+                _masks_of(column) if "masks_sides.npy" in archive.namelist() else None,
             )
             _check_detections(detections)
             return Chunk(start, stop, detections, corrupt)
@@ -252,6 +270,17 @@ def _of_npz(content: bytes) -> Chunk:
         )
     _check_predictions(predictions)
     return Chunk(start, stop, predictions, corrupt)
+
+
+def _masks_of(column: Callable[[str, type, int], NDArray[Any]]) -> InstanceMasks:
+    sides = []
+    for name in ("given", "wanted"):
+        content, lengths = column(f"masks_{name}", np.uint8, 1).tobytes(), column(f"masks_{name}_bytes", np.int64, 1)
+        if (lengths < 0).any() or (lengths > len(content)).any() or int(lengths.sum()) != len(content):
+            raise ValueError("its masks are of other lengths")
+        ends = np.cumsum(lengths).tolist()
+        sides.append(tuple(content[start:end] for start, end in zip([0, *ends], ends, strict=False)))
+    return InstanceMasks(sides[0], sides[1], column("masks_sides", np.int64, 2))
 
 
 def _typed(column: NDArray[Any], dtype: type, dimensions: int) -> NDArray[Any]:
@@ -315,6 +344,13 @@ def _check_detections(found: Detections) -> None:
             raise ValueError("a value is not finite")
         if len(rows) and not (rows[:, number].min() >= 0 and rows[:, number].max() < _MOST_CLASSES):
             raise ValueError("a class is negative or too large")
+
+    masks = found.masks
+    if masks is not None:
+        if (len(masks.given), len(masks.wanted)) != (len(found.given), len(found.wanted)):
+            raise ValueError("its masks are of other objects")
+        if masks.sides.shape != (len(found.names), 2) or (masks.sides < 1).any() or (masks.sides > 2**20).any():
+            raise ValueError("its masks are of no images")
 
 
 def _check_predictions(found: Predictions) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import detections, verify
+from ..artifact import matching, verify
 from ..artifact.session import Session, run_in_batches
 from ..data import preprocess
 from ..data.image_source import ImageSource
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..models.checkpoint import Loaded
     from ..models.convnext import ConvNeXt
+    from ..models.two_stage import Places
 
 Pixels = NDArray[np.uint8]  # (N, C, H, W)
 
@@ -80,7 +81,7 @@ def _refuse_nothing_found(loaded: "Loaded", probes: tuple[Probe, ...]) -> None:
         DataError: with how sure it was.
     """
     model = loaded.model.spec
-    if any(detections.detections_in(probe.expected, model, probe.image_size) for probe in probes):
+    if any(matching.detections_in(probe.expected, model, probe.image_size) for probe in probes):
         return
     assert model.detection is not None
     best = max(float(probe.expected[0].max()) for probe in probes)
@@ -115,20 +116,41 @@ def _finite(loaded: "Loaded", found: verify.Outputs) -> verify.Outputs:
     return found
 
 
-def outputs(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> verify.Outputs:
-    return tuple(output.numpy() for output in tensors(loaded, model, pixels))
+def outputs(
+    loaded: "Loaded", model: "ConvNeXt", pixels: Pixels, beside: verify.Outputs | None = None
+) -> verify.Outputs:
+    return tuple(output.numpy() for output in tensors(loaded, model, pixels, beside))
 
 
-def tensors(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> "tuple[torch.Tensor, ...]":
-    """What the module puts out for all images, joined."""
+def tensors(
+    loaded: "Loaded", model: "ConvNeXt", pixels: Pixels, beside: verify.Outputs | None = None
+) -> "tuple[torch.Tensor, ...]":
+    """What the module puts out for all images, joined.
+
+    Args:
+        beside: outputs that these are to be compared with. A detector of two stages follows the same candidates.
+    """
     import torch
 
     chunks = []
     with torch.inference_mode():
         for start in range(0, len(pixels), CHUNK):
-            tensor = model(torch.from_numpy(as_input(loaded, model, pixels[start : start + CHUNK])))
+            rows = slice(start, start + CHUNK)
+            places = None if beside is None else places_of(model.spec, beside, rows)
+            tensor = model(torch.from_numpy(as_input(loaded, model, pixels[rows])), places)
             chunks.append((tensor,) if isinstance(tensor, torch.Tensor) else tensor)
     return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+
+
+def places_of(model: ModelSpec, found: verify.Outputs, rows: slice) -> "Places | None":
+    """Which candidates a detector of two stages followed, on some of the images; None of other models."""
+    if model.detection is None or model.detection.regions is None:
+        return None
+    import torch
+
+    from ..models.two_stage import Places
+
+    return Places(*(torch.from_numpy(output[rows]) for output in found[-len(Places._fields) :]))
 
 
 def as_input(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> NDArray[np.float32] | Pixels:
@@ -168,8 +190,9 @@ def with_type(
     if spec.quantization is not None:  # a plan that keeps operations in fp32 and quantizes none
         return sets
     pixels = sets[0].pixels[:CHUNK]
-    same = outputs(loaded, cast, pixels)
-    wide = outputs(loaded, copy.deepcopy(cast).float(), pixels)
+    beside = tuple(output[:CHUNK] for output in sets[0].expected)
+    same = outputs(loaded, cast, pixels, beside)
+    wide = outputs(loaded, copy.deepcopy(cast).float(), pixels, beside)
     return (replace(sets[0], typed=(same, wide)), *sets[1:])
 
 
@@ -244,11 +267,11 @@ def _detections_judged(session: Session, found: Manifest, probe: Probe, first: b
     rows, outputs = _run(session, images, sizes)
     expected = tuple(output[rows] for output in probe.expected)
     limit = verify.TOLERANCES[precision].relative_error
-    records = [detections.compare(outputs, expected, model, probe.image_size, limit, probe.name)]
+    records = [matching.compare(outputs, expected, model, probe.image_size, limit, probe.name)]
     if probe.typed is not None:
         limit = verify.type_error(*probe.typed, precision)
         beside = [
-            detections.compare(
+            matching.compare(
                 outputs, tuple(output[rows] for output in kind), model, probe.image_size, limit, probe.name, "type"
             )
             for kind in probe.typed

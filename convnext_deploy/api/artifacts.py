@@ -99,7 +99,7 @@ def export(
         batch: sizes the artifact takes, one, (min, tuned for, max) or a `BatchRange`; None: (1, 8, 256).
         dynamic_image_size: take any size of at least 32x32 pixels.
         task: classify; embed (the pooled vector); features (the maps); segment (a UPerNet with its head);
-            detect (torchvision's RetinaNet or FCOS, whole).
+            detect (torchvision's RetinaNet, FCOS, Faster or Mask R-CNN, whole).
         argmax: of the task segment: put out the class of each pixel of the image (N, H, W), int32, in the place of the
             logits (N, classes, H / 4, W / 4): resizing and the choice of the class are part of the graph.
         plan: a plan of `quantize` for this checkpoint and format.

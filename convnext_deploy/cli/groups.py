@@ -202,7 +202,7 @@ class AllOutputs(Outputs):
     """What the network is to put out, with heads that belong to another network."""
 
     task: Annotated[
-        str, _checkpoint(help="classify, embed, features, segment (UPerNet), detect (RetinaNet, FCOS).")
+        str, _checkpoint(help="classify, embed, features, segment (UPerNet), detect (RetinaNet, FCOS, R-CNN).")
     ] = "classify"
     argmax: Annotated[
         bool,
@@ -232,7 +232,7 @@ class Labelled:
     labels: LabelsOption = None
     annotations: Annotated[
         str | None,
-        _data(help="Labels of a folder's images: list, COCO, folder of VOC's XML or of masks, ImageNet's."),
+        _data(help="Labels of a folder's images: list, COCO, folder of VOC's XML or of masks (or their column)."),
     ] = None
     class_order: Annotated[
         str,

@@ -15,6 +15,7 @@ Given = tuple[Path, Path]  # baseline and candidate as the user named them
 _TITLES = {
     "top1_drop": "top-1 drop, points",
     "map_drop": "mAP drop, points",
+    "mask_map_drop": "mAP drop of masks, points",
     "r2_drop": "R2 drop, points",
     "miou_drop": "mIoU drop, points",
     "class_drop": "largest class drop beyond chance, points",

@@ -4,30 +4,42 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from ..env import needs
 from ..errors import DataError, counted, plain
 from ..records.base import content_of
 from .coco import CocoCategory, CocoImage, CocoObject
 from .image_lists import MAX_LIST_BYTES
 from .image_source import Boxes, ImageSource, chosen
 
+MOST_SIDE = 2**16  # pixels of an image with masks
+
 
 class _Object(CocoObject):
     bbox: tuple[float, float, float, float]  # left, top, width, height
     area: float | None = None
     iscrowd: int = 0
+    segmentation: Any = None  # polygons, or run lengths
+
+
+class _Image(CocoImage):
+    height: int = 0
+    width: int = 0
 
 
 class _Coco(msgspec.Struct):
-    images: list[CocoImage]
+    images: list[_Image]
     categories: list[CocoCategory]
     annotations: list[_Object]
 
 
-def boxed(source: ImageSource, file: Path, numbers: Mapping[str, int] | None, classes: int) -> ImageSource:
+def boxed(
+    source: ImageSource, file: Path, numbers: Mapping[str, int] | None, classes: int, masks: bool = False
+) -> ImageSource:
     """The source with the objects of each image; images that the file does not name are left out, and said.
 
     Args:
@@ -35,6 +47,7 @@ def boxed(source: ImageSource, file: Path, numbers: Mapping[str, int] | None, cl
         numbers: the class of each category's name; None: a category's id is its class, as torchvision's training
             scripts number them.
         classes: how many the model has.
+        masks: whether the model gives masks, so that those of the objects are read where all have one.
 
     Raises:
         DataError: the file cannot be read, names other images, or has a category that is no class of the model.
@@ -56,6 +69,9 @@ def boxed(source: ImageSource, file: Path, numbers: Mapping[str, int] | None, cl
     missing = len(ids) - len(kept)
     if missing:
         notes = (*notes, f"not in {source.name}: {counted(missing, 'image')} of {file.name}")
+    sides = {one.id: (one.height, one.width) for one in found.images}
+    masks = masks and all(one.segmentation for one in found.annotations)
+    encoded: dict[int | str, list[bytes]] = {}
     rows: dict[int | str, list[tuple[float, ...]]] = {}
     for one in found.annotations:
         if one.category_id not in number_of:
@@ -66,9 +82,66 @@ def boxed(source: ImageSource, file: Path, numbers: Mapping[str, int] | None, cl
         area = width * height if one.area is None else one.area
         row = (left, top, left + width, top + height, number_of[one.category_id], area, float(one.iscrowd != 0))
         rows.setdefault(one.image_id, []).append(row)
+        if masks:
+            encoded.setdefault(one.image_id, []).append(_encoded(one, sides.get(one.image_id, (0, 0)), file))
     wanted = tuple(np.array(rows.get(ids[source.names[index]], []), np.float64).reshape(-1, 7) for index in kept)
     bare = replace(source, labels=None, label_sets=None, values=None, class_names=None)
-    return replace(chosen(bare, kept), boxes=Boxes(wanted), notes=notes)
+    of_objects = tuple(tuple(encoded.get(ids[source.names[index]], ())) for index in kept) if masks else None
+    return replace(chosen(bare, kept), boxes=Boxes(wanted, of_objects), notes=notes)
+
+
+def _encoded(one: _Object, sides: tuple[int, int], file: Path) -> bytes:
+    """An object's polygons or run lengths as pycocotools encodes a mask.
+
+    Raises:
+        DataError: they are none of both, or the file does not say how large the image is.
+    """
+    with needs("pycocotools"):
+        from pycocotools import mask as coder
+
+    height, width = sides
+    if not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE):
+        raise DataError(f"{file}: image {one.image_id} is {height}x{width} pixels; expected its height and width")
+    told = one.segmentation
+    try:
+        if isinstance(told, list):
+            polygons = [[float(number) for number in polygon] for polygon in told]
+            if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+                raise ValueError("a polygon of less than three points")
+            return bytes(coder.merge(coder.frPyObjects(polygons, height, width))["counts"])
+        if [int(side) for side in told["size"]] != [height, width]:
+            raise ValueError(f"run lengths of {told['size']} pixels")
+        counts = told["counts"]
+        lengths = [int(length) for length in (_lengths_of(counts) if isinstance(counts, str) else counts)]
+        if sum(lengths) != height * width or min(lengths) < 0:
+            raise ValueError("run lengths that do not make up the image")
+        return bytes(coder.frPyObjects({"size": [height, width], "counts": lengths}, height, width)["counts"])
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise DataError(
+            f"{file}: the segmentation of an object of image {one.image_id} is no polygons and no run lengths: "
+            f"{plain(error)}"
+        ) from None
+
+
+def _lengths_of(text: str) -> list[int]:
+    """The run lengths in a string of pycocotools: 5 bits a character, from the third on changes from the last but one.
+
+    Its own reader checks nothing, and a file may be anybody's.
+    """
+    lengths: list[int] = []
+    place = 0
+    while place < len(text):
+        value, bits, more = 0, 0, True
+        while more:
+            code = ord(text[place]) - 48
+            if not 0 <= code < 64 or bits > 35:
+                raise ValueError("run lengths in another code than pycocotools'")
+            value |= (code & 31) << bits
+            place, bits, more = place + 1, bits + 5, bool(code & 32)
+            if not more and code & 16:
+                value -= 1 << bits
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+    return lengths
 
 
 def _read(file: Path) -> _Coco:

@@ -110,11 +110,13 @@ def output_records(model: ModelSpec, export: ExportSpec) -> tuple[TensorRecord, 
         patches: int | str = "patches" if export.dynamic_image_size else height * wide
         return (embedding, TensorRecord(name="patch_tokens", dtype="float32", shape=(batch, patches, width)))
     if model.detection is not None:
-        most = model.detection.most_detections
+        most, side = model.detection.most_detections, model.detection.mask_side
+        masks = TensorRecord(name="masks", dtype="float32", shape=(batch, most, side, side))
         return (
             TensorRecord(name="boxes", dtype="float32", shape=(batch, most, 4)),
             TensorRecord(name="scores", dtype="float32", shape=(batch, most)),
             TensorRecord(name="labels", dtype="int32", shape=(batch, most)),
+            *((masks,) if side else ()),
         )
     if model.task == "segment":
         if export.argmax:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import BuildError
 from .capture import DeployGraph
+from .onnx_operators import translations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 20  # the first with Gelu
 OPSET_BF16 = 22  # the first whose Conv takes bfloat16
-MOST_BOXES = 2**31 - 1  # of a class that do not suppress each other: more than there are
 EXTERNAL_DATA_ABOVE = 2_000_000_000  # bytes of weights; protobuf itself ends at 2 GiB
 
 
@@ -118,7 +118,7 @@ def onnx_from_graph(graph: DeployGraph) -> ir.Model:
             input_names=[graph.input.name],
             output_names=[output.name for output in graph.outputs],
             verbose=False,
-            custom_translation_table=_translations(),
+            custom_translation_table=translations(),
         )
     assert program is not None
     model: ir.Model = program.model
@@ -135,48 +135,6 @@ def _forget_where(model: ir.Model) -> None:
         for props in (node.metadata_props, *(output.metadata_props for output in node.outputs)):
             for key in [key for key in props if key.startswith("pkg.torch.")]:
                 del props[key]
-
-
-def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """PyTorch operators of this package to ONNX's own."""
-    import onnx_ir as ir
-    from onnxscript import opset20 as op
-
-    from ..models import suppression
-    from ..quantization import operators  # registers them, as the other does
-
-    assert operators is not None
-    assert suppression is not None
-
-    def quantize(x: Any, scale: Any, zero_point: Any) -> Any:
-        return op.QuantizeLinear(x, scale, zero_point)
-
-    def dequantize(x: Any, scale: Any, zero_point: Any, axis: int) -> Any:
-        return op.DequantizeLinear(x, scale, zero_point, axis=axis)
-
-    def unsuppressed(boxes: Any, scores: Any, overlap: float, least: float) -> Any:
-        def constant(value: Any, type: Any) -> Any:
-            return op.Constant(value=ir.tensor([value], type))
-
-        kept = op.NonMaxSuppression(
-            boxes,
-            scores,
-            constant(MOST_BOXES, ir.DataType.INT64),
-            constant(overlap, ir.DataType.FLOAT),
-            constant(least, ir.DataType.FLOAT),
-        )  # (kept boxes, 3): image, class, place
-        count = op.Shape(kept, start=0, end=1)
-        shape = op.Shape(scores)
-        none = op.ConstantOfShape(shape, value=ir.tensor([0.0], ir.DataType.FLOAT))
-        ones = op.ConstantOfShape(count, value=ir.tensor([1.0], ir.DataType.FLOAT))
-        return op.Cast(op.ScatterND(none, kept, ones), to=ir.DataType.BOOL)
-
-    registered = torch.ops.convnext_deploy
-    return {
-        registered.quantize.default: quantize,
-        registered.dequantize.default: dequantize,
-        registered.unsuppressed.default: unsuppressed,
-    }
 
 
 def cancel_transposes(model: ir.Model) -> None:

@@ -29,6 +29,7 @@ from .upernet import UperNet
 
 if TYPE_CHECKING:
     from .detectors import Detector
+    from .two_stage import Places
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -291,8 +292,9 @@ class ConvNeXt(nn.Module):
             where `spec.level_norms` has it; stages after the last of them are not built
         segment: logits of the first map's size, (N, num_classes, H / 4, W / 4); once `passes.put_out_classes` has run,
             the class of each pixel of the image, int32 (N, H, W)
-        detect: of every anchor its scores (N, A, num_classes) and its box (N, A, 4); once `passes.put_out_detections`
-            has run, the boxes, scores and classes of the detections (`models.detectors`)
+        detect: the candidates, in one stage of every anchor its scores (N, A, num_classes) and its box (N, A, 4); once
+            `passes.put_out_detections` has run, boxes, scores and classes of the detections, and the masks of a Mask
+            R-CNN (`models.one_stage`, `models.two_stage`)
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -322,9 +324,9 @@ class ConvNeXt(nn.Module):
         if spec.task == "detect":
             from . import detectors  # which imports torchvision
 
-            self.detector = detectors.Detector(spec)
+            self.detector = detectors.made(spec)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, images: Tensor, places: "Places | None" = None) -> Tensor | tuple[Tensor, ...]:
         # First of all: TensorRT takes uint8 into a cast, and into nothing else.
         x = self.placed(images if self.stem.dtype is None else images.to(self.stem.dtype))
         x = self.stem(x)
@@ -338,7 +340,7 @@ class ConvNeXt(nn.Module):
                 maps.append(nchw(self.level(index + 1, x)))
         if self.head is not None:
             return self.head.with_tokens(x) if self.spec.patch_tokens else self.head(x)
-        return self.finished(maps, images)
+        return self.finished(maps, images, places)
 
     def placed(self, images: Tensor) -> Tensor:
         """Images as the stem takes them, (N, C, H, W): those of a detector have sides that are multiples of 32."""
@@ -349,21 +351,27 @@ class ConvNeXt(nn.Module):
 
         return padded(x)
 
-    def finished(self, maps: Sequence[Tensor], images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What the maps are for: themselves, or what a head makes of them."""
+    def finished(
+        self, maps: Sequence[Tensor], images: Tensor, places: "Places | None" = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """What the maps are for: themselves, or what a head makes of them.
+
+        Args:
+            places: of a detector of two stages, which candidates are followed to the end.
+        """
         if self.detector is not None:
-            return self.detected(maps, images)
+            return self.detected(maps, images, places)
         return tuple(maps) if self.segmenter is None else self.segmented(maps, images)
 
-    def detected(self, maps: Sequence[Tensor], images: Tensor) -> tuple[Tensor, ...]:
+    def detected(self, maps: Sequence[Tensor], images: Tensor, places: "Places | None" = None) -> tuple[Tensor, ...]:
         """The candidates, or the detections, of the images."""
         assert self.detector is not None
-        height, width = images.shape[1:3] if self.takes_uint8 else images.shape[2:]
+        sides = images.shape[1:3] if self.takes_uint8 else images.shape[2:]
+        height, width = sides
         padded = padded_sides((height, width))
-        candidates = self.detector(maps, (height, width), padded)
-        if not self.puts_out_detections:
-            return cast("tuple[Tensor, Tensor]", candidates)
-        return self.detector.chosen(candidates, self.detector.counts(padded, [(x.shape[2], x.shape[3]) for x in maps]))
+        if self.puts_out_detections:
+            return self.detector.detections(maps, (height, width), padded)
+        return cast("tuple[Tensor, ...]", self.detector(maps, (height, width), padded, places))
 
     def segmented(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
         """The maps' logits, or the classes of the images' pixels."""

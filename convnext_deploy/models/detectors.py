@@ -1,153 +1,21 @@
-"""RetinaNet and FCOS on a ConvNeXt's maps, as torchvision computes them, with a fixed number of detections an image.
+"""Detectors on a ConvNeXt's maps: which module a description asks for, and what all of them have in common."""
 
-The pyramid and the convolutions of the heads are torchvision's own modules. What it does image by image with lists of
-any length is written here for a whole batch, so that it can be captured: candidates and detections are as many on every
-image, and those that are none have the score 0. Papers: arXiv:1708.02002, arXiv:1904.01355, arXiv:1612.03144.
-Conventions as torchvision 0.29.
-"""
-
-import functools
-import math
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.fcos import FCOSHead
-from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor
 
-from ..artifact.detections import anchor_counts, level_sides, padded_sides, pyramid_sides
-from ..records.manifest import Detection, ModelSpec
-from .suppression import unsuppressed
+from ..artifact.detections import padded_sides, pyramid_sides
+from ..records.manifest import ModelSpec
+from . import two_stage
+from .one_stage import OneStageDetector
+from .two_stage import TwoStageDetector
 
-GROUPS = 32  # of torchvision's group norms
-LARGEST_GROWTH = math.log(1000 / 16)  # of a side of an anchor; torchvision's limit
-
-Candidates = tuple[Tensor, Tensor]  # scores (N, A, K) and boxes (N, A, 4) of all anchors
+Detector = OneStageDetector | TwoStageDetector
 
 
-class Detector(nn.Module):
-    """Maps of `spec.levels` to every anchor's scores and box, or to the detections that are chosen of them."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        assert spec.detection is not None
-        self.spec = spec
-        facts = self.facts = spec.detection
-        widths = [spec.dims[level - 1] for level in spec.levels]
-        extra = (
-            LastLevelP6P7(widths[-1] if facts.extra_of_map else facts.channels, facts.channels)
-            if facts.extra == "p6p7"
-            else LastLevelMaxPool()
-        )
-        self.pyramid = FeaturePyramidNetwork(widths, facts.channels, extra)
-        self.head = _head(facts, spec.num_classes)
-        made = AnchorGenerator(facts.anchor_sizes, facts.aspect_ratios)
-        self.cells = tuple(cell.tolist() for cell in made.cell_anchors)  # (A, 4) of each level, around (0, 0)
-
-    def forward(self, maps: Sequence[Tensor], sides: tuple[int, int], padded: tuple[int, int]) -> Candidates:
-        """Every anchor's scores (N, A, K), after the logistic function, and its box (N, A, 4) in pixels.
-
-        Args:
-            sides: (height, width) of the images; boxes end there.
-            padded: of what the maps were computed from, multiples of 32.
-        """
-        dtype = next(self.parameters()).dtype
-        named = {str(index): x.to(dtype) for index, x in enumerate(maps)}
-        levels = list(self.pyramid(named).values())
-        wide = torch.promote_types(dtype, torch.float32)
-        found = {name: output.to(wide) for name, output in self.head(levels).items()}
-        anchors = self.anchors(levels, padded, wide)
-        scores = torch.sigmoid(found["cls_logits"])
-        if self.facts.kind == "fcos":
-            scores = torch.sqrt(scores * torch.sigmoid(found["bbox_ctrness"]))
-            boxes = _from_distances(found["bbox_regression"], anchors)
-        else:
-            boxes = _from_deltas(found["bbox_regression"], anchors)
-        return scores, _clipped(boxes, sides)
-
-    def anchors(self, levels: Sequence[Tensor], padded: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """(A, 4): at every place of every level, row after row, its anchors."""
-        found = []
-        for cells, level in zip(self.cells, levels, strict=True):
-            height, width = level.shape[2:]
-            device = level.device
-            down = torch.arange(height, device=device, dtype=torch.int32) * (padded[0] // height)
-            across = torch.arange(width, device=device, dtype=torch.int32) * (padded[1] // width)
-            y, x = torch.meshgrid(down, across, indexing="ij")
-            shifts = torch.stack((x, y, x, y), dim=2).reshape(-1, 1, 4).to(dtype)
-            cell = torch.tensor(cells, device=device, dtype=dtype)
-            found.append((shifts + cell).reshape(-1, 4))
-        return torch.cat(found)
-
-    def tables(self) -> list[NDArray[np.float32]]:
-        """What files may hold beside the parameters: the anchors, for images of the model's own size."""
-        sides = padded_sides(self.spec.image_size)
-        levels = [torch.empty(1, 0, *size) for size in pyramid_sides(self.spec, self.spec.image_size)]
-        anchors = self.anchors(levels, sides, torch.float32)
-        sizes, centres = anchors[:, 2:] - anchors[:, :2], 0.5 * (anchors[:, :2] + anchors[:, 2:])
-        split = torch.split(anchors, anchor_counts(self.spec, self.spec.image_size))
-        cells = [torch.tensor(cell) for cell in self.cells]
-        return [
-            table.numpy()
-            for table in (anchors, sizes, 0.5 * sizes, centres, anchors[:, :2] + 0.5 * sizes, *split, *cells)
-        ]
-
-    def counts(self, padded: tuple[int, int], first: Sequence[tuple[int, int]]) -> list[int]:
-        """Anchors of each level.
-
-        Args:
-            first: (height, width) of the backbone's maps.
-        """
-        return [h * w * count for (h, w), count in zip(level_sides(first, self.facts), self.facts.anchors, strict=True)]
-
-    def chosen(self, candidates: Candidates, counts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The detections of each image, those with the highest score first.
-
-        Returns:
-            boxes (N, D, 4) in pixels, scores (N, D), and classes (N, D), int32. What is no detection has a box of
-            zeros, the score 0 and the class -1.
-        """
-        facts, (scores, boxes) = self.facts, candidates
-        classes = scores.shape[2]
-        parts, start = [], 0
-        for count in counts:
-            level, places = scores[:, start : start + count], boxes[:, start : start + count]
-            # The best pairs of an anchor and a class are among those of the anchors whose best class is best.
-            most = torch.sym_min(facts.most_candidates, count)
-            best = level.amax(2).topk(most)[1]
-            level = level.gather(1, best[:, :, None].expand(-1, -1, classes)).flatten(1)
-            pairs, which = level.topk(torch.sym_min(facts.most_candidates, most * classes))
-            anchor = best.gather(1, torch.div(which, classes, rounding_mode="floor"))
-            parts.append((pairs, which % classes, places.gather(1, anchor[:, :, None].expand(-1, -1, 4))))
-            start += count
-        rest = parts[0][0].new_zeros(parts[0][0].shape[0], facts.most_detections)  # so that there are always as many
-        score = torch.cat([*(pairs for pairs, _, _ in parts), rest], 1)
-        number = torch.cat([*(numbers for _, numbers, _ in parts), rest.long()], 1)
-        box = torch.cat([*(boxes for _, _, boxes in parts), rest[:, :, None].expand(-1, -1, 4)], 1)
-        score = torch.where(score > facts.score_threshold, score, 0)
-        by_class = torch.where(
-            number[:, None] == torch.arange(classes, device=score.device)[:, None], score[:, None], 0
-        )
-        kept = unsuppressed(box, by_class, facts.nms_threshold, facts.score_threshold).any(1)
-        score, place = torch.where(kept, score, 0).topk(facts.most_detections)
-        is_one = score > 0
-        number = torch.where(is_one, number.gather(1, place), -1).to(torch.int32)
-        box = torch.where(is_one[:, :, None], box.gather(1, place[:, :, None].expand(-1, -1, 4)), 0)
-        return box, score, number
-
-
-def _head(facts: Detection, classes: int) -> nn.Module:
-    anchors = facts.anchors[0]
-    norm: Any = functools.partial(nn.GroupNorm, GROUPS) if facts.group_norm else None
-    if facts.kind == "fcos":
-        return FCOSHead(facts.channels, anchors, classes, facts.convolutions)
-    return RetinaNetHead(facts.channels, anchors, classes, norm_layer=norm)
+def made(spec: ModelSpec) -> Detector:
+    """The detector of a description, without weights."""
+    assert spec.detection is not None
+    return OneStageDetector(spec) if spec.detection.regions is None else TwoStageDetector(spec)
 
 
 def padded(images: Tensor) -> Tensor:
@@ -157,33 +25,13 @@ def padded(images: Tensor) -> Tensor:
     return F.pad(images, (0, to[1] - width, 0, to[0] - height))
 
 
-def _from_deltas(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """RetinaNet's regression (N, A, 4) of centre and sides to boxes."""
-    sides = anchors[:, 2:] - anchors[:, :2]
-    centre = anchors[:, :2] + 0.5 * sides
-    middle = deltas[..., :2] * sides + centre
-    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=LARGEST_GROWTH)) * sides
-    return torch.cat((middle - half, middle + half), dim=2)
-
-
-def _from_distances(distances: Tensor, anchors: Tensor) -> Tensor:
-    """FCOS' regression (N, A, 4), the distances of the four sides in sizes of the anchor, to boxes."""
-    sides = anchors[:, 2:] - anchors[:, :2]
-    centre = 0.5 * (anchors[:, :2] + anchors[:, 2:])
-    return torch.cat((centre - distances[..., :2] * sides, centre + distances[..., 2:] * sides), dim=2)
-
-
-def _clipped(boxes: Tensor, sides: tuple[int, int]) -> Tensor:
-    height, width = sides
-    x, y = boxes[..., 0::2].clamp(min=0, max=width), boxes[..., 1::2].clamp(min=0, max=height)
-    return torch.stack((x, y), dim=-1).flatten(2)
-
-
 def positions(spec: ModelSpec, name: str) -> int:
     """At how many pixels of an image of `spec.image_size` a convolution of this detector is computed."""
     assert spec.detection is not None
     pixels = [height * width for height, width in pyramid_sides(spec, spec.image_size)]
     parts = name.split(".")
+    if parts[0] in ("rpn", "heads"):
+        return two_stage.positions(spec, name, pixels)
     if parts[0] == "head":
         return sum(pixels)
     if parts[1] == "extra_blocks":

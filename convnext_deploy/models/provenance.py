@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..records.manifest import ModelSpec, Preprocessing, Provenance
+from . import detector_names
 
 FROM = "from"  # in facts: where each of the others stood
 
@@ -109,15 +110,12 @@ def provenance(
         fields["ignored"] = said("ignored", str(masks.ignored))
         fields["reduce_labels"] = said("reduce_labels", "yes" if masks.reduce_labels else "no")
     if spec.detection is not None:
-        one = spec.detection
-        fields["anchor_sizes"] = said("anchor_sizes", " ".join(map(numbers, one.anchor_sizes)))
-        fields["aspect_ratios"] = said("aspect_ratios", " ".join(map(numbers, dict.fromkeys(one.aspect_ratios))))
-        for name, value in (
-            ("score_thresh", one.score_threshold), ("nms_thresh", one.nms_threshold),
-            ("detections_per_img", one.most_detections), ("topk_candidates", one.most_candidates),
-            ("min_size", one.min_side), ("max_size", one.max_side),
-        ):  # fmt: skip
-            fields[name] = said(name, f"{value:g}")
+        for name, value in detector_names.facts_of(spec.detection).items():
+            if name in ("anchor_sizes", "aspect_ratios"):
+                lists = value if name == "anchor_sizes" else dict.fromkeys(value)
+                fields[name] = said(name, " ".join(map(numbers, lists)))
+            else:
+                fields[name] = said(name, numbers(value) if isinstance(value, tuple) else f"{value:g}")
     if spec.task in ("classify", "segment", "detect"):
         fields["labels"] = said("labels", f"{len(labels)} names" if labels else "none")
     return fields

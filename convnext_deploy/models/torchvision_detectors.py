@@ -10,6 +10,8 @@ import msgspec
 
 from ..errors import WeightsError, counted, plain
 from ..records.manifest import Detection, ModelSpec, Preprocessing
+from . import torchvision_two_stage as two_stage
+from .detector_names import ALL, ONE_STAGE, fields
 from .provenance import joined, shown, sourced
 
 if TYPE_CHECKING:  # `given` asks for facts, and a command that refuses an argument needs no torch
@@ -18,27 +20,22 @@ if TYPE_CHECKING:  # `given` asks for facts, and a command that refuses an argum
 CODE = "torchvision's code"
 PYRAMID, HEAD = "backbone.fpn.", "head."
 STAGES = ("1", "3", "5", "7")  # of torchvision's `features`; between them maps of the next width are made smaller
-TWO_STAGES = ("rpn.", "roi_heads.")
-# torchvision's names of what no tensor shows, and the fields of a `Detection` that they are.
-FIELDS = {
-    "anchor_sizes": "anchor_sizes", "aspect_ratios": "aspect_ratios", "score_thresh": "score_threshold",
-    "nms_thresh": "nms_threshold", "detections_per_img": "most_detections", "topk_candidates": "most_candidates",
-    "min_size": "min_side", "max_size": "max_side",
-}  # fmt: skip
-NAMES = (*FIELDS, "image_mean", "image_std", "labels")
+NAMES = (*dict.fromkeys((*ONE_STAGE, *sorted(ALL - {*ONE_STAGE}))), "image_mean", "image_std", "labels")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "retinanet": {
         "anchor_sizes": [[x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))] for x in (32, 64, 128, 256, 512)],
         "aspect_ratios": [[0.5, 1.0, 2.0]] * 5,
-        "score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 300,
+        "score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 300, "topk_candidates": 1000,
     },
     "fcos": {
         "anchor_sizes": [[8], [16], [32], [64], [128]],
         "aspect_ratios": [[1.0]] * 5,
-        "score_thresh": 0.2, "nms_thresh": 0.6, "detections_per_img": 100,
+        "score_thresh": 0.2, "nms_thresh": 0.6, "detections_per_img": 100, "topk_candidates": 1000,
     },
+    "faster_rcnn": two_stage.DEFAULTS,
+    "mask_rcnn": two_stage.DEFAULTS,
 }  # fmt: skip
-COMMON = {"topk_candidates": 1000, "min_size": 800, "max_size": 1333}
+SIDES = {"min_size": 800, "max_size": 1333}
 # How torchvision's transform prepares images, which it has no options for.
 PREPARED: dict[str, Any] = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "fit"}
 
@@ -50,7 +47,7 @@ def split(state: Mapping[str, Tensor], prefix: str | None, where: str) -> tuple[
         prefix: only keys below it are the detector's.
 
     Raises:
-        WeightsError: no detector, several, or one of two stages.
+        WeightsError: no detector, several, or one that is not exported whole.
     """
     anchor = re.compile(rf"{re.escape(prefix or '')}(.*?){re.escape(PYRAMID)}inner_blocks\.0\.(?:0\.)?weight")
     found = [match[1] for key in state if (match := anchor.fullmatch(key))]
@@ -64,12 +61,6 @@ def split(state: Mapping[str, Tensor], prefix: str | None, where: str) -> tuple[
             f"{where} holds {len(found)} detectors, below {', '.join(map(repr, found))}; choose one with --weights-key"
         )
     root = (prefix or "") + found[0]
-    second = [part for part in TWO_STAGES if any(key.startswith(root + part) for key in state)]
-    if second:
-        raise WeightsError(
-            f"{where} has {' and '.join(part.rstrip('.') for part in second)}: a Faster or Mask R-CNN, whose second "
-            "stage is not exported; expected a RetinaNet or FCOS, or export the maps with --task features"
-        )
     head: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -78,9 +69,9 @@ def split(state: Mapping[str, Tensor], prefix: str | None, where: str) -> tuple[
             head[f"detector.pyramid.{name}"] = value
         elif key.startswith(root + HEAD):
             head[f"detector.head.{key[len(root + HEAD) :]}"] = value
-        else:
+        elif not key.startswith(tuple(root + part for part in two_stage.PARTS)):
             rest[key] = value
-    return _in_current_names(head), rest
+    return _in_current_names(head) | two_stage.renamed(state, root, where), rest
 
 
 def _in_current_names(head: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,7 +98,6 @@ def described(spec: ModelSpec, head: Mapping[str, Tensor], facts: Mapping[str, A
                 f"{where}: {name.removeprefix('detector.')} is of a norm that the pyramid and head of torchvision's "
                 "RetinaNet and FCOS have not; expected convolutions, and group norms in the head"
             )
-    kind = "fcos" if _is_fcos(head) else "retinanet"
     widths = [_shape(head, f"detector.pyramid.inner_blocks.{i}.0.weight", where)[1] for i in range(_levels(head))]
     strange = [width for width in widths if width not in spec.dims]
     if strange or widths != sorted(widths):
@@ -125,9 +115,18 @@ def described(spec: ModelSpec, head: Mapping[str, Tensor], facts: Mapping[str, A
     channels = _shape(head, "detector.pyramid.layer_blocks.0.0.weight", where)[0]
     p6 = head.get("detector.pyramid.extra_blocks.p6.weight")
     count = len(levels) + (1 if p6 is None else 2)
-    outputs = _shape(head, "detector.head.regression_head.bbox_reg.weight", where)[0]
-    logits = _shape(head, "detector.head.classification_head.cls_logits.weight", where)[0]
-    said = {**COMMON, **DEFAULTS[kind], **{name: facts[name] for name in FIELDS if name in facts}}
+    shown_by_tensors = (
+        two_stage.facts_in_tensors(head, channels, where)
+        if two_stage.is_two_stage(head)
+        else _of_one_stage(head, where)
+    )
+    classes, outputs, logits = (shown_by_tensors.pop(name) for name in ("classes", "outputs", "logits"))
+    kind = shown_by_tensors["kind"]
+    places = fields(kind in ("faster_rcnn", "mask_rcnn"))
+    strange_name = next((name for name in ALL if name in facts and name not in places), None)
+    if strange_name is not None:
+        raise WeightsError(f"{where}: {strange_name} is no name of a {kind}; expected some of {', '.join(places)}")
+    said = {**SIDES, **DEFAULTS[kind], **{name: facts[name] for name in places if name in facts}}
     said["aspect_ratios"] = _of_levels(said["aspect_ratios"], count, "aspect_ratios" not in facts)
     for name in ("anchor_sizes", "aspect_ratios"):
         if not isinstance(said[name], (list, tuple)) or len(said[name]) != count:
@@ -136,30 +135,45 @@ def described(spec: ModelSpec, head: Mapping[str, Tensor], facts: Mapping[str, A
                 f"{where}: its pyramid has {count} levels, and the {name}{'' if name in facts else ' assumed'} "
                 f"are of {lists}; say {name} with a list for each level in --config FILE.json"
             )
+    told: dict[str, Any] = {
+        "channels": channels,
+        "extra": "pool" if p6 is None else "p6p7",
+        "extra_of_map": p6 is not None and p6.ndim == 4 and p6.shape[1] != channels,
+        **shown_by_tensors,
+    }
+    for name, place in places.items():
+        if place.startswith("regions."):
+            told["regions"][place.removeprefix("regions.")] = said[name]
+        else:
+            told[place] = said[name]
     try:
-        detection = msgspec.convert(
-            {
-                "kind": kind,
-                "channels": channels,
-                "convolutions": _convolutions(head, 3 if kind == "fcos" else 1),
-                "group_norm": kind == "retinanet" and "detector.head.classification_head.conv.0.1.weight" in head,
-                "extra": "pool" if p6 is None else "p6p7",
-                "extra_of_map": p6 is not None and p6.ndim == 4 and p6.shape[1] != channels,
-                **{FIELDS[name]: value for name, value in said.items()},
-            },
-            Detection,
-        )
+        detection = msgspec.convert(told, Detection)
     except msgspec.ValidationError as error:
         raise WeightsError(f"{where}: what is said of its detector: {plain(error)}") from None
     anchors = set(detection.anchors)
-    if anchors != {outputs // 4} or (kind == "fcos" and anchors != {1}) or not outputs or logits % (outputs // 4):
+    at_each = logits if classes is not None else outputs // 4
+    if anchors != {outputs // 4} or (kind == "fcos" and anchors != {1}) or not outputs or logits % at_each:
         raise WeightsError(
             f"{where}: its head gives {logits} scores and {outputs} sides of boxes at each place, and the anchors are "
             f"{', '.join(map(str, detection.anchors))} at each level's; say anchor_sizes and aspect_ratios in --config "
             "FILE.json"
         )
-    _check_labels(facts.get("labels"), logits // (outputs // 4), where)
-    return msgspec.structs.replace(spec, detection=detection, num_classes=logits // (outputs // 4), levels=levels)
+    classes = logits // at_each if classes is None else classes
+    _check_labels(facts.get("labels"), classes, where)
+    return msgspec.structs.replace(spec, detection=detection, num_classes=classes, levels=levels)
+
+
+def _of_one_stage(head: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """The fields of a `Detection` that a head's tensors show; the number of classes follows from the anchors."""
+    kind = "fcos" if _is_fcos(head) else "retinanet"
+    return {
+        "kind": kind,
+        "convolutions": _convolutions(head, 3 if kind == "fcos" else 1),
+        "group_norm": kind == "retinanet" and "detector.head.classification_head.conv.0.1.weight" in head,
+        "classes": None,
+        "outputs": _shape(head, "detector.head.regression_head.bbox_reg.weight", where)[0],
+        "logits": _shape(head, "detector.head.classification_head.cls_logits.weight", where)[0],
+    }
 
 
 def _levels(head: Mapping[str, Tensor]) -> int:
@@ -208,7 +222,7 @@ def facts_in(config: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in config if name not in NAMES]
     if unknown:
         raise ValueError(f"unknown name {unknown[0]!r}; expected some of {', '.join(NAMES)}")
-    facts = {name: value for name, value in config.items() if name in FIELDS}
+    facts = {name: value for name, value in config.items() if name in ALL}
     for name, own in (("image_mean", "mean"), ("image_std", "std")):
         if name in config:
             facts[own] = list(config[name])
@@ -227,15 +241,25 @@ def is_config(content: Mapping[str, Any]) -> bool:
 
     `max_size`, `image_mean` and `image_std` are names of an image processor's too.
     """
-    own = content.keys() & {*FIELDS, "labels"}
+    own = content.keys() & {*ALL, "labels"}
     return bool(own - {"max_size", "labels"} or (own and content.keys() <= set(NAMES)))
 
 
 def module_facts(module: Any) -> dict[str, Any] | None:
     """What a detector of torchvision in memory says of itself, in the names of `facts_in`; None of another module."""
     transform, anchors = getattr(module, "transform", None), getattr(module, "anchor_generator", None)
-    if not hasattr(module, "topk_candidates") or anchors is None or transform is None:
+    if transform is None:
         return None
+    own = two_stage.module_facts(module)
+    if own is None:
+        if not hasattr(module, "topk_candidates") or anchors is None:
+            return None
+        own = {
+            "anchor_sizes": [list(sizes) for sizes in anchors.sizes],
+            "aspect_ratios": [list(ratios) for ratios in anchors.aspect_ratios],
+            **{name: getattr(module, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")},
+            "topk_candidates": module.topk_candidates,
+        }
     layers = getattr(getattr(getattr(module, "backbone", None), "body", None), "return_layers", None) or {}
     strange = [name for name in layers if name.isdecimal() and name not in STAGES]
     if strange:
@@ -245,10 +269,7 @@ def module_facts(module: Any) -> dict[str, Any] | None:
         )
     minimum = transform.min_size
     return {
-        "anchor_sizes": [list(sizes) for sizes in anchors.sizes],
-        "aspect_ratios": [list(ratios) for ratios in anchors.aspect_ratios],
-        **{name: getattr(module, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")},
-        "topk_candidates": module.topk_candidates,
+        **own,
         "min_size": minimum[-1] if isinstance(minimum, Sequence) else minimum,
         "max_size": transform.max_size,
         "image_mean": list(transform.image_mean),

@@ -19,7 +19,15 @@ from .base import (
 )
 
 CheckName = Literal[
-    "top1_drop", "map_drop", "r2_drop", "miou_drop", "class_drop", "agreement", "latency_ratio", "size_ratio"
+    "top1_drop",
+    "map_drop",
+    "mask_map_drop",
+    "r2_drop",
+    "miou_drop",
+    "class_drop",
+    "agreement",
+    "latency_ratio",
+    "size_ratio",
 ]
 
 
@@ -76,6 +84,8 @@ class ScoreResult(Record, frozen=True, kw_only=True):
     mean_absolute_error: float | None  # regression
     root_mean_square_error: float | None  # likewise
     average_precision_50: Fraction | None = None  # detection: at an overlap of 0.50, where the score is of 0.50 to 0.95
+    mask_average_precision: Fraction | None = None  # detection, of masks, where the objects have some
+    mask_average_precision_50: Fraction | None = None
     pixel_accuracy: Fraction | None = None  # segmentation: pixels of the right class
     images_per_s: float
     predictions: str | None  # file name beside this result

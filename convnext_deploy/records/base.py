@@ -10,7 +10,8 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 NetworkTask = Literal["classify", "embed", "features"]  # of the network alone
 # segment: with the head that makes a class of each pixel; detect: with the one that makes boxes.
 Task = Literal["classify", "embed", "features", "segment", "detect"]
-PlanTask = Literal["classify", "embed", "features", "segment"]  # whose products a plan can name
+# Whose products a plan can name, and for which there are models to compare with.
+PlanTask = Literal["classify", "embed", "features", "segment"]
 # What a classifier's outputs mean, as in transformers' `problem_type`: logits of classes of which an image has one, or
 # any number; the one logit of the second of two classes; or values.
 Problem = Literal["single-label", "multi-label", "binary", "regression"]

@@ -49,12 +49,44 @@ Sizes = Annotated[
 ]
 Levels = Annotated[tuple[Sizes, ...], msgspec.Meta(max_length=16)]
 Most = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+Places = Annotated[int, msgspec.Meta(ge=1, le=256)]  # of a side of what is cut out of the pyramid
+BoxWeight = Annotated[float, msgspec.Meta(gt=0, le=1e5)]
+
+
+class MaskHead(Record, frozen=True, kw_only=True):
+    """What makes a mask of each detection of a Mask R-CNN: convolutions, and one that doubles the sides."""
+
+    channels: Annotated[tuple[Channels, ...], msgspec.Meta(min_length=1, max_length=64)] = (256, 256, 256, 256)
+    upsampled: Channels = 256  # channels of the map with twice the sides
+    size: Places = 14  # places of a side of what is cut out of the pyramid; a mask has twice as many
+
+
+class Regions(Record, frozen=True, kw_only=True):
+    """The second stage of a Faster or Mask R-CNN: which proposals it takes, and what it computes of each."""
+
+    most_proposals: Most = 1000  # of an image
+    nms_threshold: Fraction = 0.7  # of two proposals of a level with more overlap, the one with the lower score goes
+    score_threshold: Fraction = 0.0  # a proposal has at least this score
+    size: Places = 7  # places of a side of what is cut out of the pyramid
+    samples: Annotated[int, msgspec.Meta(ge=0, le=16)] = 2  # at each place, along each side; 0: by the region's size
+    hidden: Channels = 1024  # width of the two linears
+    box_weights: tuple[BoxWeight, BoxWeight, BoxWeight, BoxWeight] = (
+        10.0,
+        10.0,
+        5.0,
+        5.0,
+    )  # what a box's four numbers are divided by
+    masks: MaskHead | None = None
 
 
 class Detection(Record, frozen=True, kw_only=True):
-    """The pyramid and the head of the task detect, as torchvision builds them, and how detections are chosen."""
+    """The pyramid and the heads of the task detect, as torchvision builds them, and how detections are chosen.
 
-    kind: Literal["retinanet", "fcos"]
+    Of a Faster or Mask R-CNN, anchors, convolutions and `most_candidates` are the first stage's, and the thresholds
+    and `most_detections` the second's.
+    """
+
+    kind: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"]
     channels: Channels = 256  # of every map of the pyramid
     convolutions: Depth = 4  # of each branch of the head, before its last
     group_norm: bool = False  # behind each of them
@@ -70,6 +102,12 @@ class Detection(Record, frozen=True, kw_only=True):
     most_detections: Most = 300  # of an image
     min_side: Side = 800  # pixels: an image is resized to this side,
     max_side: Side = 1333  # unless its other side would exceed that
+    regions: Regions | None = None  # of a detector of two stages
+
+    @property
+    def mask_side(self) -> int:
+        """Places of a side of each detection's mask; 0 of a detector without masks."""
+        return 0 if self.regions is None or self.regions.masks is None else 2 * self.regions.masks.size
 
     @property
     def anchors(self) -> tuple[int, ...]:

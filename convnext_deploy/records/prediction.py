@@ -28,6 +28,13 @@ class ClassArea(Record, frozen=True, kw_only=True):
     share: Fraction
 
 
+class Mask(Record, frozen=True, kw_only=True):
+    """The pixels of an object as COCO's run lengths: column after column, those outside and those inside in turn."""
+
+    size: tuple[int, int]  # (height, width)
+    counts: tuple[int, ...]
+
+
 class Box(Record, frozen=True, kw_only=True):
     """One object that a detector finds, in the image's own pixels."""
 
@@ -38,6 +45,7 @@ class Box(Record, frozen=True, kw_only=True):
     top: float
     right: float
     bottom: float
+    mask: Mask | None = None  # of a detector that gives masks
 
 
 class Prediction(Record, frozen=True, kw_only=True):

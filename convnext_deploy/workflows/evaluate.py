@@ -66,11 +66,9 @@ class Images:
             return *self.opened(), goal
         if self.labels is not None:
             raise UsageError(f"--labels {self.labels}: masks hold the numbers of classes; give it to export")
-        if self.annotations is None:
-            raise UsageError(f"{artifact.path} is a segmenter; give --annotations FOLDER with a mask for each image")
         source = masks.masked(
             sources.open_source(self.data, self.split),
-            Path(self.annotations),
+            self.annotations,
             ignored=model.segmentation.ignored,
             reduce_labels=self.reduce_labels or model.segmentation.reduce_labels,
         )
@@ -83,12 +81,14 @@ class Images:
         if self.reduce_labels:
             raise UsageError("--reduce-labels is for the masks of a segmenter; leave it out")
         model, named = artifact.manifest.model, artifact.manifest.labels
+        facts = model.detection
+        assert facts is not None
         numbers = None if named is None else {name: number for number, name in enumerate(named)}
         if self.labels is not None:
             names = numbering.names_of(self.labels, model.num_classes)
             numbers = {name: number for number, name in enumerate(names)}
         source = sources.open_source(self.data, self.split)
-        return boxes.boxed(source, Path(self.annotations), numbers, model.num_classes)
+        return boxes.boxed(source, Path(self.annotations), numbers, model.num_classes, bool(facts.mask_side))
 
 
 def evaluate(

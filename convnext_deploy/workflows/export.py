@@ -201,7 +201,7 @@ def _refuse_early(
 
 # Why a format does not take a task with a head.
 NOT_TAKEN: dict[Task, str] = {
-    "segment": "it has none of the head's 3x3 convolutions and resizing",
+    "segment": "it has no engine for the head's 3x3 convolutions and resizing that was tried",
     "detect": "it has no operator in which boxes suppress each other that was tried",
 }
 
@@ -331,7 +331,8 @@ def _prepared(
     model = loaded.model
     probe = sets[0].pixels[: probes.CHUNK]
     uint8 = loaded.preprocessing if request.input == "uint8" else None
-    records = passes.fold(model, uint8, lambda m: probes.tensors(loaded, m, probe))
+    beside = sets[0].expected
+    records = passes.fold(model, uint8, lambda m: probes.tensors(loaded, m, probe, beside))
     kept: list[str] = []
     if plan is not None:
         from ..quantization.apply import apply

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..accuracy.boxes import placed
 from ..accuracy.targets import problem_of
+from ..artifact import instance_masks
 from ..artifact.manifest import Artifact, check_file, write_file
 from ..artifact.session import Session, run_in_batches
 from ..data import decoding, numbering, preprocess, remote, sources
@@ -25,7 +26,7 @@ from ..data.readers import MAX_FILE_BYTES, file_content, refuse_large
 from ..errors import CheckFailed, DataError, UsageError, counted, plain, printable
 from ..records.base import Goal, Problem
 from ..records.manifest import Manifest
-from ..records.prediction import Box, ClassProbability, NamesFrom, Prediction, PredictResult
+from ..records.prediction import Box, ClassProbability, Mask, NamesFrom, Prediction, PredictResult
 from . import predicted_masks
 
 LEMMAS = "imagenet_synset_to_lemma.txt"  # timm's names of the synsets
@@ -112,9 +113,12 @@ def predict(
             outputs.append(maps)
         for row, (index, size, logits) in enumerate(zip(read, sides, maps[0] if maps else (), strict=True)):
             if goal == "detection":
-                boxes, scores, numbers = (output[row] for output in maps)
+                boxes, scores, numbers = (output[row] for output in maps[:3])
                 own = placed(boxes, scores, numbers, size, manifest.model.image_size)[:top]
-                predictions.append(Prediction(image=images[index][0], classes=(), boxes=_boxes(own, names)))
+                places = maps[3][row][numbers >= 0][:top] if len(maps) > 3 else None
+                predictions.append(
+                    Prediction(image=images[index][0], classes=(), boxes=_boxes(own, names, places, size))
+                )
                 continue
             if goal == "segmentation":
                 place = None if masks is None else masks[index]
@@ -146,7 +150,12 @@ def predict(
     return result
 
 
-def _boxes(own: NDArray[np.float32], names: Sequence[str] | None) -> tuple[Box, ...]:
+def _boxes(
+    own: NDArray[np.float32],
+    names: Sequence[str] | None,
+    places: NDArray[np.float32] | None,
+    sides: tuple[int, int],
+) -> tuple[Box, ...]:
     return tuple(
         Box(
             number=int(number),
@@ -156,9 +165,15 @@ def _boxes(own: NDArray[np.float32], names: Sequence[str] | None) -> tuple[Box, 
             top=top,
             right=right,
             bottom=bottom,
+            mask=None if places is None else _mask(places[index], own[index, :4], sides),
         )
-        for left, top, right, bottom, score, number in own.tolist()
+        for index, (left, top, right, bottom, score, number) in enumerate(own.tolist())
     )
+
+
+def _mask(places: NDArray[np.float32], box: NDArray[np.float32], sides: tuple[int, int]) -> Mask:
+    (whole,) = instance_masks.pasted(places[None], box[None], sides)
+    return Mask(size=sides, counts=tuple(instance_masks.run_lengths(whole > instance_masks.INSIDE)))
 
 
 def probable(

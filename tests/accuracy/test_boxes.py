@@ -12,13 +12,14 @@ import pytest
 from detectors import drawn
 
 from convnext_deploy.accuracy import boxes, outputs
-from convnext_deploy.accuracy.boxes import Detections
+from convnext_deploy.accuracy.boxes import Detections, InstanceMasks
 from convnext_deploy.accuracy.predictions import Chunk, decode, encode, joined
+from convnext_deploy.artifact.instance_masks import run_lengths
 from convnext_deploy.data import boxes as coco_files
 from convnext_deploy.data import sources
 from convnext_deploy.errors import DataError
 
-pytest.importorskip("pycocotools")
+coder = pytest.importorskip("pycocotools.mask")
 SIDE = 100.0
 
 
@@ -97,6 +98,81 @@ def test_the_score_is_pycocotools(seed: int, tmp_path: Path) -> None:
     assert judged.at_50 == pytest.approx(theirs.stats[1], abs=1e-12)
     by_class = theirs.eval["precision"][:, :, :, 0, -1].mean(axis=(0, 1))
     assert judged.per_class[1:] == pytest.approx(by_class.tolist(), abs=1e-12)
+
+
+def test_masks_are_judged_as_pycocotools_judges_them(tmp_path: Path) -> None:
+    """Objects of the left half of their boxes: a mask that fills its box overlaps one by a half."""
+    found = of_images(3, 20)
+    sides = np.full((20, 2), SIDE, np.int64)
+
+    def encoded(rows: Any, share: float) -> tuple[bytes, ...]:
+        masks = []
+        for left, top, right, bottom in np.clip(rows[:, :4], 0, SIDE).tolist():
+            whole = np.zeros((int(SIDE), int(SIDE)), np.uint8, order="F")
+            whole[round(top) : round(bottom), round(left) : round(left + share * (right - left))] = 1
+            masks.append(bytes(coder.encode(whole)["counts"]))
+        return tuple(masks)
+
+    right = replace(found, masks=InstanceMasks(encoded(found.given, 0.5), encoded(found.wanted, 0.5), sides))
+    wrong = replace(found, masks=InstanceMasks(encoded(found.given, 1.0), encoded(found.wanted, 0.5), sides))
+    of_boxes = boxes.judged(found).average_precision
+    assert 0.5 * of_boxes < boxes.judged(right, "segm").average_precision < 1.2 * of_boxes
+    assert boxes.judged(wrong, "segm").average_precision < 0.2 * of_boxes
+    scores = outputs.scored(right, "detection")
+    assert scores.score == of_boxes
+    assert scores.of_masks is not None
+    (tmp_path / "kept.npz").write_bytes(encode(Chunk(0, 20, right, ())))
+    again = decode(tmp_path / "kept.npz").predictions
+    assert isinstance(again, Detections)
+    assert again.masks is not None
+    assert right.masks is not None
+    assert (again.masks.given, again.masks.wanted) == (right.masks.given, right.masks.wanted)
+    both = joined([Chunk(0, 20, right, ()), Chunk(20, 40, right, ())]).predictions
+    assert isinstance(both, Detections)
+    assert both.masks is not None
+    assert len(both.masks.given) == 2 * len(found.given)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([[1, 2, 3]], "less than three points"),
+        ("PPY", "no polygons and no run lengths"),
+        ({"size": [60, 90], "counts": [5]}, "do not make up the image"),
+        ({"size": [6, 9], "counts": [54]}, "run lengths of"),
+        ({"size": [60, 90], "counts": "\u00ff"}, "in another code"),
+        ({"size": [60, 90], "counts": "o" * 99}, "in another code"),
+    ],
+)
+def test_a_mask_that_pycocotools_would_not_check_is_refused(segmentation: Any, reason: str, tmp_path: Path) -> None:
+    images, file = drawn(tmp_path, 1)
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = segmentation
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=reason):
+        coco_files.boxed(sources.open_source(str(images)), file, None, 4, masks=True)
+
+
+def test_the_three_forms_of_a_mask_are_one(tmp_path: Path) -> None:
+    images, file = drawn(tmp_path, 1)
+    content = json.loads(file.read_text())
+    del content["annotations"][1:]
+    made = []
+    for form in ("polygons", "lengths", "text"):
+        if form != "polygons":
+            x, y, w, h = content["annotations"][0]["bbox"]
+            whole = np.zeros((60, 90), np.uint8, order="F")
+            whole[y : y + h, x : x + w] = 1
+            text = coder.encode(whole)["counts"].decode()
+            lengths = run_lengths(whole.astype(bool))
+            told = {"size": [60, 90], "counts": text if form == "text" else lengths}
+            content["annotations"][0]["segmentation"] = told
+        file.write_text(json.dumps(content))
+        objects = coco_files.boxed(sources.open_source(str(images)), file, None, 4, masks=True).boxes
+        assert objects is not None
+        assert objects.masks is not None
+        made.append(objects.masks[0][0])
+    assert made[0] == made[1] == made[2]
 
 
 def repeated(found: Detections, image: int, times: int) -> Detections:

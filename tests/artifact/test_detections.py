@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from convnext_deploy.artifact import detections
+from convnext_deploy.artifact import detections, matching
 from convnext_deploy.records.manifest import Detection, ModelSpec, Parity
 
 ERROR, SIZE = 1e-5, (64, 96)
@@ -62,7 +62,7 @@ def torchvisions(scores: Any, boxes: Any, facts: Detection = FACTS) -> Found:
 
 
 def compared(found: Found, expected: tuple[Any, Any], error: float = ERROR) -> Parity:
-    return detections.compare(found, expected, MODEL, SIZE, error, "images")
+    return matching.compare(found, expected, MODEL, SIZE, error, "images")
 
 
 @pytest.mark.parametrize("seed", range(4))

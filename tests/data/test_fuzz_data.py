@@ -22,7 +22,7 @@ from convnext_deploy.accuracy import evaluation as evaluate
 from convnext_deploy.accuracy import gate, outputs
 from convnext_deploy.accuracy import predictions as predicted
 from convnext_deploy.data import boxes, decoding, jxl, masks, sources
-from convnext_deploy.data.image_source import ImageSource, Masks
+from convnext_deploy.data.image_source import ImageSource
 from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult, Limits, ScoreResult
 from convnext_deploy.records.base import Goal
@@ -103,7 +103,7 @@ def read_mask(content: bytes, folder: Path) -> None:
     (folder / "mask.png").write_bytes(content)
     for reduce in (False, True):
         try:
-            found = masks.read(Masks((folder / "mask.png",), 255, reduce), 0, 5)
+            found = masks.read(masks.of_files([folder / "mask.png"], ignored=255, reduce_labels=reduce), 0, 5)
             assert ((found >= 0) & (found < 5) | (found == masks.IGNORED)).all()
         except ConvNextDeployError as error:
             check_is_a_line(error)

@@ -16,6 +16,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import convnext_deploy
 from convnext_deploy import api
+from convnext_deploy.artifact import instance_masks
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import DataError, UsageError, WeightsError
 from convnext_deploy.formats import get
@@ -42,7 +43,7 @@ def run(artifact: Any, pixels: Any) -> tuple[Any, ...]:
 
 
 def assert_equal(found: tuple[Any, ...], expected: list[dict[str, torch.Tensor]]) -> None:
-    boxes, scores, labels = found
+    boxes, scores, labels = found[:3]
     for index, one in enumerate(expected):
         count = len(one["scores"])
         assert (scores[index] > 0).sum() == count
@@ -58,10 +59,14 @@ def assert_equal(found: tuple[Any, ...], expected: list[dict[str, torch.Tensor]]
     [
         ("retinanet", "eager"),
         ("fcos", "eager"),
+        ("faster_rcnn", "eager"),
+        ("mask_rcnn", "eager"),
         ("retinanet", "onnx"),
+        ("mask_rcnn", "onnx"),  # with the first stage of a Faster R-CNN too
         pytest.param("fcos", "onnx", marks=pytest.mark.slow),
         pytest.param("retinanet", "openvino", marks=pytest.mark.slow),
         pytest.param("fcos", "openvino", marks=pytest.mark.slow),
+        pytest.param("mask_rcnn", "openvino", marks=pytest.mark.slow),
     ],
 )
 def test_an_artifact_finds_what_torchvision_finds(kind: str, format: str, tmp_path: Path) -> None:
@@ -74,9 +79,17 @@ def test_an_artifact_finds_what_torchvision_finds(kind: str, format: str, tmp_pa
     assert facts.read_back is not None
     assert not facts.read_back.failures
     assert facts.parity[0].top1_agreement == 1.0
-    assert [output.name for output in facts.outputs] == ["boxes", "scores", "labels"]
+    masks = ["masks"] if kind == "mask_rcnn" else []
+    assert [output.name for output in facts.outputs] == ["boxes", "scores", "labels", *masks]
     pixels = preprocess.probe_images(3, SIZE, 2)
-    assert_equal(run(made, pixels), found_by(model, pixels))
+    found = run(made, pixels)
+    expected = found_by(model, pixels)
+    assert_equal(found, expected)
+    for index, one in enumerate(expected if masks else ()):
+        count = len(one["masks"])
+        assert not found[3][index, count:].any()
+        pasted = instance_masks.pasted(found[3][index, :count], found[0][index, :count], SIZE)
+        assert np.abs(pasted - one["masks"][:, 0].numpy()).max() < 1e-4
 
 
 def test_an_artifact_of_any_size_finds_what_torchvision_finds(tmp_path: Path) -> None:
@@ -237,19 +250,60 @@ def test_of_two_stages_that_are_alike_none_is_guessed(monkeypatch: pytest.Monkey
             assert load(file, task="detect").model.spec.levels == levels
 
 
-def test_detectors_of_two_stages_and_other_files_are_refused_by_name(model: Any, tmp_path: Path) -> None:
-    state = model.state_dict()
-    two = {name: value for name, value in state.items() if not name.startswith("head.")}
-    two |= {"rpn.head.conv.0.0.weight": torch.zeros(1), "roi_heads.box_head.fc6.weight": torch.zeros(1)}
+def test_a_state_dict_of_two_stages_says_what_is_assumed(tmp_path: Path) -> None:
+    lines: list[str] = []
+    weights = detector("mask_rcnn").state_dict()
+    config = tmp_path / "detector.json"
+    config.write_text(json.dumps({"box_detections_per_img": 5, "rpn_nms_thresh": 0.6}))
+    made = exported(weights, tmp_path / "made", format="eager", config=config, say=lines.append)
+    (assumed,) = (line for line in lines if line.startswith("assumed"))
+    for name in ("anchor_sizes", "box_score_thresh 0.05", "rpn_pre_nms_top_n_test 1000", "sampling_ratio 2"):
+        assert name in assumed
+    assert made.manifest.provenance["rpn_nms_thresh"].how == "known"
+    assert [output.shape[1:] for output in made.manifest.outputs] == [(5, 4), (5,), (5,), (5, 28, 28)]
+
+
+def test_other_detectors_and_other_files_are_refused_by_name(model: Any, tmp_path: Path) -> None:
+    state, two = model.state_dict(), detector("mask_rcnn").state_dict()
     for changed, reason in (
-        (two, "a Faster or Mask R-CNN"),
+        (two | {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}, "is a Keypoint R-CNN"),
+        (two | {"roi_heads.box_head.0.0.weight": torch.zeros(1)}, "FastRCNNConvFCHead"),
+        (two | {"roi_heads.mask_head.0.1.weight": torch.zeros(1)}, "norms in its mask head"),
+        (two | {"roi_heads.box_head.fc6.weight": torch.zeros(1024, 100)}, "no square of places"),
+        ({name: value for name, value in two.items() if "box_predictor" not in name}, "lacks a 2-dimensional"),
         ({name: value for name, value in state.items() if ".fpn." not in name}, "BackboneWithFPN"),
         (state | {"head.classification_head.conv.0.1.running_mean": torch.zeros(1)}, "of a norm"),
     ):
-        with pytest.raises(WeightsError, match=reason):
+        with pytest.raises(WeightsError, match=reason) as raised:
             exported(changed, tmp_path / "made", format="eager")
+        assert "\n" not in str(raised.value)
     with pytest.raises(WeightsError, match="--weights random has no detector"):
         exported("random", tmp_path / "made", variant="atto", format="eager")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("mask_rcnn", "score_thresh"), ("retinanet", "box_score_thresh"), ("fcos", "sampling_ratio")]
+)
+def test_a_name_of_another_kind_of_detector_is_refused(kind: str, name: str, tmp_path: Path) -> None:
+    """It would be left out without a word, and the threshold would be another than was asked for."""
+    (tmp_path / "detector.json").write_text(json.dumps({name: 0.3}))
+    file = saved(detector(kind), tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match=f"{name} is no name of a {kind}; expected some of anchor_sizes"):
+        load(file, task="detect", config=tmp_path / "detector.json")
+
+
+def test_regions_that_are_cut_out_in_another_way_are_refused() -> None:
+    model = detector("mask_rcnn")
+    for cutter, name, value, reason in (
+        (model.roi_heads.box_roi_pool, "canonical_scale", 112, "canonical_scale 112, expected 224"),
+        (model.roi_heads.mask_roi_pool, "sampling_ratio", 4, "sampling_ratio 4, expected 2"),
+        (model.roi_heads.mask_roi_pool, "output_size", (7, 7), "output_size 7 for masks, expected 14"),
+    ):
+        before = getattr(cutter, name)
+        setattr(cutter, name, value)
+        with pytest.raises(WeightsError, match=reason):
+            given.weights("weights", model)
+        setattr(cutter, name, before)
 
 
 def test_nothing_to_find_is_refused_before_the_build(tmp_path: Path) -> None:
@@ -350,3 +404,45 @@ def test_eval_says_what_a_detector_needs(eager: Any, labelled: tuple[Path, Path]
         api.evaluate(eager.path, str(labelled[0]))
     with pytest.raises(UsageError, match="the model is a detector"):
         api.evaluate(eager.path, str(labelled[0]), annotations=labelled[1], problem="multi-label")
+
+
+@pytest.fixture(scope="module")
+def with_masks(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return exported(detector("mask_rcnn"), tmp_path_factory.mktemp("masks") / "made", format="eager")
+
+
+def test_predict_gives_masks_as_run_lengths(with_masks: Any, labelled: tuple[Path, Path], tmp_path: Path) -> None:
+    result = api.predict(with_masks.path, str(labelled[0] / "001.png"), top=3, out=tmp_path / "result.json")
+    again = json.loads((tmp_path / "result.json").read_text())["predictions"][0]["boxes"]
+    inside = 0
+    for box, kept in zip(result.predictions[0].boxes, again, strict=True):
+        assert box.mask is not None
+        assert kept["mask"]["counts"] == list(box.mask.counts)
+        height, width = box.mask.size
+        counts = kept["mask"]["counts"]
+        decoded = np.repeat(np.arange(len(counts)) % 2, counts).reshape(width, height).T  # column after column
+        assert decoded.shape == (61, 89)
+        inside += int(decoded.sum())
+        rows, columns = np.nonzero(decoded)
+        for values, low, high in ((columns, box.left, box.right), (rows, box.top, box.bottom)):
+            assert not len(values) or (low - 3 <= values.min() and values.max() <= high + 3)
+    assert inside
+
+
+def test_eval_gives_cocos_average_precision_of_masks_and_gate_judges_it(
+    with_masks: Any, labelled: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocotools")
+    images, file = labelled
+    result = api.evaluate(with_masks.path, str(images), annotations=file, out=tmp_path / "result")
+    assert isinstance(result, ScoreResult)
+    assert result.mask_average_precision is not None
+    verdict = api.gate(baseline=tmp_path / "result.json", candidate=tmp_path / "result.json", limits={"max_drop": 5})
+    assert [check.name for check in verdict.checks] == ["map_drop", "mask_map_drop"]
+    bare = json.loads(file.read_text())
+    for one in bare["annotations"]:
+        del one["segmentation"]
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    boxes_alone = api.evaluate(with_masks.path, str(images), annotations=tmp_path / "bare.json")
+    assert boxes_alone.mask_average_precision is None  # type: ignore[union-attr]
+    assert boxes_alone.score == result.score  # type: ignore[union-attr]
