@@ -5,7 +5,8 @@
 The load is open: arrivals are a seeded Poisson process that does not wait for answers, and a latency counts from the
 moment of arrival that was intended, so that a server which falls behind cannot hide it. A rate holds where 99 % of the
 requests are answered, rightly, within the limit. Each server is a process of its own on the cores that the client has
-too; they are measured one after another, in one run. An answer that is no 200 counts as late.
+too; they are measured one after another, in one run. What each of them used of the cores is recorded, and a trial that
+others disturbed is made again. An answer that is no 200 counts as late.
 """
 
 import argparse
@@ -22,11 +23,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 import convnext_deploy
 from convnext_deploy import env
@@ -39,14 +41,17 @@ PHOTOGRAPHS = Path(convnext_deploy.__file__).parent / "data" / "images"
 CONNECTIONS = 512
 STRIDE = 1.15  # between two rates, until one does not hold
 OURS = "convnext-deploy serve"
-PEERS = ("fastapi", "fastapi-async", "litserve", "mlserver")
+PEERS = ("fastapi", "fastapi-async", "fastapi-async-ours", "litserve", "mlserver")
+TRIES = 3
+OTHERS = 0.15  # cores that others may use during a trial
+PHOTOS = 64  # of `--images`, one after another
 
 
 class Connection(asyncio.Protocol):
     """One keep-alive connection, which has one request under way at most."""
 
-    def __init__(self, free: "deque[Connection]") -> None:
-        self._free, self._buffer = free, bytearray()
+    def __init__(self, client: "Client") -> None:
+        self._client, self._buffer = client, bytearray()
         self.answer: asyncio.Future[int] | None = None
         self.open = False
 
@@ -55,6 +60,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.open = False
+        self._client.open -= 1
         if self.answer is not None and not self.answer.done():
             self.answer.set_result(0)
 
@@ -70,7 +76,7 @@ class Connection(asyncio.Protocol):
         status = int(lines[0].split(b" ")[1])
         self._buffer.clear()
         if b"connection: close" not in lines:
-            self._free.append(self)
+            self._client.free.append(self)
         if self.answer is not None and not self.answer.done():
             self.answer.set_result(status)
 
@@ -84,7 +90,7 @@ class Client:
     def __init__(self, port: int) -> None:
         self.port = port
         self.free: deque[Connection] = deque()
-        self.made = 0
+        self.open = 0
 
     async def ask(self, request: bytes) -> int:
         """The status; 0 where the connection broke or there are too many."""
@@ -92,24 +98,34 @@ class Client:
             connection = self.free.popleft()
             if connection.open:
                 return await connection.send(request)
-        if self.made >= CONNECTIONS:
+        if self.open >= CONNECTIONS:
             return 0
-        self.made += 1
+        self.open += 1
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: Connection(self.free), "127.0.0.1", self.port
+                lambda: Connection(self), "127.0.0.1", self.port
             )
         except OSError:
+            self.open -= 1
             return 0
         return await connection.send(request)
 
 
-def requests(server: str) -> list[bytes]:
-    """The bundled photographs, each a form as `curl -F` sends it; for MLServer in base64, as its protocol has bytes."""
+def photographs(table: Path | None) -> list[bytes]:
+    """JPEG files: those that come with the package, or the first of a Parquet table's column `image`."""
+    if table is None:
+        return [file.read_bytes() for file in sorted(PHOTOGRAPHS.glob("*.jpg"))]
+    import pyarrow.parquet
+
+    return [one["bytes"] for one in pyarrow.parquet.read_table(table, columns=["image"])["image"][:PHOTOS].to_pylist()]
+
+
+def requests(server: str, images: Sequence[bytes]) -> list[bytes]:
+    """Of each a form as `curl -F` sends it; for MLServer in base64, as its protocol has bytes."""
     made = []
-    for file in sorted(PHOTOGRAPHS.glob("*.jpg")):
+    for content in images:
         if server == "mlserver":
-            text = base64.b64encode(file.read_bytes()).decode()
+            text = base64.b64encode(content).decode()
             tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
             body = json.dumps({"inputs": [tensor]}).encode()
             head = (
@@ -120,7 +136,7 @@ def requests(server: str) -> list[bytes]:
             continue
         body = (
             b'--x\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n'
-            b"Content-Type: image/jpeg\r\n\r\n" + file.read_bytes() + b"\r\n--x--\r\n"
+            b"Content-Type: image/jpeg\r\n\r\n" + content + b"\r\n--x--\r\n"
         )
         head = (
             "POST /classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
@@ -179,7 +195,9 @@ async def open_loop(port: int, sent: Sequence[bytes], rate: float, seconds: floa
     }  # fmt: skip
 
 
-def started(name: str, artifact: Path, options: Sequence[str], workers: int = 1) -> tuple[subprocess.Popen[bytes], int]:
+def started(
+    name: str, artifact: Path, options: Sequence[str], workers: int, first: bytes
+) -> tuple[subprocess.Popen[bytes], int]:
     """A server that answers, and its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -192,7 +210,7 @@ def started(name: str, artifact: Path, options: Sequence[str], workers: int = 1)
     end = time.monotonic() + 40
     while time.monotonic() < end:
         try:
-            status = asyncio.run(asyncio.wait_for(Client(port).ask(requests(name)[0]), 5))
+            status = asyncio.run(asyncio.wait_for(Client(port).ask(first), 5))
         except (OSError, asyncio.TimeoutError):
             status = 0
         if status == 200:
@@ -211,14 +229,47 @@ def ended(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def searched(name: str, port: int, limit_ms: float, seconds: float, steps: int) -> tuple[float, list[dict[str, Any]]]:
+def busy(server: int) -> tuple[float, float]:
+    """Seconds of cores: what a process and all below it have used, and what everything on this machine has."""
+    parents, used = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents[int(stat.parent.name)], used[int(stat.parent.name)] = int(fields[1]), sum(map(int, fields[11:13]))
+
+    def below(process: int) -> bool:
+        return process == server or (process in parents and below(parents[process]))
+
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    own = sum(seconds for process, seconds in used.items() if below(process))
+    return own / ticks, (user + nice + system + irq + softirq) / ticks
+
+
+def alone(process: subprocess.Popen[bytes], trial: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A trial, made again where others used the cores meanwhile."""
+    for left in reversed(range(TRIES)):
+        own, all_of_it, begin, used = *busy(process.pid), time.perf_counter(), time.process_time()
+        found = trial()
+        seconds, client = time.perf_counter() - begin, time.process_time() - used
+        own, all_of_it = (after - before for after, before in zip(busy(process.pid), (own, all_of_it), strict=True))
+        found["cores"] = {
+            "server": own / seconds, "client": client / seconds, "others": (all_of_it - own - client) / seconds
+        }  # fmt: skip
+        if found["cores"]["others"] < OTHERS or not left:
+            return found
+    raise AssertionError
+
+
+def searched(
+    process: subprocess.Popen[bytes], port: int, sent: Sequence[bytes], limit_ms: float, seconds: float, steps: int
+) -> tuple[float, list[dict[str, Any]]]:
     """The highest rate that held: upwards until one does not, then by halving between the two."""
-    sent = requests(name)
     capacity = asyncio.run(closed_loop(port, sent, 8, min(2.0, seconds)))
     low, high, trials = 0.0, math.inf, []
     rate = 0.8 * capacity
     for step in range(steps):
-        trial = asyncio.run(open_loop(port, sent, rate, seconds, seed=step))
+        trial = alone(process, lambda: asyncio.run(open_loop(port, sent, rate, seconds, seed=step)))  # noqa: B023
         trial["held"] = trial["p99_ms"] is not None and trial["p99_ms"] <= limit_ms
         trials.append(trial)
         low, high = (rate, high) if trial["held"] else (low, rate)
@@ -226,9 +277,11 @@ def searched(name: str, port: int, limit_ms: float, seconds: float, steps: int) 
     return low, trials
 
 
-def soaked(process: subprocess.Popen[bytes], port: int, rate: float, seconds: float) -> dict[str, Any]:
+def soaked(
+    process: subprocess.Popen[bytes], port: int, sent: Sequence[bytes], rate: float, seconds: float
+) -> dict[str, Any]:
     """A long trial at one rate, in parts: what was not answered, and the resident memory after each part."""
-    sent, parts = requests(OURS), 10
+    parts = 10
     found: dict[str, Any] = {"rate": rate, "seconds": seconds, "requests": 0, "statuses": {}, "resident_mb": []}
     for part in range(parts):
         trial = asyncio.run(open_loop(port, sent, rate, seconds / parts, seed=part))
@@ -244,10 +297,9 @@ def resident_mb(process: subprocess.Popen[bytes]) -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
-def idle(process: subprocess.Popen[bytes], port: int, count: int) -> dict[str, Any]:
+def idle(process: subprocess.Popen[bytes], port: int, sent: Sequence[bytes], count: int) -> dict[str, Any]:
     """Requests one after another before, and beside, connections that ask nothing; half have asked once."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    sent = requests(OURS)[:1]
     found: dict[str, Any] = {"before": one_by_one(port, sent), "before_mb": resident_mb(process)}
     with contextlib.ExitStack() as opened:
         for number in range(count):
@@ -319,29 +371,34 @@ def main() -> None:
     parser.add_argument("--soak", type=float, default=0.0, help="seconds that this package's server is under load")
     parser.add_argument("--soak-share", type=float, default=0.9, help="of the rate that held, which it is under")
     parser.add_argument("--out", type=Path, help="a JSON line a server is appended")
+    parser.add_argument("--images", type=Path, help="a Parquet table of photographs instead of the bundled ones")
     given = parser.parse_args()
+    uvloop.install()  # the client has a part of the same cores
+    images = photographs(given.images)
     artifact = manifest.verified(given.artifact)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     rates: dict[str, float] = {}
     for name in given.servers.split(","):
-        process, port = started(name, given.artifact.resolve(), given.options.split(), given.workers)
+        sent = requests(name, images)
+        process, port = started(name, given.artifact.resolve(), given.options.split(), given.workers, sent[0])
         try:
             row: dict[str, Any] = {
                 "created": now, "server": name, "artifact": given.artifact.resolve().name,
                 "artifact_sha256": artifact.sha256, "model": artifact.manifest.model.architecture,
+                "images": "bundled" if given.images is None else given.images.name,
                 "image_size": artifact.manifest.model.image_size, "limit_ms": given.limit_ms,
                 "options": given.options if name == OURS else "", "workers": 1 if name == "fastapi" else given.workers,
                 "machine": env.machine(), "versions": _versions(),
             }  # fmt: skip
             if given.steps:
-                rates[name], row["trials"] = searched(name, port, given.limit_ms, given.seconds, given.steps)
+                rates[name], row["trials"] = searched(process, port, sent, given.limit_ms, given.seconds, given.steps)
                 row["requests_per_s"] = rates[name]
             if given.overhead and name == OURS:
                 row["overhead"] = overhead(port, given.artifact, given.overhead)
             if given.idle and name == OURS:
-                row["idle"] = idle(process, port, given.idle)
+                row["idle"] = idle(process, port, sent[:1], given.idle)
             if given.soak and name == OURS:
-                row["soak"] = soaked(process, port, given.soak_share * rates[name], given.soak)
+                row["soak"] = soaked(process, port, sent, given.soak_share * rates[name], given.soak)
         finally:
             ended(process)
         print(
@@ -352,7 +409,8 @@ def main() -> None:
         )
         for trial in row.get("trials", ()):
             p50, p99 = (f"{trial[key]:.1f}" if trial[key] is not None else "none" for key in ("p50_ms", "p99_ms"))
-            print(f"    {trial['rate']:.0f}/s: p50 {p50} ms, p99 {p99} ms, {trial['statuses']}")
+            cores = ", ".join(f"{name} {used:.2f}" for name, used in trial["cores"].items())
+            print(f"    {trial['rate']:.0f}/s: p50 {p50} ms, p99 {p99} ms, {trial['statuses']}; cores: {cores}")
         if given.out is not None:
             with given.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -364,7 +422,18 @@ def main() -> None:
 def _versions() -> dict[str, str]:
     import importlib.metadata
 
-    names = ("uvicorn", "starlette", "uvloop", "httptools", "fastapi", "litserve", "mlserver", "numpy", "pillow")
+    names = (
+        "uvicorn",
+        "starlette",
+        "uvloop",
+        "httptools",
+        "fastapi",
+        "litserve",
+        "mlserver",
+        "numpy",
+        "pillow",
+        "simplejpeg",
+    )
     found = {"python": sys.version.split()[0]}
     for name in names:
         try:

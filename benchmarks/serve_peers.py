@@ -2,12 +2,15 @@
 
     python serve_peers.py NAME ARTIFACT PORT WORKERS
 
-All of them decode and prepare an image with this package, run this package's session, and answer the same JSON, so
-that only the server differs.
+All of them run this package's session and answer the same JSON. They decode and resize an image with Pillow and
+normalize it with numpy, as people write it. `fastapi-async-ours` is a coroutine that is given this package's
+preparation too, so that only the server differs.
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -15,23 +18,42 @@ import numpy as np
 from PIL import Image
 
 import convnext_deploy
-from convnext_deploy.data import preprocess
+from convnext_deploy.data import decoding, preprocess, resizing
 from convnext_deploy.env import usable_cores
 from convnext_deploy.workflows.predict import most_probable
 
 
 class Classifier:
-    """What every server calls."""
+    """What every server calls.
 
-    def __init__(self, artifact: str, threads: int | None) -> None:
+    Args:
+        ours: images are prepared by this package.
+    """
+
+    def __init__(self, artifact: str, threads: int | None, ours: bool = False) -> None:
         self.session = convnext_deploy.load(artifact, threads=threads)
         facts = self.session.manifest
-        self.facts, self.names = facts, facts.labels
+        self.facts, self.names, self.ours = facts, facts.labels, ours
         self.to_pixels = preprocess.transform(facts.preprocessing, facts.model.image_size, facts.model.in_chans)
+        self.mean, self.std = (
+            np.array(values, np.float32) for values in (facts.preprocessing.mean, facts.preprocessing.std)
+        )
+        self.resampling = resizing.FILTERS[facts.preprocessing.interpolation]
 
     def input_of(self, content: bytes) -> np.ndarray:
-        pixels = self.to_pixels(Image.open(BytesIO(content)))
-        return preprocess.as_input(pixels[None], self.facts.preprocessing, self.facts.export.input)
+        if self.ours:
+            decoded = decoding.photograph(content)
+            pixels = self.to_pixels(Image.open(BytesIO(content)) if decoded is None else decoded)
+            return preprocess.as_input(pixels[None], self.facts.preprocessing, self.facts.export.input)
+        image = Image.open(BytesIO(content)).convert("L" if self.facts.model.in_chans == 1 else "RGB")
+        height, width = self.facts.model.image_size
+        scale = int(height / self.facts.preprocessing.crop_pct) / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), self.resampling)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        pixels = np.asarray(image.crop((left, top, left + width, top + height))).reshape(1, height, width, -1)
+        if self.facts.export.input == "uint8":
+            return pixels
+        return np.ascontiguousarray(((pixels / np.float32(255) - self.mean) / self.std).transpose(0, 3, 1, 2))
 
     def labels(self, logits: np.ndarray) -> dict[str, Any]:
         found = most_probable(logits, 5, self.names)
@@ -59,11 +81,12 @@ def fastapi(artifact: str, port: int, workers: int) -> None:
     uvicorn.run(app, port=port, log_level="error")
 
 
-def fastapi_async(artifact: str, port: int, workers: int) -> None:
+def fastapi_async(artifact: str, port: int, workers: int, ours: bool = False) -> None:
     """The same as a coroutine, which computes in the event loop."""
     import uvicorn
 
     os.environ["ARTIFACT"], os.environ["WORKERS"] = artifact, str(workers)
+    os.environ["OURS"] = str(int(ours))
     uvicorn.run("serve_peers:coroutine", factory=True, port=port, workers=workers, log_level="error")
 
 
@@ -71,7 +94,8 @@ def coroutine() -> Any:
     """FastAPI's application, made in each of uvicorn's workers."""
     from fastapi import FastAPI, UploadFile
 
-    model = Classifier(os.environ["ARTIFACT"], threads=threads_of(int(os.environ["WORKERS"])))
+    workers, ours = int(os.environ["WORKERS"]), os.environ["OURS"] == "1"
+    model = Classifier(os.environ["ARTIFACT"], threads=threads_of(workers), ours=ours)
     app = FastAPI()
 
     @app.post("/classify")  # type: ignore[untyped-decorator]  # FastAPI is not installed where this is checked
@@ -122,5 +146,8 @@ def mlserver(artifact: str, port: int, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    servers = {"fastapi": fastapi, "fastapi-async": fastapi_async, "litserve": litserve, "mlserver": mlserver}
+    servers: dict[str, Callable[[str, int, int], None]] = {
+        "fastapi": fastapi, "fastapi-async": fastapi_async, "litserve": litserve, "mlserver": mlserver,
+        "fastapi-async-ours": functools.partial(fastapi_async, ours=True),
+    }  # fmt: skip
     servers[sys.argv[1]](sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

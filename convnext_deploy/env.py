@@ -34,7 +34,7 @@ EXTRAS = {
     "anyio": "serve", "prometheus_client": "serve", "python_multipart": "serve", "starlette": "serve",
     "tritonclient": "triton", "google": "triton", "grpc": "triton",
     "ray": "ray", "fsspec": "remote", "s3fs": "remote", "gcsfs": "remote",
-    "uvicorn": "serve", "uvloop": "serve", "httptools": "serve",
+    "uvicorn": "serve", "uvloop": "serve", "httptools": "serve", "simplejpeg": "serve",
 }  # fmt: skip
 BROUGHT_BY_EXPORT = {"onnx", "parquet"}  # extras that the extra `export` brings with it
 # Whose absence is somebody's installation, and not our mistake.

@@ -26,6 +26,7 @@ NEED_MORE = {
     "test_layers.py", "test_toy_format.py", "test_wheel.py", "test_the_extra_that_is_named_installs_the_package",
     "test_list_fits_80_columns_and_cuts_nothing_off", "test_wordnet_ids_number_a_subset_of_imagenet",
     "test_what_makes_artifacts_says_in_one_line_what_to_install", "test_the_cheap_steps_can_be_rehearsed",
+    "test_pixels_are_pillows", "test_another_decoder_than_pillows_is_not_used",
 }  # fmt: skip
 
 

@@ -41,12 +41,12 @@ def baseline_sides(content: bytes) -> tuple[int, int] | None:
 
 
 def pixels(content: bytes) -> NDArray[np.uint8] | None:
-    """(H, W, 3) of RGB or (H, W) of grey, as Pillow decodes a baseline JPEG.
+    """(H, W, 3) of RGB or (H, W) of grey, as Pillow decodes a baseline JPEG, which `content` is.
 
-    None: it is for Pillow to say what the file is. It is no such one, it is damaged, or simplejpeg is not there.
+    None: it is for Pillow to say what the file is. It is damaged, of other colours, or simplejpeg is not there.
     """
     decoder = _decoder()
-    if decoder is None or baseline_sides(content) is None:
+    if decoder is None:
         return None
     try:
         kind = _KINDS.get(decoder.decode_jpeg_header(content)[2])

@@ -38,6 +38,9 @@ from .siblings import Siblings
 
 INLINE_BYTES = 2**18  # of a body that is read in the event loop; larger ones would hold up others
 BEHIND_S = 1e-3  # that a request waits for the event loop before other threads are given short work too
+# Of several workers, one whose requests wait for so long gives connections away, one at a time. Which worker accepted
+# how many is chance, and clients keep them.
+BUSY_S, GIFT_S = 0.01, 0.05
 CLASSIFY_PARAMETERS = ("top", "model", "timeout_ms")
 CLOSED_REQUEST = 499  # the status under which metrics count a client that went away
 
@@ -115,6 +118,7 @@ class _Served:
 
     def __init__(self, service: Service, siblings: Siblings | None) -> None:
         self.service, self.siblings = service, siblings
+        self._next_gift = 0.0  # when a connection may be given away again
 
     def route(self, path: str, handler: Handler, method: str = "GET", *, open: bool = False) -> Route:
         """A handler with what all have in common: the token, refusals as answers, metrics.
@@ -137,7 +141,7 @@ class _Served:
                 raise
             except Exception as error:  # whatever it is becomes an answer, and one that says no more than its line
                 response = self._refused(error)
-            if service.draining:
+            if service.draining or self._gives_away(request):
                 response.headers["connection"] = "close"
             status = response.status_code
             if status not in statuses:
@@ -147,6 +151,16 @@ class _Served:
             return response
 
         return Route(path, endpoint, methods=[method])
+
+    def _gives_away(self, request: Request) -> bool:
+        """Whether the connection closes behind its answer, so that a worker with less to do accepts its next one."""
+        if self.siblings is None or (waited_s(request) or 0.0) < BUSY_S:
+            return False
+        now = time.monotonic()
+        if now < self._next_gift:
+            return False
+        self._next_gift = now + GIFT_S
+        return True
 
     def _refused(self, error: Exception) -> Response:
         refused = self.service.metrics.refused

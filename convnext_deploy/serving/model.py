@@ -141,6 +141,8 @@ class Model:
                 self._say(f"{self.name}: nothing is watched any more by what failed: {' '.join(what.split())}")
 
     def _run(self, images: Images) -> Outputs:
+        if self.manifest.export.batch.min <= len(images) <= self._largest:
+            return self.session.run(images)
         return run_in_batches(self.session, images, self._largest)
 
     def _warm_up(self, threads: int) -> None:

@@ -16,7 +16,7 @@ from ..records.manifest import BatchRange
 # another in a small batch.
 THREADS = 4
 # More than one worker is for small models. On two cores (Zen 5), with clients on the same ones, two of them answered
-# 1194 requests/s within 50 ms where one answered 652 (int8, 28 pixels, 0.12 ms an image), and 37 where one answered 41
+# 1826 requests/s within 50 ms where one answered 1473 (int8, 64 pixels, 0.1 ms an image), and 37 where one answered 41
 # (ConvNeXt-T fp32, within 250 ms).
 LARGEST_BATCH = 8  # by default: more images at once are hardly faster on a CPU, and the last one waits for all
 

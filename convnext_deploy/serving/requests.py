@@ -86,7 +86,9 @@ async def body_of(request: Request, service: Service) -> AsyncIterator[bytes]:
         raise Refusal(413, f"a body of {length} bytes; at most {options.max_body_bytes} are taken", close=True)
     try:
         pieces: list[bytes] = []
-        with anyio.move_on_after(options.body_s) as scope:
+
+        async def read() -> None:
+            nonlocal held
             while True:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
@@ -103,8 +105,14 @@ async def body_of(request: Request, service: Service) -> AsyncIterator[bytes]:
                 pieces.append(piece)
                 if not message.get("more_body"):
                     break
-        if scope.cancelled_caught:
-            raise Refusal(408, f"the body took longer than {options.body_s:g} s", close=True)
+
+        if waited_s(request) is not None:  # all of it is here
+            await read()
+        else:
+            with anyio.move_on_after(options.body_s) as scope:
+                await read()
+            if scope.cancelled_caught:
+                raise Refusal(408, f"the body took longer than {options.body_s:g} s", close=True)
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         yield decompressed(body, request.headers.get("content-encoding", "identity"), options.max_body_bytes)
     finally:
