@@ -163,7 +163,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks") / "results" / "cpu.jsonl")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    engines, bits = set(args.engines.split(",")), args.weight_bits or saturation.bits_for("u8s8")
+    engines, bits = (
+        set(args.engines.split(",")),
+        args.weight_bits or saturation.bits_for("u8s8", saturation.saturates()),
+    )
     if args.isa:
         os.environ |= {library.ISA_VARIABLE: args.isa, "ONEDNN_MAX_CPU_ISA": args.isa.upper()}
         engines -= {"onnx"}

@@ -8,8 +8,9 @@ from convnext_deploy.data import sources
 from convnext_deploy.models import checkpoint as weights
 from convnext_deploy.models import passes
 from convnext_deploy.quantization import plan as plans
-from convnext_deploy.quantization.calibrate import calibrate, open_images
+from convnext_deploy.quantization.calibrate import calibrate
 from convnext_deploy.quantization.distance import outputs, pixels_of
+from convnext_deploy.quantization.images import open_images
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.plan import OperationType, Target, WeightBits
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast, get_args
 import msgspec
 
 from .errors import UsageError, plain
-from .records.base import Device, InputKind, KernelChoice, PlanType, Precision, Problem, Task
+from .records.base import MAX_BATCH, MAX_SIDE, Device, InputKind, KernelChoice, PlanType, Precision, Problem, Task
 from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorRtSpec
 from .records.plan import RangeMethod, WeightBits
 
@@ -48,7 +48,10 @@ EIGHT_BITS = "8 bits come from a plan: `convnext-deploy quantize` writes it, and
 HINTS = {
     ("precision", word): EIGHT_BITS for word in ("int8", "uint8", "i8", "u8", "s8", "fp8", "float8", "8bit")
 }  # fmt: skip
-HINTS |= {("task", "segment"): "only `export` takes a segmenter", ("task", "detect"): "only `export` takes a detector"}
+HINTS |= {
+    ("task", "segment"): "`export`, `quantize` and `bench` take a segmenter",
+    ("task", "detect"): "only `export` takes a detector",
+}
 
 
 def shown(value: object) -> str:
@@ -226,16 +229,17 @@ def names(name: str, value: Any) -> tuple[str, ...]:
 
 def image_size(name: str, value: Any) -> tuple[int, int]:
     """(height, width) in pixels, of one number, of two, or of "224" and "800x1280"."""
-    expected = "pixels such as 224, or height and width such as (800, 1280)"
+    expected = f"pixels such as 224, or height and width such as (800, 1280), each at most {MAX_SIDE}"
     items = _items(value)
     if isinstance(value, str):
         items = [
             int(part) if part.strip().isdecimal() and len(part) < 10 else None for part in value.lower().split("x")
         ]
     sides = [_integer(side) for side in ([value] if items is None else items)]
-    if len(sides) not in (1, 2) or not all(side is not None and 0 < side < 2**20 for side in sides):
+    if len(sides) not in (1, 2) or not all(side is not None and 0 < side <= MAX_SIDE for side in sides):
         if isinstance(value, str) and value.isprintable() and value:
-            raise UsageError(f"{name} {value[:60]}; expected pixels such as 224, or HEIGHTxWIDTH such as 800x1280")
+            expected = "pixels such as 224, or HEIGHTxWIDTH such as 800x1280"
+            raise UsageError(f"{name} {value[:60]}; expected {expected}, each at most {MAX_SIDE}")
         raise _refused(name, value, expected)
     return cast(int, sides[0]), cast(int, sides[-1])
 
@@ -250,7 +254,7 @@ def image_sizes(name: str, value: Any) -> tuple[tuple[int, int], ...]:
 
 def batch_range(name: str, value: Any) -> BatchRange:
     """Batch sizes, of one number, of (min, opt, max), of "8" and "1:8:32", or of a `BatchRange`."""
-    expected = "N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
+    expected = f"N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}"
     items = _items(value)
     if isinstance(value, BatchRange):
         items = [value.min, value.opt, value.max]
@@ -261,7 +265,7 @@ def batch_range(name: str, value: Any) -> BatchRange:
         sizes *= 3
     if len(sizes) == 3 and all(size is not None for size in sizes):
         low, opt, high = (cast(int, size) for size in sizes)
-        if 1 <= low <= opt <= high < 2**31:
+        if 1 <= low <= opt <= high <= MAX_BATCH:
             return BatchRange(min=low, opt=opt, max=high)
         value = ":".join(shown(size) for size in (sizes[:1] if items is None or len(items) == 1 else sizes))
     raise UsageError(f"{name} {value[:60] if isinstance(value, str) else shown(value)}; expected {expected}")

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -126,6 +126,17 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return installed
+
+
+def computing(packages: Iterable[str]) -> str:
+    """This machine's kind, and the versions that what it computes with these packages may depend on."""
+    facts = [str(machine()["cpu"]), *sorted(set(nvidia_gpus()))]
+    for package in dict.fromkeys(("numpy", "pillow", *packages)):
+        try:
+            facts.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:  # its module has another name
+            continue
+    return ", ".join(facts)
 
 
 def machine() -> dict[str, str | int]:

@@ -3,17 +3,21 @@
     for content in fuzz.records([json_bytes, ...], 1000):   # JSON, JSON Lines
         with contextlib.suppress(ConvNextDeployError): reader(content)
 
-Nothing here knows a reader. `THINNED` is how many mutations the suite takes of each; set CONVNEXT_DEPLOY_FUZZ to a
-number for more of them.
+Nothing here knows a reader. Each has a limit of time and memory for a file (`bounded`). `THINNED` is how many
+mutations the suite takes of each; set CONVNEXT_DEPLOY_FUZZ to a number for more of them.
 """
 
 import copy
 import json
 import os
 import random
+import re
+import resource
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from convnext_deploy.errors import ConvNextDeployError
 
@@ -52,6 +56,67 @@ def records(contents: Sequence[bytes], count: int, seed: int = 0) -> Iterator[by
         for _ in range(generator.choice((1, 1, 2, 3))):
             _misplace(lines, documents, generator)
         yield b"\n".join(json.dumps(line).encode("utf-8", "surrogatepass") for line in lines)
+
+
+# Larger than any limit, also of 64 bits; almost nothing; and what Python's JSON takes for infinity.
+HOSTILE = (b"99999999", b"1" + b"0" * 30, b"1e-320", b"1e999")
+# A number of JSON, TOML or Python's source, that is no part of a name or a text.
+_NUMBER = re.compile(rb"""(?<![\w."'+-])-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w."'])""")
+_SHOWN = 3  # numbers of one list; the others are read as these are
+
+
+def numbers(contents: Sequence[bytes]) -> Iterator[bytes]:
+    """Texts, each with one number replaced by one of `HOSTILE`."""
+    for content in contents:
+        end = run = 0
+        for match in _NUMBER.finditer(content):
+            run = run + 1 if end and content[end : match.start()].strip() == b"," else 0
+            end = match.end()
+            for value in HOSTILE if run < _SHOWN else ():
+                yield content[: match.start()] + value + content[match.end() :]
+
+
+SECONDS, ROOM = 2.0, 256 << 20
+_MOST = 4 << 30  # of addresses; allocators take more of these than they use
+
+
+def bounded(reader: Callable[[bytes], object]) -> Callable[[bytes], object]:
+    """The reader with `SECONDS` of processor time, and `ROOM` bytes of memory beside what the process has.
+
+    It raises TimeoutError or MemoryError where that is too little.
+    """
+
+    def read(content: bytes) -> object:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        before = signal.signal(signal.SIGPROF, _too_long)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+        taken, addresses = _memory("VmHWM"), _memory("VmSize")
+        resource.setrlimit(resource.RLIMIT_AS, (addresses + _MOST, hard))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        began = time.process_time()
+        try:
+            return reader(content)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+            signal.signal(signal.SIGPROF, before)
+            if time.process_time() - began > SECONDS:
+                _too_long()
+            if _memory("VmHWM") > taken + ROOM:
+                raise MemoryError(f"more than {ROOM:,} bytes of memory")
+
+    return read
+
+
+def _memory(name: str) -> int:
+    """Bytes, as Linux counts them for this process."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) << 10
+
+
+def _too_long(*_: object) -> NoReturn:
+    raise TimeoutError(f"more than {SECONDS:g} seconds of processor time")
 
 
 def _lines(content: bytes) -> list[bytes]:
@@ -129,9 +194,10 @@ def _places(document: Any) -> list[tuple[Any, Any]]:
 def tracebacks(contents: Iterator[bytes], reader: Callable[[bytes], object]) -> dict[str, bytes]:
     """What a reader let out that is none of our own errors: its type and place, with the first file that did it."""
     found: dict[str, bytes] = {}
+    read = bounded(reader)
     for content in contents:
         try:
-            reader(content)
+            read(content)
         except ConvNextDeployError as error:
             if "\n" in str(error):
                 found.setdefault(f"a message of several lines: {error}", content)

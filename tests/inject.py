@@ -37,7 +37,8 @@ from convnext_deploy.graph.module_contents import expected_of
 from convnext_deploy.models import checkpoint, passes
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization import plan as plans
-from convnext_deploy.quantization.calibrate import calibrate, random_images
+from convnext_deploy.quantization.calibrate import calibrate
+from convnext_deploy.quantization.images import random_images
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import BatchRange, ExportRequest, Manifest, OracleRecord
 from convnext_deploy.workflows import build, export

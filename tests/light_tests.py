@@ -44,20 +44,20 @@ def _file_of(module: str) -> Path | None:
 @cache
 def _imports(file: Path, module: str = "") -> tuple[str, ...]:
     """What is imported whenever a file is: not what a function, a condition or a `try` imports."""
-    found: list[str] = []
+    names: list[str] = []
     statements = list(ast.parse(file.read_text("utf-8")).body)
     while statements:
         node = statements.pop(0)
         if isinstance(node, ast.With):
             statements[:0] = node.body
         elif isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             home = module.split(".")
             home = home[: len(home) - node.level + (file.name == "__init__.py")] if node.level else []
             whole = ".".join([*home, *([node.module] if node.module else [])])
-            found += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
-    return tuple(found)
+            names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def _lacking(names: tuple[str, ...], seen: set[str]) -> str | None:
@@ -69,9 +69,9 @@ def _lacking(names: tuple[str, ...], seen: set[str]) -> str | None:
             seen.add(part)
             file = _file_of(part)
             if file is not None:
-                found = _lacking(_imports(file, part), seen)
-                if found:
-                    return found
+                package = _lacking(_imports(file, part), seen)
+                if package:
+                    return package
             elif end == 1 and part not in THERE and part not in sys.stdlib_module_names:
                 return part
     return None
@@ -94,13 +94,13 @@ def is_light(item: Any) -> bool:
         return False
     if item.get_closest_marker("slow") or item.get_closest_marker("gpu"):
         return False
-    made = item._fixtureinfo.name2fixturedefs
-    near = {name for name, found in made.items() if Path(found[-1].func.__code__.co_filename).name != "conftest.py"}
-    return set(item.fixturenames) <= {*near, "request", "_own_state", "shared_folder"}  # the last two, every test has
+    sources = {name: fixtures[-1].func.__code__ for name, fixtures in item._fixtureinfo.name2fixturedefs.items()}
+    others = {name for name, code in sources.items() if Path(code.co_filename).name != "conftest.py"}
+    return set(item.fixturenames) <= {*others, "request", "_own_state", "shared_folder"}  # the last two, every test has
 
 
 @contextmanager
-def hidden() -> Iterator[None]:
+def base_installation() -> Iterator[None]:
     """Imports fail as in the base installation, those of modules that are in memory already too."""
     away = [name for name in sys.modules if name.startswith("convnext_deploy.") and _lacks(name)]
     with pytest.MonkeyPatch.context() as patch:

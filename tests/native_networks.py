@@ -9,9 +9,10 @@ from conftest import randomized
 from torch import nn
 
 from convnext_deploy import formats
+from convnext_deploy.graph import native_network
 from convnext_deploy.models import passes
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.native import network, packed
+from convnext_deploy.native import packed
 from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization.observers import scale_and_zero_point
@@ -25,7 +26,7 @@ SIZE = (64, 96)  # pixels: the last map is 2x3
 
 def network_of(model: ConvNeXt, precision: packed.ProductType = "fp32") -> packed.Network:
     """A folded fp32 module, its products in `precision` unless they are quantized; all else stays in fp32."""
-    return _retyped(network.network_of(model), precision)
+    return _retyped(native_network.network_of(model), precision)
 
 
 def _retyped(part: Any, precision: packed.ProductType) -> Any:

@@ -209,6 +209,17 @@ def test_every_link_on_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
             assert anchor in anchors(target), f"{page}: {link}; expected one of {sorted(anchors(target))}"
 
 
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = {found for page in PAGES for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)", page.read_text("utf-8"))}
+    assert len(named) > 80  # of docs/design/faults.md
+    missing = [f"{file}::{test}" for file, test in named if f"\ndef {test}(" not in _text(ROOT / file)]
+    assert missing == []
+
+
+def _text(file: Path) -> str:
+    return file.read_text("utf-8") if file.is_file() else ""
+
+
 def test_the_sites_menu_has_every_page_once() -> None:
     menu = msgspec.toml.decode((ROOT / "zensical.toml").read_text())["project"]["nav"]
 

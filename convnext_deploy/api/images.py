@@ -51,7 +51,8 @@ class LabelOptions(TypedDict, total=False):
     annotations: Annotated[
         arguments.Location | None,
         "what says the labels of the images in the folder `data`: a list, a COCO file, a folder of Pascal VOC's XML, "
-        "or ImageNet's ground truth. Of a segmenter: a folder of masks with the images' names.",
+        "or ImageNet's ground truth. Of a segmenter: a folder of masks with the images' names, or "
+        "the column of the masks in a table.",
     ]
     class_order: Annotated[
         ClassOrder, 'how classes are numbered by their names: as torchvision ("10" before "2") or as timm.'

@@ -42,6 +42,8 @@ def optimize(
     device: Device = "cpu",
     threads: int | None = None,
     force: bool = False,
+    ray: str | None = None,
+    node_kind: str | None = None,
     say: Say = silent,
     watch: "Callable[[View], None]" = unwatched,
     command: Sequence[str] = (),
@@ -68,6 +70,9 @@ def optimize(
         device: where it is to run.
         threads: of the runtime; None: its own default.
         force: replace an artifact that exists.
+        ray: build, time and judge on nodes of a Ray cluster, as `evaluate`; the artifact is the fastest there.
+        node_kind: which nodes: a part of what `bench` says of them, such as the processor's name; None: there is one
+            kind only. Times of different kinds are never compared.
         say: told what is decided, a line a step.
         watch: told the whole table and the time that is left, whenever something changes.
         command: the words that repeat this call, for the page.
@@ -89,7 +94,12 @@ def optimize(
         if maximize == "throughput":
             raise UsageError("max_latency_ms is for the latency of a batch; leave it out with --maximize throughput")
     size = arguments.maybe(arguments.whole, "batch", batch)
-    arguments.check(input=input, alpha=alpha, device=device, threads=threads, force=force, say=say, watch=watch)
+    arguments.check(
+        input=input, alpha=alpha, device=device, threads=threads, force=force, ray=ray, say=say, watch=watch
+    )
+    node_kind = arguments.maybe(arguments.text, "node_kind", node_kind)
+    if node_kind is not None and ray is None:
+        raise UsageError(f"node_kind {node_kind}; it is for nodes of a cluster, give --ray too")
     words = arguments.texts("command", command, "the words of a command")
     drop = arguments.number("max_drop", max_drop, 0, 100, "percentage points above 0 and at most 100")
     from ..workflows import optimize as workflow
@@ -114,5 +124,7 @@ def optimize(
         force=force,
         say=say,
         watch=watch,
+        ray=ray,
+        node_kind=node_kind,
         command=words or None,
     )

@@ -38,6 +38,7 @@ def quantize(
     rounding: bool = False,
     weight_bits: WeightBits | None = None,
     force: bool = False,
+    ray: str | None = None,
     say: Say = silent,
     progress: Progress = no_progress,
     **options: Unpack[NetworkOptions],
@@ -46,6 +47,8 @@ def quantize(
 
     The linears of all blocks run in 8 bits, and the convolutions of a segmenter's head. `optimize` chooses the
     operations by what they cost and save here.
+
+    An interrupted call leaves `<name>.partial/`, which the same call goes on with, on a cluster or without.
 
     Args:
         weights: as for `export`.
@@ -65,6 +68,7 @@ def quantize(
         weight_bits: 7 keeps u8 by s8 products from saturating on x86 without VNNI, and is faster there; None: what
             this machine multiplies exactly and fast (see `saturation`).
         force: replace a plan that exists.
+        ray: calibrate on the nodes of a Ray cluster, as `evaluate`; the plan is that of one process.
         say: told what is being done, a line a step.
         progress: told what begins; returns what is told (steps done, steps in all) of it.
 
@@ -75,7 +79,7 @@ def quantize(
     source = Source.of(weights, task=task, **options)
     arguments.check(
         target=target, type=type, method=method, images=images, split=split, rest=rest, input=input,
-        rounding=rounding, weight_bits=weight_bits, force=force, say=say, progress=progress,
+        rounding=rounding, weight_bits=weight_bits, force=force, ray=ray, say=say, progress=progress,
     )  # fmt: skip
     out = arguments.file("out", out)
     calibration = images_of("calibration", calibration)
@@ -93,7 +97,7 @@ def quantize(
         rounding=rounding,
         weight_bits=weight_bits,
     )
-    return workflow.quantize(source, recipe, out=out, force=force, say=say, progress=progress)
+    return workflow.quantize(source, recipe, out=out, force=force, ray=ray, say=say, progress=progress)
 
 
 @verb

@@ -212,11 +212,21 @@ def run(arguments: list[str]) -> int:
             raise
         named = f"{error.filename}: " if error.filename is not None else ""
         return _failed(f"{named}{plain(error)}", 2, arguments)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _lacks_memory(error):
+            raise
+        wanted = plain(RuntimeError(str(error)))  # NumPy and PyTorch say how much
+        return _failed(f"there is not enough memory: {wanted}; give a smaller batch or image size", 2, arguments)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code and say nothing
         return _failed("interrupted", INTERRUPTED, arguments)
     return code
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out: NumPy raises MemoryError, PyTorch a RuntimeError that says so."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def split_hint(line: str) -> tuple[str, str | None]:

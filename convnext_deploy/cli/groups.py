@@ -232,7 +232,7 @@ class Labelled:
     labels: LabelsOption = None
     annotations: Annotated[
         str | None,
-        _data(help="Labels of a folder's images: list, COCO, folder of VOC's XML or of masks, ImageNet's."),
+        _data(help="Labels of a folder's images: list, COCO, folder of VOC's XML or of masks (or their column)."),
     ] = None
     class_order: Annotated[
         str,

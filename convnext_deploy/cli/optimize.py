@@ -11,7 +11,7 @@ import typer
 
 from . import hints
 from .groups import Checkpoint, Labelled, grouped
-from .options import DATA, Debug, DeviceOption, Force, Json, Quiet, Threads, one_of
+from .options import DATA, RUNTIME, Debug, DeviceOption, Force, Json, Quiet, RayOption, Threads, one_of
 from .terminal import Terminal, clock_words
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ def optimize(
     ] = None,
     device: DeviceOption = "cpu",
     threads: Threads = None,
+    ray: RayOption = None,
+    node_kind: Annotated[
+        str | None,
+        typer.Option(help="With --ray: which nodes, by a part of processor, cores, GPUs.", rich_help_panel=RUNTIME),
+    ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -105,6 +110,8 @@ def optimize(
                 alpha=alpha,
                 threads=threads,
                 force=force,
+                ray=ray,
+                node_kind=node_kind,
                 say=say,
                 watch=watch,
                 command=("convnext-deploy", "optimize", *hints.typed(context)),

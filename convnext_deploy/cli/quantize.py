@@ -7,7 +7,7 @@ import typer
 
 from .groups import Checkpoint, WholeOutputs, grouped
 from .hints import export_command
-from .options import WRITES, Debug, Force, Json, Quiet, one_of
+from .options import WRITES, Debug, Force, Json, Quiet, RayOption, one_of, resumable
 from .terminal import Terminal, progress_bar
 
 if TYPE_CHECKING:
@@ -57,12 +57,16 @@ def quantize(
         bool,
         typer.Option("--rounding", help="Try GPTQ for the weights: minutes.", rich_help_panel=CALIBRATION),
     ] = False,
+    ray: RayOption = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write the plan that export --plan builds 8-bit artifacts from. `optimize` does the whole way at once."""
+    """Write the plan that export --plan builds 8-bit artifacts from. `optimize` does the whole way at once.
+
+    Ctrl-C keeps what was calibrated; the same command goes on where it stopped.
+    """
     from ..records.base import PlanType, Precision
     from ..records.plan import RangeMethod
 
@@ -81,7 +85,7 @@ def quantize(
     formats.eight_bits_of(target)  # before the checkpoint's libraries are imported, so that a typo costs nothing
     from .. import api
 
-    with progress_bar(terminal, "preparing") as bar:
+    with resumable(terminal, kept=True), progress_bar(terminal, "preparing") as bar:
         plan = api.quantize(
             checkpoint.weights,
             out=out,
@@ -90,6 +94,7 @@ def quantize(
             split=split,
             rounding=rounding,
             force=force,
+            ray=ray,
             say=terminal.say,
             progress=lambda phase: lambda done, total: bar(done, total, phase) if bar else None,
             **wanted,

@@ -5,7 +5,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,13 +57,14 @@ def checked(address: str) -> str:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """This process as a driver of the cluster. A program that is one already keeps its connection.
 
     Several threads share one connection, which ends with the last of them.
 
     Args:
         address: of `checked`.
+        say: told where a connection is made.
 
     Raises:
         UsageError: there is no cluster, its Ray or Python is of another version, or another thread is at work on
@@ -78,6 +79,7 @@ def connected(address: str) -> Iterator[None]:
         ours = bool(_users) or not ray.is_initialized()
         if ours:
             if not _users:
+                say(f"connecting to the cluster {address}")
                 _connect(address)
             _users.append(address)
     try:

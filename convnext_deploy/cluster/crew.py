@@ -9,7 +9,7 @@ import itertools
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -77,6 +77,7 @@ class Crew(Generic[Item, Opened, Result]):
         opener: called once in each worker with `order` and the worker's cores; gives what is told of the worker here,
             and what does an item.
         ready: told of each worker that has opened.
+        only: the nodes that work, by their ids; None: all, and those that join later.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class Crew(Generic[Item, Opened, Result]):
         device: Device,
         threads: int | None,
         ready: Callable[[Node, Opened], None] = lambda node, opened: None,
+        only: Collection[str] | None = None,
         say: Callable[[str], None],
     ) -> None:
         self._opener, self._order, self._device, self._threads = opener, order, device, threads
-        self._ready, self._say = ready, say
+        self._ready, self._only, self._say = ready, only, say
         self._members: list[_Member[Opened]] = []
         self._pending: dict[Any, tuple[_Member[Opened], int | None]] = {}  # by reference; None: it opens
         self._known: set[str] = set()  # nodes
@@ -104,7 +106,7 @@ class Crew(Generic[Item, Opened, Result]):
         Raises:
             UsageError: none has what a worker needs.
         """
-        there = nodes()
+        there = self._nodes()
         found = [place for node in there for place in places_on(node, self._device, self._threads)]
         if not found:
             need = "a GPU" if self._device == "cuda" else f"{self._threads or 1} CPUs"
@@ -170,7 +172,7 @@ class Crew(Generic[Item, Opened, Result]):
         try:
             value = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            self._refuse(error.cause, member.place.node)
+            self._refuse(error, member.place.node)
         except ray.exceptions.RayError as error:
             self._lose(member, error, waiting)
             return None
@@ -182,10 +184,11 @@ class Crew(Generic[Item, Opened, Result]):
         member.items.remove(number)
         return value
 
-    def _refuse(self, cause: BaseException, node: Node) -> None:
+    def _refuse(self, error: Exception, node: Node) -> None:
+        cause = getattr(error, "cause", None)
         if isinstance(cause, ConvNextDeployError):
             raise type(cause)(f"{cause} (node {node.address})") from None
-        raise WorkerError(f"node {node.address}: {type(cause).__name__}: {line_of(cause)}") from cause
+        raise WorkerError(f"node {node.address}: {cause_of(error)}") from cause
 
     def _lose(self, member: _Member[Opened], error: Exception, waiting: deque[int]) -> None:
         """Give the items of a worker that is dead to others, and put another in its place where its node lives."""
@@ -200,41 +203,49 @@ class Crew(Generic[Item, Opened, Result]):
             first = member.items[0]
             self._lost[first] += 1
             if self._lost[first] >= ATTEMPTS:
-                raise WorkerError(f"{ATTEMPTS} workers died over the same images, the last one: {self._reason}")
+                raise WorkerError(f"{ATTEMPTS} workers died over the same piece of work, the last one: {self._reason}")
         elif member.opened is None:
             self._deaths[node.id] += 1
-        self._say(f"a worker of node {node.address} died, others do its images: {reason}")
+        self._say(f"a worker of node {node.address} died, others do its work: {reason}")
         lives = any(one.id == node.id for one in nodes())
         if lives and self._deaths[node.id] < ATTEMPTS:
             self._start(member.place)
         elif not lives:
             self._known.discard(node.id)
 
+    def _nodes(self) -> list[Node]:
+        return [node for node in nodes() if self._only is None or node.id in self._only]
+
     def _join(self) -> None:
         """Workers for the nodes that are new."""
-        for node in nodes():
+        for node in self._nodes():
             if node.id not in self._known:
                 self._known.add(node.id)
                 for place in places_on(node, self._device, self._threads):
                     self._start(place)
 
     def _start(self, place: Place) -> None:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        actor = (
-            ray.remote(_Host)
-            .options(
-                num_cpus=place.cpus,
-                num_gpus=place.gpus,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(place.node.id, soft=False),
-            )
-            .remote()
-        )
+        actor, reference = opening(place, self._opener, self._order)
         member: _Member[Opened] = _Member(place, actor)
         self._members.append(member)
-        reference = actor.open.remote(env.version(), self._opener, self._order, place.cpus)
         self._pending[reference] = member, None
+
+
+def opening(place: Place, opener: Callable[..., tuple[Any, Callable[[Any], Any]]], order: Any) -> tuple[Any, Any]:
+    """A worker that begins as soon as its place is free; itself, and the reference to what it opens."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    actor = (
+        ray.remote(_Host)
+        .options(
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(place.node.id, soft=False),
+        )
+        .remote()
+    )
+    return actor, actor.open.remote(env.version(), opener, order, place.cpus)
 
 
 def pieces(ranges: Sequence[range], size: int) -> list[range]:
@@ -268,7 +279,15 @@ def no_package() -> str:
     return f"it has no convnext-deploy; install version {env.version()} on every node"
 
 
+def cause_of(error: Exception) -> str:
+    """What the work on a node raised: its kind and its first line, or where Ray could not send it, the last it said."""
+    cause = getattr(error, "cause", None)
+    return line_of(error) if cause is None else f"{type(cause).__name__}: {line_of(cause)}"
+
+
 def line_of(error: BaseException) -> str:
     """What Ray says of a death, without its addresses and advice, or another's error in one line."""
-    said = re.search(r"The actor died because (.+?)(?:\n|$)", str(error)) or re.search(r"(.+?)(?:\n|$)", str(error))
+    traceback = str(getattr(error, "traceback_str", "")).strip()
+    text = traceback.splitlines()[-1] if traceback else str(error)
+    said = re.search(r"The actor died because (.+?)(?:\n|$)", text) or re.search(r"(.+?)(?:\n|$)", text)
     return " ".join((said[1] if said else type(error).__name__).split())[:200]

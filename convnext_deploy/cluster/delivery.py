@@ -6,7 +6,7 @@ manifest has to be the one that was sent off.
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,28 @@ from ..artifact.manifest import MANIFEST_NAME, Artifact
 from ..data.image_source import ImageSource, chosen
 from ..data.readers import Contents, is_data
 from ..errors import ArtifactError, DataError, plain
+from .connection import Node
 
 SAMPLES = 8  # images whose bytes tell whether another machine sees the same
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Something in the cluster's object store, which a node fetches once, where it is asked for."""
+
+    references: tuple[Any, ...]  # one; within a tuple Ray fetches it only where `value` does
+
+    def value(self) -> Any:
+        import ray
+
+        return ray.get(self.references[0])
+
+
+def shared(value: Any) -> Shared:
+    """Put it there."""
+    import ray
+
+    return Shared((ray.put(value),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +47,15 @@ class Parcel:
 
     path: str  # absolute
     sha256: str
-    content: tuple[Any, ...]  # one reference to the files by name; within a tuple Ray fetches it only where asked
+    content: Shared  # the files by name
 
 
 def packed(artifact: Artifact) -> Parcel:
     """An artifact that was verified, put into the cluster's object store."""
-    import ray
-
     names = [MANIFEST_NAME, *(file.path for file in artifact.manifest.files)]
     content = {name: (artifact.path / name).read_bytes() for name in names}
     digest = hashlib.sha256(content[MANIFEST_NAME]).hexdigest()
-    return Parcel(str(artifact.path.absolute()), digest, (ray.put(content),))
+    return Parcel(str(artifact.path.absolute()), digest, shared(content))
 
 
 @contextmanager
@@ -47,8 +65,6 @@ def unpacked(parcel: Parcel) -> Iterator[Artifact]:
     Raises:
         ArtifactError: what arrived is not what was sent off.
     """
-    import ray
-
     here = Path(parcel.path)
     try:
         same = hashlib.sha256((here / MANIFEST_NAME).read_bytes()).hexdigest() == parcel.sha256
@@ -60,13 +76,47 @@ def unpacked(parcel: Parcel) -> Iterator[Artifact]:
         return
     with tempfile.TemporaryDirectory(prefix="convnext-deploy-") as name:
         folder = Path(name)
-        for path, content in ray.get(parcel.content[0]).items():
+        for path, content in parcel.content.value().items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
         artifact = manifest.verified(folder)
         if artifact.sha256 != parcel.sha256:
             raise ArtifactError(f"{parcel.path} arrived as another artifact; run again")
         yield artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A file, or a folder's files without its folders, on its way."""
+
+    path: str  # absolute
+    is_file: bool
+    hashes: Mapping[str, str]  # of the files, by name
+    content: Shared  # likewise
+
+
+def copied(path: Path) -> Copy:
+    """Put it into the cluster's object store."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    content = {file.name: file.read_bytes() for file in files}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+    return Copy(str(path.absolute()), path.is_file(), hashes, shared(content))
+
+
+def placed(copy: Copy, folder: Path) -> Path:
+    """Where it is: at the same path where that has the same bytes, else written into `folder`."""
+    here = Path(copy.path)
+    places = {name: here if copy.is_file else here / name for name in copy.hashes}
+    try:
+        if all(hashlib.sha256(places[name].read_bytes()).hexdigest() == copy.hashes[name] for name in places):
+            return here
+    except OSError:  # it is not there
+        pass
+    there = folder / here.name
+    (folder if copy.is_file else there).mkdir(exist_ok=True)
+    for name, data in copy.content.value().items():
+        (there if copy.is_file else there / name).write_bytes(data)
+    return there
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +138,27 @@ def proof_of(source: ImageSource) -> Proof | None:
     count = min(SAMPLES, len(source))
     images = chosen(source, [number * len(source) // count for number in range(count)])
     return Proof(images, _hashes(images))
+
+
+def told_who_is_blind(
+    source: ImageSource, proof: Proof | None, say: Callable[[str], None]
+) -> Callable[[Node, bool], None]:
+    """What is to be called with each node and whether it sees the images; it says once of a node that they are sent."""
+    blind: set[str] = set()
+
+    def told(node: Node, seen: bool) -> None:
+        if seen or node.id in blind:
+            return
+        blind.add(node.id)
+        if source.masks is not None:
+            raise DataError(
+                f"node {node.address} does not see the images of {source.name}, and a segmenter's masks are not "
+                "sent; put both where every node has them under the same paths"
+            )
+        why = "its images are in memory here" if proof is None else f"it does not see {source.name}"
+        say(f"node {node.address}: {why}, so they are sent")
+
+    return told
 
 
 def _hashes(images: ImageSource) -> tuple[str, ...]:
@@ -118,4 +189,4 @@ def part(source: ImageSource, indices: range, seen: bool) -> ImageSource:
         except OSError as error:
             contents.append(None)
             errors.append(plain(error))
-    return replace(images, read_bytes=Contents(tuple(contents), tuple(errors)))
+    return replace(images, read_bytes=Contents(tuple(contents), tuple(errors)), columns={})

@@ -1,17 +1,19 @@
-"""One task a node, where what counts is the node itself."""
+"""One piece of work a node, where what counts is the node itself."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from .. import env
 from ..errors import ConvNextDeployError, UsageError
 from ..records.base import Device
 from .connection import Node, nodes
-from .crew import lacks_package, line_of, no_package, refuse_other_version
+from .crew import LOOK_S, PATIENCE_S, Place, cause_of, lacks_package, no_package, opening
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
+
+ANSWER_S = 120.0  # that a node may take to answer a question; a process of Python is started first
 
 
 def usable(device: Device) -> list[Node]:
@@ -30,66 +32,97 @@ def asked(where: Sequence[Node], question: Callable[[None], Result]) -> list[tup
     """Each node's answer, beside whatever runs there.
 
     Raises:
-        UsageError: a node that cannot answer, such as one without this package.
+        UsageError: a node that cannot answer, such as one without this package, or does not within two minutes.
     """
     import ray
 
-    references = [_task(node, question, None, cpus=0, gpus=0) for node in where]
+    hosts = [opening(Place(node, 0, 0), _opened, (question, None)) for node in where]
     found = []
-    for node, reference in zip(where, references, strict=True):
-        try:
-            found.append((node, ray.get(reference)))
-        except ray.exceptions.RayError as error:
-            raise UsageError(f"node {node.address}: {_reason(error)}") from None
+    try:
+        references = [actor.work.remote(None) for actor, _ in hosts]
+        for node, (_, opened), reference in zip(where, hosts, references, strict=True):
+            try:
+                ray.get(opened, timeout=ANSWER_S)
+                found.append((node, ray.get(reference, timeout=ANSWER_S)))
+            except ray.exceptions.GetTimeoutError:
+                raise UsageError(
+                    f"node {node.address} does not answer within {ANSWER_S:.0f} s; look after it"
+                ) from None
+            except ray.exceptions.RayError as error:
+                raise UsageError(f"node {node.address}: {_reason(error)}") from None
+    finally:
+        _end(actor for actor, _ in hosts)
     return found
 
 
 def each(
-    where: Sequence[Node], work: Callable[[Given], Result], given: Given, device: Device
+    where: Sequence[Node],
+    work: Callable[[Given], Result],
+    given: Given,
+    device: Device,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[Node, Result | str]]:
-    """Each node's result, or in words why it has none, in the order in which they come. A node is taken whole."""
+    """Each node's result, or in words why it has none, in the order in which they come. A node is taken whole.
+
+    Where one is busy, `say` is told what is waited for, less and less often.
+    """
     import ray
 
-    waiting = {
-        _task(node, work, given, cpus=node.cpus, gpus=node.gpus if device == "cuda" else 0): node for node in where
-    }
+    hosts = {node.id: _whole(node, work, given, device) for node in where}
+    waiting = {reference: (node, False) for node in where for _, reference in (hosts[node.id],)}
+    began, patience = time.monotonic(), PATIENCE_S
     try:
         while waiting:
-            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-            node = waiting.pop(done)
-            try:
-                yield node, ray.get(done)
-            except ray.exceptions.RayError as error:
-                yield node, _reason(error)
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_S)
+            waited = time.monotonic() - began
+            busy = [node for node, begun in waiting.values() if not begun]
+            if not done and busy and waited > patience:
+                patience *= 2
+                say(f"waiting for {_taken(busy, device)}, in use by other work, {waited:.0f} s so far")
+            for reference in done:
+                node, begun = waiting.pop(reference)
+                try:
+                    found = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    yield node, _reason(error)
+                    continue
+                if begun:
+                    yield node, found
+                else:
+                    waiting[hosts[node.id][0].work.remote(None)] = node, True
     finally:
-        for reference in waiting:
-            with contextlib.suppress(Exception):  # the cluster is gone; another error than that says why
-                ray.cancel(reference, force=True)
+        _end(actor for actor, _ in hosts.values())
 
 
-def _task(node: Node, work: Callable[[Any], Any], given: Any, *, cpus: int, gpus: int) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+def _whole(node: Node, work: Callable[[Given], Result], given: Given, device: Device) -> tuple[Any, Any]:
+    return opening(Place(node, node.cpus, node.gpus if device == "cuda" else 0), _opened, (work, given))
 
-    version = env.version()
 
-    def checked(version: str, given: Any) -> Any:
-        refuse_other_version(version)
-        return work(given)
+def _opened(order: tuple[Callable[[Any], Any], Any], _: int) -> tuple[None, Callable[[Any], Any]]:
+    """On a node: what does the one piece of work."""
+    work, given = order
+    return None, lambda _: work(given)
 
-    task = ray.remote(checked).options(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_retries=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+
+def _taken(busy: Sequence[Node], device: Device) -> str:
+    """What of these nodes has to be free."""
+    needs = (
+        f"all {node.cpus} CPUs{f' and {node.gpus} GPUs' if device == 'cuda' else ''} of node {node.address}"
+        for node in busy
     )
-    return task.remote(version, given)
+    return " and ".join(needs)
+
+
+def _end(actors: Iterable[Any]) -> None:
+    import ray
+
+    for actor in actors:
+        with contextlib.suppress(Exception):  # it is dead, or the cluster is; nothing of it is needed any more
+            ray.kill(actor)
 
 
 def _reason(error: Exception) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(cause, ConvNextDeployError):
         return str(cause)
-    if lacks_package(error):
-        return no_package()
-    return f"{type(cause or error).__name__}: {line_of(cause or error)}"
+    return no_package() if lacks_package(error) else cause_of(error)

@@ -7,13 +7,15 @@ import importlib.util
 import io
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import plain
-from . import jxl
+from ..records.base import MAX_SIDE
+from . import jpeg, jxl
 
 # Decoding takes up to 8 bytes a pixel in each thread: half a GB at this limit.
-MAX_PIXELS = 2**26
+MAX_PIXELS = MAX_SIDE**2
 
 # Pillow opens many formats more, among them EPS, for which it starts Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP")
@@ -70,6 +72,19 @@ def decoded(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
     # among it, and one damaged image must not end an evaluation of thousands.
     except Exception as error:
         raise UnreadableImage(f"it cannot be decoded: {plain(error)}") from error
+
+
+def photograph(content: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8] | None:
+    """The pixels of a baseline JPEG, (H, W, 3) or (H, W), as `decoded` has them; None: it is for `decoded`.
+
+    Raises:
+        UnreadableImage: more than `max_pixels`.
+    """
+    sides = jpeg.baseline_sides(content)
+    if sides is None:
+        return None
+    refuse_many(*sides, max_pixels)
+    return jpeg.pixels(content)
 
 
 @functools.cache

@@ -8,8 +8,9 @@ turned into floats are refused, and of an ImageFolder the files are read.
 import io
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ import numpy as np
 from PIL import Image
 
 from ..arguments import shown
-from ..errors import DataError, UsageError, plain
+from ..env import needs
+from ..errors import DataError, UsageError, counted, plain
 from .annotations import source_of
 from .decoding import UnreadableImage
 from .image_lists import LABELS, PATHS, Annotations, by_labels
-from .image_source import ClassOrder, ImageSource, chosen, unique
-from .readers import file_content, refuse_large
+from .image_source import CHOOSE, ClassOrder, ImageSource, chosen, unique
+from .image_tables import IMAGES, MASKS, image_column
+from .readers import Reader, file_content, refuse_large
 
 EXPECTED = (
     "a path, a list of (image, label), a dataset or loader of PyTorch, or a dataset of Hugging Face; an image is a "
     "path, one of Pillow's, or an array of uint8"
 )
-COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class _Items:
     read: Callable[[int], bytes]
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, Reader] = field(default_factory=dict)  # of other images of each item, such as masks
+    column: str = ""  # of the images, where they are in one
 
 
 def opened(name: str, value: Any, order: ClassOrder = "torchvision") -> ImageSource:
@@ -86,7 +90,7 @@ def _source(items: _Items, order: ClassOrder) -> ImageSource:
         if annotations.sets is None:
             raise DataError(f"{items.name} names its classes, and its labels are no numbers of them")
         annotations = Annotations(images=annotations.images, sets=annotations.sets, class_names=items.class_names)
-    return source_of(items.name, annotations, items.read, items.notes)
+    return replace(source_of(items.name, annotations, items.read, items.notes), columns=items.columns)
 
 
 def _sequence(name: str, value: Any) -> _Items:
@@ -102,15 +106,25 @@ def _sequence(name: str, value: Any) -> _Items:
         notes = ("the dataset's own transform is not applied: the artifact has its own",)
     labels: list[list[str | int | float]] = []
     names: list[str] = []
+    masks = 0
     for index in range(len(rows)):
         image, label = _pair(name, _item(name, rows, index), index)
         names.append(_name(name, image, index))
-        labels.append(_labels(name, label, index))
+        masked = isinstance(label, Image.Image) or getattr(label, "ndim", 0) > 1
+        labels.append([] if masked else _labels(name, label, index))
+        masks += masked
+    if masks not in (0, len(rows)):
+        raise UsageError(
+            f"{name} has a mask for {masks:,} of its {counted(len(rows), 'image')}; expected one for each or none"
+        )
 
     def read(index: int) -> bytes:
         return _encoded(_pair(name, _item(name, rows, index), index)[0])
 
-    return _Items(called, names, labels, read, class_names, notes)
+    def read_mask(index: int) -> bytes:
+        return _encoded(_as_mask(_pair(name, _item(name, rows, index), index)[1]))
+
+    return _Items(called, names, labels, read, class_names, notes, {"mask": read_mask} if masks else {})
 
 
 def _item(name: str, rows: Any, index: int) -> Any:
@@ -125,8 +139,8 @@ def _item(name: str, rows: Any, index: int) -> Any:
 def _pair(name: str, item: Any, index: int) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         keys = {str(key).lower(): value for key, value in item.items()}
-        image = next((keys[key] for key in (*COLUMNS, *PATHS) if keys.get(key) is not None), None)
-        return image, next((keys[key] for key in LABELS if key in keys), None)
+        image = next((keys[key] for key in (*IMAGES, *PATHS) if keys.get(key) is not None), None)
+        return image, next((keys[key] for key in (*LABELS, *MASKS) if key in keys), None)
     if isinstance(item, (tuple, list)):
         if len(item) != 2:
             raise UsageError(f"{name}: item {index} has {len(item)} parts; expected (image, label)")
@@ -204,34 +218,90 @@ def _pillow(array: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
+def _as_mask(mask: Any) -> Any:
+    """An image of Pillow's, of an array (H, W) of whole numbers too."""
+    if isinstance(mask, Image.Image):
+        return mask
+    array = np.asarray(mask)
+    array = array.reshape([side for side in array.shape if side != 1]) if array.ndim == 3 else array
+    if array.ndim != 2 or array.dtype.kind not in "iub" or array.min() < 0 or array.max() > 65535:
+        raise UnreadableImage(
+            f"it is an array of {array.dtype} {tuple(np.shape(mask))}; expected whole numbers of 0 to 65535, (H, W)"
+        )
+    return Image.fromarray(array.astype(np.uint8 if array.max() < 256 else np.uint16))
+
+
+def saved_source(data: str, path: Path, order: ClassOrder) -> ImageSource:
+    """What `datasets` saved to disk, one split of it."""
+    with needs("datasets"):
+        import datasets  # type: ignore[import-untyped]
+    return _loaded(data, lambda: datasets.load_from_disk(str(path)), order, "row ")
+
+
+def dataset_source(data: str, name: str, split: str | None, order: ClassOrder) -> ImageSource:
+    """A split of what `datasets.load_dataset` takes."""
+    if split is None:
+        raise DataError(f"{data} needs a split{CHOOSE}, such as validation or test")
+    with needs("datasets"):
+        import datasets
+    return _loaded(f"{data} (split {split})", lambda: datasets.load_dataset(name, split=split), order, f"{split}#")
+
+
+def _loaded(data: str, load: Callable[[], Any], order: ClassOrder, row: str) -> ImageSource:
+    try:
+        dataset = load()
+    except Exception as error:  # of `datasets`, its file systems and its network client, which share no base class
+        raise DataError(f"{data} cannot be opened: {plain(error)}") from error
+    items = _hugging_face(data, dataset)
+    # Nobody has chosen rows of it yet, so those of its table are in order.
+    paths = dataset.data.column(items.column).combine_chunks().field("path").to_pylist()
+    return _source(
+        replace(items, name=data, images=[path or f"{row}{index}" for index, path in enumerate(paths)]), order
+    )
+
+
 def _hugging_face(name: str, value: Any) -> _Items:
     """A dataset of Hugging Face: the encoded bytes of its column of images, and the names of its classes."""
     features = value.features
     if features is None or not hasattr(value, "__len__"):
         raise UsageError(f"{name} is a dataset that streams; load it without streaming=True")
     images = [column for column, kind in features.items() if type(kind).__name__ == "Image"]
-    if len(images) != 1:
-        columns = f"{len(images)} columns of images" if images else "no column of images"
-        raise UsageError(f"{name} has {columns} ({', '.join(features)}); expected one")
+    column = image_column(images)
+    if column is None:
+        what = (
+            f"the columns of images {', '.join(images)}" if images else f"no column of images ({', '.join(features)})"
+        )
+        raise UsageError(f"{name} has {what}; expected one" + (" of them to be called image" if images else ""))
     if len(value) == 0:
         raise UsageError(f"{name} is a dataset without a row; expected {EXPECTED}")
-    column = images[0]
     classes = [other for other, kind in features.items() if type(kind).__name__ == "ClassLabel"]
-    labels = next((other for other in (*features, *classes) if other.lower() in LABELS or other in classes), None)
-    raw = value.cast_column(column, type(features[column])(decode=False))
+    others = [other for other in features if other not in images]
+    labels = next((other for other in (*others, *classes) if other.lower() in LABELS or other in classes), None)
     class_names = getattr(features[labels], "names", None) if labels else None
     inner = getattr(features[labels], "feature", None) if labels else None  # of several labels an image
-    said: Any = raw[labels] if labels else [None] * len(raw)
+    said: Any = value[labels] if labels else [None] * len(value)
     return _Items(
         name=f"a dataset of {len(value):,} images",
-        images=[f"row {index}" for index in range(len(raw))],
+        images=[f"row {index}" for index in range(len(value))],
         labels=[_labels(name, one, index) for index, one in enumerate(said)],
-        read=lambda index: _row(raw[index][column]),
+        read=_cells(value, column),
         class_names=tuple(class_names or getattr(inner, "names", None) or ()) or None,
+        column=column,
+        columns={other: _cells(value, other) for other in images if other != column},
     )
 
 
-def _row(image: Mapping[str, Any]) -> bytes:
-    content: bytes = image["bytes"] or (_encoded(image["path"]) if image["path"] else b"")
-    refuse_large(len(content))
-    return content
+def _cells(dataset: Any, column: str) -> Reader:
+    """What reads the encoded images of a column."""
+    raw = dataset.select_columns([column])  # else each access would read the others too
+    raw = raw.cast_column(column, type(dataset.features[column])(decode=False))
+    lock = threading.Lock()
+
+    def read(index: int) -> bytes:
+        with lock:
+            cell = raw[index][column] or {"bytes": None, "path": None}
+        content: bytes = cell["bytes"] or (file_content(Path(cell["path"])) if cell["path"] else b"")
+        refuse_large(len(content))
+        return content
+
+    return read

@@ -5,9 +5,8 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
@@ -29,11 +28,26 @@ ClassOrder = Literal["torchvision", "timm"]
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """The file of each image's mask, and how its numbers are meant (`data.masks`)."""
+    """Each image's mask as an encoded image, and how its numbers are meant (`data.masks`)."""
 
-    paths: tuple[Path, ...]
+    names: tuple[str, ...]  # what each is called in an error
+    read_bytes: Callable[[int], bytes]
     ignored: int  # a number that counts nowhere
     reduce_labels: bool  # numbers count from 1, and 0 counts nowhere
+
+    def encoded(self, index: int) -> bytes:
+        """
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            return self.read_bytes(index)
+        except OSError as error:
+            raise unreadable_mask(self.names[index], error) from None
+
+
+def unreadable_mask(name: str, error: Exception) -> DataError:
+    return DataError(f"the mask {name} cannot be read: {plain(error)}; mend it or remove its image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,7 @@ class ImageSource:
     values: NDArray[np.float64] | None = None  # (N, K): what a regression is to give, in `labels`' place
     boxes: Boxes | None = None  # what a detector is to give, likewise
     masks: Masks | None = None  # what a segmenter is to give, in `labels`' place
+    columns: Mapping[str, Callable[[int], bytes]] = field(default_factory=dict)  # other images of each row: masks
     notes: tuple[str, ...] = ()  # what was left out or assumed when the source was opened, a line each
 
     def __len__(self) -> int:
@@ -99,7 +114,11 @@ class ImageSource:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """A hash of the names, and the labels, boxes or masks; the images' pixels are not part of it."""
+        """A hash of the names, and the labels, boxes or masks; the images' pixels are not part of it.
+
+        Raises:
+            DataError: a mask cannot be read.
+        """
         digest = hashlib.sha256(msgspec.json.encode(self.names))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
@@ -114,8 +133,8 @@ class ImageSource:
                 digest.update(msgspec.json.encode([mask.decode("ascii") for mask in masks]))
         if self.masks is not None:
             digest.update(msgspec.json.encode((self.masks.ignored, self.masks.reduce_labels)))
-            for path in self.masks.paths:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            for index in range(len(self)):
+                digest.update(hashlib.sha256(self.masks.encoded(index)).digest())
         return digest.hexdigest()
 
 
@@ -218,9 +237,15 @@ def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
         label_sets=None if source.label_sets is None else tuple(source.label_sets[index] for index in indices),
         values=None if source.values is None else source.values[indices],
         boxes=source.boxes and Boxes(tuple(source.boxes.wanted[index] for index in indices)),
-        masks=source.masks and replace(source.masks, paths=tuple(source.masks.paths[index] for index in indices)),
+        masks=source.masks and _masks_of(source.masks, indices),
+        columns={name: part_of(read, indices) for name, read in source.columns.items()},
         read_bytes=part_of(source.read_bytes, indices),
     )
+
+
+def _masks_of(masks: Masks, indices: list[int]) -> Masks:
+    names = tuple(masks.names[index] for index in indices)
+    return replace(masks, names=names, read_bytes=part_of(masks.read_bytes, indices))
 
 
 def unique(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,11 +1,9 @@
-"""Images in parquet files and datasets of Hugging Face: a row an image, its label in a column."""
+"""Images in Parquet files, as Hugging Face writes them: a row an image, its label or mask in a column."""
 
-import io
 import json
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -14,10 +12,23 @@ import numpy as np
 from ..env import needs
 from ..errors import DataError, plain
 from . import remote
-from .image_source import CHOOSE, ImageSource, unique
-from .readers import PARQUET_ERRORS, Rows, file_content, refuse_large
+from .image_source import ImageSource, unique
+from .readers import PARQUET_ERRORS, Rows
 
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
+IMAGES = ("image", "img", "pixel_values", "jpg", "png")  # names of a column of images, in small letters
+MASKS = (
+    "annotation", "annotations", "mask", "masks", "label", "labels", "segmentation", "segmentation_mask",
+    "semantic_segmentation", "semantic_mask", "label_map", "ground_truth", "gt",
+)  # fmt: skip  # of one whose images are masks
+
+
+def image_column(columns: Sequence[str]) -> str | None:
+    """Which of the columns that hold images has those that masks belong to; None: their names do not say it."""
+    named = {column.lower(): column for column in reversed(columns)}
+    known = next((named[name] for name in IMAGES if name in named), None)
+    rest = [column for column in columns if column.lower() not in MASKS]
+    return rest[0] if known is None and len(rest) == 1 else known
 
 
 def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
@@ -31,13 +42,13 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
 
     names: list[str] = []
     labels: list[int | None] = []
-    class_names = None
+    first: _Columns | None = None
     groups: list[tuple[str, int]] = []
     starts: list[int] = []  # index of the first image of each row group
     for path in files:
         try:
             with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
-                columns = _check_schema(file.schema_arrow, path)
+                columns = _columns(file.schema_arrow, path)
                 for group in range(file.num_row_groups):
                     size = file.metadata.row_group(group).total_byte_size
                     if size > MAX_GROUP_BYTES:
@@ -47,69 +58,67 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
                         )
                     groups.append((path, group))
                     starts.append(len(names))
-                    rows = file.read_row_group(group, columns=["image.path", "label"]).to_pylist()
+                    wanted = [f"{columns.images}.path", *(("label",) if columns.labelled else ())]
+                    rows = file.read_row_group(group, columns=wanted).to_pylist()
                     names += [
-                        (row.get("image") or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
+                        (row.get(columns.images) or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
                         for number, row in enumerate(rows, len(names))
                     ]
                     labels += [row.get("label") for row in rows]
         except PARQUET_ERRORS as error:
             raise DataError(f"{path} cannot be read as parquet: {plain(error)}") from None
-        if path != files[0] and columns != class_names:
-            raise DataError(f"{path} names other classes than {files[0]}; give files of one dataset")
-        class_names = columns
+        if first is not None and columns != first:
+            what = "names other classes" if columns.class_names != first.class_names else "has other columns"
+            raise DataError(f"{path} {what} than {files[0]}; give files of one dataset")
+        first = columns
 
     sizes = np.diff([*starts, len(names)])
     rows = np.concatenate([np.arange(size) for size in sizes]) if names else np.empty(0, np.int64)
     places = np.stack([np.repeat(np.arange(len(groups)), sizes), rows], axis=1)
-    return _in_order(data, names, labels, class_names, Rows(groups, places))
+    assert first is not None  # no caller gives no file
+    source = _in_order(data, names, labels, first.class_names, Rows(groups, places, first.images))
+    return replace(source, columns={other: Rows(groups, places, other) for other in first.others})
 
 
-def _check_schema(schema: Any, path: str) -> tuple[str, ...] | None:
-    """The class names in the schema of a parquet file, None where it has none.
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """What is in a Parquet file."""
 
+    images: str
+    others: tuple[str, ...]  # of images too, such as masks
+    labelled: bool  # by the column `label`
+    class_names: tuple[str, ...] | None
+
+
+def _columns(schema: Any, path: str) -> _Columns:
+    """
     Raises:
         DataError: the columns are not those of Hugging Face's image layout.
     """
     import pyarrow as pa
 
-    image = schema.field("image").type if "image" in schema.names else None
-    fields = {field.name: field.type for field in image} if image is not None and pa.types.is_struct(image) else {}
-    if fields.get("bytes") not in (pa.binary(), pa.large_binary()):
+    candidates = []
+    for field in schema:
+        inner = {part.name: part.type for part in field.type} if pa.types.is_struct(field.type) else {}
+        if inner.get("bytes") in (pa.binary(), pa.large_binary()):
+            candidates.append(field.name)
+    if not candidates:
         raise DataError(f"{path} has no column image {{bytes, path}} (its columns: {', '.join(schema.names)})")
-    if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
+    images = image_column(candidates)
+    if images is None:
+        raise DataError(
+            f"{path} has the columns of images {', '.join(candidates)}; expected one of them to be called image"
+        )
+    labelled = "label" in schema.names and "label" not in candidates
+    if labelled and not pa.types.is_integer(schema.field("label").type):
         raise DataError(f"{path} has labels of type {schema.field('label').type}; expected integers")
+    names = None
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return msgspec.convert(features["label"]["names"], tuple[str, ...])
+        names = msgspec.convert(features["label"]["names"], tuple[str, ...])
     except (LookupError, TypeError, ValueError, RecursionError):  # written by something else than `datasets`
-        return None
-
-
-def dataset_source(data: str, name: str, split: str | None) -> ImageSource:
-    if split is None:
-        raise DataError(f"{data} needs a split{CHOOSE}, such as validation or test")
-    with needs("datasets"), redirect_stdout(io.StringIO()):  # timm prints advice of its own
-        from timm.data.readers.reader_hfds import ReaderHfds
-    try:
-        reader = ReaderHfds(name=name, split=split)
-        # The column of the Arrow table, because a row of the dataset would read the image too.
-        paths = reader.dataset.data.column(reader.image_key).combine_chunks().field("path").to_pylist()
-        labels = list(reader.dataset["label"]) if "label" in reader.dataset.column_names else [None] * len(reader)
-    except Exception as error:  # of `datasets`, its file systems and its network client, which share no base class
-        raise DataError(f"{data} (split {split}) cannot be opened: {plain(error)}") from error
-    lock = threading.Lock()
-
-    def read_bytes(index: int) -> bytes:
-        with lock:
-            image = reader.dataset[index][reader.image_key]
-        content: bytes = image["bytes"] or (file_content(Path(image["path"])) if image["path"] else b"")
-        refuse_large(len(content))
-        return content
-
-    names = [path or f"{split}#{row}" for row, path in enumerate(paths)]
-    class_names = tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)) or None
-    return _in_order(data, names, labels, class_names, read_bytes)
+        pass
+    return _Columns(images, tuple(name for name in candidates if name != images), labelled, names)
 
 
 def _in_order(

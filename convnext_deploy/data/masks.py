@@ -1,7 +1,10 @@
-"""Masks beside images: files of the same names in a folder of their own, in which each pixel is a class's number."""
+"""Masks of images, in which each pixel is a class's number: files of the same names in a folder of their own, or the
+images of another column of the same table.
+"""
 
 import io
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -11,25 +14,63 @@ from PIL import Image
 
 from ..errors import DataError, counted, plain
 from . import decoding
-from .image_source import ImageSource, Masks, chosen
-from .readers import file_content
+from .image_source import ImageSource, Masks, chosen, unreadable_mask
+from .image_tables import MASKS
+from .readers import Files, absolute
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that keep a number as it is
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 IGNORED = -1  # in a mask as it is read: a pixel that counts nowhere
 
 
-def masked(source: ImageSource, folder: Path, *, ignored: int, reduce_labels: bool) -> ImageSource:
+def masked(source: ImageSource, annotations: str | None, *, ignored: int, reduce_labels: bool) -> ImageSource:
     """The source with the mask of each image; images that have none are left out, and said.
 
     Args:
-        folder: contains `a/b.png` for the image `a/b.jpg`.
+        annotations: a folder that contains `a/b.png` for the image `a/b.jpg`, or the name of a column of masks; None:
+            the one column that can be meant.
         ignored: a number that counts nowhere.
         reduce_labels: masks count from 1, and 0 counts nowhere.
 
     Raises:
-        DataError: no folder, no mask, or several for one image.
+        DataError: no folder or column, no mask, or several for one image.
     """
+    if source.columns and (annotations is None or annotations in source.columns or not Path(annotations).is_dir()):
+        column = _column(source, annotations)
+        names = tuple(f"of {name} (column {column})" for name in source.names)
+        masks = Masks(names, source.columns[column], ignored, reduce_labels)
+        notes = (
+            source.notes if annotations else (*source.notes, f"masks: the column {column} (--annotations otherwise)")
+        )
+        bare = replace(source, labels=None, label_sets=None, values=None, class_names=None)
+        return replace(bare, masks=masks, notes=notes)
+    if annotations is None:
+        raise DataError(f"{source.name} has no masks; give --annotations FOLDER with a mask for each image")
+    return _beside(source, Path(annotations), ignored, reduce_labels)
+
+
+def _column(source: ImageSource, asked: str | None) -> str:
+    """Which column has the masks.
+
+    Raises:
+        DataError: there is none of that name, or several that may be meant.
+    """
+    held = ", ".join(source.columns)
+    if asked is not None:
+        if asked not in source.columns:
+            raise DataError(
+                f"--annotations {asked} is no folder and no column of images of {source.name}; beside the images it "
+                f"has {held}"
+            )
+        return asked
+    candidates = [name for name in source.columns if name.lower() in MASKS] or [*source.columns]
+    if len(candidates) > 1:
+        raise DataError(f"{source.name} has the columns {held} beside its images; name the masks' with --annotations")
+    return candidates[0]
+
+
+def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool) -> ImageSource:
+    """With masks that are files."""
     if not folder.is_dir():
         raise DataError(f"--annotations {folder} is no folder; expected one of masks, with the names of the images")
     found: dict[str, list[Path]] = defaultdict(list)
@@ -50,8 +91,14 @@ def masked(source: ImageSource, folder: Path, *, ignored: int, reduce_labels: bo
     if len(kept) < len(source):
         notes = (*notes, f"left out: {counted(len(source) - len(kept), 'image')} without a mask in {folder}")
     with_masks = chosen(replace(source, labels=None, label_sets=None, values=None, class_names=None), kept)
-    masks = Masks(tuple(places[index][0] for index in kept), ignored, reduce_labels)
+    masks = of_files([places[index][0] for index in kept], ignored=ignored, reduce_labels=reduce_labels)
     return replace(with_masks, masks=masks, notes=notes)
+
+
+def of_files(paths: Sequence[Path], *, ignored: int, reduce_labels: bool) -> Masks:
+    """Masks that are files, in the order of their images."""
+    files = Files("", tuple(absolute(path) for path in paths))
+    return Masks(tuple(map(str, paths)), files, ignored, reduce_labels)
 
 
 def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
@@ -60,11 +107,10 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
     Raises:
         DataError: the file cannot be read, or contains what is no class of the model.
     """
-    path = masks.paths[index]
     try:
-        numbers = _numbers(file_content(path))
-    except OSError as error:
-        raise DataError(f"the mask {path} cannot be read: {plain(error)}; mend it or remove its image") from None
+        numbers = _numbers(masks.encoded(index))
+    except decoding.UnreadableImage as error:
+        raise unreadable_mask(masks.names[index], error) from None
     nowhere = numbers == masks.ignored
     if masks.reduce_labels:
         nowhere |= numbers == 0
@@ -75,9 +121,8 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
         expected = f"{int(masks.reduce_labels)} to {classes - 1 + masks.reduce_labels}"
         remedy = "" if masks.reduce_labels else "; masks that count from 1 need --reduce-labels"
         raise DataError(
-            f"the mask {path} has the number {first}, and the model {counted(classes, 'class')}; expected "
-            f"{expected}, or "
-            f"{masks.ignored} for pixels that count nowhere{remedy}"
+            f"the mask {masks.names[index]} has the number {first}, and the model {counted(classes, 'class')}; "
+            f"expected {expected}, or {masks.ignored} for pixels that count nowhere{remedy}"
         )
     return np.where(nowhere, IGNORED, numbers).astype(np.int32)
 

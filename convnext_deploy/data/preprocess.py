@@ -18,14 +18,14 @@ from ..env import usable_cores
 from ..errors import DataError, plain
 from ..records.base import InputKind
 from ..records.manifest import Preprocessing
-from . import decoding
+from . import decoding, resizing
 
 T = TypeVar("T")
+# A decoded image to pixels, uint8 (C, H, W). The image is Pillow's, or an array (H, W, 3) or (H, W).
+ToPixels = Callable[[Image.Image | NDArray[np.uint8]], NDArray[np.uint8]]
 
 
-def transform(
-    preprocessing: Preprocessing, image_size: tuple[int, int], in_chans: int
-) -> Callable[[Image.Image], NDArray[np.uint8]]:
+def transform(preprocessing: Preprocessing, image_size: tuple[int, int], in_chans: int) -> ToPixels:
     """timm's evaluation transform without the normalization: a decoded image to pixels, uint8 (C, H, W).
 
     It is written here in Pillow and numpy, so that an artifact that needs no torch can be evaluated without it, and
@@ -48,21 +48,32 @@ def transform(
     fill = tuple(round(255 * value) for value in preprocessing.mean)
     colour = (fill * in_chans)[:in_chans] if preprocessing.crop_mode == "border" else (0,) * in_chans
 
-    def pixels(image: Image.Image) -> NDArray[np.uint8]:
-        image = decoding.upright(image) if preprocessing.exif_orientation else image
+    def pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if isinstance(image, Image.Image) and preprocessing.exif_orientation:
+            image = decoding.upright(image)
         if preprocessing.crop_mode == "fit":
-            return _fitted(image.convert(mode), image_size, fill)
-        height, width = _resized(image.height, image.width, preprocessing, image_size)
+            return _fitted(_as_image(image).convert(mode), image_size, fill)
+        before = (image.height, image.width) if isinstance(image, Image.Image) else image.shape
+        height, width = _resized(before[0], before[1], preprocessing, image_size)
         if min(height, width) < 1:
-            raise OSError(f"{image.width}x{image.height} pixels cannot be resized to {width}x{height}")
+            raise OSError(f"{before[1]}x{before[0]} pixels cannot be resized to {width}x{height}")
         decoding.refuse_many(width, height)  # a strip of few pixels can become thousands of times larger
-        converted = image.convert(mode)
+        filter = preprocessing.interpolation
+        if filter != "nearest" and (columns_first := resizing.rule()) is not None:
+            if isinstance(image, Image.Image):
+                image = np.asarray(image if image.mode in ("L", "RGB") else image.convert(mode))
+            return resizing.cropped(image, (height, width), image_size, filter, colour, columns_first)
+        converted = _as_image(image).convert(mode)
         if converted.size != (width, height):
-            converted = converted.resize((width, height), _FILTERS[preprocessing.interpolation])
+            converted = converted.resize((width, height), resizing.FILTERS[filter])
         cropped = _cropped(converted, image_size, colour)
         return np.ascontiguousarray(np.asarray(cropped).reshape(*image_size, in_chans).transpose(2, 0, 1))
 
     return pixels
+
+
+def _as_image(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 def fitted_sides(sides: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
@@ -97,12 +108,6 @@ def _interpolated(pixels: NDArray[np.float32], axis: int, side: int) -> NDArray[
     low, high = pixels.take(first, axis), pixels.take(second, axis)
     values: NDArray[np.float32] = low + (high - low) * part
     return values
-
-
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}  # fmt: skip
 
 
 def _resized(height: int, width: int, preprocessing: Preprocessing, image_size: tuple[int, int]) -> tuple[int, int]:

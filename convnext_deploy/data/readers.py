@@ -46,15 +46,18 @@ def file_content(path: Path) -> bytes:
     has no end.
 
     Raises:
-        UnreadableImage: it is no file, or has more than `MAX_FILE_BYTES`.
+        UnreadableImage: it is no file or no name of one, or has more than `MAX_FILE_BYTES`.
         OSError: it cannot be opened or read.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage("it is a pipe, a device or a folder; expected a file")
-        refuse_large(status.st_size)
-        return file.read(MAX_FILE_BYTES)
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableImage("it is a pipe, a device or a folder; expected a file")
+            refuse_large(status.st_size)
+            return file.read(MAX_FILE_BYTES)
+    except ValueError:  # a null byte, or half of a surrogate pair
+        raise UnreadableImage("no file can have such a name") from None
 
 
 @dataclass(frozen=True)
@@ -95,29 +98,34 @@ class Spans:
 
 
 class Rows:
-    """Each image is a row of a Parquet file, in the column `image` {bytes, path}. A row group is read as a whole.
+    """Each image is a row of a Parquet file, in a column {bytes, path}. A row group is read as a whole.
 
     Args:
         groups: (absolute path or address, number of the row group in it).
         places: of each image: which of the groups, and which row of it, (N, 2).
+        column: its name.
     """
 
-    def __init__(self, groups: Sequence[tuple[str, int]], places: NDArray[np.int64]) -> None:
-        self._groups, self._places = tuple(groups), places
+    def __init__(self, groups: Sequence[tuple[str, int]], places: NDArray[np.int64], column: str = "image") -> None:
+        self._groups, self._places, self._column = tuple(groups), places, column
         self._lock = threading.Lock()
         self._images = functools.lru_cache(ROW_GROUPS_KEPT)(self._read)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Rows, (self._groups, self._places)
+        return Rows, (self._groups, self._places, self._column)
 
     def __call__(self, index: int) -> bytes:
         group, row = self._places[index].tolist()
         try:
             with self._lock:  # threads wait for one another's row group instead of each reading it
-                image = self._images(group)[row].as_py()
-            content: bytes = (image and image["bytes"]) or b""
+                image = self._images(group)[row].as_py() or {}
+            content: bytes = image.get("bytes") or b""
         except PARQUET_ERRORS as error:
             raise DataError(f"{self._groups[group][0]} cannot be read: {plain(error)}; run again to go on") from None
+        place = image.get("path")
+        if not content and place and not remote.is_address(self._groups[group][0]):
+            # `datasets` writes nothing but the path of an image that it had as a file.
+            return file_content(Path(self._groups[group][0]).parent / place)
         refuse_large(len(content))
         return content
 
@@ -125,13 +133,15 @@ class Rows:
         import pyarrow.parquet as pq
 
         path, number = self._groups[group]
+        fields = [f"{self._column}.{field}" for field in ("bytes", "path")]
         with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
-            return file.read_row_group(number, columns=["image.bytes"])["image"]
+            return file.read_row_group(number, columns=fields)[self._column]
 
     def only(self, indices: Sequence[int]) -> "Rows":
         places = self._places[np.asarray(indices, np.int64)]
         needed, first = np.unique(places[:, 0], return_inverse=True)
-        return Rows([self._groups[group] for group in needed], np.stack([first.reshape(-1), places[:, 1]], axis=1))
+        chosen = np.stack([first.reshape(-1), places[:, 1]], axis=1)
+        return Rows([self._groups[group] for group in needed], chosen, self._column)
 
 
 @dataclass(frozen=True)

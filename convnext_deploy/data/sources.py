@@ -14,9 +14,10 @@ from ..errors import DataError, printable
 from . import remote
 from .annotations import annotated_source, is_voc, list_source, voc_source
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source, tar_source
+from .held import dataset_source, saved_source
 from .image_lists import LIST_SUFFIXES, says_labels
 from .image_source import CHOOSE, ClassOrder, ImageSource, parts, subset
-from .image_tables import dataset_source, parquet_source
+from .image_tables import parquet_source
 from .readers import absolute
 
 __all__ = ["ClassOrder", "ImageSource", "open_source", "open_whole", "parts", "subset"]
@@ -27,6 +28,7 @@ EXPECTED = (
     "address such as s3://bucket/val-*.tar"
 )
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}  # in small letters
+SAVED = ("state.json", "dataset_info.json")  # of a split that `datasets` saved to disk
 METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's folders of images
 
 _IN_PYTHON = "read it in Python, and give `convnext_deploy.evaluate` the images and labels as a list or Dataset"
@@ -101,7 +103,7 @@ def open_whole(option: str, data: str | ImageSource) -> ImageSource:
 
 def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:
     if data.startswith("hfds:"):
-        return dataset_source(data, data.removeprefix("hfds:"), split)
+        return dataset_source(data, data.removeprefix("hfds:"), split, order)
     if remote.is_address(data):
         return _elsewhere(data, split, order)
     path = Path(data)
@@ -138,6 +140,10 @@ def _elsewhere(data: str, split: str | None, order: ClassOrder) -> ImageSource:
 def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> ImageSource:
     if is_voc(path):
         return voc_source(data, path, split, order)
+    if all((path / name).is_file() for name in SAVED):
+        if split is not None:
+            raise DataError(f"{data} is one split that datasets saved to disk; leave --split out")
+        return saved_source(data, path, order)
     folders = {child.name: child for child in path.iterdir() if child.is_dir()}
     if split in folders:
         return _folder(data, folders[split], None, order)
@@ -147,8 +153,9 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
     if parquets:
         return parquet_source(data, _of_split(data, list(map(absolute, parquets)), split))
     # A class may be called "train" too, but the folder of a split contains folders.
+    saved = [name for name, folder in folders.items() if all((folder / file).is_file() for file in SAVED)]
     named = [name for name in folders if name.lower() in SPLITS]
-    splits = sorted(name for name in named if any(child.is_dir() for child in folders[name].iterdir()))
+    splits = sorted({*saved, *(name for name in named if any(child.is_dir() for child in folders[name].iterdir()))})
     if split is not None:
         choice = f"it has {', '.join(splits)}" if splits else "it has no splits, leave --split out"
         raise DataError(f"{data} has no folder for the split {split!r}; {choice}")
@@ -156,25 +163,10 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
         return _with_images(data, tar_source(data, list(map(absolute, tars)), True, order))
     if splits:
         raise DataError(f"{data} has the split folders {', '.join(splits)}{CHOOSE}")
-    _refuse_saved(data, path)
     listed = [path / name for name in METADATA if (path / name).is_file() and says_labels(path / name)]
     if len(listed) == 1 and not folders:
         return list_source(str(listed[0]), listed[0], order)
     return _with_images(data, folder_source(data, path, order))
-
-
-def _refuse_saved(data: str, path: Path) -> None:
-    """Refuse what `datasets` saved to disk."""
-    if (path / "dataset_dict.json").is_file():
-        raise DataError(
-            f"{data} is what datasets saved to disk, with several splits; write one as Parquet, with "
-            f"datasets.load_from_disk({data!r})['test'].to_parquet('test.parquet'), or give it to Python's functions"
-        )
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        raise DataError(
-            f"{data} is what datasets saved to disk; write it as Parquet, with "
-            f"datasets.load_from_disk({data!r}).to_parquet('images.parquet'), or give it to Python's functions"
-        )
 
 
 def _with_images(data: str, source: ImageSource | None) -> ImageSource:

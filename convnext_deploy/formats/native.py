@@ -30,9 +30,9 @@ PLANS = 8  # batches up to 128 in powers of two
 
 
 def build(graph: "DeployGraph", folder: Path) -> None:
+    from ..graph.native_network import network_of
     from ..models.convnext import ConvNeXt
     from ..native import packed
-    from ..native.network import network_of
 
     assert isinstance(graph.module, ConvNeXt)
     if graph.model.patch_tokens:

@@ -91,6 +91,10 @@ class OpenVinoSession(Session):
             self._bind(self._images)
 
     def _bind(self, images: Images) -> None:
+        if self.manifest.splice is not None:  # as in `formats.onnx`
+            record = self.manifest.inputs[0]
+            images = images.astype(record.dtype, copy=False)
+            images = images[0] if len(record.shape) == 3 else images
         self._images = images  # shared with the tensor below, so it has to live as long
         self._request.set_input_tensor(self._ov.Tensor(images, shared_memory=True))
 

@@ -34,6 +34,7 @@ FORMAT = Format(
     runs_code=True,
     precisions=frozenset({"fp32", "tf32", "fp16", "bf16"}),
     devices=frozenset({"cuda"}),
+    tasks=frozenset({"classify", "embed", "features", "segment"}),
     builds_in=30.0,
     optimized=frozenset({"cuda"}),
     typed_graph=True,

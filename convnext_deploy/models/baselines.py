@@ -1,4 +1,7 @@
-"""What ConvNeXt is compared with: any of timm's models, with random weights, in the shape that formats build from."""
+"""What ConvNeXt is compared with: any of timm's models, with random weights, in the shape that formats build from.
+
+Of the task segment it is transformers' UPerNet (`baseline_segmenters`).
+"""
 
 import difflib
 from typing import Any
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..records.base import STRIDE, Precision, Task
 from ..records.manifest import ModelSpec, Preprocessing
-from . import registry
+from . import baseline_segmenters, registry
 from .convnext import DTYPES
 from .facts import IMAGENET_MEAN, IMAGENET_STD
 
@@ -58,7 +61,7 @@ def counterpart(word: str, architecture: str, image_size: tuple[int, int]) -> st
 
 
 class Baseline(nn.Module):
-    """timm's own module with random weights: float32 (N, 3, H, W) in, float32 logits, embedding or maps out.
+    """A library's own module with random weights: float32 (N, 3, H, W) in, float32 logits, embedding or maps out.
 
     `spec` contains what sessions and formats ask for. Depths, and outside of the task features widths, are ConvNeXt's
     words and mean nothing here.
@@ -72,18 +75,12 @@ class Baseline(nn.Module):
             raise UsageError(f"timm's modules have no {precision} here; they have {', '.join(PRECISIONS)}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.body, widths = _created(name, image_size, task)
+            self.body, self.spec = (
+                baseline_segmenters.created(name, image_size) if task == "segment" else _created(name, image_size, task)
+            )
         self.body.to(DTYPES[precision])
         self.dtype = DTYPES[precision]
-        self.widths = widths if task == "features" else None
-        self.spec = ModelSpec(
-            architecture=name,
-            depths=(1, 1, 1, 1),
-            dims=widths,  # type: ignore[arg-type]  # four of them: `_created`
-            num_classes=1000 if task == "classify" else 0,
-            task=task,
-            image_size=image_size,
-        )
+        self.widths = self.spec.dims if task == "features" else None
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -95,8 +92,21 @@ class Baseline(nn.Module):
         return tuple((x if x.shape[1] == width else x.permute(0, 3, 1, 2)).contiguous().float() for x, width in maps)
 
 
-def _created(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Module, tuple[int, ...]]:
-    """timm's module, and four widths: of its maps at the strides 4, 8, 16 and 32, or of its pooled features."""
+def _created(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Module, ModelSpec]:
+    """timm's module, and its spec: four widths of maps at the strides 4, 8, 16 and 32, or of the pooled features."""
+    module, widths = _of_timm(name, image_size, task)
+    spec = ModelSpec(
+        architecture=name,
+        depths=(1, 1, 1, 1),
+        dims=widths,  # type: ignore[arg-type]  # four of them: `_of_timm`
+        num_classes=1000 if task == "classify" else 0,
+        task=task,
+        image_size=image_size,
+    )
+    return module, spec
+
+
+def _of_timm(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Module, tuple[int, ...]]:
     pretrained = timm.models.get_pretrained_cfg(name)
     options: dict[str, Any] = {}
     if pretrained is not None and pretrained.fixed_input_size and tuple(pretrained.input_size[1:]) != image_size:

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from ..errors import WeightsError
-from ..records.base import STRIDE, Problem, Task
+from ..errors import WeightsError, plain
+from ..records.base import MAX_SIDE, STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Provenance, WeightsRecord
 from . import open_clip, registry, segmenters, torchvision_detectors
 from .architecture import Converted, spec_of
@@ -153,6 +153,7 @@ def load(
     if spec.detection is None or levels is not None:  # a detector's pyramid tells which maps it takes
         spec = _with_levels(spec, levels, checkpoint.source, checkpoint.facts.get("levels"))
     spec = with_problem(with_tokens(spec, patch_tokens), checkpoint.facts.get("problem"), problem, checkpoint.source)
+    _refuse_beyond_limits(spec, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
     model = filled(spec, converted, checkpoint.source)
@@ -193,6 +194,20 @@ def load(
         provenance(spec, prepared, labels, facts, converted.layout, given),
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
+
+
+def _refuse_beyond_limits(spec: ModelSpec, where: str) -> None:
+    """Refuse numbers that no manifest may have: what a configuration says goes into it as it is.
+
+    Raises:
+        WeightsError: naming the field and its limit.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(spec), ModelSpec)
+    except msgspec.ValidationError as error:
+        raise WeightsError(
+            f"{where}, or its configuration: {plain(error)}; expected a ConvNeXt within limits"
+        ) from None
 
 
 def _trained_size(spec: ModelSpec, facts: Mapping[str, Any]) -> list[int] | None:
@@ -267,9 +282,10 @@ def _joined(levels: tuple[int, ...]) -> str:
 
 def _placed(spec: ModelSpec, task: Task, asked: tuple[int, int] | None, trained: list[int] | None) -> ModelSpec:
     size = asked or (tuple(trained) if trained else (224, 224))
-    if len(size) != 2 or any(not isinstance(side, int) or side < STRIDE for side in size):
-        text = "x".join(map(str, size))
+    if len(size) != 2 or any(not isinstance(side, int) or not STRIDE <= side <= MAX_SIDE for side in size):
+        text = "x".join(str(side)[:12] for side in size[:4])
         raise WeightsError(
-            f"image size {text} pixels; expected at least {STRIDE}x{STRIDE} (--image-size 224 or 800x1280)"
+            f"image size {text} pixels; expected at least {STRIDE}x{STRIDE} and at most {MAX_SIDE}x{MAX_SIDE} "
+            "(--image-size 224 or 800x1280)"
         )
     return msgspec.structs.replace(spec, task=task, image_size=(size[0], size[1]))

@@ -42,7 +42,7 @@ def understood(
     """Facts as `read` finds them; a value of the wrong type or form is the file's fault, not ours."""
     try:
         return read(text)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, ArithmeticError) as error:
         raise WeightsError(
             f"{where} cannot be understood ({plain(error)}); mend it, or load the weights file alone"
         ) from None

@@ -32,6 +32,7 @@ WRAPPERS = (
     "state_dict", "model_state_dict", "model", "module", "net", "network", "student",
 )  # fmt: skip
 DEPTH = 4  # levels of wrappers that are looked into
+GROWTH, BESIDE = 10, 2**24  # bytes that tensors may have for each of their file's, and beside them
 NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 OTHERS = ("bool", "complex64", "complex128", "U", "S", "M8", "m8", "O")  # of arrays beside the weights
 _SAFE_GLOBALS = threading.Lock()  # PyTorch's list of them is the whole process's: one reading may not see another's
@@ -224,6 +225,7 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"left out the objects beside the weights ({', '.join(unread[:3])}{more}), and ran none of them")
+    _refuse_repeated(best.state, path)
     # Copied out of the mapped file, which may be written over while the model is in use.
     state = {name: value.clone() for name, value in best.state.items()}
     facts = understood(held_facts, content, f"{path}: what stands beside its weights")
@@ -233,6 +235,21 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     return Read(
         state, facts, prefix, f"{path.name}[{best.called}]" if best.names else path.name, "; ".join(notes) or None
     )
+
+
+def _refuse_repeated(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors of far more bytes than their file: one number that a view repeats, or one tensor under many names.
+
+    Raises:
+        WeightsError: with both numbers of bytes.
+    """
+    dense = [value for value in state.values() if value.layout is torch.strided and not value.is_meta]
+    found, size = sum(value.numel() * value.element_size() for value in dense), path.stat().st_size
+    if found > BESIDE + GROWTH * size:
+        raise WeightsError(
+            f"{path} has {size:,} bytes and tensors of {found:,}, which repeat what is in it; save each tensor as "
+            "tensor.clone()"
+        )
 
 
 def _is_of_mmengine(content: Mapping[Any, Any]) -> bool:
@@ -284,5 +301,6 @@ def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, ke
     if not found:
         raise WeightsError(f"{path} holds no tensors under names (its keys: {listing or 'none'}); give another file")
     best = min(found, key=lambda c: (c.rank, -len(c.state)))
+    _refuse_repeated(best.state, path)
     state = {name: value.clone() for name, value in best.state.items()}
     return Read(state, {}, None, f"{path.name}[{best.called}]" if best.names else path.name)

@@ -19,7 +19,9 @@ FLAGS = (
     "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-psabi", "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
 )  # fmt: skip
-COMMON = ("api", "cpu", "model", "operations", "peak", "pool", "session", "testing", "kernels_portable")
+COMMON = (
+    "api", "cpu", "model", "operations", "peak", "pool", "resample", "session", "testing", "kernels_portable",
+)  # fmt: skip
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
 X86: dict[str, tuple[str, ...]] = {
     "kernels_avx2": ("-mavx2", "-mfma"),

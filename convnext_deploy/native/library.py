@@ -51,6 +51,17 @@ class Options(ctypes.Structure):
     )  # fmt: skip
 
 
+class Resize(ctypes.Structure):
+    """`cnxt_resize`."""
+
+    _fields_ = (
+        ("source_height", ctypes.c_uint32), ("source_width", ctypes.c_uint32), ("row_bytes", ctypes.c_size_t),
+        ("pixel_bytes", ctypes.c_uint32), ("grey", ctypes.c_uint32), ("columns_first", ctypes.c_uint32),
+        ("height", ctypes.c_uint32), ("width", ctypes.c_uint32), ("top", ctypes.c_uint32), ("left", ctypes.c_uint32),
+        ("rows", ctypes.c_uint32), ("columns", ctypes.c_uint32), ("filter", ctypes.c_uint32),
+    )  # fmt: skip
+
+
 class TimingEntry(ctypes.Structure):
     """`cnxt_timing`."""
 
@@ -247,6 +258,7 @@ def opened(path: Path) -> ctypes.CDLL:
         "cnxt_session_info": (None, [void, ctypes.POINTER(Info)]),
         "cnxt_session_isa": (text, [void]),
         "cnxt_session_run": (number, [void, void, ctypes.POINTER(void)]),
+        "cnxt_image_resize": (number, [text, ctypes.POINTER(Resize), void, void, text, size]),
         "cnxt_peak": (
             number,
             [text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_double, ctypes.POINTER(ctypes.c_double)],

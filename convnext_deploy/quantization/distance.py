@@ -15,7 +15,7 @@ from ..models.convnext import ConvNeXt
 from ..records.base import InputKind
 from ..records.manifest import Preprocessing
 from .apply import apply
-from .calibrate import pixel_reader
+from .images import pixel_reader
 from .plan import LoadedPlan, quantized, restricted
 
 Pixels = NDArray[np.uint8]  # (N, C, H, W)

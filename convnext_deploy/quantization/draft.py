@@ -11,16 +11,19 @@ from torch import Tensor
 
 from ..data import sources
 from ..models.convnext import ConvNeXt
+from ..models.parameters import tensors_sha256
 from ..records.base import InputKind, Precision
 from ..records.manifest import Preprocessing
 from ..records.plan import CorrectionRecord, OperationType, RangeMethod, Target, WeightBits
 from . import corrections, saturated
 from .apply import apply, rebalance
 from .calibrate import calibrate
+from .counting import Runner
 from .distance import Distances, Pixels, classifies, distances, outputs, pixels_of
 from .eight_bits import EightBits
 from .plan import LoadedPlan, draft, products
 
+STATISTICS = "calibration"  # how the names of files of statistics begin
 CORRECTION_IMAGES = 64  # of the calibration's, that biases and roundings are computed from
 HELPED = 2.0  # standard errors of the paired difference by which a correction has to lower the mean distance
 
@@ -42,7 +45,8 @@ def prepare(
     weight_bits: WeightBits,
     images: int,
     rounding: bool,
-    resume: Path | None,
+    folder: Path | None,
+    runner: Runner | None = None,
     say: Callable[[str], None],
     progress: Callable[[str], Callable[[int, int], None]],
 ) -> LoadedPlan:
@@ -55,20 +59,22 @@ def prepare(
         names: the operations to run in 8 bits.
         eight_bits: how the target computes.
         rounding: try GPTQ too, which takes minutes for a large model.
-        resume: keeps the calibration's statistics.
+        folder: keeps the calibration's statistics, and those of the balanced module.
+        runner: runs the images of a calibration; None: this process.
         progress: told what begins; returns what is told (steps done, steps in all) of it.
     """
     paths = products(model)
     classify = classifies(model)
 
-    def calibrated(module: ConvNeXt, kept: Path | None, doing: str) -> LoadedPlan:
+    def calibrated(module: ConvNeXt, name: str, doing: str) -> LoadedPlan:
         statistics = calibrate(
             module,
             tuple(paths.values()),
             source,
             preprocessing=preprocessing,
             images=images,
-            resume=kept,
+            resume=None if folder is None else folder / f"{name}.safetensors",
+            runner=runner,
             progress=progress(doing),
         )
         plan = draft(
@@ -87,7 +93,7 @@ def prepare(
         return LoadedPlan(plan, {}, statistics, eight_bits)
 
     say(f"calibrating on {images} images of {source.name}")
-    current = calibrated(model, resume, "calibrating")
+    current = calibrated(model, STATISTICS, "calibrating")
     pixels = pixels_of(sources.subset(source, min(images, CORRECTION_IMAGES)), preprocessing, model)
     expected = outputs(model, held_out, preprocessing)
 
@@ -102,7 +108,8 @@ def prepare(
         changed = copy.deepcopy(model)
         for name, values in factors.items():
             rebalance(changed, name.partition("/")[2], values)
-        again = calibrated(changed, None, "trying the correction balance")
+        file = f"{STATISTICS}-{tensors_sha256(changed.state_dict())[:12]}"
+        again = calibrated(changed, file, "trying the correction balance")
         return replace(again, tensors=factors)
 
     def shifted(plan: LoadedPlan) -> LoadedPlan:

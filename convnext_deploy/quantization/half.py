@@ -33,8 +33,8 @@ from ..models.parameters import tensors_sha256
 from ..records.base import InputKind
 from ..records.manifest import ModelSpec, Norm, Preprocessing
 from ..records.plan import HalfOperation, HalfPrecision, HalfReport, HalfTensor, OperationPlan, Plan, Target
-from .calibrate import RANDOM, content_sha256
 from .distance import pixels_of
+from .images import RANDOM, content_sha256
 from .plan import kind_of, operations
 
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -118,7 +118,7 @@ def analyse(
 
     Args:
         model: in eval mode, folded, in fp32, on the device that is to run it.
-        source: `calibrate.open_images`; its labels are not looked at.
+        source: `images.open_images`; its labels are not looked at.
         preprocessing: leads from an image to the model's input; raw pixels go to a model that takes uint8.
         images: how many, evenly spaced over the source.
         batch: images at once.

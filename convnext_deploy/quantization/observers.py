@@ -2,8 +2,9 @@
 
 A `Histogram` is a fixed amount of memory however many images it has seen. Its bins span [-radius, radius) with a
 radius that is a power of two: when a value lies outside, the radius doubles and neighbouring bins join, and a value's
-bin is the same whether it came before or after. So one pass over the images suffices, and the merged histograms of
-two sets are, count for count, that of their union.
+bin is the same whether it came before or after. Sums are whole numbers of the smallest step that float64 has, so they
+do not round. So one pass over the images suffices, and the merged histograms of any sets, in any order, are that of
+their union, bit for bit.
 
 Range methods: "minmax"; "moving_average", the mean over the images of each one's extremes; "percentile"; "entropy",
 the least Kullback-Leibler divergence between the values and their quantized selves; "mse", the least squared error.
@@ -11,7 +12,10 @@ The last two model the values as uniform within a bin, of which there are at lea
 (512 in the histogram of a channel).
 """
 
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +33,8 @@ ENTROPY_BINS = 2048  # joined for "entropy": in bins much finer than levels it w
 PERCENTILE = 99.99  # 99.9 already cuts off signal in ConvNeXt
 
 _LEAST_EXPONENT = -64  # of a radius; in ranges below it nothing is searched for
+_SUM_EXPONENT = 1074  # every float64 is a multiple of 2 ** -1074
+_SUM_BYTES = 272  # of a sum: 2 ** 2098 is the largest float64 in such units, and 63 bits count images
 _CHUNK = 1 << 18  # values binned at once; on a CPU several times faster than all at once, because they stay in cache
 _LARGEST = {"u8_asymmetric": 255.0, "s8_symmetric": 127.0, "fp8_e4m3": 448.0}  # code, from zero or from the lowest
 
@@ -41,8 +47,8 @@ class Histogram:
     exponent: Tensor  # int64 (rows,); radius = 2 ** exponent
     low: Tensor  # float64 (C,), exact
     high: Tensor
-    low_sum: Tensor  # float64 (rows,): each image's extreme, summed over the images
-    high_sum: Tensor
+    low_sum: tuple[int, ...]  # (rows,): each image's extreme, summed over the images; in units of 2 ** -_SUM_EXPONENT
+    high_sum: tuple[int, ...]
     images: int
 
 
@@ -71,10 +77,20 @@ def histogram(values: Tensor, name: str, *, per_channel: bool = False) -> Histog
         exponent=exponent,
         low=low.amin(0),
         high=high.amax(0),
-        low_sum=image_low.sum(0),
-        high_sum=image_high.sum(0),
+        low_sum=_summed(image_low),
+        high_sum=_summed(image_high),
         images=images,
     )
+
+
+def _summed(extremes: Tensor) -> tuple[int, ...]:
+    """Over the images, (N, rows) -> (rows,), exactly: float64 would give another sum in another order."""
+    return tuple(sum(_units(value) for value in row) for row in extremes.T.tolist())
+
+
+def _units(value: float) -> int:
+    numerator, denominator = value.as_integer_ratio()  # the denominator is a power of two, 2 ** 1074 at most
+    return (numerator << _SUM_EXPONENT) // denominator
 
 
 def _binned(values: Tensor, exponent: Tensor, bins: int) -> Tensor:
@@ -90,15 +106,15 @@ def _binned(values: Tensor, exponent: Tensor, bins: int) -> Tensor:
 
 
 def merged(a: Histogram, b: Histogram) -> Histogram:
-    """Add up the images of both, exactly (the sums up to float64 rounding)."""
+    """Add up the images of both, exactly: in whichever order sets are merged, the result is the same."""
     exponent = torch.maximum(a.exponent, b.exponent)
     return Histogram(
         counts=_widened(a.counts, exponent - a.exponent) + _widened(b.counts, exponent - b.exponent),
         exponent=exponent,
         low=torch.minimum(a.low, b.low),
         high=torch.maximum(a.high, b.high),
-        low_sum=a.low_sum + b.low_sum,
-        high_sum=a.high_sum + b.high_sum,
+        low_sum=tuple(map(operator.add, a.low_sum, b.low_sum)),
+        high_sum=tuple(map(operator.add, a.high_sum, b.high_sum)),
         images=a.images + b.images,
     )
 
@@ -111,19 +127,38 @@ def _widened(counts: Tensor, doublings: Tensor) -> Tensor:
     return torch.zeros_like(counts).scatter_add_(1, index, counts)
 
 
-def to_arrays(statistics: Histogram) -> dict[str, NDArray[np.int64] | Floats]:
+def to_arrays(statistics: Histogram) -> dict[str, NDArray[Any]]:
     """Everything it contains, to be saved."""
     tensors = {field: getattr(statistics, field).cpu().numpy() for field in _TENSORS}
-    return {**tensors, "images": np.array(statistics.images)}
+    sums = {field: _as_bytes(getattr(statistics, field)) for field in _SUMS}
+    return {**tensors, **sums, "images": np.array(statistics.images)}
 
 
-def from_arrays(arrays: dict[str, NDArray[np.int64] | Floats], device: torch.device) -> Histogram:
-    """The histogram that `to_arrays` was given."""
+def from_arrays(arrays: Mapping[str, NDArray[Any]], device: torch.device) -> Histogram:
+    """The histogram that `to_arrays` was given.
+
+    Raises:
+        KeyError, ValueError: it was given none.
+    """
     tensors = {field: torch.tensor(arrays[field], device=device) for field in _TENSORS}
-    return Histogram(images=int(arrays["images"]), **tensors)
+    low_sum, high_sum = (_from_bytes(arrays[field]) for field in _SUMS)
+    return Histogram(images=int(arrays["images"]), low_sum=low_sum, high_sum=high_sum, **tensors)
 
 
-_TENSORS = ("counts", "exponent", "low", "high", "low_sum", "high_sum")
+def _as_bytes(sums: tuple[int, ...]) -> NDArray[np.uint8]:
+    """(rows, bytes), two's complement from the lowest byte on."""
+    content = b"".join(number.to_bytes(_SUM_BYTES, "little", signed=True) for number in sums)
+    return np.frombuffer(content, np.uint8).reshape(len(sums), _SUM_BYTES)
+
+
+def _from_bytes(array: NDArray[Any]) -> tuple[int, ...]:
+    if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != _SUM_BYTES:
+        raise ValueError(f"its sums are {array.dtype} {array.shape}, as another version kept them")
+    return tuple(int.from_bytes(row.tobytes(), "little", signed=True) for row in array)
+
+
+_TENSORS = ("counts", "exponent", "low", "high")
+_SUMS = ("low_sum", "high_sum")
 
 
 # Scales ---------------------------------------------------------------------------------------------------------------
@@ -282,8 +317,9 @@ def _rows(statistics: Histogram) -> list[_Row]:
     counts = statistics.counts.double().cpu().numpy()
     per_channel = len(counts) > 1
     low, high = statistics.low.cpu().numpy(), statistics.high.cpu().numpy()
-    mean_low = (statistics.low_sum / statistics.images).tolist()
-    mean_high = (statistics.high_sum / statistics.images).tolist()
+    units = statistics.images << _SUM_EXPONENT
+    mean_low = [total / units for total in statistics.low_sum]  # of whole numbers Python rounds the quotient once
+    mean_high = [total / units for total in statistics.high_sum]
     return [
         _Row(
             counts[row],

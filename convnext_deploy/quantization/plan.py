@@ -29,8 +29,9 @@ from ..records.plan import (
     Target,
     WeightBits,
 )
-from .calibrate import RANDOM, Calibration, report
+from .calibrate import Calibration, report
 from .eight_bits import EightBits
+from .images import RANDOM
 from .observers import scale_and_zero_point
 
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}

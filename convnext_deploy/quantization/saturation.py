@@ -28,9 +28,13 @@ def saturates() -> bool:
     return x86 and not EXACT_FEATURES & env.cpu_features()
 
 
-def bits_for(type: OperationType) -> WeightBits:
-    """The weights' bits that every runtime multiplies exactly on this machine, and those that can, fast."""
-    return 7 if type == "u8s8" and saturates() else 8
+def bits_for(type: OperationType, saturating: bool) -> WeightBits:
+    """The weights' bits that every runtime multiplies exactly on a machine, and those that can, fast.
+
+    Args:
+        saturating: what `saturates` says there.
+    """
+    return 7 if type == "u8s8" and saturating else 8
 
 
 def in_danger(record: Plan | QuantizationRecord | None) -> bool:

@@ -10,7 +10,8 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 NetworkTask = Literal["classify", "embed", "features"]  # of the network alone
 # segment: with the head that makes a class of each pixel; detect: with the one that makes boxes.
 Task = Literal["classify", "embed", "features", "segment", "detect"]
-PlanTask = Literal["classify", "embed", "features", "segment"]  # whose products a plan can name
+# Whose products a plan can name, and for which there are models to compare with.
+PlanTask = Literal["classify", "embed", "features", "segment"]
 # What a classifier's outputs mean, as in transformers' `problem_type`: logits of classes of which an image has one, or
 # any number; the one logit of the second of two classes; or values.
 Problem = Literal["single-label", "multi-label", "binary", "regression"]
@@ -20,6 +21,13 @@ InputKind = Literal["float32", "uint8"]
 Device = Literal["cpu", "cuda"]
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+# What a model may be. Records and configurations can be anybody's, and what is made of them takes memory for each of
+# these; the limits are far beyond every published model. The largest image has as many pixels as one that is decoded.
+MAX_SIDE, MAX_BATCH = 8192, 65_536
+Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]  # pixels
+Channels = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+Epsilon = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+BatchSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]
 Images = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
 Above0 = Annotated[float, msgspec.Meta(ge=1e-12, le=1e12)]  # a time or a rate; ratios beyond would overflow
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -41,6 +49,7 @@ SCHEMA = 1
 SchemaVersion = Annotated[int, msgspec.Meta(ge=max(1, SCHEMA - 1), le=SCHEMA)]
 
 MAX_BYTES = 64 << 20  # of a record; the manifest of a model with 21,841 labels has 1 MB
+_PIECE = 1 << 20
 MAX_RESULTS_BYTES = 1 << 30  # of results, of which a file may hold any number
 
 
@@ -50,11 +59,14 @@ def content_of(path: Path, most: int = MAX_BYTES) -> bytes:
     Raises:
         OSError: it cannot be read, or has more bytes.
     """
+    pieces, size = [], 0
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+        while size <= most and (piece := file.read(_PIECE)):  # a read of all at once takes `most` bytes beforehand
+            pieces.append(piece)
+            size += len(piece)
+    if size > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes, which is the most that is read", str(path))
-    return content
+    return b"".join(pieces)
 
 
 PlanType = Literal["int8", "fp8"]

@@ -6,7 +6,10 @@ import msgspec
 
 from .base import (
     SCHEMA,
+    BatchSize,
+    Channels,
     Device,
+    Epsilon,
     Fraction,
     InputKind,
     PlanType,
@@ -16,6 +19,7 @@ from .base import (
     Record,
     SchemaVersion,
     Sha256,
+    Side,
     Task,
 )
 from .plan import QuantizationRecord
@@ -26,39 +30,52 @@ Activation = Literal["gelu", "gelu_tanh", "silu"]
 HeadActivation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh", "none"]
 Head = Literal["pool_norm", "norm_pool"]
 Level = Annotated[int, msgspec.Meta(ge=1, le=4)]
+Depth = Annotated[int, msgspec.Meta(ge=1, le=1024)]  # blocks of a stage, or convolutions of a branch
+KernelSize = Annotated[int, msgspec.Meta(ge=1, le=255)]  # pixels
+PoolScale = Annotated[int, msgspec.Meta(ge=1, le=256)]
 
 
 class Segmentation(Record, frozen=True, kw_only=True):
     """The UPerNet head of the task segment, and how the masks of its training are numbered."""
 
-    channels: Positive = 512  # of every convolution but the last
-    pool_scales: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1, 2, 3, 6)
-    ignored: Annotated[int, msgspec.Meta(ge=-1)] = 255  # in a mask: a pixel that counts nowhere
+    channels: Channels = 512  # of every convolution but the last
+    pool_scales: Annotated[tuple[PoolScale, ...], msgspec.Meta(min_length=1, max_length=16)] = (1, 2, 3, 6)
+    ignored: Annotated[int, msgspec.Meta(ge=-1, lt=2**31)] = 255  # in a mask: a pixel that counts nowhere
     reduce_labels: bool = False  # masks count from 1, and 0 is a pixel that counts nowhere
 
 
-Side = Annotated[float, msgspec.Meta(gt=0)]
-Sizes = Annotated[tuple[Side, ...], msgspec.Meta(min_length=1)]
+Sizes = Annotated[
+    tuple[Annotated[float, msgspec.Meta(ge=1e-3, le=1e5)], ...], msgspec.Meta(min_length=1, max_length=64)
+]
+Levels = Annotated[tuple[Sizes, ...], msgspec.Meta(max_length=16)]
+Most = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+Places = Annotated[int, msgspec.Meta(ge=1, le=256)]  # of a side of what is cut out of the pyramid
+BoxWeight = Annotated[float, msgspec.Meta(gt=0, le=1e5)]
 
 
 class MaskHead(Record, frozen=True, kw_only=True):
     """What makes a mask of each detection of a Mask R-CNN: convolutions, and one that doubles the sides."""
 
-    channels: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (256, 256, 256, 256)
-    upsampled: Positive = 256  # channels of the map with twice the sides
-    size: Positive = 14  # places of a side of what is cut out of the pyramid; a mask has twice as many
+    channels: Annotated[tuple[Channels, ...], msgspec.Meta(min_length=1, max_length=64)] = (256, 256, 256, 256)
+    upsampled: Channels = 256  # channels of the map with twice the sides
+    size: Places = 14  # places of a side of what is cut out of the pyramid; a mask has twice as many
 
 
 class Regions(Record, frozen=True, kw_only=True):
     """The second stage of a Faster or Mask R-CNN: which proposals it takes, and what it computes of each."""
 
-    most_proposals: Positive = 1000  # of an image
+    most_proposals: Most = 1000  # of an image
     nms_threshold: Fraction = 0.7  # of two proposals of a level with more overlap, the one with the lower score goes
     score_threshold: Fraction = 0.0  # a proposal has at least this score
-    size: Positive = 7  # places of a side of what is cut out of the pyramid
+    size: Places = 7  # places of a side of what is cut out of the pyramid
     samples: Annotated[int, msgspec.Meta(ge=0, le=16)] = 2  # at each place, along each side; 0: by the region's size
-    hidden: Positive = 1024  # width of the two linears
-    box_weights: tuple[Side, Side, Side, Side] = (10.0, 10.0, 5.0, 5.0)  # what a box's four numbers are divided by
+    hidden: Channels = 1024  # width of the two linears
+    box_weights: tuple[BoxWeight, BoxWeight, BoxWeight, BoxWeight] = (
+        10.0,
+        10.0,
+        5.0,
+        5.0,
+    )  # what a box's four numbers are divided by
     masks: MaskHead | None = None
 
 
@@ -70,21 +87,21 @@ class Detection(Record, frozen=True, kw_only=True):
     """
 
     kind: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"]
-    channels: Positive = 256  # of every map of the pyramid
-    convolutions: Positive = 4  # of each branch of the head, before its last
+    channels: Channels = 256  # of every map of the pyramid
+    convolutions: Depth = 4  # of each branch of the head, before its last
     group_norm: bool = False  # behind each of them
     # The levels after those of the backbone: every second pixel of the last, or two convolutions (P6 and P7).
     extra: Literal["pool", "p6p7"] = "pool"
     extra_of_map: bool = False  # P6 is made of the backbone's last map, and not of the pyramid's
     # Of each level: sizes in pixels, and height / width. A place of a map has an anchor for each pair of them.
-    anchor_sizes: tuple[Sizes, ...]
-    aspect_ratios: tuple[Sizes, ...]
+    anchor_sizes: Levels
+    aspect_ratios: Levels
     score_threshold: Fraction = 0.05  # what is not above it is no detection
     nms_threshold: Fraction = 0.5  # of two boxes of a class with more overlap, the one with the lower score goes
-    most_candidates: Positive = 1000  # of each level, before boxes suppress each other
-    most_detections: Positive = 300  # of an image
-    min_side: Positive = 800  # pixels: an image is resized to this side,
-    max_side: Positive = 1333  # unless its other side would exceed that
+    most_candidates: Most = 1000  # of each level, before boxes suppress each other
+    most_detections: Most = 300  # of an image
+    min_side: Side = 800  # pixels: an image is resized to this side,
+    max_side: Side = 1333  # unless its other side would exceed that
     regions: Regions | None = None  # of a detector of two stages
 
     @property
@@ -102,24 +119,24 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     """All that is needed to build the module without its weights. `image_size` is (height, width) in pixels."""
 
     architecture: str  # timm's name, or "custom" for widths and depths that no published variant has
-    depths: tuple[Positive, Positive, Positive, Positive]
-    dims: tuple[Positive, Positive, Positive, Positive]
-    kernel_sizes: tuple[Positive, Positive, Positive, Positive] = (7, 7, 7, 7)
+    depths: tuple[Depth, Depth, Depth, Depth]
+    dims: tuple[Channels, Channels, Channels, Channels]
+    kernel_sizes: tuple[KernelSize, KernelSize, KernelSize, KernelSize] = (7, 7, 7, 7)
     stem: Stem = "patch"
     norm: Norm = "layernorm"
-    norm_eps: float = 1e-6
-    head_norm_eps: float = 1e-6  # transformers' checkpoints use 1e-12 here and 1e-6 everywhere else
+    norm_eps: Epsilon = 1e-6
+    head_norm_eps: Epsilon = 1e-6  # transformers' checkpoints use 1e-12 here and 1e-6 everywhere else
     activation: Activation = "gelu"
     layer_scale: bool = True
     grn: bool = False
     head: Head = "pool_norm"
-    head_hidden: Positive | None = None
+    head_hidden: Channels | None = None
     head_activation: HeadActivation = "gelu"  # behind the hidden linear
-    num_classes: Annotated[int, msgspec.Meta(ge=0)] = 1000  # 0: no classifier
-    in_chans: Positive = 3
+    num_classes: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 1000  # 0: no classifier
+    in_chans: Channels = 3
     task: Task = "classify"
     problem: Problem | None = None  # of the task classify; None: nobody has said it
-    image_size: tuple[Positive, Positive] = (224, 224)
+    image_size: tuple[Side, Side] = (224, 224)
     # Of the maps of the task features, ascending: strides 4, 8, 16 and 32.
     levels: Annotated[tuple[Level, ...], msgspec.Meta(min_length=1, max_length=4)] = (1, 2, 3, 4)
     patch_tokens: bool = False  # of the task embed: also the last map's pixels, each with the norm of the pooled vector
@@ -155,10 +172,10 @@ class ModelSpec(Record, frozen=True, kw_only=True):
 class Preprocessing(Record, frozen=True, kw_only=True):
     """Resize, centre crop and normalization, as timm's evaluation transform does them."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)], ...]
+    std: tuple[Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)], ...]
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
-    crop_pct: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
+    crop_pct: Annotated[float, msgspec.Meta(ge=0.01, le=1.0)] = 0.875
     # fit: the whole image with its ratio of sides, resized as PyTorch resizes, at the top left; the rest is the mean. A
     # model of any size has no rest: its images get the sides that its detector says.
     crop_mode: Literal["center", "squash", "border", "fit"] = "center"
@@ -189,9 +206,9 @@ class WeightsRecord(Record, frozen=True, kw_only=True):
 class BatchRange(Record, frozen=True, kw_only=True):
     """The batch sizes an artifact takes; `opt` is the one it is tuned for."""
 
-    min: Positive = 1
-    opt: Positive = 8
-    max: Positive = 256
+    min: BatchSize = 1
+    opt: BatchSize = 8
+    max: BatchSize = 256
 
 
 class TensorRtSpec(Record, frozen=True, kw_only=True):
@@ -200,7 +217,7 @@ class TensorRtSpec(Record, frozen=True, kw_only=True):
     chosen: str | None = None  # why this one of the two, where the user left it open
     targets: tuple[str, ...] = ()  # "sm80" ...; none: the GPU here (TensorRT), every GPU from Ampere on (RTX)
     profiles: tuple[BatchRange, ...] = ()  # more ranges to tune for, inside `ExportSpec.batch`
-    sides: tuple[Positive, Positive, Positive] | None = None  # pixels, smallest, tuned for, largest; dynamic size only
+    sides: tuple[Side, Side, Side] | None = None  # pixels, smallest, tuned for, largest; dynamic size only
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None  # None: the builder's own, 3
     workspace_mb: Positive | None = None  # None: all of the GPU's memory
     hardware_compatible: bool = False  # TensorRT: any GPU from Ampere on

@@ -16,6 +16,7 @@ from .base import (
     Record,
     SchemaVersion,
     Sha256,
+    Side,
 )
 
 # Calibration
@@ -134,7 +135,7 @@ class Plan(HandWritten, frozen=True, kw_only=True):
     architecture: str
     weights_sha256: Sha256  # `WeightsRecord.tensors_sha256` of the checkpoint
     input: InputKind  # a uint8 input needs no scale to be found: raw pixels are 8 bits
-    image_size: tuple[Positive, Positive]
+    image_size: tuple[Side, Side]
     rest: Precision
     weight_ranges: Literal["minmax", "mse"] = "minmax"
     weight_bits: WeightBits = 8

@@ -31,7 +31,10 @@ class OnnxStandIn(Session):
         self._outputs = self._session.run(None, {self.manifest.inputs[0].name: self._images})
 
     def _fetch(self) -> tuple[NDArray[np.float32], ...]:
-        return tuple(np.array(output, dtype=np.float32) for output in self._outputs)
+        return tuple(
+            np.array(output, dtype=record.dtype)
+            for output, record in zip(self._outputs, self.manifest.outputs, strict=True)
+        )
 
     def _precision(self) -> PrecisionTruth:
         return self._truth

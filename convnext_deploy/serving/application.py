@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from .. import env
 from ..artifact.batches import Images
@@ -21,11 +22,22 @@ from . import multipart, openapi, protocol
 from .batching import Closed, Job, Outputs, Refused
 from .metrics import CONTENT_TYPE
 from .model import Model
-from .requests import ClientGone, Refusal, authorize, body_of, error_response, finished, json_response, timeout_s
+from .requests import (
+    ClientGone,
+    Refusal,
+    authorize,
+    body_of,
+    error_response,
+    finished,
+    json_response,
+    timeout_s,
+    waited_s,
+)
 from .service import Service
 from .siblings import Siblings
 
 INLINE_BYTES = 2**18  # of a body that is read in the event loop; larger ones would hold up others
+BEHIND_S = 1e-3  # that a request waits for the event loop before other threads are given short work too
 CLASSIFY_PARAMETERS = ("top", "model", "timeout_ms")
 CLOSED_REQUEST = 499  # the status under which metrics count a client that went away
 
@@ -71,6 +83,20 @@ def admin(service: Service, siblings: Siblings | None = None) -> Starlette:
     )
 
 
+class _Application(Starlette):
+    """Starlette, which looks for the address that is asked most before it does anything else."""
+
+    at_once: dict[tuple[str, str], Handler]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = None if scope["type"] != "http" else self.at_once.get((scope["method"], scope["path"]))
+        if endpoint is None or scope.get("root_path"):  # a path below somebody else's application
+            await super().__call__(scope, receive, send)
+            return
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
 def _starlette(service: Service, routes: list[Route]) -> Starlette:
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -78,7 +104,8 @@ def _starlette(service: Service, routes: list[Route]) -> Starlette:
         headers = dict(error.headers or {})
         return error_response(error.status_code, f"{what}; GET /docs lists what there is", headers)
 
-    made = Starlette(routes=routes, exception_handlers={HTTPException: unknown})
+    made = _Application(routes=routes, exception_handlers={HTTPException: unknown})
+    made.at_once = {("POST", route.path): route.endpoint for route in routes if route.path == "/classify"}
     made.state.service = service
     return made
 
@@ -194,12 +221,16 @@ class _Served:
     async def _classified(
         self, name: str, request: Request, images: list[tuple[str, bytes]], seconds: float
     ) -> tuple[Model, list[Outputs]]:
+        waited = waited_s(request)
         while True:
             model = self._model(name)
             jobs: list[Job] = []
             try:
+                if waited is not None and len(images) == 1 and self._is_computed_here(model, images[0][1], waited):
+                    jobs.append(model.queue.admit(1, waited_s=waited))
+                    return model, [model.queue.run(jobs[0], *_input_of(model, *images[0]))]
                 loop = asyncio.get_running_loop()
-                jobs.extend(model.queue.admit(1, loop.create_future()) for _ in images)
+                jobs.extend(model.queue.admit(1, loop.create_future(), waited or 0.0) for _ in images)
                 for job, (image, content) in zip(jobs, images, strict=True):
                     self.service.pool.submit(_prepare, model, job, image, content)
                 return model, await self._answered(model, jobs, request, seconds)
@@ -209,6 +240,10 @@ class _Served:
             finally:
                 for job in jobs:
                     model.queue.cancel(job)  # those that are not over
+
+    def _is_computed_here(self, model: Model, content: bytes, waited: float) -> bool:
+        """Short work is, unless requests wait for this thread while there are cores for others."""
+        return (waited < BEHIND_S or self.service.options.cores == 1) and model.is_short(content)
 
     async def _answered(self, model: Model, jobs: list[Job], request: Request, seconds: float) -> list[Outputs]:
         futures = [job.owner for job in jobs]
@@ -318,13 +353,19 @@ def _prepare(model: Model, job: Job, image: str, content: bytes) -> None:
     if job.over:
         return
     try:
-        images, seconds = model.input_of(content)
+        images, seconds = _input_of(model, image, content)
     except Exception as error:  # the request is told; the thread has others to serve
-        if image and isinstance(error, UnreadableImage):
-            error = UnreadableImage(f"{image}: {error}")
         model.queue.fail(job, error)
     else:
         model.queue.put(job, images, seconds)
+
+
+def _input_of(model: Model, image: str, content: bytes) -> tuple[Images, float]:
+    """`Model.input_of`, whose error names the image of several."""
+    try:
+        return model.input_of(content)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{image}: {error}" if image else str(error)) from error
 
 
 def _whole(text: str, name: str) -> int:

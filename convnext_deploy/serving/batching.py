@@ -88,6 +88,7 @@ class Queue:
         self._waiting: deque[Job] = deque()
         self._waiting_images = 0
         self._admitted = 0  # images of jobs that are not over
+        self._busy = 0  # threads that run a batch
         self._image_s = 0.0  # running mean: of a thread's time for one image
         self._prepare_s = 0.0  # likewise: of decoding one image, on all cores
         self._closed = False
@@ -112,8 +113,17 @@ class Queue:
         """Images of requests that are not answered."""
         return self._admitted
 
-    def admit(self, count: int, owner: Any = None) -> Job:
+    @property
+    def has_free_thread(self) -> bool:
+        """Whether a batch would be run at once."""
+        return self._busy < len(self._threads)
+
+    def admit(self, count: int, owner: Any = None, waited_s: float = 0.0) -> Job:
         """A place for so many images, before they are decoded.
+
+        Args:
+            owner: whoever waits for them; None: `run` is called for the job.
+            waited_s: that they have waited before they came here.
 
         Raises:
             Refused: there is no room, or they could not be answered in time.
@@ -122,12 +132,13 @@ class Queue:
         with self._changed:
             if self._closed:
                 raise Closed
-            expected_s = self._expected_s(count)
+            expected_s = waited_s + self._expected_s(count)
             if self._admitted and self._admitted + count > self._room:
                 raise Refused(f"{self._admitted} images are waiting; at most {self._room} do", expected_s)
-            if self._admitted and self._limit_s is not None and expected_s > self._limit_s:
+            if (self._admitted or waited_s) and self._limit_s is not None and expected_s > self._limit_s:
+                what = f"{self._admitted} images are" if self._admitted else "other requests were"
                 raise Refused(
-                    f"{self._admitted} images are waiting, so the answer would take {expected_s * 1e3:.0f} ms; "
+                    f"{what} waiting, so the answer would take {expected_s * 1e3:.0f} ms; "
                     f"the limit is {self._limit_s * 1e3:.0f} ms",
                     expected_s - self._limit_s,
                 )
@@ -145,14 +156,37 @@ class Queue:
         """
         assert len(images) == job.count
         with self._changed:
-            if prepared_s:
-                self._prepare_s = _mean(self._prepare_s, prepared_s / job.count)
+            self._prepared(job, prepared_s)
             if job.over:
                 return
             job.images = images
             self._waiting.append(job)
             self._waiting_images += job.count
             self._changed.notify()
+
+    def _prepared(self, job: Job, seconds: float) -> None:
+        if seconds:
+            self._prepare_s = _mean(self._prepare_s, seconds / job.count)
+
+    def run(self, job: Job, images: Images, prepared_s: float = 0.0) -> Outputs:
+        """Compute an admitted job in the calling thread, beside what the queue's own threads do.
+
+        Raises:
+            What the session raises.
+        """
+        with self._changed:
+            self._prepared(job, prepared_s)
+            self._busy += 1
+        job.images = images
+        try:
+            self._execute([job])
+        finally:
+            with self._changed:
+                self._busy -= 1
+        if job.error is not None:
+            raise job.error
+        assert job.outputs is not None
+        return job.outputs
 
     def fail(self, job: Job, error: Exception) -> None:
         """The job's images could not be prepared."""
@@ -193,29 +227,34 @@ class Queue:
 
     def _work(self) -> None:
         while jobs := self._next():
-            started = time.monotonic()
-            pieces = [job.images for job in jobs]
-            count = sum(job.count for job in jobs)
-            error, outputs = None, None
-            try:
-                outputs = self._run(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))  # type: ignore[arg-type]
-            except Exception as failure:  # each request is told; the thread has others to serve
-                error = failure
-            ended = time.monotonic()
-            self._observe(count, [started - job.arrived for job in jobs], ended - started)
-            first = 0
-            over = []
-            for job in jobs:
-                if self._end(job):
-                    job.error = error
-                    if outputs is not None:
-                        job.outputs = tuple(output[first : first + job.count] for output in outputs)
-                    over.append(job)
-                first += job.count
+            self._execute(jobs)
             with self._changed:
-                self._image_s = _mean(self._image_s, (ended - started) / count)
-            if over:
-                self._deliver(over)
+                self._busy -= 1
+
+    def _execute(self, jobs: list[Job]) -> None:
+        started = time.monotonic()
+        pieces = [job.images for job in jobs]
+        count = sum(job.count for job in jobs)
+        error, outputs = None, None
+        try:
+            outputs = self._run(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))  # type: ignore[arg-type]
+        except Exception as failure:  # each request is told; the thread has others to serve
+            error = failure
+        ended = time.monotonic()
+        self._observe(count, [started - job.arrived for job in jobs], ended - started)
+        first = 0
+        over = []
+        for job in jobs:
+            if self._end(job):
+                job.error = error
+                if outputs is not None:
+                    job.outputs = tuple(output[first : first + job.count] for output in outputs)
+                over.append(job)
+            first += job.count
+        with self._changed:
+            self._image_s = _mean(self._image_s, (ended - started) / count)
+        if over:
+            self._deliver(over)
 
     def _next(self) -> list[Job]:
         """The jobs of the next batch; none when the queue has ended."""
@@ -247,6 +286,7 @@ class Queue:
             jobs.append(job)
             total += job.count
         self._waiting_images -= total
+        self._busy += 1
         if self._waiting:
             self._changed.notify()
         return jobs

@@ -1,6 +1,7 @@
 """Whether what a model is asked is like what it was calibrated on, for Prometheus."""
 
 import random
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
@@ -14,9 +15,11 @@ from ..records.plan import CalibrationRecord
 from .batching import Job
 from .metrics import PREFIX
 
+PAUSE_S = 0.01  # at least, from one image that is looked at to the next
+
 
 class Drift:
-    """The latest images of one model. One image of each batch is looked at, behind its answer.
+    """The latest images of one model. One image of a batch is looked at, of a hundred batches a second at most.
 
     Args:
         problem: what the outputs mean; None, or a regression: nothing is told of classes.
@@ -30,9 +33,14 @@ class Drift:
         self._manifest = manifest
         self._has_classes = problem not in (None, "regression") and len(reference.classes) >= 2
         self._recent, self._guard = Recent(reference), Lock()
+        self._next = 0.0  # when an image is looked at again
 
     def look(self, jobs: Sequence[Job]) -> None:
-        """Jobs of a batch that were answered."""
+        """Jobs of a batch that were answered; some of so many batches that nobody has to wait for it."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + PAUSE_S
         job = random.choice(jobs)
         if job.images is None or job.outputs is None:
             return

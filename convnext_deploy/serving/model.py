@@ -4,9 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from .. import formats
 from ..accuracy import canary
@@ -14,7 +17,7 @@ from ..accuracy.targets import problem_of
 from ..artifact.batches import Images
 from ..artifact.manifest import Artifact
 from ..artifact.session import Session, run_in_batches
-from ..data import decoding, preprocess
+from ..data import decoding, jpeg, preprocess
 from ..env import usable_cores
 from ..errors import CheckFailed, ParityError, UsageError, counted
 from ..records.prediction import ClassProbability, NamesFrom
@@ -24,6 +27,12 @@ from .batching import Job, Outputs, Queue
 from .drift import Drift
 from .metrics import Metrics
 from .options import ServeOptions
+
+# A request that takes less from its bytes to its outputs is computed where it came in: handing it to other threads and
+# back takes a good part of that by itself. Others in the event loop wait that long.
+SHORT_S = 2e-3
+SHORT_BYTES = 2**17  # of a file, likewise: what is decoded of each pixel is in proportion to them
+THREADLESS_S = 1e-3  # an image that takes less gains nothing from a second thread
 
 KINDS = ("JPEG", "PNG", "WEBP")  # of image files; every other decoder is one more that strangers could attack
 
@@ -75,6 +84,11 @@ class Model:
         if facts.model.in_chans in (1, 3):
             self._to_pixels = preprocess.transform(facts.preprocessing, facts.model.image_size, facts.model.in_chans)
         self.session: Session = formats.opened(artifact, options.run, trust)
+        self._alone_s = self._image_alone()
+        if options.chooses_threads and options.run.threads != 1 and self._alone_s < THREADLESS_S:
+            self.session.close()
+            self.session = formats.opened(artifact, replace(options.run, threads=1), trust)
+            self._alone_s = self._image_alone()
         threads = options.sessions or max(1, self.session.at_once // options.workers)
         if threads > self.session.at_once:
             raise UsageError(
@@ -100,6 +114,7 @@ class Model:
         try:
             self._warm_up(threads)
             self._refuse_limit()
+            self._pixel_s = self._decoding_alone()
             self._prove(say)
             say(f"{name}: {why}")
         except BaseException:
@@ -156,19 +171,35 @@ class Model:
         """
         if self.options.slo_ms is None:
             return
+        taken_s = self._image_alone()
+        if taken_s * 1e3 > self.options.slo_ms:
+            raise UsageError(
+                f"slo_ms {self.options.slo_ms:g}: {self.name} takes {taken_s * 1e3:.3g} ms for one image alone "
+                "here, so that nothing could be answered in time; give more, or serve a faster artifact"
+            )
+
+    def _image_alone(self) -> float:
+        """Seconds of one image, of which nobody else is in the way: the least of some runs."""
         facts = self.manifest
         pixels = np.zeros((1, facts.model.in_chans, *facts.model.image_size), np.uint8)
         images = preprocess.as_input(pixels, facts.preprocessing, facts.export.input)
-        taken = []
-        for _ in range(5):
-            started = time.perf_counter()
-            self._run(images)
-            taken.append(time.perf_counter() - started)
-        if min(taken) * 1e3 > self.options.slo_ms:
-            raise UsageError(
-                f"slo_ms {self.options.slo_ms:g}: {self.name} takes {min(taken) * 1e3:.3g} ms for one image alone "
-                "here, so that nothing could be answered in time; give more, or serve a faster artifact"
-            )
+        return _least_s(lambda: self._run(images))
+
+    def _decoding_alone(self) -> float:
+        """Seconds for a pixel of a photograph, from its file to the model's input: likewise."""
+        to_pixels = self._to_pixels
+        if to_pixels is None:
+            return 0.0
+        content = jpeg.PHOTOGRAPH.read_bytes()
+        width, height = jpeg.baseline_sides(content) or (1, 1)
+        return _least_s(lambda: self._prepared(content, to_pixels, decoding.MAX_PIXELS)) / (width * height)
+
+    def is_short(self, content: bytes) -> bool:
+        """Whether a file of these bytes is computed sooner than others would miss the event loop's thread."""
+        if self._to_pixels is None or len(content) > SHORT_BYTES or not self.queue.has_free_thread:
+            return False
+        sides = jpeg.baseline_sides(content)
+        return sides is not None and sides[0] * sides[1] * self._pixel_s + self._alone_s < SHORT_S
 
     def _prove(self, say: Callable[[str], None]) -> None:
         """Make export's own comparison on this machine.
@@ -204,15 +235,23 @@ class Model:
                 f"/v2/models/{self.name}/infer"
             )
         started = time.perf_counter()
-        image = decoding.decoded(content, self._max_pixels, KINDS)
+        images = self._prepared(content, self._to_pixels, self._max_pixels)
+        return images, (time.perf_counter() - started) / self._cores
+
+    def _prepared(self, content: bytes, to_pixels: preprocess.ToPixels, most: int) -> Images:
+        facts = self.manifest
+        image: Image.Image | NDArray[np.uint8] | None = None
+        if not facts.preprocessing.exif_orientation:
+            image = decoding.photograph(content, most)
+        if image is None:
+            image = decoding.decoded(content, most, KINDS)
         try:
-            pixels = self._to_pixels(image)
+            pixels = to_pixels(image)
         except decoding.UnreadableImage:
             raise
         except OSError as error:
             raise decoding.UnreadableImage(" ".join(str(error).split())) from error
-        images = preprocess.as_input(pixels[None], self.manifest.preprocessing, self.manifest.export.input)
-        return images, (time.perf_counter() - started) / self._cores
+        return preprocess.as_input(pixels[None], facts.preprocessing, facts.export.input)
 
     def best(self, outputs: Outputs, top: int) -> tuple[ClassProbability, ...]:
         """The most probable classes of the first image."""
@@ -221,3 +260,12 @@ class Model:
     def close(self) -> None:
         """Take no more work; what was taken is answered. Returns at once."""
         self.queue.close()
+
+
+def _least_s(work: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(5):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)

@@ -1,14 +1,8 @@
 """The files of a `multipart/form-data` body, in memory: none is written, whatever name a client gives it."""
 
-from typing import TYPE_CHECKING
+from python_multipart.multipart import parse_options_header
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-
-from ..errors import InputError, plain
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from ..errors import InputError
 
 MOST = 64  # parts of a body
 
@@ -23,53 +17,53 @@ def files(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
     boundary = options.get(b"boundary")
     if not boundary or len(boundary) > 200:
         raise InputError("multipart/form-data without a boundary")
-    parts = _Parts()
-    try:
-        parser = MultipartParser(boundary, parts.callbacks)
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise InputError(f"the body is not multipart/form-data: {plain(error)}") from None
-    if not parts.ended:
-        raise InputError("the body is not multipart/form-data: it ends in the middle")
-    if not parts.found:
+    parts = _parts(body, b"--" + boundary)
+    if len(parts) > MOST:
+        raise InputError(f"the form has more than {MOST} parts")
+    read = [file for head, content in parts if (file := _file(head, content)) is not None]
+    if not read:
         raise InputError("the form has no file; send one as in `curl -F image=@photo.jpg`")
-    return parts.found
+    return read
 
 
-class _Parts:
-    def __init__(self) -> None:
-        self.found: list[tuple[str, bytes]] = []
-        self.ended = False
-        self._count = 0
-        self._field, self._value = bytearray(), bytearray()
-        self._headers: dict[bytes, bytes] = {}
-        self._content = bytearray()
-        self.callbacks: MultipartCallbacks = {
-            "on_part_begin": self._begin,
-            "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._header,
-            "on_part_data": lambda data, start, end: self._content.extend(data[start:end]),
-            "on_part_end": self._end,
-            "on_end": self._over,
-        }
+def _parts(body: bytes, delimiter: bytes) -> list[tuple[bytes, bytes]]:
+    """Head and content of each part, of which at most one more than `MOST` is read.
 
-    def _begin(self) -> None:
-        self._count += 1
-        if self._count > MOST:
-            raise InputError(f"the form has more than {MOST} parts")
-        self._headers, self._content = {}, bytearray()
+    Raises:
+        InputError: the body is cut off, or has something else between its parts.
+    """
+    line = b"\r\n" + delimiter
+    place = 0 if body.startswith(delimiter) else body.find(line) + 2  # what is before the first one is nobody's
+    if place == 1:
+        raise InputError(f"the body is not multipart/form-data: {_ENDS}")
+    parts: list[tuple[bytes, bytes]] = []
+    while len(parts) <= MOST:
+        place += len(delimiter)
+        if body.startswith(b"--", place):
+            return parts
+        start = body.find(b"\r\n", place)
+        if start < 0:
+            raise InputError(f"the body is not multipart/form-data: {_ENDS}")
+        if body[place:start].strip(b" \t"):
+            raise InputError("the body is not multipart/form-data: something stands behind a boundary")
+        begin = start if body.startswith(b"\r\n\r\n", start) else body.find(b"\r\n\r\n", start)
+        end = body.find(line, max(begin, start) + 2)
+        if begin < 0 or end < 0:
+            raise InputError(f"the body is not multipart/form-data: {_ENDS}")
+        parts.append((body[start:begin], body[begin + 4 : end]))
+        place = end + 2
+    return parts
 
-    def _header(self) -> None:
-        self._headers[bytes(self._field).lower()] = bytes(self._value)
-        self._field, self._value = bytearray(), bytearray()
 
-    def _end(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        if b"filename" in options:
-            name = options[b"filename"] or options.get(b"name", b"")
-            self.found.append((name.decode(errors="replace")[:200], bytes(self._content)))
+_ENDS = "it ends in the middle"
 
-    def _over(self) -> None:
-        self.ended = True
+
+def _file(head: bytes, content: bytes) -> tuple[str, bytes] | None:
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-disposition":
+            _, options = parse_options_header(value.strip())
+            if b"filename" in options:
+                of_file = options[b"filename"] or options.get(b"name", b"")
+                return of_file.decode(errors="replace")[:200], content
+    return None

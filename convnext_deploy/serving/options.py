@@ -11,9 +11,9 @@ from ..errors import UsageError
 from ..records.base import Device
 from ..records.manifest import BatchRange
 
-# Of a session, by default. On two cores one session of two threads and two of one thread answer about the same number
-# of requests (benchmarks/bench_serve.py); one session answers a single request sooner. More than a few threads wait for
-# one another in a small batch.
+# Of a session, by default; one where an image takes less than a millisecond. One session of more threads answers a
+# single request sooner, and about as many of them as several of one thread. More than a few threads wait for one
+# another in a small batch.
 THREADS = 4
 # More than one worker is for small models. On two cores (Zen 5), with clients on the same ones, two of them answered
 # 1194 requests/s within 50 ms where one answered 652 (int8, 28 pixels, 0.12 ms an image), and 37 where one answered 41
@@ -89,6 +89,11 @@ class ServeOptions:
     def cores(self) -> int:
         """How many cores this process has, of those that the workers share."""
         return max(1, usable_cores() // self.workers)
+
+    @property
+    def chooses_threads(self) -> bool:
+        """Whether nobody has said how many threads a session has."""
+        return self.device == "cpu" and self.threads is None and self.sessions is None
 
     @property
     def run(self) -> RunOptions:

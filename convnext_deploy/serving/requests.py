@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import math
+import time
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,8 @@ from ..errors import InputError, plain
 from .options import ServeOptions
 from .service import Service
 
+# In a request's state: when all of it had come, as `time.perf_counter` has it. Other servers do not say.
+COMPLETE = "complete"
 BODIES = 16  # of the largest size, that may be in memory at once
 
 
@@ -136,6 +139,12 @@ async def gone(request: Request) -> None:
     """Returns when the client has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def waited_s(request: Request) -> float | None:
+    """For how long a request that has all come has waited for this thread; None: not known."""
+    complete = request.scope.get("state", {}).get(COMPLETE)
+    return None if complete is None else float(time.perf_counter() - complete)
 
 
 def timeout_s(options: ServeOptions, asked_ms: float | None) -> float:

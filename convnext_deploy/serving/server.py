@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..arguments import shown
 from ..errors import CheckFailed, ConvNextDeployError, UsageError, counted, plain
-from . import application
+from . import application, requests
 from .service import Service
 from .siblings import Siblings
 
@@ -55,6 +56,10 @@ class _Connection(HttpToolsProtocol):
         self._unset()
         self._asked = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.scope["state"][requests.COMPLETE] = time.perf_counter()
+        super().on_message_complete()
 
     def shutdown(self) -> None:
         """At the end of the server: a new connection, whose request may be on its way, has a moment to send it."""

@@ -239,6 +239,8 @@ def deliver(jobs: Sequence[Job]) -> None:
     """Wake whoever waits for these jobs: their owners are futures of an event loop in another thread."""
     loops: dict[asyncio.AbstractEventLoop, list[Job]] = {}
     for job in jobs:
+        if job.owner is None:  # it was computed by whoever waits
+            continue
         loops.setdefault(job.owner.get_loop(), []).append(job)
     for loop, these in loops.items():
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited

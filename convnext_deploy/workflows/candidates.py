@@ -1,27 +1,20 @@
-"""Every runtime and type that runs on this machine, what each could gain at best, and how one is built."""
+"""Every runtime and type that runs on a machine, and what each could gain there at best."""
 
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import msgspec
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 from .. import env, formats
-from ..artifact import manifest
-from ..artifact.manifest import Artifact
-from ..artifact.trust import built_here
+from ..artifact.session import RunOptions
 from ..data.image_source import ImageSource
-from ..errors import MissingPackageError, UsageError, WorkerError
+from ..errors import MissingPackageError, UsageError
 from ..formats.base import Format
-from ..models.source import Source
+from ..quantization import saturation
 from ..quantization.saturation import EXACT_FEATURES
 from ..records.base import Device, InputKind, PlanType, Precision
-from ..records.manifest import BatchRange, ExportRequest
 from ..records.optimize import Candidate, Objective
-from ..timing.worker import Worker
 from .evaluate import Images
 
 HALVES: tuple[Precision, ...] = ("bf16", "fp16", "tf32")
@@ -42,6 +35,47 @@ class Goal:
     input: InputKind
     device: Device
     threads: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The machine that candidates are built and timed on, as far as it decides which of them make sense."""
+
+    facts: dict[str, str | int]  # `env.machine`
+    versions: dict[str, str]
+    features: AbstractSet[str]  # of its processor, as `env.cpu_features`
+    architecture: str
+    saturates: bool  # `saturation.saturates`
+    runtimes: tuple[str, ...]  # that take part, those that most models are served with first
+    left_out: dict[str, str]  # other formats, and why
+
+    @property
+    def cores(self) -> int:
+        return int(self.facts["cores"])
+
+
+def machine_here(runtimes: Sequence[str], device: Device) -> Machine:
+    """This one.
+
+    Raises:
+        UsageError: as `listed`, or the device is not there, or no runtime is.
+    """
+    if device != "cpu":
+        from ..runtimes.torch_session import check_device
+
+        check_device(RunOptions(device=device))
+    there, left_out = listed(runtimes, device)
+    if not there:
+        raise UsageError(f"no runtime is installed that runs on {device}: {'; '.join(left_out.values())}")
+    return Machine(
+        facts=env.machine(),
+        versions=env.versions(),
+        features=env.cpu_features(),
+        architecture=platform.machine().lower(),
+        saturates=saturation.saturates(),
+        runtimes=tuple(fmt.name for fmt in there),
+        left_out=left_out,
+    )
 
 
 def listed(runtimes: Sequence[str], device: Device) -> tuple[list[Format], dict[str, str]]:
@@ -101,22 +135,22 @@ def candidate(
     )
 
 
-def rest_of(fmt: Format, device: Device) -> Precision:
-    """The type of what a plan leaves: what the format says, or bf16 where this CPU multiplies that faster."""
+def rest_of(fmt: Format, device: Device, machine: Machine) -> Precision:
+    """The type of what a plan leaves: what the format says, or bf16 where the CPU multiplies that faster."""
     assert fmt.eight_bits is not None
-    if device == "cpu" and fmt.bf16_features & env.cpu_features():
+    if device == "cpu" and fmt.bf16_features & machine.features:
         return "bf16"
     return "fp32" if device == "cpu" else fmt.eight_bits.rest
 
 
-def peak_gain(type: str, device: Device) -> float:
-    """How many times as many products a second as in fp32 this processor's instructions for a type can do at most.
+def peak_gain(type: str, device: Device, machine: Machine) -> float:
+    """How many times as many products a second as in fp32 the processor's instructions for a type can do at most.
 
     1 where a CPU has none: then the type saves memory at best, and every runtime here converts it before it multiplies.
     Infinite where nothing is known about the processor.
     """
-    features = env.cpu_features()
-    if device == "cuda" or type == "fp32" or not features or platform.machine().lower() not in ("x86_64", "amd64"):
+    features = machine.features
+    if device == "cuda" or type == "fp32" or not features or machine.architecture not in ("x86_64", "amd64"):
         return 1.0 if type == "fp32" else math.inf
     if type == "int8":
         return 32.0 if "amx_int8" in features else 4.0 if features & EXACT_FEATURES else 2.0
@@ -125,9 +159,9 @@ def peak_gain(type: str, device: Device) -> float:
     return 1.0
 
 
-def hopeless(type: str, device: Device, fp32_ms: float, best_ms: float) -> str | None:
+def hopeless(type: str, device: Device, machine: Machine, fp32_ms: float, best_ms: float) -> str | None:
     """Why a runtime's shorter type cannot be the fastest, by the time of its own fp32; None where it can."""
-    gain = peak_gain(type, device)
+    gain = peak_gain(type, device, machine)
     if gain <= 1.0:
         return f"this CPU has no instructions that multiply {type}"
     if fp32_ms / gain >= best_ms:
@@ -136,92 +170,3 @@ def hopeless(type: str, device: Device, fp32_ms: float, best_ms: float) -> str |
             f"than the {best_ms:.2f} ms that are reached already"
         )
     return None
-
-
-@dataclass(kw_only=True)
-class Workshop:
-    """Builds candidates in a process of its own, so that a compiler that crashes ends one candidate and no more."""
-
-    folder: Path
-    source: Source
-    input: InputKind
-    batch: BatchRange
-    device: Device
-    _worker: Worker | None = field(default=None)
-
-    def path(self, wanted: Candidate) -> Path:
-        return self.folder / wanted.name
-
-    def request(self, wanted: Candidate) -> ExportRequest:
-        return ExportRequest(
-            format=wanted.runtime,
-            precision=wanted.precision,
-            input=self.input,
-            batch=self.batch,
-            device=self.device,
-        )
-
-    def kept(self, wanted: Candidate, plan_sha256: str | None) -> Artifact | None:
-        """What an earlier call has built, where every file of it is unchanged."""
-        path = self.path(wanted)
-        if not (path / manifest.MANIFEST_NAME).is_file():
-            return None
-        existing = manifest.verified(path)
-        recorded = existing.manifest.export.quantization
-        ours = not formats.get(wanted.runtime).runs_code or built_here(existing.sha256)
-        return existing if ours and (recorded.plan_sha256 if recorded else None) == plan_sha256 else None
-
-    def built(self, wanted: Candidate, plan: Path | None) -> Artifact:
-        """Export it.
-
-        Raises:
-            WorkerError: why it cannot be built, or is wrong.
-        """
-        if self._worker is None:
-            self._worker = Worker("building", ("convnext_deploy.workflows.export", "torch"))
-        self._worker.name = wanted.name
-        try:
-            self._worker.call(
-                "call",
-                function=f"{__name__}:build",
-                arguments={
-                    "source": msgspec.to_builtins(self.source),
-                    "request": msgspec.to_builtins(self.request(wanted)),
-                    "plan": None if plan is None else str(plan),
-                    "kernels": wanted.kernels,
-                    "out": str(self.path(wanted)),
-                },
-            )
-        except WorkerError:
-            self.close()  # what a failed build has left in memory goes with it
-            raise
-        except BaseException:
-            self.close()
-            raise
-        return manifest.read(self.path(wanted))
-
-    def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
-
-
-def build(source: dict[str, Any], request: dict[str, Any], plan: str | None, kernels: bool, out: str) -> None:
-    """Export one candidate; runs in a worker."""
-    from .export import export, plan_for
-
-    order = msgspec.convert(request, ExportRequest)
-    loaded = plan_for(formats.get(order.format), plan, None)
-    export(
-        msgspec.convert(source, Source),
-        order,
-        plan=loaded,
-        kernels="all" if kernels else "none",
-        out=Path(out),
-        force=True,
-    )
-
-
-def reason_of(error: WorkerError, name: str) -> str:
-    """A worker's words without its name in front."""
-    return str(error).removeprefix(f"{name}: ")

@@ -59,19 +59,19 @@ def bench_on(
     artifacts = [manifest.verified(path) for path in paths]
     for artifact in artifacts:
         formats.refuse_untrusted(formats.of(artifact), artifact, trust)
-    say(f"connecting to the cluster {address}")
-    with connection.connected(address):
+    with connection.connected(address, say):
         order = _Order(
             parcels=tuple(delivery.packed(artifact) for artifact in artifacts),
             compare=tuple(compare),
             plan=plan,
             cuda_graph=cuda_graph,
         )
-        chosen = kinds(nodes.asked(nodes.usable(plan.device), machine_of))
-        for words, node in chosen.items():
+        alike = kinds(nodes.asked(nodes.usable(plan.device), machine_of))
+        firsts = [nodes_of[0] for nodes_of in alike.values()]
+        for words, (node, *_) in alike.items():
             say(f"node {node.address}: {words}")
         failures: list[str] = []
-        for node, answer in nodes.each(list(chosen.values()), timed, order, plan.device):
+        for node, answer in nodes.each(firsts, timed, order, plan.device, say):
             if isinstance(answer, str):
                 failures.append(f"node {node.address}: {answer}")
                 say(failures[-1])
@@ -81,13 +81,13 @@ def bench_on(
         raise WorkerError("; ".join(failures))
 
 
-def kinds(machines: Sequence[tuple[Node, dict[str, Any]]]) -> dict[str, Node]:
-    """The first node of each kind: the same processor, cores and GPUs."""
-    found: dict[str, Node] = {}
+def kinds(machines: Sequence[tuple[Node, dict[str, Any]]]) -> dict[str, list[Node]]:
+    """The nodes of each kind: the same processor, cores and GPUs."""
+    groups: dict[str, list[Node]] = {}
     for node, machine in machines:
         gpus = f", {machine['gpus']}" if machine["gpus"] else ""
-        found.setdefault(f"{machine['cpu']}, {machine['cores']} cores{gpus}", node)
-    return found
+        groups.setdefault(f"{machine['cpu']}, {machine['cores']} cores{gpus}", []).append(node)
+    return groups
 
 
 def machine_of(_: None) -> dict[str, Any]:

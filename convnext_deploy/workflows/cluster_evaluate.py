@@ -3,8 +3,7 @@
 The batches are those that one process would form, so that the predictions are the same where the machines are.
 """
 
-import importlib.metadata
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 
 from .. import env, formats
@@ -13,10 +12,8 @@ from ..accuracy.inference import Piece, Runner, Work
 from ..accuracy.predictions import joined
 from ..artifact.session import RunOptions
 from ..cluster import connection, crew, delivery
-from ..cluster.connection import Node
 from ..data.image_source import ImageSource
-from ..errors import DataError, counted
-from ..formats.base import Format
+from ..errors import counted
 from ..records.base import Goal
 
 PIECES = 8  # for each worker, where a piece has neither fewer than `inference.CHUNK` images nor 4 times as many
@@ -39,7 +36,14 @@ class _Opened:
     seen: bool  # the images, as they are seen where the source was opened
 
 
-def runner(address: str, options: RunOptions, *, trust: bool, say: Callable[[str], None]) -> Runner:
+def runner(
+    address: str,
+    options: RunOptions,
+    *,
+    trust: bool,
+    say: Callable[[str], None],
+    only: Collection[str] | None = None,
+) -> Runner:
     """Runs images on a cluster.
 
     An artifact that brings code runs on its nodes if it would be opened here: what they open has the same hash.
@@ -47,36 +51,27 @@ def runner(address: str, options: RunOptions, *, trust: bool, say: Callable[[str
     Args:
         address: of `connection.checked`.
         trust: as for `formats.opened`.
+        only: as for `crew.Crew`.
     """
 
     def ran(work: Work, ranges: Sequence[range]) -> Generator[Piece, None, None]:
         if not ranges:
             return
         formats.refuse_untrusted(formats.of(work.artifact), work.artifact, trust)
-        say(f"connecting to the cluster {address}")
-        with connection.connected(address):
-            yield from _on_cluster(work, ranges, options, say)
+        with connection.connected(address, say):
+            yield from _on_cluster(work, ranges, options, say, only)
 
     return ran
 
 
 def _on_cluster(
-    work: Work, ranges: Sequence[range], options: RunOptions, say: Callable[[str], None]
+    work: Work,
+    ranges: Sequence[range],
+    options: RunOptions,
+    say: Callable[[str], None],
+    only: Collection[str] | None,
 ) -> Generator[Piece, None, None]:
     source = work.source
-    blind: set[str] = set()
-
-    def ready(node: Node, opened: _Opened) -> None:
-        if not opened.seen and node.id not in blind:
-            blind.add(node.id)
-            if source.masks is not None:
-                raise DataError(
-                    f"node {node.address} does not see the images of {source.name}, and a segmenter's masks are not "
-                    "sent; put both where every node has them under the same paths"
-                )
-            why = "its images are in memory here" if order.proof is None else f"it does not see {source.name}"
-            say(f"node {node.address}: {why}, so they are sent")
-
     order = _Order(
         parcel=delivery.packed(work.artifact),
         proof=delivery.proof_of(source),
@@ -84,8 +79,15 @@ def _on_cluster(
         batch=work.batch,
         options=options,
     )
+    told = delivery.told_who_is_blind(source, order.proof, say)
     workers: crew.Crew[range, _Opened, Piece] = crew.Crew(
-        _opened, order, device=options.device, threads=options.threads, ready=ready, say=say
+        _opened,
+        order,
+        device=options.device,
+        threads=options.threads,
+        ready=lambda node, opened: told(node, opened.seen),
+        only=only,
+        say=say,
     )
     places = workers.places()
     say(f"{counted(len(places), 'worker')} on {counted(len({place.node.id for place in places}), 'node')}")
@@ -111,7 +113,7 @@ def _opened(order: _Order, cpus: int) -> tuple[_Opened, Callable[[tuple[int, Ima
         options = RunOptions(device="cpu", threads=options.threads or cpus)
     with delivery.unpacked(order.parcel) as artifact:
         session = formats.opened(artifact, options, trust=True)  # who sent it has that hash and trusts it
-    computes = _kind(formats.of(artifact))
+    computes = env.computing(formats.of(artifact).requires)
     run = inference.here(session, cpus)
 
     def done(item: tuple[int, ImageSource]) -> Piece:
@@ -123,14 +125,3 @@ def _opened(order: _Order, cpus: int) -> tuple[_Opened, Callable[[tuple[int, Ima
         return Piece(chunk, turned, computes)
 
     return _Opened(order.proof is not None and order.proof.holds()), done
-
-
-def _kind(fmt: Format) -> str:
-    """The machine's kind, and the versions that its outputs may depend on."""
-    facts = [str(env.machine()["cpu"]), *sorted(set(env.nvidia_gpus()))]
-    for package in ("numpy", "pillow", *fmt.requires):
-        try:
-            facts.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:  # its module has another name
-            continue
-    return ", ".join(facts)

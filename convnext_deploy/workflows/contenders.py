@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -13,7 +13,7 @@ from ..artifact.trust import built_here
 from ..errors import MissingPackageError, WorkerError
 from ..models.source import Source
 from ..native import library
-from ..records.base import Device, PlanType, Precision, Record, Sha256, Task, content_of
+from ..records.base import Device, NetworkTask, PlanType, Precision, Record, Sha256, Task, content_of
 from ..records.manifest import BatchRange, ExportRequest, ModelSpec
 from ..records.timing import Ceilings
 from ..timing.worker import Worker
@@ -44,7 +44,7 @@ class Contender(Record, frozen=True, kw_only=True):
     artifact_bytes: int | None = None
     random_weights: bool = True
     parity: float | None = None
-    spec: ModelSpec | None = None  # of a ConvNeXt: what its operations are
+    spec: ModelSpec | None = None  # of a ConvNeXt without the head of another network: what its operations are
     eight_bits: PlanType | None = None  # products in it, the rest in `precision`
     label: str | None = None  # beside the model, where two artifacts would be called the same
     broken: str | None = None  # why it could not be built
@@ -144,6 +144,10 @@ def of_variants(
         fmt = formats.get(runtime)
         formats.require(fmt)
         formats.refuse_device(fmt, device)
+    for runtime in runtimes:
+        if runtime not in TORCH and task not in formats.get(runtime).tasks:
+            say(f"{runtime} is left out: it does not take --task {task}")
+    runtimes = [runtime for runtime in runtimes if runtime in TORCH or task in formats.get(runtime).tasks]
     if not variants:
         families = [baselines.FAMILIES[word] for word in compare if word in baselines.FAMILIES]
         variants = [size for size in ("tiny", "small", "base", "large") if any(size in f for f in families)] or ["tiny"]
@@ -238,7 +242,7 @@ def of_artifact(path: Path, device: Device, cuda_graph: bool = False, trust: boo
         artifact_bytes=artifact.bytes,
         random_weights=facts.weights.random,
         parity=next((p.relative_error for p in facts.parity if p.reference == "source"), None),
-        spec=facts.model,
+        spec=facts.model if facts.model.task in get_args(NetworkTask) else None,
         eight_bits=facts.export.eight_bits,
     )
 
@@ -310,7 +314,15 @@ def build_convnext(want: dict[str, Any]) -> None:
     from .export import export
 
     order = msgspec.convert(want, Wanted)
-    source = Source(weights="random", variant=order.model, task=order.task, image_size=order.image_size)
+    from ..models.baseline_segmenters import CLASSES
+
+    source = Source(
+        weights="random",
+        variant=order.model,
+        task=order.task,
+        image_size=order.image_size,
+        num_classes=CLASSES if order.task == "segment" else None,
+    )
     request = ExportRequest(format=order.runtime, precision=order.precision, batch=order.batch, device=order.device)
     export(source, request, out=order.folder, force=True)
 
@@ -332,12 +344,17 @@ def _of_timm(want: Wanted) -> Contender:
     from ..models import baselines, registry
 
     spec = None
-    if baselines.is_convnext(want.model):
+    if baselines.is_convnext(want.model) and want.task in get_args(NetworkTask):
         spec = registry.spec(want.model, image_size=want.image_size, task=want.task)
     return _contender(
         want,
         opener=f"{COUNTERPARTS}:open_timm",
         arguments={"want": msgspec.to_builtins(want)},
-        imports=(COUNTERPARTS, "torch", "timm", "convnext_deploy.runtimes.torch_session"),
+        imports=(
+            COUNTERPARTS,
+            "torch",
+            "transformers" if want.task == "segment" else "timm",
+            "convnext_deploy.runtimes.torch_session",
+        ),
         spec=spec,
     )

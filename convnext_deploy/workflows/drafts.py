@@ -17,6 +17,7 @@ from ..models.checkpoint import Loaded
 from ..models.costs import share_of
 from ..quantization import distance, saturation
 from ..quantization import plan as plans
+from ..quantization.counting import Runner
 from ..quantization.draft import prepare
 from ..quantization.plan import LoadedPlan
 from ..records.base import InputKind, Precision, content_of
@@ -47,6 +48,8 @@ class Drafts:
     calibration: sources.ImageSource
     held_out: distance.Pixels
     input: InputKind
+    saturates: bool  # the machine that the plans are for, see `saturation`
+    runner: Runner | None = None  # of the images of a calibration; None: this process
     say: Callable[[str], None]
     progress: Progress
     _whole: dict[str, LoadedPlan] = field(default_factory=dict)
@@ -58,7 +61,7 @@ class Drafts:
         product, and each artifact is compared with its own simulation when it is built.
         """
         how = formats.eight_bits_of(format)
-        bits = saturation.bits_for(how.int8)
+        bits = saturation.bits_for(how.int8, self.saturates)
         key = f"{how.int8}-{bits}" + (f"-{rest}" if how.scales_in_rest else "")
         if key not in self._whole:
             self._whole[key] = self._kept(key) or self._drafted(key, format, rest)
@@ -87,10 +90,11 @@ class Drafts:
             input=self.input,
             rest=rest,
             weights_sha256=self.loaded.weights.tensors_sha256,
-            weight_bits=saturation.bits_for(how.int8),
+            weight_bits=saturation.bits_for(how.int8, self.saturates),
             images=len(self.calibration),
             rounding=False,
-            resume=self.folder / "calibration.safetensors",
+            folder=self.folder,
+            runner=self.runner,
             say=self.say,
             progress=self.progress,
         )

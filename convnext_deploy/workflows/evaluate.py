@@ -66,11 +66,9 @@ class Images:
             return *self.opened(), goal
         if self.labels is not None:
             raise UsageError(f"--labels {self.labels}: masks hold the numbers of classes; give it to export")
-        if self.annotations is None:
-            raise UsageError(f"{artifact.path} is a segmenter; give --annotations FOLDER with a mask for each image")
         source = masks.masked(
             sources.open_source(self.data, self.split),
-            Path(self.annotations),
+            self.annotations,
             ignored=model.segmentation.ignored,
             reduce_labels=self.reduce_labels or model.segmentation.reduce_labels,
         )

@@ -196,7 +196,7 @@ def _refuse_early(
 
 # Why a format does not take a task with a head.
 NOT_TAKEN: dict[Task, str] = {
-    "segment": "it has none of the head's 3x3 convolutions and resizing",
+    "segment": "it has no engine for the head's 3x3 convolutions and resizing that was tried",
     "detect": "it has no operator in which boxes suppress each other that was tried",
 }
 

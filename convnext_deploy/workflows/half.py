@@ -12,9 +12,9 @@ from ..errors import counted
 from ..models import passes, provenance
 from ..models.source import Source
 from ..quantization import plan as plans
-from ..quantization.calibrate import open_images
 from ..quantization.distance import outputs
 from ..quantization.half import half_plan
+from ..quantization.images import open_images
 from ..records.base import InputKind
 from ..records.plan import HalfReport, Plan
 from .export import Say

@@ -11,6 +11,7 @@ The three sets of images are disjoint, and the final ones are looked at only onc
 Everything is kept below `<out>.optimize/`, so that the same call goes on where one was interrupted.
 """
 
+import contextlib
 import datetime
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,11 +21,10 @@ from typing import Any
 
 import msgspec
 
-from .. import arguments, env, formats
+from .. import arguments, formats
 from ..accuracy.targets import problem_of
 from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
-from ..artifact.session import RunOptions
 from ..data import numbering, sources
 from ..data.image_source import refuse_unlabelled, with_one_label
 from ..errors import CheckFailed, DataError, UsageError, counted
@@ -33,10 +33,11 @@ from ..models.source import Source
 from ..records.manifest import BatchRange
 from ..records.optimize import OptimizeResult
 from ..reports import optimized
-from . import build
+from . import build, cluster_optimize
 from .agenda import Agenda, View
-from .candidates import Goal, Workshop, listed
+from .candidates import Goal, Machine, machine_here
 from .race import Outcome, Race
+from .workshop import Workshop
 
 CALIBRATION = 256  # images, at most an eighth of the labelled ones where these serve for it
 SELECTION = 256  # likewise
@@ -58,6 +59,8 @@ def optimize(
     force: bool,
     say: Callable[[str], None],
     watch: Callable[[View], None],
+    ray: str | None = None,
+    node_kind: str | None = None,
     command: tuple[str, ...] | None = None,
 ) -> OptimizeResult:
     """The steps of `api.optimize`, on arguments that are checked.
@@ -67,13 +70,22 @@ def optimize(
         CheckFailed: not even fp32 could be built, or nothing keeps the limit of latency; `result.json` says why.
     """
     manifest.check_target(out, force)
-    if goal.device != "cpu":
-        from ..runtimes.torch_session import check_device
+    with contextlib.ExitStack() as stack:
+        nodes = None if ray is None else stack.enter_context(cluster_optimize.nodes_of(ray, node_kind, goal, say))
+        machine = machine_here(goal.runtimes, goal.device) if nodes is None else nodes.machine
+        return _optimized(source, goal, machine, nodes, out, say, watch, command)
 
-        check_device(RunOptions(device=goal.device))
-    taken, left_out = listed(goal.runtimes, goal.device)
-    if not taken:
-        raise UsageError(f"no runtime is installed that runs on {goal.device}: {'; '.join(left_out.values())}")
+
+def _optimized(
+    source: Source,
+    goal: Goal,
+    machine: Machine,
+    nodes: "cluster_optimize.Nodes | None",
+    out: Path,
+    say: Callable[[str], None],
+    watch: Callable[[View], None],
+    command: tuple[str, ...] | None,
+) -> OptimizeResult:
     opened, classes = goal.images.opened()
     refuse_unlabelled(opened)
     say("loading the checkpoint")
@@ -96,21 +108,24 @@ def optimize(
     folder = work_folder(out)
     _check_identity(
         folder, weights=loaded.weights.tensors_sha256, preprocessing=loaded.preprocessing, model=model,
-        options=_named(goal), images=[part.sha256 for part in sets], versions=env.versions(), machine=env.machine(),
+        options=_named(goal), images=[part.sha256 for part in sets], versions=machine.versions,
+        machine=machine.facts if nodes is None else {"nodes": nodes.kind},
     )  # fmt: skip
-    workshop = Workshop(
-        folder=folder,
-        source=source,
-        input=goal.input,
-        batch=BatchRange(min=1, opt=goal.batch, max=max(goal.batch, 32)),
-        device=goal.device,
+    made: dict[str, Any] = {
+        "folder": folder, "source": source, "input": goal.input, "device": goal.device, "threads": goal.threads,
+        "batch": BatchRange(min=1, opt=goal.batch, max=max(goal.batch, 32)), "machine": machine,
+    }  # fmt: skip
+    workshop = (
+        Workshop(**made)
+        if nodes is None
+        else cluster_optimize.Workshop(**made, nodes=nodes, weights_sha256=loaded.weights.tensors_sha256, say=say)
     )
     race = Race(workshop, loaded, goal, *sets, say, Agenda(watch), {})
     try:
-        outcome = race.run(taken)
+        outcome = race.run([formats.get(name) for name in machine.runtimes])
     finally:
         workshop.close()
-    result = _result(race, outcome, left_out, command)
+    result = _result(race, outcome, command)
     write_file(folder / RESULT, encode(result))
     final = sets[2]
     places = {name: index for index, name in enumerate(final.names)}
@@ -120,6 +135,8 @@ def optimize(
     write_file(folder / PAGE, page.encode())
     if outcome.chosen is None:
         raise CheckFailed(f"{outcome.why} (see {folder / PAGE})")
+    if nodes is not None:
+        say(cluster_optimize.verified_here(workshop.path(race.rows[outcome.chosen]), goal))
     _put(workshop.path(race.rows[outcome.chosen]), out, say)
     for row in race.rows.values():  # what was measured of the others stays
         if (workshop.path(row) / manifest.MANIFEST_NAME).is_file():
@@ -195,10 +212,8 @@ def _flat(facts: Mapping[str, Any], within: str = "") -> dict[str, Any]:
     return flat
 
 
-def _result(
-    race: Race, outcome: Outcome, left_out: Mapping[str, str], command: tuple[str, ...] | None
-) -> OptimizeResult:
-    loaded, goal = race.loaded, race.goal
+def _result(race: Race, outcome: Outcome, command: tuple[str, ...] | None) -> OptimizeResult:
+    loaded, goal, machine = race.loaded, race.goal, race.workshop.machine
     sizes = (len(race.calibration), len(race.selection), len(race.final))
     return OptimizeResult(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -225,10 +240,10 @@ def _result(
         why=outcome.why,
         timings=outcome.timings,
         seconds=race.agenda.seconds,
-        notes=(*race.final.notes, *(f"{name} did not take part: {why}" for name, why in left_out.items())),
+        notes=(*race.final.notes, *(f"{name} did not take part: {why}" for name, why in machine.left_out.items())),
         command=command,
-        machine=env.machine(),
-        versions=env.versions(),
+        machine=machine.facts,
+        versions=machine.versions,
     )
 
 

@@ -1,5 +1,6 @@
 """A checkpoint and images to a plan: `quantize`."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,23 +8,27 @@ from pathlib import Path
 from .. import formats
 from ..artifact import manifest
 from ..artifact.manifest import write_file
+from ..cluster import connection
 from ..data import sources
-from ..errors import DataError, UsageError, counted
+from ..errors import DataError, UsageError, counted, plain
 from ..formats.base import Format
 from ..models import provenance
 from ..models.source import Source
 from ..quantization import plan as plans
 from ..quantization import saturation
-from ..quantization.calibrate import open_images, report
-from ..quantization.draft import prepare
+from ..quantization.calibrate import report
+from ..quantization.draft import STATISTICS, prepare
 from ..quantization.eight_bits import EightBits
+from ..quantization.images import open_images
 from ..records.base import InputKind, PlanType, Precision
 from ..records.plan import OperationType, Plan, RangeMethod, Target, WeightBits
+from . import cluster_calibrate
 from .drafts import LINEARS, Progress, folded
 
 IMAGES = 512  # to calibrate on, where so many are there
 HELD_OUT = 128  # images that corrections are judged on, where no labelled ones are given
 LEAST_IMAGES = 32  # of all that a calibration needs: to calibrate on and to hold out
+PARTIAL = ".partial"  # in the place of the plan's suffix: the folder of an unfinished calibration
 LEAST_HELD_OUT = 8  # with fewer the error of a mean difference says nothing
 
 
@@ -44,9 +49,18 @@ class Recipe:
 
 
 def quantize(
-    source: Source, recipe: Recipe, *, out: Path, force: bool, say: Callable[[str], None], progress: Progress
+    source: Source,
+    recipe: Recipe,
+    *,
+    out: Path,
+    force: bool,
+    ray: str | None,
+    say: Callable[[str], None],
+    progress: Progress,
 ) -> Plan:
     """The steps of `api.quantize`, on arguments that are checked: linears of blocks and a segmenter's head in 8 bits.
+
+    What is counted is kept in `<name>.partial/` until the plan is written, so that the same call goes on.
 
     Raises:
         UsageError: what can be refused before the work.
@@ -54,6 +68,7 @@ def quantize(
     target, input = recipe.target, recipe.input
     fmt, how = formats.get(target), formats.eight_bits_of(target)
     kind = _refuse_early(fmt, how, out, recipe, force)
+    address = None if ray is None else connection.checked(ray)
     bits = _weight_bits(recipe.weight_bits, target, how, kind)
     say("loading the checkpoint")
     loaded = source.load()
@@ -66,6 +81,7 @@ def quantize(
     say("folding")
     pixels = folded(loaded, held_out, input)
     model = loaded.model
+    folder = _made(out.with_suffix(PARTIAL))
     drafted = prepare(
         model,
         calibrated,
@@ -82,14 +98,33 @@ def quantize(
         weight_bits=bits,
         images=len(calibrated),
         rounding=recipe.rounding,
-        resume=None,
+        folder=folder,
+        runner=None if address is None else cluster_calibrate.runner(address, say=say),
         say=say,
         progress=progress,
     )
     assert drafted.calibration is not None
     ranges = report(drafted.calibration, recipe.method, plans.SCHEMES[kind])
     write_file(out.with_suffix(".calibration.json"), manifest.encode(ranges))
-    return plans.write(out, drafted.plan, drafted.tensors)
+    plan = plans.write(out, drafted.plan, drafted.tensors)
+    _remove(folder)
+    return plan
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made: {plain(error)}; choose another --out") from None
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    """Remove what a calibration has put there; a folder that somebody else has put more into stays."""
+    for path in folder.glob(f"{STATISTICS}*.safetensors"):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _refuse_early(fmt: Format, how: EightBits, out: Path, recipe: Recipe, force: bool) -> OperationType:
@@ -134,4 +169,4 @@ def _weight_bits(asked: WeightBits | None, target: Target, how: EightBits, kind:
     """
     if asked == 7 and kind != "u8s8":
         raise UsageError(f"--weight-bits 7 is for targets that multiply u8 by s8; {target} multiplies {kind}")
-    return asked or saturation.bits_for(kind)
+    return asked or saturation.bits_for(kind, saturation.saturates())

@@ -7,15 +7,14 @@ from typing import Any
 
 import msgspec
 
-from .. import env, formats
+from .. import formats
 from ..accuracy import finalists, gate
 from ..accuracy.evaluation import evaluate, read_result
 from ..accuracy.predictions import SUFFIX, read_predictions
 from ..artifact import manifest
-from ..artifact.manifest import encode, write_file
-from ..artifact.session import RunOptions
+from ..artifact.manifest import Artifact, encode, write_file
 from ..data import sources
-from ..errors import ArtifactError, CheckFailed, UsageError, WorkerError, counted
+from ..errors import ArtifactError, CheckFailed, UsageError, counted
 from ..formats.base import Format
 from ..models.checkpoint import Loaded
 from ..quantization import plan as plans
@@ -25,10 +24,11 @@ from ..records.optimize import Candidate
 from ..records.timing import BenchResult
 from ..timing import compare
 from ..timing.measure import quantile
-from . import bench, contenders
+from . import bench
 from .agenda import Agenda
-from .candidates import Goal, Workshop, candidate, floats, hopeless, reason_of, rest_of
+from .candidates import Goal, candidate, floats, hopeless, rest_of
 from .drafts import Drafts, folded, read_kept
+from .workshop import Job, Workshop
 
 HELD_OUT = 64  # of the selection images, that corrections are judged on
 FIRST_S, LAST_S = 1.2, 3.0  # of timing, a candidate: to sort, and to decide
@@ -78,7 +78,8 @@ class Race:
             for wanted in floats(fmt, device):
                 self._set(wanted)
             if fmt.eight_bits is not None and (device == "cuda" or not fmt.kernels):
-                self._set(candidate(fmt, rest_of(fmt, device), "int8", kernels=fmt.kernels))
+                rest = rest_of(fmt, device, self.workshop.machine)
+                self._set(candidate(fmt, rest, "int8", kernels=fmt.kernels))
         self.agenda.expect(build=len(self.rows), time=2 * len(self.rows), draft=1, evaluate=len(self.selection))
 
         exact = [name for name, row in self.rows.items() if row.exact]
@@ -140,30 +141,43 @@ class Race:
         """Each becomes "built" or "rejected"; what an earlier call has built is taken, and refused again."""
         rejected = self.workshop.folder / "rejected.json"
         refused = read_kept(rejected, dict[str, str])
+        jobs: list[Job] = []
+        written: dict[str, LoadedPlan] = {}
+
+        def put(row: Candidate, outcome: Artifact | str) -> None:
+            if isinstance(outcome, str):
+                self._set(row, state="rejected", reason=outcome)
+                return
+            plan = written.get(row.name)
+            parity = next((p.relative_error for p in outcome.manifest.parity if p.reference == "source"), None)
+            self._set(
+                row, state="built", artifact_sha256=outcome.sha256, bytes=outcome.bytes, parity=parity,
+                operations=plans.quantized(plan.plan) if plan else (),
+            )  # fmt: skip
+
         for name in names:
-            row, plan = self.rows[name], (plans_of or {}).get(name)
-            self.agenda.begin("build", f"building {name}")
+            row, plan, path = self.rows[name], (plans_of or {}).get(name), None
+            if name in refused:
+                put(row, refused[name])
+                continue
+            if plan is not None:
+                path = self.workshop.folder / f"{name}.plan.json"
+                plan = written[name] = LoadedPlan(plans.write(path, plan.plan, plan.tensors), plan.tensors)
             try:
-                if name in refused:
-                    raise WorkerError(refused[name])
-                path = None
-                if plan is not None:
-                    path = self.workshop.folder / f"{name}.plan.json"
-                    plan = LoadedPlan(plans.write(path, plan.plan, plan.tensors), plan.tensors)
                 kept = self.workshop.kept(row, plan.sha256 if plan else None)
-                artifact = kept or self.workshop.built(row, path)
-            except (WorkerError, ArtifactError) as error:
-                reason = reason_of(error, name) if isinstance(error, WorkerError) else str(error)
-                refused[name] = reason
-                write_file(rejected, encode(refused))
-                self._set(row, state="rejected", reason=reason)
+            except ArtifactError:  # a file of it was changed: it is built again
+                kept = None
+            if kept is None:
+                jobs.append((row, path))
             else:
-                parity = next((p.relative_error for p in artifact.manifest.parity if p.reference == "source"), None)
-                self._set(
-                    row, state="built", artifact_sha256=artifact.sha256, bytes=artifact.bytes, parity=parity,
-                    operations=plans.quantized(plan.plan) if plan else (),
-                )  # fmt: skip
+                put(row, kept)
+        self.agenda.expect(build=len(jobs) - len(names))
+        for row, outcome in self.workshop.builds(jobs, lambda doing, units: self.agenda.begin("build", doing, units)):
             self.agenda.end("build")
+            if isinstance(outcome, str):
+                refused[row.name] = outcome
+                write_file(rejected, encode(refused))
+            put(row, outcome)
 
     def _build_shorter(self, group: Sequence[str]) -> list[str]:
         """Half precision and 8 bits of some runtimes, but for those that cannot become the fastest; what was built."""
@@ -176,7 +190,7 @@ class Race:
             why = None
             if fp32 is not None and fp32.ms is not None:
                 best = min(row.ms for row in self.rows.values() if row.ms is not None)
-                why = hopeless(row.type, self.goal.device, self.least[fp32.name], best)
+                why = hopeless(row.type, self.goal.device, self.workshop.machine, self.least[fp32.name], best)
             if why is not None:
                 self._set(row, state="left out", reason=why)
                 self.agenda.expect(build=-1, time=-2)
@@ -200,6 +214,8 @@ class Race:
                 calibration=self.calibration,
                 held_out=held_out,
                 input=self.goal.input,
+                saturates=self.workshop.machine.saturates,
+                runner=self.workshop.calibrates(),
                 say=self.agenda.says,
                 progress=self.agenda.phase,
             )
@@ -234,7 +250,8 @@ class Race:
     def _bench(self, names: Sequence[str], seconds: float) -> Iterator[BenchResult]:
         goal = self.goal
         throughput = goal.objective == "throughput"
-        streams = tuple(dict.fromkeys((1, env.usable_cores()))) if throughput and goal.device == "cpu" else (1,)
+        cores = self.workshop.machine.cores
+        streams = tuple(dict.fromkeys((1, cores))) if throughput and goal.device == "cpu" else (1,)
         plan = bench.Plan(
             scenario="offline" if throughput else "single-stream",
             batches=(goal.batch,),
@@ -244,15 +261,9 @@ class Race:
             threads=goal.threads,
             warmup_limit_s=4.0,
         )
-        entries = []
-        for name in names:
-            graphs = goal.device == "cuda" and formats.get(self.rows[name].runtime).cuda_graphs
-            path = self.workshop.path(self.rows[name])
-            entry = contenders.of_artifact(path, goal.device, graphs, trust=True)  # built here, by `Workshop`
-            entries.append(msgspec.structs.replace(entry, label=name))
-        self.agenda.begin("time", f"timing {counted(len(entries), 'candidate')}", units=len(entries))
-        yield from bench.bench(entries, plan, progress=self.agenda.steps)
-        self.agenda.end("time", units=len(entries))
+        self.agenda.begin("time", f"timing {counted(len(names), 'candidate')}", units=len(names))
+        yield from self.workshop.timings([self.rows[name] for name in names], plan, self.agenda.steps)
+        self.agenda.end("time", units=len(names))
 
     def _drop_slow(self, baseline: str) -> None:
         """What is no faster than the fastest fp32 has something to lose, and nothing to give."""
@@ -329,7 +340,7 @@ class Race:
         kept = read_result(path) if path.is_file() else None
         if kept is None or kept.artifact_sha256 != artifact.sha256:
             self.agenda.begin("evaluate", f"{name} on {len(images)} {kind} images", units=len(images))
-            session = formats.opened(artifact, RunOptions(device=self.goal.device, threads=self.goal.threads), True)
+            session = self.workshop.opened(artifact)
             batch = min(artifact.manifest.export.batch.max, 16)
             evaluate(session, images, artifact=artifact, batch=batch, out=out, force=True, progress=self.agenda.count)
             self.agenda.end("evaluate", units=len(images))

@@ -29,6 +29,7 @@ from ..graph import onnx_splice
 from ..models import onnx_convnext, onnx_graph
 from ..models.source import Source
 from ..records.manifest import BatchRange, EndRecord, ExportRequest, Splice, TensorRecord
+from ..runtimes import openvino_graphs
 from ..runtimes.onnx_graphs import OnnxRun, weight_bytes
 from . import export as exports
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Say = Callable[[str], None]
-FILE = "model.onnx"
+FILE, IR = "model.onnx", "model.xml"
 ROUNDS = 5  # of timing, each graph once a round
 EMBEDDED_BELOW = 2_000_000_000  # bytes; a larger model has its weights beside it
 # Operators that choose: behind them, outputs are equal or in another order, whatever the distance before.
@@ -102,8 +103,7 @@ def splice(
     with tempfile.TemporaryDirectory() as folder:
         wanted = msgspec.structs.replace(request, dynamic_image_size=True)
         alone = exports.export(inside, wanted, plan=plan, out=Path(folder) / "convnext", say=say, progress=progress)
-        part = onnx_graph.load(alone.path / FILE)
-    result = onnx_splice.spliced(user, part, found)
+        made = (_OpenVino if request.format == "openvino" else _Onnx)(into, user, alone.path, found)
     say("comparing the whole graphs")
     if progress is not None:
         progress(exports.NEARLY, 100, "comparing the whole graphs")
@@ -112,7 +112,7 @@ def splice(
         sets[str(verify_data)] = probes.pixels_of(loaded, verify_data)
     limit = verify.QUANTIZED if plan is not None else verify.TOLERANCES["fp16" if found.half else request.precision]
     parity, ends = [], _Ends(user, found, limit)
-    pairs = _Pairs(user, result, found, taken)
+    pairs = _Pairs(user, made, found, taken)
     for name, pixels in sets.items():
         images = preprocess.as_input(pixels, loaded.preprocessing, "float32")
         before, after = pairs.run(images)
@@ -141,7 +141,7 @@ def splice(
             input=found.input,
             cuts=tuple(cut.tensor for cut in found.cuts),
             opset=onnx_splice.opset(user),
-            nodes=onnx_splice.exchanged(user, result),
+            nodes=made.nodes,
             ends=ends.records(),
             not_run=pairs.not_run,
             before_ms=before_ms,
@@ -149,7 +149,7 @@ def splice(
         ),
     )
     with manifest.staged(target, say) as staged:
-        _save(result, staged / FILE)
+        made.save(staged)
         licences.write(record.weights.licence, staged)
         record = msgspec.structs.replace(record, files=manifest.file_records(staged))
         (staged / manifest.MANIFEST_NAME).write_bytes(manifest.encode(record))
@@ -158,8 +158,16 @@ def splice(
 
 def _refuse_early(request: ExportRequest) -> None:
     """What a graph of somebody else cannot be made into."""
-    if request.format != "onnx":
-        raise UsageError(f"--into makes an ONNX graph, not --format {request.format}; leave --format out")
+    if request.format not in ("onnx", "openvino"):
+        raise UsageError(
+            f"--into makes a graph of ONNX or OpenVINO, not --format {request.format}; leave --format out, or take "
+            "openvino"
+        )
+    if request.format == "openvino" and request.precision != "fp32":
+        raise UsageError(
+            f"--precision {request.precision} would be OpenVINO's type for all of the graph, and --into leaves the "
+            "rest of it as it is; leave --precision out"
+        )
     for option, given in (
         ("--input uint8", request.input == "uint8"),
         ("--argmax", request.argmax),
@@ -241,35 +249,81 @@ def _refuse_other_weights(inside: Loaded, given: Loaded, name: str, half: bool) 
             )
 
 
+class _Onnx:
+    """The whole graph with the new ConvNeXt, as ONNX."""
+
+    def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, found: OnnxConvNeXt) -> None:
+        self._user = user
+        self._result = onnx_splice.spliced(user, onnx_graph.load(alone / FILE), found)
+        self.nodes = onnx_splice.exchanged(user, self._result)
+
+    def before(self, names: Sequence[str]) -> OnnxRun:
+        return OnnxRun(self._user, names)
+
+    def after(self, names: Sequence[str]) -> OnnxRun:
+        return OnnxRun(self._result, names)
+
+    def save(self, folder: Path) -> None:
+        import onnx
+
+        outside = weight_bytes(self._result) >= EMBEDDED_BELOW
+        data = f"{FILE}.data" if outside else None
+        onnx.save(self._result, str(folder / FILE), save_as_external_data=outside, location=data)
+
+
+class _OpenVino:
+    """Likewise as OpenVINO's IR. The rest of it is what OpenVINO reads from the user's ONNX."""
+
+    def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, found: OnnxConvNeXt) -> None:
+        self._into = into
+        part = openvino_graphs.read(alone / IR)
+        self._result, self.nodes = openvino_graphs.spliced(openvino_graphs.read(into), part, found)
+
+    def before(self, names: Sequence[str]) -> openvino_graphs.OpenVinoRun:
+        return openvino_graphs.OpenVinoRun(openvino_graphs.read(self._into), names)
+
+    def after(self, names: Sequence[str]) -> openvino_graphs.OpenVinoRun:
+        return openvino_graphs.OpenVinoRun(self._result, names)
+
+    def save(self, folder: Path) -> None:
+        openvino_graphs.save(self._result, folder / IR)
+
+
 class _Pairs:
     """The graph as it was and as it is, run on the same images.
 
-    Where ONNX Runtime lacks an operator behind the cuts, both end at the cuts.
+    As it was ONNX Runtime runs it, whatever the format: it did not take part in what was made. Where it lacks an
+    operator behind the cuts, both end at the cuts.
     """
 
-    def __init__(self, user: onnx.ModelProto, result: onnx.ModelProto, found: OnnxConvNeXt, taken: _Taken) -> None:
+    def __init__(self, user: onnx.ModelProto, made: _Onnx | _OpenVino, found: OnnxConvNeXt, taken: _Taken) -> None:
         self._taken = taken
         cuts = [cut.tensor for cut in found.cuts]
         ends = [value.name for value in user.graph.output]
         self.not_run: str | None = None
+        names = [*cuts, *ends]
         try:
-            self._runs = [OnnxRun(model, [*cuts, *ends]) for model in (user, result)]
+            judge = OnnxRun(user, names)
         except BuildError as error:
             self.not_run = str(error)
-            self._runs = [OnnxRun(model, cuts) for model in (user, result)]
+            names, judge = cuts, OnnxRun(user, cuts)
+        self._judge, self._after = judge, made.after(names)
+        self._before = None if self.not_run else made.before(ends)
+        self._alone = None if self.not_run else made.after(ends)
 
     def run(self, images: Array) -> tuple[list[list[Array]], list[list[Array]]]:
         """Of each batch, the tensors at the cuts and, where it runs so far, the graph's outputs: (before, after)."""
         name = self._taken.input.name
         batches = [*self._taken.batches(images)]
-        return [self._runs[0](name, b) for b in batches], [self._runs[1](name, b) for b in batches]
+        return [self._judge(name, b) for b in batches], [self._after(name, b) for b in batches]
 
     def timed(self, images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Milliseconds of one batch, before and after, in turns; nothing where the whole graph does not run."""
-        if self.not_run is not None:
+        if self._before is None or self._alone is None:
             return (), ()
         name, batch = self._taken.input.name, next(self._taken.batches(images))
-        rounds = [[run.timed(name, batch) for run in self._runs] for _ in range(ROUNDS + 1)][1:]
+        runs = (self._before, self._alone)
+        rounds = [[run.timed(name, batch) for run in runs] for _ in range(ROUNDS + 1)][1:]
         return tuple(one for one, _ in rounds), tuple(other for _, other in rounds)
 
 
@@ -320,10 +374,3 @@ class _Ends:
                 note = f"{', '.join(self._choosing[name])} on the way choose, so near ties change places"
             found.append(EndRecord(output=name, relative_error=None if name in self._notes else error, note=note))
         return tuple(found)
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    import onnx
-
-    outside = weight_bytes(model) >= EMBEDDED_BELOW
-    onnx.save(model, str(path), save_as_external_data=outside, location=f"{path.name}.data" if outside else None)

@@ -12,7 +12,7 @@ from segmenters import intersections_over_unions
 
 from convnext_deploy.accuracy import gate_scores, outputs, predictions, segments
 from convnext_deploy.accuracy.outputs import Segments
-from convnext_deploy.data.image_source import Masks
+from convnext_deploy.data import masks
 from convnext_deploy.errors import CheckFailed, DataError
 from convnext_deploy.records.accuracy import Limits, OutputScore, ScoreResult
 
@@ -54,9 +54,9 @@ def test_the_score_is_that_of_the_sets_of_pixels(tmp_path: Path) -> None:
         given = generator.choice([0, 1, 3], (height, width))
         truths.append(mask[mask != 255].ravel())
         answers.append((given, given[mask != 255].ravel()))
-    masks = Masks(tuple(paths), 255, reduce_labels=False)
+    files = masks.of_files(paths, ignored=255, reduce_labels=False)
     parts = [
-        segments.counted((str(number),), [number], given[None], masks, 5) for number, (given, _) in enumerate(answers)
+        segments.counted((str(number),), [number], given[None], files, 5) for number, (given, _) in enumerate(answers)
     ]
     found = predictions.joined([predictions.Chunk(n, n + 1, part, ()) for n, part in enumerate(parts)]).predictions
     assert isinstance(found, Segments)
@@ -142,9 +142,9 @@ def test_verdicts_are_given_where_the_images_are_enough_and_kept_open_where_not(
 
 def test_answers_that_are_not_finite_and_masks_without_a_pixel_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 255, np.uint8)).save(tmp_path / "a.png")
-    masks = Masks((tmp_path / "a.png",), 255, reduce_labels=False)
+    files = masks.of_files([tmp_path / "a.png"], ignored=255, reduce_labels=False)
     with pytest.raises(CheckFailed, match=r"outputs for a\.jpg hold NaN"):
-        segments.counted(("a.jpg",), [0], np.full((1, 2, 4, 4), np.nan, np.float32), masks, 2)
-    none = segments.counted(("a.jpg",), [0], np.zeros((1, 2, 4, 4), np.float32), masks, 2)
+        segments.counted(("a.jpg",), [0], np.full((1, 2, 4, 4), np.nan, np.float32), files, 2)
+    none = segments.counted(("a.jpg",), [0], np.zeros((1, 2, 4, 4), np.float32), files, 2)
     with pytest.raises(DataError, match="not one pixel of the masks counts"):
         outputs.scored(none, "segmentation")

@@ -305,6 +305,25 @@ def test_a_mistake_of_ours_is_not_dressed_as_the_users(monkeypatch: pytest.Monke
         cli.run(["inspect", "/nowhere"])
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 3.00 GiB for an array"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
+    ],
+)
+def test_memory_that_there_is_not_is_one_line(
+    error: Exception, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def large(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(manifest, "verified", large)
+    code, line = refused(capsys, "inspect", "/nowhere")
+    assert code == 2
+    assert re.fullmatch(r"there is not enough memory: .*allocate.*; give a smaller batch or image size", line)
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_is_one_line_and_exit_code_130(
     as_json: bool, artifact: Artifact, pictures: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,7 @@
 """Images that a program holds are the same source as the files that they came from."""
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +185,27 @@ def test_a_split_is_of_a_path(folder: Path) -> None:
     found = held.opened("data", pairs(folder))
     with pytest.raises(DataError, match="split test is for a path, and a list of 6 images is in memory; leave it out"):
         sources.open_source(found, "test")
+
+
+def test_what_datasets_saved_to_disk_is_read_one_split_at_a_time(folder: Path, tmp_path: Path) -> None:
+    rows = forms(folder)["hugging face"]
+    expected = sources.open_source(str(folder))
+    with redirect_stderr(io.StringIO()):  # a bar of progress
+        rows.save_to_disk(tmp_path / "one")
+        datasets.DatasetDict({"test": rows, "train": rows}).save_to_disk(tmp_path / "several")
+    for source in (
+        sources.open_source(str(tmp_path / "one")),
+        sources.open_source(str(tmp_path / "several"), "test"),
+    ):
+        assert source.labels is not None
+        assert expected.labels is not None
+        assert source.labels.tolist() == expected.labels.tolist()
+        assert source.class_names == CLASSES
+        assert pixels(source) == pixels(expected)
+    with pytest.raises(DataError, match="has the split folders test, train; choose one with --split"):
+        sources.open_source(str(tmp_path / "several"))
+    with pytest.raises(DataError, match="one is one split that datasets saved to disk; leave --split out"):
+        sources.open_source(str(tmp_path / "one"), "test")
+    (tmp_path / "one/state.json").write_text("{}")
+    with pytest.raises(DataError, match="one cannot be opened"):
+        sources.open_source(str(tmp_path / "one"))

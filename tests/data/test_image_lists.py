@@ -325,7 +325,7 @@ def test_a_pipe_or_a_device_in_a_list_is_an_image_that_cannot_be_read(folder: Pa
         with pytest.raises(UnreadableImage, match="it is a pipe, a device or a folder"):
             in_memory.read(index)
     with pytest.raises(DataError, match=r"the mask .*pipe.png cannot be read: it is a pipe, a device or a folder"):
-        masks.read(image_source.Masks((folder / "pipe.png",), 255, False), 0, 2)
+        masks.read(masks.of_files([folder / "pipe.png"], ignored=255, reduce_labels=False), 0, 2)
 
 
 # Splits, folders of Hugging Face, other systems and other kinds of file -----------------------------------------------
@@ -399,16 +399,6 @@ def test_a_file_of_another_kind_is_refused_with_what_to_do(name: str, words: str
     with pytest.raises(DataError) as caught:
         sources.open_source(str(tmp_path / name))
     assert words in str(caught.value)
-
-
-@pytest.mark.parametrize("files", [("state.json", "dataset_info.json"), ("dataset_dict.json",)], ids=["one", "several"])
-def test_what_datasets_saved_to_disk_is_refused_with_the_line_that_converts_it(
-    files: tuple[str, ...], tmp_path: Path
-) -> None:
-    for name in files:
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(DataError, match=r"datasets\.load_from_disk\('.*to_parquet"):
-        sources.open_source(str(tmp_path))
 
 
 def test_a_list_whose_size_the_system_does_not_know_is_read_up_to_a_limit(

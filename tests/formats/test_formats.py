@@ -39,12 +39,14 @@ from convnext_deploy.workflows import export
 FORMATS = ("aotinductor", "eager", "native", "onnx", "openvino", "pt2", "torchscript")
 
 
-def slow(*names: str) -> list[Any]:
-    """All formats, those named marked as slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in names else []) for name in FORMATS]
+def slow(*names: str, but: str = "") -> list[Any]:
+    """All formats but one, those named marked as slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in names else []) for name in FORMATS if name != but]
 
 
-# AOTInductor compiles C++ for most of a minute: its first artifact is for every run, the others are not.
+# AOTInductor compiles C++ for most of a minute: its first artifact is for every run, the others are not. Its graph is
+# that of `pt2`, so that it is left out where only the capture differs from what another of its artifacts shows: raw
+# pixels and a head are in other tests below, and a fixed batch is compiled as one of 1.
 
 SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
 V2_OVERLAP = {"name": "convnextv2_atto", "stem_type": "overlap_tiered", **SMALL}
@@ -309,7 +311,7 @@ def test_any_number_of_images_runs_in_batches(
 # The contract, other inputs and tasks --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", slow("aotinductor", "openvino"))
+@pytest.mark.parametrize("format", slow("openvino", but="aotinductor"))
 def test_raw_pixels_to_embeddings(format: str, session_of: Callable[..., Session], timm_reference: Reference) -> None:
     session = session_of(format, input="uint8", task="embed")
     assert [(t.name, t.dtype, t.shape) for t in session.manifest.inputs] == [("images", "uint8", ("batch", 64, 64, 3))]
@@ -394,8 +396,14 @@ def test_any_image_size_of_a_v2_with_overlapping_stem_and_raw_pixels(
     assert session.precision().graph == {"fp32": 1.0}
 
 
-@pytest.mark.parametrize("format", slow("aotinductor", "openvino", "pt2"))
-@pytest.mark.parametrize("batch", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("format", "batch"),
+    [
+        *((name, 2) for name in ("eager", "native", "onnx", "torchscript")),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in ("openvino", "pt2")),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in FORMATS),
+    ],
+)
 def test_a_fixed_batch_is_a_fixed_axis(
     format: str, batch: int, session_of: Callable[..., Session], timm_reference: Reference
 ) -> None:

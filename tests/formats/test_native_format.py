@@ -15,11 +15,11 @@ from convnext_deploy import api
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ArtifactError, MissingPackageError
 from convnext_deploy.formats import native
+from convnext_deploy.graph.native_network import network_of
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.models.passes import fold_layer_scale, fold_norm_affine
 from convnext_deploy.native import library, packed
-from convnext_deploy.native.network import network_of
 from convnext_deploy.records.manifest import ModelSpec
 
 pytestmark = pytest.mark.skipif(

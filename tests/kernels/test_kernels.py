@@ -33,7 +33,11 @@ EACH_KERNEL = (
 
 
 @pytest.mark.parametrize(
-    "selection", [pytest.param(EACH_KERNEL, id="each kernel"), pytest.param("", id="all", marks=pytest.mark.slow)]
+    "selection",
+    [
+        pytest.param(EACH_KERNEL, id="each kernel"),
+        pytest.param(f"not ({EACH_KERNEL})", id="the rest", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_equal_float64_in_the_interpreter(selection: str) -> None:
     """Tests of `interpreted_kernels.py`, in one process."""

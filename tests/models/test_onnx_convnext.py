@@ -208,6 +208,14 @@ def doubling() -> list[onnx.NodeProto]:
     return [onnx.helper.make_node("Concat", [a, a], [b], axis=0) for a, b in itertools.pairwise(names)]
 
 
+def sparse() -> onnx.NodeProto:
+    """One number, among 2^60 that are not written."""
+    values = onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [1], [1.0])
+    places = onnx.helper.make_tensor("", onnx.TensorProto.INT64, [1], [0])
+    tensor = onnx.helper.make_sparse_tensor(values, places, [1 << 30, 1 << 30])
+    return onnx.helper.make_node("Constant", [], ["made"], sparse_value=tensor)
+
+
 @pytest.mark.parametrize(
     ("nodes", "reason"),
     [
@@ -216,6 +224,7 @@ def doubling() -> list[onnx.NodeProto]:
         ([("Identity", ["made"], ["other"]), ("Identity", ["other"], ["made"])], "reads the tensor 'made' before"),
         ([("Identity", [], ["made"])], "a Identity with 0 inputs"),
         ([("Reshape", ["one", "sides"], ["made"])], "the constant 'made' cannot be read or computed"),
+        ([sparse()], "the constant 'made' cannot be read or computed"),
     ],
 )
 def test_a_graph_that_would_take_all_memory_or_time_is_refused(nodes: list[Any], reason: str) -> None:

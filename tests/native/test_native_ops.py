@@ -131,6 +131,17 @@ def test_gelu_before_codes_is_off_by_less_than_a_sixteenth_of_a_step(isa: str, s
 
 
 @every_isa
+def test_gelu_of_the_largest_numbers_is_themselves_or_nothing(isa: str) -> None:
+    """Where it is computed in pieces, their numbers are the first and the last."""
+    largest = np.float32(3e38)
+    x = np.concatenate([np.diag(np.full(16, sign * largest)) for sign in (1, -1)]).astype(np.float32)
+    near = native.gemm(isa, "fp32", x, IDENTITY, NOTHING, activation="gelu", exact=False)
+    np.testing.assert_allclose(near, np.maximum(x, 0), rtol=2e-6, atol=8.3e-5)
+    codes = native.gemm(isa, "fp32", x, IDENTITY, NOTHING, activation="gelu", out="int8", step=0.05, zero_point=9)
+    np.testing.assert_array_equal(codes, np.where(x > 0, 255, 9))
+
+
+@every_isa
 @pytest.mark.parametrize("out", ["bf16", "int8"])
 @pytest.mark.parametrize("activation", ["gelu_tanh", "silu", None])
 def test_every_activation_is_rounded_to_what_follows(isa: str, activation: str | None, out: Any) -> None:

@@ -1,7 +1,7 @@
 """Calibration on the bundled images: beside timm's own module, beside itself interrupted, and what it refuses."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from convnext_deploy.cluster.crew import pieces
 from convnext_deploy.data import preprocess, sources
+from convnext_deploy.data.image_source import chosen
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
-from convnext_deploy.models import checkpoint, files, parameters, passes
+from convnext_deploy.models import checkpoint, files, parameters, passes, registry
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization import calibrate as module
-from convnext_deploy.quantization.calibrate import Calibration, calibrate, open_images, random_images, report
+from convnext_deploy.quantization.calibrate import Calibration, calibrate, report
+from convnext_deploy.quantization.counting import Piece, Runner, Work, here, joined
+from convnext_deploy.quantization.images import content_sha256, open_images, random_images
 from convnext_deploy.quantization.observers import Histogram, histogram, merged, to_arrays
 from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 
@@ -189,6 +193,52 @@ def test_an_interrupted_calibration_goes_on_and_ends_as_if_it_had_not_been(
     assert steps[0] == (max(4, stop), IMAGES)
     assert steps[-1] == (IMAGES, IMAGES)
     assert_same_calibration(resumed, run())
+
+
+def shards(size: int) -> Runner:
+    """Runs parts of the source as workers do, each as a source of its own, the last one first."""
+
+    def ran(work: Work, ranges: Sequence[range]) -> Generator[Piece, None, None]:
+        for part in reversed(pieces(ranges, size)):
+            images = chosen(work.source, list(part))
+            yield joined(list(here(1)(replace(work, source=images, first=part.start), [range(len(part))])))
+
+    return ran
+
+
+@pytest.mark.parametrize("size", [4, 12], ids=["of a batch", "of several"])
+def test_shards_in_any_order_have_the_statistics_of_one_process(run: Callable[..., Calibration], size: int) -> None:
+    assert_same_calibration(run(runner=shards(size)), run())
+
+
+def test_what_shards_left_between_them_is_done_by_the_next_call(
+    run: Callable[..., Calibration], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images in the middle and at the end are done, those between are not."""
+
+    def interrupted(work: Work, ranges: Sequence[range]) -> Generator[Piece, None, None]:
+        for number, piece in enumerate(shards(4)(work, ranges)):
+            if number in (0, 2):
+                yield piece
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(resume=tmp_path / "state", runner=interrupted)
+    steps: list[tuple[int, int]] = []
+    resumed = run(resume=tmp_path / "state", progress=lambda *step: steps.append(step))
+    assert steps[0] == (8, IMAGES)
+    assert_same_calibration(resumed, run())
+
+
+def test_noise_of_channels_that_no_image_has_is_the_same_in_shards() -> None:
+    model = parameters.random_model(msgspec.structs.replace(registry.spec("test_convnext"), in_chans=5))
+    facts = Preprocessing(mean=(0.5,) * 5, std=(0.5,) * 5)
+    noise, names = random_images(8, model.spec.image_size), ("stem.convs.0",)
+    one, other = (
+        calibrate(model.eval(), names, noise, preprocessing=facts, images=8, batch=2, runner=runner)
+        for runner in (None, shards(4))
+    )
+    assert_same_calibration(one, other)
 
 
 def test_an_interruption_inside_a_batch_leaves_nothing_of_it(
@@ -382,7 +432,7 @@ def test_noise_is_given_only_where_it_is_asked_for_and_is_marked(
 
 def test_noise_is_the_same_for_the_same_seed() -> None:
     first, again, other = (random_images(2, (32, 48), seed) for seed in (0, 0, 1))
-    assert module.content_sha256(first) == module.content_sha256(again) != module.content_sha256(other)
+    assert content_sha256(first) == content_sha256(again) != content_sha256(other)
     assert first.read_bytes(0) != first.read_bytes(1)
     assert Image.open(io.BytesIO(first.read_bytes(0))).size == (48, 32)
 
@@ -399,7 +449,7 @@ def test_a_report_says_what_the_ranges_come_from(run: Callable[..., Calibration]
     assert record.percentile == 99.9
     assert report(found, "mse", "s8_symmetric").percentile is None
     assert tuple(tensor.name for tensor in record.tensors) == NAMES
-    assert record.data_sha256 == module.content_sha256(sources.subset(source, IMAGES))
+    assert record.data_sha256 == content_sha256(sources.subset(source, IMAGES))
     for tensor in record.tensors:
         whole = found.whole(tensor.name)
         assert tensor.low == -tensor.high

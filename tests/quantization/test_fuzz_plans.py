@@ -34,7 +34,7 @@ from convnext_deploy.models import registry
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.parameters import random_model
 from convnext_deploy.quantization import apply as applied
-from convnext_deploy.quantization import calibrate, observers
+from convnext_deploy.quantization import kept, observers
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.records.manifest import Preprocessing
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
@@ -202,19 +202,20 @@ def test_what_an_interrupted_run_of_optimize_measured_is_read_or_refused(tmp_pat
 
 
 def test_an_interrupted_calibration_is_read_or_refused(tmp_path: Path) -> None:
-    path, identity = tmp_path / "calibration.safetensors", calibrate.Identity(
+    path, identity = tmp_path / "calibration.safetensors", kept.Identity(
         data_sha256=SHA, images=8, image_size=(32, 32), weights_sha256=SHA, names=("a",), batch=1, bins=8,
         preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)),
     )  # fmt: skip
     arrays: dict[str, Any] = {f"stem/0/{field}": np.zeros(3) for field in observers._TENSORS}
+    arrays |= {f"stem/0/{field}": np.zeros((1, observers._SUM_BYTES), np.uint8) for field in observers._SUMS}
     arrays["stem/0/images"] = np.array(4)
     arrays |= {f"images/{field}": np.zeros((4, 1)) for field in ("mean", "std")} | {"images/classes": np.zeros(4)}
-    facts = {"identity": msgspec.json.encode(identity).decode(), "done": "4"}
+    facts = {"identity": msgspec.json.encode(identity).decode(), "done": "[[0, 4]]"}
     content = safetensors.numpy.save(arrays, facts)
 
     def read(damaged: bytes) -> None:
         path.write_bytes(damaged)
-        calibrate._opened(path, identity, torch.device("cpu"))
+        kept.opened(path, identity, torch.device("cpu"))
 
     read(content)
     assert fuzz.tracebacks(fuzz.damaged([content], fuzz.THINNED), read) == {}

@@ -29,8 +29,8 @@ from convnext_deploy.errors import CheckFailed, DataError, ParityError, UsageErr
 from convnext_deploy.models import checkpoint, parameters, passes
 from convnext_deploy.models.convnext import ConvNeXt, Grn
 from convnext_deploy.models.costs import multiply_accumulates
-from convnext_deploy.quantization.calibrate import random_images
 from convnext_deploy.quantization.half import BAR, MARGIN, analyse, bar, decide, half_plan, kept
+from convnext_deploy.quantization.images import random_images
 from convnext_deploy.quantization.plan import LoadedPlan, operations
 from convnext_deploy.records.manifest import ModelSpec, PrecisionTruth, Preprocessing
 from convnext_deploy.records.plan import (

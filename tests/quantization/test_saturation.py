@@ -27,7 +27,8 @@ from convnext_deploy.models.source import Source
 from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import distance, saturated, saturation
 from convnext_deploy.quantization import plan as plans
-from convnext_deploy.quantization.calibrate import calibrate, random_images
+from convnext_deploy.quantization.calibrate import calibrate
+from convnext_deploy.quantization.images import random_images
 from convnext_deploy.quantization.observers import weight_scales
 from convnext_deploy.records.manifest import BatchRange, ExportRequest, ExportSpec
 from convnext_deploy.records.plan import OperationPlan, Plan, QuantizationRecord, SaturationRecord
@@ -62,8 +63,8 @@ def test_x86_without_vnni_saturates(
     monkeypatch.setattr(saturation.platform, "machine", lambda: machine)
     monkeypatch.setattr(env, "cpu_features", lambda: flags)
     assert saturation.saturates() is expected
-    assert saturation.bits_for("u8s8") == (7 if expected else 8)
-    assert saturation.bits_for("s8s8") == 8
+    assert saturation.bits_for("u8s8", saturation.saturates()) == (7 if expected else 8)
+    assert saturation.bits_for("s8s8", saturation.saturates()) == 8
     assert ("saturates" in saturation.words(("openvino",))) is expected
 
 

@@ -238,3 +238,30 @@ def test_many_threads_lose_and_mix_up_nothing(bench: Made) -> None:
         assert job.outputs is not None
         assert job.images is not None
         assert job.outputs[0][:, 0].tolist() == job.images[:, 0, 0, 0].tolist()
+
+
+def test_work_in_the_callers_own_thread_runs_beside_the_queues_threads(bench: Made) -> None:
+    one = bench(held=True)
+    assert one.queue.has_free_thread
+    one.occupied()
+    assert not one.queue.has_free_thread
+    one.go.set()
+    job = one.queue.admit(2)
+    images = np.full((2, 1, 2, 2), 7, np.float32)
+    (values,) = one.queue.run(job, images, prepared_s=0.1)
+    assert values[:, 0].tolist() == [7, 7]
+    one.wait(2)
+    assert one.queue.admitted == 0
+    with pytest.raises(RuntimeError, match="unlucky"):
+        one.queue.run(one.queue.admit(1), np.full((1, 1, 2, 2), 13, np.float32))
+    until = time.monotonic() + 10
+    while not one.queue.has_free_thread and time.monotonic() < until:
+        time.sleep(0.001)
+    assert one.queue.has_free_thread
+
+
+def test_what_has_waited_for_longer_than_the_limit_is_refused(bench: Made) -> None:
+    one = bench(limit_s=0.5)
+    one.queue.cancel(one.queue.admit(1, waited_s=0.4))
+    with pytest.raises(Refused, match="other requests were waiting, so the answer would take 600 ms; the limit is 500"):
+        one.queue.admit(1, waited_s=0.6)

@@ -24,7 +24,7 @@ from server_process import Running, picture, serving, until
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ConvNextDeployError, UsageError
-from convnext_deploy.serving import server
+from convnext_deploy.serving import application, server
 from convnext_deploy.serving.options import ServeOptions
 
 SIDE = 64
@@ -473,6 +473,35 @@ def test_from_many_threads_every_answer_is_its_own(one: Running) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(120)))
+
+
+def test_short_work_is_done_where_it_comes_in_unless_requests_wait_there(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as one:
+        model, threads = one.service.models["m"], []
+        run = model.queue._run
+
+        def seen(images: Any) -> tuple[np.ndarray, ...]:
+            threads.append(threading.current_thread().name)
+            return run(images)
+
+        def asked(content: bytes) -> str:
+            assert one.ask("POST", "/classify", content)[0] == 200
+            return threads.pop()
+
+        model.queue._run = seen
+        model._alone_s = model._pixel_s = 0.0  # as on a machine that nobody else uses
+        here = asked(picture())
+        assert not here.startswith("batch")
+        assert asked(picture("PNG")).startswith("batch")  # a stranger's zlib may expand without end
+        assert asked(picture() + bytes(2**17)).startswith("batch")
+        monkeypatch.setattr(application, "BEHIND_S", 0.0)
+        assert asked(picture()) == (here if one.service.options.cores == 1 else "batch-0")
+        monkeypatch.setattr(application, "BEHIND_S", 60.0)
+        assert asked(picture()) == here
+        model._pixel_s = 1.0
+        assert asked(picture()).startswith("batch")
 
 
 def test_an_error_of_the_runtime_is_told_to_the_log_and_not_to_the_client(artifact: Artifact) -> None:

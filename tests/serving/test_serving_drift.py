@@ -47,7 +47,8 @@ def grey(value: int) -> bytes:
     return file.getvalue()
 
 
-def test_images_that_are_others_are_told_in_metrics(running: Running) -> None:
+def test_images_that_are_others_are_told_in_metrics(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "PAUSE_S", 0.0)
     for count in range(LEAST - 1):
         assert running.ask("POST", "/classify", grey(204))[0] == 200
         until(lambda count=count: running.service.models["m"].drift._recent._seen == count + 1)  # type: ignore[misc, union-attr]
@@ -62,6 +63,10 @@ def test_images_that_are_others_are_told_in_metrics(running: Running) -> None:
     # All are of one class, which a tenth of the calibration's were.
     assert running.metric('drift_classes{model="m"}') == pytest.approx(0.9)
     assert 0 < running.metric('drift_chance{model="m",of="classes"}') < 0.9
+    monkeypatch.setattr(drift, "PAUSE_S", 60.0)
+    for _ in range(3):  # the first one is looked at, and then none for a minute
+        running.ask("POST", "/classify", grey(204))
+    until(lambda: running.metric('drift_images{model="m"}') == LEAST + 1)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_killed_workers_lose_no_image_and_others_take_their_place(
         progress=progress,
     )  # fmt: skip
     assert killed[0] >= 1
-    assert sum("died, others do its images" in line for line in said) >= 1
+    assert sum("died, others do its work" in line for line in said) >= 1
     assert same(tmp_path / "out", expected)
 
 
@@ -186,5 +186,5 @@ def test_a_node_that_dies_in_the_middle_loses_no_image(data: Path, expected: Pat
             ARTIFACT, data, out=tmp_path / "out", batch=4, ray=cluster.address, say=said.append, progress=progress
         )
         assert "2 workers on 2 nodes" in said
-        assert any("died, others do its images" in line for line in said)
+        assert any("died, others do its work" in line for line in said)
         assert same(tmp_path / "out", expected)

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +19,15 @@ from convnext_deploy import env, formats
 from convnext_deploy.cli import app as cli
 from convnext_deploy.data import sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError, WorkerError
-from convnext_deploy.quantization.calibrate import random_images
+from convnext_deploy.quantization.images import random_images
 from convnext_deploy.quantization.plan import LoadedPlan
 from convnext_deploy.records.optimize import Candidate, OptimizeResult
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
 from convnext_deploy.workflows import candidates, optimize, race
 from convnext_deploy.workflows.agenda import Agenda, View
-from convnext_deploy.workflows.candidates import Goal, Workshop
+from convnext_deploy.workflows.candidates import Goal, machine_here
 from convnext_deploy.workflows.evaluate import Images
+from convnext_deploy.workflows.workshop import Workshop
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "examples" / "fashion-mnist" / "model.safetensors"
@@ -78,7 +80,10 @@ class MadeUp(race.Race):
             "images": Images(data="x"), "calibration": None, "max_drop": 1.0, "alpha": 0.05, "objective": "latency",
             "batch": 1, "max_latency_ms": None, "runtimes": (), "input": "float32", "device": "cpu", "threads": None,
         }  # fmt: skip
-        workshop: Any = SimpleNamespace(folder=folder, kept=lambda row, sha: None, built=self._made)
+        workshop: Any = SimpleNamespace(
+            folder=folder, kept=lambda row, sha: None, built=self._made, machine=machine_here(("native",), "cpu")
+        )
+        workshop.builds = lambda jobs, begin: Workshop.builds(workshop, jobs, begin)
         images = random_images(1000, (32, 32))
         super().__init__(
             workshop, None, Goal(**(given | goal)), images, images, images, self.said.append,  # type: ignore[arg-type]
@@ -227,17 +232,18 @@ def test_a_limit_of_latency_takes_the_one_that_loses_least_within_it(made_up: An
     assert found.why == "nothing keeps 0.5 ms: the fastest left is native-int8 at 1.00 ms"
 
 
-def test_the_peak_of_a_type_follows_from_the_cpus_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert candidates.peak_gain("int8", "cpu") == 4
-    assert candidates.peak_gain("bf16", "cpu") == 2
-    assert candidates.peak_gain("fp16", "cpu") == 1
-    monkeypatch.setattr(env, "cpu_features", lambda: {"avx2"})
-    assert candidates.peak_gain("int8", "cpu") == 2
-    monkeypatch.setattr(env, "cpu_features", lambda: {"amx_bf16", "amx_int8"})
-    assert (candidates.peak_gain("bf16", "cpu"), candidates.peak_gain("int8", "cpu")) == (16, 32)
-    monkeypatch.setattr(env, "cpu_features", set)
-    assert candidates.peak_gain("fp16", "cpu") == math.inf  # nothing is known, so nothing is left out
-    assert candidates.peak_gain("int8", "cuda") == math.inf
+def test_the_peak_of_a_type_follows_from_the_cpus_instructions() -> None:
+    def gain(type: str, *features: str, device: Any = "cpu") -> float:
+        machine = replace(machine_here(("native",), "cpu"), features=set(features))
+        return candidates.peak_gain(type, device, machine)
+
+    assert gain("int8", *AVX512) == 4
+    assert gain("bf16", *AVX512) == 2
+    assert gain("fp16", *AVX512) == 1
+    assert gain("int8", "avx2") == 2
+    assert (gain("bf16", "amx_bf16"), gain("int8", "amx_int8")) == (16, 32)
+    assert gain("fp16") == math.inf  # nothing is known, so nothing is left out
+    assert gain("int8", *AVX512, device="cuda") == math.inf
 
 
 def test_the_time_that_is_left_falls_as_work_is_done() -> None:

@@ -10,7 +10,7 @@ from convnext_deploy.artifact.manifest import check_file
 from convnext_deploy.cli.terminal import clock_words
 from convnext_deploy.data import sources
 from convnext_deploy.errors import DataError, UsageError
-from convnext_deploy.quantization.calibrate import random_images
+from convnext_deploy.quantization.images import random_images
 from convnext_deploy.workflows import quantize
 
 

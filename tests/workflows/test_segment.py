@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ import convnext_deploy
 from convnext_deploy import api
 from convnext_deploy.accuracy import probes
 from convnext_deploy.data import preprocess
-from convnext_deploy.errors import UsageError
+from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.formats import get
 from convnext_deploy.records.accuracy import ScoreResult, ScoreVerdict
 from convnext_deploy.records.base import Precision
@@ -87,6 +88,17 @@ def test_the_head_is_in_the_type_that_was_asked_for(
 ) -> None:
     made = exported(checkpoint, tmp_path / "made", format=format, precision=precision)
     assert all(not parity.failures for parity in made.manifest.parity)
+
+
+@pytest.mark.slow
+def test_an_engine_of_tensorrt_rtx_is_built_without_a_gpu_and_its_stand_in_gives_the_classes(
+    checkpoint: str, tmp_path: Path, need_format: Any
+) -> None:
+    need_format("tensorrt_rtx")
+    made = exported(checkpoint, tmp_path / "made", format="tensorrt_rtx", argmax=True, precision="fp16").manifest
+    assert all(not parity.failures for parity in made.parity)
+    assert made.outputs[0].dtype == "int32"
+    assert made.precision.graph["fp16"] > 0.99
 
 
 def test_a_changed_class_of_one_pixel_fails_the_verification(checkpoint: str, tmp_path: Path) -> None:
@@ -186,6 +198,13 @@ def test_eval_is_transformers_answers_and_the_definitions_score(
     assert found.images == 7
     assert found.pixel_accuracy is not None
     assert [one.name for one in found.per_output] == list(eager.manifest.labels)
+    files = sorted((labelled / "images/a").iterdir())
+    table = {"image": list(map(str, files)), "annotation": [str(labelled / "masks/a" / file.name) for file in files]}
+    kinds = datasets.Features(dict.fromkeys(table, datasets.Image()))
+    in_memory = api.evaluate(eager.path, datasets.Dataset.from_dict(table, features=kinds), batch=2)
+    assert isinstance(in_memory, ScoreResult)
+    assert (in_memory.score, in_memory.per_output) == (found.score, found.per_output)
+    assert "masks: the column annotation (--annotations otherwise)" in in_memory.notes
     again = api.gate(tmp_path / "result.json", tmp_path / "result.json", limits={"max_drop": 1.0})
     assert isinstance(again, ScoreVerdict)
     assert again.decision == "INCONCLUSIVE"  # seven images show nothing
@@ -219,7 +238,7 @@ def test_two_images_of_one_name_and_names_that_lead_out_of_the_folder(tmp_path: 
 
 def test_options_of_masks_are_for_segmenters_and_those_of_classifiers_are_not(eager: Any, labelled: Path) -> None:
     images = labelled / "images"
-    with pytest.raises(UsageError, match="give --annotations FOLDER with a mask for each image"):
+    with pytest.raises(DataError, match="give --annotations FOLDER with a mask for each image"):
         api.evaluate(eager.path, images)
     with pytest.raises(UsageError, match="--problem multi-label is for a classifier's outputs"):
         api.evaluate(eager.path, images, problem="multi-label")

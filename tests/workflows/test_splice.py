@@ -75,6 +75,18 @@ def test_the_whole_graph_puts_out_what_it_did(artifact: Artifact, file: Path) ->
         assert np.linalg.norm(one - other) / np.linalg.norm(other) <= 1e-5
 
 
+@pytest.mark.slow
+def test_openvino_reads_the_whole_graph_with_the_new_convnext(file: Path, tmp_path: Path, need_format: Any) -> None:
+    need_format("openvino")
+    found = api.export(into=file, format="openvino", image_size=64, batch=(1, 2, 4), out=tmp_path / "out")
+    images = np.random.default_rng(0).normal(size=(2, 3, 96, 64)).astype(np.float32)
+    for one, other in zip(api.load(found.path).run(images), outputs_of(file, images), strict=True):
+        assert np.linalg.norm(one - other) / np.linalg.norm(other) <= 1e-5
+    assert found.manifest.splice is not None
+    assert all(end.relative_error is not None and end.relative_error <= 1e-5 for end in found.manifest.splice.ends)
+    assert len(found.manifest.splice.before_ms) == len(found.manifest.splice.after_ms) > 0
+
+
 def test_the_manifest_says_what_was_done_and_how_near_it_is(artifact: Artifact, file: Path) -> None:
     found = artifact.manifest
     assert found.splice is not None
@@ -147,7 +159,8 @@ def test_a_wrong_map_is_found_at_the_cut(file: Path, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"format": "native"}, "--into makes an ONNX graph, not --format native"),
+        ({"format": "native"}, "--into makes a graph of ONNX or OpenVINO, not --format native"),
+        ({"format": "openvino", "precision": "bf16"}, "--precision bf16 would be OpenVINO's type for all of the graph"),
         ({"input": "uint8"}, "--input uint8 changes what the graph takes"),
         ({"task": "embed"}, "--task has no meaning with --into"),
         ({"into": None, "at": "images,map"}, "--at 'images,map' is where the graph of --into is cut"),

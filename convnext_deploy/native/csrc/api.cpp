@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "convnext_deploy.h"
+#include "resample_image.h"
 #include "session.h"
 
 struct cnxt_model {
@@ -87,6 +88,22 @@ int alone(cnxt_session &session, F body) noexcept {
 
 [[noreturn]] void refuse(const char *line) { throw cnxt::Failure{CNXT_BAD_ARGUMENT, line}; }
 
+void check(const cnxt_resize &asked) {
+  constexpr uint32_t MOST = 1U << 30;
+  const auto within = [](uint32_t first, uint32_t length, uint32_t size) {
+    return length >= 1 && first <= size && length <= size - first;
+  };
+  if (asked.pixel_bytes != 1 && asked.pixel_bytes != 3 && asked.pixel_bytes != 4)
+    refuse("pixel_bytes is none of 1, 3 and 4");
+  for (const uint32_t side : {asked.source_height, asked.source_width, asked.height, asked.width})
+    if (side < 1 || side > MOST) refuse("a side is none of 1 to 2^30 pixels");
+  if (asked.row_bytes < static_cast<size_t>(asked.source_width) * asked.pixel_bytes)
+    refuse("row_bytes is less than a row has");
+  if (!within(asked.top, asked.rows, asked.height) || !within(asked.left, asked.columns, asked.width))
+    refuse("the window is not within the resized image");
+  if (asked.filter > 2) refuse("filter is none of 0, 1 and 2");
+}
+
 }  // namespace
 
 extern "C" {
@@ -159,6 +176,18 @@ int cnxt_session_profile(cnxt_session *session, const void *input, float *const 
     const auto &found = session->session.timings;
     *count = found.size();
     for (size_t i = 0; i < found.size() && i < capacity; i++) timings[i] = found[i];
+  });
+}
+
+int cnxt_image_resize(const char *isa, const cnxt_resize *resize, const uint8_t *pixels, uint8_t *out, char *message,
+                      size_t size) {
+  return guarded(message, size, [&] {
+    if (!resize || !pixels || !out) refuse("resize, pixels or out is NULL");
+    check(*resize);
+    static const cnxt::Kernels *const best = cnxt::choose_kernels(nullptr);  // in a virtual machine CPUID takes long
+    const cnxt::Kernels *kernels = isa ? cnxt::choose_kernels(isa) : best;
+    if (!kernels) refuse("this CPU has no such path");
+    cnxt::resample(*kernels, *resize, pixels, out);
   });
 }
 

@@ -62,6 +62,19 @@ typedef struct cnxt_timing {
   double ms;         /* on the calling thread */
 } cnxt_timing;
 
+/* A resize, and the window of its result that is computed. */
+typedef struct cnxt_resize {
+  uint32_t source_height, source_width; /* pixels */
+  size_t row_bytes;                     /* from one row to the next */
+  uint32_t pixel_bytes;                 /* 1: grey; 3: RGB; 4: RGB and a byte that is not looked at */
+  uint32_t grey;                        /* whether RGB becomes grey before it is resized */
+  uint32_t columns_first;               /* whether columns are resized before rows; Pillow before 13: never, later:
+                                           where the height shrinks, by more than twice what the width does */
+  uint32_t height, width;               /* of the whole resized image, pixels */
+  uint32_t top, left, rows, columns;    /* of the window */
+  uint32_t filter;                      /* 0 bilinear, 1 bicubic, 2 Lanczos with three lobes; all with antialiasing */
+} cnxt_resize;
+
 /* The paths this CPU has, best first, separated by spaces. */
 CNXT_API const char *cnxt_isas(void);
 /* One line on a path that this CPU has and the system refuses; empty: there is none. */
@@ -91,6 +104,11 @@ CNXT_API int cnxt_session_run(cnxt_session *session, const void *input, float *c
 /* The same, timed: fills up to `capacity` entries and says how many there are. */
 CNXT_API int cnxt_session_profile(cnxt_session *session, const void *input, float *const *outputs, cnxt_timing *timings,
                                   size_t capacity, size_t *count);
+
+/* Resizes an image of 8 bits as Pillow does, to the bit. `out` is (1 or 3, rows, columns): the channels one after
+ * another. Any number of threads may call it at once. `isa` as in `cnxt_options`. */
+CNXT_API int cnxt_image_resize(const char *isa, const cnxt_resize *resize, const uint8_t *pixels, uint8_t *out,
+                               char *message, size_t size);
 
 #ifdef __cplusplus
 }

@@ -140,14 +140,14 @@ INLINE void normalize_together(const Normalize &n, uint32_t first, uint32_t colu
   if (n.norm == LAYERNORM || n.norm == SIMPLENORM) {
     Floats totals[R] = {};
     for (uint32_t c = 0; c < columns; c += L)  // what fills the last block is 0
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < R; r++) totals[r] += load<Floats>(x[r] + c);
     for (int r = 0; r < R; r++) mean[r] = sum(totals[r]) / channels;
   }
   if (n.norm != NO_NORM) {  // in a second pass: the difference of two large sums would have few digits left
     Floats totals[R] = {};
     for (uint32_t c = 0; c < whole; c += L)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const Floats v = load<Floats>(x[r] + c) - mean[r];
         totals[r] += v * v;
@@ -166,15 +166,21 @@ INLINE void normalize_together(const Normalize &n, uint32_t first, uint32_t colu
                                   static_cast<char *>(n.out) + (first + r) * n.out_stride);
 }
 
+// From `row` on R rows at once, as long as there are as many, then fewer.
+template <uint32_t TYPE, bool WEIGHT, bool BIAS, int R>
+INLINE void normalize_from(const Normalize &n, uint32_t row, uint32_t columns, uint32_t whole, Floats mask,
+                           const Quantizer &q) {
+  for (; row + R <= n.rows; row += R) normalize_together<TYPE, WEIGHT, BIAS, R>(n, row, columns, whole, mask, q);
+  if constexpr (R > 1) normalize_from<TYPE, WEIGHT, BIAS, R / 2>(n, row, columns, whole, mask, q);
+}
+
 template <uint32_t TYPE, bool WEIGHT, bool BIAS>
 void normalize_rows(const Normalize &n, uint32_t columns) {
   const Quantizer q = quantizer(n.inverse_step, n.shift, n.zero_point);
   const uint32_t whole = n.channels / L * L;
   Floats mask = {};
   for (uint32_t i = 0; i < n.channels - whole; i++) mask[i] = 1.0f;
-  uint32_t row = 0;
-  for (; row + 4 <= n.rows; row += 4) normalize_together<TYPE, WEIGHT, BIAS, 4>(n, row, columns, whole, mask, q);
-  for (; row < n.rows; row++) normalize_together<TYPE, WEIGHT, BIAS, 1>(n, row, columns, whole, mask, q);
+  normalize_from<TYPE, WEIGHT, BIAS, REGISTERS / 4>(n, 0, columns, whole, mask, q);
 }
 
 template <uint32_t TYPE>

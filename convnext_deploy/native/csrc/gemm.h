@@ -1,5 +1,6 @@
 // Matrix products on packed weights. Included by kernels_body.h only.
 #pragma once
+#include "activations.h"
 #include "dot.h"
 #include "kernels.h"
 #include "simd.h"
@@ -333,23 +334,44 @@ struct Outputs {
   }
 };
 
+// Where rows of floats go, and how.
+struct To {
+  char *out;
+  size_t stride;
+  float gain;
+  Quantizer q;
+};
+
+// R rows at once, then what is left of `rows`: one row's activation is a chain in which each instruction waits for the
+// one before it.
+template <uint32_t TYPE, uint32_t OUT, uint32_t A, Exactness E, int R>
+INLINE void finish_rows(const Outputs<TYPE> (&outputs)[PARTS], const float *sums, int rows, To to) {
+  for (; rows >= R; rows -= R, sums += R * WIDTH<TYPE>, to.out += R * to.stride) {
+    Floats y[R * PARTS];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int p = 0; p < PARTS; p++)
+        y[r * PARTS + p] = Outputs<TYPE>::from(sums + r * WIDTH<TYPE> + p * L, outputs[p]);
+    activate<A, E>(y, to.gain);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) store_block<OUT>(to.out + r * to.stride, y + r * PARTS, to.q);
+  }
+  if constexpr (R > 1) finish_rows<TYPE, OUT, A, E, R / 2>(outputs, sums, rows, to);
+}
+
+// As many rows at once as make four vectors, which fit into the registers.
+constexpr int ROWS_TOGETHER = PARTS < 4 ? 4 / PARTS : 1;
+
 template <uint32_t TYPE, uint32_t OUT, uint32_t A, Exactness E>
 void rows_epilogue(const Gemm &g, const float *sums, size_t row, int rows, size_t group, int groups) {
   const Epilogue &e = g.epilogue;
-  const Quantizer q = quantizer(e.inverse_step, e.shift, e.zero_point);
-  const float gain = OUT == INT8 ? e.inverse_step : 1.0f;
-  const size_t width = bytes_of(OUT);
+  To to = {nullptr, e.stride, OUT == INT8 ? e.inverse_step : 1.0f, quantizer(e.inverse_step, e.shift, e.zero_point)};
   for (int block = 0; block < groups; block++) {
     Outputs<TYPE> outputs[PARTS];
     for (int p = 0; p < PARTS; p++) outputs[p] = Outputs<TYPE>::of(g, (group + block) * BLOCK + p * L);
-    char *to = static_cast<char *>(e.out) + row * e.stride + (group + block) * BLOCK * width;
-    for (int m = 0; m < rows; m++, to += e.stride) {
-      Floats y[PARTS];
-#pragma GCC unroll 4
-      for (int p = 0; p < PARTS; p++)
-        y[p] = activated<A, E>(Outputs<TYPE>::from(sums + m * WIDTH<TYPE> + block * BLOCK + p * L, outputs[p]), gain);
-      store_block<OUT>(to, y, q);
-    }
+    to.out = static_cast<char *>(e.out) + row * e.stride + (group + block) * BLOCK * bytes_of(OUT);
+    finish_rows<TYPE, OUT, A, E, A == GELU ? ROWS_TOGETHER : 1>(outputs, sums + block * BLOCK, rows, to);
   }
 }
 

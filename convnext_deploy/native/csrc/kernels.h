@@ -73,6 +73,9 @@ struct Normalize {
   int32_t zero_point;
 };
 
+constexpr int LINE = 64;         // bytes that are weighed together
+constexpr int WEIGHT_BITS = 22;  // behind the point, of a weight
+
 struct Kernels {
   const char *name;
   bool multiplies_bf16;
@@ -87,6 +90,8 @@ struct Kernels {
   void (*sum_squares)(const float *in, size_t stride, uint32_t rows, uint32_t columns, float *sums);
   // Multiplies and adds registers of that type, `rounds` times; the multiply-accumulates done. INT8: of 7-bit weights.
   double (*multiply_registers)(uint32_t type, uint32_t rounds);
+  // out[i] = the sum over the taps of in[tap * stride + i] * weights[tap], rounded and saturated, for LINE bytes.
+  void (*weigh)(const uint8_t *in, size_t stride, const int32_t *weights, uint32_t taps, uint8_t *out);
 };
 
 const Kernels *portable_kernels();

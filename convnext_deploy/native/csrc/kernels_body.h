@@ -7,6 +7,7 @@
 #include "depthwise.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "resample.h"
 #include "sweep.h"
 
 #if defined(__AVX512BF16__) || MULTIPLIES_MATRICES
@@ -28,11 +29,11 @@
 #define FIND_ORDER nullptr
 #endif
 
-#define KERNELS(NAME)                                                                                             \
-  namespace cnxt {                                                                                                \
-  const Kernels *NAME##_kernels() {                                                                               \
-    static constexpr Kernels table = {#NAME,      MULTIPLIES_BF16, FIND_ORDER,        GEMM, depthwise, normalize, \
-                                      scale_rows, sum_squares,     MULTIPLY_REGISTERS};                           \
-    return &table;                                                                                                \
-  }                                                                                                               \
+#define KERNELS(NAME)                                                                                              \
+  namespace cnxt {                                                                                                 \
+  const Kernels *NAME##_kernels() {                                                                                \
+    static constexpr Kernels table = {#NAME,      MULTIPLIES_BF16, FIND_ORDER,         GEMM, depthwise, normalize, \
+                                      scale_rows, sum_squares,     MULTIPLY_REGISTERS, weigh};                     \
+    return &table;                                                                                                 \
+  }                                                                                                                \
   }

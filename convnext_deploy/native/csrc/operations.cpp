@@ -17,17 +17,31 @@ void place_pixels(const Map &map, size_t first, size_t count, uint32_t *pixels) 
   }
 }
 
-// One pixel's row of floats from every block of a map.
-void gather(const Map &map, int buffer, size_t at, float *row) {
-  const float *from = map.data[buffer] + at * BLOCK;
-  const size_t step = map.plane() * BLOCK;
-  for (size_t c = 0; c < map.columns(); c += BLOCK, from += step) std::memcpy(row + c, from, BLOCK * sizeof(float));
+// Rows of floats from every block of a map. Neighbouring pixels are beside each other in one block's plane, and a whole
+// plane away in the next, so the blocks come first.
+void gather(const Map &map, int buffer, const uint32_t *pixels, size_t count, float *rows) {
+  const size_t columns = map.columns(), step = map.plane() * BLOCK;
+  const float *plane = map.data[buffer];
+  for (size_t c = 0; c < columns; c += BLOCK, plane += step)
+    for (size_t i = 0; i < count; i++)
+      std::memcpy(rows + i * columns + c, plane + size_t{pixels[i]} * BLOCK, BLOCK * sizeof(float));
 }
 
-void scatter(const Map &map, int buffer, size_t at, const float *row) {
-  float *to = map.data[buffer] + at * BLOCK;
-  const size_t step = map.plane() * BLOCK;
-  for (size_t c = 0; c < map.columns(); c += BLOCK, to += step) std::memcpy(to, row + c, BLOCK * sizeof(float));
+void scatter(const Map &map, int buffer, const uint32_t *pixels, size_t count, const float *rows) {
+  const size_t columns = map.columns(), step = map.plane() * BLOCK;
+  float *plane = map.data[buffer];
+  for (size_t c = 0; c < columns; c += BLOCK, plane += step)
+    for (size_t i = 0; i < count; i++)
+      std::memcpy(plane + size_t{pixels[i]} * BLOCK, rows + i * columns + c, BLOCK * sizeof(float));
+}
+
+// 4x4 pixels of planes of one channel each, channels last. CHANS is how many there are, or 0 for `chans`.
+template <size_t CHANS>
+void patch(const float *from, size_t plane, size_t line, size_t chans, float *to) {
+  if constexpr (CHANS > 0) chans = CHANS;
+  for (size_t y = 0; y < 4; y++)
+    for (size_t x = 0; x < 4; x++)
+      for (size_t c = 0; c < chans; c++) *to++ = from[c * plane + y * line + x];
 }
 
 }  // namespace
@@ -99,7 +113,7 @@ void Session::stem_norm(const Operation &op, size_t first, size_t count, const S
   n.in = rows, n.in_stride = map.columns(), n.out = rows, n.out_stride = map.columns() * sizeof(float);
   kernels.normalize(n);
   place_pixels(map, first, count, own.pixels);
-  for (size_t i = 0; i < count; i++) scatter(map, 0, own.pixels[i], rows + i * map.columns());
+  scatter(map, 0, own.pixels, count, rows);
 }
 
 void Session::stem_patch(const Operation &op, Place &place) {
@@ -111,31 +125,30 @@ void Session::stem_patch(const Operation &op, Place &place) {
   const auto *floats = static_cast<const float *>(input);
   // Raw pixels are codes already where a step is 1 and nothing is subtracted.
   const bool codes = raw && op.a.type == INT8 && op.a.step == 1 && op.a.zero_point == 0 && op.a.shift == 0;
+  const bool direct = op.a.type == FP32;  // the product reads rows of floats
   share(place, map.pixels(), tile[0], [&](uint32_t thread, size_t first, size_t count) {
     const Scratch &own = scratch[thread];
     size_t x = first % map.width, line = first / map.width, image = 0, y = 0;  // lines are counted over images
     for (size_t i = 0; i < count; i++, line += ++x == map.width, x = x == map.width ? 0 : x) {
       if (i == 0 || x == 0) image = line / map.height, y = 4 * (line % map.height);  // rows may be left over below
-      float *row = own.rows + i * wide;
       uint8_t *code = own.inputs + i * stride;
-      for (size_t ky = 0; ky < 4; ky++) {
-        if (raw) {
-          const uint8_t *from = bytes + ((image * height + y + ky) * width + 4 * x) * chans;
-          if (codes && chans == 3) std::memcpy(code + ky * 12, from, 12);  // two moves, no call
-          else if (codes) std::memcpy(code + ky * 4 * chans, from, 4 * chans);
-          else
-            for (size_t j = 0; j < 4 * chans; j++) row[ky * 4 * chans + j] = from[j];
-        } else {
-          for (size_t c = 0; c < chans; c++) {
-            const float *from = floats + ((image * chans + c) * height + y + ky) * width + 4 * x;
-            for (size_t kx = 0; kx < 4; kx++) row[(ky * 4 + kx) * chans + c] = from[kx];
-          }
-        }
+      float *row = direct ? reinterpret_cast<float *>(code) : own.rows + i * wide;
+      if (!raw) {
+        const float *from = floats + (image * chans * height + y) * width + 4 * x;
+        if (chans == 3) patch<3>(from, size_t{height} * width, width, 3, row);
+        else patch<0>(from, size_t{height} * width, width, chans, row);
+      }
+      for (size_t ky = 0; raw && ky < 4; ky++) {
+        const uint8_t *from = bytes + ((image * height + y + ky) * width + 4 * x) * chans;
+        if (codes && chans == 3) std::memcpy(code + ky * 12, from, 12);  // two moves, no call
+        else if (codes) std::memcpy(code + ky * 4 * chans, from, 4 * chans);
+        else
+          for (size_t j = 0; j < 4 * chans; j++) row[ky * 4 * chans + j] = from[j];
       }
       if (codes && wide > used) std::memset(code + used, 0, wide - used);
       else std::fill(row + used, row + wide, 0.0f);
     }
-    if (!codes) kernels.scale_rows(reading(op.a, own.rows, wide, count, own.inputs), op.a.inputs);
+    if (!codes && !direct) kernels.scale_rows(reading(op.a, own.rows, wide, count, own.inputs), op.a.inputs);
     Gemm g = product(op.a, own.inputs, count);
     g.epilogue = to_rows(nullptr, IDENTITY, own.hidden, map.columns() * sizeof(float));
     kernels.gemm(g);
@@ -153,12 +166,13 @@ void Session::stem_convolution(const Operation &op, Place &place) {
   const auto *bytes = static_cast<const uint8_t *>(input);
   const auto *floats = static_cast<const float *>(input);
   const float *mean = model.tensor<float>(op.input_mean);
-  const size_t out_columns = padded(op.a.outputs);
+  const size_t out_columns = padded(op.a.outputs), stride = input_stride(op.a);
+  const bool direct = op.a.type == FP32;
   share(place, size_t{batch} * h * w, tile[0], [&](uint32_t thread, size_t first, size_t count) {
     const Scratch &own = scratch[thread];
     for (size_t i = 0; i < count; i++) {
       const size_t x = (first + i) % w, line = (first + i) / w, image = line / h, y = line % h;
-      float *row = own.rows + i * wide;
+      float *row = direct ? reinterpret_cast<float *>(own.inputs + i * stride) : own.rows + i * wide;
       std::fill(row, row + wide, 0.0f);
       for (size_t tap = 0; tap < 9; tap++) {
         const size_t from_y = 2 * y + tap / 3 - 1, from_x = 2 * x + tap % 3 - 1;  // -1 wraps to the largest number
@@ -174,7 +188,7 @@ void Session::stem_convolution(const Operation &op, Place &place) {
           }
       }
     }
-    kernels.scale_rows(reading(op.a, own.rows, wide, count, own.inputs), op.a.inputs);
+    if (!direct) kernels.scale_rows(reading(op.a, own.rows, wide, count, own.inputs), op.a.inputs);
     Gemm g = product(op.a, own.inputs, count);
     g.epilogue = to_rows(nullptr, op.activation, own.hidden, out_columns * sizeof(float));
     kernels.gemm(g);
@@ -307,8 +321,9 @@ void Session::downsample(const Operation &op, Place &place) {
       size_t x = first % to.width, line = first / to.width, above = 0;  // lines are counted over images, in both maps
       for (size_t i = 0; i < count; i++, line += ++x == to.width, x = x == to.width ? 0 : x) {
         if (i == 0 || x == 0) above = line / to.height * from.height + 2 * (line % to.height) + tap / 2;
-        gather(from, place.buffer, from.margin + above * from.pitch() + 2 * x + tap % 2, own.rows + i * from.columns());
+        own.pixels[i] = static_cast<uint32_t>(from.margin + above * from.pitch() + 2 * x + tap % 2);
       }
+      gather(from, place.buffer, own.pixels, count, own.rows);
       Normalize n =
           reading(op.a, own.rows, from.columns(), count, own.inputs + tap * from.columns() * bytes_of(op.a.type));
       n.norm = op.norm, n.channels = from.channels, n.eps = op.eps;
@@ -333,7 +348,8 @@ void Session::features(const Operation &op, Place &place) {
   if (op.norm != NO_NORM) {
     share(place, map.pixels(), tile[place.stage], [&](uint32_t thread, size_t first, size_t count) {
       const Scratch &own = scratch[thread];
-      for (size_t i = 0; i < count; i++) gather(map, place.buffer, map.at(first + i), own.rows + i * columns);
+      place_pixels(map, first, count, own.pixels);
+      gather(map, place.buffer, own.pixels, count, own.rows);
       Normalize n = {};
       n.norm = op.norm, n.channels = map.channels, n.rows = static_cast<uint32_t>(count), n.type = FP32, n.eps = op.eps;
       n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
@@ -370,7 +386,8 @@ void Session::pool_image(const Operation &op, const Map &map, int buffer, size_t
   n.weight = model.tensor<float>(op.norm_weight), n.bias = model.tensor<float>(op.norm_bias);
   std::fill(vector, vector + columns, 0.0f);
   for (size_t p = 0; p < area; p++) {
-    gather(map, buffer, map.at(image * area + p), row);
+    const auto at = static_cast<uint32_t>(map.at(image * area + p));
+    gather(map, buffer, &at, 1, row);
     if (op.flags & NORM_FIRST) {
       n.in = row, n.out = row;
       kernels.normalize(n);

@@ -153,7 +153,7 @@ INLINE Quantizer quantizer(float inverse_step, float shift, int32_t zero_point) 
 }
 
 // The codes of a block of 16 channels; `scaled` is v / step.
-INLINE void store_codes(void *to, const Floats (&scaled)[PARTS], const Quantizer &q) {
+INLINE void store_codes(void *to, const Floats *scaled, const Quantizer &q) {
 #if defined(__AVX512F__)
   // What is too large for an int32 becomes its smallest, which as an unsigned number is saturated like the others.
   const Ints codes = rounded(greatest(scaled[0] + q.move, q.low)) + q.zero_point;
@@ -182,104 +182,12 @@ INLINE void store_codes(void *to, const Floats (&scaled)[PARTS], const Quantizer
 }
 
 template <uint32_t TYPE>
-INLINE void store_block(void *to, const Floats (&y)[PARTS], const Quantizer &q) {
+INLINE void store_block(void *to, const Floats *y, const Quantizer &q) {
   if constexpr (TYPE == INT8) return store_codes(to, y, q);
   for (int p = 0; p < PARTS; p++) {
     char *part = static_cast<char *>(to) + p * L * bytes_of(TYPE);
     if constexpr (TYPE == BF16) store_bf16(part, y[p]);
     if constexpr (TYPE == FP32) store(part, y[p]);
-  }
-}
-
-// e^v for v in [-87, 87], relative error below 3e-7.
-INLINE Floats exponential(Floats v) {
-  const Floats magic = splat(12582912.0f);
-  const Floats shifted = v * 1.44269504f + magic;
-  const Floats whole = shifted - magic;
-  const Floats r = (v - whole * 0.693145752f) - whole * 1.42860677e-6f;  // ln 2 in two parts
-  Floats p = splat(1.0f / 5040);
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;
-  return p * (Floats)power;
-}
-
-INLINE Floats sigmoid_times(Floats x, Floats argument) {  // x / (1 + e^-argument)
-  const Floats bounded = greatest(least(argument, splat(87.0f)), splat(-87.0f));
-  return x / (1.0f + exponential(-bounded));
-}
-
-// gain x Phi(x). Phi is 1/2 + c P(c^2) with c = x limited to the bound, where it is 0 or 1 but for rounding, which a
-// large negative x must not be multiplied with; the coefficients minimize the largest error of x Phi(x). Largest
-// absolute errors: coarse 5.8e-4, middle 8.2e-5, fine 8e-7 (tested), relative to x beyond 1.
-// The gain is that of the quantizer that follows: part of the coefficients, it costs nothing.
-INLINE Floats gelu_coarse(Floats x, float gain) {
-  const Floats v = greatest(x, splat(-3.6f)), c = least(v, splat(3.6f)), u = c * c;
-  Floats p = splat(gain * -5.39761434e-07f);
-  p = p * u + gain * 2.87446915e-05f;
-  p = p * u + gain * -0.000642883016f;
-  p = p * u + gain * 0.00800349462f;
-  p = p * u + gain * -0.0629901345f;
-  p = p * u + gain * 0.396803654f;
-  return v * (c * p + gain * 0.5f);
-}
-
-INLINE Floats gelu_middle(Floats x, float gain) {
-  const Floats v = greatest(x, splat(-4.2f)), c = least(v, splat(4.2f)), u = c * c;
-  Floats p = splat(gain * -9.01765097e-10f);
-  p = p * u + gain * 7.94141883e-08f;
-  p = p * u + gain * -3.03795289e-06f;
-  p = p * u + gain * 6.68909888e-05f;
-  p = p * u + gain * -0.000950659683f;
-  p = p * u + gain * 0.0092982378f;
-  p = p * u + gain * -0.0655282172f;
-  p = p * u + gain * 0.398465882f;
-  return v * (c * p + gain * 0.5f);
-}
-
-INLINE Floats gelu_fine(Floats x, float gain) {
-  const Floats v = greatest(x, splat(-5.2f)), c = least(v, splat(5.2f));
-  const Floats z = c * c * (2.0f / (5.2f * 5.2f)) - 1.0f;  // in [-1, 1]: keeps the polynomial well conditioned
-  Floats p = splat(-0.000368731491f);
-  p = p * z + 0.00118187286f;
-  p = p * z - 0.00152307824f;
-  p = p * z + 0.00202210833f;
-  p = p * z - 0.00448492991f;
-  p = p * z + 0.00834959742f;
-  p = p * z - 0.0126483014f;
-  p = p * z + 0.0180451763f;
-  p = p * z - 0.0246920264f;
-  p = p * z + 0.0319727511f;
-  p = p * z - 0.0399326636f;
-  p = p * z + 0.0500256902f;
-  p = p * z - 0.0677435996f;
-  p = p * z + 0.135949981f;
-  return v * (c * p + 0.5f) * gain;
-}
-
-enum class Exactness { COARSE, MIDDLE, FINE };
-
-template <uint32_t A, Exactness E>
-INLINE Floats activated(Floats x, float gain) {
-  if constexpr (A == GELU) {
-    if constexpr (E == Exactness::COARSE) return gelu_coarse(x, gain);
-    if constexpr (E == Exactness::MIDDLE) return gelu_middle(x, gain);
-    return gelu_fine(x, gain);
-  } else if constexpr (A == GELU_TANH) {
-    return gain * sigmoid_times(x, x * (1.59576912f + 0.0713548163f * x * x));  // 2 sqrt(2 / pi) (x + 0.044715 x^3)
-  } else if constexpr (A == SILU) {
-    return gain * sigmoid_times(x, x);
-  } else if constexpr (A == RELU) {
-    return gain * greatest(x, splat(0.0f));
-  } else if constexpr (A == TANH) {
-    return gain * (sigmoid_times(splat(2.0f), 2.0f * x) - 1.0f);
-  } else {
-    return gain * x;
   }
 }
 

@@ -127,8 +127,9 @@ class EngineSession(Session):
         context.set_tensor_address(name, bound.images.data_ptr())
         for output in self.manifest.outputs:
             shape = tuple(context.get_tensor_shape(output.name))
-            bound.outputs.append(torch.empty(shape, dtype=torch.float32, device="cuda"))
-            bound.fetched.append(torch.empty(shape, dtype=torch.float32, pin_memory=True))
+            kind = getattr(torch, output.dtype)
+            bound.outputs.append(torch.empty(shape, dtype=kind, device="cuda"))
+            bound.fetched.append(torch.empty(shape, dtype=kind, pin_memory=True))
             context.set_tensor_address(output.name, bound.outputs[-1].data_ptr())
         # The allocations above belong to torch's current stream; ours must not start before they are usable.
         stream.wait_stream(torch.cuda.current_stream())

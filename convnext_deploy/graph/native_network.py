@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.convnext import Block, ChannelNorm, ConvNeXt, Downsample
+from ..native import packed
 from ..quantization.apply import QuantizedConvolution, QuantizedLinear, rows_of
-from . import packed
 
 TYPES: dict[torch.dtype, packed.ProductType] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 

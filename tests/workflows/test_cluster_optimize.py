@@ -1,0 +1,104 @@
+"""`optimize --ray`: candidates of nodes of one kind, whose workers die, and an artifact that comes home."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray_cluster
+
+import convnext_deploy
+from convnext_deploy import api
+from convnext_deploy.cluster import delivery
+from convnext_deploy.cluster.connection import Node
+from convnext_deploy.errors import UsageError
+from convnext_deploy.workflows import cluster_optimize, optimize, race
+from convnext_deploy.workflows.agenda import View
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
+WEIGHTS, IMAGES = EXAMPLE / "model.safetensors", EXAMPLE / "test-2000.parquet"
+NODES = [Node(name, f"10.0.0.{name}", 8, 0) for name in "123"]
+GROUPS = {"EPYC 9654, 8 cores": NODES[:2], "EPYC 9654, 8 cores, L4": NODES[2:], "Xeon 8480, 8 cores": NODES[2:]}
+
+
+def test_a_kind_is_named_by_a_part_and_whole_where_that_is_a_part_of_another() -> None:
+    assert cluster_optimize.of_kind(GROUPS, "xeon") == ("Xeon 8480, 8 cores", NODES[2:])
+    assert cluster_optimize.of_kind(GROUPS, "EPYC 9654, 8 cores")[1] == NODES[:2]
+    assert cluster_optimize.of_kind({"Xeon": NODES}, None) == ("Xeon", NODES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("M4", "no node of the cluster is of the kind 'M4'; it has EPYC 9654, 8 cores; EPYC 9654, 8 cores, L4; Xeon"),
+        (None, "the cluster has several kinds of nodes: EPYC 9654, 8 cores; .*; name one with --node-kind"),
+        ("epyc", "several kinds of nodes 'epyc': EPYC 9654, 8 cores; EPYC 9654, 8 cores, L4; name one"),
+    ],
+)
+def test_no_kind_and_several_are_refused_with_those_that_there_are(kind: str | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        cluster_optimize.of_kind(GROUPS, kind)
+
+
+def test_a_kind_of_node_without_a_cluster_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="node_kind EPYC; it is for nodes of a cluster, give --ray too"):
+        api.optimize(WEIGHTS, data=IMAGES, out=tmp_path / "best", node_kind="EPYC")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "folder"])
+def test_a_checkpoint_that_a_node_has_not_or_has_otherwise_is_written_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "shared", lambda value: type("Shared", (), {"value": lambda self: value})())
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+        (path / "checkpoints").mkdir()  # folders in it stay where they are
+    (path / "model.safetensors" if path.is_dir() else path).write_bytes(b"one")
+    copy = delivery.copied(path)
+    assert delivery.placed(copy, tmp_path) == path
+    (path / "model.safetensors" if path.is_dir() else path).write_bytes(b"two")
+    elsewhere = tmp_path / "node"
+    elsewhere.mkdir()
+    there = delivery.placed(copy, elsewhere)
+    assert there == elsewhere / name
+    assert (there / "model.safetensors" if there.is_dir() else there).read_bytes() == b"one"
+    assert there.is_file() or (there / "config.json").read_text() == "{}"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_and_ctrl_c_cost_no_candidate_and_the_artifact_comes_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race, "FIRST_S", 0.2)
+    monkeypatch.setattr(race, "LAST_S", 0.2)
+    out, said = tmp_path / "best", list[str]()
+    options: dict[str, Any] = {"data": IMAGES, "out": out, "max_drop": 2, "runtimes": "native", "input": "uint8"}
+    with ray_cluster.nodes() as cluster:
+        killed: list[int] = []
+
+        def watch(view: View) -> None:
+            if view.doing.startswith("building") and not killed and ray_cluster.workers(cluster.head_node):
+                killed.append(sum(ray_cluster.kill_workers(node) for node in cluster.list_all_nodes()))
+            if any(row.state == "timed" for row in view.rows):
+                raise KeyboardInterrupt
+
+        def search(**more: Any) -> Any:
+            return api.optimize(WEIGHTS, ray=cluster.address, say=said.append, **options, **more)
+
+        with pytest.raises(UsageError, match="no node of the cluster is of the kind 'abacus'"):
+            search(node_kind="abacus")
+        with pytest.raises(KeyboardInterrupt):
+            search(watch=watch)
+        assert not out.exists()
+        built = (optimize.work_folder(out) / "native-fp32" / "manifest.json").stat().st_mtime_ns
+        doings: list[str] = []
+        result = search(watch=lambda view: doings.append(view.doing))
+    assert not any(doing.startswith("building") and "4 candidates" in doing for doing in doings)
+    assert any(line.startswith("2 nodes of the kind ") for line in said)
+    assert "verified on this machine too" in said
+    assert built
+    row = next(row for row in result.candidates if row.name == result.chosen)
+    assert row.exact or (row.verdict is not None and row.verdict.decision == "PASS")
+    assert convnext_deploy.load(out).manifest.export.format == "native"
