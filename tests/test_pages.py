@@ -5,12 +5,14 @@ A command stands in a `console` block behind `$`, with its output below it. In t
 
     <!-- not run: REASON -->    its commands are parsed only
     <!-- file: PATH -->         it is the content of a file that later commands read
+    <!-- served: HOW -->        its first command is a server, which is asked by the others and then ended
 """
 
 import io
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,8 +35,8 @@ PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md
          *sorted(DOCS.rglob("*.md"))]  # fmt: skip
 RUN = [ROOT / "README.md", *sorted(DOCS.glob("guides/*.md")), DOCS / "reference" / "python.md"]
 CHECKPOINT, IMAGES = "examples/fashion-mnist/model.safetensors", "examples/fashion-mnist/test-2000.parquet"
-BLOCK = re.compile(r"(?:^<!-- (?P<word>not run|file): (?P<value>.*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$",
-                   re.DOTALL | re.MULTILINE)  # fmt: skip
+BLOCK = re.compile(r"(?:^<!-- (?P<word>not run|file|served): (?P<value>.*?) -->\n)?"
+                   r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)  # fmt: skip
 WORDS = 16.0  # of a sentence, on average, in what teaches
 
 
@@ -47,6 +49,7 @@ class Block:
     text: str
     file: str | None  # where its content belongs
     is_run: bool
+    is_served: bool
 
     def commands(self) -> list[tuple[str, list[str]]]:
         """Each command with the lines of output below it."""
@@ -68,7 +71,8 @@ def blocks_of(page: Path) -> list[Block]:
             kind=found["kind"],
             text=found["text"],
             file=found["value"] if found["word"] == "file" else None,
-            is_run=found["word"] != "not run",
+            is_run=found["word"] not in ("not run", "served"),
+            is_served=found["word"] == "served",
         )
         for found in BLOCK.finditer(text)
     ]
@@ -153,6 +157,36 @@ def run(command: str) -> str:
     return stdout.getvalue()
 
 
+def serve_and_ask(block: Block) -> None:
+    """Start what a block starts, on a port that is free, ask it as the block does, and end it."""
+    (command, shown), *questions = block.commands()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convnext_deploy", *shlex.split(command)[1:], "--port", str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("serving "):
+                break
+        assert re.fullmatch(pattern(shown), "".join(lines)), f"{block.page}: {command}\n{''.join(lines)}"
+        for question, answer in questions:
+            words = shlex.split(question.replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
+            output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+            # One line, which the page breaks so that it can be read.
+            assert re.fullmatch(pattern(["".join(answer)]), f"{output.strip()}\n"), (
+                f"{block.page}: {question}\n{output}"
+            )
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("workspace")
 def test_every_command_of_the_readme_and_the_guides_prints_what_its_page_shows(
@@ -166,6 +200,8 @@ def test_every_command_of_the_readme_and_the_guides_prints_what_its_page_shows(
         for block in blocks_of(page):
             if block.file is not None:
                 Path(block.file).write_text(block.text)
+            if block.is_served:
+                serve_and_ask(block)
             if not block.is_run:
                 continue
             if block.kind == "python":
@@ -179,10 +215,19 @@ def test_every_command_of_the_readme_and_the_guides_prints_what_its_page_shows(
                     assert re.fullmatch(expected, outputs[command]), f"{block.page}: {command}\n{outputs[command]}"
 
 
+def test_the_guide_to_a_server_takes_five_commands_from_a_checkpoint_to_an_answer() -> None:
+    blocks = blocks_of(DOCS / "guides" / "serve.md")[:2]
+    assert [block.is_run or block.is_served for block in blocks] == [True, True]
+    commands = [command.split() for block in blocks for command, _ in block.commands()]
+    assert [words[0] if words[0] == "curl" else words[1] for words in commands] == [
+        "quantize", "export", "eval", "serve", "curl",
+    ]  # fmt: skip
+
+
 def test_what_is_not_run_says_why() -> None:
     for page in RUN:
         for found in BLOCK.finditer(page.read_text("utf-8")):
-            assert found["word"] != "not run" or len(found["value"].split()) >= 3
+            assert found["word"] not in ("not run", "served") or len(found["value"].split()) >= 3
 
 
 def slug(heading: str) -> str:

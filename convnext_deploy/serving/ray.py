@@ -32,7 +32,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What the application is told, beside `ServeOptions`.
 
     Args:
-        artifacts: one folder, or several; each as PATH or NAME=PATH, the same on every node.
+        artifacts: one folder, or several, as a list or as JSON of one; each as PATH or NAME=PATH, the same on every
+            node.
         labels: file of class names, of a server of one model; the same on every node.
         trust: as for `load`.
         min_replicas: that are always there; 0 lets the first request wait for one.
@@ -118,7 +119,7 @@ def read(arguments: Mapping[str, Any]) -> tuple[Settings, ServeOptions]:
         raise UsageError(f"argument {unknown[0]}; expected any of {', '.join(sorted(known))}")
     given = dict(arguments)
     if isinstance(given.get("artifacts"), str):
-        given["artifacts"] = given["artifacts"].split(",")
+        given["artifacts"] = _several(given["artifacts"])
     try:
         settings = msgspec.convert({name: given[name] for name in given if name in own}, Settings, strict=False)
         _check(settings)
@@ -132,6 +133,18 @@ def read(arguments: Mapping[str, Any]) -> tuple[Settings, ServeOptions]:
     if options.threads is not None and options.device == "cpu" and options.threads > settings.cpus:
         raise UsageError(f"threads {options.threads} on {settings.cpus} cores of a replica; give as many cpus")
     return settings, options
+
+
+def _several(text: str) -> list[str]:
+    """One artifact as it is written, whatever its path contains, or a list in JSON."""
+    if not text.startswith("["):
+        return [text]
+    try:
+        return msgspec.json.decode(text, type=list[str])
+    except msgspec.MsgspecError as error:
+        raise UsageError(
+            f'artifacts {text}: {plain(error)}; expected a folder, or JSON such as ["a=x","b=y"]'
+        ) from None
 
 
 def _check(settings: Settings) -> None:

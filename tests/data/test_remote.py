@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import stores
 from image_tars import write_tar
 from PIL import Image
 
@@ -256,3 +257,50 @@ def test_a_wrong_bucket_no_credentials_and_no_network_are_one_line_each(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     assert "credentials" in refusal("s3://photos/a.parquet")
+
+
+# Google's store and Hugging Face's hub, as a server on this machine answers for them ----------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[stores.Store, dict[str, str]]]:
+    """A store, and the address of its folder `set` by scheme; its packages find it where users' settings stand."""
+    pytest.importorskip("gcsfs")
+    hub = pytest.importorskip("huggingface_hub")
+    with stores.store() as store:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", store.address)
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": store.address, "token": False})
+        yield store, {"gs": f"gs://{stores.BUCKET}/set", "hf": f"hf://datasets/{stores.REPOSITORY}/set"}
+    import gcsfs
+
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    hub.HfFileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("write", [parquet, webdataset])
+@pytest.mark.parametrize("scheme", ["gs", "hf"])
+def test_googles_store_and_the_hub_are_read_as_a_disk(
+    tmp_path: Path, elsewhere: tuple[stores.Store, dict[str, str]], scheme: str, write: Callable[[Path], None]
+) -> None:
+    store, addresses = elsewhere
+    write(tmp_path)
+    store.files = {f"set/{file.name}": file.read_bytes() for file in tmp_path.iterdir()}
+    as_on_disk(addresses[scheme], tmp_path)
+    one = next(file.name for file in sorted(tmp_path.iterdir()))
+    assert len(sources.open_source(f"{addresses[scheme]}/{one}")) == COUNT // 2
+
+
+@pytest.mark.parametrize("scheme", ["gs", "hf"])
+def test_what_is_absent_or_not_allowed_there_is_one_line(
+    elsewhere: tuple[stores.Store, dict[str, str]], scheme: str
+) -> None:
+    store, addresses = elsewhere
+    with pytest.raises(DataError, match=r"absent\.parquet does not exist there") as refusal:
+        sources.open_source(f"{addresses[scheme]}/absent.parquet")
+    assert "\n" not in str(refusal.value)
+    store.status = 403
+    with pytest.raises(
+        DataError, match=f"{scheme}://.*(may not be read with these credentials|cannot be read)"
+    ) as refusal:
+        sources.open_source(f"{addresses[scheme]}/other.parquet")
+    assert "\n" not in str(refusal.value)

@@ -26,7 +26,7 @@ ARTIFACT = Path(__file__).parents[1] / "golden" / "0.1.0" / "native-int8"
 
 def test_settings_are_read_from_texts_as_from_values() -> None:
     texts = {
-        "artifacts": "a=x,b=y",
+        "artifacts": '["a=x","b=y, z"]',
         "max_replicas": "4",
         "cpus": "2",
         "max_batch": "16",
@@ -34,9 +34,16 @@ def test_settings_are_read_from_texts_as_from_values() -> None:
         "trust": "true",
     }
     settings, options = ray.read(texts)
-    assert settings == ray.Settings(artifacts=("a=x", "b=y"), max_replicas=4, cpus=2, trust=True)
+    assert settings == ray.Settings(artifacts=("a=x", "b=y, z"), max_replicas=4, cpus=2, trust=True)
     assert (options.max_batch, options.slo_ms, options.threads, options.sessions) == (16, 50.0, 2, 1)
-    values = {"artifacts": ["a=x", "b=y"], "max_replicas": 4, "cpus": 2, "max_batch": 16, "slo_ms": 50.0, "trust": True}
+    values = {
+        "artifacts": ["a=x", "b=y, z"],
+        "max_replicas": 4,
+        "cpus": 2,
+        "max_batch": 16,
+        "slo_ms": 50.0,
+        "trust": True,
+    }
     assert ray.read(values) == (settings, options)
 
 
@@ -44,6 +51,7 @@ def test_settings_are_read_from_texts_as_from_values() -> None:
     ("arguments", "message"),
     [
         ({}, "required field `artifacts`"),
+        ({"artifacts": "[a=x]"}, r"artifacts \[a=x\]: JSON is malformed"),
         ({"artifacts": "x", "workers": 2}, "argument workers; expected any of artifacts, body_s, cpus"),
         ({"artifacts": "x", "max_batch": "many"}, "Expected `int"),
         ({"artifacts": "x", "max_batch": 0}, "max_batch 0; expected a whole number of at least 1"),
