@@ -175,6 +175,11 @@ def _refuse_early(
             f"format {fmt.name} does not take --task {task}: {NOT_TAKEN[task]}; "
             f"take {able}, or export the maps before the head with --task features"
         )
+    if task == "detect" and request.dynamic_image_size and fmt.name == "openvino":
+        raise UsageError(
+            f"--dynamic-image-size: format {fmt.name} takes a detector for one size; give --image-size HEIGHTxWIDTH, "
+            "or take --format onnx or eager"
+        )
     if request.argmax and task != "segment":
         raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
     if task == "detect" and plan is not None:
