@@ -64,7 +64,7 @@ def assert_equal(found: tuple[Any, ...], expected: list[dict[str, torch.Tensor]]
         ("faster_rcnn", "eager"),
         ("mask_rcnn", "eager"),
         ("retinanet", "onnx"),
-        ("mask_rcnn", "onnx"),  # with the first stage of a Faster R-CNN too
+        pytest.param("mask_rcnn", "onnx", marks=pytest.mark.slow),  # with the first stage of a Faster R-CNN too
         pytest.param("fcos", "onnx", marks=pytest.mark.slow),
         pytest.param("retinanet", "openvino", marks=pytest.mark.slow),
         pytest.param("fcos", "openvino", marks=pytest.mark.slow),
