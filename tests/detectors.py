@@ -38,7 +38,7 @@ def detector(kind: str = "retinanet", first: int = 1, extra: Any = None, **argum
     made = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[kind]
     if kind in TWO_STAGE:
         arguments = {"box_detections_per_img": 30, "rpn_post_nms_top_n_test": 100} | arguments
-    model = randomize_(made(backbone, CLASSES, **{"min_size": 64, "max_size": 96} | arguments))
+    model: Any = randomize_(made(backbone, CLASSES, **{"min_size": 64, "max_size": 96} | arguments))
     if kind in TWO_STAGE:  # or nearly every region would be cut off at the image
         with torch.no_grad():
             model.rpn.head.bbox_pred.weight *= 0.1

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..artifact import verify
+from ..artifact import detections, matching, verify
 from ..artifact.session import Session, run_in_batches
 from ..artifact.verify import Tolerance
 from ..data import preprocess
@@ -23,6 +23,7 @@ from .probes import Probe
 
 FILE = "canary.npz"
 MOST_BYTES = 2**20  # of outputs; feature maps of one image may be more
+FAR = 0.5  # of the least score of a detection: candidates below it are none, whatever is rounded
 MOST_IMAGES = verify.RMS_SAMPLES
 
 
@@ -33,6 +34,8 @@ def recorded(manifest: Manifest, probe: Probe) -> bytes:
         manifest: with the comparisons that the artifact passed.
         probe: the bundled images, with the outputs of every reference.
     """
+    if manifest.model.detection is not None:
+        return _of_detector(manifest, probe)
     expected = probe.expected if probe.simulated is None else probe.simulated
     image_bytes = sum(output[0].nbytes for output in expected)
     count = min(len(probe.pixels), MOST_IMAGES, max(1, MOST_BYTES // image_bytes))
@@ -44,6 +47,29 @@ def recorded(manifest: Manifest, probe: Probe) -> bytes:
     kept["pixels_sha256"] = np.array(_sha256(probe.pixels[:count]))
     content = io.BytesIO()
     np.savez(content, **kept)
+    return content.getvalue()
+
+
+def _of_detector(manifest: Manifest, probe: Probe) -> bytes:
+    """The candidates of one image, without scores and boxes of what is far from being a detection.
+
+    Those scores are one number, whose logit is the root mean square of theirs: the limits follow from it.
+    """
+    facts = manifest.model.detection
+    assert facts is not None
+    arrays = [output[:1].copy() for output in probe.expected]
+    scores, boxes = arrays[:2] if facts.regions is None else arrays[2:4]
+    far = scores < FAR * facts.score_threshold
+    if far.any():
+        logits = detections.logits_of(scores[far].astype(np.float64))
+        scores[far] = 1 / (1 + math.exp(float(np.sqrt((logits**2).mean()))))
+    boxes[far.all(axis=-1) if facts.regions is None else far] = 0
+    kept: dict[str, Any] = {f"output{index}": output for index, output in enumerate(arrays)}
+    kept["limit"] = np.array([verify.TOLERANCES[manifest.export.precision].relative_error, math.nan, math.nan])
+    kept["reference"] = np.array("source")
+    kept["pixels_sha256"] = np.array(_sha256(probe.pixels[:1]))
+    content = io.BytesIO()
+    np.savez_compressed(content, **kept)
     return content.getvalue()
 
 
@@ -70,15 +96,13 @@ def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str
     Raises:
         ArtifactError: the file is damaged.
     """
-    if manifest.model.detection is not None:
-        return "a detector keeps no candidates to compare with"
     if manifest.splice is not None:
         return "a graph of somebody else keeps no outputs to compare with"
     if not any(file.path == FILE for file in manifest.files):
         return "the artifact keeps no outputs to compare with; export it again"
     try:
         with (folder / FILE).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            expected = tuple(kept[f"output{index}"] for index in range(len(manifest.outputs)))
+            expected = tuple(kept[f"output{index}"] for index in range(_arrays(manifest)))
             error, cosine, rms = (float(value) for value in kept["limit"])
             reference, sha256 = str(kept["reference"]), str(kept["pixels_sha256"])
     except (OSError, ValueError, KeyError, BadZipFile) as problem:
@@ -87,6 +111,9 @@ def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str
     if _sha256(pixels) != sha256:
         return "Pillow's JPEG decoder gives other pixels here than where the model was exported"
     images = preprocess.as_input(pixels, manifest.preprocessing, manifest.export.input)
+    if manifest.model.detection is not None:
+        answers = run_in_batches(session, images)
+        return matching.compare(answers, expected, manifest.model, manifest.model.image_size, error, "bundled")
     return verify.compare(
         run_in_batches(session, images),
         expected,
@@ -95,6 +122,14 @@ def compared(session: Session, manifest: Manifest, folder: Path) -> Parity | str
         manifest.model.task in ("classify", "segment"),
         "simulation" if reference == "simulation" else "source",
     )
+
+
+def _arrays(manifest: Manifest) -> int:
+    """How many the file has: the outputs, or a detector's candidates."""
+    facts = manifest.model.detection
+    if facts is None:
+        return len(manifest.outputs)
+    return 2 if facts.regions is None else 8 + bool(facts.mask_side)
 
 
 def _sha256(pixels: Any) -> str:

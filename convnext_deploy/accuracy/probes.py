@@ -137,7 +137,8 @@ def tensors(
         for start in range(0, len(pixels), CHUNK):
             rows = slice(start, start + CHUNK)
             places = None if beside is None else places_of(model.spec, beside, rows)
-            tensor = model(torch.from_numpy(as_input(loaded, model, pixels[rows])), places)
+            images = torch.from_numpy(as_input(loaded, model, pixels[rows]))
+            tensor = model(images) if places is None else model(images, places)
             chunks.append((tensor,) if isinstance(tensor, torch.Tensor) else tensor)
     return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 

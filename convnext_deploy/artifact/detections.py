@@ -23,7 +23,7 @@ SHARPEST = 30.0  # logits beyond it are scores of 0 and 1 in float32
 def padded_sides(sides: tuple[int, int]) -> tuple[int, int]:
     """(height, width) as multiples of 32."""
     height, width = sides
-    return height + (STRIDE - height % STRIDE) % STRIDE, width + (STRIDE - width % STRIDE) % STRIDE
+    return (height + STRIDE - 1) // STRIDE * STRIDE, (width + STRIDE - 1) // STRIDE * STRIDE
 
 
 def level_sides(first: Sequence[tuple[int, int]], facts: Detection) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ MAX_SIDE = 8192  # pixels
 # torch.export captures sides from here on, for its guards ask how the strides of the last map compare, which is open
 # where that map has a side of one pixel. What it captures is the same there: the range is widened to what is taken,
 # guards are left out when a program runs, and every export of any size is verified at 32x32.
-CAPTURED = 2 * STRIDE
+CAPTURED_TILES = 2
 SIDES = ("height", "width")
 
 
@@ -57,12 +57,13 @@ class DeployGraph:
     @cached_property
     def program(self) -> ExportedProgram:
         """The module as torch.export sees it; computed when a format first asks for it."""
-        batch = self.export.batch
+        batch, tiles = self.export.batch, CAPTURED_TILES + (self.model.detection is not None)
+        smallest = (tiles - 1) * STRIDE + 1 if self.model.detection is not None else tiles * STRIDE
         shapes = {
-            axis: Dim(name, min=batch.min, max=batch.max) if name == "batch" else Dim(name, min=CAPTURED, max=MAX_SIDE)
+            axis: Dim(name, min=batch.min, max=batch.max) if name == "batch" else Dim(name, min=smallest, max=MAX_SIDE)
             for axis, name in self.dynamic_axes.items()
         }
-        least = [CAPTURED if self.dynamic_axes.get(axis) in SIDES else 0 for axis in range(self.example.ndim)]
+        least = [tiles * STRIDE if self.dynamic_axes.get(axis) in SIDES else 0 for axis in range(self.example.ndim)]
         size = [max(own, side) for own, side in zip(self.example.shape, least, strict=True)]
         example = self.example if size == [*self.example.shape] else self.example.new_zeros(size)
         # Cropping to whole patches asks of sizes what always holds but cannot be proven; ONNX drops what is asserted.

@@ -64,7 +64,9 @@ def precision_of_onnx(path: Path, input_shape: tuple[int, ...]) -> dict[str, flo
             if node.input[0] in dequantized and node.input[1] in dequantized:
                 elem_type = dequantized[node.input[1]]
             name = onnx.TensorProto.DataType.Name(elem_type)
-            count = macs_of(node.op_type, weight_shape, types[node.output[0]][1])
+            # ONNX's inference does not divide, so it loses sides that a graph fills up; such an extent counts as one.
+            output_shape = tuple(max(size, 1) for size in types[node.output[0]][1]) or weight_shape[-1:]
+            count = macs_of(node.op_type, weight_shape, output_shape)
             macs.append((TYPE_NAMES.get(name, name.lower()), count))
     return shares(macs)
 

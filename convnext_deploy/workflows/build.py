@@ -137,8 +137,7 @@ def verified(
         parity=probes.judged(session, made.manifest, made.sets, reload),
         precision=session.precision(),
     )
-    if record.model.detection is None:  # whose candidates are up to 70 MB an image
-        (folder / canary.FILE).write_bytes(canary.recorded(record, made.sets[0]))
+    (folder / canary.FILE).write_bytes(canary.recorded(record, made.sets[0]))
     record = msgspec.structs.replace(record, files=manifest.file_records(folder))
     _judge(record, fmt, folder, target, own)
     return record

@@ -116,6 +116,8 @@ def export(
     for line in provenance.lines(loaded.provenance):
         say(line)
     model = loaded.model.spec
+    if model.detection is not None and request.dynamic_image_size:
+        _refuse_any_size(fmt, model)
     if model.detection is not None and request.input == "uint8":
         _refuse_filling(model, request.dynamic_image_size)
     if plan is not None:
@@ -175,11 +177,6 @@ def _refuse_early(
             f"format {fmt.name} does not take --task {task}: {NOT_TAKEN[task]}; "
             f"take {able}, or export the maps before the head with --task features"
         )
-    if task == "detect" and request.dynamic_image_size and not fmt.own_network:
-        raise UsageError(
-            f"--dynamic-image-size: format {fmt.name} takes a detector for one size, because the anchors of any size "
-            "make its capture last for many minutes; give --image-size HEIGHTxWIDTH, or take --format eager"
-        )
     if request.argmax and task != "segment":
         raise UsageError(f"--argmax is for the pixels of --task segment, not for --task {task}; leave it out")
     if task == "detect" and plan is not None:
@@ -204,6 +201,22 @@ NOT_TAKEN: dict[Task, str] = {
     "segment": "it has no engine for the head's 3x3 convolutions and resizing that was tried",
     "detect": "it has no operator in which boxes suppress each other that was tried",
 }
+
+
+def _refuse_any_size(fmt: "Format", model: ModelSpec) -> None:
+    """Refuse any size where capturing it does not end in minutes, or was not verified.
+
+    Raises:
+        UsageError: with the formats that take it.
+    """
+    assert model.detection is not None
+    if fmt.own_network or (fmt.name == "onnx" and model.detection.regions is None):
+        return
+    able = "onnx or eager" if model.detection.regions is None else "eager"
+    raise UsageError(
+        f"--dynamic-image-size: format {fmt.name} takes a {model.detection.kind} for one size; give --image-size "
+        f"HEIGHTxWIDTH, or take --format {able}"
+    )
 
 
 def _refuse_filling(model: ModelSpec, dynamic_image_size: bool) -> None:

@@ -1,5 +1,6 @@
 """Two stages: the reference's candidates beside torchvision's own choice, and faults that no rounding explains."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -60,11 +61,11 @@ def test_torchvisions_own_choice_passes(case: Case) -> None:
 
 def changed(case: Case, change: Callable[[Any], None], error: float = 1e-5) -> Parity:
     """A detector of two stages in which one thing is wrong, as an artifact would have it."""
-    one = load(given.weights("weights", case.model), task="detect", image_size=SIZE)
-    assert isinstance(one.model.detector, TwoStageDetector)
-    change(one.model.detector)
-    one.model.puts_out_detections = True
-    return case.compared(probes.outputs(one, one.model, case.pixels), error)
+    model = copy.deepcopy(case.loaded.model)
+    assert isinstance(model.detector, TwoStageDetector)
+    change(model.detector)
+    model.puts_out_detections = True
+    return case.compared(probes.outputs(case.loaded, model, case.pixels), error)
 
 
 def _set(name: str, value: Any) -> Callable[[Any], None]:

@@ -718,12 +718,12 @@ def missing_block(model: ConvNeXt) -> None:
 
 def transposed_sides(model: ConvNeXt) -> None:
     forward = model.forward
-    model.forward = lambda images: forward(images.transpose(2, 3))  # type: ignore[method-assign]
+    model.forward = lambda images, places=None: forward(images.transpose(2, 3))  # type: ignore[method-assign]
 
 
 def swapped_channels(model: ConvNeXt) -> None:
     forward = model.forward
-    model.forward = lambda images: forward(images.flip(1))  # type: ignore[method-assign]
+    model.forward = lambda images, places=None: forward(images.flip(1))  # type: ignore[method-assign]
 
 
 def swapped_logits(model: ConvNeXt) -> None:
