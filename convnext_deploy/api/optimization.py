@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from .. import arguments
 from ..arguments import Unpack
+from ..artifact import manifest
 from ..errors import UsageError
 from ..models.source import CheckpointOptions, Source
 from ..records.base import Device, InputKind
@@ -102,6 +103,7 @@ def optimize(
         raise UsageError(f"node_kind {node_kind}; it is for nodes of a cluster, give --ray too")
     words = arguments.texts("command", command, "the words of a command")
     drop = arguments.number("max_drop", max_drop, 0, 100, "percentage points above 0 and at most 100")
+    manifest.check_target(out, force)  # before the framework is imported
     from ..workflows import optimize as workflow
     from ..workflows.candidates import Goal
 
@@ -121,7 +123,6 @@ def optimize(
             threads=threads,
         ),
         out=out,
-        force=force,
         say=say,
         watch=watch,
         ray=ray,

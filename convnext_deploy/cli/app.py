@@ -97,6 +97,9 @@ def _no_option(option: str, arguments: list[str]) -> str:
     word = option.lower().lstrip("-").replace("_", "-")
     near = [f"--{word}"] if f"--{word}" in known else []
     near = near or [name for name in OPTION_SYNONYMS.get(word, ()) if name.split()[0] in known]
+    others = [name for name in COMMANDS if any(f"--{word}" in parameter.opts for parameter in _parameters(name))]
+    if others and not near:
+        return f"{arguments[0]} has no option {option}; give it to {', '.join(others)}"
     near = near or difflib.get_close_matches(f"--{word}", known, 1, 0.6)
     hint = f"; did you mean {near[0]}?" if near else f"; run convnext-deploy {arguments[0]} --help for its options"
     return f"{arguments[0]} has no option {option}{hint}"

@@ -16,8 +16,8 @@ def weights(name: str, value: Any) -> str:
     """Where a checkpoint is; a module or a state dict is written to a folder that goes when the process ends.
 
     What a library says beside its module (preprocessing, labels, epsilon) is written as that library itself writes it:
-    transformers by `save_pretrained`, timm by `save_for_hf`. torchvision's detectors say it in their attributes; its
-    classifiers and plain modules say nothing.
+    transformers by `save_pretrained`, timm by `save_for_hf`, and in its form for `features_only`. torchvision's
+    detectors say it in their attributes; its classifiers and plain modules say nothing.
 
     Raises:
         UsageError: it is none of these.
@@ -27,10 +27,16 @@ def weights(name: str, value: Any) -> str:
         if hasattr(value, "save_pretrained"):
             value.save_pretrained(folder)
             return str(folder)
-        if isinstance(getattr(value, "pretrained_cfg", None), Mapping):
+        facts = getattr(value, "pretrained_cfg", None)
+        if isinstance(facts, Mapping) and hasattr(value, "num_classes"):
             from timm.models import save_for_hf
 
             save_for_hf(value, str(folder), safe_serialization=True)
+            return str(folder)
+        if isinstance(facts, Mapping):  # of `features_only`, which `save_for_hf` does not take
+            config = {"architecture": facts.get("architecture"), "pretrained_cfg": dict(facts)}
+            (folder / "config.json").write_text(json.dumps(config, default=str))
+            _saved(folder, value.state_dict(), "pytorch_model.bin")
             return str(folder)
         detector = module_facts(value)
         if detector is not None:

@@ -19,7 +19,7 @@ from ..records.manifest import HeadActivation
 from . import beside, reparametrized
 from .architecture import Converted, described
 from .heads import Classifier, classifier_of, is_affine
-from .names import LAYOUTS, Layout
+from .names import LAYOUTS, TO_FEATURES, Layout
 
 
 def has_anchor(state: Mapping[str, Tensor]) -> bool:
@@ -67,7 +67,7 @@ def convert(
     backbone = (layout.backbone or bool(levels)) and "head.norm.weight" not in tensors
     if backbone and task != "features":
         raise WeightsError(
-            f"{where} ({layout.name} layout) is a backbone: it gives maps and has no head; use --task features"
+            f"{where} ({layout.name} layout) is a backbone: it gives maps and has no head{TO_FEATURES}"
             + (", or --task segment for the whole" if any("decode_head." in key for key in whole) else "")
         )
     if task != "features":

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+TO_FEATURES = "; use --task features"  # ends what is said of a backbone without a head
+
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 

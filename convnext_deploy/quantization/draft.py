@@ -15,7 +15,7 @@ from ..models.parameters import tensors_sha256
 from ..records.base import InputKind, Precision
 from ..records.manifest import Preprocessing
 from ..records.plan import CorrectionRecord, OperationType, RangeMethod, Target, WeightBits
-from . import corrections, saturated
+from . import corrections, saturation_loss
 from .apply import apply, rebalance
 from .calibrate import calibrate
 from .counting import Runner
@@ -151,6 +151,6 @@ def prepare(
     plan = msgspec.structs.replace(
         current.plan,
         corrections=tuple(records),
-        saturated=saturated.predicted(model, current, held_out, preprocessing),
+        saturation=saturation_loss.measure(model, current, held_out, preprocessing),
     )
     return replace(current, plan=plan)

@@ -180,8 +180,8 @@ def restricted(loaded: LoadedPlan, names: Collection[str]) -> LoadedPlan:
     """The same plan for these operations only."""
     operations = {name: operation for name, operation in loaded.plan.operations.items() if name in names}
     tensors = {key: tensor for key, tensor in loaded.tensors.items() if key.partition("/")[2] in operations}
-    saturated = loaded.plan.saturated if len(operations) == len(loaded.plan.operations) else None
-    plan = msgspec.structs.replace(loaded.plan, operations=operations, saturated=saturated)
+    whole = loaded.plan.saturation if len(operations) == len(loaded.plan.operations) else None
+    plan = msgspec.structs.replace(loaded.plan, operations=operations, saturation=whole)
     return replace(loaded, plan=plan, tensors=tensors)
 
 

@@ -68,16 +68,16 @@ def cause(eight_bits: EightBits | None, record: QuantizationRecord | None) -> st
 
 def elsewhere(record: Plan | QuantizationRecord) -> str | None:
     """What others see who open the file on x86 without VNNI with a runtime that saturates; None where it is exact."""
-    found = record.saturated
-    if found is None:
+    simulation = record.saturation
+    if simulation is None:
         return None
     line = (
         "where a runtime of others adds 8-bit products in 16 bits (x86 without VNNI): relative error "
-        f"{found.relative_error:.2g} in the place of {found.relative_error_without:.2g}"
+        f"{simulation.relative_error:.2g} in the place of {simulation.relative_error_without:.2g}"
     )
-    if found.changed is not None and found.changed_without is not None:
-        points = 100 * (found.changed - found.changed_without) / found.images
-        line += f", about {max(0.0, points):.0f} points of agreement lost on {found.images} images"
+    if simulation.changed is not None and simulation.changed_without is not None:
+        points = 100 * (simulation.changed - simulation.changed_without) / simulation.images
+        line += f", about {max(0.0, points):.0f} points of agreement lost on {simulation.images} images"
     return f"{line}; `quantize --weight-bits 7` prevents it"
 
 

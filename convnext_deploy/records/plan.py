@@ -142,7 +142,7 @@ class Plan(HandWritten, frozen=True, kw_only=True):
     calibration: CalibrationRecord | None  # None: nothing is quantized
     operations: dict[str, OperationPlan]
     corrections: tuple[CorrectionRecord, ...] = ()
-    saturated: SaturationRecord | None = None  # None: nothing saturates, or nobody has looked
+    saturation: SaturationRecord | None = None  # None: nothing saturates, or nobody has looked
     tensors_sha256: Sha256 | None = None  # of `<plan>.safetensors`
 
     @property
@@ -165,7 +165,7 @@ class QuantizationRecord(Record, frozen=True, kw_only=True):
     kept_share: Fraction = 0.0  # of the multiply-accumulates, in the operations that the plan keeps in fp32
     weight_bits: WeightBits = 8
     calibration: CalibrationRecord | None
-    saturated: SaturationRecord | None = None  # the plan's
+    saturation: SaturationRecord | None = None  # the plan's
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -30,7 +30,9 @@ STYLE = """
   font-size: .84rem; overflow-wrap: anywhere; break-inside: avoid; }
 .flip img { width: 5rem; height: 5rem; object-fit: contain; image-rendering: pixelated; background: var(--soft); }
 .flip p { margin: 0 0 .15rem; } .right::after { content: " \\2713"; color: #2e8540; } .name { opacity: .7; }
-pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; border-radius: .4rem; }
+pre { background: var(--soft); padding: .8rem 1rem; border-radius: .4rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+td:last-child:not([data-value]) { white-space: normal; min-width: 18ch; }
 """
 
 Read = Callable[[str], Image.Image]  # an image by its name in the data

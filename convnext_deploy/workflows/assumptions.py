@@ -1,10 +1,12 @@
 """Which image size, statistics and crop a checkpoint was trained with, where only labelled images can tell.
 
 A checkpoint that says nothing of its images runs at any size and with any statistics, only worse. So the likely ones
-are tried on a few images, and the better half goes on with twice as many: first sizes with statistics, then crops,
-which matter less. What is left is held against what is assumed, on images that nothing was chosen on.
+are tried on a few images, and the better half goes on with twice as many: first sizes with statistics, those of the
+images themselves among them, then crops, which matter less. What is left is held against what is assumed, on images
+that nothing was chosen on.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -37,6 +39,7 @@ KEPT = 2  # sizes with statistics that crops are tried with
 SHOWN = 3  # candidates of the last round
 
 Say = Callable[[str], None]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def check(loaded: "Loaded", images: Images, say: Say, progress: arguments.Progre
     source = numbered(with_one_label(opened), spec.num_classes, loaded.labels, classes)
     for note in source.notes:
         say(note)
-    assumed, bases, crops = _candidates(loaded)
+    assumed, bases, crops = _candidates(loaded, lambda: _statistics(loaded, source))
     if len(bases) * len(crops) == 1:
         say("image size, statistics and crop are known or given, so that --data has nothing to check")
         return
@@ -112,7 +115,9 @@ def _narrowed(trial: "_Trial", left: list[Candidate], until: int, say: Say) -> l
     return left
 
 
-def _candidates(loaded: "Loaded") -> tuple[Candidate, list[Candidate], list[float]]:
+def _candidates(
+    loaded: "Loaded", own_statistics: Callable[[], Statistics]
+) -> tuple[Candidate, list[Candidate], list[float]]:
     """What is assumed; sizes and statistics that are likely where none are known, it first; and crops, likewise."""
     from ..models.facts import IMAGENET_MEAN, IMAGENET_STD
 
@@ -126,10 +131,31 @@ def _candidates(loaded: "Loaded") -> tuple[Candidate, list[Candidate], list[floa
         usual.append(((float(np.mean(IMAGENET_MEAN)),), (float(np.mean(IMAGENET_STD)),)))
     # dict: each once, the assumed value first.
     sizes = dict.fromkeys([own.size, *((side, side) for side in SIZES if "image_size" in facts.assumed)])
-    norms = dict.fromkeys([(own.mean, own.std), *(usual if {"mean", "std"} <= set(facts.assumed) else [])])
+    norms = dict.fromkeys([(own.mean, own.std)])
+    if {"mean", "std"} <= set(facts.assumed):
+        norms |= dict.fromkeys([*usual, own_statistics()])
     crops = dict.fromkeys([own.crop, *(CROPS if "crop_pct" in facts.assumed else [])])
     bases = [Candidate(side, mean, std, own.crop) for side, (mean, std) in itertools.product(sizes, norms)]
     return own, bases, list(crops)
+
+
+def _statistics(loaded: "Loaded", source: sources.ImageSource) -> Statistics:
+    """Mean and standard deviation of the images' own channels, white being 1, as people round them.
+
+    Raises:
+        DataError: not one of them can be read.
+    """
+    size, channels = loaded.model.spec.image_size, loaded.model.spec.in_chans
+    to_pixels = preprocess.transform(loaded.preprocessing, size, channels)
+    seen, pixels = sources.subset(source, FIRST), []
+    for index in range(len(seen)):
+        with contextlib.suppress(OSError):  # which counts as wrong for every candidate
+            pixels.append(to_pixels(seen.read(index)).reshape(channels, -1))
+    if not pixels:
+        raise DataError(f"none of the first {len(seen)} images of {source.name} can be read")
+    whole = np.concatenate(pixels, 1) / 255
+    mean, std = whole.mean(1), np.maximum(whole.std(1), 1e-3)
+    return tuple(np.round(mean, 3).tolist()), tuple(np.round(std, 3).tolist())
 
 
 class _Trial:

@@ -277,7 +277,7 @@ def _quantization(fmt: "Format", loaded: "LoadedPlan | None", model: ModelSpec) 
         kept_share=share_of(model, _kept(plan)),
         weight_bits=plan.weight_bits,
         calibration=plan.calibration,
-        saturated=None if fmt.own_network else plan.saturated,  # whose engine is exact everywhere
+        saturation=None if fmt.own_network else plan.saturation,  # whose engine is exact everywhere
     )
 
 

@@ -27,8 +27,10 @@ from ..artifact import manifest
 from ..artifact.manifest import encode, write_file
 from ..data import numbering, sources
 from ..data.image_source import refuse_unlabelled, with_one_label
-from ..errors import CheckFailed, DataError, UsageError, counted
+from ..errors import CheckFailed, DataError, UsageError, WeightsError, counted
 from ..models import provenance
+from ..models.checkpoint import Loaded
+from ..models.names import TO_FEATURES
 from ..models.source import Source
 from ..records.manifest import BatchRange
 from ..records.optimize import OptimizeResult
@@ -56,7 +58,6 @@ def optimize(
     goal: Goal,
     *,
     out: Path,
-    force: bool,
     say: Callable[[str], None],
     watch: Callable[[View], None],
     ray: str | None = None,
@@ -69,7 +70,6 @@ def optimize(
         UsageError: what can be refused before the work.
         CheckFailed: not even fp32 could be built, or nothing keeps the limit of latency; `result.json` says why.
     """
-    manifest.check_target(out, force)
     with contextlib.ExitStack() as stack:
         nodes = None if ray is None else stack.enter_context(cluster_optimize.nodes_of(ray, node_kind, goal, say))
         machine = machine_here(goal.runtimes, goal.device) if nodes is None else nodes.machine
@@ -89,7 +89,7 @@ def _optimized(
     opened, classes = goal.images.opened()
     refuse_unlabelled(opened)
     say("loading the checkpoint")
-    loaded = source.load()
+    loaded = _classifier(source)
     if loaded.note:
         say(loaded.note)
     for line in provenance.contradictions(loaded.provenance):
@@ -142,6 +142,24 @@ def _optimized(
         if (workshop.path(row) / manifest.MANIFEST_NAME).is_file():
             manifest.remove(workshop.path(row))
     return result
+
+
+def _classifier(source: Source) -> Loaded:
+    """The checkpoint.
+
+    Raises:
+        UsageError: it is no classifier; with what can be done for it here.
+    """
+    try:
+        return source.load()
+    except WeightsError as error:
+        wrong, backbone, _ = str(error).partition(TO_FEATURES)
+        if not backbone:
+            raise
+        raise UsageError(
+            f"optimize judges top-1: {wrong}; export it with --task features, segment or detect in each type, and "
+            "hold the artifacts against each other with `gate` and `bench`"
+        ) from None
 
 
 def _sets(

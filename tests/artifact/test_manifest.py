@@ -559,7 +559,7 @@ NAMES = st.text("abcdefghij._-é", min_size=1, max_size=9).filter(lambda name: n
 @given(
     model=st.sampled_from(sorted(registry.VARIANTS)).map(registry.spec),
     weights=st.builds(WeightsRecord, source=WORDS, layout=WORDS, random=st.booleans(), tensors_sha256=HASH),
-    mean=st.lists(FINITE, max_size=5).map(tuple),
+    mean=st.lists(st.floats(1e-6, 1e6), max_size=5).map(tuple),  # and the deviation
     labels=st.none() | st.lists(WORDS, max_size=4).map(tuple),
     parity=st.lists(
         st.builds(

@@ -507,11 +507,12 @@ def test_a_typo_costs_no_framework() -> None:
         "import sys\nfrom convnext_deploy import cli\n"
         "assert cli.run(['export', '--variant', 'base', '--precision', 'fp99']) == 2\n"
         "assert cli.run(['export', '--variant', 'base', '--batch', '3:2:1']) == 2\n"
+        "assert cli.run(['optimize', '--weights', 'my.pth', '--data', 'val', '--out', '.']) == 2  # which exists\n"
         "print(sorted({'torch', 'timm', 'onnx', 'openvino'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    assert done.stderr.count("error: ") == 2
+    assert done.stderr.count("error: ") == 3
 
 
 def test_the_installed_program_exits_with_the_code() -> None:

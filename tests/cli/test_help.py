@@ -103,6 +103,10 @@ def test_the_options_of_a_group_that_were_given_are_the_words_that_give_them() -
         (["eval", "x", "-o", "y"], "eval has no option -o\nhint: did you mean --out?"),
         (["predict", "a", "b", "--top-k", "3"], "predict has no option --top-k\nhint: did you mean --top?"),
         (["quantize", "--format", "onnx"], "quantize has no option --format\nhint: did you mean --target?"),
+        (
+            ["optimize", "--task", "detect"],
+            "optimize has no option --task\nhint: give it to export, quantize, half, bench, roofline",
+        ),
         (["list", "--zzz"], "list has no option --zzz\nhint: run convnext-deploy list --help for its options"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import timm
 import torch
 
 import convnext_deploy
@@ -101,3 +102,10 @@ def test_what_is_no_model_is_refused_with_what_is_taken() -> None:
     for wrong in ({"a": 1}, {}, 3, object()):
         with pytest.raises(UsageError, match="or in Python a module or a state dict"):
             Source.of(wrong)
+
+
+def test_maps_of_timm_in_memory_bring_their_preprocessing() -> None:
+    network = timm.create_model("test_convnext", features_only=True)  # which `save_for_hf` does not take
+    loaded = Source.of(network, task="features").load()
+    assert (loaded.model.spec.image_size, loaded.preprocessing.mean) == ((160, 160), (0.5, 0.5, 0.5))
+    assert loaded.preprocessing.assumed == ()

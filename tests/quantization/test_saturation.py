@@ -25,7 +25,7 @@ from convnext_deploy.models import passes
 from convnext_deploy.models.checkpoint import load
 from convnext_deploy.models.source import Source
 from convnext_deploy.quantization import apply as applying
-from convnext_deploy.quantization import distance, saturated, saturation
+from convnext_deploy.quantization import distance, saturation, saturation_loss
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization.calibrate import calibrate
 from convnext_deploy.quantization.images import random_images
@@ -258,18 +258,18 @@ def test_what_saturation_takes_is_what_the_instruction_takes() -> None:
     weight = torch.randint(-127, 128, (64, 17), generator=generator, dtype=torch.int8)
     exact = codes.int() @ weight.int()
     expected = vpmaddubsw(codes.numpy()[:, None], weight.numpy().T[None].repeat(33, 0)).sum(-1)
-    found = exact + saturated.lost(codes, weight, saturated._pairs(weight))
+    found = exact + saturation_loss.loss(codes, weight, saturation_loss._pairs(weight))
     assert np.array_equal(found.numpy(), expected)
     assert not np.array_equal(exact.numpy(), expected)
 
 
-@pytest.mark.parametrize("at_once", [saturated.AT_ONCE, 1])
+@pytest.mark.parametrize("at_once", [saturation_loss.AT_ONCE, 1])
 def test_a_plan_is_told_what_it_does_where_its_products_saturate(
     at_once: int, onnx_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, plan, pixels = onnx_plan
-    monkeypatch.setattr(saturated, "AT_ONCE", at_once)
-    record = saturated.predicted(loaded.model, plan, pixels, loaded.preprocessing)
+    monkeypatch.setattr(saturation_loss, "AT_ONCE", at_once)
+    record = saturation_loss.measure(loaded.model, plan, pixels, loaded.preprocessing)
     assert record is not None
 
     def error() -> tuple[float, int]:
@@ -291,7 +291,7 @@ def test_convolutions_saturate_as_the_products_that_they_are(onnx_plan: Any) -> 
     openvino = replace(plan, eight_bits=formats.eight_bits_of("openvino"))
     assert openvino.eight_bits is not None
     assert openvino.eight_bits.convolutions
-    one, other = (saturated.predicted(loaded.model, p, pixels, loaded.preprocessing) for p in (plan, openvino))
+    one, other = (saturation_loss.measure(loaded.model, p, pixels, loaded.preprocessing) for p in (plan, openvino))
     assert one is not None
     assert other is not None
     assert other.relative_error == pytest.approx(one.relative_error, rel=0.05)  # its GELU is another
@@ -300,15 +300,15 @@ def test_convolutions_saturate_as_the_products_that_they_are(onnx_plan: Any) -> 
 @pytest.mark.parametrize(("target", "bits", "type"), [("onnx", 7, "u8s8"), ("eager", 8, "s8s8")])
 def test_what_cannot_saturate_has_no_such_record(target: str, bits: Any, type: Any) -> None:
     loaded, plan, pixels = drafted(target, bits, type)
-    assert saturated.predicted(loaded.model, plan, pixels, loaded.preprocessing) is None
+    assert saturation_loss.measure(loaded.model, plan, pixels, loaded.preprocessing) is None
 
 
 def test_a_part_of_a_plan_is_not_said_to_do_what_the_whole_does() -> None:
     plan = msgspec.structs.replace(
-        plan_of(), operations={name: OperationPlan(type="u8s8", scale=1.0) for name in "ab"}, saturated=SATURATED
+        plan_of(), operations={name: OperationPlan(type="u8s8", scale=1.0) for name in "ab"}, saturation=SATURATED
     )
-    assert plans.restricted(plans.LoadedPlan(plan, {}), ("a", "b")).plan.saturated == SATURATED
-    assert plans.restricted(plans.LoadedPlan(plan, {}), ("a",)).plan.saturated is None
+    assert plans.restricted(plans.LoadedPlan(plan, {}), ("a", "b")).plan.saturation == SATURATED
+    assert plans.restricted(plans.LoadedPlan(plan, {}), ("a",)).plan.saturation is None
 
 
 SATURATED = SaturationRecord(
@@ -317,7 +317,7 @@ SATURATED = SaturationRecord(
 
 
 def test_inspect_says_what_a_file_loses_on_other_cpus() -> None:
-    line = saturation.elsewhere(msgspec.structs.replace(record(), saturated=SATURATED))
+    line = saturation.elsewhere(msgspec.structs.replace(record(), saturation=SATURATED))
     assert line == (
         "where a runtime of others adds 8-bit products in 16 bits (x86 without VNNI): relative error 0.044 in the "
         "place of 0.019, about 12 points of agreement lost on 32 images; `quantize --weight-bits 7` prevents it"

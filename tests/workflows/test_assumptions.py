@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import convnext_deploy
 from convnext_deploy.cli.app import app
-from convnext_deploy.data import preprocess
+from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
 from convnext_deploy.models.checkpoint import load
 from convnext_deploy.records.accuracy import EvalResult
@@ -64,8 +64,8 @@ def test_images_tell_the_size_statistics_and_crop_that_a_model_was_made_for(plan
     told: list[tuple[int, int, str]] = []
     with pytest.raises(CheckFailed, match=r"what is assumed does not fit: 64x64 pixels, mean 0.5,0.5,0.5") as refusal:
         convnext_deploy.export(planted / "my.pth", **options, progress=lambda *step: told.append(step))
-    first = [(done, total) for done, total, what in told if what.startswith("trying 4 combinations of size")]
-    assert first == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    first = [(done, total) for done, total, what in told if what.startswith("trying 6 combinations of size")]
+    assert first[:6] == [(done, 6) for done in range(6)]
     assert "--image-size 64 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --crop-pct 1" in str(refusal.value)
     assert not (tmp_path / "a").exists()
     best = next(line for line in said if line.startswith("fits best: "))
@@ -82,6 +82,19 @@ def test_images_tell_the_size_statistics_and_crop_that_a_model_was_made_for(plan
     result = convnext_deploy.evaluate(tmp_path / "a", planted / "val")
     assert isinstance(result, EvalResult)
     assert result.top1 == 1.0
+
+
+def test_the_statistics_of_the_images_themselves_are_tried_too(planted: Path) -> None:
+    """A model of grey or medical images was often trained with those of its own data."""
+    loaded = load(str(planted / "my.pth"), image_size=(64, 64))
+    source = sources.open_source(str(planted / "val"))
+    mean, std = assumptions._statistics(loaded, source)
+    pixels = np.concatenate([np.asarray(source.read(index)).reshape(-1, 3) / 255 for index in range(len(source))])
+    np.testing.assert_allclose(mean, pixels.mean(0), atol=0.05)
+    np.testing.assert_allclose(std, pixels.std(0), atol=0.05)
+    assumed, bases, _ = assumptions._candidates(loaded, lambda: (mean, std))
+    usual = [(assumed.mean, assumed.std), ((0.5,) * 3, (0.5,) * 3)]
+    assert {(base.mean, base.std) for base in bases} == {*usual, (mean, std)}
 
 
 @pytest.mark.usefixtures("few")

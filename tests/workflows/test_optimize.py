@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import timm
 import typer
 
 import convnext_deploy
@@ -305,6 +306,12 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -
     with pytest.raises(UsageError, match="device cuda: PyTorch finds no NVIDIA GPU here; use --device cpu"):
         convnext_deploy.optimize("random", variant="atto", data=tmp_path, out=tmp_path / "best", device="cuda")
     assert not (tmp_path / "best.optimize").exists()
+
+
+def test_a_network_without_classes_is_refused_with_what_can_be_done_for_it(tmp_path: Path) -> None:
+    network = timm.create_model("test_convnext", features_only=True)
+    with pytest.raises(UsageError, match=r"optimize judges top-1: .* has no head; export it with --task features, seg"):
+        convnext_deploy.optimize(network, data=IMAGES, out=tmp_path / "o")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ AT_ONCE = 1 << 24  # sums that are in memory
 
 
 @torch.no_grad()
-def predicted(
+def measure(
     model: ConvNeXt, loaded: LoadedPlan, pixels: Pixels, preprocessing: Preprocessing
 ) -> SaturationRecord | None:
     """How far a plan's outputs are from the float module's, with saturation and without.
@@ -40,26 +40,26 @@ def predicted(
         None where nothing can saturate: no product of u8 by s8, or weights that are too small for it.
     """
     pixels = pixels[:IMAGES]
-    simulated = copy.deepcopy(model)
-    apply(simulated, loaded)
-    if not saturate(copied := copy.deepcopy(simulated)):
+    simulation = copy.deepcopy(model)
+    apply(simulation, loaded)
+    if not saturate(saturating := copy.deepcopy(simulation)):
         return None
     expected = outputs(model, pixels, preprocessing)
-    found = [outputs(one, pixels, preprocessing) for one in (simulated, copied)]
+    without, there = (outputs(one, pixels, preprocessing) for one in (simulation, saturating))
 
     def error(of: tuple[Tensor, ...]) -> float:
         worst = deviation.worst([one.numpy() for one in of], [one.numpy() for one in expected])
         return float(np.sqrt((worst**2).mean()))
 
-    def changed(of: tuple[Tensor, ...]) -> int | None:
+    def changes(of: tuple[Tensor, ...]) -> int | None:
         return int((of[0].argmax(1) != expected[0].argmax(1)).sum()) if classifies(model) else None
 
     return SaturationRecord(
         images=len(pixels),
-        relative_error=error(found[1]),
-        relative_error_without=error(found[0]),
-        changed=changed(found[1]),
-        changed_without=changed(found[0]),
+        relative_error=error(there),
+        relative_error_without=error(without),
+        changed=changes(there),
+        changed_without=changes(without),
     )
 
 
@@ -76,7 +76,7 @@ def saturate(model: nn.Module) -> int:
     return count
 
 
-def lost(codes: Tensor, weight: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
+def loss(codes: Tensor, weight: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
     """What saturation takes from a product of codes, (R, out) int32.
 
     Args:
@@ -86,13 +86,13 @@ def lost(codes: Tensor, weight: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
     """
     rows, columns = pairs
     first, second = (weight[rows + offset, columns].int() for offset in (0, 1))  # (P,)
-    found = torch.zeros(len(codes), weight.shape[1], dtype=torch.int32)
+    total = torch.zeros(len(codes), weight.shape[1], dtype=torch.int32)
     step = max(1, AT_ONCE // len(rows))
     for start in range(0, len(codes), step):
         part = codes[start : start + step]
         sums = part[:, rows].int() * first + part[:, rows + 1].int() * second  # (r, P)
-        found[start : start + step].index_add_(1, columns, sums.clamp(LEAST, LARGEST) - sums)
-    return found
+        total[start : start + step].index_add_(1, columns, sums.clamp(LEAST, LARGEST) - sums)
+    return total
 
 
 def _pairs(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ def _rows(module: QuantizedLinear) -> Tensor:
 
 
 def _hook(weight: Tensor, pairs: tuple[Tensor, Tensor]) -> Any:
-    def saturated(module: QuantizedLinear, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def add_loss(module: QuantizedLinear, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = arguments[0]
         if isinstance(module, QuantizedPatches):
             codes = module.patches(module.codes(nhwc(x)), module.zero)
@@ -120,8 +120,8 @@ def _hook(weight: Tensor, pairs: tuple[Tensor, Tensor]) -> Any:
             codes = module.codes(x)
         rows = codes.flatten(0, -2)
         rows = torch.cat([rows, rows.new_zeros(len(rows), len(weight) - rows.shape[1])], 1)
-        change = lost(rows, weight, pairs) * (module.scale * module.weight_scale)
+        change = loss(rows, weight, pairs) * (module.scale * module.weight_scale)
         change = change.reshape(*codes.shape[:-1], -1)
         return output + (nchw(change) if isinstance(module, QuantizedPatches) else change)
 
-    return saturated
+    return add_loss
