@@ -42,14 +42,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    with light_tests.base_installation() if light_tests.is_light(item) else contextlib.nullcontext():
+    with light_tests.without(*light_tests.HIDDEN) if light_tests.is_light(item) else contextlib.nullcontext():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
-        with light_tests.base_installation() if light_tests.is_light(item) else contextlib.nullcontext():
+        with light_tests.without(*light_tests.HIDDEN) if light_tests.is_light(item) else contextlib.nullcontext():
             return (yield)
     except pytest.skip.Exception as skipped:
         if "halted; None in sys.modules" not in str(skipped):

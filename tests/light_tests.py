@@ -6,13 +6,11 @@ the other packages from them, so that one which comes to need more fails at once
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from convnext_deploy import env
 
@@ -20,9 +18,9 @@ TESTS = Path(__file__).resolve().parent
 # What is installed there: the package's dependencies, and what runs the tests.
 THERE = {"numpy", "PIL", "typer", "rich", "msgspec", "tomli", "typing_extensions", "pytest", "hypothesis"}
 # What is not, as far as this package or a dependency of it would import it.
-HIDDEN = sorted(
-    {*env.EXTRAS, "scipy", "transformers", "datasets", "pandas", "sympy", "jinja2", "requests", "triton", "ml_dtypes"}
-)
+HIDDEN = (
+    *env.EXTRAS, "scipy", "transformers", "pandas", "sympy", "jinja2", "requests", "triton", "ml_dtypes",
+)  # fmt: skip
 # What needs more inside of its tests: development tools, formats that PyTorch runs, class names of timm, Triton.
 NEED_MORE = {
     "test_layers.py", "test_toy_format.py", "test_wheel.py", "test_the_extra_that_is_named_installs_the_package",
@@ -60,7 +58,11 @@ def _imports(file: Path, module: str = "") -> tuple[str, ...]:
     return tuple(names)
 
 
-def _lacking(names: tuple[str, ...], seen: set[str]) -> str | None:
+def _is_absent(package: str) -> bool:
+    return package not in THERE and package not in sys.stdlib_module_names
+
+
+def _lacking(names: tuple[str, ...], seen: set[str], is_absent: Callable[[str], bool] = _is_absent) -> str | None:
     for name in names:
         for end in range(1, name.count(".") + 2):  # a module is imported behind the packages that it is in
             part = ".".join(name.split(".")[:end])
@@ -69,10 +71,10 @@ def _lacking(names: tuple[str, ...], seen: set[str]) -> str | None:
             seen.add(part)
             file = _file_of(part)
             if file is not None:
-                package = _lacking(_imports(file, part), seen)
+                package = _lacking(_imports(file, part), seen, is_absent)
                 if package:
                     return package
-            elif end == 1 and part not in THERE and part not in sys.stdlib_module_names:
+            elif end == 1 and is_absent(part):
                 return part
     return None
 
@@ -81,11 +83,6 @@ def _lacking(names: tuple[str, ...], seen: set[str]) -> str | None:
 def lacking(file: Path) -> str | None:
     """A package outside the base installation that a file imports at its top, or that what it imports does."""
     return _lacking(_imports(file), set())
-
-
-@cache
-def _lacks(module: str) -> bool:
-    return _lacking((module,), set()) is not None
 
 
 def is_light(item: Any) -> bool:
@@ -99,20 +96,40 @@ def is_light(item: Any) -> bool:
     return set(item.fixturenames) <= {*others, "request", "_own_state", "shared_folder"}  # the last two, every test has
 
 
+@cache
+def _needs(module: str, packages: tuple[str, ...]) -> bool:
+    """Whether a module is of one of the packages, or one of ours that is imported with one."""
+    package = module.partition(".")[0]
+    if package != "convnext_deploy":
+        return package in packages
+    return _lacking((module,), set(), packages.__contains__) is not None
+
+
 @contextmanager
-def base_installation() -> Iterator[None]:
-    """Imports fail as in the base installation, those of modules that are in memory already too."""
-    away = [name for name in sys.modules if name.startswith("convnext_deploy.") and _lacks(name)]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in away:
-            package, _, own = name.rpartition(".")
-            if vars(sys.modules[package]).get(own) is sys.modules[name]:  # which `from package import own` would take
-                patch.delattr(sys.modules[package], own)
-        for name in away:
-            patch.delitem(sys.modules, name)
-        for name in HIDDEN:
-            patch.setitem(sys.modules, name, None)  # an import raises
+def without(*packages: str) -> Iterator[None]:
+    """Imports of these packages fail, and so do those of our modules that need one: also of what is in memory already.
+
+    A process of its own, in which they were never imported, is nearer to an installation without them, in seconds.
+    """
+    modules = {name: module for name, module in sys.modules.items() if _needs(name, packages)}
+    attributes = []  # of ours, which `from package import module` would take
+    for name in modules:
+        package, _, own = name.rpartition(".")
+        if package.startswith("convnext_deploy") and vars(sys.modules[package]).get(own) is modules[name]:
+            attributes.append((sys.modules[package], own))
+    for parent, own in attributes:
+        delattr(parent, own)
+    for name in modules:
+        del sys.modules[name]
+    sys.modules.update(dict.fromkeys(packages))  # type: ignore[arg-type]  # for None, an import raises
+    try:
         yield
+    finally:
+        for name in packages:
+            sys.modules.pop(name, None)
+        sys.modules.update(modules)
+        for parent, own in attributes:
+            setattr(parent, own, modules[f"{parent.__name__}.{own}"])
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -52,6 +52,18 @@ def file_for(target: Path) -> Iterator[tuple[int, Path]]:
         Path(name).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for every other process and thread that is in here for this folder; where nothing can be locked, do not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(path: Path) -> int | None:
     """A descriptor that holds the lock; None where another process holds it, or the path is gone."""
     try:

@@ -213,7 +213,9 @@ def _voc(folder: Path, files: list[Path], order: ClassOrder) -> Annotations:
         images.append(image)
         names.append(sorted({one.findtext("name", "").strip() for one in easy}))
     if not images:
-        raise DataError(f"{folder} holds no .xml; expected the annotations of Pascal VOC")
+        masks = any(path.suffix.lower() == ".png" for path in folder.rglob("*"))
+        hint = "; masks are for a segmenter, which `eval` and `gate` judge" if masks else ""
+        raise DataError(f"{folder} holds no .xml; expected the annotations of Pascal VOC{hint}")
     notes = (
         (f"{difficult:,} objects marked as difficult give no label, as in VOC's own evaluation",) if difficult else ()
     )

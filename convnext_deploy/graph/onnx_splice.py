@@ -37,10 +37,7 @@ def spliced(user: onnx.ModelProto, part: onnx.ModelProto, found: OnnxConvNeXt) -
     prefix = _unused(user)
     nodes, constants = _between_cuts(part, found, lowered, prefix)
     ends = frozenset(cut.tensor for cut in found.cuts)
-    # What only the old ConvNeXt needed is gone with it; what nobody needed before is left as it was.
-    left = alive(user.graph, (found.input,), ends)
-    removed = sorted(alive(user.graph, (), frozenset()) - left)
-    _refuse_readers(user, found, {*removed})
+    removed = taken_out(user, found)
     result = onnx.ModelProto()
     result.CopyFrom(user)
     gone = {name for index in removed for name in user.graph.node[index].output} - ends
@@ -60,6 +57,18 @@ def spliced(user: onnx.ModelProto, part: onnx.ModelProto, found: OnnxConvNeXt) -
     known = {one.domain for one in user.opset_import}
     result.opset_import.extend(o for o in part.opset_import if o.domain not in DEFAULT and o.domain not in known)
     return result
+
+
+def taken_out(user: onnx.ModelProto, found: OnnxConvNeXt) -> list[int]:
+    """The nodes that only the old ConvNeXt needed. What nobody needed before is left as it was.
+
+    Raises:
+        UsageError: something outside reads the ConvNeXt between the cuts.
+    """
+    left = alive(user.graph, (found.input,), frozenset(cut.tensor for cut in found.cuts))
+    removed = sorted(alive(user.graph, (), frozenset()) - left)
+    _refuse_readers(user, found, {*removed})
+    return removed
 
 
 def _keep(field, wanted) -> None:  # type: ignore[no-untyped-def]  # a repeated field of any message

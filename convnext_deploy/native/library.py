@@ -79,8 +79,8 @@ def cache_folder() -> Path:
 def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path:
     """The shared library for these sources, this compiler and these flags; compiled where it is not there yet.
 
-    Of the package's own sources and flags, the library that the wheel brought is taken, whatever compiler is here. Any
-    number of processes may build at once: each works in a folder of its own and renames its result into place.
+    Of the package's own sources and flags, the library that the wheel brought is taken, whatever compiler is here. Of
+    any number of processes one compiles, in a folder of its own that it renames into place, and the others wait.
     Where the compiler is gone, what it built from the same sources with the same flags is taken. A library's name
     ends in its SHA-256, and one that no longer has it is removed and built again: opening a damaged one can kill the
     process. The folder has to be this user's alone, since what is there is run.
@@ -120,11 +120,15 @@ def build(folder: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path
                 f"{compiler} makes programs for {other}, and this machine is {platform.machine()}; "
                 "name a compiler for this machine in $CXX, or none"
             )
-        with staging.folder_for(folder / BUILD_NAME) as work:
-            built = compile_library(compiler, work, extra_flags)
-            path = folder / f"{stem}-{sha256_of(built)}.so"
-            os.replace(built, path)
-        staging.clear(folder / BUILD_NAME)
+        with staging.one_at_a_time(folder):
+            intact = _intact(folder, stem)
+            if intact is not None:
+                return intact  # which another has compiled meanwhile
+            with staging.folder_for(folder / BUILD_NAME) as work:
+                built = compile_library(compiler, work, extra_flags)
+                path = folder / f"{stem}-{sha256_of(built)}.so"
+                os.replace(built, path)
+            staging.clear(folder / BUILD_NAME)
     except OSError as error:
         raise BuildError(
             f"the native engine cannot be built into {folder}: {plain(error)}; set XDG_CACHE_HOME to a folder of "

@@ -216,11 +216,10 @@ class Model:
                 f"{'; '.join(found.failures)}; export it here, or take another format"
             )
         else:
-            say(
-                f"{self.name}: {counted(found.samples, 'output')} compared with the export's {found.reference}, "
-                "relative error "
-                f"{found.relative_error:.2g}"
-            )
+            error = found.relative_error  # None of classes, of which none differs
+            distance = "no class differs" if error is None else f"relative error {error:.2g}"
+            count = counted(found.samples, "output")
+            say(f"{self.name}: {count} compared with the export's {found.reference}, {distance}")
 
     def input_of(self, content: bytes) -> tuple[Images, float]:
         """The model's input (1, ...) from the bytes of an image file, and the seconds that it took.

@@ -146,15 +146,16 @@ def _statistics(loaded: "Loaded", source: sources.ImageSource) -> Statistics:
         DataError: not one of them can be read.
     """
     size, channels = loaded.model.spec.image_size, loaded.model.spec.in_chans
-    to_pixels = preprocess.transform(loaded.preprocessing, size, channels)
-    seen, pixels = sources.subset(source, FIRST), []
-    for index in range(len(seen)):
+    whole_images = msgspec.structs.replace(loaded.preprocessing, crop_pct=1.0)  # of which people take them
+    to_pixels = preprocess.transform(whole_images, size, channels)
+    few, pixels = sources.subset(source, FIRST), []
+    for index in range(len(few)):
         with contextlib.suppress(OSError):  # which counts as wrong for every candidate
-            pixels.append(to_pixels(seen.read(index)).reshape(channels, -1))
+            pixels.append(to_pixels(few.read(index)).reshape(channels, -1))
     if not pixels:
-        raise DataError(f"none of the first {len(seen)} images of {source.name} can be read")
-    whole = np.concatenate(pixels, 1) / 255
-    mean, std = whole.mean(1), np.maximum(whole.std(1), 1e-3)
+        raise DataError(f"none of {len(few)} images of {source.name} can be read")
+    values = np.concatenate(pixels, 1) / 255
+    mean, std = values.mean(1), np.maximum(values.std(1), 1e-3)
     return tuple(np.round(mean, 3).tolist()), tuple(np.round(std, 3).tolist())
 
 

@@ -275,6 +275,7 @@ class _OpenVino:
     """Likewise as OpenVINO's IR. The rest of it is what OpenVINO reads from the user's ONNX."""
 
     def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, found: OnnxConvNeXt) -> None:
+        onnx_splice.taken_out(user, found)  # refuses what reads the old one between the cuts
         self._into = into
         part = openvino_graphs.read(alone / IR)
         self._result, self.nodes = openvino_graphs.spliced(openvino_graphs.read(into), part, found)

@@ -53,7 +53,7 @@ def test_a_command_breaks_between_options_and_never_inside_one() -> None:
             "export",
             ["Checkpoint", "Preprocessing", "Output", "Splice", "Data and labels", "Runtime", "Kernels", "TensorRT"],
         ),
-        ("quantize", ["Required", "Checkpoint", "Preprocessing", "Plan", "Calibration", "Output"]),
+        ("quantize", ["Required", "Checkpoint", "Preprocessing", "Plan", "Calibration", "Runtime", "Output"]),
         ("half", ["Required", "Checkpoint", "Preprocessing", "Plan", "Output"]),
         ("optimize", ["Required", "Checkpoint", "Preprocessing", "Goal", "Data and labels", "Runtime", "Output"]),
         ("eval", ["Arguments", "Required", "Data and labels", "Output", "Runtime"]),

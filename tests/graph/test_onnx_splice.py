@@ -81,8 +81,12 @@ def test_a_map_that_is_read_and_was_not_named_is_an_error_that_names_it(user: on
     whole = onnx_convnext.read_model(user, "model.onnx")
     names = [whole.input, *(cut.tensor for cut in whole.cuts[1:])]
     found = onnx_convnext.read_model(user, "model.onnx", names)
-    with pytest.raises(UsageError, match=r"reads '.*', which is inside of the ConvNeXt; name it in --at"):
-        onnx_splice.spliced(user, identity_of(found), found)
+    for splice in (
+        lambda: onnx_splice.spliced(user, identity_of(found), found),
+        lambda: onnx_splice.taken_out(user, found),
+    ):
+        with pytest.raises(UsageError, match=r"reads '.*', which is inside of the ConvNeXt; name it in --at"):
+            splice()
 
 
 def test_what_chooses_on_the_way_to_an_output_is_told(user: onnx.ModelProto) -> None:

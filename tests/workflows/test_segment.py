@@ -1,5 +1,6 @@
 """`--task segment` from end to end: what is exported, and what no format and no other verb takes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,34 @@ def test_predicted_masks_are_the_images_size_and_evaluate_to_100_percent(
     assert file.mask == str(tmp_path / "one.png")
     with pytest.raises(UsageError, match="is one mask, and there are 7 images"):
         api.predict(eager.path, labelled / "images", out=tmp_path / "two.png")
+
+
+def test_a_server_answers_with_the_class_of_each_pixel(checkpoint: str, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    from server_process import serving
+
+    made = exported(checkpoint, tmp_path / "made", format="eager", argmax=True, input="uint8")
+    pixels = photographs().transpose(0, 2, 3, 1)
+    tensor = {"name": "images", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+    with serving(f"m={made.path}") as running:
+        status, answer, _ = running.ask("POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}).encode())
+        refused, words, _ = running.ask("POST", "/classify", b"")
+    assert status == 200
+    (found,) = answer["outputs"]
+    assert (found["name"], found["datatype"], found["shape"]) == ("classes", "INT32", [2, 64, 64])
+    assert found["data"] == convnext_deploy.load(made.path).run(pixels)[0].ravel().tolist()
+    assert (refused, words["error"]) == (400, "m has no classes; its outputs are at /v2/models/m/infer")
+
+
+def test_optimize_says_what_to_do_with_a_segmenter_and_with_masks(
+    checkpoint: str, labelled: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UsageError, match=r"optimize judges top-1: .* export it with --task features, segment or detect"
+    ):
+        api.optimize(checkpoint, data=labelled / "images", out=tmp_path / "best")
+    with pytest.raises(DataError, match="masks are for a segmenter, which `eval` and `gate` judge"):
+        api.optimize(checkpoint, data=labelled / "images", annotations=labelled / "masks", out=tmp_path / "best")
 
 
 def test_two_images_of_one_name_and_names_that_lead_out_of_the_folder(tmp_path: Path) -> None:

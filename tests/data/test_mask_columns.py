@@ -1,0 +1,97 @@
+"""Masks that are another column of the images' table, wherever that is."""
+
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import datasets  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_deploy.data import held, image_source, masks, sources
+from convnext_deploy.errors import DataError, UsageError
+
+
+def save(path: Path, pixels: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels)).save(path)
+    return path
+
+
+def grey(value: int) -> Any:
+    return np.full((4, 5), value, np.uint8)
+
+
+def colour(value: int) -> Any:
+    return np.full((4, 5, 3), value, np.uint8)
+
+
+def rows(tmp_path: Path, name: str = "annotation", **more: Any) -> Any:
+    """Three images of 4x5 pixels and masks of 0, 1 and 2, as a dataset of Hugging Face."""
+    picture, held = datasets.Image(), {"image": [], name: []}  # type: ignore[var-annotated]
+    for number in range(3):
+        held["image"].append(str(save(tmp_path / f"rows/{number}.png", colour(number))))
+        held[name].append(str(save(tmp_path / f"rows/mask {number}.png", grey(number))))
+    features = datasets.Features(dict.fromkeys([*held, *more], picture))
+    return datasets.Dataset.from_dict(held | {key: held[value] for key, value in more.items()}, features=features)
+
+
+def truth(source: sources.ImageSource, annotations: str | None = None) -> list[list[int]]:
+    """The classes in each mask."""
+    found = masks.masked(source, annotations, ignored=255, reduce_labels=False)
+    assert found.masks is not None
+    part = image_source.chosen(found, [2, 0])
+    assert part.masks is not None
+    assert np.array_equal(masks.read(part.masks, 0, 3), masks.read(found.masks, 2, 3))
+    assert found.sha256 != part.sha256
+    return [np.unique(masks.read(found.masks, index, 3)).tolist() for index in range(len(found))]
+
+
+@pytest.mark.parametrize("kind", ["in memory", "saved to disk", "parquet"])
+def test_masks_are_a_column_of_a_dataset_wherever_it_is(kind: str, tmp_path: Path) -> None:
+    dataset = rows(tmp_path)
+    with redirect_stderr(io.StringIO()):  # a bar of progress
+        if kind == "saved to disk":
+            dataset.save_to_disk(tmp_path / "set")
+        elif kind == "parquet":
+            dataset.to_parquet(tmp_path / "set")
+            (tmp_path / "set").rename(tmp_path / "set.parquet")
+    where = str(tmp_path / ("set.parquet" if kind == "parquet" else "set"))
+    source = held.opened("data", dataset) if kind == "in memory" else sources.open_source(where)
+    assert truth(source) == truth(source, "annotation") == [[0], [1], [2]]
+    assert np.unique(np.asarray(source.read(2))).tolist() == [2]
+    with pytest.raises(DataError, match=r"--annotations mask is no folder and no column .* it has annotation$"):
+        truth(source, "mask")
+
+
+def test_a_column_of_masks_is_found_by_its_name_or_has_to_be_named(tmp_path: Path) -> None:
+    several = rows(tmp_path, "label", parts="label")
+    assert truth(held.opened("data", several)) == [[0], [1], [2]]
+    unknown = rows(tmp_path, "one", other="one")
+    source = held.opened("data", unknown)
+    assert truth(source, "other") == [[0], [1], [2]]
+    with pytest.raises(DataError, match="has the columns one, other beside its images; name the masks'"):
+        truth(source)
+    with pytest.raises(UsageError, match="the columns of images one, other; expected one of them to be called image"):
+        held.opened("data", unknown.remove_columns("image"))
+
+
+@pytest.mark.parametrize("kind", ["pillow", "int64", "bool"])
+def test_masks_are_the_second_of_a_pair(kind: str) -> None:
+    as_it_is = {
+        "pillow": Image.fromarray, "int64": lambda mask: mask.astype(np.int64), "bool": lambda mask: mask > 1,
+    }[kind]  # fmt: skip
+    found = truth(held.opened("data", [(colour(number), as_it_is(grey(number))) for number in range(3)]))
+    assert found == ([[0], [0], [1]] if kind == "bool" else [[0], [1], [2]])
+
+
+def test_pairs_of_which_some_have_a_mask_and_arrays_that_are_none_are_refused() -> None:
+    with pytest.raises(UsageError, match="data has a mask for 1 of its 2 images; expected one for each or none"):
+        held.opened("data", [(colour(0), grey(0)), (colour(1), 1)])
+    source = held.opened("data", [(colour(0), grey(0).astype(np.float32))] * 3)
+    with pytest.raises(
+        DataError, match=r"mask of image 2 \(column mask\) cannot be read: it is an array of float32 \(4, 5\)"
+    ):
+        truth(source)
