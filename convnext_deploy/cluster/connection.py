@@ -70,7 +70,7 @@ def connected(address: str, say: Callable[[str], None] = lambda line: None) -> I
         UsageError: there is no cluster, its Ray or Python is of another version, or another thread is at work on
             another cluster.
     """
-    ray = _ray()
+    ray = library()
     with _lock:
         if _users and _users[0] != address:
             raise UsageError(
@@ -97,7 +97,7 @@ _users: list[str] = []  # the address, once for each that uses a connection whic
 
 
 def _connect(address: str) -> None:
-    ray = _ray()
+    ray = library()
     options: dict[str, Any] = {"address": address}
     if address == LOCAL:
         options |= {"num_cpus": usable_cores(), "include_dashboard": False}
@@ -129,7 +129,7 @@ def _unreported() -> Iterator[None]:
 def nodes() -> list[Node]:
     """Those that are alive, in the order of their addresses."""
     found = []
-    for node in _ray().nodes():
+    for node in library().nodes():
         if node["Alive"]:
             has = node["Resources"]
             address = node["NodeManagerAddress"]
@@ -137,7 +137,12 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.address, node.id))
 
 
-def _ray() -> "ModuleType":
+def library() -> "ModuleType":
+    """Ray itself, imported only where a cluster is asked for.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     with needs("ray"):
         import ray
     return ray

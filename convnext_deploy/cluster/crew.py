@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from .. import env
 from ..errors import ConvNextDeployError, UsageError, WorkerError
 from ..records.base import Device
+from . import connection
 from .connection import Node, nodes
 
 Item = TypeVar("Item")
@@ -126,7 +127,7 @@ class Crew(Generic[Item, Opened, Result]):
             WorkerError: an item, or opening, ended several workers.
             ConvNextDeployError: what the work raised.
         """
-        import ray
+        ray = connection.library()
 
         waiting = deque(range(len(items)))
         missing = len(items)
@@ -137,9 +138,9 @@ class Crew(Generic[Item, Opened, Result]):
             while missing:
                 now = time.monotonic()
                 if now - looked >= LOOK_S:
-                    began = now if looked < 0 else began
-                    looked = now
-                    self._join()
+                    first, looked = looked < 0, now
+                    began = now if first else began
+                    self._join(missing, all_count=first)
                 for member in self._members:
                     while member.opened is not None and waiting and len(member.items) < AHEAD:
                         number = waiting.popleft()
@@ -167,7 +168,7 @@ class Crew(Generic[Item, Opened, Result]):
 
     def _value(self, reference: Any, member: _Member[Opened], number: int | None, waiting: deque[int]) -> Any:
         """What a worker answered; None where it opened, or died."""
-        import ray
+        ray = connection.library()
 
         try:
             value = ray.get(reference)
@@ -216,10 +217,15 @@ class Crew(Generic[Item, Opened, Result]):
     def _nodes(self) -> list[Node]:
         return [node for node in nodes() if self._only is None or node.id in self._only]
 
-    def _join(self) -> None:
-        """Workers for the nodes that are new."""
+    def _join(self, missing: int, *, all_count: bool) -> None:
+        """Workers for the nodes that are new, and no more than there are items.
+
+        Args:
+            all_count: also workers that have not opened; later, a node that is busy does not keep others waiting.
+        """
         for node in self._nodes():
-            if node.id not in self._known:
+            begun = sum(all_count or member.opened is not None for member in self._members)
+            if node.id not in self._known and begun < missing:
                 self._known.add(node.id)
                 for place in places_on(node, self._device, self._threads):
                     self._start(place)
@@ -233,7 +239,7 @@ class Crew(Generic[Item, Opened, Result]):
 
 def opening(place: Place, opener: Callable[..., tuple[Any, Callable[[Any], Any]]], order: Any) -> tuple[Any, Any]:
     """A worker that begins as soon as its place is free; itself, and the reference to what it opens."""
-    import ray
+    ray = connection.library()
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     actor = (

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ..errors import ConvNextDeployError, UsageError
 from ..records.base import Device
+from . import connection
 from .connection import Node, nodes
 from .crew import LOOK_S, PATIENCE_S, Place, cause_of, lacks_package, no_package, opening
 
@@ -34,7 +35,7 @@ def asked(where: Sequence[Node], question: Callable[[None], Result]) -> list[tup
     Raises:
         UsageError: a node that cannot answer, such as one without this package, or does not within two minutes.
     """
-    import ray
+    ray = connection.library()
 
     hosts = [opening(Place(node, 0, 0), _opened, (question, None)) for node in where]
     found = []
@@ -66,7 +67,7 @@ def each(
 
     Where one is busy, `say` is told what is waited for, less and less often.
     """
-    import ray
+    ray = connection.library()
 
     hosts = {node.id: _whole(node, work, given, device) for node in where}
     waiting = {reference: (node, False) for node in where for _, reference in (hosts[node.id],)}
@@ -114,7 +115,7 @@ def _taken(busy: Sequence[Node], device: Device) -> str:
 
 
 def _end(actors: Iterable[Any]) -> None:
-    import ray
+    ray = connection.library()
 
     for actor in actors:
         with contextlib.suppress(Exception):  # it is dead, or the cluster is; nothing of it is needed any more

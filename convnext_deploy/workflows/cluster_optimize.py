@@ -24,7 +24,7 @@ from ..artifact.session import RunOptions, Session
 from ..cluster import connection, crew, delivery
 from ..cluster import nodes as whole_nodes
 from ..cluster.connection import Node
-from ..errors import CheckFailed, UsageError, WorkerError
+from ..errors import CheckFailed, UsageError, WorkerError, counted
 from ..models.source import Source
 from ..quantization import counting
 from ..records.base import Device, InputKind
@@ -66,15 +66,19 @@ def nodes_of(ray: str, kind: str | None, goal: Goal, say: Say) -> Iterator[Nodes
         formats.get(name)
     address = connection.checked(ray)
     with connection.connected(address, say):
-        words, group = of_kind(kinds(whole_nodes.asked(whole_nodes.usable(goal.device), machine_of)), kind)
-        question = functools.partial(_machine, goal.runtimes, goal.device)
-        (first, machine), *others = whole_nodes.asked(group, question)
-        alike = [node for node, other in others if _same(other, machine)]
-        say(f"{1 + len(alike)} nodes of the kind {words}")
-        for node, other in others:
-            if not _same(other, machine):
+        question = functools.partial(_described, goal.runtimes, goal.device)
+        answers = whole_nodes.asked(whole_nodes.usable(goal.device), question)
+        words, group = of_kind(kinds([(node, facts) for node, (facts, _) in answers]), kind)
+        machines = {node.id: machine for node, (_, machine) in answers}
+        first, machine = group[0], machines[group[0].id]
+        if isinstance(machine, str):
+            raise UsageError(f"node {first.address}: {machine}")
+        alike = [node for node in group if _same(machines[node.id], machine)]
+        say(f"{counted(len(alike), 'node')} of the kind {words}")
+        for node in group:
+            if node not in alike:
                 say(f"node {node.address} takes no part: it has other versions or runtimes than {first.address}")
-        yield Nodes(address=address, kind=words, ids=frozenset(node.id for node in (first, *alike)), machine=machine)
+        yield Nodes(address=address, kind=words, ids=frozenset(node.id for node in alike), machine=machine)
 
 
 def of_kind(groups: dict[str, list[Node]], kind: str | None) -> tuple[str, list[Node]]:
@@ -94,13 +98,16 @@ def of_kind(groups: dict[str, list[Node]], kind: str | None) -> tuple[str, list[
     raise UsageError(f"the cluster has several kinds of nodes{asked}: {listing}; name one with --node-kind")
 
 
-def _machine(runtimes: Sequence[str], device: Device, _: None) -> Machine:
-    """On a node: what it is, and what runs there."""
-    return machine_here(runtimes, device)
+def _described(runtimes: Sequence[str], device: Device, _: None) -> tuple[dict[str, Any], Machine | str]:
+    """On a node: what it is, and what candidates have to know of it, or why none runs there."""
+    try:
+        return machine_of(None), machine_here(runtimes, device)
+    except UsageError as error:
+        return machine_of(None), str(error)
 
 
-def _same(one: Machine, other: Machine) -> bool:
-    return (one.versions, one.runtimes) == (other.versions, other.runtimes)
+def _same(one: Machine | str, other: Machine) -> bool:
+    return isinstance(one, Machine) and (one.versions, one.runtimes) == (other.versions, other.runtimes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +158,13 @@ class Workshop(workshop.Workshop):
             beside = [] if plan is None else [plan, plan.with_suffix(".safetensors")]
             return row, {path.name: path.read_bytes() for path in beside if path.is_file()}
 
-        begin(f"building {left} candidates on {len(places)} nodes", left)
+        doing = f"candidates on {counted(len(places), 'node')}"
+        begin(f"building {left} {doing}", left)
         for (row, _), outcome in builders.results(jobs, load):
             left -= 1
             yield row, outcome if isinstance(outcome, str) else self._home(row, outcome)
             if left:
-                begin(f"building {left} candidates on {len(places)} nodes", left)
+                begin(f"building {left} {doing}", left)
 
     def _order(self) -> _Bench:
         path = None if self.source.weights is None else Path(self.source.weights).expanduser()
@@ -187,7 +195,7 @@ class Workshop(workshop.Workshop):
         order = _Timing(tuple(rows), parcels, plan)
         failures: list[str] = []
         for node in [node for node in connection.nodes() if node.id in self.nodes.ids]:
-            progress(0, len(rows), f"timing {len(rows)} candidates on node {node.address}")
+            progress(0, len(rows), f"timing {counted(len(rows), 'candidate')} on node {node.address}")
             ((_, answer),) = whole_nodes.each([node], timed, order, self.device, self.say)
             if not isinstance(answer, str):
                 yield from answer

@@ -43,7 +43,7 @@ class StandIn:
 def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     made = StandIn()
-    monkeypatch.setattr(connection, "_ray", lambda: made)
+    monkeypatch.setattr(connection, "library", lambda: made)
     yield made
     assert "RAY_USAGE_STATS_ENABLED" not in os.environ
 

@@ -1,13 +1,12 @@
 """Work on whole nodes and what is said of them; with a stand-in for Ray, which need not be installed."""
 
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from convnext_deploy.cluster import crew, nodes
+from convnext_deploy.cluster import connection, crew, nodes
 from convnext_deploy.cluster.connection import Node
 from convnext_deploy.errors import DataError, UsageError, WorkerError
 
@@ -43,7 +42,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     errors = SimpleNamespace(RayError=RayError, RayTaskError=RayError, GetTimeoutError=LateError)
     stand_in = SimpleNamespace(wait=wait, get=get, kill=lambda actor: None, exceptions=errors)
-    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    monkeypatch.setattr(connection, "library", lambda: stand_in)
     actor = SimpleNamespace(work=SimpleNamespace(remote=lambda *given: "work"))
     for module in (crew, nodes):
         monkeypatch.setattr(module, "opening", lambda place, opener, order: (actor, "open"))
@@ -91,6 +90,23 @@ def test_what_the_work_raises_is_one_line_with_the_node(
         list(workers.results([1], lambda item, opened: item))
     assert "node 10.0.0.1" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_no_more_workers_begin_than_there_is_work(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[crew.Place] = []
+    opening = crew.opening
+
+    def counting(place: crew.Place, opener: Any, order: Any) -> tuple[Any, Any]:
+        places.append(place)
+        return opening(place, opener, order)
+
+    monkeypatch.setattr(crew, "opening", counting)
+    monkeypatch.setattr(crew, "nodes", lambda: [NODE, Node("b", "10.0.0.2", 4, 0), Node("c", "10.0.0.3", 4, 0)])
+    workers: crew.Crew[int, str, int] = crew.Crew(
+        lambda order, cpus: ("", int), None, device="cpu", threads=None, say=print
+    )
+    assert list(workers.results([1], lambda item, opened: item)) == [(1, 42)]
+    assert [place.node.id for place in places] == ["a"]
 
 
 def test_a_crew_stays_on_the_nodes_that_it_may_use(answers: dict[str, Any]) -> None:
