@@ -9,7 +9,7 @@ the photographs behind them. Cartoons, toys and symbols are left out.
 
 A ConvNeXt-Atto with transformers' UPerNet head is trained on these scenes, from a seed. Then it goes the way of every
 checkpoint: quantize, export, eval and gate, each format and type beside ONNX in fp32. --steps 0 takes the model that
-lies in the folder.
+is in the folder.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Needs no GPU. One JSON line a variant and precision is appended to benchmarks/results/trt_rtx_build.jsonl, every
 sample kept. Each ONNX is made in one process and each build runs in another, so that its peak memory is its own; what
-that process holds before it builds (PyTorch is imported) is `baseline_mb`. Weights are random: they do not matter here.
+that process has before it builds (PyTorch is imported) is `baseline_mb`. Weights are random: they do not matter here.
 `nodes_raw` is the census of timm's model as torch.onnx exports it, `nodes` that of the graph we build from.
 """
 

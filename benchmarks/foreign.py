@@ -2,7 +2,7 @@
 
     python foreign.py nncf|nncf-transformer|nncf-accuracy|modelopt SOURCE.onnx IMAGES.npz OUT BATCH
 
-Every setting that is not named here is the tool's own default. IMAGES.npz holds `images` float32 (N, C, H, W) and,
+Every setting that is not named here is the tool's own default. IMAGES.npz contains `images` float32 (N, C, H, W) and,
 for accuracy control, `labels` int64 (N,). OUT is an OpenVINO .xml for NNCF, which takes batches of BATCH images or
 (-1) of any size, and an .onnx for ModelOpt.
 """

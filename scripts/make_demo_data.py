@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="how many of the first test images to take")
     arguments = parser.parse_args()
     images, labels = idx(arguments.images)[: arguments.count], idx(arguments.labels)[: arguments.count]
-    # Row groups of 500 so that a reader with little memory never holds more than those.
+    # Row groups of 500 so that a reader with little memory never has more than those.
     pq.write_table(table(images, labels), arguments.out, compression="zstd", compression_level=9, row_group_size=500)
     print(f"{arguments.out}: {len(images)} images, {arguments.out.stat().st_size} bytes")
 

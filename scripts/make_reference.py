@@ -160,7 +160,7 @@ def files() -> str:
         MADE.format("`convnext_deploy/records/`"),
         "",
         "Every file is JSON, or TOML where people write it. A field without a default is always there.",
-        "Fields that are not listed are refused. Data holds fractions: 0.931 is 93.1 %.",
+        "Fields that are not listed are refused. Data contains fractions: 0.931 is 93.1 %.",
         "For `manifest.json` there is a [JSON schema](../manifest.schema.json) too.",
         "",
     ]

@@ -23,7 +23,7 @@ from convnext_deploy.errors import ConvNextDeployError
 
 THINNED = int(os.environ.get("CONVNEXT_DEPLOY_FUZZ", "400"))
 
-# What a field holds instead: of another type, at the edge of its own, or beyond it.
+# What a field contains instead: of another type, at the edge of its own, or beyond it.
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, -(2**63), 2**64, 10**30, 0.0, -0.0, 0.5, 1e-320, 1e308, -1e308, "", " ", "a",
     "nan", "\0", "\ud7ff", "ä" * 50, "../x", "/", "0" * 64, "f" * 64, "a\nb", "<script>", [], [[]], [None], [0], [0, 0],

@@ -142,7 +142,7 @@ def _patched(given: Subject, after: readback.Expected) -> Files | None:
 
 
 def _spellings(tensor: readback.Tensor) -> Iterator[bytes]:
-    """As files may hold it; the order does not depend on the values."""
+    """As files may contain it; the order does not depend on the values."""
     for type in dict.fromkeys((tensor.type, "float32", "float16")):
         for values in readback._types(tensor, type, halved=True):
             for layout in readback._layouts(values):

@@ -66,7 +66,7 @@ def detected(
     given, masks = [], []
     for name, index, size in zip(names, range(len(names)), sides, strict=True):
         if not all(np.isfinite(output[index].astype(np.float32, copy=False)).all() for output in outputs):
-            raise CheckFailed(f"the model's outputs for {name} hold NaN or infinite values")
+            raise CheckFailed(f"the model's outputs for {name} have NaN or infinite values")
         own = placed(boxes[index], scores[index], classes[index], size, image_size)
         given.append(own)
         if truth.masks is not None and len(outputs) > 3:
@@ -91,11 +91,11 @@ def encoded(masks: NDArray[np.generic], boxes: NDArray[np.float32], sides: tuple
     with needs("pycocotools"):
         from pycocotools import mask as coder
 
-    found = []
+    codes = []
     for index in range(len(boxes)):
         (whole,) = instance_masks.pasted(masks[index : index + 1].astype(np.float32), boxes[index : index + 1], sides)
-        found.append(bytes(coder.encode(np.asfortranarray(whole > instance_masks.INSIDE))["counts"]))
-    return found
+        codes.append(bytes(coder.encode(np.asfortranarray(whole > instance_masks.INSIDE))["counts"]))
+    return codes
 
 
 def placed(
@@ -111,8 +111,8 @@ def placed(
     scale = np.array([sides[1] / resized[1], sides[0] / resized[0]] * 2)
     most = np.array([sides[1], sides[0]] * 2, np.float64)
     own = np.clip(boxes[is_one].astype(np.float64) * scale, 0, most)
-    found = np.column_stack([own, scores[is_one].astype(np.float64), classes[is_one].astype(np.float64)])
-    return found.astype(np.float32)
+    table = np.column_stack([own, scores[is_one].astype(np.float64), classes[is_one].astype(np.float64)])
+    return table.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Judged:
     at_50: float  # at an overlap of 0.50
     per_class: tuple[float | None, ...]  # None of a class that no image has
     moves: Values  # (N,): its derivative by each image's weight
-    shares: Values  # (N,), sum 1: how much of what can be lost each image holds
+    shares: Values  # (N,), sum 1: how much of what can be lost each image accounts for
 
 
 def judged(found: Detections, by: Literal["bbox", "segm"] = "bbox") -> Judged:
@@ -203,10 +203,12 @@ def _moves(judge: Any, place: int, images: int) -> tuple[Values, Values]:
     The mean of the precisions at all recalls is taken, where COCO takes that at 101 of them.
     """
     areas = len(judge.params.areaRng)
-    found = judge.evalImgs[place * areas * images : (place * areas + 1) * images]
-    wanted = np.array([0 if one is None else int((1 - np.asarray(one["gtIgnore"])).sum()) for one in found], np.float64)
+    matches = judge.evalImgs[place * areas * images : (place * areas + 1) * images]
+    wanted = np.array(
+        [0 if one is None else int((1 - np.asarray(one["gtIgnore"])).sum()) for one in matches], np.float64
+    )
     positives = wanted.sum()
-    own = [(index, one) for index, one in enumerate(found) if one is not None and len(one["dtScores"])]
+    own = [(index, one) for index, one in enumerate(matches) if one is not None and len(one["dtScores"])]
     overlaps = len(judge.params.iouThrs)
     if not own:
         return np.zeros(images), wanted / positives

@@ -34,8 +34,8 @@ class _Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         named = OrderedDict((str(index), x) for index, x in enumerate(self.maps(images)))
-        found: dict[str, Tensor] = self.fpn(named)
-        return found
+        pyramid: dict[str, Tensor] = self.fpn(named)
+        return pyramid
 
 
 def of_torchvision(
@@ -166,9 +166,9 @@ def candidates(model: Any, images: Tensor, loaded: "Loaded") -> tuple[Tensor, ..
     spec = loaded.model.spec
     counts = detections.anchor_counts(spec, (height, width))
     split = {name: list(torch.split(value, counts, dim=1)) for name, value in outputs.items()}
-    chosen = model.postprocess_detections(split, [list(torch.split(one, counts)) for one in anchors], sizes)
-    found = filled(chosen, spec.detection.most_detections if spec.detection else 0)
-    _refuse_other_choice(found, (scores.numpy(), boxes.numpy()), loaded, (height, width))
+    selection = model.postprocess_detections(split, [list(torch.split(one, counts)) for one in anchors], sizes)
+    rows = filled(selection, spec.detection.most_detections if spec.detection else 0)
+    _refuse_other_choice(rows, (scores.numpy(), boxes.numpy()), loaded, (height, width))
     return scores, boxes
 
 
@@ -222,10 +222,10 @@ def of_two_stages(model: Any, images: Tensor, loaded: "Loaded", found: verify.Ou
         which = (pairs % classes).flatten()
         given.append(torch.sigmoid(y[torch.arange(len(y)), which]).view(len(images), -1, *y.shape[2:]))
     proposals, _ = model.rpn(batch, features)
-    chosen, _ = heads(features, proposals, batch.image_sizes)
+    selection, _ = heads(features, proposals, batch.image_sizes)
     outputs = (*given, *places)
     _refuse_other_choice(
-        filled(chosen, places.pairs.shape[1]), tuple(one.numpy() for one in outputs), loaded, (height, width)
+        filled(selection, places.pairs.shape[1]), tuple(one.numpy() for one in outputs), loaded, (height, width)
     )
     return outputs
 

@@ -178,7 +178,7 @@ def answers_of(work: Work) -> Answers:
             finite = np.isfinite(logits).all(axis=1)
             if not finite.all():
                 raise CheckFailed(
-                    f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values"
+                    f"the model's outputs for {names[int(np.argmin(finite))]} have NaN or infinite values"
                 )
             return Outputs(names, targets[indices], logits)
 

@@ -65,7 +65,7 @@ class Scored:
     score: float
     per_output: tuple[float | None, ...]
     moves: Values  # (N,): its derivative by each image's weight
-    shares: Values  # (N,), sum 1: how much of what can be lost each image holds
+    shares: Values  # (N,), sum 1: how much of what can be lost each image accounts for
     at_50: float | None = None  # of a detector: the average precision at an overlap of 0.50
     of_masks: "Scored | None" = None  # of one that gives masks, where the objects have some
 

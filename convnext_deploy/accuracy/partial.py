@@ -72,7 +72,7 @@ def opened(out: Path, artifact: Artifact, source: sources.ImageSource, problem: 
             return folder
         existing = msgspec.json.decode(content_of(folder / IDENTITY_NAME), type=Identity)
     except FileNotFoundError:
-        raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out") from None
+        raise UsageError(f"{folder} has no unfinished evaluation; remove it or give another --out") from None
     except OSError as error:
         raise UsageError(f"{folder} cannot be used: {plain(error)}; choose another --out") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -93,7 +93,7 @@ def _remove_result(result: Path, predictions: Path, folder: Path) -> None:
     if folder.exists():
         strange = [path for path in folder.iterdir() if path.name != IDENTITY_NAME and path.suffix != SUFFIX]
         if strange or not (folder / IDENTITY_NAME).is_file():
-            raise UsageError(f"{folder} holds no unfinished evaluation; remove it or give another --out")
+            raise UsageError(f"{folder} has no unfinished evaluation; remove it or give another --out")
         remove(folder)
     for written in (result, predictions):
         written.unlink(missing_ok=True)

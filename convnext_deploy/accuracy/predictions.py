@@ -51,7 +51,7 @@ class Chunk:
     corrupt: tuple[str, ...]  # "name: reason"
 
     def moved(self, by: int) -> "Chunk":
-        """The same, of images that lie so many places further on."""
+        """The same, of images that are so many places further on."""
         return replace(self, start=self.start + by, stop=self.stop + by)
 
 
@@ -63,7 +63,9 @@ def read_predictions(path: Path) -> Predictions:
     """
     predictions = decode(path).predictions
     if not isinstance(predictions, Predictions):
-        raise DataError(f"{path} holds outputs of a multi-label or regression model; expected predictions of classes")
+        raise DataError(
+            f"{path} contains outputs of a multi-label or regression model; expected predictions of classes"
+        )
     return predictions
 
 
@@ -71,7 +73,9 @@ def read_outputs(path: Path) -> Outputs | Segments | Detections:
     """Likewise of a multi-label model, a regression, a segmenter or a detector."""
     predictions = decode(path).predictions
     if isinstance(predictions, Predictions):
-        raise DataError(f"{path} holds predictions of classes; expected outputs of a multi-label or regression model")
+        raise DataError(
+            f"{path} contains predictions of classes; expected outputs of a multi-label or regression model"
+        )
     return predictions
 
 
@@ -79,7 +83,7 @@ def of_logits(names: tuple[str, ...], labels: NDArray[np.int64], logits: NDArray
     """Of one batch; logits (N, classes). Log-probabilities are computed in float64."""
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
-        raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} hold NaN or infinite values")
+        raise CheckFailed(f"the model's outputs for {names[int(np.argmin(finite))]} have NaN or infinite values")
     log_probs = logits.astype(np.float64)
     log_probs -= log_probs.max(axis=1, keepdims=True)
     log_probs -= np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
@@ -233,7 +237,7 @@ def _of_npz(content: bytes) -> Chunk:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         size = sum(member.file_size for member in archive.infolist())
         if size > _MOST_BYTES:
-            raise ValueError(f"it holds {size:,} bytes; at most {_MOST_BYTES:,} are read")
+            raise ValueError(f"it has {size:,} bytes; at most {_MOST_BYTES:,} are read")
 
         def column(name: str, dtype: type, dimensions: int) -> NDArray[Any]:
             with archive.open(f"{name}.npy") as file:

@@ -103,7 +103,7 @@ def pixels_of(loaded: "Loaded", verify_data: str | ImageSource) -> Pixels:
     try:
         return np.stack([to_pixels(sample.read(index)) for index in range(len(sample))])
     except OSError as error:
-        raise DataError(f"--verify-data {verify_data} holds an image that cannot be read: {plain(error)}") from None
+        raise DataError(f"--verify-data {verify_data} contains an image that cannot be read: {plain(error)}") from None
 
 
 def _finite(loaded: "Loaded", found: verify.Outputs) -> verify.Outputs:

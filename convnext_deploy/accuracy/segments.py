@@ -27,7 +27,7 @@ def counted(
     confusions: list[tuple[NDArray[np.int64], ...]] = []
     for name, index, output in zip(names, indices, outputs, strict=True):
         if not np.isfinite(output.astype(np.float32, copy=False)).all():
-            raise CheckFailed(f"the model's outputs for {name} hold NaN or infinite values")
+            raise CheckFailed(f"the model's outputs for {name} have NaN or infinite values")
         wanted = masks.read(truth, index, classes)
         given = label_maps.classes_of(output, (wanted.shape[0], wanted.shape[1]))
         counts = wanted != masks.IGNORED

@@ -126,7 +126,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def images_needed(discordance: float, drop: float, limit: float, alpha: float) -> int | None:
-    """How many images decide, with chance `POWER`, on which side of the limit a drop lies.
+    """How many images decide, with chance `POWER`, on which side of the limit a drop is.
 
     Args:
         discordance: share of the images that are lost or gained; at least |drop|.

@@ -224,8 +224,8 @@ def bench(
 
         if folders:
             return [contenders.of_artifacts(list(folders), rivals, plan.device, cuda_graph, say, trust)]
-        chosen = sizes or ((224, 224),)
-        return contenders.of_variants(names, rivals, where, types, chosen, task, plan.device, say)
+        sides = sizes or ((224, 224),)
+        return contenders.of_variants(names, rivals, where, types, sides, task, plan.device, say)
 
     return _rows(groups, plan, say, progress)
 

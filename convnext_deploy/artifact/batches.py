@@ -41,4 +41,4 @@ def check_images(images: Images, manifest: Manifest) -> None:
         raise InputError(f"images are {h}x{w} pixels; expected {expected} (or export with --dynamic-image-size)")
     if not uint8 and not np.isfinite(images).all():
         bad = int(np.count_nonzero(~np.isfinite(images)))
-        raise InputError(f"images hold {bad} NaN or infinite values; expected finite pixels")
+        raise InputError(f"images have {bad} NaN or infinite values; expected finite pixels")

@@ -118,9 +118,9 @@ def chosen(candidates: Candidates, facts: Detection) -> tuple[Places, Values]:
         own_class = pairs[pairs % classes == number]
         own_class = own_class[np.argsort(-scores.reshape(-1)[own_class], kind="stable")]
         kept.append(own_class[unsuppressed(boxes[own_class], facts.nms_threshold)])
-    found = np.concatenate(kept) if kept else pairs[:0]
-    order = np.argsort(-scores.reshape(-1)[found], kind="stable")
-    return found[order][: facts.most_detections], np.array(lowest)
+    survivors = np.concatenate(kept) if kept else pairs[:0]
+    order = np.argsort(-scores.reshape(-1)[survivors], kind="stable")
+    return survivors[order][: facts.most_detections], np.array(lowest)
 
 
 def unsuppressed(boxes: Values, overlap: float) -> Flags:
@@ -151,11 +151,11 @@ def overlap_range(box: Values, away: float, others: Values, aways: Values) -> tu
         + np.clip(theirs + 2 * sign * aways[:, None], 0, None).prod(axis=1)
         for sign in (1, -1)
     ]
-    found = []
+    bounds = []
     for shared, area in zip(inside, areas, strict=True):
         whole = area - shared
-        found.append(np.where(shared <= 0, 0.0, np.where(whole <= shared, 1.0, shared / np.maximum(whole, 1e-300))))
-    return found[0], found[1]
+        bounds.append(np.where(shared <= 0, 0.0, np.where(whole <= shared, 1.0, shared / np.maximum(whole, 1e-300))))
+    return bounds[0], bounds[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ def pasted(masks: NDArray[np.floating], boxes: NDArray[np.floating], sides: tupl
     Returns:
         (D, height, width)
     """
-    found = np.zeros((len(masks), *sides), np.float32)
+    whole = np.zeros((len(masks), *sides), np.float32)
     for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         (top, bottom, left, right), values = _placed(mask, box, sides)
-        found[index, top:bottom, left:right] = values
-    return found
+        whole[index, top:bottom, left:right] = values
+    return whole
 
 
 def run_lengths(inside: NDArray[np.bool_]) -> list[int]:
@@ -37,7 +37,7 @@ def run_lengths(inside: NDArray[np.bool_]) -> list[int]:
 def _placed(
     mask: NDArray[np.floating], box: NDArray[np.floating], sides: tuple[int, int]
 ) -> tuple[tuple[int, int, int, int], Values]:
-    """Where one mask lies in the image, and its values there: bilinear, with a margin of zeros around the box."""
+    """Where one mask is in the image, and its values there: bilinear, with a margin of zeros around the box."""
     places = mask.shape[0]
     framed = np.pad(mask.astype(np.float32), 1)
     scale = np.float32((places + 2) / places)

@@ -116,7 +116,7 @@ def read(path: Path) -> Artifact:
     try:
         mode = file.lstat().st_mode
         if stat.S_ISLNK(mode):
-            raise ArtifactError(f"{file} is a symbolic link; an artifact holds its files themselves")
+            raise ArtifactError(f"{file} is a symbolic link; an artifact contains its files themselves")
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             raise ArtifactError(f"{file} cannot be read: it is not a file")
         text = content_of(file)

@@ -102,10 +102,10 @@ def proposed(first: _First, facts: Regions, most: int, once: Flags) -> Flags:
         own = own[np.argsort(-first.logits[own], kind="stable")][:most]
         own = own[_is_large(first.boxes[own]) & (_score(first.logits[own]) >= facts.score_threshold)]
         kept.append(own[unsuppressed(first.boxes[own], facts.nms_threshold)])
-    found = np.concatenate(kept)
-    found = found[np.argsort(-first.logits[found], kind="stable")][: facts.most_proposals]
+    survivors = np.concatenate(kept)
+    survivors = survivors[np.argsort(-first.logits[survivors], kind="stable")][: facts.most_proposals]
     flags = np.zeros(len(first.logits), bool)
-    flags[found] = True
+    flags[survivors] = True
     return flags
 
 
@@ -115,11 +115,11 @@ def perhaps_proposed(first: _First, facts: Regions, most: int, once: Flags) -> F
     for level in np.unique(first.levels):
         own = np.flatnonzero((first.levels == level) & once)
         _decided(own[np.argsort(-first.logits[own], kind="stable")], first, facts, most, certain, perhaps)
-    found = np.flatnonzero(certain | perhaps)
-    found = found[np.argsort(-first.logits[found], kind="stable")]
-    logits = first.logits[found]
-    before = np.concatenate([[0], np.cumsum(certain[found])])
-    for place, index in enumerate(found):
+    candidates = np.flatnonzero(certain | perhaps)
+    candidates = candidates[np.argsort(-first.logits[candidates], kind="stable")]
+    logits = first.logits[candidates]
+    before = np.concatenate([[0], np.cumsum(certain[candidates])])
+    for place, index in enumerate(candidates):
         reached = int(np.searchsorted(-logits, -(logits[place] - 2 * first.room), side="right"))
         at_least = int(np.searchsorted(-logits, -(logits[place] + 2 * first.room), side="left"))
         if before[at_least] >= facts.most_proposals:
@@ -190,7 +190,7 @@ def masks_beside(
 ) -> tuple[float, int]:
     """Masks (M, M) by the candidate that each is of, beside the reference's: the worst error, and how many are wrong.
 
-    A place's logit may differ as others do. Where a box's sides differ, its places lie elsewhere in the image, and
+    A place's logit may differ as others do. Where a box's sides differ, its places are elsewhere in the image, and
     their logits differ by what the mask changes there from one place to the next.
 
     Args:

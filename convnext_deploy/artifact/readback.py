@@ -31,7 +31,7 @@ class Tensor:
     type: str  # float32, float16, bfloat16, int8, ...
     values: NDArray[Any]
     product: NDArray[np.float32] | None = None  # of a weight's scales and the input's, which engines hold instead
-    subtracted: bool = False  # files may hold its negative, to be added
+    subtracted: bool = False  # files may contain its negative, to be added
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,11 @@ class Expected:
     groups: Sequence[int]  # of each tensor
     epsilons: Sequence[float]
     activations: Sequence[str]
-    constants: frozenset[float]  # other scalars that a graph may hold
+    constants: frozenset[float]  # other scalars that a graph may contain
     checksums: Sequence[int]  # of each tensor, before the build
     quantizers: Sequence[tuple[Quantizer, frozenset[str]]] = ()  # with the names of their scales among the tensors
     shifts: Mapping[str, float] = field(default_factory=dict)  # subtracted before quantizing; those that are not 0
-    halved: bool = False  # the file may hold float32 tensors rounded to float16 (OpenVINO's compression)
+    halved: bool = False  # the file may contain float32 tensors rounded to float16 (OpenVINO's compression)
     branches: frozenset[int] = frozenset()  # operations beside the chain of the others, at any place in the order
     repeated: bool = False  # operations run several times, on maps of several sizes: a tensor may stand there often
     tables: Sequence[NDArray[Any]] = ()  # made from the image size alone, which converters may keep ready

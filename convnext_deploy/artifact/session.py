@@ -48,7 +48,7 @@ class Session(ABC):
     """A loaded artifact. Timing calls `bind` once and `step`, `sync` in a loop; evaluation calls `run`.
 
     `predict` takes image files and names classes; calling the session is `run`. `close`, or the end of a `with` block,
-    lets go of what the runtime holds.
+    lets go of what the runtime has allocated.
 
     Arrays at the boundary are numpy's: images in the layout and type that the manifest's input says, outputs
     float32. A format implements `_bind`, `_step`, `_fetch`, `_precision`, `_unshare`, and `_sync` where `_step`

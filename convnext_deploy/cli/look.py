@@ -94,10 +94,10 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
                 "missing" if entry["missing"] else "runs" if entry["missing_to_export"] else "installed",
             ]
         )
-    terminal.table("Formats", ["name", "what", "precisions", "holds", "state"], rows, whole=True)
+    terminal.table("Formats", ["name", "what", "precisions", "contains", "state"], rows, whole=True)
     for line in lacking:
         terminal.line(line)
-    terminal.line("What holds code runs it when opened: others' artifacts of these need --trust.")
+    terminal.line("What contains code runs it when opened: others' artifacts of these need --trust.")
 
 
 def _looked_for(names: Sequence[str], terminal: Terminal) -> Iterator[str]:
@@ -139,7 +139,7 @@ def doctor(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """What this machine can build and run, what to install for the rest, and what the caches hold."""
+    """What this machine can build and run, what to install for the rest, and what the caches contain."""
     from .. import env, formats
     from ..errors import ConvNextDeployError
     from ..native import library
@@ -184,7 +184,7 @@ def doctor(
     terminal.table("Formats", ["name", "state"], [[k, v] for k, v in states.items()], whole=True)
     terminal.table("The CPU engine in C", ["what", "where"], [[k, v] for k, v in interface.items()], whole=True)
     rows = [[c.what, c.path, c.problem or f"{c.entries} in {c.bytes / 1e6:.1f} MB"] for c in kept]
-    terminal.table("Caches", ["of", "where", "holds"], rows, whole=True)
+    terminal.table("Caches", ["of", "where", "contains"], rows, whole=True)
     if removed is not None:
         terminal.line(f"removed {sum(c.entries for c in removed)} of {sum(c.bytes for c in removed) / 1e6:.1f} MB")
 

@@ -18,7 +18,7 @@ def package(
     instances: Annotated[int | None, typer.Option(min=1, help="triton: that run at once; default: 1.")] = None,
     image: Annotated[str | None, typer.Option(help="kserve: image built from --for docker.")] = None,
     storage_uri: Annotated[
-        str | None, typer.Option(help="kserve: where a repository of --for triton lies, as s3://bucket/models.")
+        str | None, typer.Option(help="kserve: where a repository of --for triton is, as s3://bucket/models.")
     ] = None,
     requirement: Annotated[
         str | None, typer.Option(help="docker: what pip installs; default: this version of convnext-deploy.")

@@ -44,11 +44,11 @@ def checked(address: str) -> str:
         import ray  # noqa: F401
     if address in (LOCAL, AUTO):
         return address
-    found = _ADDRESS.fullmatch(address)
-    if found is None or int(found[2]) > 65535:
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match[2]) > 65535:
         raise UsageError(f"ray {shown(address)}; {_EXPECTED}")
     try:
-        socket.create_connection((found[1].strip("[]"), int(found[2])), ANSWER_S).close()
+        socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWER_S).close()
     except OSError as error:
         raise UsageError(
             f"ray {address}: nothing answers there ({plain(error)}); {_EXPECTED} of a head node (`ray start --head`)"
@@ -128,13 +128,13 @@ def _unreported() -> Iterator[None]:
 
 def nodes() -> list[Node]:
     """Those that are alive, in the order of their addresses."""
-    found = []
+    alive = []
     for node in library().nodes():
         if node["Alive"]:
             has = node["Resources"]
             address = node["NodeManagerAddress"]
-            found.append(Node(node["NodeID"], address, int(has.get("CPU", 0)), int(has.get("GPU", 0))))
-    return sorted(found, key=lambda node: (node.address, node.id))
+            alive.append(Node(node["NodeID"], address, int(has.get("CPU", 0)), int(has.get("GPU", 0))))
+    return sorted(alive, key=lambda node: (node.address, node.id))
 
 
 def library() -> "ModuleType":

@@ -108,12 +108,12 @@ class Crew(Generic[Item, Opened, Result]):
             UsageError: none has what a worker needs.
         """
         there = self._nodes()
-        found = [place for node in there for place in places_on(node, self._device, self._threads)]
-        if not found:
+        places = [place for node in there for place in places_on(node, self._device, self._threads)]
+        if not places:
             need = "a GPU" if self._device == "cuda" else f"{self._threads or 1} CPUs"
             has = ", ".join(f"{node.address} with {node.cpus} CPUs and {node.gpus} GPUs" for node in there) or "nothing"
             raise UsageError(f"no node of the cluster has {need} for a worker; it has {has}")
-        return found
+        return places
 
     def results(
         self, items: Sequence[Item], load: Callable[[Item, Opened], Any]
@@ -157,10 +157,10 @@ class Crew(Generic[Item, Opened, Result]):
                     if reference not in self._pending:
                         continue  # of a worker that another reference has shown to be dead
                     member, number = self._pending.pop(reference)
-                    found = self._value(reference, member, number, waiting)
-                    if number is not None and found is not None:
+                    value = self._value(reference, member, number, waiting)
+                    if number is not None and value is not None:
                         missing -= 1
-                        yield items[number], found
+                        yield items[number], value
         finally:
             for member in self._members:
                 with contextlib.suppress(Exception):  # it is dead, or the cluster is; nothing of it is needed any more

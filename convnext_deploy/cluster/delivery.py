@@ -162,13 +162,13 @@ def told_who_is_blind(
 
 
 def _hashes(images: ImageSource) -> tuple[str, ...]:
-    found = []
+    hashes = []
     for index in range(len(images)):
         try:
-            found.append(hashlib.sha256(images.read_bytes(index)).hexdigest())
+            hashes.append(hashlib.sha256(images.read_bytes(index)).hexdigest())
         except (OSError, DataError) as error:
-            found.append(plain(error))
-    return tuple(found)
+            hashes.append(plain(error))
+    return tuple(hashes)
 
 
 def part(source: ImageSource, indices: range, seen: bool) -> ImageSource:

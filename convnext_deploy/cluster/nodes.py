@@ -23,10 +23,10 @@ def usable(device: Device) -> list[Node]:
     Raises:
         UsageError: there is none.
     """
-    found = [node for node in nodes() if node.cpus and (device == "cpu" or node.gpus)]
-    if not found:
+    able = [node for node in nodes() if node.cpus and (device == "cpu" or node.gpus)]
+    if not able:
         raise UsageError(f"no node of the cluster has {'GPUs' if device == 'cuda' else 'CPUs'} that Ray may use")
-    return found
+    return able
 
 
 def asked(where: Sequence[Node], question: Callable[[None], Result]) -> list[tuple[Node, Result]]:
@@ -38,13 +38,13 @@ def asked(where: Sequence[Node], question: Callable[[None], Result]) -> list[tup
     ray = connection.library()
 
     hosts = [opening(Place(node, 0, 0), _opened, (question, None)) for node in where]
-    found = []
+    answers = []
     try:
         references = [actor.work.remote(None) for actor, _ in hosts]
         for node, (_, opened), reference in zip(where, hosts, references, strict=True):
             try:
                 ray.get(opened, timeout=ANSWER_S)
-                found.append((node, ray.get(reference, timeout=ANSWER_S)))
+                answers.append((node, ray.get(reference, timeout=ANSWER_S)))
             except ray.exceptions.GetTimeoutError:
                 raise UsageError(
                     f"node {node.address} does not answer within {ANSWER_S:.0f} s; look after it"
@@ -53,7 +53,7 @@ def asked(where: Sequence[Node], question: Callable[[None], Result]) -> list[tup
                 raise UsageError(f"node {node.address}: {_reason(error)}") from None
     finally:
         _end(actor for actor, _ in hosts)
-    return found
+    return answers
 
 
 def each(
@@ -83,12 +83,12 @@ def each(
             for reference in done:
                 node, begun = waiting.pop(reference)
                 try:
-                    found = ray.get(reference)
+                    answer = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     yield node, _reason(error)
                     continue
                 if begun:
-                    yield node, found
+                    yield node, answer
                 else:
                     waiting[hosts[node.id][0].work.remote(None)] = node, True
     finally:

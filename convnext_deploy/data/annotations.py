@@ -35,7 +35,7 @@ class _Coco(msgspec.Struct):
 
 
 def list_source(data: str, file: Path, order: ClassOrder, split: str | None = None) -> ImageSource:
-    """The images that a list or a COCO file names, relative to the folder that it lies in.
+    """The images that a list or a COCO file names, relative to its folder.
 
     Raises:
         DataError: it cannot be read, or the images are not there.
@@ -215,7 +215,7 @@ def _voc(folder: Path, files: list[Path], order: ClassOrder) -> Annotations:
     if not images:
         masks = any(path.suffix.lower() == ".png" for path in folder.rglob("*"))
         hint = "; masks are for a segmenter, which `eval` and `gate` judge" if masks else ""
-        raise DataError(f"{folder} holds no .xml; expected the annotations of Pascal VOC{hint}")
+        raise DataError(f"{folder} has no .xml; expected the annotations of Pascal VOC{hint}")
     notes = (
         (f"{difficult:,} objects marked as difficult give no label, as in VOC's own evaluation",) if difficult else ()
     )
@@ -260,7 +260,7 @@ def _of_positions(lines: list[str], file: Path, folder: Path, order: ClassOrder)
 def _images_of(folder: Path) -> Iterator[str]:
     source = folder_source(str(folder), folder)
     if source is None:
-        raise DataError(f"{folder} holds no {SUFFIXES} images")
+        raise DataError(f"{folder} has no {SUFFIXES} images")
     if any("/" in name for name in source.names):
         raise DataError(f"{folder} has images in folders; a label a line is for a flat folder of images")
     yield from source.names

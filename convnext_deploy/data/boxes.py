@@ -52,9 +52,9 @@ def boxed(
     Raises:
         DataError: the file cannot be read, names other images, or has a category that is no class of the model.
     """
-    found = _read(file)
-    number_of = _numbered(found.categories, numbers, classes, file)
-    ids = _ids(found.images, file)
+    coco = _read(file)
+    number_of = _numbered(coco.categories, numbers, classes, file)
+    ids = _ids(coco.images, file)
     kept = [index for index, name in enumerate(source.names) if name in ids]
     if not kept:
         raise DataError(
@@ -69,11 +69,11 @@ def boxed(
     missing = len(ids) - len(kept)
     if missing:
         notes = (*notes, f"not in {source.name}: {counted(missing, 'image')} of {file.name}")
-    sides = {one.id: (one.height, one.width) for one in found.images}
-    masks = masks and all(one.segmentation for one in found.annotations)
+    sides = {one.id: (one.height, one.width) for one in coco.images}
+    masks = masks and all(one.segmentation for one in coco.annotations)
     encoded: dict[int | str, list[bytes]] = {}
     rows: dict[int | str, list[tuple[float, ...]]] = {}
-    for one in found.annotations:
+    for one in coco.annotations:
         if one.category_id not in number_of:
             raise DataError(f"{file}: an object has the category {one.category_id}, which categories does not list")
         left, top, width, height = one.bbox
@@ -177,12 +177,12 @@ def _numbered(
             f"{file} has the category {strange[0].name!r}, which is no class of the model, such as "
             f"{next(iter(numbers))!r}; give --labels FILE with the model's classes in their order"
         )
-    found = {one.id: one.id if numbers is None else numbers[one.name] for one in categories}
-    beyond = [number for number in found.values() if not 0 <= number < classes]
+    numbers_of = {one.id: one.id if numbers is None else numbers[one.name] for one in categories}
+    beyond = [number for number in numbers_of.values() if not 0 <= number < classes]
     if beyond:
         raise DataError(
             f"{file} has a category with the id {beyond[0]}, and the model has {counted(classes, 'class')}, 0 to "
             f"{classes - 1}; "
             "give --labels FILE with the names of the model's classes in their order"
         )
-    return found
+    return numbers_of

@@ -27,7 +27,7 @@ SUFFIXES = ", ".join(IMAGE_SUFFIXES)
 
 _CLASS_BYTES = 1024  # of a file of webdataset's that says a class
 
-_Member = tuple[str, str, tuple[str, int, int]]  # an image's name, its class, and where it lies
+_Member = tuple[str, str, tuple[str, int, int]]  # an image's name, its class, and where it is
 
 # What `tarfile` raises for damaged archives.
 _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, IndexError, TypeError)
@@ -148,7 +148,7 @@ def tar_source(
         shards: absolute paths, or addresses.
 
     Raises:
-        DataError: a file is damaged, compressed, sparse, or holds images without a class.
+        DataError: a file is damaged, compressed, sparse, or contains images without a class.
     """
     members: list[_Member] = []
     left_out: Counter[str] = Counter()

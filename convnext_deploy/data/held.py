@@ -1,4 +1,4 @@
-"""Images that a program holds: lists, datasets and loaders of PyTorch, datasets of Hugging Face, images of Pillow.
+"""Images in a program's memory: lists, datasets and loaders of PyTorch, datasets of Hugging Face, images of Pillow.
 
 They become the same source as a folder or file does. Images in memory are encoded without loss, so that whatever reads
 a source reads them as well. A dataset's own transform would change what the artifact computes: images that it has

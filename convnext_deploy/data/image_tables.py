@@ -130,7 +130,7 @@ def _in_order(
 ) -> ImageSource:
     """The source of a table in the order of its rows. Labels that are all missing, or all -1, are no labels."""
     if not names:
-        raise DataError(f"{data} holds no rows; expected one an image")
+        raise DataError(f"{data} has no rows; expected one an image")
     unlabelled = set(labels) <= {None, -1}
     if not unlabelled and None in labels:
         raise DataError(

@@ -73,11 +73,11 @@ def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool
     """With masks that are files."""
     if not folder.is_dir():
         raise DataError(f"--annotations {folder} is no folder; expected one of masks, with the names of the images")
-    found: dict[str, list[Path]] = defaultdict(list)
+    beside_of: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
-            found[path.relative_to(folder).with_suffix("").as_posix()].append(path)
-    places = [found.get(PurePosixPath(name).with_suffix("").as_posix(), []) for name in source.names]
+            beside_of[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+    places = [beside_of.get(PurePosixPath(name).with_suffix("").as_posix(), []) for name in source.names]
     for name, paths in zip(source.names, places, strict=True):
         if len(paths) > 1:
             raise DataError(f"{name} of {source.name} has the masks {paths[0].name} and {paths[1].name}; expected one")

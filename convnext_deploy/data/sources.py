@@ -57,7 +57,7 @@ def open_source(
     Taken are a folder of class folders, a folder of images without labels, .tar files with class folders inside, a
     folder of .tar shards (a shard without class folders is itself one class), parquet files with the columns `image`
     {bytes, path} and `label`, lists of images with their labels (`image_lists`), and a folder of Pascal VOC. Parquet
-    files and tars may lie behind an address such as s3://bucket/val-*.tar (`remote`).
+    files and tars may be behind an address such as s3://bucket/val-*.tar (`remote`).
 
     Args:
         data: a path, or `hfds:` and the name or path that `datasets.load_dataset` takes; or a source, which is given

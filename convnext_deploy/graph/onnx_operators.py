@@ -68,10 +68,10 @@ def _cut_out(maps: Sequence[Any], regions: Any, levels: Any, strides: Sequence[i
 
     rows, number = op.Reshape(regions, _whole(-1, 4)), op.Reshape(levels, _whole(-1))
     each = op.Shape(regions, start=1, end=2)  # regions an image
-    orders, found = [], []
+    orders, names = [], []
     for index, (x, stride) in enumerate(zip(maps, strides, strict=True)):
         own = op.Reshape(op.NonZero(op.Equal(number, _whole(index))), _whole(-1))
-        found.append(
+        names.append(
             op.RoiAlign(
                 x,
                 op.Gather(rows, own),
@@ -90,4 +90,4 @@ def _cut_out(maps: Sequence[Any], regions: Any, levels: Any, strides: Sequence[i
     start, step = (op.Constant(value=ir.tensor(value, ir.DataType.INT64)) for value in (0, 1))
     places = op.Range(start, op.Squeeze(count), step)
     inverse = op.ScatterElements(places, order, places)  # where each went
-    return op.Gather(op.Concat(*found, axis=0), inverse)
+    return op.Gather(op.Concat(*names, axis=0), inverse)

@@ -110,7 +110,7 @@ def dwconv_norm_kernel(x, weight, bias, y, out, out_scale, H: tl.constexpr, W: t
                        PDL: tl.constexpr):  # fmt: skip
     """Final norm: a program takes all channels of its pixels, twice.
 
-    The first time it writes the convolution to y and keeps the moments; the second time it reads its own y, which lies
+    The first time it writes the convolution to y and keeps the moments; the second time it reads its own y, which is
     in the L2 still, and writes it normalized in its place; with QUANTIZE to out instead, over out_scale (C,) and
     in 8 bits.
     """

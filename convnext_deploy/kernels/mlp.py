@@ -1,7 +1,7 @@
 """Both linears of a narrow block in one kernel: norm, linear, activation, linear, residual.
 
 The hidden map, four times as wide as the others, stays in the program that makes it: 3 maps are moved for the 11 of
-`expand` and `project`. A program holds whole rows, so the norm is not deferred to a product's result but applied to
+`expand` and `project`. A program has whole rows, so the norm is not deferred to a product's result but applied to
 the rows, in all types: a quarter of the arithmetic, no row sums, and rounded as eager PyTorch rounds it.
 """
 

@@ -1,4 +1,4 @@
-"""Both linears of a block in one kernel, for widths of which a program holds whole rows."""
+"""Both linears of a block in one kernel, for widths whose whole rows fit a program."""
 
 import triton
 import triton.language as tl

@@ -23,7 +23,7 @@ def stem_kernel(x, weight, bias, gain, offset, out, M, BATCH_STRIDE, ROW_STRIDE,
                 H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
                 EPS: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
                 BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """K x K convolution of stride K, and norm: a tile holds all N channels of its pixels.
+    """K x K convolution of stride K, and norm: a tile has all N channels of its pixels.
 
     Args:
         x: images of any type and strides, C channels; uint8 becomes the weight's type exactly.

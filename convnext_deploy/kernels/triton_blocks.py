@@ -1,6 +1,6 @@
 """Triton functions that several kernels share. They are inlined: nothing here is a kernel.
 
-A product's rows are counted by image, so that a tile never holds rows of two images where a kernel asks for it: `row`
+A product's rows are counted by image, so that a tile never has rows of two images where a kernel asks for it: `row`
 is a row's index in the whole matrix, `ok` says that it belongs to the tile's image. Rows that do not are loaded all
 the same (the last one of the image instead), and not stored.
 """

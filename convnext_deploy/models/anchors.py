@@ -50,7 +50,7 @@ class Anchors:
         return [h * w * count for (h, w), count in zip(level_sides(first, self.facts), self.facts.anchors, strict=True)]
 
     def tables(self) -> list[NDArray[np.float32]]:
-        """What files may hold beside the parameters: the anchors, for images of the model's own size."""
+        """What files may contain beside the parameters: the anchors, for images of the model's own size."""
         sides = padded_sides(self.spec.image_size)
         levels = [torch.empty(1, 0, *size) for size in pyramid_sides(self.spec, self.spec.image_size)]
         anchors = self.of(levels, sides, torch.float32)

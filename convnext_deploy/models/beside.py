@@ -26,7 +26,7 @@ _QUANTIZED = (
 OTHER_TOOLS: tuple[tuple[str, str], ...] = (
     (
         r".*\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|(hada|lokr)_w[12](_[ab])?|ia3_l)(\..*)?",
-        "it holds an adapter (LoRA or a relative) that is not merged; merge it where the model is defined, with "
+        "it contains an adapter (LoRA or a relative) that is not merged; merge it where the model is defined, with "
         "model = model.merge_and_unload(), and save that",
     ),
     (r".*\.(weight_fake_quant|activation_post_process|_packed_params)(\..*)?", _QUANTIZED),
@@ -37,7 +37,7 @@ OTHER_TOOLS: tuple[tuple[str, str], ...] = (
     ),
     (
         r".*\.(dwconv|downsample_layers\.\d\.\d)\.kernel",
-        "it holds the sparse convolutions of MinkowskiEngine, as pretraining with FCMAE saves them; convert it with "
+        "it contains the sparse convolutions of MinkowskiEngine, as pretraining with FCMAE saves them; convert it with "
         "the official repository's remap_checkpoint_keys first",
     ),
 )

@@ -53,7 +53,7 @@ def _of_json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"--config {file} is not JSON: {plain(error)}") from None
     if not isinstance(content, dict):
-        raise WeightsError(f"--config {file} holds a {type(content).__name__}; expected a JSON object")
+        raise WeightsError(f"--config {file} contains a {type(content).__name__}; expected a JSON object")
     if "model_cfg" in content or "preprocess_cfg" in content:
         return {"open_clip": content}
     if is_config(content):

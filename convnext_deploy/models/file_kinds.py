@@ -1,4 +1,4 @@
-"""What a file or a folder is that holds no PyTorch weights, and what to do with it: told by its first bytes and names.
+"""What a file or a folder is that has no PyTorch weights, and what to do with it: told by its first bytes and names.
 
 People give what they have: a model of another framework, an archive, a pointer of Git LFS, a page that a download gave
 in the file's place, a folder as a training script leaves it. Each is refused by its own name and with its own cure.
@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import WeightsError, plain
 
 HEAD = 512  # bytes: a tar has its mark at 257
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")  # of files that may hold weights
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")  # of files that may contain weights
 _CONFIGURATIONS = (".json", ".yaml", ".yml", ".py", ".xml", ".txt", ".md")
 DEPTH = 3  # levels of folders below one that is given
 _SHOWN = 4
@@ -158,7 +158,7 @@ def refuse_folder(folder: Path) -> None:
         raise WeightsError(f"{folder} is an artifact, made by `export`; give the checkpoint that it was made from")
     if "adapter_config.json" in names:
         raise WeightsError(
-            f"{folder} holds an adapter (LoRA or a relative) without its base model; merge it where both are loaded, "
+            f"{folder} has an adapter (LoRA or a relative) without its base model; merge it where both are loaded, "
             "with model = model.merge_and_unload(), save that, and give its weights"
         )
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
@@ -181,11 +181,11 @@ def refuse_folder(folder: Path) -> None:
         if path.is_file() and path.suffix.lower() not in _CONFIGURATIONS:
             refuse_others(path, head_of(path))
     listing = _listed(sorted(names)) if names else "nothing"
-    raise WeightsError(f"{folder} holds no weights (in it: {listing}); name the file itself with --weights")
+    raise WeightsError(f"{folder} has no weights (in it: {listing}); name the file itself with --weights")
 
 
 def weights_in(folder: Path) -> list[str]:
-    """Files below a folder that may hold weights, as paths relative to it and the nearest first."""
+    """Files below a folder that may contain weights, as paths relative to it and the nearest first."""
     by_depth: list[tuple[int, str]] = []
     for below, folders, files in os.walk(folder):
         depth = len(Path(below).relative_to(folder).parts)

@@ -54,7 +54,7 @@ class Read:
 def read_file(path: Path, key: str | None = None) -> Read:
     """Read one checkpoint file.
 
-    Pickles are read with `weights_only=True`, which runs no code of theirs. Beside tensors they may hold what training
+    Pickles are read with `weights_only=True`, which runs no code of theirs. Beside tensors they may have what training
     scripts keep with them: `argparse.Namespace`, and numpy's numbers and arrays of numbers; other objects are read as
     `blanks`. Those that are not torch.save's are read by `pickles`.
 
@@ -62,7 +62,7 @@ def read_file(path: Path, key: str | None = None) -> Read:
         key: the wrapper to take, at any depth, or the prefix of the keys to take.
 
     Raises:
-        WeightsError: not a checkpoint, truncated, or a pickle that holds more than tensors.
+        WeightsError: not a checkpoint, truncated, or a pickle that contains more than tensors.
     """
     head = file_kinds.head_of(path)
     file_kinds.refuse_others(path, head)
@@ -120,7 +120,7 @@ def _onnx(path: Path, key: str | None) -> Read:
 
 
 def of_onnx(found: "OnnxConvNeXt", name: str) -> Read:
-    """What was found in a graph, as a checkpoint: in fp32, which holds half floats exactly."""
+    """What was found in a graph, as a checkpoint: in fp32, which represents half floats exactly."""
     from .onnx_convnext import facts_of
 
     state = {key: torch.from_numpy(np.array(values, np.float32)) for key, values in found.state.items()}
@@ -159,7 +159,7 @@ def _why(path: Path, error: Exception) -> str:
 
 def _holds(path: Path, name: str) -> str:
     return (
-        f"{path} is no plain state dict: it holds a {name}, and reading that would run code. If it is a "
+        f"{path} is no plain state dict: it contains a {name}, and reading that would run code. If it is a "
         f"whole model that you trust, run: model = torch.load({path.name!r}, weights_only=False); "
         "torch.save(model.state_dict(), 'weights.pth'); and give weights.pth. If it is a dictionary with weights "
         "in it, save those in the same way: model['state_dict']"
@@ -188,7 +188,7 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     if unread and not isinstance(content, Mapping):
         raise WeightsError(_holds(path, unread[0]))
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+        raise WeightsError(f"{path} contains a {type(content).__name__}; expected a dictionary of tensors")
     strange = [name for name, value in content.items() if isinstance(value, Tensor) and not isinstance(name, str)]
     if strange:
         raise WeightsError(f"{path} has a tensor under the key {strange[0]!r}; expected names")
@@ -214,7 +214,7 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
         )
     same = [c.called for c in models if c.rank == best.rank]
     if len(same) > 1 and best.rank == len(WRAPPERS):
-        raise WeightsError(f"{path} holds {len(same)} models, {', '.join(same)}; choose one with --weights-key")
+        raise WeightsError(f"{path} has {len(same)} models, {', '.join(same)}; choose one with --weights-key")
     notes = []
     if len(models) > 1:
         others = ", ".join(c.called or "the file itself" for c in models[1:5])
@@ -244,10 +244,10 @@ def _refuse_repeated(state: Mapping[str, Tensor], path: Path) -> None:
         WeightsError: with both numbers of bytes.
     """
     dense = [value for value in state.values() if value.layout is torch.strided and not value.is_meta]
-    found, size = sum(value.numel() * value.element_size() for value in dense), path.stat().st_size
-    if found > BESIDE + GROWTH * size:
+    total, size = sum(value.numel() * value.element_size() for value in dense), path.stat().st_size
+    if total > BESIDE + GROWTH * size:
         raise WeightsError(
-            f"{path} has {size:,} bytes and tensors of {found:,}, which repeat what is in it; save each tensor as "
+            f"{path} has {size:,} bytes and tensors of {total:,}, which repeat what is in it; save each tensor as "
             "tensor.clone()"
         )
 
@@ -299,7 +299,7 @@ def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, ke
             + (f"; with tensors: {inside})" if inside else ")")
         )
     if not found:
-        raise WeightsError(f"{path} holds no tensors under names (its keys: {listing or 'none'}); give another file")
+        raise WeightsError(f"{path} has no tensors under names (its keys: {listing or 'none'}); give another file")
     best = min(found, key=lambda c: (c.rank, -len(c.state)))
     _refuse_repeated(best.state, path)
     state = {name: value.clone() for name, value in best.state.items()}

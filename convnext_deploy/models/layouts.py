@@ -239,7 +239,7 @@ def _recognise(state: Mapping[str, Tensor], where: str) -> tuple[Layout, str, tu
             return layout, best, tuple(prefix for prefix in prefixes if prefix != best)
         if len(prefixes) > 1:
             raise WeightsError(
-                f"{where} holds {len(prefixes)} ConvNeXts, below {', '.join(_counted(p, state) for p in prefixes)}; "
+                f"{where} has {len(prefixes)} ConvNeXts, below {', '.join(_counted(p, state) for p in prefixes)}; "
                 "choose one with --weights-key"
             )
         if prefixes:

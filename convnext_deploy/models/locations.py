@@ -224,7 +224,7 @@ def _json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{file} is not JSON: {plain(error)}") from None
     if not isinstance(content, dict):
-        raise WeightsError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+        raise WeightsError(f"{file} contains a {type(content).__name__}; expected a JSON object")
     return content
 
 

@@ -228,7 +228,7 @@ LAYOUTS: tuple[Layout, ...] = (
         classifier="classifier.2.",
         wider="classifier.",
     ),
-    # The module `features` alone, as the detectors' `BackboneWithFPN` holds it.
+    # The module `features` alone, as the detectors' `BackboneWithFPN` contains it.
     Layout(
         "torchvision_features", "0.0.weight", _torchvision(""), mark=r"1\.0\.block\.0\.weight", backbone=True
     ),

@@ -55,14 +55,14 @@ class OneStageDetector(nn.Module):
         named = {str(index): x.to(dtype) for index, x in enumerate(maps)}
         levels = list(self.pyramid(named).values())
         wide = torch.promote_types(dtype, torch.float32)
-        found = {name: output.to(wide) for name, output in self.head(levels).items()}
+        outputs = {name: output.to(wide) for name, output in self.head(levels).items()}
         anchors = self.anchors.of(levels, padded, wide)
-        scores = torch.sigmoid(found["cls_logits"])
+        scores = torch.sigmoid(outputs["cls_logits"])
         if self.facts.kind == "fcos":
-            scores = torch.sqrt(scores * torch.sigmoid(found["bbox_ctrness"]))
-            boxes = from_distances(found["bbox_regression"], anchors)
+            scores = torch.sqrt(scores * torch.sigmoid(outputs["bbox_ctrness"]))
+            boxes = from_distances(outputs["bbox_regression"], anchors)
         else:
-            boxes = from_deltas(found["bbox_regression"], anchors)
+            boxes = from_deltas(outputs["bbox_regression"], anchors)
         return scores, clipped(boxes, sides)
 
     def tables(self) -> list[NDArray[np.float32]]:

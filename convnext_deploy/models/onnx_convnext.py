@@ -36,12 +36,12 @@ def find(graph: OnnxGraph, names: Sequence[str] = ()) -> OnnxConvNeXt:
             raise WeightsError(f"no stem of a ConvNeXt reads {names[0]!r} in {graph.where}; {_ends_of_all(graph)}")
     if not stems:
         raise WeightsError(
-            f"{graph.where} holds no ConvNeXt: expected a 4x4 convolution of stride 4 and depthwise ones behind it, "
+            f"{graph.where} has no ConvNeXt: expected a 4x4 convolution of stride 4 and depthwise ones behind it, "
             f"and it has {sum(is_depthwise(graph, index) for index in range(len(graph.nodes)))} depthwise convolutions"
         )
     if len(stems) > 1:
         inputs = ", ".join(graph.nodes[index].input[0] for index in stems)
-        raise WeightsError(f"{graph.where} holds {len(stems)} ConvNeXts, whose stems read {inputs}; choose with --at")
+        raise WeightsError(f"{graph.where} has {len(stems)} ConvNeXts, whose stems read {inputs}; choose with --at")
     network = follow(graph, stems[0])
     network.cuts = _asked(graph, network, names[1:]) if len(names) > 1 else _cuts(graph, network)
     if len(network.epsilons) > 1 or len(network.activations) > 1:

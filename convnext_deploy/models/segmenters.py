@@ -49,17 +49,18 @@ def split(
         WeightsError: no head, several, or keys of one that UPerNet does not have.
     """
     anchor = re.compile(rf"{re.escape(prefix or '')}(.*?){re.escape(HEAD)}(?:classifier|conv_seg)\.weight")
-    found = [match[1] for key in state if (match := anchor.fullmatch(key))]
-    if not found:
+    prefixes = [match[1] for key in state if (match := anchor.fullmatch(key))]
+    if not prefixes:
         raise WeightsError(
             f"{where} has no {HEAD}classifier.weight; --task segment expected a segmenter with UPerNet's head, as "
             "transformers' UperNetForSemanticSegmentation has it; --task features gives the maps of a backbone alone"
         )
-    if len(found) > 1:
+    if len(prefixes) > 1:
         raise WeightsError(
-            f"{where} holds {len(found)} segmenters, below {', '.join(map(repr, found))}; choose one with --weights-key"
+            f"{where} has {len(prefixes)} segmenters, below {', '.join(map(repr, prefixes))}; "
+            "choose one with --weights-key"
         )
-    root = (prefix or "") + found[0]
+    root = (prefix or "") + prefixes[0]
     head: dict[str, Tensor] = {}
     rest, strange, unused = {}, [], 0
     for key, value in state.items():

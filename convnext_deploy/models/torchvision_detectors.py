@@ -50,17 +50,18 @@ def split(state: Mapping[str, Tensor], prefix: str | None, where: str) -> tuple[
         WeightsError: no detector, several, or one that is not exported whole.
     """
     anchor = re.compile(rf"{re.escape(prefix or '')}(.*?){re.escape(PYRAMID)}inner_blocks\.0\.(?:0\.)?weight")
-    found = [match[1] for key in state if (match := anchor.fullmatch(key))]
-    if not found:
+    prefixes = [match[1] for key in state if (match := anchor.fullmatch(key))]
+    if not prefixes:
         raise WeightsError(
             f"{where} has no {PYRAMID}inner_blocks.0.0.weight; --task detect expected a detector of torchvision with "
             "its BackboneWithFPN; --task features gives the maps of a backbone alone"
         )
-    if len(found) > 1:
+    if len(prefixes) > 1:
         raise WeightsError(
-            f"{where} holds {len(found)} detectors, below {', '.join(map(repr, found))}; choose one with --weights-key"
+            f"{where} has {len(prefixes)} detectors, below {', '.join(map(repr, prefixes))}; "
+            "choose one with --weights-key"
         )
-    root = (prefix or "") + found[0]
+    root = (prefix or "") + prefixes[0]
     head: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -183,8 +184,8 @@ def _levels(head: Mapping[str, Tensor]) -> int:
 def _convolutions(head: Mapping[str, Tensor], steps: int) -> int:
     """Of one branch: those numbered with `steps` from one to the next."""
     own = re.compile(r"detector\.head\.classification_head\.conv\.(\d+)\.(?:0\.)?weight")
-    found = {int(match[1]) for name, value in head.items() if (match := own.fullmatch(name)) and value.ndim == 4}
-    return max(len({number // steps for number in found}), 1)
+    numbers = {int(match[1]) for name, value in head.items() if (match := own.fullmatch(name)) and value.ndim == 4}
+    return max(len({number // steps for number in numbers}), 1)
 
 
 def _shape(head: Mapping[str, Tensor], name: str, where: str) -> tuple[int, ...]:
@@ -283,7 +284,7 @@ def prepared(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_preparation(found: Preprocessing, where: str) -> None:
-    """Refuse what torchvision's transform does not do: boxes would lie elsewhere, or be of other pixels.
+    """Refuse what torchvision's transform does not do: boxes would be elsewhere, or be of other pixels.
 
     Raises:
         WeightsError: with what to say instead.

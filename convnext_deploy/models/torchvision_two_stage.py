@@ -45,15 +45,15 @@ def renamed(state: Mapping[str, Tensor], root: str, where: str) -> dict[str, Ten
             f"{where} is {other}, which is not exported whole; expected torchvision's FasterRCNN or MaskRCNN with its "
             "own heads, or export the maps with --task features"
         )
-    found = {}
+    tensors = {}
     for key, value in state.items():
         for part, own in PARTS.items():
             if key.startswith(root + part):
                 name = key[len(root + part) :]
                 name = re.sub(r"^conv\.(weight|bias)$", r"conv.0.0.\1", name)  # torchvision before 0.13
                 name = re.sub(r"^mask_head\.mask_fcn(\d+)\.", lambda m: f"mask_head.{int(m[1]) - 1}.0.", name)
-                found[own + name] = value
-    return found
+                tensors[own + name] = value
+    return tensors
 
 
 def facts_in_tensors(head: Mapping[str, Tensor], channels: int, where: str) -> dict[str, Any]:
@@ -129,7 +129,9 @@ def module_facts(module: Any) -> dict[str, Any] | None:
             "sampling_ratio": (one.sampling_ratio, cutter.sampling_ratio),
             "featmap_names": ("pool" in one.featmap_names, False),
         }  # fmt: skip
-        wrong = next((f"{name} {found}, expected {own}" for name, (found, own) in said.items() if found != own), None)
+        wrong = next(
+            (f"{name} {actual}, expected {own}" for name, (actual, own) in said.items() if actual != own), None
+        )
         if wrong is None and len(set(one.output_size)) > 1:
             wrong = f"output_size {tuple(one.output_size)}, expected a square"
         if wrong is None and one is masks and one.output_size[0] != MASK_SIZE:

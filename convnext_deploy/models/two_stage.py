@@ -94,20 +94,20 @@ class TwoStageDetector(nn.Module):
         if places is None:
             places = self._places(logits.gather(1, followed[0]), regions, scores, refined, followed, maps)
         classes = scores.shape[2]
-        found = (logits.gather(1, places.anchors), regions, scores, refined)
+        outputs = (logits.gather(1, places.anchors), regions, scores, refined)
         if not self.facts.mask_side:
-            return (*found, *places)
+            return (*outputs, *places)
         pairs = places.pairs.clamp(min=0)
         own = refined.flatten(1, 2).gather(1, pairs[:, :, None].expand(-1, -1, 4))
-        return (*found, self.masks(levels, own, pairs % classes, places.mask_levels), *places)
+        return (*outputs, self.masks(levels, own, pairs % classes, places.mask_levels), *places)
 
     def _followed(self, logits: Tensor, boxes: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """(anchors, levels): the best of each level of anchors, some to spare, and those between two maps twice."""
-        chosen, start = [], 0
+        parts, start = [], 0
         for count in self.anchors.counts([(x.shape[2], x.shape[3]) for x in maps]):
-            chosen.append(logits[:, start : start + count].topk(self._followed_of(count))[1] + start)
+            parts.append(logits[:, start : start + count].topk(self._followed_of(count))[1] + start)
             start += count
-        anchors = torch.cat(chosen, 1)
+        anchors = torch.cat(parts, 1)
         regions = boxes.gather(1, anchors[:, :, None].expand(-1, -1, 4))
         number, levels = level_numbers(regions), levels_of(regions, self.strides)
         near = (number - number.round()).abs().nan_to_num(1, 1, 1).topk(min(BETWEEN, anchors.shape[1]), largest=False)
@@ -143,9 +143,9 @@ class TwoStageDetector(nn.Module):
         dtype = self.rpn.cls_logits.weight.dtype
         levels = list(self.pyramid({str(index): x.to(dtype) for index, x in enumerate(maps)}).values())
         wide = torch.promote_types(dtype, torch.float32)
-        found = self.rpn(levels)
-        logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in found[0]], 1).to(wide)
-        deltas = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4) for x in found[1]]
+        first_stage = self.rpn(levels)
+        logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in first_stage[0]], 1).to(wide)
+        deltas = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4) for x in first_stage[1]]
         anchors = self.anchors.of(levels, padded, wide)
         boxes = one_stage.clipped(one_stage.from_deltas(torch.cat(deltas, 1).to(wide), anchors), sides)
         return levels[: len(maps)], logits, boxes
@@ -165,8 +165,8 @@ class TwoStageDetector(nn.Module):
             rows.append(F.pad(own, (start, score.shape[1] - start - own.shape[1])))
             start += count
         kept = unsuppressed(boxes, torch.stack(rows, 1), self.regions.nms_threshold, 0.0).any(1)
-        found, place = torch.where(kept, score, 0).topk(torch.sym_min(self.regions.most_proposals, score.shape[1]))
-        return place, found > 0
+        best, place = torch.where(kept, score, 0).topk(torch.sym_min(self.regions.most_proposals, score.shape[1]))
+        return place, best > 0
 
     def judged(
         self, maps: Sequence[Tensor], regions: Tensor, levels: Tensor, sides: tuple[int, int]
@@ -214,11 +214,11 @@ class TwoStageDetector(nn.Module):
         regions = regions.gather(1, place[:, :, None].expand(-1, -1, 4))
         scores, refined = self.judged(levels, regions, levels_of(regions, self.strides), sides)
         box, score, label, _ = self._detections(scores, refined, is_one)
-        found = (box, score, label.to(torch.int32))
+        outputs = (box, score, label.to(torch.int32))
         if not self.facts.mask_side:
-            return found
+            return outputs
         mask = self.masks(levels, box, label.clamp(min=0), levels_of(box, self.strides))
-        return (*found, torch.where((label >= 0)[:, :, None, None], mask, 0))
+        return (*outputs, torch.where((label >= 0)[:, :, None, None], mask, 0))
 
     def _detections(self, scores: Tensor, boxes: Tensor, is_one: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of regions' scores (N, R, K) and boxes (N, R, K, 4): box, score and class of detections (N, D), and whose."""

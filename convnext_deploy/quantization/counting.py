@@ -73,8 +73,8 @@ def here(threads: int | None = None) -> Runner:
                     images = range(work.first + start, work.first + min(start + work.batch, indices.stop))
                     raw = np.stack([next(decoded) for _ in images])
                     given = torch.from_numpy(preprocess.as_input(raw, work.preprocessing, kind)).to(device)
-                    found, outputs = _observed(work.model, modules, given, images.start)
-                    yield Piece(images, found, _seen(raw, outputs))
+                    statistics, outputs = _observed(work.model, modules, given, images.start)
+                    yield Piece(images, statistics, _seen(raw, outputs))
 
     return ran
 
@@ -89,7 +89,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
 
 
 def union(a: Statistics, b: Statistics) -> Statistics:
-    return {**a, **{key: merged(a[key], found) if key in a else found for key, found in b.items()}}
+    return {**a, **{key: merged(a[key], value) if key in a else value for key, value in b.items()}}
 
 
 def modules_of(model: ConvNeXt, names: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -104,8 +104,8 @@ def modules_of(model: ConvNeXt, names: Sequence[str]) -> dict[str, nn.Linear | n
 def _module(model: ConvNeXt, name: str) -> nn.Linear | nn.Conv2d:
     module = dict(model.named_modules()).get(name)
     if not isinstance(module, nn.Linear | nn.Conv2d):
-        found = "nothing" if module is None else f"a {type(module).__name__}"
-        raise UsageError(f"the model has {found} at {name!r}; expected the path of a Linear or Conv2d")
+        kind = "nothing" if module is None else f"a {type(module).__name__}"
+        raise UsageError(f"the model has {kind} at {name!r}; expected the path of a Linear or Conv2d")
     return module
 
 
@@ -130,7 +130,7 @@ def _observed(
     model: ConvNeXt, modules: Mapping[str, nn.Linear | nn.Conv2d], images: Tensor, first: int
 ) -> tuple[Statistics, Tensor | tuple[Tensor, ...]]:
     """Observe one batch, whose images are number `first` and following; return also what the model says of them."""
-    found: Statistics = {}
+    statistics: Statistics = {}
 
     def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -138,7 +138,7 @@ def _observed(
             for parity, half in enumerate(HALVES):
                 part = values[(first + parity) % 2 :: 2]
                 if len(part):
-                    found[f"{name}/{half}"] = histogram(part, name)
+                    statistics[f"{name}/{half}"] = histogram(part, name)
 
         return observe
 
@@ -146,7 +146,7 @@ def _observed(
         for name, module in modules.items():
             hooks.callback(module.register_forward_pre_hook(observer(name)).remove)
         outputs = model(images)
-    return found, outputs
+    return statistics, outputs
 
 
 def _seen(raw: NDArray[np.uint8], outputs: Tensor | tuple[Tensor, ...]) -> Seen:

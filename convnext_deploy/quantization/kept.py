@@ -58,8 +58,8 @@ class Progress:
         seen = piece.seen
         if self.seen:
             seen = {
-                key: np.concatenate([self.seen[key][:before], found, self.seen[key][before:]])
-                for key, found in piece.seen.items()
+                key: np.concatenate([self.seen[key][:before], own, self.seen[key][before:]])
+                for key, own in piece.seen.items()
             }
         return Progress(_joined([*self.done, piece.images]), union(self.statistics, piece.statistics), seen)
 
@@ -88,9 +88,7 @@ def save(path: Path, identity: Identity, progress: Progress) -> None:
     from safetensors.numpy import save as encoded
 
     arrays = {
-        f"{key}/{field}": array
-        for key, found in progress.statistics.items()
-        for field, array in to_arrays(found).items()
+        f"{key}/{field}": array for key, own in progress.statistics.items() for field, array in to_arrays(own).items()
     }
     arrays |= {f"{_SEEN}/{field}": array for field, array in progress.seen.items()}
     done = [(one.start, one.stop) for one in progress.done]
@@ -114,7 +112,7 @@ def opened(path: Path, identity: Identity, device: torch.device) -> Progress:
     try:
         with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
-            found = msgspec.json.decode(facts["identity"], type=Identity)
+            identity_there = msgspec.json.decode(facts["identity"], type=Identity)
             done = msgspec.json.decode(facts["done"], type=list[tuple[int, int]])
         grouped: dict[str, dict[str, NDArray[Any]]] = {}
         for key, array in load_file(path).items():
@@ -130,9 +128,9 @@ def opened(path: Path, identity: Identity, device: torch.device) -> Progress:
         raise UsageError(
             f"{path} does not hold a calibration: {plain(error)}; remove it or name another file"
         ) from None
-    if found != identity:
+    if identity_there != identity:
         other = ", ".join(
-            field for field in Identity.__struct_fields__ if getattr(found, field) != getattr(identity, field)
+            field for field in Identity.__struct_fields__ if getattr(identity_there, field) != getattr(identity, field)
         )
         raise UsageError(f"{path} is of another calibration (it differs in {other}); remove it or name another file")
     return progress

@@ -254,8 +254,8 @@ def range_of(
         raise UsageError("entropy chooses between integer ranges; for fp8_e4m3 use mse, percentile or minmax")
     if not 50 < percentile <= 100:
         raise UsageError(f"percentile {percentile}; expected above 50, and at most 100")
-    found = [_row_range(row, method, scheme, percentile) for row in _rows(statistics)]
-    low, high = np.array(found).T  # (rows,)
+    ranges = [_row_range(row, method, scheme, percentile) for row in _rows(statistics)]
+    low, high = np.array(ranges).T  # (rows,)
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     if scheme != "u8_asymmetric":
         high = np.maximum(-low, high)

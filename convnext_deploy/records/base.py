@@ -50,7 +50,7 @@ SchemaVersion = Annotated[int, msgspec.Meta(ge=max(1, SCHEMA - 1), le=SCHEMA)]
 
 MAX_BYTES = 64 << 20  # of a record; the manifest of a model with 21,841 labels has 1 MB
 _PIECE = 1 << 20
-MAX_RESULTS_BYTES = 1 << 30  # of results, of which a file may hold any number
+MAX_RESULTS_BYTES = 1 << 30  # of results, of which a file may contain any number
 
 
 def content_of(path: Path, most: int = MAX_BYTES) -> bytes:

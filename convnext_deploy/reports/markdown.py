@@ -20,7 +20,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], code: bool = Tr
 
 
 def escaped(text: str, code: bool = False) -> str:
-    """A name out of the data may hold what Markdown or HTML takes for its own."""
+    """A name out of the data may contain what Markdown or HTML takes for its own."""
     signs = [("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;")]
     for sign, instead in signs if code else (*signs, ("`", "&#96;")):
         text = text.replace(sign, instead)

@@ -55,7 +55,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
 def reserve(path: Path, size: int) -> None:
     """Make sure that a file of so many bytes can be written there, before a writer that would abort for want of room.
 
-    For `torch.jit.save` to a name: given a file object, it holds the file twice in memory (PyTorch 2.15), and a pipe it
+    For `torch.jit.save` to a name: given a file object, it has the file twice in memory (PyTorch 2.15), and a pipe it
     cannot write. What another process writes in the meantime is not seen.
 
     Raises:
@@ -93,7 +93,7 @@ def without_folders(content: bytes, folders: Collection[Path]) -> bytes:
     A name keeps its length, so what is compiled may be changed: `__FILE__` in an assertion, debugging information, the
     commands in a source's comments.
     """
-    # The longest first: a folder may lie in another one. One of less than five letters might be there by chance.
+    # The longest first: a folder may be in another one. One of less than five letters might be there by chance.
     names = sorted({str(folder).encode() for folder in folders}, key=len, reverse=True)
     for name in names:
         if len(name) >= 5 and name in content:

@@ -348,10 +348,10 @@ class _Served:
         return json_response(state)
 
     def _model(self, name: str) -> Model:
-        found = self.service.models.get(name)
-        if found is None:
+        model = self.service.models.get(name)
+        if model is None:
             raise Refusal(404, f"no model {name[:100]!r} (models: {', '.join(self.service.models)})", close=True)
-        return found
+        return model
 
     def _addressed(self, request: Request) -> Model:
         version = request.path_params.get("version", protocol.VERSION)

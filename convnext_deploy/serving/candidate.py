@@ -30,14 +30,14 @@ def opened(path: str, device: Device, trust: bool) -> str:
     """
     os.nice(NICE)
     session = _session(path, device, trust)
-    found = canary.compared(session, session.manifest, Path(path))
-    if isinstance(found, str):
-        return found
-    if found.failures:
+    comparison = canary.compared(session, session.manifest, Path(path))
+    if isinstance(comparison, str):
+        return comparison
+    if comparison.failures:
         raise ParityError(
-            f"{path} computes something else here than where it was exported: {'; '.join(found.failures)}"
+            f"{path} computes something else here than where it was exported: {'; '.join(comparison.failures)}"
         )
-    return f"{counted(found.samples, 'output')} compared with the export's {found.reference}"
+    return f"{counted(comparison.samples, 'output')} compared with the export's {comparison.reference}"
 
 
 def answered(path: str, device: Device, trust: bool, images: str, dtype: str, shape: list[int]) -> list[Any]:

@@ -80,17 +80,17 @@ def metrics(watched: Mapping[str, Drift]) -> Iterable[Metric]:
         f"{PREFIX}_drift_chance", "What chance alone stays below, 99 times of 100.", labels=["model", "of"]
     )
     for model, drift in watched.items():
-        found = drift.shift()
-        if found is None:
+        shift = drift.shift()
+        if shift is None:
             continue
-        images.add_metric([model], found.images)
-        for of, values in (("mean", found.mean), ("std", found.std)):
+        images.add_metric([model], shift.images)
+        for of, values in (("mean", shift.mean), ("std", shift.std)):
             for channel, value in enumerate(values):
                 inputs.add_metric([model, str(channel), of], value)
-        chance.add_metric([model, "input"], found.chance)
-        if drift.has_classes and found.classes is not None and found.classes_chance is not None:
-            classes.add_metric([model], found.classes)
-            chance.add_metric([model, "classes"], found.classes_chance)
+        chance.add_metric([model, "input"], shift.chance)
+        if drift.has_classes and shift.classes is not None and shift.classes_chance is not None:
+            classes.add_metric([model], shift.classes)
+            chance.add_metric([model, "classes"], shift.classes_chance)
     return images, inputs, classes, chance
 
 

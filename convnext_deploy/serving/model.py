@@ -209,19 +209,19 @@ class Model:
         Raises:
             ParityError: the outputs are others than where the artifact was exported.
         """
-        found = canary.compared(self.session, self.manifest, self.artifact.path)
-        if isinstance(found, str):
-            say(f"{self.name}: outputs are not compared with the export's: {found}")
-        elif found.failures:
+        comparison = canary.compared(self.session, self.manifest, self.artifact.path)
+        if isinstance(comparison, str):
+            say(f"{self.name}: outputs are not compared with the export's: {comparison}")
+        elif comparison.failures:
             raise ParityError(
                 f"{self.artifact.path} computes something else on this machine than where it was exported: "
-                f"{'; '.join(found.failures)}; export it here, or take another format"
+                f"{'; '.join(comparison.failures)}; export it here, or take another format"
             )
         else:
-            error = found.relative_error  # None of classes, of which none differs
+            error = comparison.relative_error  # None of classes, of which none differs
             distance = "no class differs" if error is None else f"relative error {error:.2g}"
-            count = counted(found.samples, "output")
-            say(f"{self.name}: {count} compared with the export's {found.reference}, {distance}")
+            count = counted(comparison.samples, "output")
+            say(f"{self.name}: {count} compared with the export's {comparison.reference}, {distance}")
 
     def input_of(self, content: bytes) -> tuple[Images, float]:
         """The model's input (1, ...) from the bytes of an image file, and the seconds that it took.

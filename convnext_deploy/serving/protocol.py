@@ -118,7 +118,7 @@ def outputs(request: InferRequest, manifest: Manifest) -> list[tuple[int, Tensor
     places = {record.name: place for place, record in enumerate(manifest.outputs)}
     if not request.outputs:
         return [(place, record, binary) for place, record in enumerate(manifest.outputs)]
-    found = []
+    names = []
     for asked in request.outputs:
         if asked.name not in places:
             raise InputError(f"output {asked.name[:40]!r}; expected one of {', '.join(places)}")
@@ -127,8 +127,8 @@ def outputs(request: InferRequest, manifest: Manifest) -> list[tuple[int, Tensor
                 "the classification extension is not served; POST /classify returns names and probabilities"
             )
         place = places[asked.name]
-        found.append((place, manifest.outputs[place], bool(asked.parameters.get("binary_data", binary))))
-    return found
+        names.append((place, manifest.outputs[place], bool(asked.parameters.get("binary_data", binary))))
+    return names
 
 
 def answered(name: str, request: InferRequest, manifest: Manifest, results: Outputs) -> tuple[bytes, dict[str, str]]:

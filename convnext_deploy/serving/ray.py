@@ -95,11 +95,11 @@ def opened(paths: Mapping[str, Path], hashes: Mapping[str, str], settings: Setti
         ArtifactError: this node has another artifact under the path, or none.
     """
     for name, path in paths.items():
-        found = manifest.verified(path).sha256
-        if found != hashes[name]:
+        sha256 = manifest.verified(path).sha256
+        if sha256 != hashes[name]:
             raise ArtifactError(
-                f"{path} is {found[:12]} on this node, and {hashes[name][:12]} where the application was made; put the "
-                "same artifact on every node"
+                f"{path} is {sha256[:12]} on this node, and {hashes[name][:12]} where the application was made; put "
+                "the same artifact on every node"
             )
     labels = None if settings.labels is None else Path(settings.labels)
     say = logging.getLogger("ray.serve").info

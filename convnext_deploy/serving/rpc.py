@@ -110,12 +110,12 @@ class Rpc:
         return grpc.StatusCode.INTERNAL, "the request failed; the server's log says why"
 
     def _model(self, name: str, version: str) -> Model:
-        found = self._service.models.get(name)
-        if found is None:
+        model = self._service.models.get(name)
+        if model is None:
             raise Refusal(404, f"no model {name[:100]!r} (models: {', '.join(self._service.models)})")
         if version not in ("", protocol.VERSION):
             raise Refusal(404, f"no version {version[:20]!r}; every model has the version {protocol.VERSION}")
-        return found
+        return model
 
     async def _live(self, request: Any, context: Context) -> Any:
         return messages.ServerLiveResponse(live=True)

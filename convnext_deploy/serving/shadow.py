@@ -122,14 +122,15 @@ class Shadow:
     def state(self) -> dict[str, Any]:
         """What is known, for people and programs."""
         with self._guard:
-            found, decision = self._standing(), self._decision
+            standing, decision = self._standing(), self._decision
             counts = {"dropped": self._dropped, "repeated": self._repeated, "died": self._died}
-        more = found.more_images if decision == "INCONCLUSIVE" else 0
+        more = standing.more_images if decision == "INCONCLUSIVE" else 0
         return {
             "baseline": self.baseline.name, "baseline_sha256": self.baseline.sha256,
             "candidate": str(self.options.path), "candidate_sha256": self.sha256,
-            "decision": decision, "images": found.images, "other_answers": found.hits, "share": found.share,
-            "lower": found.lower, "upper": found.upper, "limit": found.limit, "alpha": found.alpha, "more_images": more,
+            "decision": decision, "images": standing.images, "other_answers": standing.hits, "share": standing.share,
+            "lower": standing.lower, "upper": standing.upper, "limit": standing.limit, "alpha": standing.alpha,
+            "more_images": more,
             "more_requests": None if more is None else math.ceil(more * self.options.workers / self.options.own_share),
             **counts,
         }  # fmt: skip
@@ -200,12 +201,12 @@ class Shadow:
         late = threading.Timer(self._deadline_s, self._worker.kill)
         late.start()
         try:
-            found = self._call(
+            answer = self._call(
                 candidate.answered, images=given.tobytes(), dtype=str(given.dtype), shape=list(given.shape)
             )
         finally:
             late.cancel()
-        logits = found[0]
+        logits = answer[0]
         differs = logits is None or _differ(told[0], np.array(logits, np.float32), self._problem)
         with self._guard:
             self._images += 1

@@ -289,7 +289,7 @@ def _strangers(running: set[int]) -> int:
     """
     family = {os.getpid(), os.getppid()}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        text = _text(stat)  # "<pid> (<name>) <state> <parent> ...", and the name may hold spaces
+        text = _text(stat)  # "<pid> (<name>) <state> <parent> ...", and the name may contain spaces
         if text and int(text.rpartition(")")[2].split()[1]) == os.getppid():
             family.add(int(stat.parent.name))
     return len(running - family) if os.getpid() in running else max(0, len(running) - len(family))

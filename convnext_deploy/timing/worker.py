@@ -318,8 +318,8 @@ def work_of(session: Session, batch: int, scope: Scope) -> measure.Work:
 
     def step(number: int) -> None:
         indices = [(number * batch + index) % len(files) for index in range(batch)]
-        opened = [Image.open(BytesIO(files[index])) if scope == "jpeg" else images[index] for index in indices]
-        pixels = np.stack([to_pixels(image) for image in opened])
+        inputs = [Image.open(BytesIO(files[index])) if scope == "jpeg" else images[index] for index in indices]
+        pixels = np.stack([to_pixels(image) for image in inputs])
         _use(session.run(as_input(pixels, manifest.preprocessing, manifest.export.input)))
 
     return measure.Work(lambda _: None, step)

@@ -119,9 +119,9 @@ def _opened(order: _Order, cpus: int) -> tuple[_Opened, Callable[[tuple[int, Ima
     def done(item: tuple[int, ImageSource]) -> Piece:
         start, images = item
         work = Work(artifact=artifact, source=images, problem=order.problem, batch=order.batch)
-        found = list(run(work, [range(len(images))]))
-        chunk = joined([piece.chunk for piece in found]).moved(start)
-        turned = [start + index for piece in found for index in piece.turned]
+        pieces = list(run(work, [range(len(images))]))
+        chunk = joined([piece.chunk for piece in pieces]).moved(start)
+        turned = [start + index for piece in pieces for index in piece.turned]
         return Piece(chunk, turned, computes)
 
     return _Opened(order.proof is not None and order.proof.holds()), done

@@ -286,7 +286,7 @@ def compared(path: str, device: Device) -> dict[str, Any]:
     """In a worker here: what the artifact's own outputs say."""
     artifact = manifest.verified(Path(path))
     with formats.opened(artifact, RunOptions(device=device), True) as session:
-        found = canary.compared(session, artifact.manifest, artifact.path)
-    if isinstance(found, str):
-        return {"failures": [], "words": f"opened on this machine; not compared: {found}"}
-    return {"failures": list(found.failures), "words": "verified on this machine too"}
+        comparison = canary.compared(session, artifact.manifest, artifact.path)
+    if isinstance(comparison, str):
+        return {"failures": [], "words": f"opened on this machine; not compared: {comparison}"}
+    return {"failures": list(comparison.failures), "words": "verified on this machine too"}

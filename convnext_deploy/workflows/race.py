@@ -310,8 +310,8 @@ class Race:
             tried = self._try_plan(baseline, row, self._drafts().linears(whole), "linears")
             for share in SHARES:
                 if any(
-                    found.state == "timed" and self._prospect(found) == "fair"
-                    for found in (self.rows[row.name], *tried)
+                    row_there.state == "timed" and self._prospect(row_there) == "fair"
+                    for row_there in (self.rows[row.name], *tried)
                 ):
                     break
                 smaller = self._drafts().smaller(whole, share)

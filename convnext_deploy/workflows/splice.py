@@ -86,37 +86,37 @@ def splice(
         raise UsageError(f"--into {into}: no such file; expected a model in ONNX")
     say(f"looking for the ConvNeXt in {into.name}")
     user = onnx_graph.load(into)
-    found = onnx_convnext.find(onnx_graph.OnnxGraph(user, into.name), at)
-    say(f"found a ConvNeXt: --at {found.input},{','.join(cut.tensor for cut in found.cuts)}")
+    network = onnx_convnext.find(onnx_graph.OnnxGraph(user, into.name), at)
+    say(f"found a ConvNeXt: --at {network.input},{','.join(cut.tensor for cut in network.cuts)}")
     taken = _taken(user, into.name, source, request)
     inside = Source(
         weights=str(into),
         weights_key=",".join(at) or None,
         task="features",
-        image_size=source.image_size if found.sides or taken.dynamic_image_size else taken.image_size,
+        image_size=source.image_size if network.sides or taken.dynamic_image_size else taken.image_size,
         preprocessing=source.preprocessing,
     )
     loaded = inside.load()
     if source.weights is not None or source.variant is not None:
-        levels = tuple(cut.level for cut in found.cuts)
-        _refuse_other_weights(loaded, replace(source, task="features", levels=levels).load(), into.name, found.half)
+        levels = tuple(cut.level for cut in network.cuts)
+        _refuse_other_weights(loaded, replace(source, task="features", levels=levels).load(), into.name, network.half)
     with tempfile.TemporaryDirectory() as folder:
         wanted = msgspec.structs.replace(request, dynamic_image_size=True)
         alone = exports.export(inside, wanted, plan=plan, out=Path(folder) / "convnext", say=say, progress=progress)
-        made = (_OpenVino if request.format == "openvino" else _Onnx)(into, user, alone.path, found)
+        made = (_OpenVino if request.format == "openvino" else _Onnx)(into, user, alone.path, network)
     say("comparing the whole graphs")
     if progress is not None:
         progress(exports.NEARLY, 100, "comparing the whole graphs")
     sets = {"bundled": preprocess.probe_images(loaded.model.spec.in_chans, taken.image_size, probes.CHUNK)}
     if verify_data is not None:
         sets[str(verify_data)] = probes.pixels_of(loaded, verify_data)
-    limit = verify.QUANTIZED if plan is not None else verify.TOLERANCES["fp16" if found.half else request.precision]
-    parity, ends = [], _Ends(user, found, limit)
-    pairs = _Pairs(user, made, found, taken)
+    limit = verify.QUANTIZED if plan is not None else verify.TOLERANCES["fp16" if network.half else request.precision]
+    parity, ends = [], _Ends(user, network, limit)
+    pairs = _Pairs(user, made, network, taken)
     for name, pixels in sets.items():
         images = preprocess.as_input(pixels, loaded.preprocessing, "float32")
         before, after = pairs.run(images)
-        count = len(found.cuts)
+        count = len(network.cuts)
         parity.append(
             verify.compare(_joined(after, count), _joined(before, count), limit, f"{name}, at the cuts,", False)
         )
@@ -138,8 +138,8 @@ def splice(
         splice=Splice(
             graph=into.name,
             graph_sha256=manifest.sha256_of(into),
-            input=found.input,
-            cuts=tuple(cut.tensor for cut in found.cuts),
+            input=network.input,
+            cuts=tuple(cut.tensor for cut in network.cuts),
             opset=onnx_splice.opset(user),
             nodes=made.nodes,
             ends=ends.records(),
@@ -244,7 +244,7 @@ def _refuse_other_weights(inside: Loaded, given: Loaded, name: str, half: bool) 
         wanted = other[key].half().float() if half else other[key]
         if held.shape != wanted.shape or not np.allclose(held.numpy(), wanted.numpy(), rtol=1e-6, atol=1e-12):
             raise WeightsError(
-                f"{given.weights.source} holds other weights than {name}: {key} differs; leave --weights out to take "
+                f"{given.weights.source} has other weights than {name}: {key} differs; leave --weights out to take "
                 "the graph's own"
             )
 
@@ -366,12 +366,12 @@ class _Ends:
         ]
 
     def records(self) -> tuple[EndRecord, ...]:
-        found = []
+        records = []
         for name in self._names:
             note, error = self._notes.get(name), self._errors.get(name)
             if error is not None and name not in self._held:
                 note = self._notes[name] = "empty on every image, so that nothing was compared; give --verify-data"
             if note is None and error is not None and error > self._limit:
                 note = f"{', '.join(self._choosing[name])} on the way choose, so near ties change places"
-            found.append(EndRecord(output=name, relative_error=None if name in self._notes else error, note=note))
-        return tuple(found)
+            records.append(EndRecord(output=name, relative_error=None if name in self._notes else error, note=note))
+        return tuple(records)

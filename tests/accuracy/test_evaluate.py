@@ -278,7 +278,7 @@ def test_outputs_that_are_not_finite_fail_the_evaluation(
         made[2, 3] = value
         return made
 
-    with pytest.raises(CheckFailed, match=f"outputs for {source.names[2]} hold NaN or infinite"):
+    with pytest.raises(CheckFailed, match=f"outputs for {source.names[2]} have NaN or infinite"):
         evaluation.evaluate(TableSession(artifact.manifest, logits), source, artifact=artifact, batch=9)
 
 
@@ -424,7 +424,7 @@ def test_unfinished_predictions_of_something_else_are_refused(
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (lambda path: (path / "identity.json").unlink(), UsageError, "holds no unfinished evaluation"),
+        (lambda path: (path / "identity.json").unlink(), UsageError, "has no unfinished evaluation"),
         (lambda path: (path / "identity.json").write_text("{}"), UsageError, r"identity\.json is damaged"),
         (lambda path: (path / "000000000.npz").write_text("x"), DataError, "does not hold predictions of eval"),
         (lambda path: (path / "000000000.npz").rename(path / "9.npz"), None, ""),  # the name decides nothing
@@ -574,7 +574,7 @@ def test_force_replaces_an_earlier_result_and_nothing_else(
         (tmp_path / name).write_bytes(before)
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "mine.txt").write_text("precious")
-    with pytest.raises(UsageError, match="holds no unfinished evaluation"):
+    with pytest.raises(UsageError, match="has no unfinished evaluation"):
         run(force=True)
     assert (tmp_path / "out.partial" / "mine.txt").exists()
 
@@ -696,7 +696,7 @@ def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path, monkey
         archive.writestr("about.npy", bytes(2**20 + 1))
     files = {
         "a.parquet": "does not hold", "b.parquet": "does not hold", "a.npz": "does not hold", "b.npz": "does not hold",
-        "bomb.npz": "holds 1,048,577 bytes; at most 1,048,576 are read", "c.npz": "cannot be read: No such file",
+        "bomb.npz": "has 1,048,577 bytes; at most 1,048,576 are read", "c.npz": "cannot be read: No such file",
     }  # fmt: skip
     for name, message in files.items():
         with pytest.raises(DataError, match=message) as caught:

@@ -143,7 +143,7 @@ def test_verdicts_are_given_where_the_images_are_enough_and_kept_open_where_not(
 def test_answers_that_are_not_finite_and_masks_without_a_pixel_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 255, np.uint8)).save(tmp_path / "a.png")
     files = masks.of_files([tmp_path / "a.png"], ignored=255, reduce_labels=False)
-    with pytest.raises(CheckFailed, match=r"outputs for a\.jpg hold NaN"):
+    with pytest.raises(CheckFailed, match=r"outputs for a\.jpg have NaN"):
         segments.counted(("a.jpg",), [0], np.full((1, 2, 4, 4), np.nan, np.float32), files, 2)
     none = segments.counted(("a.jpg",), [0], np.zeros((1, 2, 4, 4), np.float32), files, 2)
     with pytest.raises(DataError, match="not one pixel of the masks counts"):

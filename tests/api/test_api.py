@@ -480,7 +480,7 @@ def test_verify_data_is_verified_beside_the_bundled_images(tmp_path: Path, pictu
 def test_a_corrupt_image_among_verify_data_is_one_line(tmp_path: Path, pictures: Path) -> None:
     file = next(pictures.rglob("2.png"))
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(DataError, match="holds an image that cannot be read: ") as caught:
+    with pytest.raises(DataError, match="contains an image that cannot be read: ") as caught:
         random_export(tmp_path / "model", verify_data=str(pictures))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()

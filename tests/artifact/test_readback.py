@@ -1,4 +1,4 @@
-"""What a built file holds beside what the module held; and whole exports with one fault between build and check."""
+"""What a built file contains beside what the module held; and whole exports with one fault between build and check."""
 
 import copy
 import random

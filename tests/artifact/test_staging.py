@@ -235,7 +235,7 @@ def test_write_file_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"result.json": b"whole"}
 
 
-# What an opened folder may hold --------------------------------------------------------------------------------------
+# What an opened folder may contain -----------------------------------------------------------------------------------
 
 
 def refusal(target: Path) -> str:

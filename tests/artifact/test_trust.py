@@ -1,4 +1,4 @@
-"""What an attacker's artifact of each format can run: nothing, unless it is of a format that holds code and is trusted.
+"""What an attacker's artifact of each format can run: nothing, unless its format contains code and it is trusted.
 
 SECURITY.md has the table that these tests derive.
 """
@@ -164,7 +164,7 @@ def test_a_copy_of_what_this_user_built_is_opened_too(built: Callable[[str], Pat
 
 
 def test_an_onnx_model_reads_no_file_outside_its_folder(built: Callable[[str], Path], tmp_path: Path) -> None:
-    """Weights may lie in other files, whose names stand in the model."""
+    """Weights may be in other files, whose names stand in the model."""
     import onnx
 
     (tmp_path / "secret").write_bytes(b"\0" * 64)

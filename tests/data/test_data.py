@@ -360,7 +360,7 @@ def test_parquet_row_groups_stay_in_memory_two_at_a_time(tmp_path: Path, monkeyp
     [
         ({"img": [b"x"], "label": [0]}, r"no column image {bytes, path} \(its columns: img, label\)"),
         ({"image": [b"x"], "label": [0]}, "no column image {bytes, path}"),  # not the struct
-        ({"image": [{"path": "a.jpg"}], "label": [0]}, "no column image {bytes, path}"),  # files lie elsewhere
+        ({"image": [{"path": "a.jpg"}], "label": [0]}, "no column image {bytes, path}"),  # files are elsewhere
         ({"image": [{"bytes": b"x", "path": "a"}], "label": ["cat"]}, "labels of type string; expected integers"),
         ({"image": pa.array([], pa.struct([("bytes", pa.binary())])), "label": pa.array([], pa.int64())}, "no rows"),
     ],

@@ -1,4 +1,4 @@
-"""Images that a program holds are the same source as the files that they came from."""
+"""Images in a program's memory are the same source as the files that they came from."""
 
 import io
 from contextlib import redirect_stderr

@@ -299,7 +299,7 @@ def test_annotations_go_with_a_folder_and_name_a_file_that_is_there(folder: Path
         ("absent.csv", folder, "absent.csv does not exist; expected a list, a COCO file, or a folder of XML"),
         (str(folder / "a.png"), folder, "ends in '.png'; expected one of .csv"),
         (str(folder / "a.png"), folder / "a.png", "is for a folder of images"),
-        (str(folder), folder, "holds no .xml"),
+        (str(folder), folder, "has no .xml"),
     ):
         with pytest.raises(DataError, match=why):
             sources.open_source(str(data), annotations=annotations)

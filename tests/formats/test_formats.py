@@ -250,8 +250,8 @@ BAD_INPUTS: list[tuple[Any, str]] = [
     (images(1).transpose(0, 2, 3, 1), r"images have shape \(1, 64, 64, 3\); expected 3 channels"),
     (images(1, height=32), "images are 32x64 pixels; expected 64x64"),
     (images(1, width=96), "images are 64x96 pixels; expected 64x64"),
-    (spoiled(math.nan), "images hold 1 NaN or infinite values"),
-    (spoiled(-math.inf), "images hold 1 NaN or infinite values"),
+    (spoiled(math.nan), "images have 1 NaN or infinite values"),
+    (spoiled(-math.inf), "images have 1 NaN or infinite values"),
 ]
 
 

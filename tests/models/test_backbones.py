@@ -178,7 +178,7 @@ def test_levels_are_for_maps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["convnext_atto", "convnext_atto_ols", "convnextv2_atto", "convnext_zepto_rms"])
 @torch.inference_mode()
 def test_timms_features_only_is_read_in_its_own_names(name: str, tmp_path: Path) -> None:
-    """As segmentation_models_pytorch holds it too."""
+    """As segmentation_models_pytorch contains it too."""
     sizes = {} if name == "convnext_zepto_rms" else {"depths": DEPTHS, "dims": DIMS}  # RMSNorm needs a published one
     reference: Any = randomize_(timm.create_model(name, features_only=True, **sizes))
     state = {f"encoder.model.{key}": value for key, value in reference.state_dict().items()}

@@ -139,7 +139,7 @@ def test_what_is_left_out_is_named(state: State, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_whole_model_stays_refused_by_its_class(wrapped: bool, model: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"it holds a timm\.models\.convnext\.ConvNeXt, and reading that"):
+    with pytest.raises(WeightsError, match=r"it contains a timm\.models\.convnext\.ConvNeXt, and reading that"):
         load({"model": model, "ema": model, "root": Path("/data")} if wrapped else model, tmp_path)
 
 

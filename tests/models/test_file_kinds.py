@@ -120,8 +120,8 @@ def test_a_file_of_torch_save_under_the_other_forms_name_says_so(state: State, t
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ((), "holds no weights (in it: nothing)"),
-        (("readme.md",), "holds no weights (in it: readme.md)"),
+        ((), "has no weights (in it: nothing)"),
+        (("readme.md",), "has no weights (in it: readme.md)"),
         (("last.pth.tar", "model_best.pth.tar", "args.yaml"), "has the weights last.pth.tar, model_best.pth.tar"),
         (("checkpoints/epoch=1.ckpt", "hparams.yaml"), "has the weights checkpoints/epoch=1.ckpt; give it with"),
         (("adapter_config.json", "adapter_model.safetensors"), "model.merge_and_unload()"),

@@ -89,7 +89,7 @@ def test_of_several_models_the_choice_is_said_and_the_key_wins(state: dict[str, 
 
 def test_of_several_models_under_unknown_names_none_is_guessed(state: dict[str, Tensor], tmp_path: Path) -> None:
     line = refusal({"first": state, "second": state}, tmp_path)
-    assert line.endswith("holds 2 models, first, second; choose one with --weights-key")
+    assert line.endswith("has 2 models, first, second; choose one with --weights-key")
 
 
 def test_a_prefix_that_would_work_is_named_with_its_keys(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_sharded_pickles_are_read_by_their_index(state: dict[str, Tensor], tmp_p
 
 def test_a_whole_model_is_refused_with_the_two_lines_that_cure_it(model: nn.Module, tmp_path: Path) -> None:
     line = refusal(model, tmp_path)
-    assert "it holds a timm.models.convnext.ConvNeXt" in line
+    assert "it contains a timm.models.convnext.ConvNeXt" in line
     assert "torch.load('file.pth', weights_only=False); torch.save(model.state_dict()" in line
 
 

@@ -146,7 +146,7 @@ def test_of_two_models_in_one_file_one_must_be_chosen() -> None:
     state |= {f"student.{key}": value for key, value in student.state_dict().items()}
     with pytest.raises(
         WeightsError,
-        match=r"a\.pth holds 2 ConvNeXts, below 'student\.' \(74 of 148 keys\), 'teacher\.' .*--weights-key",
+        match=r"a\.pth has 2 ConvNeXts, below 'student\.' \(74 of 148 keys\), 'teacher\.' .*--weights-key",
     ):
         convert(state, "a.pth")
     for name, reference in (("teacher.", teacher), ("student.", student)):

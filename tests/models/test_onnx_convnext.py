@@ -148,14 +148,14 @@ def test_a_graph_that_makes_a_tensor_twice_is_refused(graph: onnx.ModelProto) ->
 def test_a_graph_without_a_convnext_says_what_was_looked_for(tmp_path: Path) -> None:
     layers = randomize_(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), Twice()))
     file = exported(layers, tmp_path / "other.onnx", 17)
-    with pytest.raises(WeightsError, match=r"holds no ConvNeXt: .* it has 1 depthwise convolutions"):
+    with pytest.raises(WeightsError, match=r"has no ConvNeXt: .* it has 1 depthwise convolutions"):
         load(str(file), task="features")
 
 
 def test_two_convnexts_are_told_apart_by_the_name_of_their_input(graph: onnx.ModelProto) -> None:
     second = onnx.compose.add_prefix(graph, "second/")
     both = onnx.compose.merge_models(graph, second, io_map=[])
-    with pytest.raises(WeightsError, match=r"holds 2 ConvNeXts, whose stems read images, second/images; .*--at"):
+    with pytest.raises(WeightsError, match=r"has 2 ConvNeXts, whose stems read images, second/images; .*--at"):
         ends(both)
     assert ends(both, ("second/images",))[0] == "second/images"
 

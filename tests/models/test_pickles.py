@@ -76,7 +76,7 @@ def test_code_in_a_pickle_of_arrays_does_not_run(state: Any, tmp_path: Path) -> 
         (Ordinary(), r"contains a \S*test_pickles\.Ordinary"),
         ({"a": torch.zeros(3)}, r"contains a torch\._utils\._rebuild_tensor_v2"),
         ({"a": np.array(["text"], object)}, "an array of type O8"),
-        ([1, 2], "holds a list"),
+        ([1, 2], "contains a list"),
     ],
 )
 def test_what_is_no_dictionary_of_arrays_is_refused(content: Any, words: str, tmp_path: Path) -> None:

@@ -285,11 +285,11 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, suffix: str, conten
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        pytest.param({}, "holds no tensors under names (its keys: none)", id="empty dictionary"),
-        pytest.param({"model": {}}, "holds no tensors under names (its keys: 'model')", id="empty wrapper"),
-        pytest.param({"epoch": 3}, "holds no tensors under names (its keys: 'epoch')", id="no tensor"),
-        pytest.param([torch.zeros(3)], "holds a list; expected a dictionary", id="list"),
-        pytest.param(torch.zeros(3), "holds a Tensor; expected a dictionary", id="tensor"),
+        pytest.param({}, "has no tensors under names (its keys: none)", id="empty dictionary"),
+        pytest.param({"model": {}}, "has no tensors under names (its keys: 'model')", id="empty wrapper"),
+        pytest.param({"epoch": 3}, "has no tensors under names (its keys: 'epoch')", id="no tensor"),
+        pytest.param([torch.zeros(3)], "contains a list; expected a dictionary", id="list"),
+        pytest.param(torch.zeros(3), "contains a Tensor; expected a dictionary", id="tensor"),
         pytest.param({0: torch.zeros(3)}, "a tensor under the key 0", id="a number as key"),
         pytest.param({"a\nb": torch.zeros(3)}, r"'a\nb'", id="a key of two lines"),
         pytest.param({"fc.weight": torch.zeros(3)}, "(keys: fc.weight)", id="another model"),
@@ -672,7 +672,7 @@ def test_labels_that_do_not_fit_the_classes_are_refused(tmp_path: Path) -> None:
     [
         pytest.param(b"{", "is not JSON", id="truncated"),
         pytest.param(b"\xff\xfe", "is not JSON", id="not text"),
-        pytest.param(b"[1]", "holds a list; expected a JSON object", id="a list"),
+        pytest.param(b"[1]", "contains a list; expected a JSON object", id="a list"),
         pytest.param(b'{"pretrained_cfg": {}, "model_args": 3}', "cannot be understood", id="a number for arguments"),
     ],
 )
@@ -695,7 +695,7 @@ def test_a_folder_without_config_is_loaded_as_its_file_alone(tmp_path: Path, ref
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     message = refusal(tmp_path)
-    assert "holds no weights (in it: config.json)" in message
+    assert "has no weights (in it: config.json)" in message
     assert "--weights" in message
 
 

@@ -105,7 +105,7 @@ def test_what_follows_a_product_of_codes_on_tiles_is_that_of_avx512(
 
 
 def test_a_row_s_last_bytes_may_be_anything_in_memory(on_tiles: None) -> None:
-    """What lies behind a row or behind the weights is not multiplied: in bf16, 0 times NaN would be NaN."""
+    """What is behind a row or behind the weights is not multiplied: in bf16, 0 times NaN would be NaN."""
     arguments = native_kernels.operands("bf16", 19, 48, 16, seed=1)
     wide = np.full((19, 64), 0x7FC0, np.uint16)  # NaN
     wide[:, :48] = arguments["a"]

@@ -78,7 +78,7 @@ def test_products_of_codes_are_exact_whatever_range_the_weights_have(isa: str, l
 def test_products_of_codes_are_exact_where_the_last_weight_decides_the_width(
     isa: str, weights: int, sign: int, total: int
 ) -> None:
-    """One lane alone, of 16 outputs and 3 pairs of steps, holds weights that come to the most that 16 bits take."""
+    """One lane alone, of 16 outputs and 3 pairs of steps, contains weights that come to the most that 16 bits take."""
     for lane in range(2):
         w = np.zeros((16, 24 + 8), np.int8)
         places = [8 + 2 * lane, 8 + 2 * lane + 1, 8 + 2 * lane + 4, 8 + 2 * lane + 5][:weights]

@@ -257,7 +257,7 @@ def test_a_damaged_model_in_an_artifact_that_agrees_with_it_is_opened_or_refused
         fmt.load(tmp_path, artifact.manifest, RunOptions(threads=1))
 
     read(content)
-    # The header or the graph, which lies at one of the ends: in between are weights, where every bit is a weight.
+    # The header or the graph, which is at one of the ends: in between are weights, where every bit is a weight.
     ends = [content[:4000] + content[-2000:], content]
     count = fuzz.THINNED if format == "eager" else fuzz.THINNED // 8
     assert fuzz.tracebacks(fuzz.damaged(ends, count), read) == {}

@@ -382,7 +382,7 @@ def test_weights_of_7_bits_are_for_u8_by_s8_only(checkpoint: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_models_weights_keep_the_range_that_its_plan_says(checkpoint: Path, tmp_path: Path) -> None:
-    """Also those that GPTQ rounded, which lie beside the plan."""
+    """Also those that GPTQ rounded, which are beside the plan."""
     quantized(checkpoint, "native", tmp_path, weight_bits=7, rounding=True)
     loaded = load(str(checkpoint), image_size=(32, 32))
     example = torch.zeros(2, loaded.model.spec.in_chans, 32, 32)

@@ -1,4 +1,4 @@
-"""What an export holds in memory: its peak, in units of the fp32 weights, and what is left of them when it is done."""
+"""What an export has in memory: its peak, in units of the fp32 weights, and what is left of them when it is done."""
 
 import gc
 import json
@@ -72,7 +72,7 @@ def on_cpu(tensor: torch.Tensor) -> bool:
 
 
 def held() -> int:
-    """Bytes of every tensor that something still holds."""
+    """Bytes of every tensor that something still refers to."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     storages = [tensor.untyped_storage() for tensor in tensors if on_cpu(tensor) and tensor.layout == torch.strided]

@@ -105,7 +105,7 @@ def test_the_manifest_says_what_was_done_and_how_near_it_is(artifact: Artifact, 
 def test_the_weights_of_a_checkpoint_have_to_be_those_of_the_graph(file: Path, tmp_path: Path) -> None:
     other: Any = randomize_(OfficialBackbone(), seed=5)
     torch.save(other.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=r"other.pth holds other weights than detector.onnx: .* differs"):
+    with pytest.raises(WeightsError, match=r"other.pth has other weights than detector.onnx: .* differs"):
         api.export(tmp_path / "other.pth", into=file, image_size=64, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

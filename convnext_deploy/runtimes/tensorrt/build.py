@@ -112,7 +112,7 @@ def build_engine(
     """Parse, build, write: the engine at `engine`; how it was built and what the parsed network computes in.
 
     Args:
-        onnx: typed ONNX; Q/DQ pairs make 8-bit products. Weights may lie in a file beside it.
+        onnx: typed ONNX; Q/DQ pairs make 8-bit products. Weights may be in a file beside it.
         ranges: one optimization profile each.
         tf32: let products of fp32 round their inputs to 11 bits. Off is off: TensorRT's own default is on.
 
@@ -165,7 +165,7 @@ def _parse(trt: Any, network: Any, onnx: Path, log: Any, name: Name) -> None:
     if not parser.parse_from_file(str(onnx)) or parser.num_errors:
         raise BuildError(f"{TITLES[name]} cannot read {onnx.name}: {_parser_reason(parser) or log.reason()}")
     if not network.num_inputs or not network.num_outputs:
-        raise BuildError(f"{onnx.name} holds no graph with inputs and outputs; export the ONNX again")
+        raise BuildError(f"{onnx.name} has no graph with inputs and outputs; export the ONNX again")
 
 
 def _parser_reason(parser: Any) -> str:
@@ -333,7 +333,7 @@ def _timing_cache(trt: Any, name: Name, config: Any) -> Iterator[list[str]]:
 
 
 def build_artifact(name: Name, graph: DeployGraph, onnx: Path, folder: Path) -> EngineRecord:
-    """The engine and `build.json` of one captured graph, whose ONNX lies at `onnx`."""
+    """The engine and `build.json` of one captured graph, whose ONNX is at `onnx`."""
     spec = graph.export.tensorrt or TensorRtSpec()
     record = build_engine(
         name,

@@ -30,7 +30,7 @@ def preflight(
     Args:
         engine: the engine file.
         name: the module it is for; None: taken from its version (TensorRT-RTX counts from 1, TensorRT from 7).
-        trust: try to load it where everything else fits; an engine holds code.
+        trust: try to load it where everything else fits; an engine contains code.
 
     Raises:
         ArtifactError: no engine, or one that was cut short.

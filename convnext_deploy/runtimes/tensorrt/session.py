@@ -189,7 +189,7 @@ def choose_profile(ranges: list[Any], shape: tuple[int, ...]) -> int:
     """Of the profiles that hold a shape, the one tuned for the nearest batch.
 
     Raises:
-        InputError: none holds it.
+        InputError: none contains it.
     """
     fitting = [
         (abs(opt[0] - shape[0]), high[0] - low[0], index)

@@ -38,13 +38,13 @@ def written(
 
 def _dns(name: str) -> str:
     """A name that Kubernetes takes: at most 63 small letters, digits and hyphens."""
-    found = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name.lower()).strip("-")
-    return found[:63].strip("-") or "model"
+    label = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name.lower()).strip("-")
+    return label[:63].strip("-") or "model"
 
 
 def _quoted(text: str) -> str:
     if not text.isprintable() or not text.isascii():
-        raise UsageError(f"{text!r} holds other than printable ASCII; expected an image's name or an address")
+        raise UsageError(f"{text!r} has other than printable ASCII; expected an image's name or an address")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
