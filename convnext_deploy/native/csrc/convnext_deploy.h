@@ -95,7 +95,7 @@ CNXT_API int cnxt_session_open(const cnxt_model *model, const cnxt_options *opti
 CNXT_API void cnxt_session_close(cnxt_session *session);
 CNXT_API void cnxt_session_info(const cnxt_session *session, cnxt_info *info);
 CNXT_API const char *cnxt_session_isa(const cnxt_session *session);
-/* Bytes of activations and scratch that the session contains. */
+/* Bytes of activations and scratch that the session has allocated. */
 CNXT_API size_t cnxt_session_bytes(const cnxt_session *session);
 
 /* One inference of a whole batch. `input` and `outputs[i]` are contiguous; outputs are float32. CNXT_BUSY: another

@@ -18,7 +18,7 @@ class Reader {
   }
 
   void require(bool holds, const char *what) const {
-    if (!contains) fail(what);
+    if (!holds) fail(what);
   }
 
   // A tensor of that many bytes, inside the file and after the records. No sum here can overflow: sizes are below
