@@ -30,11 +30,12 @@ class BuildPy(build_py):
     engine = None
 
     def run(self):
+        if not self.editable_mode:  # an earlier wheel's modules, which may be gone, and its library
+            shutil.rmtree(Path(self.build_lib) / "convnext_deploy", ignore_errors=True)
         super().run()
         if self.editable_mode:
             return
         folder = Path(self.build_lib) / "convnext_deploy" / "native" / "lib"
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier wheel
         if self.engine is not None:
             shutil.copytree(self.engine, folder)
 

@@ -147,6 +147,8 @@ class Crew(Generic[Item, Opened, Result]):
                         member.items.append(number)
                         reference = member.actor.work.remote(load(items[number], member.opened))
                         self._pending[reference] = member, number
+                if not self._members:  # the next look would come too late
+                    self._join(missing, all_count=False)
                 if not self._members:
                     raise WorkerError(f"the cluster has no worker left: {self._reason or 'every node is gone'}")
                 if not told and now - began > PATIENCE_S and not any(member.opened for member in self._members):

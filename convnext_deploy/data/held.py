@@ -253,8 +253,10 @@ def _loaded(data: str, load: Callable[[], Any], order: ClassOrder, row: str) -> 
     except Exception as error:  # of `datasets`, its file systems and its network client, which share no base class
         raise DataError(f"{data} cannot be opened: {plain(error)}") from error
     items = _hugging_face(data, dataset)
-    # Nobody has chosen rows of it yet, so those of its table are in order.
-    paths = dataset.data.column(items.column).combine_chunks().field("path").to_pylist()
+    # Nobody has chosen rows of it yet, so those of its table are in order. Its chunks are not joined: that would copy
+    # all images, and more than 2 GiB of them are too many for one.
+    chunks = dataset.data.column(items.column).chunks
+    paths = [path for chunk in chunks for path in chunk.field("path").to_pylist()]
     return _source(
         replace(items, name=data, images=[path or f"{row}{index}" for index, path in enumerate(paths)]), order
     )

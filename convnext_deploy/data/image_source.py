@@ -236,11 +236,16 @@ def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
         labels=None if source.labels is None else source.labels[indices],
         label_sets=None if source.label_sets is None else tuple(source.label_sets[index] for index in indices),
         values=None if source.values is None else source.values[indices],
-        boxes=source.boxes and Boxes(tuple(source.boxes.wanted[index] for index in indices)),
+        boxes=source.boxes and _boxes_of(source.boxes, indices),
         masks=source.masks and _masks_of(source.masks, indices),
         columns={name: part_of(read, indices) for name, read in source.columns.items()},
         read_bytes=part_of(source.read_bytes, indices),
     )
+
+
+def _boxes_of(boxes: Boxes, indices: list[int]) -> Boxes:
+    masks = None if boxes.masks is None else tuple(boxes.masks[index] for index in indices)
+    return Boxes(tuple(boxes.wanted[index] for index in indices), masks)
 
 
 def _masks_of(masks: Masks, indices: list[int]) -> Masks:

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,22 @@ _SKIPPED = frozenset((*range(0xE0, 0xF0), 0xFE, 0xDB, 0xC4, 0xDD))
 
 
 def baseline_sides(content: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels of a baseline JPEG, whose decoding takes a time in proportion to them.
+    """(width, height) in pixels of a baseline JPEG of one scan, whose decoding takes a time in proportion to them.
+
+    A scan of some components may be followed by any number of others, each as long as the first.
 
     None: it is none, or its head has what is not looked at here. That says nothing of whether it can be read.
     """
     if not content.startswith(_START):
         return None
-    place, sides = len(_START), None
-    while place + 9 <= len(content) and content[place] == 0xFF:
+    place, sides, components = len(_START), None, 0
+    while place + 10 <= len(content) and content[place] == 0xFF:
         marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
         if marker == _SCAN:
-            return sides
+            return sides if content[place + 4] == components else None
         if marker == _BASELINE and sides is None:
             height, width = (int.from_bytes(content[place + at : place + at + 2], "big") for at in (5, 7))
-            sides = width, height
+            sides, components = (width, height), content[place + 9]
         elif marker not in _SKIPPED:
             return None
         place += 2 + max(2, length)
@@ -66,6 +69,19 @@ def _decoder() -> Any:
     if importlib.util.find_spec("simplejpeg") is None:
         return None
     decoder, content = importlib.import_module("simplejpeg"), PHOTOGRAPH.read_bytes()
-    with Image.open(io.BytesIO(content)) as photograph:
-        theirs = np.asarray(photograph)
-    return decoder if np.array_equal(_decoded(decoder, content, "RGB"), theirs) else None
+    return decoder if all(_is_alike(decoder, file) for file in (content, *_in_other_ways(content))) else None
+
+
+def _is_alike(decoder: Any, content: bytes) -> bool:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.array_equal(_decoded(decoder, content, _KINDS["YCbCr"]), np.asarray(image))
+
+
+def _in_other_ways(content: bytes) -> Iterator[bytes]:
+    """A part of a photograph with each way to store colours: as fine as grey, half as wide, a quarter."""
+    with Image.open(io.BytesIO(content)) as image:
+        part = image.crop((0, 0, 61, 47))
+    for subsampling in (0, 1, 2):
+        file = io.BytesIO()
+        part.save(file, "JPEG", subsampling=subsampling)
+        yield file.getvalue()

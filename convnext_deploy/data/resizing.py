@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..errors import BuildError, UsageError
 from ..native import library, resize
 
 FILTERS = {
@@ -61,8 +62,15 @@ def cropped(
 
 @functools.cache
 def rule() -> Rule | None:
-    """Which direction the installed Pillow resizes first; None: the library is not there, or is not its like."""
-    if not library.is_built():
+    """Which direction the installed Pillow resizes first.
+
+    None: the library is not there, cannot be opened, or is not Pillow's like. Nobody has asked for it, so it is neither
+    built here, nor does a damaged one stop what Pillow can do.
+    """
+    try:
+        if library.there() is None:
+            return None
+    except (OSError, BuildError, UsageError):
         return None
     return next((one for one in (_since_13, _before_13) if all(_alike(*probe, one) for probe in _PROBES)), None)
 

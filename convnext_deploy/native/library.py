@@ -200,6 +200,17 @@ def is_built() -> bool:
     return _here() is not None
 
 
+def there() -> ctypes.CDLL | None:
+    """The library of the wheel, or one that was built before by any compiler; None: there is none. Builds nothing.
+
+    Raises:
+        BuildError, UsageError: see `build`.
+        OSError: the system does not open it.
+    """
+    built = _here()
+    return None if built is None else opened(built)
+
+
 def _here() -> Path | None:
     """The wheel's library, or the one that was built before."""
     return shipped.library() or _intact(cache_folder(), f"libconvnext_deploy-{source_key(())}")

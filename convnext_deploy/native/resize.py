@@ -68,4 +68,4 @@ def resized(
 @functools.cache
 def _library() -> ctypes.CDLL:
     """Looked for once a process."""
-    return library.load()
+    return library.there() or library.load()

@@ -116,7 +116,7 @@ class Queue:
     @property
     def has_free_thread(self) -> bool:
         """Whether a batch would be run at once."""
-        return self._busy < len(self._threads)
+        return self._busy + len(self._waiting) < len(self._threads)
 
     def admit(self, count: int, owner: Any = None, waited_s: float = 0.0) -> Job:
         """A place for so many images, before they are decoded.

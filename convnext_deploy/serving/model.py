@@ -31,6 +31,7 @@ from .options import ServeOptions
 # A request that takes less from its bytes to its outputs is computed where it came in: handing it to other threads and
 # back takes a good part of that by itself. Others in the event loop wait that long.
 SHORT_S = 2e-3
+SHORT_ASPECT = 4  # of its sides: a narrow image grows where its short side is resized to the model's
 SHORT_BYTES = 2**17  # of a file, likewise: what is decoded of each pixel is in proportion to them
 THREADLESS_S = 1e-3  # an image that takes less gains nothing from a second thread
 
@@ -201,7 +202,9 @@ class Model:
         if self._to_pixels is None or len(content) > SHORT_BYTES or not self.queue.has_free_thread:
             return False
         sides = jpeg.baseline_sides(content)
-        return sides is not None and sides[0] * sides[1] * self._pixel_s + self._alone_s < SHORT_S
+        if sides is None or max(sides) > SHORT_ASPECT * min(sides):
+            return False
+        return sides[0] * sides[1] * self._pixel_s + self._alone_s < SHORT_S
 
     def _prove(self, say: Callable[[str], None]) -> None:
         """Make export's own comparison on this machine.

@@ -12,6 +12,7 @@ import torch
 from .. import env
 from ..cluster import connection, crew, delivery
 from ..data.image_source import ImageSource
+from ..errors import counted
 from ..models.convnext import ConvNeXt
 from ..quantization.counting import Piece, Runner, Work, here, joined
 from ..records.manifest import Preprocessing
@@ -80,7 +81,7 @@ def _on_cluster(
         _opened, order, device="cpu", threads=threads, ready=ready, only=only, say=say
     )
     places = workers.places()
-    say(f"{len(places)} workers on {len({place.node.id for place in places})} nodes")
+    say(f"{counted(len(places), 'worker')} on {counted(len({place.node.id for place in places}), 'node')}")
     if threads < ours:
         say(f"a node has {threads} cores, so workers compute with as many threads; with {ours} last bits may differ")
     items = crew.pieces(ranges, _size(sum(map(len, ranges)), len(places), work.batch))

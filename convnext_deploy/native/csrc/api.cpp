@@ -89,14 +89,14 @@ int alone(cnxt_session &session, F body) noexcept {
 [[noreturn]] void refuse(const char *line) { throw cnxt::Failure{CNXT_BAD_ARGUMENT, line}; }
 
 void check(const cnxt_resize &asked) {
-  constexpr uint32_t MOST = 1U << 30;
+  constexpr uint32_t MOST = 1U << 28;  // the widths of filters are counted in 32 bits
   const auto within = [](uint32_t first, uint32_t length, uint32_t size) {
     return length >= 1 && first <= size && length <= size - first;
   };
   if (asked.pixel_bytes != 1 && asked.pixel_bytes != 3 && asked.pixel_bytes != 4)
     refuse("pixel_bytes is none of 1, 3 and 4");
   for (const uint32_t side : {asked.source_height, asked.source_width, asked.height, asked.width})
-    if (side < 1 || side > MOST) refuse("a side is none of 1 to 2^30 pixels");
+    if (side < 1 || side > MOST) refuse("a side is none of 1 to 2^28 pixels");
   if (asked.row_bytes < static_cast<size_t>(asked.source_width) * asked.pixel_bytes)
     refuse("row_bytes is less than a row has");
   if (!within(asked.top, asked.rows, asked.height) || !within(asked.left, asked.columns, asked.width))
