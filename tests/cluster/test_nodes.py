@@ -25,6 +25,10 @@ class LateError(RayError):
     pass
 
 
+class TaskError(RayError):
+    """Of work that raised; every other RayError is of a worker that died."""
+
+
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the references "open" and "work" become; "looks" in vain come before each of them."""
@@ -116,3 +120,24 @@ def test_a_crew_stays_on_the_nodes_that_it_may_use(answers: dict[str, Any]) -> N
     assert [place.cpus for place in crew_on("a", "b").places()] == [2, 2]
     with pytest.raises(UsageError, match="no node of the cluster has 2 CPUs"):
         crew_on("b").places()
+
+
+def test_where_the_only_worker_dies_a_node_that_has_not_begun_takes_its_place(
+    answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+
+    def opening(place: crew.Place, opener: Any, order: Any) -> tuple[Any, Any]:
+        began.append(place.node.id)
+        actor = SimpleNamespace(work=SimpleNamespace(remote=lambda *given: f"work {place.node.id}"))
+        return actor, f"open {place.node.id}"
+
+    monkeypatch.setattr(crew, "opening", opening)
+    monkeypatch.setattr(crew, "nodes", lambda: [NODE, Node("b", "10.0.0.2", 4, 0)])
+    monkeypatch.setattr(connection.library().exceptions, "RayTaskError", TaskError)
+    answers |= {"open a": RayError(None), "open b": "opened", "work b": 42}
+    workers: crew.Crew[int, str, int] = crew.Crew(
+        lambda order, cpus: ("", int), None, device="cpu", threads=None, say=print
+    )
+    assert list(workers.results([1], lambda item, opened: item)) == [(1, 42)]
+    assert began[-1] == "b"

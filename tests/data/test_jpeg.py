@@ -29,6 +29,14 @@ def test_a_baseline_jpeg_says_its_size_and_nothing_else_does() -> None:
         assert jpeg.baseline_sides(other) is None
 
 
+def test_a_jpeg_that_may_have_any_number_of_scans_does_not_say_its_size() -> None:
+    content = jpeg_file(70, 51)
+    scan = content.index(b"\xff\xda")
+    assert content[scan + 4] == 3
+    one = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"  # of the first component alone; each may come thousands of times
+    assert jpeg.baseline_sides(content[:scan] + one + content[scan:]) is None
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (8, 16), (33, 47), (250, 131)])

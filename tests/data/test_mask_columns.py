@@ -95,3 +95,16 @@ def test_pairs_of_which_some_have_a_mask_and_arrays_that_are_none_are_refused() 
         DataError, match=r"mask of image 2 \(column mask\) cannot be read: it is an array of float32 \(4, 5\)"
     ):
         truth(source)
+
+
+def test_a_part_of_a_source_has_the_masks_of_its_objects() -> None:
+    objects = tuple(np.zeros((count, 7)) for count in (1, 2, 0))
+    masks = ((b"a",), (b"b", b"c"), ())
+    source = image_source.ImageSource(
+        name="d", names=("a", "b", "c"), labels=None, class_names=None, read_bytes=lambda _: b"",
+        boxes=image_source.Boxes(objects, masks),
+    )  # fmt: skip
+    part = image_source.chosen(source, [1, 0])
+    assert part.boxes is not None
+    assert part.boxes.masks == ((b"b", b"c"), (b"a",))
+    assert [len(of) for of in part.boxes.wanted] == [2, 1]

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from convnext_deploy.data import preprocess, resizing
-from convnext_deploy.native import library
+from convnext_deploy.errors import BuildError, UsageError
+from convnext_deploy.native import library, resize
 from convnext_deploy.records.manifest import Preprocessing
 
 pytestmark = pytest.mark.skipif(
@@ -35,8 +36,27 @@ def test_a_pillow_that_resizes_in_another_way_is_used_itself(monkeypatch: pytest
 
 
 def test_without_the_library_pillow_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "is_built", lambda: False)
+    monkeypatch.setattr(library, "there", lambda: None)
     assert resizing.rule() is None
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("failed to map segment"), UsageError("others may write"), BuildError("hash")]
+)
+def test_a_library_that_cannot_be_opened_costs_nothing_that_pillow_can_do(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise error
+
+    monkeypatch.setattr(library, "there", refused)
+    assert resizing.rule() is None
+
+
+def test_resizing_builds_no_library_for_another_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "build", lambda *_: pytest.fail("it was built"))
+    resize._library.cache_clear()
+    assert resizing.rule() is not None
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])

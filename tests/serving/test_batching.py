@@ -240,6 +240,14 @@ def test_many_threads_lose_and_mix_up_nothing(bench: Made) -> None:
         assert job.outputs[0][:, 0].tolist() == job.images[:, 0, 0, 0].tolist()
 
 
+def test_a_thread_that_has_work_but_has_not_begun_is_not_free(bench: Made) -> None:
+    one = bench()
+    with one.queue._changed:  # no thread of the queue wakes up meanwhile
+        one.ask(1)
+        assert not one.queue.has_free_thread
+    one.wait(1)
+
+
 def test_work_in_the_callers_own_thread_runs_beside_the_queues_threads(bench: Made) -> None:
     one = bench(held=True)
     free = [one.queue.has_free_thread]
