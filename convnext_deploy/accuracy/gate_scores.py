@@ -101,6 +101,6 @@ def _check_same_images(baseline: ScoredSide, candidate: ScoredSide) -> None:
     same_targets = np.array_equal(baseline.outputs.targets, candidate.outputs.targets)
     if one.data_sha256 != other.data_sha256 or baseline.outputs.names != candidate.outputs.names or not same_targets:
         raise DataError(
-            f"the baseline was evaluated on {one.data} and the candidate on {other.data}, which hold other images or "
-            "labels, or could not be read alike; evaluate both on the same images"
+            f"the baseline was evaluated on {one.data} and the candidate on {other.data}, which contain other images "
+            "or labels, or could not be read alike; evaluate both on the same images"
         )
