@@ -25,6 +25,7 @@ from ..cluster import connection, crew, delivery
 from ..cluster import nodes as whole_nodes
 from ..cluster.connection import Node
 from ..errors import CheckFailed, UsageError, WorkerError, counted
+from ..models.mm_config import bases_of
 from ..models.source import Source
 from ..quantization import counting
 from ..records.base import Device, InputKind
@@ -49,6 +50,23 @@ class Nodes:
     kind: str
     ids: frozenset[str]
     machine: Machine
+
+
+def refuse_bases(source: Source) -> None:
+    """A configuration goes to the nodes as one file, so that the files that it begins in would be missing there.
+
+    Raises:
+        UsageError: it begins in others.
+        WeightsError: it cannot be read.
+    """
+    if source.config is None or source.config.suffix != ".py":
+        return
+    bases = bases_of(source.config)
+    if bases:
+        raise UsageError(
+            f"--config {source.config} begins in {', '.join(bases)}, and nodes are sent one file; write it out with "
+            "mmengine's Config.fromfile(FILE).dump('whole.py'), and give that"
+        )
 
 
 @contextmanager

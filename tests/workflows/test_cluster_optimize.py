@@ -15,7 +15,7 @@ from convnext_deploy.cluster.connection import Node
 from convnext_deploy.errors import UsageError
 from convnext_deploy.models.source import Source
 from convnext_deploy.records.manifest import BatchRange
-from convnext_deploy.workflows import candidates, cluster_optimize, race
+from convnext_deploy.workflows import candidates, cluster_optimize, optimize, race
 from convnext_deploy.workflows.agenda import View
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
@@ -94,6 +94,16 @@ def test_other_weights_on_a_node_end_the_call_and_are_no_reason_of_a_candidate(
     _, work = cluster_optimize._builder(order, 1)
     with pytest.raises(UsageError, match=r"model\.pth has other weights on a node; put the same checkpoint on every"):
         work((row, {}))
+
+
+def test_a_configuration_that_begins_in_others_is_refused_before_anything_is_connected(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("_base_ = 'base.py'\nmodel = dict()\n")
+    goal: Any = None
+    source = Source(weights="model.pth", config=tmp_path / "own.py")
+    with pytest.raises(UsageError, match=r"own\.py begins in base\.py, and nodes are sent one file; write it out"):
+        optimize.optimize(source, goal, out=tmp_path, say=print, watch=print, ray="auto")
+    (tmp_path / "own.json").write_text("{}")
+    cluster_optimize.refuse_bases(Source(weights="model.pth", config=tmp_path / "own.json"))
 
 
 def test_a_kind_of_node_without_a_cluster_is_refused(tmp_path: Path) -> None:
