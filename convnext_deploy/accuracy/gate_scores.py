@@ -76,6 +76,8 @@ def judge_scores(baseline: ScoredSide, candidate: ScoredSide, limits: Limits) ->
         images=images,
         baseline_score=before.score,
         candidate_score=after.score,
+        baseline_mask_score=None if before.of_masks is None else before.of_masks.score,
+        candidate_mask_score=None if after.of_masks is None else after.of_masks.score,
         standard_error=drop.standard_error,
         images_needed=needed,
         checks=tuple(checks),
