@@ -179,15 +179,22 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number of any integer type."""
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number of any integer type; without `most` it is below 2^31."""
     expected = f"a whole number of at least {least}"
     number = _integer(value)
     if number is None:
         raise _refused(name, value, expected)
     if not least <= number < 2**31:
         raise UsageError(f"{name} {shown(number)}; expected {'at least ' + str(least) if number < least else 'fewer'}")
+    if most is not None and number > most:
+        raise UsageError(f"{name} {shown(number)}; expected at most {most}")
     return number
+
+
+def batch_size(name: str, value: Any) -> int:
+    """How many images are taken at once."""
+    return whole(name, value, most=MAX_BATCH)
 
 
 def number(name: str, value: Any, above: float, most: float, expected: str) -> float:
@@ -203,10 +210,15 @@ def number(name: str, value: Any, above: float, most: float, expected: str) -> f
     return converted
 
 
-def wholes(name: str, value: Any, least: int = 1) -> tuple[int, ...]:
+def wholes(name: str, value: Any, least: int = 1, most: int | None = None) -> tuple[int, ...]:
     """Several whole numbers; one alone is taken as such."""
     items = _items(value)
-    return tuple(whole(name, item, least) for item in ([value] if items is None else items))
+    return tuple(whole(name, item, least, most) for item in ([value] if items is None else items))
+
+
+def batch_sizes(name: str, value: Any) -> tuple[int, ...]:
+    """Several of them; one alone is taken as such."""
+    return wholes(name, value, most=MAX_BATCH)
 
 
 def levels(name: str, value: Any) -> tuple[int, ...]:

@@ -215,8 +215,8 @@ def _check_same_images(baseline: Side, candidate: Side) -> None:
     one, other = baseline.result, candidate.result
     if one.data_sha256 != other.data_sha256:
         raise DataError(
-            f"the baseline was evaluated on {one.data} and the candidate on {other.data}, which hold other images or "
-            "labels; evaluate both on the same images"
+            f"the baseline was evaluated on {one.data} and the candidate on {other.data}, which contain other images "
+            "or labels; evaluate both on the same images"
         )
     names, others = baseline.predictions.names, candidate.predictions.names
     if names != others:  # of the same source: an image could be read on one side only

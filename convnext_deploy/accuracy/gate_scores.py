@@ -76,6 +76,8 @@ def judge_scores(baseline: ScoredSide, candidate: ScoredSide, limits: Limits) ->
         images=images,
         baseline_score=before.score,
         candidate_score=after.score,
+        baseline_mask_score=None if before.of_masks is None else before.of_masks.score,
+        candidate_mask_score=None if after.of_masks is None else after.of_masks.score,
         standard_error=drop.standard_error,
         images_needed=needed,
         checks=tuple(checks),
@@ -101,6 +103,6 @@ def _check_same_images(baseline: ScoredSide, candidate: ScoredSide) -> None:
     same_targets = np.array_equal(baseline.outputs.targets, candidate.outputs.targets)
     if one.data_sha256 != other.data_sha256 or baseline.outputs.names != candidate.outputs.names or not same_targets:
         raise DataError(
-            f"the baseline was evaluated on {one.data} and the candidate on {other.data}, which hold other images or "
-            "labels, or could not be read alike; evaluate both on the same images"
+            f"the baseline was evaluated on {one.data} and the candidate on {other.data}, which contain other images "
+            "or labels, or could not be read alike; evaluate both on the same images"
         )

@@ -222,7 +222,7 @@ def decode(path: Path) -> Chunk:
     try:
         chunk = read(content)
     except _DAMAGED as error:
-        raise DataError(f"{path} does not hold predictions of eval: {plain(error)}") from None
+        raise DataError(f"{path} does not contain predictions of eval: {plain(error)}") from None
     return chunk
 
 

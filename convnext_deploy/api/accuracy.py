@@ -59,7 +59,7 @@ def evaluate(
     """
     images = labelled(data, part(options, JudgedOptions))
     out = arguments.maybe(arguments.path, "out", out)
-    batch = arguments.maybe(arguments.whole, "batch", batch)
+    batch = arguments.maybe(arguments.batch_size, "batch", batch)
     arguments.check(limit=limit, force=force, ray=ray, progress=progress, say=say)
     run, trust = run_options(part(options, SessionOptions))
     artifact = opened(path)

@@ -94,7 +94,7 @@ def optimize(
         max_latency_ms = arguments.number("max_latency_ms", max_latency_ms, 0, 1e9, expected)
         if maximize == "throughput":
             raise UsageError("max_latency_ms is for the latency of a batch; leave it out with --maximize throughput")
-    size = arguments.maybe(arguments.whole, "batch", batch)
+    size = arguments.maybe(arguments.batch_size, "batch", batch)
     arguments.check(
         input=input, alpha=alpha, device=device, threads=threads, force=force, ray=ray, say=say, watch=watch
     )

@@ -76,7 +76,7 @@ def predict(
     """
     labels = arguments.maybe(arguments.path, "labels", labels)
     out = arguments.maybe(arguments.file, "out", out)
-    batch = arguments.maybe(arguments.whole, "batch", batch)
+    batch = arguments.maybe(arguments.batch_size, "batch", batch)
     top = arguments.whole("top", top)
     arguments.check(progress=progress, say=say, problem=problem, split=split)
     run, trust = run_options(options)

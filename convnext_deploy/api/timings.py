@@ -37,7 +37,7 @@ def profile(
         steps: inferences without and inferences with the profiler.
         progress: told (inferences done, inferences in all, what is being done).
     """
-    batch = arguments.maybe(arguments.whole, "batch", batch)
+    batch = arguments.maybe(arguments.batch_size, "batch", batch)
     arguments.check(steps=steps, progress=progress)
     run_as, trust = run_options(options)
     artifact = opened(path)
@@ -80,7 +80,7 @@ def roofline(
     """
     variant = arguments.text("variant", variant, "a variant such as base or v2-tiny")
     precision = arguments.one_of("precision", precision, (*get_args(Precision), "int8"))
-    batch = arguments.whole("batch", batch)
+    batch = arguments.batch_size("batch", batch)
     size = arguments.image_size("image_size", image_size)
     arguments.one_of("task", task, NetworkTask)
     arguments.check(threads=threads, progress=progress)

@@ -102,7 +102,7 @@ def _near_ties(
             if pair in explained:
                 continue
             anchor, number = divmod(pair, classes)
-            score, room_of = scores[pair], spread[pair]
+            score, own_room = scores[pair], spread[pair]
             level = int(np.searchsorted(starts, anchor, side="right"))
             is_extra = pair in extra
             other = wanted if is_extra else found
@@ -110,9 +110,9 @@ def _near_ties(
             follows = False
             if (
                 candidates.uncertain[anchor, number]
-                or abs(score - facts.score_threshold) <= room_of
-                or (lowest[level] > 0 and abs(score - lowest[level]) <= 2 * room_of)
-                or abs(score - last) <= 2 * room_of
+                or abs(score - facts.score_threshold) <= own_room
+                or (lowest[level] > 0 and abs(score - lowest[level]) <= 2 * own_room)
+                or abs(score - last) <= 2 * own_room
                 or _turned(pair, all_pairs[all_pairs % classes == number], explained, candidates, facts, room)
                 or (follows := score < last and _has_place(is_extra, explained, followed, extra))
             ):

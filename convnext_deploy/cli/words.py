@@ -35,6 +35,10 @@ def score_lines(found: ScoreResult) -> list[str]:
         parts.append(f"all labels right {found.exact:.2%}")
     if found.average_precision_50 is not None:
         parts.append(f"AP50 {found.average_precision_50:.2%}")
+    if found.mask_average_precision is not None:
+        parts.append(f"mAP of masks {found.mask_average_precision:.2%}")
+    if found.mask_average_precision_50 is not None:
+        parts.append(f"AP50 of masks {found.mask_average_precision_50:.2%}")
     if found.pixel_accuracy is not None:
         parts.append(f"pixels right {found.pixel_accuracy:.2%}")
     if found.mean_absolute_error is not None and found.root_mean_square_error is not None:
@@ -170,10 +174,14 @@ def _last_part(data: str) -> str:
 
 def counts(verdict: Verdict | ScoreVerdict) -> str:
     if isinstance(verdict, ScoreVerdict):
-        return (
+        line = (
             f"{METRICS[verdict.problem]} {verdict.baseline_score:.2%} before, {verdict.candidate_score:.2%} after; the "
             f"drop's standard error is {verdict.standard_error * 100:.3f} points, over images that both saw"
         )
+        if verdict.baseline_mask_score is not None and verdict.candidate_mask_score is not None:
+            before, after = verdict.baseline_mask_score, verdict.candidate_mask_score
+            line += f"; mAP of masks {before:.2%} before, {after:.2%} after"
+        return line
     return (
         f"top-1 {verdict.baseline_top1:.2%} before, {verdict.candidate_top1:.2%} after: "
         f"{counted(verdict.lost, 'image')} lost "

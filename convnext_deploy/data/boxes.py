@@ -70,7 +70,11 @@ def boxed(
     if missing:
         notes = (*notes, f"not in {source.name}: {counted(missing, 'image')} of {file.name}")
     sides = {one.id: (one.height, one.width) for one in coco.images}
-    masks = masks and all(one.segmentation for one in coco.annotations)
+    bare_objects = sum(not one.segmentation for one in coco.annotations) if masks else 0
+    if bare_objects:
+        where = f"{bare_objects:,} of {counted(len(coco.annotations), 'object')} of {file.name}"
+        notes = (*notes, f"masks are not judged: {where} without a segmentation")
+    masks = masks and not bare_objects
     encoded: dict[int | str, list[bytes]] = {}
     rows: dict[int | str, list[tuple[float, ...]]] = {}
     for one in coco.annotations:

@@ -88,14 +88,18 @@ class OpenVinoSession(Session):
         self._request = self._compiled.create_infer_request()
         self._ports = [self._compiled.output(output.name) for output in manifest.outputs]
         if self._images is not None:
-            self._bind(self._images)
+            self._place(self._images)
 
     def _bind(self, images: Images) -> None:
         if self.manifest.splice is not None:  # as in `formats.onnx`
             record = self.manifest.inputs[0]
             images = images.astype(record.dtype, copy=False)
             images = images[0] if len(record.shape) == 3 else images
-        self._images = images  # shared with the tensor below, so it has to live as long
+        self._images = images  # shared with the request's tensor, so it has to live as long
+        self._place(images)
+
+    def _place(self, images: Images) -> None:
+        """What is already as the graph takes it: a request that is made anew is given it again."""
         self._request.set_input_tensor(self._ov.Tensor(images, shared_memory=True))
 
     def _unshare(self) -> None:

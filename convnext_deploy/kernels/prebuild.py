@@ -61,8 +61,8 @@ def variants(call: Callable[..., Any], *inputs: Tensor) -> tuple[Variant | Kerne
         likes = [fakes.from_tensor(tensor) for tensor in inputs]
         with recording(launches), _Implementations():  # type: ignore[no-untyped-call]  # torch has no stub for it
             call(*likes)
-    compiled = {launch.kernel if isinstance(launch.kernel, Kernel) else _variant(launch) for launch in launches}
-    return tuple(sorted(compiled, key=lambda one: (-one.cost, str(one))))
+    wanted = {launch.kernel if isinstance(launch.kernel, Kernel) else _variant(launch) for launch in launches}
+    return tuple(sorted(wanted, key=lambda one: (-one.cost, str(one))))
 
 
 class _Implementations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no stub for it

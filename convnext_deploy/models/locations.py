@@ -210,7 +210,7 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
     if (folder / open_clip.CONFIG).is_file():
         config["open_clip"] = _json(folder / open_clip.CONFIG)
     beside = [_json(folder / name) if (folder / name).is_file() else None for name in PROCESSOR_FILES]
-    if any(checkpoint is not None for checkpoint in beside):
+    if any(content is not None for content in beside):
         config["preprocessor"] = merged(*beside)
     checkpoint = _with_config(source, parts, config, key)
     return replace(checkpoint, note="; ".join(filter(None, (note, checkpoint.note))) or None)

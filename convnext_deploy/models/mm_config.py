@@ -44,7 +44,21 @@ def read_config(file: Path) -> dict[str, Any]:
     return _with_bases(file, (file.resolve(),))
 
 
-def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def bases_of(file: Path) -> list[str]:
+    """The files that a configuration begins in, as it names them.
+
+    Raises:
+        WeightsError: as `read_config`.
+    """
+    return _bases(_assigned(_parsed(file), {}))
+
+
+def _bases(values: Mapping[str, Any]) -> list[str]:
+    bases = values.get("_base_", [])
+    return [str(base) for base in ([bases] if isinstance(bases, str) else bases)]
+
+
+def _parsed(file: Path) -> list[ast.stmt]:
     try:
         text = content_of(file).decode()
     except OSError as error:
@@ -62,11 +76,14 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             f"--config {file} imports its bases (with read_base()), which would run them; write it out with mmengine's "
             "Config.fromfile(FILE).dump('whole.py'), and give that"
         )
-    values = _assigned(body, {})
-    bases = values.pop("_base_", [])
+    return body
+
+
+def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    body = _parsed(file)
     known: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        path = (file.parent / str(base)).resolve()
+    for base in _bases(_assigned(body, {})):
+        path = (file.parent / base).resolve()
         if path in above or len(above) > MOST_BASES:
             raise WeightsError(f"--config {file} begins in {base}, which begins in it again; expected an end")
         known = _changed(known, _with_bases(path, (*above, path)))

@@ -160,7 +160,7 @@ def _check_tensors(loaded: LoadedPlan, model: ConvNeXt) -> None:
         operation = loaded.plan.operations.get(name)
         if what not in ("balance", "bias", "weight", "weight_scale") or operation is None or operation.type == "fp32":
             raise UsageError(
-                f"the plan's tensors hold {shown(key)}; expected balance, bias, weight and weight_scale of what it "
+                f"the plan's tensors contain {shown(key)}; expected balance, bias, weight and weight_scale of what it "
                 "quantizes; run quantize again"
             )
         if name not in paths:
@@ -183,7 +183,7 @@ def _check_tensors(loaded: LoadedPlan, model: ConvNeXt) -> None:
             raise UsageError(f"the plan's {key} contains {_odd(values)}; expected {expected}; run quantize again")
         other = {"weight": "weight_scale", "weight_scale": "weight"}.get(what)
         if other is not None and f"{other}/{name}" not in loaded.tensors:
-            raise UsageError(f"the plan's tensors hold {key} and no {other} of it; run quantize again")
+            raise UsageError(f"the plan's tensors contain {key} and no {other} of it; run quantize again")
 
 
 def _odd(values: Tensor) -> float:

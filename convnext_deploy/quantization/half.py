@@ -78,7 +78,9 @@ class _Watch:
         magnitude = x.abs()
         largest = magnitude.max().item()
         if not largest < float("inf"):
-            raise CheckFailed(f"{name} holds NaN or infinite values in fp32 already; no precision can hold the model")
+            raise CheckFailed(
+                f"{name} contains NaN or infinite values in fp32 already; no precision can hold the model"
+            )
         record = self.of(operation, name)
         record.largest = max(record.largest, largest)
         record.values += x.numel()

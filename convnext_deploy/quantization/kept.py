@@ -126,7 +126,7 @@ def opened(path: Path, identity: Identity, device: torch.device) -> Progress:
             raise ValueError(f"it has no {len(progress)} images")
     except (SafetensorError, msgspec.MsgspecError, OSError, KeyError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path} does not hold a calibration: {plain(error)}; remove it or name another file"
+            f"{path} does not contain a calibration: {plain(error)}; remove it or name another file"
         ) from None
     if identity_there != identity:
         other = ", ".join(

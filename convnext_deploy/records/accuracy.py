@@ -142,6 +142,8 @@ class ScoreVerdict(Record, frozen=True, kw_only=True):
     images: Images
     baseline_score: float
     candidate_score: float
+    baseline_mask_score: Fraction | None = None  # detection: the mAP of masks, where both sides have some
+    candidate_mask_score: Fraction | None = None
     standard_error: float  # of the drop
     images_needed: int | None  # as in `Verdict`
     checks: Annotated[tuple[Check, ...], msgspec.Meta(min_length=1)]  # the drop first

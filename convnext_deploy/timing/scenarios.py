@@ -158,9 +158,9 @@ def trials(
     for number in range(MAX_TRIALS):
         if not rate > 0 or failed_at <= CLOSE * passed_at:
             return
-        trial = attempt(rate, max(round(rate * seconds), 2 * samples_needed(fraction)), seed + number)
-        yield trial
-        passed_at, failed_at = (rate, failed_at) if trial.passed else (passed_at, rate)
+        tried = attempt(rate, max(round(rate * seconds), 2 * samples_needed(fraction)), seed + number)
+        yield tried
+        passed_at, failed_at = (rate, failed_at) if tried.passed else (passed_at, rate)
         if not passed_at:
             rate /= STRIDE
         else:
@@ -169,7 +169,7 @@ def trials(
 
 def highest(found: Sequence[ServerTrial]) -> float | None:
     """The highest rate that passed."""
-    return max((trial.queries_per_s for trial in found if trial.passed), default=None)
+    return max((one.queries_per_s for one in found if one.passed), default=None)
 
 
 def _searched(service_s: Mapping[int, Sequence[float]], slo_ms: float, fraction: float, seed: int) -> float:

@@ -53,7 +53,7 @@ class Plan:
         for name, value, words in (("scenario", self.scenario, Scenario), ("scope", self.scope, Scope)):
             arguments.one_of(f"--{name}", value, words)
         arguments.check(device=self.device, threads=self.threads)
-        batches, streams = arguments.wholes("batch", self.batches), arguments.wholes("streams", self.streams)
+        batches, streams = arguments.batch_sizes("batch", self.batches), arguments.wholes("streams", self.streams)
         if not batches or not streams:
             raise UsageError("no batch or no streams; expected numbers of at least 1")
         arguments.whole("seed", self.seed, 0)

@@ -6,7 +6,7 @@ timing is of one node that is taken whole, and all nodes have the same processor
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..cluster import connection, crew, delivery
 from ..cluster import nodes as whole_nodes
 from ..cluster.connection import Node
 from ..errors import CheckFailed, UsageError, WorkerError, counted
+from ..models.mm_config import bases_of
 from ..models.source import Source
 from ..quantization import counting
 from ..records.base import Device, InputKind
@@ -51,6 +52,23 @@ class Nodes:
     machine: Machine
 
 
+def refuse_bases(source: Source) -> None:
+    """A configuration goes to the nodes as one file, so that the files that it begins in would be missing there.
+
+    Raises:
+        UsageError: it begins in others.
+        WeightsError: it cannot be read.
+    """
+    if source.config is None or source.config.suffix != ".py":
+        return
+    bases = bases_of(source.config)
+    if bases:
+        raise UsageError(
+            f"--config {source.config} begins in {', '.join(bases)}, and nodes are sent one file; write it out with "
+            "mmengine's Config.fromfile(FILE).dump('whole.py'), and give that"
+        )
+
+
 @contextmanager
 def nodes_of(ray: str, kind: str | None, goal: Goal, say: Say) -> Iterator[Nodes]:
     """The nodes of a kind, connected.
@@ -70,14 +88,14 @@ def nodes_of(ray: str, kind: str | None, goal: Goal, say: Say) -> Iterator[Nodes
         answers = whole_nodes.asked(whole_nodes.usable(goal.device), question)
         words, group = of_kind(kinds([(node, facts) for node, (facts, _) in answers]), kind)
         machines = {node.id: machine for node, (_, machine) in answers}
-        first, machine = group[0], machines[group[0].id]
-        if isinstance(machine, str):
-            raise UsageError(f"node {first.address}: {machine}")
+        first, machine = _first(group, machines)
         alike = [node for node in group if _same(machines[node.id], machine)]
         say(f"{counted(len(alike), 'node')} of the kind {words}")
         for node in group:
             if node not in alike:
-                say(f"node {node.address} takes no part: it has other versions or runtimes than {first.address}")
+                answer = machines[node.id]
+                other = f"it has other versions or runtimes than {first.address}"
+                say(f"node {node.address} takes no part: {answer if isinstance(answer, str) else other}")
         yield Nodes(address=address, kind=words, ids=frozenset(node.id for node in alike), machine=machine)
 
 
@@ -96,6 +114,19 @@ def of_kind(groups: dict[str, list[Node]], kind: str | None) -> tuple[str, list[
         raise UsageError(f"no node of the cluster is of the kind {kind!r}; it has {listing}")
     asked = "" if kind is None else f" {kind!r}"
     raise UsageError(f"the cluster has several kinds of nodes{asked}: {listing}; name one with --node-kind")
+
+
+def _first(group: Sequence[Node], machines: Mapping[str, Machine | str]) -> tuple[Node, Machine]:
+    """The first node of a kind on which anything runs.
+
+    Raises:
+        UsageError: there is none; why nothing runs on the first of them.
+    """
+    for node in group:
+        machine = machines[node.id]
+        if isinstance(machine, Machine):
+            return node, machine
+    raise UsageError(f"node {group[0].address}: {machines[group[0].id]}")
 
 
 def _described(runtimes: Sequence[str], device: Device, _: None) -> tuple[dict[str, Any], Machine | str]:
@@ -234,7 +265,10 @@ def _builder(order: _Bench, cpus: int) -> tuple[str, Callable[[tuple[Candidate, 
             if isinstance(outcome, str):
                 return outcome.replace(name, "")
             if outcome.manifest.weights.tensors_sha256 != order.weights_sha256:
-                return f"{order.source.weights} has other weights on the node; put the same checkpoint on every node"
+                # No answer about the candidate, which would be kept as its reason for ever: it ends the call.
+                raise UsageError(
+                    f"{order.source.weights} has other weights on a node; put the same checkpoint on every node"
+                )
             names = [MANIFEST_NAME, *(file.path for file in outcome.manifest.files)]
             return {file: (outcome.path / file).read_bytes() for file in names}
 

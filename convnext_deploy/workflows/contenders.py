@@ -10,7 +10,7 @@ import msgspec
 from .. import env, formats
 from ..artifact import manifest
 from ..artifact.trust import built_here
-from ..errors import MissingPackageError, WorkerError
+from ..errors import MissingPackageError, UsageError, WorkerError
 from ..models.source import Source
 from ..native import library
 from ..records.base import Device, NetworkTask, PlanType, Precision, Record, Sha256, Task, content_of
@@ -132,11 +132,13 @@ def of_variants(
     """ConvNeXts with random weights beside their counterparts, one group a ConvNeXt and image size.
 
     Raises:
-        UsageError: an unknown variant, counterpart or runtime, or a runtime without the precision or device.
+        UsageError: an unknown variant, counterpart or runtime, or one asked for by name that has not the device, the
+            task or any of the precisions.
     """
     from ..models import baselines, registry
 
-    if not runtimes:
+    by_name = bool(runtimes)  # what is asked for by name is refused, not left out
+    if not by_name:
         runtimes, left_out = installed_runtimes(device)
         for line in left_out:
             say(line)
@@ -145,8 +147,19 @@ def of_variants(
         formats.require(fmt)
         formats.refuse_device(fmt, device)
     for runtime in runtimes:
-        if runtime not in TORCH and task not in formats.get(runtime).tasks:
+        if runtime in TORCH:
+            continue
+        fmt = formats.get(runtime)
+        if task not in fmt.tasks:
+            if by_name:
+                raise UsageError(
+                    f"runtime {runtime} does not take --task {task}; expected one of "
+                    f"{', '.join((*TORCH, *(name for name in formats.names() if task in formats.get(name).tasks)))}"
+                )
             say(f"{runtime} is left out: it does not take --task {task}")
+        elif by_name and fmt.precisions.isdisjoint(precisions):
+            lacks = f"runtime {runtime} does not have {', '.join(precisions)}"
+            raise UsageError(f"{lacks}; expected --precision {', '.join(sorted(fmt.precisions))}")
     runtimes = [runtime for runtime in runtimes if runtime in TORCH or task in formats.get(runtime).tasks]
     if not variants:
         families = [baselines.FAMILIES[word] for word in compare if word in baselines.FAMILIES]

@@ -65,7 +65,7 @@ class Images:
         if model.segmentation is None:
             return *self.opened(), goal
         if self.labels is not None:
-            raise UsageError(f"--labels {self.labels}: masks hold the numbers of classes; give it to export")
+            raise UsageError(f"--labels {self.labels}: masks contain the numbers of classes; give it to export")
         source = masks.masked(
             sources.open_source(self.data, self.split),
             self.annotations,

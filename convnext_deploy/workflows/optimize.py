@@ -70,6 +70,8 @@ def optimize(
         UsageError: what can be refused before the work.
         CheckFailed: not even fp32 could be built, or nothing keeps the limit of latency; `result.json` says why.
     """
+    if ray is not None:
+        cluster_optimize.refuse_bases(source)
     with contextlib.ExitStack() as stack:
         nodes = None if ray is None else stack.enter_context(cluster_optimize.nodes_of(ray, node_kind, goal, say))
         machine = machine_here(goal.runtimes, goal.device) if nodes is None else nodes.machine

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from detectors import drawn
 
-from convnext_deploy.accuracy import boxes, outputs
+from convnext_deploy.accuracy import boxes, gate_scores, outputs
 from convnext_deploy.accuracy.boxes import Detections, InstanceMasks
 from convnext_deploy.accuracy.predictions import Chunk, decode, encode, joined
 from convnext_deploy.artifact.instance_masks import run_lengths
+from convnext_deploy.cli import words
 from convnext_deploy.data import boxes as coco_files
 from convnext_deploy.data import sources
 from convnext_deploy.errors import DataError
+from convnext_deploy.records.accuracy import Limits, OutputScore, ScoreResult
 
 coder = pytest.importorskip("pycocotools.mask")
 SIDE = 100.0
@@ -151,6 +153,46 @@ def test_a_mask_that_pycocotools_would_not_check_is_refused(segmentation: Any, r
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match=reason):
         coco_files.boxed(sources.open_source(str(images)), file, None, 4, masks=True)
+
+
+def test_one_object_without_a_segmentation_turns_masks_off_and_is_said(tmp_path: Path) -> None:
+    images, file = drawn(tmp_path, 2)
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = []
+    file.write_text(json.dumps(content))
+    found = coco_files.boxed(sources.open_source(str(images)), file, None, 4, masks=True)
+    assert found.boxes is not None
+    assert found.boxes.masks is None
+    objects = len(content["annotations"])
+    line = f"masks are not judged: 1 of {objects} objects of {file.name} without a segmentation"
+    assert line in found.notes
+    assert line not in coco_files.boxed(sources.open_source(str(images)), file, None, 4).notes
+
+
+def test_the_score_of_masks_is_said_beside_that_of_boxes() -> None:
+    found = of_images(3, 20)
+    sides = np.full((20, 2), SIDE, np.int64)
+    square = np.ones((int(SIDE), int(SIDE)), np.uint8, order="F")
+    mask = bytes(coder.encode(square)["counts"])
+    masks = InstanceMasks((mask,) * len(found.given), (mask,) * len(found.wanted), sides)
+    found = replace(found, masks=masks)
+    scores = outputs.scored(found, "detection")
+    assert scores.of_masks is not None
+    assert scores.of_masks.at_50 is not None
+    per = tuple(OutputScore(output=n, name=str(n), positives=1, score=one) for n, one in enumerate(scores.per_output))
+    result = ScoreResult(
+        problem="detection", artifact="a", artifact_sha256="0" * 64, data="d", data_sha256="1" * 64,
+        images=20, corrupt=(), score=scores.score, per_output=per, exact=None, mean_absolute_error=None,
+        root_mean_square_error=None, average_precision_50=scores.at_50,
+        mask_average_precision=scores.of_masks.score, mask_average_precision_50=scores.of_masks.at_50,
+        images_per_s=1.0, predictions="a.npz",
+    )  # fmt: skip
+    said = f"mAP of masks {scores.of_masks.score:.2%}  AP50 of masks {scores.of_masks.at_50:.2%}  on 20 images"
+    assert said in words.score_lines(result)[0]
+    side = gate_scores.ScoredSide(result=result, outputs=found)
+    verdict = gate_scores.judge_scores(side, side, Limits(max_drop=1.0))
+    of_masks = f"; mAP of masks {scores.of_masks.score:.2%} before, {scores.of_masks.score:.2%} after"
+    assert words.counts(verdict).endswith(of_masks)
 
 
 def test_the_three_forms_of_a_mask_are_one(tmp_path: Path) -> None:

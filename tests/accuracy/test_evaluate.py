@@ -426,7 +426,7 @@ def test_unfinished_predictions_of_something_else_are_refused(
     [
         (lambda path: (path / "identity.json").unlink(), UsageError, "has no unfinished evaluation"),
         (lambda path: (path / "identity.json").write_text("{}"), UsageError, r"identity\.json is damaged"),
-        (lambda path: (path / "000000000.npz").write_text("x"), DataError, "does not hold predictions of eval"),
+        (lambda path: (path / "000000000.npz").write_text("x"), DataError, "does not contain predictions of eval"),
         (lambda path: (path / "000000000.npz").rename(path / "9.npz"), None, ""),  # the name decides nothing
         (lambda path: copy(path / "000000000.npz", path / "1.npz"), UsageError, "has image 0 of the source twice"),
     ],
@@ -695,7 +695,7 @@ def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path, monkey
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("about.npy", bytes(2**20 + 1))
     files = {
-        "a.parquet": "does not hold", "b.parquet": "does not hold", "a.npz": "does not hold", "b.npz": "does not hold",
+        **dict.fromkeys(("a.parquet", "b.parquet", "a.npz", "b.npz"), "does not contain"),
         "bomb.npz": "has 1,048,577 bytes; at most 1,048,576 are read", "c.npz": "cannot be read: No such file",
     }  # fmt: skip
     for name, message in files.items():

@@ -398,7 +398,7 @@ def test_latency_and_size_are_held_against_their_limits(candidate_ms: float, siz
 def test_other_images_are_refused() -> None:
     before, after = flipped(50, 1, 1)
     other = replace(after, result=msgspec.structs.replace(after.result, data="others", data_sha256="e" * 64))
-    with pytest.raises(DataError, match="on images and the candidate on others, which hold other images or labels"):
+    with pytest.raises(DataError, match="on images and the candidate on others, which contain other images or labels"):
         gate.judge(before, other, Limits(max_drop=1))
 
 

@@ -173,7 +173,7 @@ def test_other_images_another_problem_and_a_classifiers_limits_are_refused() -> 
     generator = np.random.default_rng(4)
     wanted, before, after = two_models("frequent", "noise on all", 100, generator)
     one, limits = side(of(wanted, before)), Limits(max_drop=1.0)
-    with pytest.raises(DataError, match="hold other images or labels"):
+    with pytest.raises(DataError, match="contain other images or labels"):
         gate_scores.judge_scores(one, side(of(1 - wanted, after)), limits)
     with pytest.raises(DataError, match="is a multi-label model and the candidate a regression one"):
         gate_scores.judge_scores(one, side(of(wanted, after), "regression"), limits)

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,21 @@ def test_one_artifact_of_bench_is_no_sequence_of_letters(tmp_path: Path) -> None
 
 def test_one_number_in_a_plan_is_a_plan_of_it() -> None:
     assert Plan(batches=4).checked().batches == (4,)  # type: ignore[arg-type]
+
+
+def test_a_batch_beyond_what_a_manifest_may_say_is_refused_by_every_function(tmp_path: Path) -> None:
+    there = tmp_path / "a"
+    calls: list[Callable[[], Any]] = [
+        lambda: api.optimize("random", data=tmp_path, out=there, batch=65537),
+        lambda: api.evaluate(there, tmp_path, batch=65537),
+        lambda: api.predict(there, tmp_path, batch=65537),
+        lambda: api.profile(there, batch=65537),
+        lambda: api.roofline("tiny", device="a100", batch=65537),
+        Plan(batches=(1, 65537)).checked,
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r"batch 65_?,?537; expected at most 65536"):
+            call()
 
 
 # Closed sets ---------------------------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.formats import openvino
+from convnext_deploy.records.manifest import Splice
 
 ov = pytest.importorskip("openvino")
 ops = pytest.importorskip("openvino.opset13")
@@ -29,6 +31,27 @@ def test_the_type_of_an_ir_is_read_from_its_products(artifact_of: Any, tmp_path:
     session = openvino.load(tmp_path, artifact.manifest, RunOptions())
     session._bind(np.zeros((1, 8, 1, 1), np.float32))
     assert session._precision().graph == {"fp16": 1.0}
+
+
+def test_a_graph_of_one_image_alone_is_profiled_with_the_image_that_is_bound(artifact_of: Any, tmp_path: Path) -> None:
+    """A profile compiles the graph anew, and gave it the image's first channel."""
+    image = ops.parameter([8, 1, 1], np.float32)
+    logits = product(ops.reshape(image, ops.constant(np.array([1, 8])), False), 10)
+    logits.output(0).set_names({"logits"})
+    ov.save_model(ov.Model([logits], [image]), tmp_path / "model.xml", compress_to_fp16=False)
+    whole: Artifact = artifact_of("eager")
+    facts = msgspec.structs.replace(
+        whole.manifest,
+        inputs=(msgspec.structs.replace(whole.manifest.inputs[0], shape=(8, 1, 1)),),
+        splice=Splice(
+            graph="g.onnx", graph_sha256="0" * 64, input="images", cuts=("logits",), opset=17, nodes=(1, 1), ends=()
+        ),
+    )
+    session = openvino.load(tmp_path, facts, RunOptions())
+    session._bind(np.full((1, 8, 1, 1), 2, np.float32))
+    assert session._profile(steps=1, warmup=0).steps
+    session._step()
+    assert session._fetch()[0] == pytest.approx(np.full((1, 10), 16.0))
 
 
 def test_products_and_convolutions_count_by_their_work() -> None:

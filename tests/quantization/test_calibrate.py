@@ -291,7 +291,7 @@ def test_a_file_without_them_is_refused(run: Callable[..., Calibration], tmp_pat
         facts = file.metadata()
     save_file({key: array for key, array in kept.items() if not key.startswith("images/")}, tmp_path / "state", facts)
     with pytest.raises(
-        UsageError, match="does not hold a calibration: it has no 'images'; remove it or name another file"
+        UsageError, match="does not contain a calibration: it has no 'images'; remove it or name another file"
     ):
         run(resume=tmp_path / "state")
 
@@ -344,7 +344,7 @@ def test_the_file_of_images_with_the_same_names_and_other_pixels_is_refused(
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x02\0\0\0\0\0\0\0{}"], ids=["empty", "text", "no facts"])
 def test_a_damaged_file_is_refused(run: Callable[..., Calibration], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state").write_bytes(content)
-    with pytest.raises(UsageError, match="does not hold a calibration") as refused:
+    with pytest.raises(UsageError, match="does not contain a calibration") as refused:
         run(resume=tmp_path / "state")
     assert "\n" not in str(refused.value)
 

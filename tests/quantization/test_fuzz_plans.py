@@ -157,7 +157,7 @@ def test_a_plan_that_is_read_can_be_carried_out_or_is_refused(model: ConvNeXt, t
         (f"weight_scale/{PROJECT}", torch.zeros_like, "contains 0.0; expected finite numbers above 0"),
         (f"balance/{EXPAND}", lambda t: t[1:].clone(), r"of shape \(7,\); expected torch.float32 of shape \(8,\)"),
         (f"weight/{PROJECT}", lambda t: t.float(), "is torch.float32 of shape .*; expected torch.int8"),
-        (f"weight/{PROJECT}", None, "hold weight_scale/stages.1.0.project and no weight of it"),
+        (f"weight/{PROJECT}", None, "contain weight_scale/stages.1.0.project and no weight of it"),
     ],
 )
 def test_a_tensor_that_no_plan_has_is_named(

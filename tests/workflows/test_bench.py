@@ -386,6 +386,21 @@ def test_formats_that_hold_convnext_only_have_no_counterpart(monkeypatch: pytest
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("precision", "task", "message"),
+    [
+        ("fp32", "segment", "runtime native does not take --task segment; expected one of torch, .*onnx"),
+        ("fp16", "classify", "runtime native does not have fp16; expected --precision "),
+    ],
+)
+def test_a_runtime_asked_for_by_name_is_refused_and_not_left_out(
+    precision: Any, task: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contenders, "built", lambda wanted, say: list(wanted))
+    with pytest.raises(UsageError, match=message):
+        contenders.of_variants(["tiny"], [], ["torch", "native"], [precision], [(64, 64)], task, "cpu", print)
+
+
 def test_rows_of_a_convnext_say_how_near_they_are_to_the_bound(fake: Fake) -> None:
     spec = registry.spec("convnext_tiny")
     ceilings = Ceilings(

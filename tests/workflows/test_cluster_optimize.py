@@ -1,6 +1,8 @@
 """`optimize --ray`: candidates of nodes of one kind, whose workers die, and an artifact that comes home."""
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from convnext_deploy import api
 from convnext_deploy.cluster import delivery
 from convnext_deploy.cluster.connection import Node
 from convnext_deploy.errors import UsageError
-from convnext_deploy.workflows import candidates, cluster_optimize, race
+from convnext_deploy.models.source import Source
+from convnext_deploy.records.manifest import BatchRange
+from convnext_deploy.workflows import candidates, cluster_optimize, optimize, race
 from convnext_deploy.workflows.agenda import View
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion-mnist"
@@ -37,6 +41,69 @@ def test_a_kind_is_named_by_a_part_and_whole_where_that_is_a_part_of_another() -
 def test_no_kind_and_several_are_refused_with_those_that_there_are(kind: str | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         cluster_optimize.of_kind(GROUPS, kind)
+
+
+def of_versions(versions: dict[str, str]) -> candidates.Machine:
+    return candidates.Machine(
+        facts={}, versions=versions, features=frozenset(), architecture="x86_64", saturates=False, runtimes=("native",),
+        left_out={},
+    )  # fmt: skip
+
+
+def test_the_first_node_on_which_anything_runs_decides_and_one_on_which_nothing_runs_takes_no_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[candidates.Machine | str] = ["it has no native", of_versions({"a": "1"}), of_versions({"a": "2"})]
+    monkeypatch.setattr(cluster_optimize.connection, "checked", lambda ray: ray)
+    monkeypatch.setattr(cluster_optimize.connection, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(cluster_optimize.whole_nodes, "usable", lambda device: NODES)
+    monkeypatch.setattr(cluster_optimize, "kinds", lambda found: {"Xeon": [node for node, _ in found]})
+    monkeypatch.setattr(
+        cluster_optimize.whole_nodes,
+        "asked",
+        lambda nodes, question: [(node, ({}, answer)) for node, answer in zip(nodes, answers, strict=True)],
+    )
+    goal: Any = SimpleNamespace(runtimes=(), device="cpu")
+    said: list[str] = []
+    with cluster_optimize.nodes_of("auto", None, goal, said.append) as nodes:
+        assert (nodes.ids, nodes.machine) == (frozenset("2"), answers[1])
+    assert said == [
+        "1 node of the kind Xeon",
+        "node 10.0.0.1 takes no part: it has no native",
+        "node 10.0.0.3 takes no part: it has other versions or runtimes than 10.0.0.2",
+    ]
+    answers[:] = ["it has no native"] * 3
+    with (
+        pytest.raises(UsageError, match=r"node 10\.0\.0\.1: it has no native"),
+        cluster_optimize.nodes_of("auto", None, goal, said.append),
+    ):
+        pass
+
+
+def test_other_weights_on_a_node_end_the_call_and_are_no_reason_of_a_candidate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an answer it was kept beside what cannot be built, also after the file was mended."""
+    built = SimpleNamespace(manifest=SimpleNamespace(weights=SimpleNamespace(tensors_sha256="1" * 64), files=()))
+    monkeypatch.setattr(cluster_optimize.workshop.Workshop, "builds", lambda *_: [(None, built)])
+    order: Any = SimpleNamespace(
+        source=Source(weights="model.pth"), weights=None, config=None, weights_sha256="0" * 64, input="float32",
+        batch=BatchRange(), device="cpu", threads=None, machine=of_versions({}),
+    )  # fmt: skip
+    row: Any = None
+    _, work = cluster_optimize._builder(order, 1)
+    with pytest.raises(UsageError, match=r"model\.pth has other weights on a node; put the same checkpoint on every"):
+        work((row, {}))
+
+
+def test_a_configuration_that_begins_in_others_is_refused_before_anything_is_connected(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("_base_ = 'base.py'\nmodel = dict()\n")
+    goal: Any = None
+    source = Source(weights="model.pth", config=tmp_path / "own.py")
+    with pytest.raises(UsageError, match=r"own\.py begins in base\.py, and nodes are sent one file; write it out"):
+        optimize.optimize(source, goal, out=tmp_path, say=print, watch=print, ray="auto")
+    (tmp_path / "own.json").write_text("{}")
+    cluster_optimize.refuse_bases(Source(weights="model.pth", config=tmp_path / "own.json"))
 
 
 def test_a_kind_of_node_without_a_cluster_is_refused(tmp_path: Path) -> None:

@@ -271,5 +271,5 @@ def test_options_of_masks_are_for_segmenters_and_those_of_classifiers_are_not(ea
         api.evaluate(eager.path, images)
     with pytest.raises(UsageError, match="--problem multi-label is for a classifier's outputs"):
         api.evaluate(eager.path, images, problem="multi-label")
-    with pytest.raises(UsageError, match="masks hold the numbers of classes"):
+    with pytest.raises(UsageError, match="masks contain the numbers of classes"):
         api.evaluate(eager.path, images, annotations=labelled / "masks", labels=labelled / "names.txt")
