@@ -18,6 +18,8 @@ from .image_lists import MAX_LIST_BYTES
 from .image_source import Boxes, ImageSource, chosen
 
 MOST_SIDE = 2**16  # pixels of an image with masks
+MOST_TIMES = 4  # a side of the image, for how far from its corner a polygon may have points
+MOST_OUTLINE = 2**24  # pixels of a polygon; pycocotools takes about 60 bytes for each
 _MOST_CHARACTERS = 8  # of a run length: 40 bits
 
 
@@ -110,6 +112,8 @@ def _encoded(one: _Object, sides: tuple[int, int], file: Path) -> bytes:
             polygons = [[float(number) for number in polygon] for polygon in told]
             if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
                 raise ValueError("a polygon of less than three points")
+            for polygon in polygons:
+                _check_places(polygon, sides)
             return bytes(coder.merge(coder.frPyObjects(polygons, height, width))["counts"])
         if [int(side) for side in told["size"]] != [height, width]:
             raise ValueError(f"run lengths of {told['size']} pixels")
@@ -124,6 +128,19 @@ def _encoded(one: _Object, sides: tuple[int, int], file: Path) -> bytes:
             f"{file}: the segmentation of an object of image {one.image_id} is no polygons and no run lengths: "
             f"{plain(error)}"
         ) from None
+
+
+def _check_places(polygon: Sequence[float], sides: tuple[int, int]) -> None:
+    """Raises ValueError where pycocotools would take more memory for a polygon's outline than there is."""
+    places = np.array([*polygon, *polygon[:2]], np.float64).reshape(-1, 2)
+    height, width = sides
+    far = ~(np.abs(places) <= MOST_TIMES * np.array([width, height])).all(axis=1)
+    if far.any():
+        x, y = places[far][0].tolist()
+        raise ValueError(f"the point ({x:g}, {y:g}) is far outside of an image of {height}x{width} pixels")
+    outline = float(np.abs(np.diff(places, axis=0)).max(axis=1).sum())
+    if outline > MOST_OUTLINE:
+        raise ValueError(f"a polygon whose outline is {outline:,.0f} pixels long; at most {MOST_OUTLINE:,} are drawn")
 
 
 def lengths_of(coded: bytes, sides: tuple[int, int]) -> NDArray[np.int64]:

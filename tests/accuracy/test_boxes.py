@@ -159,6 +159,10 @@ def test_run_lengths_are_read_as_pycocotools_wrote_them() -> None:
     ("segmentation", "reason"),
     [
         ([[1, 2, 3]], "less than three points"),
+        ([[0, 0, 3e8, 0, 3e8, 3e8]], r"the point \(3e\+08, 0\) is far outside of an image of 60x90 pixels"),
+        ([[0, 0, 9, 9, 0, -241]], "far outside"),
+        ([[0, 0, 9, 9, 0, "nan"]], "far outside"),
+        ([[0, 0, 360, 0] * 30_000], "outline is 21,600,000 pixels long"),
         ("PPY", "no polygons and no run lengths"),
         ({"size": [60, 90], "counts": [5]}, "do not make up the image"),
         ({"size": [60, 90], "counts": [2**70]}, "no run lengths"),
