@@ -25,10 +25,13 @@ from .detections import (
     logit_room,
     logits_of,
     overlap_range,
+    score_range,
     unsuppressed,
 )
+from .instance_masks import INSIDE
 
 SMALLEST_PROPOSAL, SMALLEST_BOX = 1e-3, 1e-2  # pixels of the shorter side; torchvision leaves smaller ones out
+LEAST_SHARED = 0.5  # of the places of two masks that are alike, whatever rounding explains
 CANONICAL_SIDE = 224.0  # of the region whose map has the stride 16
 
 
@@ -181,14 +184,24 @@ def _between_maps(boxes: Values, away: Values, maps: Places, model: ModelSpec) -
     return between, (maps == (own - first).astype(np.int64)) | between
 
 
+@dataclass(frozen=True, slots=True)
+class MasksBeside:
+    """How many masks of an image were compared, how many of them are wrong, and how many have most places in common."""
+
+    worst: float  # difference of a place
+    compared: int
+    wrong: int
+    alike: int
+
+
 def masks_beside(
     found: Mapping[int, NDArray[np.generic]],
     expected: Sequence[NDArray[np.generic]],
     index: int,
     away: Values,
     error: float,
-) -> tuple[float, int]:
-    """Masks (M, M) by the candidate that each is of, beside the reference's: the worst error, and how many are wrong.
+) -> MasksBeside:
+    """Masks (M, M) by the candidate that each is of, beside the reference's.
 
     A place's logit may differ as others do. Where a box's sides differ, its places are elsewhere in the image, and
     their logits differ by what the mask changes there from one place to the next.
@@ -200,7 +213,7 @@ def masks_beside(
     boxes = expected[3][index].astype(np.float64).reshape(-1, 4)
     logits = logits_of(masks)
     spread = logit_room(logits[pairs >= 0], error) if (pairs >= 0).any() else 0.0
-    worst, wrong = 0.0, 0
+    worst, compared, wrong, alike = 0.0, 0, 0, 0
     for place, pair in enumerate(pairs.tolist()):
         if pair not in found:
             continue
@@ -208,11 +221,14 @@ def masks_beside(
         sides = np.maximum(boxes[pair, 2:] - boxes[pair, :2], 1e-9)
         shift = 2 * float(away.reshape(-1)[pair]) * masks.shape[1] / float(sides.min())
         room = spread + min(shift, float(masks.shape[1])) * _steps(own)
-        inside = masks[place] * (1 - masks[place])
-        apart = np.abs(found[pair].astype(np.float64) - masks[place])
-        worst = max(worst, float(apart.max()))
-        wrong += bool((apart > room * inside + room**2 + ROUNDING).any())
-    return worst, wrong
+        least, most = score_range(own, room)
+        mask = found[pair].astype(np.float64)
+        worst = max(worst, float(np.abs(mask - masks[place]).max()))
+        compared += 1
+        wrong += bool(((mask < least) | (mask > most)).any())
+        inside, wanted = mask > INSIDE, masks[place] > INSIDE
+        alike += int((inside & wanted).sum()) >= LEAST_SHARED * int((inside | wanted).sum())
+    return MasksBeside(worst, compared, wrong, alike)
 
 
 def _steps(values: Values) -> Values:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import detectors
+import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from convnext_deploy.accuracy import detector_oracle, probes
-from convnext_deploy.artifact import matching, proposals
+from convnext_deploy.artifact import detections, matching, proposals
 from convnext_deploy.data import preprocess
 from convnext_deploy.models import given
 from convnext_deploy.models.checkpoint import load
@@ -125,6 +126,38 @@ def test_masks_that_are_mirrored_are_found(case: Case) -> None:
     filled = labels.copy()
     filled[0, -1] = -1
     assert case.compared((boxes, scores, filled, masks)).failures
+
+
+MASKS: dict[str, Callable[[Any], Any]] = {
+    "inverted": lambda masks: 1 - masks,
+    "zeros": np.zeros_like,
+    "ones": np.ones_like,
+    "noise": lambda masks: np.random.default_rng(0).random(masks.shape).astype(np.float32),
+}
+
+
+def beside(case: Case, change: Callable[[Any], Any], error: float) -> proposals.MasksBeside:
+    """The reference's own masks of the first image with one change, as rounding of half precision is allowed for."""
+    places, pairs = case.expected[4][0], case.expected[-2][0].tolist()
+    units = np.full(len(case.expected[3][0]), 32.0)[:, None]
+    away = detections.box_room(case.expected[3][0].astype(np.float64), units, error, SIZE)
+    found = {pair: change(mask) for pair, mask in zip(pairs, places, strict=True) if pair >= 0}
+    return proposals.masks_beside(found, case.expected, 0, away, error)
+
+
+@pytest.mark.parametrize("error", [1e-2, 8e-2])
+@pytest.mark.parametrize("fault", MASKS)
+def test_masks_of_something_else_are_found_in_half_precision(case: Case, fault: str, error: float) -> None:
+    own, other = beside(case, lambda masks: masks, error), beside(case, MASKS[fault], error)
+    assert (own.wrong, own.alike) == (0, own.compared)
+    assert other.wrong or other.alike < own.compared / 2
+
+
+def test_what_half_precision_checks_of_masks_and_scores_is_reported(case: Case) -> None:
+    boxes, scores, labels, masks = case.torchvisions()
+    inverted = case.compared((boxes, scores, labels, 1 - masks), 8e-2).failures
+    assert any("masks on sample" in failure for failure in inverted)
+    assert case.compared((boxes, np.maximum(scores - 0.25, 0.051), labels, masks), 8e-2).failures
 
 
 @pytest.mark.parametrize("error", [1e-5, 1e-3])
