@@ -1,7 +1,9 @@
 """Two stages: the reference's candidates beside torchvision's own choice, and faults that no rounding explains."""
 
 import copy
+import io
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import detectors
@@ -10,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convnext_deploy.accuracy import detector_oracle, probes
+from convnext_deploy.accuracy import canary, detector_oracle, probes
 from convnext_deploy.artifact import detections, matching, proposals
 from convnext_deploy.data import preprocess
 from convnext_deploy.models import given
@@ -174,6 +176,18 @@ def test_rounding_of_weights_is_no_fault(case: Case, error: float) -> None:
     record = changed(case, moved, error)
     assert not record.failures, record
     assert record.top1_agreement == 1
+
+
+def test_the_canary_keeps_the_limits_of_the_export(case: Case) -> None:
+    spec, error = case.loaded.model.spec, 1e-5
+    facts: Any = SimpleNamespace(model=spec, export=SimpleNamespace(precision="fp32"))
+    with np.load(io.BytesIO(canary.recorded(facts, probes.Probe("bundled", case.pixels, case.expected)))) as file:
+        kept = [file[f"output{index}"] for index in range(len(case.expected))]
+    assert (kept[2] != case.expected[2][:1]).any()
+    both = [proposals.candidates_of(outputs, 0, spec, SIZE, error) for outputs in (case.expected, kept)]
+    assert ((both[0].scores > 0) == (both[1].scores > 0)).all()
+    exported, opened = (detections.room_of(one, error, SIZE).logits for one in both)
+    assert opened == pytest.approx(exported, rel=1e-5)
 
 
 def test_a_proposal_is_uncertain_where_its_score_or_overlap_is(case: Case) -> None:
