@@ -210,8 +210,8 @@ def compare(
             )
         if side:
             own = {pair: found[3][index][is_one][place] for pair, place in one.owners.items()}
-            masks = proposals.masks_beside(own, expected, index, room.boxes, error)
-            worst = max(worst, masks.worst)
+            masks = proposals.masks_beside(own, expected, index, model, room.boxes, error)
+            worst, near_ties = max(worst, masks.worst), near_ties + masks.near_ties
             if masks.wrong:
                 failures.append(f"{masks.wrong} of {len(own)} masks on sample {index} are not those of the reference")
             elif masks.alike < LEAST_ALIKE * masks.compared:

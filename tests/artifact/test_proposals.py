@@ -144,7 +144,7 @@ def beside(case: Case, change: Callable[[Any], Any], error: float) -> proposals.
     units = np.full(len(case.expected[3][0]), 32.0)[:, None]
     away = detections.box_room(case.expected[3][0].astype(np.float64), units, error, SIZE)
     found = {pair: change(mask) for pair, mask in zip(pairs, places, strict=True) if pair >= 0}
-    return proposals.masks_beside(found, case.expected, 0, away, error)
+    return proposals.masks_beside(found, case.expected, 0, case.loaded.model.spec, away, error)
 
 
 @pytest.mark.parametrize("error", [1e-2, 8e-2])
@@ -160,6 +160,17 @@ def test_what_half_precision_checks_of_masks_and_scores_is_reported(case: Case) 
     inverted = case.compared((boxes, scores, labels, 1 - masks), 8e-2).failures
     assert any("masks on sample" in failure for failure in inverted)
     assert case.compared((boxes, np.maximum(scores - 0.25, 0.051), labels, masks), 8e-2).failures
+
+
+def test_a_mask_that_rounding_may_cut_out_of_another_map_is_a_near_tie(case: Case) -> None:
+    """A box of 112 pixels is between the maps with strides of 4 and 8; one of 150 is not."""
+    boxes = np.array([[[[0, 0, 112, 112]], [[0, 0, 150, 150]]]], np.float32)
+    masks = np.full((1, 2, 28, 28), 0.9, np.float32)
+    nothing = np.zeros(0, np.float32)
+    expected = (nothing, nothing, nothing, boxes, masks, nothing, nothing, np.array([[0, 1]]), nothing)
+    found = dict(enumerate(1 - masks[0]))
+    seen = proposals.masks_beside(found, expected, 0, case.loaded.model.spec, np.full((2, 1), 1e-3), 1e-5)
+    assert (seen.compared, seen.wrong, seen.near_ties) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("error", [1e-5, 1e-3])
