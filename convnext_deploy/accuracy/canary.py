@@ -53,19 +53,26 @@ def recorded(manifest: Manifest, probe: Probe) -> bytes:
 def _of_detector(manifest: Manifest, probe: Probe) -> bytes:
     """The candidates of one image, without scores and boxes of what is far from being a detection.
 
-    Those scores are one number, whose logit is the root mean square of theirs: the limits follow from it.
+    Those scores are one number, whose logit is the root mean square of theirs: the limits follow from it. It is of
+    those scores that the limits are taken from, and the boxes of these have an area yet, or they would be left out.
     """
-    facts = manifest.model.detection
+    model = manifest.model
+    facts, error = model.detection, verify.TOLERANCES[manifest.export.precision].relative_error
     assert facts is not None
     arrays = [output[:1].copy() for output in probe.expected]
     scores, boxes = arrays[:2] if facts.regions is None else arrays[2:4]
     far = scores < FAR * facts.score_threshold
-    if far.any():
-        logits = detections.logits_of(scores[far].astype(np.float64))
+    judged = far & (matching.candidates_of(probe.expected, 0, model, model.image_size, error).scores > 0)
+    if judged.any():
+        logits = detections.logits_of(scores[judged].astype(np.float64))
         scores[far] = 1 / (1 + math.exp(float(np.sqrt((logits**2).mean()))))
-    boxes[far.all(axis=-1) if facts.regions is None else far] = 0
+    if facts.regions is None:
+        boxes[far.all(axis=-1)] = 0
+    else:
+        boxes[judged] = (0, 0, 1, 1)
+        boxes[..., 0, :] = 0  # the background
     kept: dict[str, Any] = {f"output{index}": output for index, output in enumerate(arrays)}
-    kept["limit"] = np.array([verify.TOLERANCES[manifest.export.precision].relative_error, math.nan, math.nan])
+    kept["limit"] = np.array([error, math.nan, math.nan])
     kept["reference"] = np.array("source")
     kept["pixels_sha256"] = np.array(_sha256(probe.pixels[:1]))
     content = io.BytesIO()

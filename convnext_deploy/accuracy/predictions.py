@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.boxes import MOST_SIDE, lengths_of
 from ..data.readers import PARQUET_ERRORS
 from ..env import needs
 from ..errors import CheckFailed, DataError, plain
@@ -353,8 +354,11 @@ def _check_detections(found: Detections) -> None:
     if masks is not None:
         if (len(masks.given), len(masks.wanted)) != (len(found.given), len(found.wanted)):
             raise ValueError("its masks are of other objects")
-        if masks.sides.shape != (len(found.names), 2) or (masks.sides < 1).any() or (masks.sides > 2**20).any():
+        if masks.sides.shape != (len(found.names), 2) or (masks.sides < 1).any() or (masks.sides > MOST_SIDE).any():
             raise ValueError("its masks are of no images")
+        for coded, counts in ((masks.given, found.given_counts), (masks.wanted, found.wanted_counts)):
+            for mask, sides in zip(coded, np.repeat(masks.sides, counts, axis=0).tolist(), strict=True):
+                lengths_of(mask, sides)
 
 
 def _check_predictions(found: Predictions) -> None:

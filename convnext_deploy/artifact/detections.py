@@ -160,9 +160,15 @@ def overlap_range(box: Values, away: float, others: Values, aways: Values) -> tu
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How far each candidate's score (A, K) and its box in pixels (A, K) may be from the reference's."""
+    """Between what each candidate's score (A, K) may be, and how far its box may be in pixels (A, K).
 
-    scores: Values
+    Args:
+        logits: how far the logit of any score may be from the reference's.
+    """
+
+    logits: float
+    least: Values
+    most: Values
     boxes: Values
 
 
@@ -171,9 +177,14 @@ def room_of(candidates: Candidates, error: float, image_size: tuple[int, int]) -
     scores = candidates.scores
     spread = logit_room(logits_of(scores[scores > 0]), error) if scores.any() else 0.0
     boxes = box_room(candidates.boxes, candidates.units[:, None], error, image_size)
-    limit = 1 / (1 + np.exp(SHARPEST))
-    inside = np.clip(scores, limit, 1 - limit)
-    return Room(scores=spread * inside * (1 - inside) + spread**2 + ROUNDING, boxes=boxes)
+    least, most = score_range(logits_of(scores), spread)
+    return Room(logits=spread, least=least, most=most, boxes=boxes)
+
+
+def score_range(logits: Values, room: float | Values) -> tuple[Values, Values]:
+    """The least and the largest score whose logit is so far from these: near 0 and 1 a wide room changes little."""
+    least, most = (1 / (1 + np.exp(-np.clip(logits + by, -700, 700))) for by in (-room, room))
+    return least - ROUNDING, most + ROUNDING
 
 
 def logits_of(scores: Values) -> Values:

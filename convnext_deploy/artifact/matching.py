@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 
 from ..records.manifest import Detection, ModelSpec, Parity
 from . import proposals
-from .detections import Candidates, Places, Room, Values, chosen, of_all_anchors, overlap_range, room_of
+from .detections import (
+    Candidates,
+    Places,
+    Room,
+    Values,
+    chosen,
+    logits_of,
+    of_all_anchors,
+    overlap_range,
+    room_of,
+    score_range,
+)
 
 LEAST_ALIKE = 0.5  # of the expected detections, however many others rounding explains
 
@@ -34,7 +45,7 @@ def _looked_up(boxes: Values, scores: Values, labels: Places, candidates: Candid
     for box, score, label in zip(boxes, scores, labels.tolist(), strict=True):
         near = np.array([], np.int64)
         if 0 <= label < classes:
-            near = np.flatnonzero(np.abs(candidates.scores[:, label] - score) <= room.scores[:, label])
+            near = np.flatnonzero((room.least[:, label] <= score) & (score <= room.most[:, label]))
         away = np.abs(candidates.boxes[near, label] - box).max(axis=1) / room.boxes[near, label]
         order = near[np.argsort(away, kind="stable")][: int((away <= 1).sum())]
         fits.append((order * classes + label).tolist())
@@ -86,7 +97,7 @@ def _near_ties(
     decides about others in turn: those that it overlaps, and the last of as many as an image may have.
     """
     classes = candidates.scores.shape[1]
-    scores, spread = candidates.scores.reshape(-1), room.scores.reshape(-1)
+    scores = candidates.scores.reshape(-1)
     odd = np.setxor1d(found, wanted)
     if not len(odd):
         return 0, 0
@@ -102,7 +113,10 @@ def _near_ties(
             if pair in explained:
                 continue
             anchor, number = divmod(pair, classes)
-            score, own_room = scores[pair], spread[pair]
+            score = scores[pair]
+            (low, high), (low_of_two, high_of_two) = (
+                score_range(logits_of(score), times * room.logits) for times in (1, 2)
+            )
             level = int(np.searchsorted(starts, anchor, side="right"))
             is_extra = pair in extra
             other = wanted if is_extra else found
@@ -110,9 +124,9 @@ def _near_ties(
             follows = False
             if (
                 candidates.uncertain[anchor, number]
-                or abs(score - facts.score_threshold) <= own_room
-                or (lowest[level] > 0 and abs(score - lowest[level]) <= 2 * own_room)
-                or abs(score - last) <= 2 * own_room
+                or low <= facts.score_threshold <= high
+                or (lowest[level] > 0 and low_of_two <= lowest[level] <= high_of_two)
+                or low_of_two <= last <= high_of_two
                 or _turned(pair, all_pairs[all_pairs % classes == number], explained, candidates, facts, room)
                 or (follows := score < last and _has_place(is_extra, explained, followed, extra))
             ):
@@ -135,13 +149,13 @@ def _turned(
     pair: int, rivals: Places, explained: set[int], candidates: Candidates, facts: Detection, room: Room
 ) -> bool:
     """Whether a box may or may not be suppressed by one of its class, as far as rounding goes."""
-    scores, spread = candidates.scores.reshape(-1), room.scores.reshape(-1)
-    rivals = rivals[(rivals != pair) & (scores[rivals] >= scores[pair] - spread[pair] - spread[rivals])]
+    low, high = room.least.reshape(-1), room.most.reshape(-1)
+    rivals = rivals[(rivals != pair) & (high[rivals] >= low[pair])]
     boxes, away = candidates.boxes.reshape(-1, 4), room.boxes.reshape(-1)
     least, most = overlap_range(boxes[pair], float(away[pair]), boxes[rivals], away[rivals])
     beside = most > facts.nms_threshold
     at_limit = beside & (least <= facts.nms_threshold)
-    may_swap = np.abs(scores[rivals] - scores[pair]) <= spread[pair] + spread[rivals]
+    may_swap = (low[rivals] <= high[pair]) & (low[pair] <= high[rivals])
     came_or_went = np.array([one in explained for one in rivals.tolist()], bool)
     return bool((beside & (at_limit | may_swap | came_or_went)).any())
 
@@ -196,10 +210,15 @@ def compare(
             )
         if side:
             own = {pair: found[3][index][is_one][place] for pair, place in one.owners.items()}
-            away, wrong_masks = proposals.masks_beside(own, expected, index, room.boxes, error)
-            worst = max(worst, away)
-            if wrong_masks:
-                failures.append(f"{wrong_masks} of {len(own)} masks on sample {index} are not those of the reference")
+            masks = proposals.masks_beside(own, expected, index, model, room.boxes, error)
+            worst, near_ties = max(worst, masks.worst), near_ties + masks.near_ties
+            if masks.wrong:
+                failures.append(f"{masks.wrong} of {len(own)} masks on sample {index} are not those of the reference")
+            elif masks.alike < LEAST_ALIKE * masks.compared:
+                failures.append(
+                    f"{masks.alike} of {masks.compared} masks on sample {index} have half of their pixels in common "
+                    "with the reference's; the rest may be rounding, which is too many to tell"
+                )
     if agreeing < LEAST_ALIKE * asked and not failures:
         failures.append(
             f"{agreeing} of {asked} expected detections were found; the rest may be rounding, which is too many to tell"

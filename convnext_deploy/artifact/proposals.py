@@ -25,10 +25,13 @@ from .detections import (
     logit_room,
     logits_of,
     overlap_range,
+    score_range,
     unsuppressed,
 )
+from .instance_masks import INSIDE
 
 SMALLEST_PROPOSAL, SMALLEST_BOX = 1e-3, 1e-2  # pixels of the shorter side; torchvision leaves smaller ones out
+LEAST_SHARED = 0.5  # of the places of two masks that are alike, whatever rounding explains
 CANONICAL_SIDE = 224.0  # of the region whose map has the stride 16
 
 
@@ -168,27 +171,49 @@ def _is_large(boxes: Values) -> Flags:
 
 def _between_maps(boxes: Values, away: Values, maps: Places, model: ModelSpec) -> tuple[Flags, Flags]:
     """Whether rounding may have each box cut out of another map, and whether `maps` has that of the reference."""
+    low, own, high = _map_range(boxes, away, model)
+    between = low != high
+    # Where the two are so near that float32 and float64 may differ, the first of a pair is the reference's.
+    return between, (maps == own - (model.levels[0] + 1)) | between
+
+
+def _map_range(boxes: Values, away: Values, model: ModelSpec) -> tuple[Places, Places, Places]:
+    """The lowest map that each box (B, 4) may be cut out of, its own and the highest, as logarithms of strides."""
     first, last = model.levels[0] + 1, model.levels[-1] + 1  # logarithms of their strides
     sides, by = boxes[:, 2:] - boxes[:, :2], 2 * away[:, None]
     areas = [np.maximum(one, 1e-12).prod(axis=1) for one in (sides - by, sides, sides + by)]
     numbers = [4 + np.log2(np.sqrt(area) / CANONICAL_SIDE) + 1e-6 for area in areas]
     low, own, high = (
-        np.clip(np.floor(number + rounding), first, last)
+        np.clip(np.floor(number + rounding), first, last).astype(np.int64)
         for number, rounding in zip(numbers, (-ROUNDING, 0.0, ROUNDING), strict=True)
     )
-    between = low != high
-    # Where the two are so near that float32 and float64 may differ, the first of a pair is the reference's.
-    return between, (maps == (own - first).astype(np.int64)) | between
+    return low, own, high
+
+
+@dataclass(frozen=True, slots=True)
+class MasksBeside:
+    """How many masks of an image were compared, how many of them are wrong, and how many have most places in common.
+
+    Args:
+        near_ties: those that were not compared, since rounding may have them cut out of another map.
+    """
+
+    worst: float  # difference of a place
+    compared: int
+    wrong: int
+    alike: int
+    near_ties: int
 
 
 def masks_beside(
     found: Mapping[int, NDArray[np.generic]],
     expected: Sequence[NDArray[np.generic]],
     index: int,
+    model: ModelSpec,
     away: Values,
     error: float,
-) -> tuple[float, int]:
-    """Masks (M, M) by the candidate that each is of, beside the reference's: the worst error, and how many are wrong.
+) -> MasksBeside:
+    """Masks (M, M) by the candidate that each is of, beside the reference's.
 
     A place's logit may differ as others do. Where a box's sides differ, its places are elsewhere in the image, and
     their logits differ by what the mask changes there from one place to the next.
@@ -200,19 +225,26 @@ def masks_beside(
     boxes = expected[3][index].astype(np.float64).reshape(-1, 4)
     logits = logits_of(masks)
     spread = logit_room(logits[pairs >= 0], error) if (pairs >= 0).any() else 0.0
-    worst, wrong = 0.0, 0
+    worst, compared, wrong, alike, near_ties = 0.0, 0, 0, 0, 0
+    lowest, _, highest = _map_range(boxes[pairs], away.reshape(-1)[pairs], model)
     for place, pair in enumerate(pairs.tolist()):
         if pair not in found:
+            continue
+        if lowest[place] != highest[place]:
+            near_ties += 1
             continue
         own = logits[place]
         sides = np.maximum(boxes[pair, 2:] - boxes[pair, :2], 1e-9)
         shift = 2 * float(away.reshape(-1)[pair]) * masks.shape[1] / float(sides.min())
         room = spread + min(shift, float(masks.shape[1])) * _steps(own)
-        inside = masks[place] * (1 - masks[place])
-        apart = np.abs(found[pair].astype(np.float64) - masks[place])
-        worst = max(worst, float(apart.max()))
-        wrong += bool((apart > room * inside + room**2 + ROUNDING).any())
-    return worst, wrong
+        least, most = score_range(own, room)
+        mask = found[pair].astype(np.float64)
+        worst = max(worst, float(np.abs(mask - masks[place]).max()))
+        compared += 1
+        wrong += bool(((mask < least) | (mask > most)).any())
+        inside, wanted = mask > INSIDE, masks[place] > INSIDE
+        alike += int((inside & wanted).sum()) >= LEAST_SHARED * int((inside | wanted).sum())
+    return MasksBeside(worst, compared, wrong, alike, near_ties)
 
 
 def _steps(values: Values) -> Values:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ..env import needs
 from ..errors import DataError, counted, plain
@@ -17,6 +18,9 @@ from .image_lists import MAX_LIST_BYTES
 from .image_source import Boxes, ImageSource, chosen
 
 MOST_SIDE = 2**16  # pixels of an image with masks
+MOST_TIMES = 4  # a side of the image, for how far from its corner a polygon may have points
+MOST_OUTLINE = 2**24  # pixels of a polygon; pycocotools takes about 60 bytes for each
+_MOST_CHARACTERS = 8  # of a run length: 40 bits
 
 
 class _Object(CocoObject):
@@ -112,39 +116,67 @@ def _encoded(one: _Object, sides: tuple[int, int], file: Path) -> bytes:
             polygons = [[float(number) for number in polygon] for polygon in told]
             if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
                 raise ValueError("a polygon of less than three points")
+            for polygon in polygons:
+                _check_places(polygon, sides)
             return bytes(coder.merge(coder.frPyObjects(polygons, height, width))["counts"])
         if [int(side) for side in told["size"]] != [height, width]:
             raise ValueError(f"run lengths of {told['size']} pixels")
         counts = told["counts"]
-        lengths = [int(length) for length in (_lengths_of(counts) if isinstance(counts, str) else counts)]
-        if sum(lengths) != height * width or min(lengths) < 0:
-            raise ValueError("run lengths that do not make up the image")
-        return bytes(coder.frPyObjects({"size": [height, width], "counts": lengths}, height, width)["counts"])
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        if isinstance(counts, str):
+            lengths = lengths_of(counts.encode(), sides)
+        else:
+            lengths = _whole(np.array([int(length) for length in counts], np.int64), sides)
+        return bytes(coder.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width)["counts"])
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise DataError(
             f"{file}: the segmentation of an object of image {one.image_id} is no polygons and no run lengths: "
             f"{plain(error)}"
         ) from None
 
 
-def _lengths_of(text: str) -> list[int]:
+def _check_places(polygon: Sequence[float], sides: tuple[int, int]) -> None:
+    """Raises ValueError where pycocotools would take more memory for a polygon's outline than there is."""
+    places = np.array([*polygon, *polygon[:2]], np.float64).reshape(-1, 2)
+    height, width = sides
+    far = ~(np.abs(places) <= MOST_TIMES * np.array([width, height])).all(axis=1)
+    if far.any():
+        x, y = places[far][0].tolist()
+        raise ValueError(f"the point ({x:g}, {y:g}) is far outside of an image of {height}x{width} pixels")
+    outline = float(np.abs(np.diff(places, axis=0)).max(axis=1).sum())
+    if outline > MOST_OUTLINE:
+        raise ValueError(f"a polygon whose outline is {outline:,.0f} pixels long; at most {MOST_OUTLINE:,} are drawn")
+
+
+def lengths_of(coded: bytes, sides: tuple[int, int]) -> NDArray[np.int64]:
     """The run lengths in a string of pycocotools: 5 bits a character, from the third on changes from the last but one.
 
     Its own reader checks nothing, and a file may be anybody's.
+
+    Args:
+        sides: (height, width) of the image.
+
+    Raises:
+        ValueError: it is in another code, or the lengths do not make up the image.
     """
-    lengths: list[int] = []
-    place = 0
-    while place < len(text):
-        value, bits, more = 0, 0, True
-        while more:
-            code = ord(text[place]) - 48
-            if not 0 <= code < 64 or bits > 35:
-                raise ValueError("run lengths in another code than pycocotools'")
-            value |= (code & 31) << bits
-            place, bits, more = place + 1, bits + 5, bool(code & 32)
-            if not more and code & 16:
-                value -= 1 << bits
-        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+    codes = np.frombuffer(coded, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(codes & 32 == 0)  # of each value
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not len(last) or last[-1] != len(codes) - 1:
+        raise ValueError("run lengths in another code than pycocotools'")
+    first = np.concatenate([[0], last[:-1] + 1])
+    if (last - first).max() >= _MOST_CHARACTERS:
+        raise ValueError("run lengths in another code than pycocotools'")
+    places = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
+    values = np.add.reduceat((codes & 31) << places, first)
+    values -= np.where(codes[last] & 16, np.int64(1) << places[last] + 5, 0)
+    for start in (1, 2):
+        values[start::2] = np.cumsum(values[start::2])
+    return _whole(values, sides)
+
+
+def _whole(lengths: NDArray[np.int64], sides: tuple[int, int]) -> NDArray[np.int64]:
+    """The run lengths, which are those of every pixel of an image."""
+    if not len(lengths) or lengths.min() < 0 or lengths.max() >= 2**32 or int(lengths.sum()) != sides[0] * sides[1]:
+        raise ValueError("run lengths that do not make up the image")
     return lengths
 
 

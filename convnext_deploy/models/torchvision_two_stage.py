@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "rpn_pre_nms_top_n_test": 1000, "rpn_post_nms_top_n_test": 1000, "rpn_nms_thresh": 0.7, "rpn_score_thresh": 0.0,
     "bbox_reg_weights": [10.0, 10.0, 5.0, 5.0], "sampling_ratio": 2,
 }  # fmt: skip
+ADDED_MAPS = {"pool", "p6", "p7"}  # of the pyramid, which no region is cut out of by default
 MASK_SIZE = 14  # of torchvision's mask_roi_pool, which tensors do not show
 # What torchvision builds from other arguments, by tensors that nothing else has.
 OTHERS = {
@@ -123,11 +124,14 @@ def module_facts(module: Any) -> dict[str, Any] | None:
     masks: Any = getattr(heads, "mask_roi_pool", None)
     if anchors is None or cutter is None:
         return None
+    pyramid: Any = getattr(getattr(module, "backbone", None), "fpn", None)
+    maps = {str(index) for index in range(len(getattr(pyramid, "inner_blocks", ())))}
     for one in (cutter, masks or cutter):
+        names = set(one.featmap_names)
         said = {
             "canonical_scale": (one.canonical_scale, 224), "canonical_level": (one.canonical_level, 4),
             "sampling_ratio": (one.sampling_ratio, cutter.sampling_ratio),
-            "featmap_names": ("pool" in one.featmap_names, False),
+            "featmap_names": (sorted(names), sorted((names | maps) - ADDED_MAPS)),
         }  # fmt: skip
         wrong = next(
             (f"{name} {actual}, expected {own}" for name, (actual, own) in said.items() if actual != own), None

@@ -135,12 +135,39 @@ def test_masks_are_judged_as_pycocotools_judges_them(tmp_path: Path) -> None:
     assert len(both.masks.given) == 2 * len(found.given)
 
 
+@pytest.mark.parametrize("wrong", [b"0", b"d", b"\x81d0", b"d0" * 20, b"0d0" + b"o" * 9, b""])
+def test_a_kept_mask_that_pycocotools_would_not_check_is_refused(wrong: bytes, tmp_path: Path) -> None:
+    """Of an image of 4x5 pixels: its readers go on behind a mask whose lengths are of fewer or more."""
+    rows, one = np.array([[0, 0, 4, 4, 0.5, 1]], np.float32), np.ones(1, np.int64)
+    wanted = np.array([[0, 0, 4, 4, 1, 16, 0]], np.float64)
+    for coded in (b"d0", b"0d0", wrong):
+        kept = InstanceMasks((coded,), (b"d0",), np.array([[4, 5]], np.int64))
+        found = Detections(("a.png",), rows, one, wanted, one, kept)
+        (tmp_path / "kept.npz").write_bytes(encode(Chunk(0, 1, found, ())))
+        with pytest.raises(DataError, match="run lengths") if coded == wrong else contextlib.nullcontext():
+            decode(tmp_path / "kept.npz")
+
+
+def test_run_lengths_are_read_as_pycocotools_wrote_them() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        side = int(generator.integers(1, 300))
+        whole = np.kron(generator.random((side, 7)) < 0.5, np.ones((40, 3), bool)) ^ (generator.random() < 0.5)
+        coded = coder.encode(np.asfortranarray(whole.astype(np.uint8)))["counts"]
+        assert coco_files.lengths_of(coded, whole.shape).tolist() == run_lengths(whole)
+
+
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
         ([[1, 2, 3]], "less than three points"),
+        ([[0, 0, 3e8, 0, 3e8, 3e8]], r"the point \(3e\+08, 0\) is far outside of an image of 60x90 pixels"),
+        ([[0, 0, 9, 9, 0, -241]], "far outside"),
+        ([[0, 0, 9, 9, 0, "nan"]], "far outside"),
+        ([[0, 0, 360, 0] * 30_000], "outline is 21,600,000 pixels long"),
         ("PPY", "no polygons and no run lengths"),
         ({"size": [60, 90], "counts": [5]}, "do not make up the image"),
+        ({"size": [60, 90], "counts": [2**70]}, "no run lengths"),
         ({"size": [6, 9], "counts": [54]}, "run lengths of"),
         ({"size": [60, 90], "counts": "\u00ff"}, "in another code"),
         ({"size": [60, 90], "counts": "o" * 99}, "in another code"),

@@ -1,16 +1,19 @@
 """Two stages: the reference's candidates beside torchvision's own choice, and faults that no rounding explains."""
 
 import copy
+import io
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import detectors
+import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from convnext_deploy.accuracy import detector_oracle, probes
-from convnext_deploy.artifact import matching, proposals
+from convnext_deploy.accuracy import canary, detector_oracle, probes
+from convnext_deploy.artifact import detections, matching, proposals
 from convnext_deploy.data import preprocess
 from convnext_deploy.models import given
 from convnext_deploy.models.checkpoint import load
@@ -127,6 +130,49 @@ def test_masks_that_are_mirrored_are_found(case: Case) -> None:
     assert case.compared((boxes, scores, filled, masks)).failures
 
 
+MASKS: dict[str, Callable[[Any], Any]] = {
+    "inverted": lambda masks: 1 - masks,
+    "zeros": np.zeros_like,
+    "ones": np.ones_like,
+    "noise": lambda masks: np.random.default_rng(0).random(masks.shape).astype(np.float32),
+}
+
+
+def beside(case: Case, change: Callable[[Any], Any], error: float) -> proposals.MasksBeside:
+    """The reference's own masks of the first image with one change, as rounding of half precision is allowed for."""
+    places, pairs = case.expected[4][0], case.expected[-2][0].tolist()
+    units = np.full(len(case.expected[3][0]), 32.0)[:, None]
+    away = detections.box_room(case.expected[3][0].astype(np.float64), units, error, SIZE)
+    found = {pair: change(mask) for pair, mask in zip(pairs, places, strict=True) if pair >= 0}
+    return proposals.masks_beside(found, case.expected, 0, case.loaded.model.spec, away, error)
+
+
+@pytest.mark.parametrize("error", [1e-2, 8e-2])
+@pytest.mark.parametrize("fault", MASKS)
+def test_masks_of_something_else_are_found_in_half_precision(case: Case, fault: str, error: float) -> None:
+    own, other = beside(case, lambda masks: masks, error), beside(case, MASKS[fault], error)
+    assert (own.wrong, own.alike) == (0, own.compared)
+    assert other.wrong or other.alike < own.compared / 2
+
+
+def test_what_half_precision_checks_of_masks_and_scores_is_reported(case: Case) -> None:
+    boxes, scores, labels, masks = case.torchvisions()
+    inverted = case.compared((boxes, scores, labels, 1 - masks), 8e-2).failures
+    assert any("masks on sample" in failure for failure in inverted)
+    assert case.compared((boxes, np.maximum(scores - 0.25, 0.051), labels, masks), 8e-2).failures
+
+
+def test_a_mask_that_rounding_may_cut_out_of_another_map_is_a_near_tie(case: Case) -> None:
+    """A box of 112 pixels is between the maps with strides of 4 and 8; one of 150 is not."""
+    boxes = np.array([[[[0, 0, 112, 112]], [[0, 0, 150, 150]]]], np.float32)
+    masks = np.full((1, 2, 28, 28), 0.9, np.float32)
+    nothing = np.zeros(0, np.float32)
+    expected = (nothing, nothing, nothing, boxes, masks, nothing, nothing, np.array([[0, 1]]), nothing)
+    found = dict(enumerate(1 - masks[0]))
+    seen = proposals.masks_beside(found, expected, 0, case.loaded.model.spec, np.full((2, 1), 1e-3), 1e-5)
+    assert (seen.compared, seen.wrong, seen.near_ties) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("error", [1e-5, 1e-3])
 def test_rounding_of_weights_is_no_fault(case: Case, error: float) -> None:
     """Weights that are off by as much as is tolerated of outputs, which changes which regions are proposed."""
@@ -141,6 +187,18 @@ def test_rounding_of_weights_is_no_fault(case: Case, error: float) -> None:
     record = changed(case, moved, error)
     assert not record.failures, record
     assert record.top1_agreement == 1
+
+
+def test_the_canary_keeps_the_limits_of_the_export(case: Case) -> None:
+    spec, error = case.loaded.model.spec, 1e-5
+    facts: Any = SimpleNamespace(model=spec, export=SimpleNamespace(precision="fp32"))
+    with np.load(io.BytesIO(canary.recorded(facts, probes.Probe("bundled", case.pixels, case.expected)))) as file:
+        kept = [file[f"output{index}"] for index in range(len(case.expected))]
+    assert (kept[2] != case.expected[2][:1]).any()
+    both = [proposals.candidates_of(outputs, 0, spec, SIZE, error) for outputs in (case.expected, kept)]
+    assert ((both[0].scores > 0) == (both[1].scores > 0)).all()
+    exported, opened = (detections.room_of(one, error, SIZE).logits for one in both)
+    assert opened == pytest.approx(exported, rel=1e-5)
 
 
 def test_a_proposal_is_uncertain_where_its_score_or_overlap_is(case: Case) -> None:

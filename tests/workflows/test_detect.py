@@ -300,6 +300,13 @@ def test_regions_that_are_cut_out_in_another_way_are_refused() -> None:
     for cutter, name, value, reason in (
         (model.roi_heads.box_roi_pool, "canonical_scale", 112, "canonical_scale 112, expected 224"),
         (model.roi_heads.mask_roi_pool, "sampling_ratio", 4, "sampling_ratio 4, expected 2"),
+        (
+            model.roi_heads.box_roi_pool,
+            "featmap_names",
+            list("012"),
+            r"\['0', '1', '2'\], expected \['0', '1', '2', '3'\]",
+        ),
+        (model.roi_heads.mask_roi_pool, "featmap_names", [*"0123", "pool"], r"'3', 'pool'\], expected .*, '3'\]"),
         (model.roi_heads.mask_roi_pool, "output_size", (7, 7), "output_size 7 for masks, expected 14"),
     ):
         before = getattr(cutter, name)
