@@ -100,7 +100,7 @@ def optimize(
     )
     node_kind = arguments.maybe(arguments.text, "node_kind", node_kind)
     if node_kind is not None and ray is None:
-        raise UsageError(f"node_kind {node_kind}; it is for nodes of a cluster, give --ray too")
+        raise UsageError(f"node_kind {arguments.shown(node_kind)}; it is for nodes of a cluster, give --ray too")
     words = arguments.texts("command", command, "the words of a command")
     drop = arguments.number("max_drop", max_drop, 0, 100, "percentage points above 0 and at most 100")
     manifest.check_target(out, force)  # before the framework is imported

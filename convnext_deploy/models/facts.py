@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ..arguments import shown
 from ..errors import WeightsError, plain
 from ..records.base import Problem
 from ..records.manifest import ModelSpec, Preprocessing
@@ -221,6 +222,9 @@ def preprocessing_of(
         if isinstance(value, (int, float)):
             value = [value]
         fields[name] = tuple(value) * channels if isinstance(value, (list, tuple)) and len(value) == 1 else value
+    stds = fields["std"] if isinstance(fields["std"], (list, tuple)) else ()
+    if any(isinstance(value, (int, float)) and not 0 < value < math.inf for value in stds):
+        raise WeightsError(f"std {shown(list(stds))}; expected no std of 0 or below")
     try:
         preprocessing = msgspec.convert({**fields, "assumed": tuple(assumed)}, Preprocessing)
     except msgspec.ValidationError as error:
@@ -240,8 +244,6 @@ def _check_normalization(found: Preprocessing, channels: int) -> None:
             f"mean {_words(found.mean)} and std {_words(found.std)} for {channels} channels; expected {channels} "
             f"numbers each; {remedy}"
         )
-    if not all(0 < value < math.inf for value in found.std):
-        raise WeightsError(f"mean {_words(found.mean)} and std {_words(found.std)}; expected no std of 0 or below")
     if all(0 <= value <= 1 for value in found.mean) and max(found.std) <= 1:
         return
     cure = []

@@ -134,7 +134,10 @@ ALL = tuple(VERBS)
     [
         ("numpy", ALL, set(ALL)),
         ("msgspec", ALL, set(ALL)),
-        ("torch", ALL, set(ALL) - {*WITHOUT_TORCH, "import", "bench", "roofline this"}),
+        (
+            "torch", tuple(verb for verb in ALL if verb != "evaluate hfds"),
+            set(ALL) - {*WITHOUT_TORCH, "import", "bench", "roofline this", "evaluate hfds"},
+        ),
         ("onnxruntime", WITHOUT_TORCH, {"load", "evaluate", "evaluate parquet", "gate", "profile", "serve"}),
         ("pyarrow", WITHOUT_TORCH, {"evaluate parquet"}),
         ("scipy", WITHOUT_TORCH, set()),

@@ -125,7 +125,7 @@ def test_a_tensor_too_many_is_refused_unless_it_changes_nothing() -> None:
     more = [*held(model), readback.Tensor("ones", "float32", np.ones(24, np.float32))]
     assert judged(more, expected_of(model)) == ()
     more.append(readback.Tensor("gain", "float32", np.full(24, 1.001, np.float32)))
-    assert judged(more, expected_of(model)) == ("the built file has 1 tensors that the module had not: gain",)
+    assert judged(more, expected_of(model)) == ("the built file has 1 tensor that the module had not: gain",)
 
 
 def test_another_epsilon_a_constant_too_many_and_another_gelu_are_refused() -> None:
@@ -225,7 +225,7 @@ def test_a_changed_code_or_scale_of_a_weight_is_seen() -> None:
         stored[3] = np.nextafter(stored[3], np.float32(1)) if changed.is_floating_point() else stored[3] ^ 1
         (*_, missing, strange) = judged(tensors, expected)
         assert f"stages.0.0.expand.linear.{ending}" in missing
-        assert "the built file has 1 tensors that the module had not" in strange
+        assert "the built file has 1 tensor that the module had not" in strange
 
 
 @pytest.mark.parametrize("ending", ["zero_point", "weight_zero_point", "shift"])
@@ -319,7 +319,7 @@ def test_more_than_the_module_has_is_allowed_only_where_it_changes_nothing(
     values: NDArray[Any], type: str, neutral: bool
 ) -> None:
     stored = [readback.Tensor("weight", "float32", MATRIX), readback.Tensor("more", type, values)]
-    more = () if neutral else ("the built file has 1 tensors that the module had not: more",)
+    more = () if neutral else ("the built file has 1 tensor that the module had not: more",)
     assert judged(stored, of_one(MATRIX)) == more
 
 
@@ -334,7 +334,7 @@ def test_a_table_that_a_converter_keeps_ready_is_known_by_its_numbers() -> None:
     assert beside(table.astype(np.float32)) == ()
     assert beside(table.T.astype(np.float32)) == ()
     for wrong in (table * 1.001, table[:, ::-1], table[:, :2], np.arange(6)):
-        assert beside(wrong.astype(wrong.dtype)) == ("the built file has 1 tensors that the module had not: more",)
+        assert beside(wrong.astype(wrong.dtype)) == ("the built file has 1 tensor that the module had not: more",)
 
 
 @pytest.mark.parametrize("width", [1e-3, 1.0, 1e3])

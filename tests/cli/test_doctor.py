@@ -76,7 +76,7 @@ def test_a_command_without_a_package_that_it_needs_ends_in_one_line(
     assert (found.returncode, found.stdout) == (2, "")
     line = found.stderr.replace("\nhint: ", "; ")
     assert line.count("\n") == 1
-    refused = r"error: .*is not installed; run: pip install 'convnext-deploy\[export\]'\n|error: .* has no .*\n"
+    refused = r"error: .*is not installed; run: pip install 'convnext-deploy\[export\]'\n|error: .* contains no .*\n"
     assert re.fullmatch(refused, line)
 
 

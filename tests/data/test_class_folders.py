@@ -95,7 +95,7 @@ def test_a_class_whose_files_are_all_of_another_kind_is_refused_by_name(tmp_path
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "val", "val")
     for data in (tmp_path / "val", tmp_path / "a.tar"):
-        with pytest.raises(DataError, match=r"class folder ant of .* has 1 files and not one image that is read"):
+        with pytest.raises(DataError, match=r"class folder ant of .* has 1 file and not one image that is read"):
             sources.open_source(str(data))
 
 

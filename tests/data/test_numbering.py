@@ -92,13 +92,13 @@ def test_wordnet_ids_number_a_subset_of_imagenet() -> None:
     assert labels(found) == chosen
     with pytest.raises(DataError, match="3 classes and the model has 10 outputs"):
         numbering.numbered(source(*names), 10, None)
-    with pytest.raises(DataError, match="2 classes and the model has 1000 outputs"):  # no class of ImageNet-1k
+    with pytest.raises(DataError, match="2 classes and the model has 1,000 outputs"):  # no class of ImageNet-1k
         numbering.numbered(source("n02000000", "n02100000"), 1000, None)
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_another_number_of_classes_than_outputs_is_refused(count: int) -> None:
-    with pytest.raises(DataError, match=f"{count} classes and the model has 4 outputs.*give --labels FILE"):
+    with pytest.raises(DataError, match=rf"{count} class(es)? and the model has 4 outputs.*give --labels FILE"):
         numbering.numbered(source(*"abcde"[:count]), 4, None)
     with pytest.raises(DataError, match="positions say nothing"):
         numbering.numbered(source(*"abcde"[:count], labels_from="column"), 4, ("w", "x", "y", "z"))

@@ -302,5 +302,5 @@ def test_what_is_absent_or_not_allowed_there_is_one_line(
     with pytest.raises(
         DataError, match=f"{scheme}://.*(may not be read with these credentials|cannot be read)"
     ) as refusal:
-        sources.open_source(f"{addresses[scheme]}/other.parquet")
+        sources.open_source(f"{addresses[scheme]}-of-others/other.parquet")
     assert "\n" not in str(refusal.value)

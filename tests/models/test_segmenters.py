@@ -109,7 +109,7 @@ def test_what_is_no_segmenter_or_another_is_refused_by_name(tmp_path: Path) -> N
     config = json.loads((folder / "config.json").read_text())
     save_file(state, file, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a"}}))
-    refused(folder, "1 labels for 5 classes")
+    refused(folder, "1 label for 5 classes")
 
 
 def test_a_segmenter_asked_for_classes_is_told_of_the_task(tmp_path: Path) -> None:

@@ -644,7 +644,7 @@ def edit(path: Path, **values: object) -> None:
     [
         pytest.param({"mean": [0.5, 0.4]}, "expected 3 numbers each; give --mean and --std", id="two means for three"),
         pytest.param({"mean": [-0.5, 0.4, 0.4]}, "expected values in [0, 1]", id="a negative mean"),
-        pytest.param({"std": [0.5, 0.5, 0.0]}, "no std of 0", id="division by zero"),
+        pytest.param({"std": [0.5, 0.5, 0.0]}, "no std of 0 or below", id="division by zero"),
         pytest.param({"crop_pct": 0}, "or beside the checkpoint: ", id="nothing left of the image"),
         pytest.param({"interpolation": "cubic"}, "or beside the checkpoint: ", id="an unknown filter"),
         pytest.param({"crop_mode": "middle"}, "or beside the checkpoint: ", id="an unknown crop"),
@@ -863,7 +863,7 @@ def test_facts_in_the_header_are_read(tmp_path: Path) -> None:
         pytest.param({"image_size": "64x64"}, "its metadata cannot be understood", id="size"),
         pytest.param({"mean": "a"}, "its metadata cannot be understood", id="mean"),
         pytest.param({"mean": '["a", "b", "c"]'}, "or beside the checkpoint: ", id="words"),
-        pytest.param({"labels": '["a"]'}, "1 labels for 10 classes", id="labels"),
+        pytest.param({"labels": '["a"]'}, "1 label for 10 classes", id="labels"),
     ],
 )
 def test_damaged_facts_in_the_header_are_refused(
