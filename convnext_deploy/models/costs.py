@@ -7,7 +7,7 @@ import torch
 
 from ..artifact.detections import padded_sides
 from ..records.manifest import ModelSpec
-from . import detectors, upernet
+from . import upernet
 from .convnext import ConvNeXt
 
 
@@ -20,6 +20,8 @@ def multiply_accumulates(spec: ModelSpec) -> dict[str, int]:
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in ConvNeXt(spec).named_parameters() if name.endswith("weight")}
     if spec.task == "detect":
+        from . import detectors  # which loads much of PyTorch that nothing else needs
+
         pixels = [height * width for height, width in spec.map_sizes(padded_sides(spec.image_size))]
     counts = {}
     for name, shape in shapes.items():

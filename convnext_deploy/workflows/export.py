@@ -210,11 +210,12 @@ def _refuse_any_size(fmt: "Format", model: ModelSpec) -> None:
         UsageError: with the formats that take it.
     """
     assert model.detection is not None
-    if fmt.own_network or (fmt.name == "onnx" and model.detection.regions is None):
+    kind = model.detection.kind
+    if kind in fmt.detectors_of_any_size:
         return
-    able = "onnx or eager" if model.detection.regions is None else "eager"
+    able = formats.having(lambda other: kind in other.detectors_of_any_size)
     raise UsageError(
-        f"--dynamic-image-size: format {fmt.name} takes a {model.detection.kind} for one size; give --image-size "
+        f"--dynamic-image-size: format {fmt.name} takes a {kind} for one size; give --image-size "
         f"HEIGHTxWIDTH, or take --format {able}"
     )
 

@@ -306,15 +306,19 @@ def test_ctrl_c_keeps_the_runs_of_arrivals_that_a_server_has_ended(fake: Fake) -
     interrupted: list[float] = []
     timers: list[threading.Timer] = []
 
+    guard, over = threading.Lock(), threading.Event()
+
     def strike() -> None:
-        interrupted.append(time.perf_counter())
-        os.kill(os.getpid(), signal.SIGINT)
+        with guard:  # once the measurement is over it would end pytest
+            if not over.is_set():
+                interrupted.append(time.perf_counter())
+                os.kill(os.getpid(), signal.SIGINT)
 
     def interrupt(done: int, total: int, what: str) -> None:
         if "arrivals a second" in what:
             said.append(what)
             if len(said) == 3:  # in the midst of a run
-                timers.append(threading.Timer(0.1, strike))
+                timers.append(threading.Timer(0.02, strike))
                 timers[0].start()
 
     rows: list[BenchResult] = []
@@ -323,8 +327,15 @@ def test_ctrl_c_keeps_the_runs_of_arrivals_that_a_server_has_ended(fake: Fake) -
         for row in bench([fake("a", 2.0)], Plan(scenario="server", slo_ms=20.0, batches=(1,)), progress=interrupt):
             rows.append(row)  # noqa: PERF402 - `extend` would lose what came before the interruption
 
+    def guarded() -> None:
+        try:
+            collect()
+        finally:
+            with guard:
+                over.set()
+
     with pytest.raises(KeyboardInterrupt):
-        collect()
+        guarded()
     timers[0].join()
     (row,) = rows
     assert row.server is not None

@@ -107,7 +107,7 @@ def test_a_configuration_that_begins_in_others_is_refused_before_anything_is_con
 
 
 def test_a_kind_of_node_without_a_cluster_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="node_kind EPYC; it is for nodes of a cluster, give --ray too"):
+    with pytest.raises(UsageError, match="node_kind 'EPYC'; it is for nodes of a cluster, give --ray too"):
         api.optimize(WEIGHTS, data=IMAGES, out=tmp_path / "best", node_kind="EPYC")
 
 

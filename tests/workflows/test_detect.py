@@ -221,7 +221,7 @@ def test_each_name_of_a_configuration_may_stand_alone(name: str, value: Any, mod
         ({"anchor_sizes": 32}, "5 levels, and the anchor_sizes are of 32"),
         ({"anchor_sizes": [[8]] * 5, "aspect_ratios": [[1.0]] * 4}, "5 levels, and the aspect_ratios are of 4"),
         ({"score_thresh": 2}, "what is said of its detector"),
-        ({"score_thresh": 0.5, "labels": ["red"]}, "1 labels for 4 classes"),
+        ({"score_thresh": 0.5, "labels": ["red"]}, "1 label for 4 classes"),
     ],
 )
 def test_a_configuration_that_contradicts_the_tensors_is_refused(
