@@ -6,7 +6,7 @@ import signal
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +301,15 @@ def test_a_server_carries_the_rate_that_the_queue_allows(fake: Fake) -> None:
     assert 65 < (row.server.queries_per_s or 0) < 95
 
 
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """Python's own handler, which a test of the whole program in this process takes away at its end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_keeps_the_runs_of_arrivals_that_a_server_has_ended(fake: Fake) -> None:
     said: list[str] = []
     interrupted: list[float] = []
