@@ -41,16 +41,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """From its fixtures to their end: what one of them puts in a hidden package's place is there when the test runs."""
     with light_tests.without(*light_tests.HIDDEN) if light_tests.is_light(item) else contextlib.nullcontext():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_call() -> Generator[None, object, object]:
     try:
-        with light_tests.without(*light_tests.HIDDEN) if light_tests.is_light(item) else contextlib.nullcontext():
-            return (yield)
+        return (yield)
     except pytest.skip.Exception as skipped:
         if "halted; None in sys.modules" not in str(skipped):
             raise

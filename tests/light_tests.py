@@ -23,7 +23,6 @@ HIDDEN = (
 )  # fmt: skip
 # What needs more inside of its tests: development tools, formats that PyTorch runs, class names of timm, Triton.
 NEED_MORE = {
-    "test_conditions.py",  # its stand-in of a package would be hidden too
     "test_layers.py", "test_toy_format.py", "test_wheel.py", "test_the_extra_that_is_named_installs_the_package",
     "test_list_fits_80_columns_and_cuts_nothing_off", "test_wordnet_ids_number_a_subset_of_imagenet",
     "test_what_makes_artifacts_says_in_one_line_what_to_install", "test_the_cheap_steps_can_be_rehearsed",
