@@ -9,23 +9,10 @@ import datasets  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from PIL import Image
+from plain_images import colour, grey, save
 
 from convnext_deploy.data import held, image_source, masks, sources
 from convnext_deploy.errors import DataError, UsageError
-
-
-def save(path: Path, pixels: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(pixels)).save(path)
-    return path
-
-
-def grey(value: int) -> Any:
-    return np.full((4, 5), value, np.uint8)
-
-
-def colour(value: int) -> Any:
-    return np.full((4, 5, 3), value, np.uint8)
 
 
 def rows(tmp_path: Path, name: str = "annotation", **more: Any) -> Any:

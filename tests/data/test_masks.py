@@ -6,24 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from plain_images import colour, grey, save
 
 from convnext_deploy.data import masks, sources
 from convnext_deploy.data.image_source import Masks
 from convnext_deploy.errors import DataError
-
-
-def save(path: Path, pixels: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(pixels)).save(path)
-    return path
-
-
-def grey(value: int) -> Any:
-    return np.full((4, 5), value, np.uint8)
-
-
-def colour(value: int) -> Any:
-    return np.full((4, 5, 3), value, np.uint8)
 
 
 def opened(tmp_path: Path, **given: Any) -> sources.ImageSource:

@@ -13,23 +13,12 @@ from typing import Any
 import fuzz
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convnext_deploy.errors import ConvNextDeployError, WeightsError
 from convnext_deploy.models import checkpoint
-
-
-@pytest.fixture(scope="session")
-def model() -> nn.Module:
-    return timm.create_model("test_convnext2", num_classes=3)
-
-
-@pytest.fixture(scope="session")
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return model.state_dict()
 
 
 def other(state: dict[str, Tensor]) -> dict[str, Tensor]:
