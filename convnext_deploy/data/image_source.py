@@ -55,9 +55,7 @@ class Boxes:
     """Of each image its objects, float64 (G, 7): left, top, right and bottom in pixels, class, area, crowd."""
 
     wanted: tuple[NDArray[np.float64], ...]
-    masks: tuple[tuple[bytes, ...], ...] | None = (
-        None  # of each object, as pycocotools encodes them, where all have one
-    )
+    masks: tuple[tuple[bytes, ...], ...] | None = None  # of each object, as pycocotools has them, where all have one
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,8 @@ class Workshop:
                     "out": str(self.path(row)),
                 },
             )
-        except WorkerError:
-            self.close()  # what a failed build has left in memory goes with it
-            raise
         except BaseException:
-            self.close()
+            self.close()  # what a failed build has left in memory goes with it
             raise
         return manifest.read(self.path(row))
 
