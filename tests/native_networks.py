@@ -15,8 +15,8 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.native import packed
 from convnext_deploy.quantization import apply as applying
 from convnext_deploy.quantization import plan as plans
-from convnext_deploy.quantization.observers import scale_and_zero_point
 from convnext_deploy.quantization.plan import LoadedPlan
+from convnext_deploy.quantization.ranges import scale_and_zero_point
 from convnext_deploy.records.manifest import ModelSpec, Preprocessing
 from convnext_deploy.records.plan import OperationPlan, Plan
 

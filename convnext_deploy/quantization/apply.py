@@ -11,8 +11,8 @@ from ..records.base import InputKind
 from ..records.plan import OperationPlan, OperationType, Scheme, WeightBits
 from . import operators
 from .eight_bits import EightBits
-from .observers import weight_scales
 from .plan import LoadedPlan, kind_of, operations, products, representable
+from .ranges import weight_scales
 from .saturation import WEIGHT_LIMITS
 
 TYPES: dict[OperationType, tuple[torch.dtype, torch.dtype]] = {  # of the input's and the weight's codes

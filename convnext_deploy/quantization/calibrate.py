@@ -24,7 +24,8 @@ from . import kept
 from .counting import HALVES, Runner, Statistics, Work, here, modules_of
 from .images import RANDOM, content_sha256
 from .kept import Identity
-from .observers import BINS, PERCENTILE, Histogram, clip_rate, merged, range_of
+from .observers import BINS, Histogram, merged
+from .ranges import PERCENTILE, clip_rate, range_of
 
 SAVE_EVERY = 64  # images, in whole batches; what a process that is killed loses at most
 OUTLIER = 10.0  # times the largest magnitude of the median channel
@@ -129,7 +130,7 @@ def report(
     """The range of every tensor, and what speaks for or against it.
 
     Raises:
-        UsageError: as `observers.range_of`.
+        UsageError: as `ranges.range_of`.
     """
     identity = calibration.identity
     return CalibrationReport(

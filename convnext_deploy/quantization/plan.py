@@ -32,7 +32,7 @@ from ..records.plan import (
 from .calibrate import Calibration, report
 from .eight_bits import EightBits
 from .images import RANDOM
-from .observers import scale_and_zero_point
+from .ranges import scale_and_zero_point
 
 SCHEMES: dict[OperationType, Scheme] = {"u8s8": "u8_asymmetric", "s8s8": "s8_symmetric", "fp8": "fp8_e4m3"}
 SEGMENTER = "segmenter"  # of a segmenter's head: the module, and the kind of its operations

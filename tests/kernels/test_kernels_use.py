@@ -26,8 +26,8 @@ from convnext_deploy.models import passes
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.registry import spec
 from convnext_deploy.quantization.apply import WEIGHT_SCHEMES, QuantizedLinear, apply, rebalance, rounded, rows_of
-from convnext_deploy.quantization.observers import weight_scales
 from convnext_deploy.quantization.plan import LoadedPlan, read, write
+from convnext_deploy.quantization.ranges import weight_scales
 from convnext_deploy.records.manifest import BatchRange
 from convnext_deploy.records.plan import CalibrationRecord, OperationPlan, Plan
 from convnext_deploy.records.timing import KernelMeasurement

@@ -19,20 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.errors import CheckFailed, UsageError
-from convnext_deploy.quantization import observers
-from convnext_deploy.quantization.observers import (
-    BINS,
-    Histogram,
-    clip_rate,
-    from_arrays,
-    histogram,
-    levels,
-    merged,
-    range_of,
-    scale_and_zero_point,
-    to_arrays,
-    weight_scales,
-)
+from convnext_deploy.quantization import observers, ranges
+from convnext_deploy.quantization.observers import BINS, Histogram, from_arrays, histogram, merged, to_arrays
+from convnext_deploy.quantization.ranges import clip_rate, levels, range_of, scale_and_zero_point, weight_scales
 from convnext_deploy.records.plan import RangeMethod, Scheme
 
 SCHEMES: tuple[Scheme, ...] = ("u8_asymmetric", "s8_symmetric", "fp8_e4m3")
@@ -309,7 +298,7 @@ def test_a_percentile_that_is_none_is_refused(percentile: float) -> None:
 def test_the_error_read_off_the_histogram_is_that_of_the_raw_values(scheme: Scheme, sample: str) -> None:
     values = SAMPLES[sample]()
     statistics = histogram(values, "x")
-    (row,) = observers._rows(statistics)
+    (row,) = ranges._rows(statistics)
     for shrink in (1.0, 0.6):
         low, high = (shrink * end for end in ends(statistics, "minmax", scheme))
         found = row.squared_errors(levels(np.array([low]), np.array([high]), scheme))[0] / values.numel()
@@ -320,7 +309,7 @@ def test_the_error_read_off_the_histogram_is_that_of_the_raw_values(scheme: Sche
 
 def test_the_moments_below_a_point_are_the_integrals_of_a_density_that_is_uniform_in_each_bin() -> None:
     counts, edges = np.random.default_rng(0).integers(0, 9, 8).astype(float), np.linspace(-2, 2, 9)
-    row = observers._Row(counts, 2.0, -2.0, 2.0, (0.0, 0.0))
+    row = ranges._Row(counts, 2.0, -2.0, 2.0, (0.0, 0.0))
     for point in (-3.0, -1.3, 0.0, 0.2, 0.75, 1.9, 5.0):
         for power, found in enumerate(row.moments(point)):
             parts = [
@@ -394,7 +383,7 @@ def test_entropy_keeps_values_after_gelu(mean: float, deviation: float, scheme: 
 def test_entropy_that_counts_the_spike_at_zero_does_not_keep_them(
     mean: float, deviation: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observers, "_without_spike", lambda counts, width: counts)
+    monkeypatch.setattr(ranges, "_without_spike", lambda counts, width: counts)
     values = F.gelu(torch.randn(8, COUNT, 1, generator=seeded()) * deviation + mean)
     _, high = ends(histogram(values, "x"), "entropy", "s8_symmetric")
     assert high < 0.4 * float(values.max())

@@ -29,7 +29,7 @@ from convnext_deploy.quantization import distance, saturation, saturation_loss
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization.calibrate import calibrate
 from convnext_deploy.quantization.images import random_images
-from convnext_deploy.quantization.observers import weight_scales
+from convnext_deploy.quantization.ranges import weight_scales
 from convnext_deploy.records.manifest import BatchRange, ExportRequest, ExportSpec
 from convnext_deploy.records.plan import OperationPlan, Plan, QuantizationRecord, SaturationRecord
 from convnext_deploy.workflows import quantize
