@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from .. import env
-from ..errors import ConvNextDeployError, UsageError, WorkerError
+from ..errors import ConvNextDeployError, UsageError, WorkerError, counted
 from ..records.base import Device
 from . import connection
 from .connection import Node, nodes
@@ -254,6 +254,11 @@ def opening(place: Place, opener: Callable[..., tuple[Any, Callable[[Any], Any]]
         .remote()
     )
     return actor, actor.open.remote(env.version(), opener, order, place.cpus)
+
+
+def words(places: Sequence[Place]) -> str:
+    """How many workers there are, and on how many nodes."""
+    return f"{counted(len(places), 'worker')} on {counted(len({place.node.id for place in places}), 'node')}"
 
 
 def pieces(ranges: Sequence[range], size: int) -> list[range]:

@@ -6,11 +6,11 @@ manifest has to be the one that was sent off.
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..artifact import manifest
 from ..artifact.manifest import MANIFEST_NAME, Artifact
@@ -18,6 +18,7 @@ from ..data.image_source import ImageSource, chosen
 from ..data.readers import Contents, is_data
 from ..errors import ArtifactError, DataError, plain
 from .connection import Node
+from .crew import Crew, pieces
 
 SAMPLES = 8  # images whose bytes tell whether another machine sees the same
 
@@ -169,6 +170,32 @@ def _hashes(images: ImageSource) -> tuple[str, ...]:
         except (OSError, DataError) as error:
             hashes.append(plain(error))
     return tuple(hashes)
+
+
+class Sighted(Protocol):
+    """What a worker that was opened for images tells of itself."""
+
+    @property
+    def seen(self) -> bool: ...  # it reads the images itself
+
+
+Opened = TypeVar("Opened", bound=Sighted)
+Result = TypeVar("Result")
+
+
+def results(
+    workers: Crew[range, Opened, Result], source: ImageSource, ranges: Sequence[range], size: int
+) -> Generator[Result, None, None]:
+    """What the workers make of a source's images, in pieces of so many, which may come in any order.
+
+    A worker is given the number of a piece's first image, and the images as a source of their own.
+    """
+
+    def load(indices: range, opened: Opened) -> tuple[int, ImageSource]:
+        return indices.start, part(source, indices, opened.seen)
+
+    for _, result in workers.results(pieces(ranges, size), load):
+        yield result
 
 
 def part(source: ImageSource, indices: range, seen: bool) -> ImageSource:

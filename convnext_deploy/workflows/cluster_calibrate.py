@@ -12,7 +12,6 @@ import torch
 from .. import env
 from ..cluster import connection, crew, delivery
 from ..data.image_source import ImageSource
-from ..errors import counted
 from ..models.convnext import ConvNeXt
 from ..quantization.counting import Piece, Runner, Work, here, joined
 from ..records.manifest import Preprocessing
@@ -81,16 +80,11 @@ def _on_cluster(
         _opened, order, device="cpu", threads=threads, ready=ready, only=only, say=say
     )
     places = workers.places()
-    say(f"{counted(len(places), 'worker')} on {counted(len({place.node.id for place in places}), 'node')}")
+    say(crew.words(places))
     if threads < ours:
         say(f"a node has {threads} cores, so workers compute with as many threads; with {ours} last bits may differ")
-    items = crew.pieces(ranges, _size(sum(map(len, ranges)), len(places), work.batch))
-
-    def load(indices: range, opened: _Opened) -> tuple[int, ImageSource]:
-        return indices.start, delivery.part(work.source, indices, opened.seen)
-
-    for _, piece in workers.results(items, load):
-        yield piece
+    size = _size(sum(map(len, ranges)), len(places), work.batch)
+    yield from delivery.results(workers, work.source, ranges, size)
     if len(kinds) > 1:
         say(
             f"computed by other kinds of machines than this one, whose last bits may differ: {'; '.join(sorted(kinds))}"

@@ -13,7 +13,6 @@ from ..accuracy.predictions import joined
 from ..artifact.session import RunOptions
 from ..cluster import connection, crew, delivery
 from ..data.image_source import ImageSource
-from ..errors import counted
 from ..records.base import Goal
 
 PIECES = 8  # for each worker, where a piece has neither fewer than `inference.CHUNK` images nor 4 times as many
@@ -90,14 +89,9 @@ def _on_cluster(
         say=say,
     )
     places = workers.places()
-    say(f"{counted(len(places), 'worker')} on {counted(len({place.node.id for place in places}), 'node')}")
-    items = crew.pieces(ranges, _size(sum(map(len, ranges)), len(places), work.batch))
-
-    def load(indices: range, opened: _Opened) -> tuple[int, ImageSource]:
-        return indices.start, delivery.part(source, indices, opened.seen)
-
-    for _, piece in workers.results(items, load):
-        yield piece
+    say(crew.words(places))
+    size = _size(sum(map(len, ranges)), len(places), work.batch)
+    yield from delivery.results(workers, source, ranges, size)
 
 
 def _size(images: int, workers: int, batch: int) -> int:
