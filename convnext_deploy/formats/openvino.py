@@ -20,6 +20,7 @@ from ..records.base import Precision
 from ..records.manifest import ExportRequest, Manifest, PrecisionTruth
 from ..records.plan import Plan
 from ..records.timing import LayerKind, LayerTime
+from ..runtimes.openvino_core import core
 from .base import Format
 
 # The type is a request to the plugin, not a property of the IR: the executed graph is what counts.
@@ -81,7 +82,7 @@ class OpenVinoSession(Session):
         if self.options.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = self.options.threads
         try:
-            self._compiled = self._ov.Core().compile_model(path, "CPU", settings)
+            self._compiled = core().compile_model(path, "CPU", settings)
         except Exception as error:  # see build
             reason = str(error).strip().partition("\n")[0]
             raise ArtifactError(f"openvino cannot load {path}: {reason}") from None
@@ -121,7 +122,7 @@ class OpenVinoSession(Session):
         note = f"OpenVINO's CPU plugin runs {precision} as {runs_as} on this machine" if runs_as != precision else None
         quantized = sum(name == "int8" for name, _ in macs)
         # Which products Q/DQ pairs make 8-bit is the plugin's choice, and read from what it executes.
-        typed = _typed_macs(self._ov.Core().read_model(self._path))
+        typed = _typed_macs(core().read_model(self._path))
         graph = shares(typed) if self.manifest.export.quantization is None else {}
         return PrecisionTruth(graph=graph, executed=executed, note=note, quantized=quantized)
 
@@ -229,14 +230,12 @@ def read_back(folder: Path) -> Contents:
 
     A quantizer and what reads its codes back are one FakeQuantize, with limits for a scale and a zero point.
     """
-    import openvino as ov
-
     tensors: list[Tensor] = []
     scalars: list[float] = []
     activations: list[str] = []
     quantizers: list[Quantizer] = []
     constant: dict[str, list[Any]] = {}  # what is made of constants only, and of which
-    for node in ov.Core().read_model(folder / FILE).get_ordered_ops():
+    for node in core().read_model(folder / FILE).get_ordered_ops():
         kind, name = node.get_type_name(), node.get_friendly_name()
         given = [node.input_value(index).get_node() for index in range(node.get_input_size())]
         sources = [constant.get(source.get_friendly_name()) for source in given]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..env import needs
 from ..errors import BuildError, plain
 from ..models.onnx_blocks import OnnxConvNeXt
+from .openvino_core import core
 
 NAME = "convnext_deploy"  # what the names of all that is put in begin with
 
@@ -25,10 +26,10 @@ def read(path: Path) -> Any:
     """
     with needs("openvino"):
         import openvino as ov
-    core = ov.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the file may go before the graph does
+    reader = ov.Core()  # its own, for the property, and as it compiles nothing
+    reader.set_property({"ENABLE_MMAP": False})  # the file may go before the graph does
     try:
-        return core.read_model(path)
+        return reader.read_model(path)
     except Exception as error:  # the frontends raise types of their own that share no public base
         raise BuildError(f"OpenVINO does not take {path.name}: {plain(error)}") from None
 
@@ -41,15 +42,13 @@ class OpenVinoRun:
     """
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
-        import openvino as ov
-
         model = model.clone()
         self._names = [*names]
         try:
             held = {name for output in model.outputs for name in output.get_names()}
             model.add_outputs([name for name in names if name not in held])
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-            self._compiled = ov.Core().compile_model(model, "CPU", settings)
+            self._compiled = core().compile_model(model, "CPU", settings)
             self._ports = [self._compiled.output(name) for name in names]
         except Exception as error:  # as above
             raise BuildError(f"OpenVINO does not take the graph: {plain(error)}") from None

@@ -1,5 +1,7 @@
 """What OpenVINO's files and plugin say of the types that they compute in, on graphs made here."""
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.formats import openvino
+from convnext_deploy.processes import import_path, python
 from convnext_deploy.records.manifest import Splice
+from convnext_deploy.runtimes.openvino_core import core
 
 ov = pytest.importorskip("openvino")
 ops = pytest.importorskip("openvino.opset13")
@@ -77,6 +81,34 @@ def test_a_product_of_one_position_counts_beside_those_of_an_image_of_any_size()
     mixed = ops.convolution(images, ops.constant(np.ones((8, 8, 1, 1), np.float32)), [1, 1], [0, 0], [0, 0], [1, 1])
     pooled = ops.reduce_mean(mixed, ops.constant(np.array([2, 3])), False)
     model = ov.Model([product(pooled, 8)], [images])
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert openvino._executed_macs(compiled.get_runtime_model()) == [("fp32", 64), ("fp32", 64)]
     assert openvino._typed_macs(model) == [("fp32", 64), ("fp32", 64)]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from convnext_deploy import api
+from convnext_deploy.runtimes import openvino_graphs
+
+def run():
+    return openvino_graphs.OpenVinoRun(openvino_graphs.read(Path(sys.argv[1], "model.xml")), ["logits"])
+
+for first, second in ((api.load, api.load), (lambda path: run(), api.load)):
+    one, other = first(sys.argv[1]), second(sys.argv[1])
+    del one
+    del other
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_ctrl_c_after_models_have_gone_is_no_segmentation_fault(artifact_of: Callable[..., Artifact]) -> None:
+    """Each core has a stack for signals: see `openvino_core`."""
+    command = python(INTERRUPTED, str(artifact_of("openvino").path))
+    done = subprocess.run(command, capture_output=True, text=True, env=import_path(), check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["interrupted"] * 2), done.stderr
