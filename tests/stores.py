@@ -51,7 +51,7 @@ class Store:
     def _object(self, name: str) -> dict[str, Any]:
         return {
             "kind": "storage#object", "name": name, "bucket": BUCKET, "size": str(len(self.files[name])),
-            "generation": "1", "updated": "2026-01-01T00:00:00Z",
+            "generation": "1", "updated": "2026-01-01T00:00:00.000Z",
         }  # fmt: skip
 
     def _objects(self, prefix: str, delimiter: str) -> dict[str, Any]:

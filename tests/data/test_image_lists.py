@@ -242,6 +242,7 @@ def flat(tmp_path: Path) -> Path:
     return tmp_path / "val"
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")  # torchvision 0.24, which unpacks the archive
 def test_imagenets_flat_folder_gets_the_classes_that_torchvision_gives_it(
     flat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

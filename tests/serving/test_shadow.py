@@ -1,5 +1,7 @@
 """A candidate beside the model that answers: what is compared, what is decided, and that no client notices it."""
 
+import asyncio
+import json
 import os
 import shutil
 import signal
@@ -21,6 +23,7 @@ from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ConvNextDeployError, UsageError
 from convnext_deploy.serving import application
 from convnext_deploy.serving.batching import Job
+from convnext_deploy.serving.service import Service
 from convnext_deploy.serving.shadow import WAITING, ShadowOptions, _refuse_unlike
 
 SIDE = 64
@@ -87,18 +90,31 @@ def test_a_candidate_of_other_answers_fails(pixels: Artifact, other: Artifact) -
         until(lambda: any(line.startswith("shadow: FAIL after") for line in lines))
 
 
-def test_what_it_says_is_on_the_admin_address_only(pixels: Artifact, same: Artifact) -> None:
-    from starlette.testclient import TestClient
+async def asked_of_admin(service: Service, path: str) -> tuple[int, Any]:
+    """As a server asks the application; Starlette's own client needs one of two packages, by its release."""
+    sent: list[Any] = []
 
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "query_string": b"", "headers": []}
+    await application.admin(service)(scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+def test_what_it_says_is_on_the_admin_address_only(pixels: Artifact, same: Artifact) -> None:
     with serving(f"m={pixels.path}", shadow=ShadowOptions(path=same.path)) as running:
         assert running.ask("GET", "/shadow")[0] == 404
-        found = TestClient(application.admin(running.service)).get("/shadow").json()
+        found = asyncio.run(asked_of_admin(running.service, "/shadow"))[1]
         assert (found["decision"], found["images"], found["limit"]) == ("INCONCLUSIVE", 0, 0.01)
         assert (found["baseline_sha256"], found["candidate_sha256"]) == (pixels.sha256, same.sha256)
         assert found["more_requests"] == 10 * found["more_images"]  # a tenth is asked
     with serving(f"m={pixels.path}") as running:
-        answer = TestClient(application.admin(running.service)).get("/shadow")
-        assert (answer.status_code, answer.json()["error"][:24]) == (404, "no candidate is compared")
+        status, answer = asyncio.run(asked_of_admin(running.service, "/shadow"))
+        assert (status, answer["error"][:24]) == (404, "no candidate is compared")
 
 
 def test_a_candidate_that_dies_costs_no_answer_and_fails(pixels: Artifact, same: Artifact) -> None:

@@ -20,6 +20,7 @@ from convnext_deploy import api, cli
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import PrecisionError, UsageError, WorkerError
+from convnext_deploy.formats import pt2
 from convnext_deploy.models import baselines, registry
 from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.records.base import Precision
@@ -490,7 +491,7 @@ def test_a_counterpart_that_runs_in_another_type_than_asked_for_is_refused_and_k
             return PrecisionTruth(graph={"bf16": 1.0}, executed={"bf16": 1.0})
 
     def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
-        return Other(torch.export.load(folder / "model.pt2").module(check_guards=False), manifest, options)
+        return Other(pt2._program(folder / "model.pt2").module(check_guards=False), manifest, options)
 
     monkeypatch.chdir(tmp_path)
     replaced_format("pt2", load=load)
