@@ -10,7 +10,7 @@ from ...graph.capture import DeployGraph
 from ...graph.onnx_read import shares
 from ...graph.onnx_write import save_onnx
 from ...records.manifest import ExportRequest, PrecisionTruth, TensorRtSpec
-from ..stand_in import OnnxStandIn, TorchStandIn, open_onnx
+from ..stand_in import OnnxStandIn, TorchStandIn, open_onnx, runs_onnx
 from .build import build_artifact, check_spec, profiles
 from .choose import Name, import_module
 from .network import quantized_products
@@ -29,7 +29,8 @@ def build(name: Name, graph: DeployGraph, folder: Path) -> Any:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".nvinfer.") as scratch:
         path = Path(scratch) / "model.onnx"
         save_onnx(graph, path)
-        if graph.export.precision != "bf16":  # whose stand-in runs the program
+        in_pytorch = not runs_onnx(graph.export)
+        if not in_pytorch:
             graph.release()
         if graph.refit_from is not None:
             record = refit(name, graph.refit_from, path, folder)
@@ -46,6 +47,6 @@ def build(name: Name, graph: DeployGraph, folder: Path) -> Any:
             note="types of the parsed, strongly typed network; not executed",
             quantized=quantized_products(record),
         )
-        if graph.export.precision == "bf16":
+        if in_pytorch:
             return partial(TorchStandIn, graph, truth, why)
         return partial(OnnxStandIn, open_onnx(path), truth, why)
