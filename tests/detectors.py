@@ -14,6 +14,8 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 CLASSES, CHANNELS = 4, 64
@@ -36,9 +38,15 @@ def detector(kind: str = "retinanet", first: int = 1, extra: Any = None, **argum
     layers = {name: str(index) for index, name in enumerate(list(LAYERS)[first - 1 :])}
     backbone = BackboneWithFPN(body(), layers, list(DIMS[first - 1 :]), CHANNELS, extra)
     made = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[kind]
-    if kind in TWO_STAGE:
-        arguments = {"box_detections_per_img": 30, "rpn_post_nms_top_n_test": 100} | arguments
-    model: Any = randomize_(made(backbone, CLASSES, **{"min_size": 64, "max_size": 96} | arguments))
+    classes: int | None = CLASSES
+    if kind in TWO_STAGE:  # heads of an eighth of torchvision's widths, which take most of the time otherwise
+        classes = None  # they know it
+        heads = {"box_head": TwoMLPHead(CHANNELS * 7**2, 128), "box_predictor": FastRCNNPredictor(128, CLASSES)}
+        if kind == "mask_rcnn":
+            heads["mask_head"] = MaskRCNNHeads(CHANNELS, (32, 32, 32, 32), 1)
+            heads["mask_predictor"] = MaskRCNNPredictor(32, 32, CLASSES)
+        arguments = {"box_detections_per_img": 30, "rpn_post_nms_top_n_test": 100} | heads | arguments
+    model: Any = randomize_(made(backbone, classes, **{"min_size": 64, "max_size": 96} | arguments))
     if kind in TWO_STAGE:  # or nearly every region would be cut off at the image
         with torch.no_grad():
             model.rpn.head.bbox_pred.weight *= 0.1

@@ -9,7 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from convnext_deploy.cli import app
 from convnext_deploy.errors import UsageError
 from convnext_deploy.models import registry
 from convnext_deploy.native import library
+from convnext_deploy.records.timing import BenchResult
 
 Captured = pytest.CaptureFixture[str]
 PROGRAM = [sys.executable, "-m", "convnext_deploy"]
@@ -120,10 +121,32 @@ def test_every_command_is_tested() -> None:
     }
 
 
+@pytest.fixture(scope="module")
+def bench_once() -> Callable[..., Iterator[BenchResult]]:
+    """`api.bench` that measures the first time, in seconds, and then gives the same rows: where they go is tested."""
+    real = api.bench
+    rows: list[BenchResult] = []
+
+    def bench(*arguments: Any, **named: Any) -> Iterator[BenchResult]:
+        if not rows:
+            rows.extend(real(*arguments, **named))
+        yield from rows
+
+    return bench
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_json_is_one_document_on_stdout_and_nothing_else(
-    name: str, artifact: Artifact, pictures: Path, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    name: str,
+    artifact: Artifact,
+    pictures: Path,
+    checkpoint: Path,
+    bench_once: Callable[..., Iterator[BenchResult]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(api, "bench", bench_once)
     assert cli.run([*commands(artifact, pictures, checkpoint, tmp_path / "m")[name], "--json"]) == 0
     captured = capfd.readouterr()
     document = json.loads(captured.out)
@@ -147,16 +170,32 @@ def test_json_is_one_document_on_stdout_and_nothing_else(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_quiet_prints_nothing_on_success(
-    name: str, artifact: Artifact, pictures: Path, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    name: str,
+    artifact: Artifact,
+    pictures: Path,
+    checkpoint: Path,
+    bench_once: Callable[..., Iterator[BenchResult]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(api, "bench", bench_once)
     assert cli.run([*commands(artifact, pictures, checkpoint, tmp_path / "m")[name], "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_either_results_go_to_stdout(
-    name: str, artifact: Artifact, pictures: Path, checkpoint: Path, tmp_path: Path, capsys: Captured
+    name: str,
+    artifact: Artifact,
+    pictures: Path,
+    checkpoint: Path,
+    bench_once: Callable[..., Iterator[BenchResult]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
 ) -> None:
+    monkeypatch.setattr(api, "bench", bench_once)
     assert cli.run(commands(artifact, pictures, checkpoint, tmp_path / "m")[name]) == 0
     captured = capsys.readouterr()
     words = {
