@@ -55,7 +55,7 @@ def export(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Labelled images that check the assumed size, statistics and crop, as for eval.",
+            help="Labelled images that check the assumed or given size, statistics and crop.",
             rich_help_panel=DATA,
         ),
     ] = None,

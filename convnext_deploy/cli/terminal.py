@@ -235,6 +235,7 @@ def summary(path: Path, record: "Manifest", size: int) -> str:
             f"assumed, nothing beside the checkpoint says it: {said} "
             "(--image-size, --mean, --std, --crop-pct, --interpolation, or a --config that says them)"
         )
+    lines += _preferred(record)
     if record.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
     return "\n".join(lines)
@@ -337,6 +338,13 @@ def details(path: Path, found: "Manifest", size: int) -> str:
     lines += [f"file: {file.path} {file.bytes} bytes sha256 {file.sha256[:16]} intact" for file in found.files]
     lines.append(f"made {found.created} by {found.tool}")
     return "\n".join(lines)
+
+
+def _preferred(record: "Manifest") -> list[str]:
+    """What labelled images prefer to what the user gave."""
+    from ..models import provenance
+
+    return provenance.better(record.provenance)
 
 
 def _provenance(record: "Manifest") -> list[str]:
