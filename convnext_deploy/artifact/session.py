@@ -148,7 +148,7 @@ class Session(ABC):
                 self._refuse_closed()
             self._own()
             self._keeps = not self._running
-            self._bind(np.ascontiguousarray(images))  # type: ignore[arg-type]  # numpy's stub widens the dtype
+            self._bind(_plain(images))
         finally:
             self._leave()
 
@@ -204,7 +204,7 @@ class Session(ABC):
         if lane is self:
             return self._run_here(images)
         try:
-            lane._bind(np.ascontiguousarray(images))  # type: ignore[arg-type]  # see `bind`
+            lane._bind(_plain(images))
             lane._step()
             return lane._fetch()
         finally:
@@ -362,6 +362,14 @@ class Session(ABC):
             with self._changed:
                 self._alone = False
                 self._changed.notify_all()
+
+
+def _plain(images: Images) -> Images:
+    """The images, or a copy of those that lie in memory in another way than every runtime takes.
+
+    The bytes of a request are read-only, which OpenVINO refuses, and may begin anywhere.
+    """
+    return images if images.flags.carray else images.copy(order="C")
 
 
 def run_in_batches(session: Session, images: Images, size: int | None = None) -> tuple[NDArray[np.float32], ...]:

@@ -205,12 +205,18 @@ def test_a_closed_session_has_let_go_of_its_runtime_and_says_so(format: str, art
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_images_that_are_a_view_give_the_same(format: str, session_of: Callable[..., Session]) -> None:
+def test_images_that_are_a_view_or_a_requests_bytes_give_the_same(
+    format: str, session_of: Callable[..., Session]
+) -> None:
     x = images(3)
     view = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert not view.flags.c_contiguous
+    received = np.frombuffer(b"{" + x.tobytes(), np.float32, offset=1).reshape(x.shape)  # as from a request
+    assert not received.flags.writeable
+    assert not received.flags.aligned
     expected = session_of(format).run(x)[0]
-    assert np.array_equal(session_of(format).run(view)[0], expected)
+    for same in (view, received):
+        assert np.array_equal(session_of(format).run(same)[0], expected)
 
 
 @pytest.mark.parametrize("format", FORMATS)
