@@ -88,7 +88,7 @@ def export(
     from ..records.base import Device, KernelChoice, Precision
 
     terminal = Terminal(json, quiet)
-    wanted = {
+    options = {
         **checkpoint.read(),
         **outputs.read(),
         **labelled.read(),
@@ -120,7 +120,7 @@ def export(
             force=force,
             say=terminal.say,
             progress=progress,
-            **wanted,
+            **options,
         )
     facts = artifact.manifest
     terminal.result(

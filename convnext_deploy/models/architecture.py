@@ -131,9 +131,9 @@ def _stem_name(name: str, convs: list[int]) -> str:
     return f"stem.norm.{parameter}"
 
 
-def _differing(spec: ModelSpec, found: Mapping[str, Any]) -> str:
+def _differing(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
     """The first field in which a spec is not what was found, or else "norm"."""
-    return next((name for name, value in found.items() if name != "norm" and getattr(spec, name) != value), "norm")
+    return next((name for name, value in facts.items() if name != "norm" and getattr(spec, name) != value), "norm")
 
 
 def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
