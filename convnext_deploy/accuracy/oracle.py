@@ -185,7 +185,9 @@ def _preparation(
 
         given = config["preprocessor"]
         named = given.get("image_processor_type") or given.get("feature_extractor_type") or "ConvNextImageProcessor"
-        kind = getattr(transformers, str(named).replace("FeatureExtractor", "ImageProcessor"), None)
+        name = str(named).replace("FeatureExtractor", "ImageProcessor")
+        # transformers 5 has no two kinds any more, and warns where the name of the fast one is used.
+        kind = getattr(transformers, name.removesuffix("Fast"), None) or getattr(transformers, name, None)
         if kind is None:
             return None
         processor: Any = kind(**{k: v for k, v in given.items() if not k.endswith("_type")})

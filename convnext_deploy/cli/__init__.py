@@ -12,6 +12,7 @@ CLOSED = 141  # likewise, which wrote to a pipe that nobody read any more
 
 def main() -> None:
     """Entry point: every expected error, and Ctrl-C from here on, is one line on stderr and an exit code."""
+    _open_what_is_closed()
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else somebody ignores it, as `nohup` and a shell's `&` do
         signal.signal(signal.SIGINT, _ended)
@@ -40,6 +41,17 @@ def run(arguments: list[str]) -> int:
     from . import app
 
     return app.run(arguments)
+
+
+def _open_what_is_closed() -> None:
+    """Streams that the caller closed, as `>&-` does, and that Python has as None: nothing is in them.
+
+    Each takes the lowest free number, its own, which the next file would otherwise get, and with it what libraries
+    print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the program runs
 
 
 def _ended(*_: object) -> None:

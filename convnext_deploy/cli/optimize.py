@@ -161,7 +161,10 @@ def verdict(out: Path, result: "OptimizeResult") -> str:
     if chosen.name in disturbed or baseline.name in disturbed:
         lines.append(f"the machine was not quiet while it was timed ({chosen.timing}); on a quiet one run it again")
     if result.preprocessing.assumed:
-        lines.append(f"assumed, nothing says it: {', '.join(result.preprocessing.assumed)} (see inspect)")
+        lines.append(
+            f"assumed, nothing says it: {', '.join(result.preprocessing.assumed)}; see inspect, and check it with "
+            "`export --data`"
+        )
     lines.append(f"page: {work_folder(out) / PAGE}")
     return "\n".join(lines)
 

@@ -152,10 +152,10 @@ def contradictions(facts: Mapping[str, Provenance]) -> list[str]:
     ]
 
 
-def better(found: Mapping[str, Provenance]) -> list[str]:
+def better(facts: Mapping[str, Provenance]) -> list[str]:
     """A line for each fact that the user gave and labelled images fit better with another; what was given is taken."""
     return [
         f"{one.source} gives {name} {one.value}, and labelled images prefer {one.fits_better}: what was given is taken"
-        for name, one in found.items()
+        for name, one in facts.items()
         if one.fits_better is not None
     ]

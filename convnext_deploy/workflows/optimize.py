@@ -96,6 +96,11 @@ def _optimized(
         say(loaded.note)
     for line in provenance.contradictions(loaded.provenance):
         say(line)
+    if loaded.preprocessing.assumed:  # said before minutes of work, which a wrong size would waste
+        say(
+            f"assumed, nothing says it: {', '.join(loaded.preprocessing.assumed)}; `export --data` with these images "
+            "tries other values"
+        )
     model = loaded.model.spec
     problem = problem_of(model, goal.images.problem)
     if problem != "single-label":

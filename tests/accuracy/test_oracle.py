@@ -1,6 +1,7 @@
 """The source's own library as the judge: faults planted in loading and converting, which nothing after them can see."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convnext_deploy import api
+from convnext_deploy.accuracy import oracle
 from convnext_deploy.data import preprocess
 from convnext_deploy.errors import ParityError
 from convnext_deploy.models import checkpoint as weights
@@ -69,6 +71,20 @@ def test_a_configuration_that_its_own_library_does_not_take_is_not_compared_with
     record = exported(tmp_path, tmp_path)
     assert record.name.startswith("transformers 5.")
     assert record.preprocessing is None
+
+
+def test_a_processor_of_the_fast_kind_is_asked_without_a_warning_of_its_library(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers 4 wrote such names, and 5 says on stderr that they are old."""
+    told: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.Logger, "callHandlers", lambda _, record: told.append(record))
+    spec = weights.load(str(checkpoint), image_size=(64, 64)).model.spec
+    processor = {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": {"height": 64, "width": 64}}
+    prepared = oracle._preparation({"preprocessor": processor}, spec, "transformers")
+    assert prepared is not None
+    assert prepared(Image.new("RGB", (80, 70))).shape == (3, 64, 64)
+    assert [record.getMessage() for record in told] == []
 
 
 def test_timm_judges_a_file_without_a_configuration(checkpoint: Path, tmp_path: Path) -> None:

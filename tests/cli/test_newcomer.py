@@ -210,6 +210,20 @@ def test_json_is_json_on_a_stream_that_holds_ascii_only(tmp_path: Path) -> None:
     assert str(tmp_path / "ä") in json.loads(done.stdout)["error"]
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_works_whose_streams_are_closed(closed: str, artifact: Path) -> None:
+    command = ["sh", "-c", f'"$@" {closed}', "sh", *PROGRAM, "inspect", str(artifact)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.stdout == "") == (" >&-" in f" {closed}")
+
+
+def test_nothing_is_read_where_stdin_is_closed() -> None:
+    text = "import sys; from convnext_deploy import cli; cli._open_what_is_closed(); print(sys.stdin.buffer.read())"
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -c '{text}' <&-"], capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b"b''\n", b"")
+
+
 def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -18,7 +18,7 @@ from convnext_deploy.data import preprocess, sources
 from convnext_deploy.errors import CheckFailed, DataError, UsageError
 from convnext_deploy.models.checkpoint import load
 from convnext_deploy.records.accuracy import EvalResult
-from convnext_deploy.records.manifest import Preprocessing
+from convnext_deploy.records.manifest import Preprocessing, Provenance
 from convnext_deploy.workflows import assumptions
 
 CLASSES = 5
@@ -191,6 +191,24 @@ def test_a_known_fact_names_the_file_that_says_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     bare = load(str(tmp_path / "model.safetensors"), variant=None).provenance
     assert bare["activation"].how == bare["labels"].how == "assumed"
+
+
+def test_only_those_given_values_are_doubted_that_make_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = assumptions.Candidate((224, 224), (0.29,), (0.35,), 1.0)
+    size = assumptions.Candidate((64, 64), (0.29,), (0.35,), 1.0)
+    best = assumptions.Candidate((64, 64), (0.3,), (0.35,), 1.0)
+    right = {own: 200, size: 900, best: 901}
+
+    def extend(self: Any, candidate: assumptions.Candidate, stop: int) -> None:
+        self.hits[candidate] = np.arange(stop) < right[candidate]
+
+    monkeypatch.setattr(assumptions._Trial, "extend", extend)
+    given = {name: Provenance(value="", how="given", source=f"--{name}") for name in assumptions.TRIED}
+    trial = assumptions._Trial(None, range(1000))  # type: ignore[arg-type]
+    doubted = assumptions._judge(trial, own, [best, size], given, lambda _: None)
+    assert {name: one.fits_better for name, one in doubted.items()} == {
+        "image_size": "64x64 (top-1 90.00%, not 20.00%, on 1000 images)"
+    }
 
 
 def test_what_is_advised_is_the_best_of_what_was_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,6 +314,22 @@ def test_a_network_without_classes_is_refused_with_what_can_be_done_for_it(tmp_p
         convnext_deploy.optimize(network, data=IMAGES, out=tmp_path / "o")
 
 
+def test_what_is_assumed_of_the_images_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes are lost where the size is wrong and only the end says that it was assumed."""
+
+    def work(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optimize, "_check_identity", work)
+    network, said = timm.create_model("test_convnext", num_classes=10, in_chans=1), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        convnext_deploy.optimize(network.state_dict(), data=IMAGES, out=tmp_path / "o", image_size=64, say=said.append)
+    told = next(line for line in said if line.startswith("assumed"))
+    assert "mean, std" in told
+    assert "image_size" not in told
+    assert "`export --data` with these images tries other values" in told
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
