@@ -21,27 +21,27 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class InstanceMasks:
-    """Of each given and each wanted object its mask, as pycocotools encodes it, in the order of the rows."""
+    """Of each predicted and each true object its mask, as pycocotools encodes it, in the order of the rows."""
 
-    given: tuple[bytes, ...]
-    wanted: tuple[bytes, ...]
+    predicted: tuple[bytes, ...]
+    truth: tuple[bytes, ...]
     sides: Counts  # (N, 2), height and width of each image
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Of each readable image of a source, in the source's order, what a detector gave and what there is."""
+    """Of each readable image of a source, in the source's order, what a detector put out and what there is."""
 
     names: tuple[str, ...]
-    given: NDArray[np.float32]  # (M, 6): left, top, right and bottom in the image's pixels, score, class
-    given_counts: Counts  # (N,)
-    wanted: Values  # (G, 7), as in `Boxes`
-    wanted_counts: Counts  # (N,)
+    predicted: NDArray[np.float32]  # (M, 6): left, top, right and bottom in the image's pixels, score, class
+    predicted_counts: Counts  # (N,)
+    truth: Values  # (G, 7), as in `Boxes`
+    truth_counts: Counts  # (N,)
     masks: InstanceMasks | None = None  # where the model gives masks and the objects have some
 
     @property
     def targets(self) -> Values:
-        return self.wanted
+        return self.truth
 
 
 def detected(
@@ -63,25 +63,25 @@ def detected(
         CheckFailed: outputs that are not finite.
     """
     boxes, scores, classes = outputs[:3]
-    given, masks = [], []
+    predicted, masks = [], []
     for name, index, size in zip(names, range(len(names)), sides, strict=True):
         if not all(np.isfinite(output[index].astype(np.float32, copy=False)).all() for output in outputs):
             raise CheckFailed(f"the model's outputs for {name} have NaN or infinite values")
         own = placed(boxes[index], scores[index], classes[index], size, image_size)
-        given.append(own)
+        predicted.append(own)
         if truth.masks is not None and len(outputs) > 3:
             masks += encoded(outputs[3][index][classes[index] >= 0], own[:, :4], size)
-    wanted = [truth.wanted[index] for index in indices]
+    objects = [truth.objects[index] for index in indices]
     instance = None
     if truth.masks is not None and len(outputs) > 3:
         asked = tuple(mask for index in indices for mask in truth.masks[index])
         instance = InstanceMasks(tuple(masks), asked, np.array(sides, np.int64).reshape(-1, 2))
     return Detections(
         names,
-        np.concatenate(given) if given else np.empty((0, 6), np.float32),
-        np.array([len(one) for one in given], np.int64),
-        np.concatenate(wanted) if wanted else np.empty((0, 7)),
-        np.array([len(one) for one in wanted], np.int64),
+        np.concatenate(predicted) if predicted else np.empty((0, 6), np.float32),
+        np.array([len(one) for one in predicted], np.int64),
+        np.concatenate(objects) if objects else np.empty((0, 7)),
+        np.array([len(one) for one in objects], np.int64),
         instance,
     )
 
@@ -126,45 +126,50 @@ class Judged:
     shares: Values  # (N,), sum 1: how much of what can be lost each image accounts for
 
 
-def judged(found: Detections, by: Literal["bbox", "segm"] = "bbox") -> Judged:
+def judged(detections: Detections, by: Literal["bbox", "segm"] = "bbox") -> Judged:
     """COCO's average precision of boxes or of masks, by pycocotools.
 
     Raises:
         DataError: no image has an object.
     """
-    if not len(found.wanted) or found.wanted[:, 6].all():
+    if not len(detections.truth) or detections.truth[:, 6].all():
         raise DataError("not one image has an object, so that there is nothing to be right or wrong about")
-    judge = _evaluated(found, by)
+    judge = _evaluated(detections, by)
     precision = judge.eval["precision"][:, :, :, 0, -1]  # (overlaps, recalls, classes), -1 where no image has the class
     numbers = judge.params.catIds
     by_class: list[float | None] = [None] * (int(numbers[-1]) + 1)
-    moves, shares, known = np.zeros(len(found.names)), np.zeros(len(found.names)), 0
+    moves, shares, known = np.zeros(len(detections.names)), np.zeros(len(detections.names)), 0
     for place, number in enumerate(numbers):
         own = precision[:, :, place]
         if (own < 0).all():
             continue
         by_class[int(number)] = float(own.mean())
-        one, share = _moves(judge, place, len(found.names))
+        one, share = _moves(judge, place, len(detections.names))
         moves, shares, known = moves + one, shares + share, known + 1
     return Judged(float(judge.stats[0]), float(judge.stats[1]), tuple(by_class), moves / known, shares / known)
 
 
-def _evaluated(found: Detections, by: Literal["bbox", "segm"]) -> Any:
+def _evaluated(detections: Detections, by: Literal["bbox", "segm"]) -> Any:
     """pycocotools' evaluation, accumulated and summarized."""
     with needs("pycocotools"):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-    images: list[dict[str, int]] = [{"id": number + 1} for number in range(len(found.names))]
-    masks = found.masks if by == "segm" else None
+    images: list[dict[str, int]] = [{"id": number + 1} for number in range(len(detections.names))]
+    masks = detections.masks if by == "segm" else None
     if masks is not None:
         images = [one | {"height": h, "width": w} for one, (h, w) in zip(images, masks.sides.tolist(), strict=True)]
-    classes = [{"id": int(number)} for number in np.unique(found.wanted[:, 4])]
+    classes = [{"id": int(number)} for number in np.unique(detections.truth[:, 4])]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
         sides = []
         for rows, counts, scored, own in (
-            (found.wanted, found.wanted_counts, False, None if masks is None else masks.wanted),
-            (found.given.astype(np.float64), found.given_counts, True, None if masks is None else masks.given),
+            (detections.truth, detections.truth_counts, False, None if masks is None else masks.truth),
+            (
+                detections.predicted.astype(np.float64),
+                detections.predicted_counts,
+                True,
+                None if masks is None else masks.predicted,
+            ),
         ):
             coco = COCO()
             listed = _listed(rows, counts, scored)
@@ -204,14 +209,14 @@ def _moves(judge: Any, place: int, images: int) -> tuple[Values, Values]:
     """
     areas = len(judge.params.areaRng)
     matches = judge.evalImgs[place * areas * images : (place * areas + 1) * images]
-    wanted = np.array(
+    objects = np.array(
         [0 if one is None else int((1 - np.asarray(one["gtIgnore"])).sum()) for one in matches], np.float64
     )
-    positives = wanted.sum()
+    positives = objects.sum()
     own = [(index, one) for index, one in enumerate(matches) if one is not None and len(one["dtScores"])]
     overlaps = len(judge.params.iouThrs)
     if not own:
-        return np.zeros(images), wanted / positives
+        return np.zeros(images), objects / positives
     image = np.concatenate([np.full(len(one["dtScores"]), index) for index, one in own])
     scores = np.concatenate([one["dtScores"] for _, one in own])
     matched = np.concatenate([np.asarray(one["dtMatches"]) != 0 for _, one in own], axis=1)
@@ -221,11 +226,11 @@ def _moves(judge: Any, place: int, images: int) -> tuple[Values, Values]:
     for hits, counts in zip((matched & ~ignored)[:, order], ~ignored[:, order], strict=True):
         kept = np.flatnonzero(counts)
         if len(kept):
-            moves += _slopes(hits[kept].astype(np.float64), image[order][kept], wanted, positives)
-    return moves / overlaps, wanted / positives
+            moves += _slopes(hits[kept].astype(np.float64), image[order][kept], objects, positives)
+    return moves / overlaps, objects / positives
 
 
-def _slopes(hits: Values, image: Counts, wanted: Values, positives: float) -> Values:
+def _slopes(hits: Values, image: Counts, objects: Values, positives: float) -> Values:
     """At one overlap, of detections in the order of their scores.
 
     The precision at a hit is the largest at any place from there on; `best` is that place.
@@ -241,7 +246,7 @@ def _slopes(hits: Values, image: Counts, wanted: Values, positives: float) -> Va
     np.add.at(per_any, best, hits * height / ranks[best])
     more_true, more_any = (np.cumsum(values[::-1])[::-1] for values in (per_true, per_any))
     each = hits * height + hits * more_true - more_any
-    moves: Values = (np.bincount(image, each, minlength=len(wanted)) - wanted * area) / positives
+    moves: Values = (np.bincount(image, each, minlength=len(objects)) - objects * area) / positives
     return moves
 
 

@@ -39,14 +39,14 @@ class _Backbone(nn.Module):
 
 
 def of_torchvision(
-    state: State, body: tuple[Builder, State, Mapping[str, Any]], loaded: "Loaded", found: verify.Outputs
+    state: State, body: tuple[Builder, State, Mapping[str, Any]], loaded: "Loaded", outputs: verify.Outputs
 ) -> Built:
     """torchvision's detector, and what gives its candidates.
 
     Args:
         state: as the file has it.
         body: what builds the ConvNeXt of the file's own library, with its arguments.
-        found: this package's candidates, which say which of them are followed.
+        outputs: this package's candidates, which say which of them are followed.
     """
     build, bare, config = body
     spec = msgspec.structs.replace(loaded.model.spec, task="features")
@@ -55,7 +55,7 @@ def of_torchvision(
     convnext.eval()
     model = detector(state, loaded, lambda images: call(convnext, images))
     if loaded.model.spec.detection is not None and loaded.model.spec.detection.regions is not None:
-        return model, lambda model, images: of_two_stages(model, images, loaded, found)
+        return model, lambda model, images: of_two_stages(model, images, loaded, outputs)
     return model, lambda model, images: candidates(model, images, loaded)
 
 
@@ -172,11 +172,11 @@ def candidates(model: Any, images: Tensor, loaded: "Loaded") -> tuple[Tensor, ..
     return scores, boxes
 
 
-def of_two_stages(model: Any, images: Tensor, loaded: "Loaded", found: verify.Outputs) -> tuple[Tensor, ...]:
+def of_two_stages(model: Any, images: Tensor, loaded: "Loaded", built: verify.Outputs) -> tuple[Tensor, ...]:
     """What both stages compute of the candidates that were followed, and a check of the detections, likewise.
 
     Args:
-        found: this package's candidates on the same images.
+        built: this package's candidates on the same images.
 
     Raises:
         ParityError: this package would choose other detections.
@@ -187,7 +187,7 @@ def of_two_stages(model: Any, images: Tensor, loaded: "Loaded", found: verify.Ou
 
     from ..models.two_stage import Places
 
-    places = Places(*(torch.from_numpy(output) for output in found[-len(Places._fields) :]))
+    places = Places(*(torch.from_numpy(output) for output in built[-len(Places._fields) :]))
     height, width = images.shape[2:]
     batch = ImageList(model.transform.batch_images(list(images), 32), [(height, width)] * len(images))
     features = model.backbone(batch.tensors)
@@ -231,9 +231,9 @@ def of_two_stages(model: Any, images: Tensor, loaded: "Loaded", found: verify.Ou
 
 
 def _refuse_other_choice(
-    chosen: Sequence[np.ndarray[Any, Any]], expected: verify.Outputs, loaded: "Loaded", image_size: tuple[int, int]
+    proposals: Sequence[np.ndarray[Any, Any]], expected: verify.Outputs, loaded: "Loaded", image_size: tuple[int, int]
 ) -> None:
-    judged = matching.compare(chosen, expected, loaded.model.spec, image_size, 1e-6, "bundled")
+    judged = matching.compare(proposals, expected, loaded.model.spec, image_size, 1e-6, "bundled")
     if judged.failures:
         raise ParityError(
             f"torchvision chooses other detections of {loaded.weights.source}'s candidates than this package: "
@@ -241,17 +241,17 @@ def _refuse_other_choice(
         )
 
 
-def filled(chosen: list[dict[str, Tensor]], most: int) -> tuple[np.ndarray[Any, Any], ...]:
+def filled(proposals: list[dict[str, Tensor]], most: int) -> tuple[np.ndarray[Any, Any], ...]:
     """Each image's detections as an artifact puts them out."""
-    boxes = np.zeros((len(chosen), most, 4), np.float32)
-    scores, labels = np.zeros((len(chosen), most), np.float32), np.full((len(chosen), most), -1, np.int32)
-    for index, one in enumerate(chosen):
+    boxes = np.zeros((len(proposals), most, 4), np.float32)
+    scores, labels = np.zeros((len(proposals), most), np.float32), np.full((len(proposals), most), -1, np.int32)
+    for index, one in enumerate(proposals):
         count = len(one["scores"])
         boxes[index, :count], scores[index, :count] = one["boxes"].numpy(), one["scores"].numpy()
         labels[index, :count] = one["labels"].numpy()
-    if "masks" not in chosen[0]:
+    if "masks" not in proposals[0]:
         return boxes, scores, labels
-    masks = np.zeros((len(chosen), most, *chosen[0]["masks"].shape[2:]), np.float32)
-    for index, one in enumerate(chosen):
+    masks = np.zeros((len(proposals), most, *proposals[0]["masks"].shape[2:]), np.float32)
+    for index, one in enumerate(proposals):
         masks[index, : len(one["masks"])] = one["masks"][:, 0].numpy()
     return boxes, scores, labels, masks

@@ -163,20 +163,20 @@ def score(
     return result
 
 
-def _beside(found: Outputs | Segments | Detections, problem: Goal, quality: Scored) -> dict[str, Any]:
+def _beside(answers: Outputs | Segments | Detections, problem: Goal, quality: Scored) -> dict[str, Any]:
     """The fields of a ScoreResult that one kind of model has."""
     beside: dict[str, Any] = dict.fromkeys(("exact", "mean_absolute_error", "root_mean_square_error"))
-    if isinstance(found, Detections):
+    if isinstance(answers, Detections):
         masks = quality.of_masks
         of_masks = (
             {} if masks is None else {"mask_average_precision": masks.score, "mask_average_precision_50": masks.at_50}
         )
         return beside | {"average_precision_50": quality.at_50} | of_masks
-    if isinstance(found, Segments):
-        return beside | {"pixel_accuracy": float(found.hits.sum() / found.wanted.sum())}
+    if isinstance(answers, Segments):
+        return beside | {"pixel_accuracy": float(answers.hits.sum() / answers.truth.sum())}
     if problem == "multi-label":
-        return beside | {"exact": float(np.mean(((found.outputs > 0) == (found.targets > 0)).all(axis=1)))}
-    errors = found.outputs.astype(np.float64) - found.targets
+        return beside | {"exact": float(np.mean(((answers.outputs > 0) == (answers.targets > 0)).all(axis=1)))}
+    errors = answers.outputs.astype(np.float64) - answers.targets
     return beside | {
         "mean_absolute_error": float(np.abs(errors).mean()),
         "root_mean_square_error": float(np.sqrt((errors**2).mean())),

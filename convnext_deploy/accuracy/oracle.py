@@ -42,12 +42,12 @@ LIBRARIES = {
 PHOTOGRAPHS = 2
 
 
-def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np.float32], ...]) -> OracleRecord:
+def judge(loaded: "Loaded", images: NDArray[np.float32], ours: tuple[NDArray[np.float32], ...]) -> OracleRecord:
     """Compare a loaded checkpoint with its own library's model.
 
     Args:
         images: normalized, (N, C, H, W).
-        found: this package's outputs on them, before any rewrite.
+        ours: this package's outputs on them, before any rewrite.
 
     Raises:
         ParityError: they differ, in outputs, preprocessing or labels.
@@ -66,7 +66,7 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
             model, call = upernet(state, origin.config, loaded)
         elif loaded.model.spec.task == "detect":
             body = (BUILDERS[library], _bare(state, origin.layout), origin.config)
-            model, call = detector_oracle.of_torchvision(state, body, loaded, found)
+            model, call = detector_oracle.of_torchvision(state, body, loaded, ours)
         else:
             model, call = BUILDERS[library](_bare(state, origin.layout), origin.config, loaded)
     except (NotBuilt, RuntimeError, TypeError, ValueError, KeyError, AttributeError, StopIteration) as reason:
@@ -77,9 +77,9 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], found: tuple[NDArray[np
         library = "torchvision"  # on the ConvNeXt of the file's own
     name = f"{library} {importlib.metadata.version(library)}"
     shapes = [tuple(output.shape) for output in outputs]
-    if shapes != [output.shape for output in found]:
+    if shapes != [output.shape for output in ours]:
         raise ParityError(f"{name} gives outputs of shapes {shapes} for {loaded.weights.source}: ours have others")
-    error = float(deviation.worst(found, [output.numpy() for output in outputs]).max())
+    error = float(deviation.worst(ours, [output.numpy() for output in outputs]).max())
     if not error <= LIMIT:
         raise ParityError(
             f"{loaded.weights.source} as it was loaded differs from {name}'s own model of the same file by "

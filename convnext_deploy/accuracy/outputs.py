@@ -38,16 +38,16 @@ class Segments:
 
     names: tuple[str, ...]
     hits: NDArray[np.int64]  # of the class in the mask and in the answer
-    wanted: NDArray[np.int64]  # of the class in the mask
-    given: NDArray[np.int64]  # of the class in the answer
+    truth: NDArray[np.int64]  # of the class in the mask
+    predicted: NDArray[np.int64]  # of the class in the answer
 
     @property
     def targets(self) -> NDArray[np.int64]:
-        return self.wanted
+        return self.truth
 
     @property
     def unions(self) -> NDArray[np.int64]:
-        return self.wanted + self.given - self.hits
+        return self.truth + self.predicted - self.hits
 
     @property
     def per_image(self) -> Values:
@@ -70,32 +70,32 @@ class Scored:
     of_masks: "Scored | None" = None  # of one that gives masks, where the objects have some
 
 
-def positives(found: Outputs | Segments | Detections, problem: Goal, outputs: int) -> list[int | None]:
+def positives(answers: Outputs | Segments | Detections, problem: Goal, outputs: int) -> list[int | None]:
     """Images that have each label or class; None of a regression."""
     if problem == "regression":
         return [None] * outputs
-    if isinstance(found, Detections):
-        image = np.repeat(np.arange(len(found.names)), found.wanted_counts)
-        pairs = np.unique(np.column_stack([image, found.wanted[:, 4].astype(np.int64)]), axis=0)
+    if isinstance(answers, Detections):
+        image = np.repeat(np.arange(len(answers.names)), answers.truth_counts)
+        pairs = np.unique(np.column_stack([image, answers.truth[:, 4].astype(np.int64)]), axis=0)
         counts: list[int | None] = np.bincount(pairs[:, 1], minlength=outputs).tolist()
         return counts
-    held: list[int | None] = (found.targets > 0).sum(axis=0).tolist()
+    held: list[int | None] = (answers.targets > 0).sum(axis=0).tolist()
     return held
 
 
-def scored(found: Outputs | Segments | Detections, problem: Goal) -> Scored:
+def scored(answers: Outputs | Segments | Detections, problem: Goal) -> Scored:
     """mAP of a multi-label model or a detector, R2 of a regression, mIoU of a segmenter.
 
     Raises:
         DataError: no image has a label, all have the same value, or no pixel counts.
     """
-    if isinstance(found, Detections):
-        of_masks = None if found.masks is None else _average_precision_of(boxes.judged(found, "segm"))
-        return replace(_average_precision_of(boxes.judged(found)), of_masks=of_masks)
-    if isinstance(found, Segments):
-        return _intersections_over_unions(found)
+    if isinstance(answers, Detections):
+        of_masks = None if answers.masks is None else _average_precision_of(boxes.judged(answers, "segm"))
+        return replace(_average_precision_of(boxes.judged(answers)), of_masks=of_masks)
+    if isinstance(answers, Segments):
+        return _intersections_over_unions(answers)
     one = _average_precision if problem == "multi-label" else _r_squared
-    targets, outputs = found.targets.astype(np.float64), found.outputs.astype(np.float64)
+    targets, outputs = answers.targets.astype(np.float64), answers.outputs.astype(np.float64)
     parts = [one(targets[:, output], outputs[:, output]) for output in range(targets.shape[1])]
     known = [part for part in parts if part is not None]
     if not known:
@@ -143,19 +143,19 @@ def _sum_from(values: Values) -> Values:
     return np.cumsum(values[::-1])[::-1]
 
 
-def _r_squared(wanted: Values, given: Values) -> tuple[float, Values, Values] | None:
-    centred = (wanted - wanted.mean()) ** 2
+def _r_squared(truth: Values, predicted: Values) -> tuple[float, Values, Values] | None:
+    centred = (truth - truth.mean()) ** 2
     total = centred.sum()
     if not total:
         return None
-    errors = (wanted - given) ** 2
+    errors = (truth - predicted) ** 2
     lost = errors.sum() / total
     return float(1 - lost), -(errors - lost * centred) / total, centred / total
 
 
-def _intersections_over_unions(found: Segments) -> Scored:
+def _intersections_over_unions(segments: Segments) -> Scored:
     """Over all pixels of all images; the mean is over the classes that a mask or an answer has."""
-    hits, targets, unions = (each.astype(np.float64) for each in (found.hits, found.wanted, found.unions))
+    hits, targets, unions = (each.astype(np.float64) for each in (segments.hits, segments.truth, segments.unions))
     whole = unions.sum(axis=0)
     known = whole > 0
     if not known.any():
@@ -211,30 +211,30 @@ def images_needed(drop: Drop, images: int, limit: float) -> int | None:
     return math.ceil(needed) if needed <= statistics.MOST_IMAGES else None
 
 
-def _chance(found: Outputs | Segments | Detections, problem: Goal) -> float:
+def _chance(answers: Outputs | Segments | Detections, problem: Goal) -> float:
     """What answers that have nothing to do with the images score: the labels' mean share, or 0.
 
     Of a segmenter: what as many pixels of each class score at any place.
     """
-    if isinstance(found, Detections):
+    if isinstance(answers, Detections):
         return 0.0
-    if isinstance(found, Segments):
-        wanted, given = (each.sum(axis=0) / max(1, each.sum()) for each in (found.wanted, found.given))
-        known = wanted + given > 0
-        both = (wanted * given)[known]
-        return float((both / ((wanted + given)[known] - both)).mean()) if known.any() else 0.0
-    shares = found.targets.mean(axis=0)
+    if isinstance(answers, Segments):
+        truth, predicted = (each.sum(axis=0) / max(1, each.sum()) for each in (answers.truth, answers.predicted))
+        known = truth + predicted > 0
+        both = (truth * predicted)[known]
+        return float((both / ((truth + predicted)[known] - both)).mean()) if known.any() else 0.0
+    shares = answers.targets.mean(axis=0)
     return float(shares[shares > 0].mean()) if problem == "multi-label" else 0.0
 
 
-def is_above_chance(found: Outputs | Segments | Detections, scored: Scored, problem: Goal) -> bool:
+def is_above_chance(answers: Outputs | Segments | Detections, scored: Scored, problem: Goal) -> bool:
     """Whether a score is clearly better than chance's."""
     error = float(np.sqrt(np.sum((scored.moves - scored.moves.mean()) ** 2)))
     far = NormalDist().inv_cdf(1 - statistics.CHANCE_ALPHA) * error
-    return scored.score - _chance(found, problem) > far
+    return scored.score - _chance(answers, problem) > far
 
 
-def chance_words(found: Outputs | Segments | Detections, scored: Scored, problem: Goal) -> str:
+def chance_words(answers: Outputs | Segments | Detections, scored: Scored, problem: Goal) -> str:
     numbered = "outputs numbered as the model's are (--labels)"
     if problem == "segmentation":
         numbered = "masks numbered as the model's classes are (--reduce-labels)"
@@ -242,6 +242,6 @@ def chance_words(found: Outputs | Segments | Detections, scored: Scored, problem
         numbered = "categories numbered as the model's classes are (--labels)"
     return (
         f"{METRICS[problem]} {scored.score:.2%} is not clearly above what answers without the images would give "
-        f"({_chance(found, problem):.2%}): are the {numbered}, and is this its "
+        f"({_chance(answers, problem):.2%}): are the {numbered}, and is this its "
         "preprocessing?"
     )

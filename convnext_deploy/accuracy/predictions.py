@@ -122,11 +122,11 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     boxes = [part for part in parts if isinstance(part, Detections)]
     kept: Kept
     if boxes:
-        names_of = ("given", "given_counts", "wanted", "wanted_counts")
+        names_of = ("predicted", "predicted_counts", "truth", "truth_counts")
         rows = [np.concatenate([getattr(part, column) for part in boxes]) for column in names_of]
         kept = Detections(names, rows[0], rows[1], rows[2], rows[3], _joined_masks([part.masks for part in boxes]))
     elif segments:
-        columns = ([getattr(part, column) for part in segments] for column in ("hits", "wanted", "given"))
+        columns = ([getattr(part, column) for part in segments] for column in ("hits", "truth", "predicted"))
         kept = Segments(names, *(np.concatenate(column) for column in columns))
     elif outputs:
         kept = Outputs(
@@ -151,10 +151,10 @@ def _joined_masks(parts: Sequence[InstanceMasks | None]) -> InstanceMasks | None
     masks = [part for part in parts if part is not None]
     if not masks:
         return None
-    given, wanted = (
-        tuple(itertools.chain.from_iterable(getattr(one, side) for one in masks)) for side in ("given", "wanted")
+    predicted, truth = (
+        tuple(itertools.chain.from_iterable(getattr(one, side) for one in masks)) for side in ("predicted", "truth")
     )
-    return InstanceMasks(given, wanted, np.concatenate([one.sides for one in masks]))
+    return InstanceMasks(predicted, truth, np.concatenate([one.sides for one in masks]))
 
 
 def hits(predictions: Predictions, count: int) -> NDArray[np.bool_]:
@@ -187,15 +187,15 @@ def encode(chunk: Chunk) -> bytes:
     if isinstance(predictions, Outputs):
         columns |= {"targets": predictions.targets, "outputs": predictions.outputs}
     elif isinstance(predictions, Detections):
-        columns |= {"boxes_given": predictions.given, "boxes_given_counts": predictions.given_counts}
-        columns |= {"boxes_wanted": predictions.wanted, "boxes_wanted_counts": predictions.wanted_counts}
+        columns |= {"boxes_predicted": predictions.predicted, "boxes_predicted_counts": predictions.predicted_counts}
+        columns |= {"boxes_truth": predictions.truth, "boxes_truth_counts": predictions.truth_counts}
         if predictions.masks is not None:
-            for name, masks in (("given", predictions.masks.given), ("wanted", predictions.masks.wanted)):
+            for name, masks in (("predicted", predictions.masks.predicted), ("truth", predictions.masks.truth)):
                 columns[f"masks_{name}"] = np.frombuffer(b"".join(masks), np.uint8)
                 columns[f"masks_{name}_bytes"] = np.array([len(mask) for mask in masks], np.int64)
             columns["masks_sides"] = predictions.masks.sides
     elif isinstance(predictions, Segments):
-        columns |= {"hits": predictions.hits, "wanted": predictions.wanted, "given": predictions.given}
+        columns |= {"hits": predictions.hits, "truth": predictions.truth, "predicted": predictions.predicted}
     else:
         columns |= {
             "labels": predictions.labels,
@@ -251,19 +251,19 @@ def _of_npz(content: bytes) -> Chunk:
             outputs = Outputs(names, column("targets", np.float32, 2), column("outputs", np.float32, 2))
             _check_outputs(outputs)
             return Chunk(start, stop, outputs, corrupt)
-        if "boxes_given.npy" in archive.namelist():
+        if "boxes_predicted.npy" in archive.namelist():
             detections = Detections(
                 names,
-                column("boxes_given", np.float32, 2),
-                column("boxes_given_counts", np.int64, 1),
-                column("boxes_wanted", np.float64, 2),
-                column("boxes_wanted_counts", np.int64, 1),
+                column("boxes_predicted", np.float32, 2),
+                column("boxes_predicted_counts", np.int64, 1),
+                column("boxes_truth", np.float64, 2),
+                column("boxes_truth_counts", np.int64, 1),
                 _masks_of(column) if "masks_sides.npy" in archive.namelist() else None,
             )
             _check_detections(detections)
             return Chunk(start, stop, detections, corrupt)
         if "hits.npy" in archive.namelist():
-            segments = Segments(names, *(column(name, np.int64, 2) for name in ("hits", "wanted", "given")))
+            segments = Segments(names, *(column(name, np.int64, 2) for name in ("hits", "truth", "predicted")))
             _check_segments(segments)
             return Chunk(start, stop, segments, corrupt)
         predictions = Predictions(
@@ -279,7 +279,7 @@ def _of_npz(content: bytes) -> Chunk:
 
 def _masks_of(column: Callable[[str, type, int], NDArray[Any]]) -> InstanceMasks:
     sides = []
-    for name in ("given", "wanted"):
+    for name in ("predicted", "truth"):
         content, lengths = column(f"masks_{name}", np.uint8, 1).tobytes(), column(f"masks_{name}_bytes", np.int64, 1)
         if (lengths < 0).any() or (lengths > len(content)).any() or int(lengths.sum()) != len(content):
             raise ValueError("its masks are of other lengths")
@@ -311,37 +311,37 @@ def _of_parquet(content: bytes) -> Chunk:
     return Chunk(start, stop, predictions, corrupt)
 
 
-def _check_outputs(found: Outputs) -> None:
+def _check_outputs(outputs: Outputs) -> None:
     """Raises ValueError where they are nothing that an evaluation makes."""
-    if found.targets.shape != found.outputs.shape or len(found.targets) != len(found.names):
+    if outputs.targets.shape != outputs.outputs.shape or len(outputs.targets) != len(outputs.names):
         raise ValueError("its columns are of different lengths")
-    if not all(isinstance(name, str) for name in found.names):
+    if not all(isinstance(name, str) for name in outputs.names):
         raise ValueError("an image has no name")
-    if not (np.isfinite(found.targets).all() and np.isfinite(found.outputs).all()):
+    if not (np.isfinite(outputs.targets).all() and np.isfinite(outputs.outputs).all()):
         raise ValueError("a value is not finite")
 
 
-def _check_segments(found: Segments) -> None:
+def _check_segments(segments: Segments) -> None:
     """Raises ValueError where they are no counts of pixels."""
-    if found.hits.shape != found.wanted.shape or found.hits.shape != found.given.shape:
+    if segments.hits.shape != segments.truth.shape or segments.hits.shape != segments.predicted.shape:
         raise ValueError("its columns are of different lengths")
-    if len(found.hits) != len(found.names) or not all(isinstance(name, str) for name in found.names):
+    if len(segments.hits) != len(segments.names) or not all(isinstance(name, str) for name in segments.names):
         raise ValueError("an image has no name")
-    if (found.hits < 0).any() or (found.hits > np.minimum(found.wanted, found.given)).any():
+    if (segments.hits < 0).any() or (segments.hits > np.minimum(segments.truth, segments.predicted)).any():
         raise ValueError("more pixels are right than there are")
-    if found.hits.size and max(int(found.wanted.max()), int(found.given.max())) >= _MOST_PIXELS:
+    if segments.hits.size and max(int(segments.truth.max()), int(segments.predicted.max())) >= _MOST_PIXELS:
         raise ValueError(f"an image has {_MOST_PIXELS:,} pixels or more")
 
 
-def _check_detections(found: Detections) -> None:
+def _check_detections(detections: Detections) -> None:
     """Raises ValueError where they are no boxes of images."""
-    if not all(isinstance(name, str) for name in found.names):
+    if not all(isinstance(name, str) for name in detections.names):
         raise ValueError("an image has no name")
     for rows, counts, width, number in (
-        (found.given, found.given_counts, 6, 5),
-        (found.wanted, found.wanted_counts, 7, 4),
+        (detections.predicted, detections.predicted_counts, 6, 5),
+        (detections.truth, detections.truth_counts, 7, 4),
     ):
-        if rows.shape[1] != width or len(counts) != len(found.names) or (counts < 0).any():
+        if rows.shape[1] != width or len(counts) != len(detections.names) or (counts < 0).any():
             raise ValueError("its columns are of different lengths")
         if (counts > len(rows)).any() or int(counts.sum()) != len(rows):
             raise ValueError("its boxes are of other images")
@@ -350,37 +350,43 @@ def _check_detections(found: Detections) -> None:
         if len(rows) and not (rows[:, number].min() >= 0 and rows[:, number].max() < _MOST_CLASSES):
             raise ValueError("a class is negative or too large")
 
-    masks = found.masks
+    masks = detections.masks
     if masks is not None:
-        if (len(masks.given), len(masks.wanted)) != (len(found.given), len(found.wanted)):
+        if (len(masks.predicted), len(masks.truth)) != (len(detections.predicted), len(detections.truth)):
             raise ValueError("its masks are of other objects")
-        if masks.sides.shape != (len(found.names), 2) or (masks.sides < 1).any() or (masks.sides > MOST_SIDE).any():
+        if (
+            masks.sides.shape != (len(detections.names), 2)
+            or (masks.sides < 1).any()
+            or (masks.sides > MOST_SIDE).any()
+        ):
             raise ValueError("its masks are of no images")
-        for coded, counts in ((masks.given, found.given_counts), (masks.wanted, found.wanted_counts)):
+        for coded, counts in ((masks.predicted, detections.predicted_counts), (masks.truth, detections.truth_counts)):
             for mask, sides in zip(coded, np.repeat(masks.sides, counts, axis=0).tolist(), strict=True):
                 lengths_of(mask, sides)
 
 
-def _check_predictions(found: Predictions) -> None:
+def _check_predictions(predictions: Predictions) -> None:
     """Raises ValueError where they are nothing that `of_logits` makes."""
-    count = len(found.names)
+    count = len(predictions.names)
     shapes = (
-        found.labels.shape,
-        found.label_log_prob.shape,
-        found.top_classes.shape[:1],
-        found.top_log_probs.shape[:1],
+        predictions.labels.shape,
+        predictions.label_log_prob.shape,
+        predictions.top_classes.shape[:1],
+        predictions.top_log_probs.shape[:1],
     )
-    if any(shape != (count,) for shape in shapes) or found.top_classes.shape != found.top_log_probs.shape:
+    if any(shape != (count,) for shape in shapes) or predictions.top_classes.shape != predictions.top_log_probs.shape:
         raise ValueError("its columns are of different lengths")
-    if not all(isinstance(name, str) for name in found.names):
+    if not all(isinstance(name, str) for name in predictions.names):
         raise ValueError("an image has no name")
-    if count and (found.top_classes.shape[1] < 1 or found.labels.min() < 0 or found.top_classes.min() < 0):
+    if count and (
+        predictions.top_classes.shape[1] < 1 or predictions.labels.min() < 0 or predictions.top_classes.min() < 0
+    ):
         raise ValueError("a class is missing or negative")
-    if count and max(int(found.labels.max()), int(found.top_classes.max())) >= _MOST_CLASSES:
+    if count and max(int(predictions.labels.max()), int(predictions.top_classes.max())) >= _MOST_CLASSES:
         raise ValueError(f"a class is {_MOST_CLASSES:,} or more")
-    if not (np.isfinite(found.top_log_probs).all() and np.isfinite(found.label_log_prob).all()):
+    if not (np.isfinite(predictions.top_log_probs).all() and np.isfinite(predictions.label_log_prob).all()):
         raise ValueError("a probability is not finite")
-    if count and max(float(found.top_log_probs.max()), float(found.label_log_prob.max())) > _ROUNDING:
+    if count and max(float(predictions.top_log_probs.max()), float(predictions.label_log_prob.max())) > _ROUNDING:
         raise ValueError("a probability is above 1")
 
 

@@ -106,14 +106,14 @@ def pixels_of(loaded: "Loaded", verify_data: str | ImageSource) -> Pixels:
         raise DataError(f"--verify-data {verify_data} contains an image that cannot be read: {plain(error)}") from None
 
 
-def _finite(loaded: "Loaded", found: verify.Outputs) -> verify.Outputs:
-    wrong = sum(int(np.count_nonzero(~np.isfinite(output))) for output in found)
+def _finite(loaded: "Loaded", outputs: verify.Outputs) -> verify.Outputs:
+    wrong = sum(int(np.count_nonzero(~np.isfinite(output))) for output in outputs)
     if wrong:
         raise WeightsError(
             f"{wrong} of the outputs of {loaded.weights.source} are NaN or infinite before any rewrite; "
             "expected finite weights that float32 can compute with"
         )
-    return found
+    return outputs
 
 
 def outputs(
@@ -143,7 +143,7 @@ def tensors(
     return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
 
-def places_of(model: ModelSpec, found: verify.Outputs, rows: slice) -> "Places | None":
+def places_of(model: ModelSpec, outputs: verify.Outputs, rows: slice) -> "Places | None":
     """Which candidates a detector of two stages followed, on some of the images; None of other models."""
     if model.detection is None or model.detection.regions is None:
         return None
@@ -151,7 +151,7 @@ def places_of(model: ModelSpec, found: verify.Outputs, rows: slice) -> "Places |
 
     from ..models.two_stage import Places
 
-    return Places(*(torch.from_numpy(output[rows]) for output in found[-len(Places._fields) :]))
+    return Places(*(torch.from_numpy(output[rows]) for output in outputs[-len(Places._fields) :]))
 
 
 def as_input(loaded: "Loaded", model: "ConvNeXt", pixels: Pixels) -> NDArray[np.float32] | Pixels:
@@ -201,7 +201,7 @@ Reload = Callable[[], "Loaded"]
 
 
 def _at_its_rounding(
-    failed: Parity, found: verify.Outputs, rows: NDArray[np.int64], probe: Probe, classify: bool, reload: Reload
+    failed: Parity, built: verify.Outputs, rows: NDArray[np.int64], probe: Probe, classify: bool, reload: Reload
 ) -> Parity:
     """A failure in fp32 once more, beside float64, at the limit that the source's own distance from it gives."""
     if failed.relative_error is None or not failed.relative_error <= verify.LOOSEST_FP32:
@@ -209,7 +209,7 @@ def _at_its_rounding(
     source = reload()
     exact = outputs(source, source.model.double(), probe.pixels)
     limit, rounding = verify.rounding_tolerance(probe.expected, exact)
-    again = verify.compare(found, tuple(output[rows] for output in exact), limit, probe.name, classify)
+    again = verify.compare(built, tuple(output[rows] for output in exact), limit, probe.name, classify)
     return msgspec.structs.replace(again, source_rounding=rounding)
 
 

@@ -1,4 +1,4 @@
-"""A segmenter's answers beside the masks: of each image and class the pixels that are right, wanted and given."""
+"""A segmenter's answers beside the masks: of each image and class the pixels that are right, true and predicted."""
 
 from collections.abc import Sequence
 
@@ -28,12 +28,11 @@ def counted(
     for name, index, output in zip(names, indices, outputs, strict=True):
         if not np.isfinite(output.astype(np.float32, copy=False)).all():
             raise CheckFailed(f"the model's outputs for {name} have NaN or infinite values")
-        wanted = masks.read(truth, index, classes)
-        given = label_maps.classes_of(output, (wanted.shape[0], wanted.shape[1]))
-        counts = wanted != masks.IGNORED
-        wanted, given = wanted[counts], given[counts]
-        confusions.append(
-            tuple(np.bincount(each, minlength=classes) for each in (wanted[wanted == given], wanted, given))
-        )
-    hits, wants, gives = (np.stack(each).astype(np.int64) for each in zip(*confusions, strict=True))
-    return Segments(names, hits, wants, gives)
+        label_map = masks.read(truth, index, classes)
+        predicted = label_maps.classes_of(output, (label_map.shape[0], label_map.shape[1]))
+        counts = label_map != masks.IGNORED
+        label_map, predicted = label_map[counts], predicted[counts]
+        pixels = (label_map[label_map == predicted], label_map, predicted)
+        confusions.append(tuple(np.bincount(each, minlength=classes) for each in pixels))
+    hits, of_truth, of_prediction = (np.stack(each).astype(np.int64) for each in zip(*confusions, strict=True))
+    return Segments(names, hits, of_truth, of_prediction)

@@ -120,19 +120,19 @@ def targets_of(source: sources.ImageSource, outputs: int, problem: Goal) -> NDAr
     return targets
 
 
-def refuse_lost_classes(source: sources.ImageSource, found: Predictions, corrupt: tuple[str, ...]) -> None:
+def refuse_lost_classes(source: sources.ImageSource, predictions: Predictions, corrupt: tuple[str, ...]) -> None:
     """Refuse a class of which not one image can be read: the accuracy would be that of the other classes.
 
     Args:
         source: with labels.
-        found: the predictions on the images that were read.
+        predictions: the predictions on the images that were read.
         corrupt: a line for each image that was not: its name, a colon, the reason.
 
     Raises:
         DataError: such a class.
     """
     assert source.labels is not None
-    lost = sorted(set(source.labels.tolist()) - set(found.labels.tolist()))
+    lost = sorted(set(source.labels.tolist()) - set(predictions.labels.tolist()))
     if not lost:
         return
     index = source.labels.tolist().index(lost[0])

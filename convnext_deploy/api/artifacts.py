@@ -104,7 +104,8 @@ def export(
             logits (N, classes, H / 4, W / 4): resizing and the choice of the class are part of the graph.
         plan: a plan of `quantize` for this checkpoint and format.
         data: labelled images, as for `evaluate`. Likely image sizes, statistics and crops are tried on them in the
-            place of what is assumed, and a combination that is better beyond chance is an error that names it.
+            place of what is assumed, and a combination that is better beyond chance is an error that names it. What
+            is given is taken; what fits better is `fits_better` of that fact in the manifest's `provenance`.
         verify_data: more images to verify on (in any form that `evaluate` takes), beside the bundled ones.
         device: where the artifact is built for and verified on; None: the CPU, or CUDA where the format needs it.
         kernels: this package's fused CUDA kernels: "measured" takes them where `kernels/measured.json` says that they

@@ -1,5 +1,6 @@
 """The server: `serve` runs it, `asgi` returns the application for whoever has a server already."""
 
+import contextlib
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -110,26 +111,25 @@ def serve(
         import tritonclient.grpc  # noqa: F401
     from ..serving import server, workers
 
-    listener, second = server.bound(arguments.text("host", host), port, "the address"), None
-    try:
+    with contextlib.ExitStack() as sockets:
+        listener, second = sockets.enter_context(server.bound(arguments.text("host", host), port, "the address")), None
         if admin is not None:
             name, _, number = arguments.text("admin", admin).rpartition(":")
             if not name or not number.isdecimal():
                 raise UsageError(f"admin {arguments.shown(admin)}; expected HOST:PORT such as 127.0.0.1:8001")
-            second = server.bound(name.strip("[]"), int(number[:9]), "admin")
+            second = sockets.enter_context(server.bound(name.strip("[]"), int(number[:9]), "admin"))
         server_settings = _settings(artifacts, say, options)
-        if server_settings[1].workers > 1 and grpc_port is not None:
-            raise UsageError(
-                f"grpc_port {grpc_port} with {server_settings[1].workers} workers; gRPC is served by one process"
-            )
-        if server_settings[1].workers > 1:
-            workers.Workers(workers.order(*server_settings), listener, second, say).run(ready)
+        several = server_settings[1].workers > 1
+        # Beside a port that may be shared, somebody else's is not noticed. And what cannot be had is said first.
+        if grpc_port is not None:
+            server.bound(host, grpc_port, "--grpc-port").close()
+        if several:
+            third = None
+            if grpc_port is not None:
+                third = sockets.enter_context(server.bound(host, grpc_port, "--grpc-port", shared=True))
+            workers.Workers(workers.order(*server_settings), listener, second, say, third).run(ready)
         else:
             server.Server(_service(server_settings, say), listener, second, grpc_port=grpc_port).run(ready)
-    finally:
-        listener.close()
-        if second is not None:
-            second.close()
 
 
 @verb

@@ -19,26 +19,26 @@ def sizes(expected: NDArray[np.floating]) -> Distances:
     return np.maximum(norms, np.sqrt((norms**2).mean()))
 
 
-def relative_errors(found: NDArray[np.floating], expected: NDArray[np.floating]) -> Distances:
+def relative_errors(outputs: NDArray[np.floating], expected: NDArray[np.floating]) -> Distances:
     """||found - expected|| of each sample, over `sizes`.
 
     Where every expected output is zero, the error is 0 for samples that are zero too, and infinite for the others.
     """
-    return _shares(np.linalg.norm(_rows(found) - _rows(expected), axis=1), sizes(expected))
+    return _shares(np.linalg.norm(_rows(outputs) - _rows(expected), axis=1), sizes(expected))
 
 
-def cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> Distances:
+def cosines(outputs: NDArray[np.floating], expected: NDArray[np.floating]) -> Distances:
     """1 - (||a|| ||b|| - a.b) / size^2 of each sample: the cosine, where both norms are as large as is usual."""
-    a, b = _rows(found), _rows(expected)
+    a, b = _rows(outputs), _rows(expected)
     norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     size = sizes(expected)
     products = np.maximum(norms[0], size) * np.maximum(norms[1], size)
     return 1 - _shares(norms[0] * norms[1] - (a * b).sum(1), products)
 
 
-def worst(found: Sequence[NDArray[np.floating]], expected: Sequence[NDArray[np.floating]]) -> Distances:
+def worst(outputs: Sequence[NDArray[np.floating]], expected: Sequence[NDArray[np.floating]]) -> Distances:
     """The largest relative error of each sample's outputs."""
-    errors: Distances = np.max([relative_errors(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
+    errors: Distances = np.max([relative_errors(a, b) for a, b in zip(outputs, expected, strict=True)], axis=0)
     return errors
 
 

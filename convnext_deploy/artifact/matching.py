@@ -89,7 +89,7 @@ def _matched(fits: list[list[int]]) -> dict[int, int]:
 
 
 def _near_ties(
-    found: Places, wanted: Places, lowest: Values, candidates: Candidates, facts: Detection, room: Room
+    places: Places, expected: Places, lowest: Values, candidates: Candidates, facts: Detection, room: Room
 ) -> tuple[int, int]:
     """Detections that only one side has: (those that rounding explains, the others).
 
@@ -98,12 +98,12 @@ def _near_ties(
     """
     classes = candidates.scores.shape[1]
     scores = candidates.scores.reshape(-1)
-    odd = np.setxor1d(found, wanted)
+    odd = np.setxor1d(places, expected)
     if not len(odd):
         return 0, 0
     starts = np.cumsum(candidates.counts)
-    all_pairs = np.union1d(found, wanted)
-    extra = set(np.setdiff1d(found, wanted).tolist())
+    all_pairs = np.union1d(places, expected)
+    extra = set(np.setdiff1d(places, expected).tolist())
     explained: set[int] = set()
     followed: set[int] = set()
     changed = True
@@ -119,7 +119,7 @@ def _near_ties(
             )
             level = int(np.searchsorted(starts, anchor, side="right"))
             is_extra = pair in extra
-            other = wanted if is_extra else found
+            other = expected if is_extra else places
             last = float(scores[other].min()) if len(other) >= facts.most_detections else -1.0
             follows = False
             if (
@@ -161,7 +161,7 @@ def _turned(
 
 
 def compare(
-    found: Sequence[NDArray[np.generic]],
+    outputs: Sequence[NDArray[np.generic]],
     expected: Sequence[NDArray[np.float32]],
     model: ModelSpec,
     image_size: tuple[int, int],
@@ -172,15 +172,15 @@ def compare(
     """An artifact's detections beside the candidates of its reference.
 
     Args:
-        found: boxes (N, D, 4), scores (N, D), classes (N, D), and masks (N, D, M, M) where the model has them.
+        outputs: boxes (N, D, 4), scores (N, D), classes (N, D), and masks (N, D, M, M) where the model has them.
         expected: scores (N, A, K) and boxes (N, A, 4) of every anchor; of two stages what `TwoStageDetector` gives.
         error: relative error that is tolerated of the candidates.
     """
     facts = model.detection
     assert facts is not None
     failures, worst, near_ties, agreeing, unequal, asked = [], 0.0, 0, 0, 0, 0
-    wrong = [output for output in found if not np.isfinite(output.astype(np.float64)).all()]
-    shapes = [output.shape for output in found]
+    wrong = [output for output in outputs if not np.isfinite(output.astype(np.float64)).all()]
+    shapes = [output.shape for output in outputs]
     size, side = (len(expected[0]), facts.most_detections), facts.mask_side
     if shapes != [(*size, 4), size, size, *([(*size, side, side)] if side else [])] or wrong:
         problem = "values that are not finite" if wrong else f"outputs of shapes {shapes}, expected {size} detections"
@@ -188,9 +188,11 @@ def compare(
     for index in range(len(expected[0])):
         candidates = candidates_of(expected, index, model, image_size, error)
         room = room_of(candidates, error, image_size)
-        boxes, scores, labels = (output[index].astype(np.float64) for output in found[:3])
+        boxes, scores, labels = (output[index].astype(np.float64) for output in outputs[:3])
         is_one = labels >= 0
-        filled = np.any([output[index].reshape(len(is_one), -1).any(1) for output in (*found[:2], *found[3:])], axis=0)
+        filled = np.any(
+            [output[index].reshape(len(is_one), -1).any(1) for output in (*outputs[:2], *outputs[3:])], axis=0
+        )
         one = _looked_up(boxes[is_one], scores[is_one], labels[is_one].astype(np.int64), candidates, room)
         wanted, lowest = chosen(candidates, facts)
         pairs = np.array(list(one.owners), np.int64)
@@ -209,7 +211,7 @@ def compare(
                 f"{int(is_one.sum())} found, {len(wanted)} expected"
             )
         if side:
-            own = {pair: found[3][index][is_one][place] for pair, place in one.owners.items()}
+            own = {pair: outputs[3][index][is_one][place] for pair, place in one.owners.items()}
             masks = proposals.masks_beside(own, expected, index, model, room.boxes, error)
             worst, near_ties = max(worst, masks.worst), near_ties + masks.near_ties
             if masks.wrong:

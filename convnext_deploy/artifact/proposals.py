@@ -206,7 +206,7 @@ class MasksBeside:
 
 
 def masks_beside(
-    found: Mapping[int, NDArray[np.generic]],
+    outputs: Mapping[int, NDArray[np.generic]],
     expected: Sequence[NDArray[np.generic]],
     index: int,
     model: ModelSpec,
@@ -228,7 +228,7 @@ def masks_beside(
     worst, compared, wrong, alike, near_ties = 0.0, 0, 0, 0, 0
     lowest, _, highest = _map_range(boxes[pairs], away.reshape(-1)[pairs], model)
     for place, pair in enumerate(pairs.tolist()):
-        if pair not in found:
+        if pair not in outputs:
             continue
         if lowest[place] != highest[place]:
             near_ties += 1
@@ -238,12 +238,12 @@ def masks_beside(
         shift = 2 * float(away.reshape(-1)[pair]) * masks.shape[1] / float(sides.min())
         room = spread + min(shift, float(masks.shape[1])) * _steps(own)
         least, most = score_range(own, room)
-        mask = found[pair].astype(np.float64)
+        mask = outputs[pair].astype(np.float64)
         worst = max(worst, float(np.abs(mask - masks[place]).max()))
         compared += 1
         wrong += bool(((mask < least) | (mask > most)).any())
-        inside, wanted = mask > INSIDE, masks[place] > INSIDE
-        alike += int((inside & wanted).sum()) >= LEAST_SHARED * int((inside | wanted).sum())
+        inside, reference = mask > INSIDE, masks[place] > INSIDE
+        alike += int((inside & reference).sum()) >= LEAST_SHARED * int((inside | reference).sum())
     return MasksBeside(worst, compared, wrong, alike, near_ties)
 
 

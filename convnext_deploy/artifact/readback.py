@@ -78,33 +78,35 @@ class Expected:
     tables: Sequence[NDArray[Any]] = ()  # made from the image size alone, which converters may keep ready
 
 
-def differences(found: Contents, expected: Expected) -> ReadBack:
+def differences(contents: Contents, expected: Expected) -> ReadBack:
     """Every tensor and scalar of the module looked for in the file."""
     if expected.repeated:
-        once = {tensor.name: tensor for tensor in found.tensors}
-        unread = "; ".join(filter(None, (found.unread, REPEATED)))
-        found = replace(found, tensors=tuple(once.values()), scalars=None, activations=None, unread=unread)
-    failures = [*_changed(expected), *_tensors(found, expected), *_quantizers(found, expected)]
-    if found.shifts is not None and {k: v for k, v in found.shifts.items() if v} != dict(expected.shifts):
-        failures.append(f"the built file shifts inputs by {dict(found.shifts)}, expected {dict(expected.shifts)}")
-    scalars = found.scalars
+        once = {tensor.name: tensor for tensor in contents.tensors}
+        unread = "; ".join(filter(None, (contents.unread, REPEATED)))
+        contents = replace(contents, tensors=tuple(once.values()), scalars=None, activations=None, unread=unread)
+    failures = [*_changed(expected), *_tensors(contents, expected), *_quantizers(contents, expected)]
+    if contents.shifts is not None and {k: v for k, v in contents.shifts.items() if v} != dict(expected.shifts):
+        failures.append(f"the built file shifts inputs by {dict(contents.shifts)}, expected {dict(expected.shifts)}")
+    scalars = contents.scalars
     if scalars is not None:
         failures += _scalars(scalars, expected)
     in_order: Callable[[Sequence[str]], Sequence[str]] = sorted if expected.branches else tuple
-    held, wanting = in_order(found.activations or ()), in_order(expected.activations)
-    if found.quantizers is not None:  # a quantizer from 0 on cuts off what ReLU does, so that converters leave ReLU out
-        left = min(wanting.count("relu") - held.count("relu"), sum(one.low == 0 for one in found.quantizers))
+    held, wanting = in_order(contents.activations or ()), in_order(expected.activations)
+    if (
+        contents.quantizers is not None
+    ):  # a quantizer from 0 on cuts off what ReLU does, so that converters leave ReLU out
+        left = min(wanting.count("relu") - held.count("relu"), sum(one.low == 0 for one in contents.quantizers))
         wanting = _without(wanting, "relu", left)
-    if found.activations is not None and [*held] != [*wanting]:
+    if contents.activations is not None and [*held] != [*wanting]:
         pairs = zip((*held, "none"), (*wanting, "none"), strict=False)
         got, wanted = next((a, b) for a, b in pairs if a != b)
         failures.append(f"an activation is {got}, expected {wanted}")
     return ReadBack(
         tensors=len(expected.tensors),
         epsilons=None if scalars is None else len(expected.epsilons),
-        activations=None if found.activations is None else len(expected.activations),
+        activations=None if contents.activations is None else len(expected.activations),
         failures=tuple(failures),
-        unread=found.unread or None,
+        unread=contents.unread or None,
     )
 
 
@@ -131,21 +133,21 @@ def _changed(expected: Expected) -> Iterator[str]:
         yield f"the build changed {len(changed)} of the module's tensors: {_few(changed)}"
 
 
-def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
+def _tensors(contents: Contents, expected: Expected) -> Iterator[str]:
     waiting: dict[int, list[int]] = {}
     elsewhere = (
-        frozenset[str]() if found.quantizers is None else frozenset().union(*(n for _, n in expected.quantizers))
+        frozenset[str]() if contents.quantizers is None else frozenset().union(*(n for _, n in expected.quantizers))
     )
     for index, tensor in enumerate(expected.tensors):
         if tensor.name in elsewhere:
             continue
         waiting.setdefault(tensor.values.size, []).append(index)
     strange, order = [], []
-    for stored in found.tensors:
+    for stored in contents.tensors:
         candidates = waiting.get(stored.values.size, [])
         for index in candidates:
             wanted = expected.tensors[index]
-            if (not found.named or wanted.name == stored.name) and _same(stored, wanted, expected.halved):
+            if (not contents.named or wanted.name == stored.name) and _same(stored, wanted, expected.halved):
                 candidates.remove(index)
                 if expected.groups[index] not in expected.branches and not _neutral(wanted):
                     order.append(expected.groups[index])
@@ -170,19 +172,19 @@ def _tensors(found: Contents, expected: Expected) -> Iterator[str]:
         )
     if strange:
         yield f"the built file has {counted(len(strange), 'tensor')} that the module had not: {_few(strange)}"
-    if not found.named and order != sorted(order):
+    if not contents.named and order != sorted(order):
         yield "the built file uses the module's tensors in another order"
 
 
-def _quantizers(found: Contents, expected: Expected) -> Iterator[str]:
+def _quantizers(contents: Contents, expected: Expected) -> Iterator[str]:
     """Limits in the order of use. Files hold them in float32, made from a scale in one rounding."""
-    if found.quantizers is None:
+    if contents.quantizers is None:
         return
     quantizers = [quantizer for quantizer, _ in expected.quantizers]
-    if len(found.quantizers) != len(quantizers):
-        yield f"the built file has {len(found.quantizers)} quantizers, expected {len(quantizers)}"
+    if len(contents.quantizers) != len(quantizers):
+        yield f"the built file has {len(contents.quantizers)} quantizers, expected {len(quantizers)}"
         return
-    pairs = [*found.quantizers], quantizers
+    pairs = [*contents.quantizers], quantizers
     if expected.branches:  # beside the chain of the others, at any place in the order
         pairs = tuple(sorted(side, key=lambda one: (one.low, one.high, one.levels)) for side in pairs)  # type: ignore[assignment]  # mypy takes it for one of any length
     for a, b in zip(*pairs, strict=True):
@@ -256,10 +258,10 @@ def _neutral(stored: Tensor) -> bool:
     return bool((stored.values == 1).all() or (stored.values == 0).all())
 
 
-def _scalars(found: Sequence[float], expected: Expected) -> Iterator[str]:
+def _scalars(numbers: Sequence[float], expected: Expected) -> Iterator[str]:
     """The epsilons in their order; between them, constants only that the module's operations have."""
     left = list(expected.epsilons)
-    for value in found:
+    for value in numbers:
         if left and _close(value, left[0], expected.halved):
             left.pop(0)
         elif not any(_close(value, constant, expected.halved) for constant in expected.constants):

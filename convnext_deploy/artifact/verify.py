@@ -120,7 +120,7 @@ def _rms(errors: deviation.Distances) -> float:
 
 
 def compare(
-    found: Outputs,
+    outputs: Outputs,
     expected: Outputs,
     limit: Tolerance,
     images: str,
@@ -130,7 +130,7 @@ def compare(
     """All tiers on one set of images.
 
     Args:
-        found: the artifact's outputs, each (N, ...).
+        outputs: the artifact's outputs, each (N, ...).
         expected: the reference's, same shapes.
         limit: of the worst sample.
         images: how to call the set in the record.
@@ -140,16 +140,16 @@ def compare(
     """
     failures = []
     what = {"source": "", "simulation": " from the simulation", "type": " from the same type in PyTorch"}[reference]
-    if classify and found[0].dtype.kind == "i":
-        return _compare_classes(cast("NDArray[np.integer[Any]]", found[0]), expected, limit, images, reference)
-    shapes = [tuple(a.shape) for a in found], [tuple(b.shape) for b in expected]
+    if classify and outputs[0].dtype.kind == "i":
+        return _compare_classes(cast("NDArray[np.integer[Any]]", outputs[0]), expected, limit, images, reference)
+    shapes = [tuple(a.shape) for a in outputs], [tuple(b.shape) for b in expected]
     if shapes[0] != shapes[1]:
         return _parity(images, reference, expected, (f"output shapes {shapes[0]}, expected {shapes[1]}",))
-    if not all(np.isfinite(a).all() for a in found):
-        count = sum(int(np.count_nonzero(~np.isfinite(a))) for a in found)
+    if not all(np.isfinite(a).all() for a in outputs):
+        count = sum(int(np.count_nonzero(~np.isfinite(a))) for a in outputs)
         return _parity(images, reference, expected, (f"{count} of the outputs' values are NaN or infinite",))
-    errors = deviation.worst(found, expected)
-    cosines = np.min([deviation.cosines(a, b) for a, b in zip(found, expected, strict=True)], axis=0)
+    errors = deviation.worst(outputs, expected)
+    cosines = np.min([deviation.cosines(a, b) for a, b in zip(outputs, expected, strict=True)], axis=0)
     worst, lowest = float(errors.max()), float(cosines.min())
     if not worst <= limit.relative_error:
         failures.append(
@@ -163,7 +163,7 @@ def compare(
         failures.append(f"cosine {lowest:.8f} on sample {int(cosines.argmin())}, below {limit.cosine:.8f}")
     agreement, near_ties = None, 0
     if classify and expected[0].shape[1] > 1:  # of one output it would be 100 % whatever the logits are
-        agreement, near_ties = top1_agreement(_rows(found[0]), _rows(expected[0]), limit)
+        agreement, near_ties = top1_agreement(_rows(outputs[0]), _rows(expected[0]), limit)
         if agreement < 1.0:
             failures.append(f"top-1 agrees on {agreement:.2%} of the samples that are not near-ties, expected all")
     return Parity(
@@ -184,18 +184,18 @@ def _rows(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _compare_classes(
-    found: NDArray[np.integer[Any]], expected: Outputs, limit: Tolerance, images: str, reference: Reference
+    outputs: NDArray[np.integer[Any]], expected: Outputs, limit: Tolerance, images: str, reference: Reference
 ) -> Parity:
     """Classes of pixels (N, H, W) beside the reference's logits (N, K, h, w), resized to them."""
-    sides = (found.shape[1], found.shape[2]) if found.ndim == 3 else (0, 0)
-    if found.ndim != 3 or len(found) != len(expected[0]):
-        failure = f"classes of shape {found.shape} for {len(expected[0])} images; expected (N, H, W)"
+    sides = (outputs.shape[1], outputs.shape[2]) if outputs.ndim == 3 else (0, 0)
+    if outputs.ndim != 3 or len(outputs) != len(expected[0]):
+        failure = f"classes of shape {outputs.shape} for {len(expected[0])} images; expected (N, H, W)"
         return _parity(images, reference, expected, (failure,))
-    outside = int(np.count_nonzero((found < 0) | (found >= expected[0].shape[1])))
+    outside = int(np.count_nonzero((outputs < 0) | (outputs >= expected[0].shape[1])))
     if outside:
         return _parity(images, reference, expected, (f"{outside} pixels have a class that the model has not",))
     agreeing = counted = near_ties = 0
-    for one, logits in zip(found, expected[0], strict=True):
+    for one, logits in zip(outputs, expected[0], strict=True):
         rows = _rows(label_maps.resized(logits, sides)[None])
         near, unequal = _near_ties(one.reshape(-1).astype(np.int64), rows, limit)
         near_ties += int(near.sum())
@@ -208,7 +208,7 @@ def _compare_classes(
     return Parity(
         images=images,
         reference=reference,
-        samples=len(found),
+        samples=len(outputs),
         relative_error=None,
         cosine=None,
         top1_agreement=agreement,
@@ -218,7 +218,7 @@ def _compare_classes(
 
 
 def compare_type(
-    found: Outputs, same: Outputs, wide: Outputs, precision: Precision, images: str, classify: bool
+    outputs: Outputs, same: Outputs, wide: Outputs, precision: Precision, images: str, classify: bool
 ) -> Parity:
     """The tiers beside the nearer of two simulations of the same type, at a limit that the two give.
 
@@ -228,7 +228,7 @@ def compare_type(
     """
     error = type_error(same, wide, precision)
     limit = Tolerance(relative_error=error, cosine=1 - error**2)
-    judged = [compare(found, reference, limit, images, classify, "type") for reference in (same, wide)]
+    judged = [compare(outputs, reference, limit, images, classify, "type") for reference in (same, wide)]
     return min(judged, key=lambda parity: (len(parity.failures), parity.relative_error or 0.0))
 
 
@@ -237,13 +237,13 @@ def type_error(same: Outputs, wide: Outputs, precision: Precision) -> float:
     return SAME_TYPE * max(float(deviation.worst(same, wide).max()), ROUNDING[precision])
 
 
-def top1_agreement(found: NDArray[np.float32], expected: NDArray[np.float32], limit: Tolerance) -> tuple[float, int]:
+def top1_agreement(outputs: NDArray[np.float32], expected: NDArray[np.float32], limit: Tolerance) -> tuple[float, int]:
     """(share of equal top-1 among samples without a near-tie, number of near-ties among the unequal ones).
 
     A sample whose top-1 changed is a near-tie where the source itself put the two classes closer together than
     `NEAR_TIE_FACTOR` times the tolerated error of one logit.
     """
-    near, unequal = _near_ties(found.argmax(1), expected, limit)
+    near, unequal = _near_ties(outputs.argmax(1), expected, limit)
     counted = int((~near).sum())
     return (float((~unequal)[~near].mean()) if counted else 1.0), int(near.sum())
 
@@ -302,9 +302,9 @@ def precision_failures(
     return tuple(failures)
 
 
-def _as_planned(found: dict[str, float], asked: str, kept_share: float, kinds: set[str]) -> dict[str, float]:
+def _as_planned(counts: dict[str, float], asked: str, kept_share: float, kinds: set[str]) -> dict[str, float]:
     """The shares with what a plan asks for counted as asked for: 8 bits, and as much fp32 as it keeps."""
-    others = {name: share for name, share in found.items() if name not in {*kinds, asked}}
+    others = {name: share for name, share in counts.items() if name not in {*kinds, asked}}
     if "fp32" in others:
         others["fp32"] = max(0.0, others["fp32"] - kept_share)
     others = {name: share for name, share in others.items() if share}

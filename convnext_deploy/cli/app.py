@@ -218,8 +218,8 @@ def run(arguments: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if debug or not _lacks_memory(error):
             raise
-        wanted = plain(RuntimeError(str(error)))  # NumPy and PyTorch say how much
-        return _failed(f"there is not enough memory: {wanted}; give a smaller batch or image size", 2, arguments)
+        reason = plain(RuntimeError(str(error)))  # NumPy and PyTorch say how much
+        return _failed(f"there is not enough memory: {reason}; give a smaller batch or image size", 2, arguments)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code and say nothing

@@ -55,7 +55,7 @@ def export(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Labelled images that check the assumed size, statistics and crop, as for eval.",
+            help="Labelled images that check the assumed or given size, statistics and crop.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -88,7 +88,7 @@ def export(
     from ..records.base import Device, KernelChoice, Precision
 
     terminal = Terminal(json, quiet)
-    wanted = {
+    options = {
         **checkpoint.read(),
         **outputs.read(),
         **labelled.read(),
@@ -120,7 +120,7 @@ def export(
             force=force,
             say=terminal.say,
             progress=progress,
-            **wanted,
+            **options,
         )
     facts = artifact.manifest
     terminal.result(

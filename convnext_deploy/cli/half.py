@@ -33,7 +33,7 @@ def half(
     from ..records.plan import HalfPrecision
 
     terminal = Terminal(json, quiet)
-    wanted = {
+    options = {
         **checkpoint.read(),
         **outputs.read(),
         "precision": one_of("--precision", precision, HalfPrecision),
@@ -50,7 +50,7 @@ def half(
             force=force,
             say=terminal.say,
             progress=lambda done, total: bar(done, total, "looking at images") if bar else None,
-            **wanted,
+            **options,
         )
     kept = [operation for operation in report.operations if operation.reasons]
     lines = [

@@ -37,23 +37,23 @@ def export_command(plan: Path, format: str, *words: str) -> str:
     return command("export", "--plan", plan, "--format", format, *words)
 
 
-def after_export(path: Path, found: "Manifest", data: Sequence[str]) -> tuple[str, ...]:
+def after_export(path: Path, record: "Manifest", data: Sequence[str]) -> tuple[str, ...]:
     """Use it and judge it; what has random weights, cannot run here, or is somebody else's graph is not asked.
 
     Args:
         data: the words that name labelled images, where the export was given some.
     """
-    export = found.export
+    export = record.export
     where = _on(export.device)
-    if found.splice is not None or any(parity.stand_in is not None for parity in found.parity):
+    if record.splice is not None or any(parity.stand_in is not None for parity in record.parity):
         return (command("inspect", path),)
     sizes = () if export.batch.min <= 1 and export.batch.max >= 8 else ("--batch", export.batch.opt)
     bench = command("bench", path, *sizes, *where)
-    if found.weights.random:
+    if record.weights.random:
         return (bench,)
-    if found.model.task in ("embed", "features"):
+    if record.model.task in ("embed", "features"):
         return (command("predict", path, "IMAGE", "--out", f"{path}.npz", *where), bench)
-    beside = () if found.model.task == "classify" else ("--annotations", "ANNOTATIONS")  # masks, or boxes
+    beside = () if record.model.task == "classify" else ("--annotations", "ANNOTATIONS")  # masks, or boxes
     labelled = data or ("--data", "IMAGES", *beside)
     return (
         command("predict", path, "IMAGE", *where),

@@ -87,7 +87,7 @@ def optimize(
     from ..records.optimize import Objective
 
     terminal = Terminal(json, quiet)
-    wanted = {
+    options = {
         **checkpoint.read(),
         **labelled.read(),
         "maximize": one_of("--maximize", maximize, Objective),
@@ -115,7 +115,7 @@ def optimize(
                 say=say,
                 watch=watch,
                 command=("convnext-deploy", "optimize", *hints.typed(context)),
-                **wanted,
+                **options,
             )
     except KeyboardInterrupt:  # after the table, which is drawn over what is said while it stands
         terminal.say("everything is kept; the same command goes on where this one stopped")

@@ -71,7 +71,7 @@ def quantize(
     from ..records.plan import RangeMethod
 
     terminal = Terminal(json, quiet)
-    wanted = {
+    options = {
         **checkpoint.read(),
         **outputs.read(),
         "target": target,
@@ -97,7 +97,7 @@ def quantize(
             ray=ray,
             say=terminal.say,
             progress=lambda phase: lambda done, total: bar(done, total, phase) if bar else None,
-            **wanted,
+            **options,
         )
     kernels = ("--device", "cuda", "--kernels", "all") if formats.get(plan.target).kernels else ()
     hint = export_command(out, plan.target, *checkpoint.words(), *outputs.words(), *kernels)

@@ -202,47 +202,48 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def summary(path: Path, found: "Manifest", size: int) -> str:
-    type = found.export.eight_bits or found.export.precision
-    lines = [f"{path}: {found.model.architecture} as {found.export.format} {type}, {size / 1e6:.1f} MB"]
-    if found.weights.licence and licences.words(found.weights.licence) != found.weights.licence:
-        lines.append(f"LICENCE of the weights: {licences.words(found.weights.licence)}")
-    for parity in found.parity:
-        what = "top-1 agreement" if found.model.detection is None else "detections that agree"
+def summary(path: Path, record: "Manifest", size: int) -> str:
+    type = record.export.eight_bits or record.export.precision
+    lines = [f"{path}: {record.model.architecture} as {record.export.format} {type}, {size / 1e6:.1f} MB"]
+    if record.weights.licence and licences.words(record.weights.licence) != record.weights.licence:
+        lines.append(f"LICENCE of the weights: {licences.words(record.weights.licence)}")
+    for parity in record.parity:
+        what = "top-1 agreement" if record.model.detection is None else "detections that agree"
         agreement = "" if parity.top1_agreement is None else f", {what} {parity.top1_agreement:.1%}"
         if parity.stand_in is not None:
             lines.append(f"NOT RUN: {parity.stand_in}")
         compared = f"relative error {_known(parity.relative_error, '.2g')}"
-        if found.model.detection is None:  # whose detections have none
+        if record.model.detection is None:  # whose detections have none
             compared += f", cosine {_known(parity.cosine, '.7f')}"
-        if found.export.argmax:
+        if record.export.argmax:
             compared = "each pixel's class"
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
         lines.append(
-            f"verified on {counted(parity.samples, f'{parity.images} image')}{_reference(found, parity.reference)}: "
+            f"verified on {counted(parity.samples, f'{parity.images} image')}{_reference(record, parity.reference)}: "
             f"{compared}{agreement}{ties}"
         )
-    lines += _splice(found)
-    lines.append("multiply-accumulates: " + _truth(found))
-    lines += _elsewhere(found)
-    assumed = found.preprocessing.assumed
-    if assumed and not found.weights.random:
-        known = {"image_size": "x".join(map(str, found.model.image_size)), "global_pool": "avg"}
+    lines += _splice(record)
+    lines.append("multiply-accumulates: " + _truth(record))
+    lines += _elsewhere(record)
+    assumed = record.preprocessing.assumed
+    if assumed and not record.weights.random:
+        known = {"image_size": "x".join(map(str, record.model.image_size)), "global_pool": "avg"}
         said = ", ".join(
-            f"{name} {known.get(name) or getattr(found.preprocessing, name, 'unknown')}" for name in assumed
+            f"{name} {known.get(name) or getattr(record.preprocessing, name, 'unknown')}" for name in assumed
         )
         lines.append(
             f"assumed, nothing beside the checkpoint says it: {said} "
             "(--image-size, --mean, --std, --crop-pct, --interpolation, or a --config that says them)"
         )
-    if found.weights.random:
+    lines += _preferred(record)
+    if record.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
     return "\n".join(lines)
 
 
-def _splice(found: "Manifest") -> list[str]:
+def _splice(record: "Manifest") -> list[str]:
     """Of somebody's graph: where the ConvNeXt stands in it, what it puts out, and how fast it is."""
-    splice = found.splice
+    splice = record.splice
     if splice is None:
         return []
     out, put = splice.nodes
@@ -267,11 +268,11 @@ def _splice(found: "Manifest") -> list[str]:
     return lines
 
 
-def _elsewhere(found: "Manifest") -> list[str]:
+def _elsewhere(record: "Manifest") -> list[str]:
     """Of a file that others may open: what its products are on other CPUs."""
     from ..quantization import saturation
 
-    quantized = found.export.quantization
+    quantized = record.export.quantization
     line = None if quantized is None else saturation.elsewhere(quantized)
     return [] if line is None else [line]
 
@@ -286,26 +287,26 @@ def _known(value: float | None, form: str) -> str:
     return "unknown" if value is None else format(value, form)
 
 
-def _reference(found: "Manifest", reference: str) -> str:
+def _reference(record: "Manifest", reference: str) -> str:
     """What the outputs were compared with, where there are two references."""
     if reference == "type":
-        return f" against {found.export.precision} in PyTorch"
-    if found.export.quantization is None:
+        return f" against {record.export.precision} in PyTorch"
+    if record.export.quantization is None:
         return ""
     return " against the plan's simulation" if reference == "simulation" else " against the fp32 source"
 
 
-def _truth(found: "Manifest") -> str:
+def _truth(record: "Manifest") -> str:
     def words(shares: dict[str, float]) -> str:
         return ", ".join(f"{share:.0%} {name}" for name, share in shares.items())
 
-    parts = [f"{words(found.precision.graph)} in the graph"] if found.precision.graph else []
-    if found.precision.executed is not None:
-        parts.append(f"{words(found.precision.executed)} as executed here")
-    if found.precision.quantized:
-        parts.append(f"{counted(found.precision.quantized, 'product')} in 8 bits")
+    parts = [f"{words(record.precision.graph)} in the graph"] if record.precision.graph else []
+    if record.precision.executed is not None:
+        parts.append(f"{words(record.precision.executed)} as executed here")
+    if record.precision.quantized:
+        parts.append(f"{counted(record.precision.quantized, 'product')} in 8 bits")
     text = ", ".join(parts)
-    return text + (f" ({found.precision.note})" if found.precision.note else "")
+    return text + (f" ({record.precision.note})" if record.precision.note else "")
 
 
 def fits_words(facts: tuple[str, ...], problems: tuple[str, ...]) -> str:
@@ -339,16 +340,23 @@ def details(path: Path, found: "Manifest", size: int) -> str:
     return "\n".join(lines)
 
 
-def _provenance(found: "Manifest") -> list[str]:
+def _preferred(record: "Manifest") -> list[str]:
+    """What labelled images prefer to what the user gave."""
+    from ..models import provenance
+
+    return provenance.better(record.provenance)
+
+
+def _provenance(record: "Manifest") -> list[str]:
     """Who said each fact that tensors do not show."""
     from ..models import provenance
 
-    return [f"  {line}" for line in provenance.lines(found.provenance)]
+    return [f"  {line}" for line in provenance.lines(record.provenance)]
 
 
-def _oracle(found: "Manifest") -> str:
+def _oracle(record: "Manifest") -> str:
     """Who else said that the checkpoint was read as what it is."""
-    oracle = found.oracle
+    oracle = record.oracle
     assert oracle is not None
     if oracle.name == "self":
         return "oracle: nobody but this package" + (f" ({oracle.why})" if oracle.why else "")
@@ -357,9 +365,9 @@ def _oracle(found: "Manifest") -> str:
     return f"oracle: {oracle.name}{error}{pixels}"
 
 
-def _read_back(found: "Manifest") -> str:
+def _read_back(record: "Manifest") -> str:
     """What of the files was compared with the module that they were built from."""
-    tensors = found.read_back
+    tensors = record.read_back
     assert tensors is not None
     counts = [(tensors.tensors, "tensor"), (tensors.epsilons, "epsilon"), (tensors.activations, "activation")]
     parts = [counted(count, what) for count, what in counts if count]

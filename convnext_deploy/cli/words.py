@@ -28,32 +28,32 @@ _TITLES = {
 METRICS = {"multi-label": "mAP", "regression": "R2", "segmentation": "mIoU", "detection": "mAP"}
 
 
-def score_lines(found: ScoreResult) -> list[str]:
+def score_lines(result: ScoreResult) -> list[str]:
     """An evaluation of a model that has no top-1."""
-    parts = [f"{METRICS[found.problem]} {found.score:.2%}"]
-    if found.exact is not None:
-        parts.append(f"all labels right {found.exact:.2%}")
-    if found.average_precision_50 is not None:
-        parts.append(f"AP50 {found.average_precision_50:.2%}")
-    if found.mask_average_precision is not None:
-        parts.append(f"mAP of masks {found.mask_average_precision:.2%}")
-    if found.mask_average_precision_50 is not None:
-        parts.append(f"AP50 of masks {found.mask_average_precision_50:.2%}")
-    if found.pixel_accuracy is not None:
-        parts.append(f"pixels right {found.pixel_accuracy:.2%}")
-    if found.mean_absolute_error is not None and found.root_mean_square_error is not None:
-        parts.append(f"mean absolute error {found.mean_absolute_error:.4g}")
-        parts.append(f"root mean square error {found.root_mean_square_error:.4g}")
+    parts = [f"{METRICS[result.problem]} {result.score:.2%}"]
+    if result.exact is not None:
+        parts.append(f"all labels right {result.exact:.2%}")
+    if result.average_precision_50 is not None:
+        parts.append(f"AP50 {result.average_precision_50:.2%}")
+    if result.mask_average_precision is not None:
+        parts.append(f"mAP of masks {result.mask_average_precision:.2%}")
+    if result.mask_average_precision_50 is not None:
+        parts.append(f"AP50 of masks {result.mask_average_precision_50:.2%}")
+    if result.pixel_accuracy is not None:
+        parts.append(f"pixels right {result.pixel_accuracy:.2%}")
+    if result.mean_absolute_error is not None and result.root_mean_square_error is not None:
+        parts.append(f"mean absolute error {result.mean_absolute_error:.4g}")
+        parts.append(f"root mean square error {result.root_mean_square_error:.4g}")
     lines = [
-        f"{'  '.join(parts)}  on {counted(found.images, 'image')} of {found.data}",
-        f"{found.images_per_s:.1f} images/s including reading and resizing",
+        f"{'  '.join(parts)}  on {counted(result.images, 'image')} of {result.data}",
+        f"{result.images_per_s:.1f} images/s including reading and resizing",
     ]
-    if found.corrupt:
-        lines.append(f"{len(found.corrupt)} corrupt images left out, the first: {found.corrupt[0]}")
-    known = [(one.score, one.name) for one in found.per_output if one.score is not None]
-    what = "classes" if found.problem in ("segmentation", "detection") else "outputs"
+    if result.corrupt:
+        lines.append(f"{len(result.corrupt)} corrupt images left out, the first: {result.corrupt[0]}")
+    known = [(one.score, one.name) for one in result.per_output if one.score is not None]
+    what = "classes" if result.problem in ("segmentation", "detection") else "outputs"
     lines.append(f"lowest {what}: " + ", ".join(f"{name} {score:.1%}" for score, name in sorted(known)[:3]))
-    without = len(found.per_output) - len(known)
+    without = len(result.per_output) - len(known)
     if without:
         lines.append(f"{without} {what} have no image and count in no mean")
     return lines

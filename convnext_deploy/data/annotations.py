@@ -86,41 +86,43 @@ def _of_file(file: Path, folder: Path, order: ClassOrder, split: str | None) -> 
     return read_list(file, order, split)
 
 
-def _source(data: str, folder: Path, file: Path, found: Annotations) -> ImageSource:
-    if not found.images:
+def _source(data: str, folder: Path, file: Path, annotations: Annotations) -> ImageSource:
+    if not annotations.images:
         raise DataError(f"{file} names no images")
-    paths = _located(folder, [_with_slashes(folder, image) for image in found.images])
-    missing = [image for image, path in zip(found.images, paths, strict=True) if not os.path.lexists(path)]
+    paths = _located(folder, [_with_slashes(folder, image) for image in annotations.images])
+    missing = [image for image, path in zip(annotations.images, paths, strict=True) if not os.path.lexists(path)]
     if len(missing) == len(paths):
         raise DataError(
             f"none of the {len(paths):,} images of {file} is in {folder}, such as {missing[0]}; give the folder that "
             "their paths begin in with --data, and the file with --annotations"
         )
-    notes = list(found.notes)
+    notes = list(annotations.notes)
     if missing:
         notes.append(f"not there: {counted(len(missing), 'image')} of {file.name}, such as {missing[0]}")
 
     read_bytes = Files("", tuple(map(absolute, paths)))
-    return source_of(data if str(file) == data else f"{data}, {file.name}", found, read_bytes, tuple(notes))
+    return source_of(data if str(file) == data else f"{data}, {file.name}", annotations, read_bytes, tuple(notes))
 
 
-def source_of(name: str, found: Annotations, read_bytes: Callable[[int], bytes], notes: tuple[str, ...]) -> ImageSource:
+def source_of(
+    name: str, annotations: Annotations, read_bytes: Callable[[int], bytes], notes: tuple[str, ...]
+) -> ImageSource:
     """The source of what annotations say, whoever wrote them."""
-    labels, sets = None, found.sets
+    labels, sets = None, annotations.sets
     if sets is not None and all(len(one) == 1 for one in sets):
         labels, sets = np.array([one[0] for one in sets], np.int64), None
         if (labels == -1).all():
             labels = None
     return ImageSource(
         name=name,
-        names=unique(found.images),
+        names=unique(annotations.images),
         labels=labels,
         label_sets=None if sets is None else tuple(sets),
-        values=None if found.values is None else np.array(found.values, np.float64),
-        class_names=found.class_names,
+        values=None if annotations.values is None else np.array(annotations.values, np.float64),
+        class_names=annotations.class_names,
         read_bytes=read_bytes,
-        labels_from="column" if found.ordered_by is None else "names",
-        ordered_by=found.ordered_by or "",
+        labels_from="column" if annotations.ordered_by is None else "names",
+        ordered_by=annotations.ordered_by or "",
         notes=notes,
     )
 

@@ -92,10 +92,10 @@ def boxed(
         rows.setdefault(one.image_id, []).append(row)
         if masks:
             encoded.setdefault(one.image_id, []).append(_encoded(one, sides.get(one.image_id, (0, 0)), file))
-    wanted = tuple(np.array(rows.get(ids[source.names[index]], []), np.float64).reshape(-1, 7) for index in kept)
+    objects = tuple(np.array(rows.get(ids[source.names[index]], []), np.float64).reshape(-1, 7) for index in kept)
     bare = replace(source, labels=None, label_sets=None, values=None, class_names=None)
     of_objects = tuple(tuple(encoded.get(ids[source.names[index]], ())) for index in kept) if masks else None
-    return replace(chosen(bare, kept), boxes=Boxes(wanted, of_objects), notes=notes)
+    return replace(chosen(bare, kept), boxes=Boxes(objects, of_objects), notes=notes)
 
 
 def _encoded(one: _Object, sides: tuple[int, int], file: Path) -> bytes:

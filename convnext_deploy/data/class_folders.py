@@ -241,10 +241,10 @@ def _nested(
 
 
 def _webdataset(
-    data: str, found: list[_Member], written: Mapping[str, str], read_bytes: Spans, order: ClassOrder
+    data: str, members: list[_Member], written: Mapping[str, str], read_bytes: Spans, order: ClassOrder
 ) -> ImageSource:
     """The source of images whose classes are said beside them, as numbers or as names."""
-    names = [name for name, _, _ in found]
+    names = [name for name, _, _ in members]
     if not names:
         raise DataError(f"{data} has .cls files and no {SUFFIXES} images")
     said = [written.get(str(PurePosixPath(name).with_suffix(""))) for name in names]

@@ -16,6 +16,8 @@ from . import jpeg, jxl
 
 # Decoding takes up to 8 bytes a pixel in each thread: half a GB at this limit.
 MAX_PIXELS = MAX_SIDE**2
+# Filters of Pillow and of the native engine take up to 48 bytes for each pixel of a side, whatever the result is.
+MAX_RESIZED_SIDE = 2**20
 
 # Pillow opens many formats more, among them EPS, for which it starts Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP")
@@ -118,6 +120,18 @@ def refuse_many(width: int, height: int, most: int = MAX_PIXELS) -> None:
     """
     if width * height > most:
         raise UnreadableImage(f"{width}x{height} pixels; at most {most:,} are decoded, make it smaller first")
+
+
+def refuse_long(width: int, height: int) -> None:
+    """Refuse to resize an image with a side of more than `MAX_RESIZED_SIDE` pixels.
+
+    Raises:
+        UnreadableImage: with its size and the limit.
+    """
+    if max(width, height) > MAX_RESIZED_SIDE:
+        raise UnreadableImage(
+            f"{width}x{height} pixels; sides of at most {MAX_RESIZED_SIDE:,} are resized, cut it into pieces first"
+        )
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -54,7 +54,7 @@ def unreadable_mask(name: str, error: Exception) -> DataError:
 class Boxes:
     """Of each image its objects, float64 (G, 7): left, top, right and bottom in pixels, class, area, crowd."""
 
-    wanted: tuple[NDArray[np.float64], ...]
+    objects: tuple[NDArray[np.float64], ...]
     masks: tuple[tuple[bytes, ...], ...] | None = None  # of each object, as pycocotools has them, where all have one
 
 
@@ -125,7 +125,7 @@ class ImageSource:
         if self.values is not None:
             digest.update(self.values.astype("<f8").tobytes())
         if self.boxes is not None:
-            for rows in self.boxes.wanted:
+            for rows in self.boxes.objects:
                 digest.update(rows.astype("<f8").tobytes() + b"\0")
             for masks in self.boxes.masks or ():
                 digest.update(msgspec.json.encode([mask.decode("ascii") for mask in masks]))
@@ -243,7 +243,7 @@ def chosen(source: ImageSource, indices: list[int]) -> ImageSource:
 
 def _boxes_of(boxes: Boxes, indices: list[int]) -> Boxes:
     masks = None if boxes.masks is None else tuple(boxes.masks[index] for index in indices)
-    return Boxes(tuple(boxes.wanted[index] for index in indices), masks)
+    return Boxes(tuple(boxes.objects[index] for index in indices), masks)
 
 
 def _masks_of(masks: Masks, indices: list[int]) -> Masks:

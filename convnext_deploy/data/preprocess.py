@@ -23,6 +23,7 @@ from . import decoding, resizing
 T = TypeVar("T")
 # A decoded image to pixels, uint8 (C, H, W). The image is Pillow's, or an array (H, W, 3) or (H, W).
 ToPixels = Callable[[Image.Image | NDArray[np.uint8]], NDArray[np.uint8]]
+_Values = NDArray[np.uint8] | NDArray[np.float32]
 
 
 def transform(preprocessing: Preprocessing, image_size: tuple[int, int], in_chans: int) -> ToPixels:
@@ -51,9 +52,10 @@ def transform(preprocessing: Preprocessing, image_size: tuple[int, int], in_chan
     def pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         if isinstance(image, Image.Image) and preprocessing.exif_orientation:
             image = decoding.upright(image)
+        before = (image.height, image.width) if isinstance(image, Image.Image) else image.shape
+        decoding.refuse_long(before[1], before[0])
         if preprocessing.crop_mode == "fit":
             return _fitted(_as_image(image).convert(mode), image_size, fill)
-        before = (image.height, image.width) if isinstance(image, Image.Image) else image.shape
         height, width = _resized(before[0], before[1], preprocessing, image_size)
         if min(height, width) < 1:
             raise OSError(f"{before[1]}x{before[0]} pixels cannot be resized to {width}x{height}")
@@ -86,7 +88,7 @@ def _fitted(image: Image.Image, image_size: tuple[int, int], fill: Sequence[int]
     """The whole image at the top left, resized bilinearly as PyTorch does without antialiasing, uint8 (C, H, W)."""
     height, width = fitted_sides((image.height, image.width), image_size)
     decoding.refuse_many(width, height)
-    pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1).astype(np.float32)  # (H, W, C) -> (C, H, W)
+    pixels: _Values = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)  # (H, W, C) -> (C, H, W)
     for axis, side in ((1, height), (2, width)):
         pixels = _interpolated(pixels, axis, side)
     channels = len(pixels)
@@ -96,8 +98,8 @@ def _fitted(image: Image.Image, image_size: tuple[int, int], fill: Sequence[int]
     return whole
 
 
-def _interpolated(pixels: NDArray[np.float32], axis: int, side: int) -> NDArray[np.float32]:
-    """Between the centres of pixels along one axis."""
+def _interpolated(pixels: _Values, axis: int, side: int) -> _Values:
+    """Between the centres of pixels along one axis, in float32; only what the result needs becomes that."""
     size = pixels.shape[axis]
     if size == side:
         return pixels
@@ -105,7 +107,7 @@ def _interpolated(pixels: NDArray[np.float32], axis: int, side: int) -> NDArray[
     first = np.minimum(place.astype(np.int64), size - 1)
     second = np.minimum(first + 1, size - 1)
     part = (place - first).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
-    low, high = pixels.take(first, axis), pixels.take(second, axis)
+    low, high = (pixels.take(places, axis).astype(np.float32, copy=False) for places in (first, second))
     values: NDArray[np.float32] = low + (high - low) * part
     return values
 

@@ -20,13 +20,13 @@ def opset(model: onnx.ModelProto) -> int:
     return next((int(one.version) for one in model.opset_import if one.domain in DEFAULT), 1)
 
 
-def spliced(user: onnx.ModelProto, part: onnx.ModelProto, found: OnnxConvNeXt) -> onnx.ModelProto:
+def spliced(user: onnx.ModelProto, part: onnx.ModelProto, region: OnnxConvNeXt) -> onnx.ModelProto:
     """The user's model with `part` between the cuts.
 
     Args:
         user: the whole model; it is left unchanged.
         part: this package's ConvNeXt, one input and an output for each cut, all in fp32 and NCHW.
-        found: of the user's graph.
+        region: of the user's graph.
 
     Raises:
         UsageError: something outside reads the ConvNeXt between the cuts, or the opset is too old.
@@ -35,9 +35,9 @@ def spliced(user: onnx.ModelProto, part: onnx.ModelProto, found: OnnxConvNeXt) -
 
     lowered = Lowered(part, opset(user))
     prefix = _unused(user)
-    nodes, constants = _between_cuts(part, found, lowered, prefix)
-    ends = frozenset(cut.tensor for cut in found.cuts)
-    removed = taken_out(user, found)
+    nodes, constants = _between_cuts(part, region, lowered, prefix)
+    ends = frozenset(cut.tensor for cut in region.cuts)
+    removed = taken_out(user, region)
     result = onnx.ModelProto()
     result.CopyFrom(user)
     gone = {name for index in removed for name in user.graph.node[index].output} - ends
@@ -59,15 +59,15 @@ def spliced(user: onnx.ModelProto, part: onnx.ModelProto, found: OnnxConvNeXt) -
     return result
 
 
-def taken_out(user: onnx.ModelProto, found: OnnxConvNeXt) -> list[int]:
+def taken_out(user: onnx.ModelProto, region: OnnxConvNeXt) -> list[int]:
     """The nodes that only the old ConvNeXt needed. What nobody needed before is left as it was.
 
     Raises:
         UsageError: something outside reads the ConvNeXt between the cuts.
     """
-    left = alive(user.graph, (found.input,), frozenset(cut.tensor for cut in found.cuts))
+    left = alive(user.graph, (region.input,), frozenset(cut.tensor for cut in region.cuts))
     removed = sorted(alive(user.graph, (), frozenset()) - left)
-    _refuse_readers(user, found, {*removed})
+    _refuse_readers(user, region, {*removed})
     return removed
 
 
@@ -80,29 +80,29 @@ def _keep(field, wanted) -> None:  # type: ignore[no-untyped-def]  # a repeated 
 
 
 def _between_cuts(
-    part: onnx.ModelProto, found: OnnxConvNeXt, lowered: Lowered, prefix: str
+    part: onnx.ModelProto, region: OnnxConvNeXt, lowered: Lowered, prefix: str
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The part's nodes and constants under names of their own, from the cut's input to its outputs."""
     import onnx
 
-    names = {part.graph.input[0].name: found.input}
+    names = {part.graph.input[0].name: region.input}
     nodes: list[onnx.NodeProto] = []
-    if found.half:
+    if region.half:
         names[part.graph.input[0].name] = f"{prefix}wide"
-        nodes.append(_node("Cast", found.input, f"{prefix}wide", to=onnx.TensorProto.FLOAT))
+        nodes.append(_node("Cast", region.input, f"{prefix}wide", to=onnx.TensorProto.FLOAT))
     behind = []
-    for output, cut in zip(part.graph.output, found.cuts, strict=True):
+    for output, cut in zip(part.graph.output, region.cuts, strict=True):
         at = cut.tensor
         if cut.axes == "NHWC":
             source = f"{prefix}{output.name}_nchw"
-            behind.append(_node("Transpose", source, at if not found.half else f"{prefix}{output.name}_nhwc",
+            behind.append(_node("Transpose", source, at if not region.half else f"{prefix}{output.name}_nhwc",
                                 perm=[0, 2, 3, 1]))  # fmt: skip
             names[output.name] = source
             source = f"{prefix}{output.name}_nhwc"
         else:
             source = f"{prefix}{output.name}"
-            names[output.name] = source if found.half else at
-        if found.half:
+            names[output.name] = source if region.half else at
+        if region.half:
             behind.append(_node("Cast", source, at, to=onnx.TensorProto.FLOAT16))
 
     def named(name: str) -> str:
@@ -169,14 +169,14 @@ def alive(graph: onnx.GraphProto, needed: Iterable[str], ends: frozenset[str]) -
     return nodes
 
 
-def _refuse_readers(user: onnx.ModelProto, found: OnnxConvNeXt, removed: set[int]) -> None:
-    left = found.nodes - removed
+def _refuse_readers(user: onnx.ModelProto, region: OnnxConvNeXt, removed: set[int]) -> None:
+    left = region.nodes - removed
     if not left:
         return
-    inside = {name for index in found.nodes for name in user.graph.node[index].output}
-    inside -= {cut.tensor for cut in found.cuts}
+    inside = {name for index in region.nodes for name in user.graph.node[index].output}
+    inside -= {cut.tensor for cut in region.cuts}
     for index, node in enumerate(user.graph.node):
-        if index in removed or index in found.nodes:
+        if index in removed or index in region.nodes:
             continue
         name = next((name for name in _read([node]) if name in inside), None)
         if name is not None:

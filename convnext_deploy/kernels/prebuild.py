@@ -131,13 +131,13 @@ def _plain(variant: Variant) -> list[Any]:
 
 
 def compiled(
-    wanted: Iterable[Variant], target: Target, processes: int | None = None
+    variants: Iterable[Variant], target: Target, processes: int | None = None
 ) -> Iterator[tuple[Variant, str | None]]:
     """Each variant as soon as it is compiled, with what went wrong, or None."""
     left: SimpleQueue[Variant] = SimpleQueue()
     done: SimpleQueue[tuple[Variant, str | None]] = SimpleQueue()
     expected = 0
-    for expected, variant in enumerate(wanted, 1):  # noqa: B007 - the last number is how many there are
+    for expected, variant in enumerate(variants, 1):  # noqa: B007 - the last number is how many there are
         left.put(variant)
     children: list[subprocess.Popen[str]] = []
     count = min(expected, processes or env.usable_cores())

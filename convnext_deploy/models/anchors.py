@@ -29,7 +29,7 @@ class Anchors:
             levels: the pyramid's maps.
             padded: (height, width) of what they were computed from.
         """
-        found = []
+        boxes = []
         for cells, level in zip(self.cells, levels, strict=True):
             height, width = level.shape[2:]
             device = level.device
@@ -38,8 +38,8 @@ class Anchors:
             y, x = torch.meshgrid(down, across, indexing="ij")
             shifts = torch.stack((x, y, x, y), dim=2).reshape(-1, 1, 4).to(dtype)
             cell = torch.tensor(cells, device=device, dtype=dtype)
-            found.append((shifts + cell).reshape(-1, 4))
-        return torch.cat(found)
+            boxes.append((shifts + cell).reshape(-1, 4))
+        return torch.cat(boxes)
 
     def counts(self, first: Sequence[tuple[int, int]]) -> list[int]:
         """Anchors of each level.

@@ -141,9 +141,9 @@ def _stem_name(name: str, convs: list[int]) -> str:
     return f"stem.norm.{parameter}"
 
 
-def _differing(spec: ModelSpec, found: Mapping[str, Any]) -> str:
+def _differing(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
     """The first field in which a spec is not what was found, or else "norm"."""
-    return next((name for name in found if name != "norm" and not registry.agrees(spec, name, found)), "norm")
+    return next((name for name in facts if name != "norm" and not registry.agrees(spec, name, facts)), "norm")
 
 
 def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:

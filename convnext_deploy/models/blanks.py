@@ -17,7 +17,11 @@ import torch
 Filled = Literal["state", "items", "list"]
 
 _OF_DICTIONARY = "blank of"  # an attribute's name that no source code can write
-_UNFILLED = re.compile(r"Can only (SETITEM|append|extend).*\bBlank(\d+)\b", re.DOTALL)
+# PyTorch before 2.10 sets items on any object, so that Python's own error says it.
+_NO_ITEMS = re.compile(
+    r"Can only SETITEM.*\bBlank(\d+)\b|'Blank(\d+)' object does not support item assignment", re.DOTALL
+)
+_NO_LIST = re.compile(r"Can only (?:append|extend).*\bBlank(\d+)\b", re.DOTALL)
 
 
 class Blank:
@@ -47,10 +51,11 @@ def read(path: Path, mmap: bool) -> Any:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             except Exception as error:  # also for another reason than that a blank is filled in another way
-                match = _UNFILLED.search(str(error))
-                if match is None or int(match[2]) in filled:
+                items, list_of = (pattern.search(str(error)) for pattern in (_NO_ITEMS, _NO_LIST))
+                match = items or list_of
+                if match is None or (number := int(match[match.lastindex or 1])) in filled:
                     raise
-                filled[int(match[2])] = "items" if match[1] == "SETITEM" else "list"
+                filled[number] = "items" if items else "list"
 
 
 def class_of(value: Any) -> str | None:

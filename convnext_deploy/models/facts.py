@@ -233,25 +233,24 @@ def preprocessing_of(
     return preprocessing
 
 
-def _check_normalization(found: Preprocessing, channels: int) -> None:
-    if len(found.mean) != channels or len(found.std) != channels:
+def _check_normalization(steps: Preprocessing, channels: int) -> None:
+    if len(steps.mean) != channels or len(steps.std) != channels:
         remedy = "give --mean and --std with one number a channel"
-        if channels == 1 and len(found.mean) == len(found.std) == 3:
-            remedy = (
-                f"for grey images give their averages, --mean {sum(found.mean) / 3:.3g} --std {sum(found.std) / 3:.3g}"
-            )
+        if channels == 1 and len(steps.mean) == len(steps.std) == 3:
+            mean, std = sum(steps.mean) / 3, sum(steps.std) / 3
+            remedy = f"for grey images give their averages, --mean {mean:.3g} --std {std:.3g}"
         raise WeightsError(
-            f"mean {_words(found.mean)} and std {_words(found.std)} for {channels} channels; expected {channels} "
+            f"mean {_words(steps.mean)} and std {_words(steps.std)} for {channels} channels; expected {channels} "
             f"numbers each; {remedy}"
         )
-    if all(0 <= value <= 1 for value in found.mean) and max(found.std) <= 1:
+    if all(0 <= value <= 1 for value in steps.mean) and max(steps.std) <= 1:
         return
     cure = []
-    for name, values in (("mean", found.mean), ("std", found.std)):
+    for name, values in (("mean", steps.mean), ("std", steps.std)):
         if max(values) > 1:
             cure.append(f"--{name} {_words(tuple(value / 255 for value in values))}")
     raise WeightsError(
-        f"mean {_words(found.mean)} and std {_words(found.std)}; expected values in [0, 1], because pixels are divided "
+        f"mean {_words(steps.mean)} and std {_words(steps.std)}; expected values in [0, 1], because pixels are divided "
         "by 255 first" + (f": give {' '.join(cure)}, which is those divided by 255" if cure else "")
     )
 

@@ -119,12 +119,12 @@ def _onnx(path: Path, key: str | None) -> Read:
     return of_onnx(onnx_convnext.read_model(model, path.name, key.split(",") if key else ()), path.name)
 
 
-def of_onnx(found: "OnnxConvNeXt", name: str) -> Read:
+def of_onnx(region: "OnnxConvNeXt", name: str) -> Read:
     """What was found in a graph, as a checkpoint: in fp32, which represents half floats exactly."""
     from .onnx_convnext import facts_of
 
-    state = {key: torch.from_numpy(np.array(values, np.float32)) for key, values in found.state.items()}
-    return Read(state, sourced(facts_of(found), "the graph"), None, name)
+    state = {key: torch.from_numpy(np.array(values, np.float32)) for key, values in region.state.items()}
+    return Read(state, sourced(facts_of(region), "the graph"), None, name)
 
 
 def _harmless() -> list[Any]:
@@ -289,18 +289,18 @@ def _tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
 
 
-def _nothing(content: Mapping[Any, Any], found: list[_Candidate], path: Path, key: str | None) -> Read:
+def _nothing(content: Mapping[Any, Any], candidates: list[_Candidate], path: Path, key: str | None) -> Read:
     """Of a file in which nothing is a ConvNeXt: the tensors that it has, or what it contains in place of any."""
     listing = ", ".join(repr(name) for name in list(content)[:6])
     if key is not None:
-        inside = ", ".join(dict.fromkeys(c.called for c in found if c.names))
+        inside = ", ".join(dict.fromkeys(c.called for c in candidates if c.names))
         raise WeightsError(
             f"{path} has no wrapper and no key prefix {key!r} (its keys: {listing}"
             + (f"; with tensors: {inside})" if inside else ")")
         )
-    if not found:
+    if not candidates:
         raise WeightsError(f"{path} has no tensors under names (its keys: {listing or 'none'}); give another file")
-    best = min(found, key=lambda c: (c.rank, -len(c.state)))
+    best = min(candidates, key=lambda c: (c.rank, -len(c.state)))
     _refuse_repeated(best.state, path)
     state = {name: value.clone() for name, value in best.state.items()}
     return Read(state, {}, None, f"{path.name}[{best.called}]" if best.names else path.name)

@@ -105,11 +105,11 @@ def follow(graph: OnnxGraph, stem: int) -> OnnxConvNeXt:
     return network
 
 
-def _path(graph: OnnxGraph, found: OnnxConvNeXt, start: str, end: str) -> list[int]:
+def _path(graph: OnnxGraph, region: OnnxConvNeXt, start: str, end: str) -> list[int]:
     between = graph.path(start, end)
     if between is None:
         raise WeightsError(f"{graph.where}: {end} depends on more than {start}, so it is no ConvNeXt")
-    found.nodes |= {*between}
+    region.nodes |= {*between}
     return between
 
 
@@ -123,16 +123,16 @@ def _weight(graph: OnnxGraph, index: int) -> Array:
     return weight
 
 
-def _convolution(graph: OnnxGraph, found: OnnxConvNeXt, index: int, name: str, side: int) -> int:
+def _convolution(graph: OnnxGraph, region: OnnxConvNeXt, index: int, name: str, side: int) -> int:
     """Keep a convolution of patches. Returns its channels."""
     node, weight = graph.nodes[index], _weight(graph, index)
     if weight.shape[2:] != (side, side) or any(attribute(node, "pads", [0])):
         raise WeightsError(
             f"{graph.where}: {graph.named(index)} has other patches than the {side}x{side} of a ConvNeXt"
         )
-    found.nodes.add(index)
-    found.keep(f"{name}.weight", weight)
-    found.keep(f"{name}.bias", _bias(graph, index, len(weight)))
+    region.nodes.add(index)
+    region.keep(f"{name}.weight", weight)
+    region.keep(f"{name}.bias", _bias(graph, index, len(weight)))
     return len(weight)
 
 
@@ -142,15 +142,15 @@ def _bias(graph: OnnxGraph, index: int, channels: int) -> Array:
     return np.zeros(channels, np.float32) if bias is None else bias.reshape(-1)
 
 
-def keep_norm(graph: OnnxGraph, found: OnnxConvNeXt, nodes: list[int], name: str, channels: int) -> None:
+def keep_norm(graph: OnnxGraph, region: OnnxConvNeXt, nodes: list[int], name: str, channels: int) -> None:
     values = norm_of(graph, nodes, channels)
     if values is None:
         kinds = ", ".join(dict.fromkeys(graph.nodes[index].op_type for index in nodes)) or "nothing"
         raise WeightsError(f"{graph.where}: expected a LayerNorm of {channels} channels for {name}, found {kinds}")
     weight, bias, epsilon = values
-    found.keep(f"{name}.weight", weight)
-    found.keep(f"{name}.bias", bias)
-    found.epsilons.add(epsilon)
+    region.keep(f"{name}.weight", weight)
+    region.keep(f"{name}.bias", bias)
+    region.epsilons.add(epsilon)
 
 
 def norm_of(graph: OnnxGraph, nodes: list[int], channels: int) -> tuple[Array, Array, float] | None:
@@ -183,7 +183,7 @@ def _rounded(epsilon: float) -> float:
     return float(f"{epsilon:.4g}")
 
 
-def _block(graph: OnnxGraph, found: OnnxConvNeXt, depthwise: int, name: str, channels: int) -> str:
+def _block(graph: OnnxGraph, region: OnnxConvNeXt, depthwise: int, name: str, channels: int) -> str:
     """Keep one block. Returns the tensor behind its residual connection."""
     node, weight = graph.nodes[depthwise], _weight(graph, depthwise)
     side = weight.shape[-1]
@@ -194,16 +194,16 @@ def _block(graph: OnnxGraph, found: OnnxConvNeXt, depthwise: int, name: str, cha
             f"{graph.where}: {graph.named(depthwise)} has a weight {weight.shape}, strides, padding or dilation that a "
             f"ConvNeXt's depthwise convolution of {channels} channels has not"
         )
-    found.nodes.add(depthwise)
-    found.keep(f"{name}.dwconv.weight", weight)
-    found.keep(f"{name}.dwconv.bias", _bias(graph, depthwise, channels))
+    region.nodes.add(depthwise)
+    region.keep(f"{name}.dwconv.weight", weight)
+    region.keep(f"{name}.dwconv.bias", _bias(graph, depthwise, channels))
     expand = _product_behind(graph, node.output[0], depthwise)
-    keep_norm(graph, found, _path(graph, found, node.output[0], _data(graph, expand)), f"{name}.norm", channels)
-    hidden = _linear(graph, found, expand, f"{name}.pwconv1", channels, 4 * channels)
+    keep_norm(graph, region, _path(graph, region, node.output[0], _data(graph, expand)), f"{name}.norm", channels)
+    hidden = _linear(graph, region, expand, f"{name}.pwconv1", channels, 4 * channels)
     project = _product_behind(graph, hidden, expand)
-    _activation(graph, found, _path(graph, found, hidden, _data(graph, project)), name, 4 * channels)
-    at = _linear(graph, found, project, f"{name}.pwconv2", 4 * channels, channels)
-    return _residual(graph, found, at, graph.root(node.input[0]), name, channels)
+    _activation(graph, region, _path(graph, region, hidden, _data(graph, project)), name, 4 * channels)
+    at = _linear(graph, region, project, f"{name}.pwconv2", 4 * channels, channels)
+    return _residual(graph, region, at, graph.root(node.input[0]), name, channels)
 
 
 def _product_behind(graph: OnnxGraph, start: str, before: int) -> int:
@@ -233,7 +233,7 @@ def _data(graph: OnnxGraph, index: int) -> str:
     return computed[0]
 
 
-def _linear(graph: OnnxGraph, found: OnnxConvNeXt, index: int, name: str, inputs: int, outputs: int) -> str:
+def _linear(graph: OnnxGraph, region: OnnxConvNeXt, index: int, name: str, inputs: int, outputs: int) -> str:
     """Keep a linear: MatMul and Add, Gemm, or a 1x1 convolution. Returns the tensor behind it."""
     node, weight = graph.nodes[index], _weight(graph, index)
     rows = weight.reshape(weight.shape[:2]) if node.op_type == "Conv" and weight.shape[2:] == (1, 1) else weight
@@ -244,23 +244,23 @@ def _linear(graph: OnnxGraph, found: OnnxConvNeXt, index: int, name: str, inputs
             f"{graph.where}: {graph.named(index)} has a weight {weight.shape}; expected {inputs} inputs and {outputs} "
             f"outputs, as {name} has them"
         )
-    found.nodes.add(index)
-    found.keep(f"{name}.weight", rows)
+    region.nodes.add(index)
+    region.keep(f"{name}.weight", rows)
     at, bias = node.output[0], _bias(graph, index, outputs)
     readers = graph.readers(at)
     if node.op_type == "MatMul" and len(readers) == 1 and graph.nodes[readers[0]].op_type == "Add":
         added = graph.vectors(readers, "Add", outputs)
         if added:
             bias, at = added[0].reshape(-1), graph.nodes[readers[0]].output[0]
-            found.nodes.add(readers[0])
-    found.keep(f"{name}.bias", bias)
+            region.nodes.add(readers[0])
+    region.keep(f"{name}.bias", bias)
     return at
 
 
 ACTIVATIONS = {"Erf": "gelu", "Tanh": "gelu_tanh", "Sigmoid": "silu"}
 
 
-def _activation(graph: OnnxGraph, found: OnnxConvNeXt, nodes: list[int], name: str, channels: int) -> None:
+def _activation(graph: OnnxGraph, region: OnnxConvNeXt, nodes: list[int], name: str, channels: int) -> None:
     """The activation, and GRN behind it."""
     kinds = set()
     for index in nodes:
@@ -278,16 +278,16 @@ def _activation(graph: OnnxGraph, found: OnnxConvNeXt, nodes: list[int], name: s
             f"{graph.where}: the sigmoid in the block {name} has a factor of {scales[0]:.6g} (a quick GELU); expected "
             "GELU or SiLU"
         )
-    found.activations |= kinds
+    region.activations |= kinds
     if any(graph.nodes[index].op_type.startswith(("ReduceL2", "ReduceSum")) for index in nodes):
         weights, biases = graph.vectors(nodes, "Mul", channels), graph.vectors(nodes, "Add", channels)
         if len(weights) != 1 or len(biases) > 1:
             raise WeightsError(f"{graph.where}: the response normalization of {name} has {len(weights)} weights, not 1")
-        found.keep(f"{name}.grn.gamma", weights[0].reshape(-1))
-        found.keep(f"{name}.grn.beta", biases[0].reshape(-1) if biases else np.zeros(channels, np.float32))
+        region.keep(f"{name}.grn.gamma", weights[0].reshape(-1))
+        region.keep(f"{name}.grn.beta", biases[0].reshape(-1) if biases else np.zeros(channels, np.float32))
 
 
-def _residual(graph: OnnxGraph, found: OnnxConvNeXt, at: str, residual: str, name: str, channels: int) -> str:
+def _residual(graph: OnnxGraph, region: OnnxConvNeXt, at: str, residual: str, name: str, channels: int) -> str:
     """Keep the layer scale. Returns the sum with the block's input."""
     while True:
         readers = graph.readers(at)
@@ -295,18 +295,18 @@ def _residual(graph: OnnxGraph, found: OnnxConvNeXt, at: str, residual: str, nam
             raise WeightsError(f"{graph.where}: {len(readers)} nodes read {at}, inside the block {name}; expected one")
         index = readers[0]
         node = graph.nodes[index]
-        found.nodes.add(index)
+        region.nodes.add(index)
         if node.op_type == "Add" and len(graph.computed(index)) == 2:
             other = next((one for one in node.input if one != at), at)
             if graph.root(other) != residual:
                 raise WeightsError(f"{graph.where}: {graph.named(index)} adds {other}, not the input of {name}")
             while (maker := graph.maker(other)) is not None and graph.nodes[maker].op_type in LAYOUT:
-                found.nodes.add(maker)
+                region.nodes.add(maker)
                 other = graph.nodes[maker].input[0]
             return str(node.output[0])
         scale = graph.vectors([index], "Mul", channels)
-        if scale and PREFIX + f"{name}.gamma" not in found.state:
-            found.keep(f"{name}.gamma", scale[0].reshape(-1))
+        if scale and PREFIX + f"{name}.gamma" not in region.state:
+            region.keep(f"{name}.gamma", scale[0].reshape(-1))
         elif node.op_type not in LAYOUT:
             raise WeightsError(f"{graph.where}: {graph.named(index)} stands in the block {name} of a ConvNeXt")
         at = node.output[0]

@@ -69,31 +69,31 @@ def _is_stem(graph: OnnxGraph, index: int) -> bool:
     return any(reader >= 0 and is_depthwise(graph, reader) for _, reader in graph.around(node.output[0]))
 
 
-def _cut(graph: OnnxGraph, found: OnnxConvNeXt, stage: int, tensor: str) -> Cut | None:
+def _cut(graph: OnnxGraph, region: OnnxConvNeXt, stage: int, tensor: str) -> Cut | None:
     """The cut at a tensor behind a stage, with the norm that stands before it; None where there is no cut."""
-    end = found.ends[stage]
+    end = region.ends[stage]
     between, axes = graph.path(end, tensor), graph.axes(tensor)
     if between is None or axes not in ("NCHW", "NHWC"):
         return None
     if any(graph.nodes[index].op_type not in LAYOUT for index in between):
-        channels = len(found.state[f"{PREFIX}stages.{stage}.0.norm.weight"])
+        channels = len(region.state[f"{PREFIX}stages.{stage}.0.norm.weight"])
         if norm_of(graph, between, channels) is None:
             return None
-        keep_norm(graph, found, between, f"norm{stage}", channels)
-    found.nodes |= {*between}
+        keep_norm(graph, region, between, f"norm{stage}", channels)
+    region.nodes |= {*between}
     return Cut(stage + 1, tensor, axes)
 
 
-def _cuts(graph: OnnxGraph, found: OnnxConvNeXt) -> list[Cut]:
+def _cuts(graph: OnnxGraph, region: OnnxConvNeXt) -> list[Cut]:
     """Where each stage's map leaves the network, behind its norm where it has one; nowhere where nothing reads it."""
     cuts = []
-    for stage, end in enumerate(found.ends):
-        leaving = sorted({name for name, index in graph.around(end) if index not in found.nodes})
+    for stage, end in enumerate(region.ends):
+        leaving = sorted({name for name, index in graph.around(end) if index not in region.nodes})
         if not leaving:
             continue
         # What reads a map in several ways reads it before what they do to it.
-        cut = _cut(graph, found, stage, leaving[0] if len(leaving) == 1 else end)
-        cut = cut or _cut(graph, found, stage, end)
+        cut = _cut(graph, region, stage, leaving[0] if len(leaving) == 1 else end)
+        cut = cut or _cut(graph, region, stage, end)
         if cut is None:
             raise WeightsError(f"{graph.where}: the axes of {end}, the map of stage {stage + 1}, are not known")
         cuts.append(cut)
@@ -102,11 +102,11 @@ def _cuts(graph: OnnxGraph, found: OnnxConvNeXt) -> list[Cut]:
     return cuts
 
 
-def _asked(graph: OnnxGraph, found: OnnxConvNeXt, names: Sequence[str]) -> list[Cut]:
+def _asked(graph: OnnxGraph, region: OnnxConvNeXt, names: Sequence[str]) -> list[Cut]:
     """The cuts at the tensors that were named."""
     cuts: list[Cut] = []
     for name in names:
-        cut = next((c for s in reversed(range(4)) if (c := _cut(graph, found, s, name)) is not None), None)
+        cut = next((c for s in reversed(range(4)) if (c := _cut(graph, region, s, name)) is not None), None)
         if cut is None:
             raise WeightsError(f"{name!r} is no map of the ConvNeXt in {graph.where}; {_ends_of_all(graph)}")
         if cuts and cut.level <= cuts[-1].level:
@@ -118,12 +118,12 @@ def _asked(graph: OnnxGraph, found: OnnxConvNeXt, names: Sequence[str]) -> list[
     return cuts
 
 
-def facts_of(found: OnnxConvNeXt) -> dict[str, Any]:
+def facts_of(region: OnnxConvNeXt) -> dict[str, Any]:
     """What the tensors do not show, as `models.facts` calls it."""
-    facts: dict[str, Any] = {"activation": next(iter(found.activations)), "norm_eps": next(iter(found.epsilons))}
-    if found.sides is not None:
-        facts["input_size"] = found.sides
-    return facts | {"levels": tuple(cut.level for cut in found.cuts)}
+    facts: dict[str, Any] = {"activation": next(iter(region.activations)), "norm_eps": next(iter(region.epsilons))}
+    if region.sides is not None:
+        facts["input_size"] = region.sides
+    return facts | {"levels": tuple(cut.level for cut in region.cuts)}
 
 
 def read_model(model: onnx.ModelProto, where: str, names: Sequence[str] = ()) -> OnnxConvNeXt:

@@ -126,27 +126,36 @@ def numbers(values: Sequence[float]) -> str:
     return ",".join(f"{value:.4g}" for value in values)
 
 
-def lines(found: Mapping[str, Provenance]) -> list[str]:
+def lines(provenances: Mapping[str, Provenance]) -> list[str]:
     """For the first lines of an output: what is given, what is known and from where, and what is assumed."""
     result = []
     for how in ("given", "known"):
         places: dict[str, list[str]] = {}
-        for name, one in found.items():
+        for name, one in provenances.items():
             if one.how == how:
                 places.setdefault(one.source or "", []).append(f"{name} {one.value}")
         if places:
             result.append(f"{how}: " + "; ".join(f"{', '.join(facts)} ({place})" for place, facts in places.items()))
-    result += contradictions(found)
-    assumed = [f"{name} {one.value}" for name, one in found.items() if one.how == "assumed"]
+    result += contradictions(provenances)
+    assumed = [f"{name} {one.value}" for name, one in provenances.items() if one.how == "assumed"]
     if assumed:
         result.append(f"assumed: {', '.join(assumed)} (say otherwise with {_OPTIONS})")
     return result
 
 
-def contradictions(found: Mapping[str, Provenance]) -> list[str]:
+def contradictions(facts: Mapping[str, Provenance]) -> list[str]:
     """A line for each fact that the user gave and the checkpoint says otherwise; what was given is taken."""
     return [
         f"{one.source} gives {name} {one.value}, and the checkpoint says {one.contradicts}: what was given is taken"
-        for name, one in found.items()
+        for name, one in facts.items()
         if one.contradicts is not None
+    ]
+
+
+def better(found: Mapping[str, Provenance]) -> list[str]:
+    """A line for each fact that the user gave and labelled images fit better with another; what was given is taken."""
+    return [
+        f"{one.source} gives {name} {one.value}, and labelled images prefer {one.fits_better}: what was given is taken"
+        for name, one in found.items()
+        if one.fits_better is not None
     ]

@@ -30,11 +30,11 @@ def cut_out(
     count = regions.shape[1]
     images = torch.arange(len(regions), device=regions.device).repeat_interleave(count)
     rows = torch.cat((images[:, None].to(regions.dtype), regions.flatten(0, 1)), dim=1)
-    found = maps[0].new_zeros(len(rows), maps[0].shape[1], size, size)
+    pooled = maps[0].new_zeros(len(rows), maps[0].shape[1], size, size)
     for index, (x, stride) in enumerate(zip(maps, strides, strict=True)):
         own = (levels.flatten() == index).nonzero()[:, 0]
-        found[own] = roi_align(x, rows[own], (size, size), 1 / stride, samples)
-    return found
+        pooled[own] = roi_align(x, rows[own], (size, size), 1 / stride, samples)
+    return pooled
 
 
 @cut_out.register_fake

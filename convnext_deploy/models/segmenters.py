@@ -162,14 +162,14 @@ def with_head(converted: Converted, head: dict[str, Tensor], note: str | None) -
     return replace(converted, tensors=converted.tensors | completed(head), note=notes)
 
 
-def refuse_crop(found: Preprocessing, where: str) -> None:
+def refuse_crop(steps: Preprocessing, where: str) -> None:
     """Refuse a crop: what is cut off would have no class, and masks would be elsewhere.
 
     Raises:
         WeightsError: with what to say instead.
     """
-    if found.crop_mode != "squash" or found.crop_pct != 1.0:
+    if steps.crop_mode != "squash" or steps.crop_pct != 1.0:
         raise WeightsError(
-            f"{where}: the preprocessing crops (crop_pct {found.crop_pct:.4g}, {found.crop_mode}); --task segment "
+            f"{where}: the preprocessing crops (crop_pct {steps.crop_pct:.4g}, {steps.crop_mode}); --task segment "
             "expected whole images, resized to the image size: give --crop-pct 1 or mend the image processor's config"
         )

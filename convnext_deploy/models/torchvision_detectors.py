@@ -297,15 +297,15 @@ def prepared(facts: Mapping[str, Any]) -> dict[str, Any]:
     return joined(sourced(PREPARED, CODE), facts)
 
 
-def refuse_other_preparation(found: Preprocessing, where: str) -> None:
+def refuse_other_preparation(steps: Preprocessing, where: str) -> None:
     """Refuse what torchvision's transform does not do: boxes would be elsewhere, or be of other pixels.
 
     Raises:
         WeightsError: with what to say instead.
     """
     for name, value in PREPARED.items():
-        if getattr(found, name) != value:
+        if getattr(steps, name) != value:
             raise WeightsError(
-                f"{where}: {name} {getattr(found, name)}; --task detect prepares images as torchvision's detectors do, "
+                f"{where}: {name} {getattr(steps, name)}; --task detect prepares images as torchvision's detectors do, "
                 f"with {name} {value}: leave it out"
             )

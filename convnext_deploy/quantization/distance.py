@@ -59,15 +59,15 @@ def outputs(model: ConvNeXt, pixels: Pixels, preprocessing: Preprocessing) -> tu
     return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
 
-def distances(found: Sequence[Tensor], expected: Sequence[Tensor], classify: bool) -> Distances:
+def distances(outputs: Sequence[Tensor], expected: Sequence[Tensor], classify: bool) -> Distances:
     """The Kullback-Leibler divergence of each image's expected class probabilities from the found ones.
 
     Where there are no classes to choose among: the squared relative error, the mean over the outputs.
     """
     if classify:
-        p, q = (logits.double().log_softmax(1) for logits in (expected[0], found[0]))
+        p, q = (logits.double().log_softmax(1) for logits in (expected[0], outputs[0]))
         return (p.exp() * (p - q)).sum(1).clamp_min(0).numpy()  # rounding makes zeros negative
-    errors = [deviation.relative_errors(a.numpy(), b.numpy()) ** 2 for a, b in zip(found, expected, strict=True)]
+    errors = [deviation.relative_errors(a.numpy(), b.numpy()) ** 2 for a, b in zip(outputs, expected, strict=True)]
     mean: Distances = np.mean(errors, axis=0)
     return mean
 

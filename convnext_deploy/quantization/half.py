@@ -91,12 +91,12 @@ class _Watch:
         record.lost += int(torch.count_nonzero(magnitude <= vanishing) - torch.count_nonzero(magnitude == 0))
         return record
 
-    def judge(self, found: _Found, error: Tensor | None, left: Tensor | None) -> None:
+    def judge(self, counts: _Found, error: Tensor | None, left: Tensor | None) -> None:
         """Add an error and what it is compared with; None where the other hook of the operation adds it."""
         if error is not None:
-            found.error = (found.error or 0.0) + _sum_of_squares(error)
+            counts.error = (counts.error or 0.0) + _sum_of_squares(error)
         if left is not None:
-            found.reference += _sum_of_squares(left)
+            counts.reference += _sum_of_squares(left)
 
     def rounded(self, x: Tensor) -> Tensor:
         """To half precision and back; what would overflow is the largest number, as overflow is counted apart."""
@@ -322,17 +322,17 @@ def _tensors(model: ConvNeXt, watch: _Watch) -> dict[str, tuple[HalfTensor, ...]
 # Judging -------------------------------------------------------------------------------------------------------------
 
 
-def _record(name: str, found: _Found, limit: float, margin: float) -> HalfTensor:
+def _record(name: str, counts: _Found, limit: float, margin: float) -> HalfTensor:
     rounding = None
-    if found.error is not None:
-        rounding = math.sqrt(found.error / max(found.reference, sys.float_info.min))
+    if counts.error is not None:
+        rounding = math.sqrt(counts.error / max(counts.reference, sys.float_info.min))
     return HalfTensor(
         name=name,
-        largest=found.largest,
-        headroom=limit / found.largest if found.largest else None,
+        largest=counts.largest,
+        headroom=limit / counts.largest if counts.largest else None,
         margin=margin,
-        overflow=found.overflow / found.values,
-        lost=found.lost / found.values,
+        overflow=counts.overflow / counts.values,
+        lost=counts.lost / counts.values,
         rounding=rounding,
     )
 

@@ -198,6 +198,7 @@ class Provenance(Record, frozen=True, kw_only=True):
     how: Literal["known", "given", "assumed"]
     source: str | None = None  # known: the file or code that says it; given: the option
     contradicts: str | None = None  # given: what stands beside the checkpoint, where that says another
+    fits_better: str | None = None  # given: the value that labelled images prefer, and by how much
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):

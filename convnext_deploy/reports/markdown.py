@@ -44,11 +44,11 @@ def page(results: Results, title: str) -> str:
     return f"# {escaped(title)}\n\n" + "\n".join(map(_section, sections))
 
 
-def _section(found: Table) -> str:
-    body = table(found.columns, [[cell.text for cell in row] for row in found.rows])
-    note = f"\n{escaped(found.note)}\n" if found.note else ""
-    footnotes = "".join(f"\n{escaped(text)}\n" for text in found.footnotes)
-    return f"## {escaped(found.title)}\n\n{body}{note}{footnotes}"
+def _section(table_: Table) -> str:
+    body = table(table_.columns, [[cell.text for cell in row] for row in table_.rows])
+    note = f"\n{escaped(table_.note)}\n" if table_.note else ""
+    footnotes = "".join(f"\n{escaped(text)}\n" for text in table_.footnotes)
+    return f"## {escaped(table_.title)}\n\n{body}{note}{footnotes}"
 
 
 # Of the pages --------------------------------------------------------------------------------------------------------

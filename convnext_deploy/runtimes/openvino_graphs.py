@@ -72,13 +72,13 @@ class OpenVinoRun:
         return (time.perf_counter() - start) * 1e3
 
 
-def spliced(user: Any, part: Any, found: OnnxConvNeXt) -> tuple[Any, tuple[int, int]]:
+def spliced(user: Any, part: Any, region: OnnxConvNeXt) -> tuple[Any, tuple[int, int]]:
     """(the user's graph with `part` between the cuts, how many operations were taken out and put in).
 
     Args:
         user: is changed, and of no further use.
         part: this package's ConvNeXt, one input and an output for each cut, all in fp32 and NCHW; likewise.
-        found: of the ONNX that the user's graph was read from.
+        region: of the ONNX that the user's graph was read from.
 
     Raises:
         BuildError: reading it has left no tensor of a cut's name.
@@ -89,20 +89,20 @@ def spliced(user: Any, part: Any, found: OnnxConvNeXt) -> tuple[Any, tuple[int, 
     before, put_in = _operations(user), _operations(part)
     for node in part.get_ops():
         node.set_friendly_name(f"{NAME}/{node.get_friendly_name()}")
-    source = _tensor(user, found.input)
-    if found.half:
+    source = _tensor(user, region.input)
+    if region.half:
         source = ops.convert(source, "f32").output(0)
     (given,) = part.get_parameters()
     for reader in given.output(0).get_target_inputs():
         reader.replace_source_output(source)
     made = []
-    for result, cut in zip(part.get_results(), found.cuts, strict=True):
+    for result, cut in zip(part.get_results(), region.cuts, strict=True):
         output = result.input_value(0)
         output.set_names(set())
         if cut.axes == "NHWC":
             output = ops.transpose(output, np.array([0, 2, 3, 1])).output(0)
-        made.append(ops.convert(output, "f16").output(0) if found.half else output)
-    for output, cut in zip(made, found.cuts, strict=True):
+        made.append(ops.convert(output, "f16").output(0) if region.half else output)
+    for output, cut in zip(made, region.cuts, strict=True):
         old = _tensor(user, cut.tensor)
         for reader in old.get_target_inputs():
             reader.replace_source_output(output)
@@ -111,7 +111,7 @@ def spliced(user: Any, part: Any, found: OnnxConvNeXt) -> tuple[Any, tuple[int, 
         output.set_names(names)
     result = ov.Model(user.get_results(), user.get_parameters())
     result.validate_nodes_and_infer_types()
-    put_in += sum(cut.axes == "NHWC" for cut in found.cuts) + (len(found.cuts) + 1) * found.half
+    put_in += sum(cut.axes == "NHWC" for cut in region.cuts) + (len(region.cuts) + 1) * region.half
     return result, (before - (_operations(result) - put_in), put_in)
 
 

@@ -26,16 +26,16 @@ def named(paths: Sequence[str | Path]) -> dict[str, Path]:
     Raises:
         UsageError: none, a name that cannot stand in an address, or the same name twice.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for given in map(str, paths):
         name, equals, folder = given.partition("=")
         if not (equals and _NAME.fullmatch(name)):
             name, folder = Path(given).resolve().name, given
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot stand in an address; serve it as NAME={given}")
-        if name in found:
+        if name in folders:
             raise UsageError(f"two artifacts are called {name}; serve one of them as NAME={given}")
-        found[name] = Path(folder)
-    if not found:
+        folders[name] = Path(folder)
+    if not folders:
         raise UsageError("no artifact; expected at least one folder made by `convnext-deploy export`")
-    return found
+    return folders

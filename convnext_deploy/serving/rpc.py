@@ -22,6 +22,10 @@ from .service import Service
 CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED, 404: grpc.StatusCode.NOT_FOUND, 504: grpc.StatusCode.DEADLINE_EXCEEDED
 }  # fmt: skip
+# Of several workers, each connection is one's: clients connect anew now and then, and so come to all of them. gRPC
+# does that without losing a request.
+AGE_MS = 30_000
+REFUSED_S = 0.1  # that requests are refused before gRPC ends
 OPEN = ("ServerLive", "ServerReady", "ModelReady")  # asked without the token
 
 Context = Any  # grpc.aio's, which has no types
@@ -32,20 +36,22 @@ class Rpc:
     """A server for clients of gRPC beside the one for HTTP, in the same event loop.
 
     Args:
-        host: HOST, or an address; as that of HTTP.
-        port: 0 takes a free one, which `port` is then.
+        where: HOST:PORT; port 0 takes a free one, which `port` is then.
+        shared: siblings listen on the same port; the system spreads connections over them.
 
     Raises:
         UsageError: the address cannot be listened on.
     """
 
-    def __init__(self, service: Service, host: str, port: int) -> None:
-        self._service = service
-        most = service.options.max_body_bytes
-        self._server = grpc.aio.server(
-            # Another process must not share the port without a word.
-            options=[("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)]
-        )
+    def __init__(self, service: Service, where: str, *, shared: bool = False) -> None:
+        self._service, self._leaving = service, False
+        settings = {
+            "grpc.max_receive_message_length": service.options.max_body_bytes,
+            "grpc.so_reuseport": int(shared),  # another process must not share the port without a word
+        }
+        if shared:
+            settings["grpc.max_connection_age_ms"] = AGE_MS
+        self._server = grpc.aio.server(options=list(settings.items()))
         servicer = stubs.GRPCInferenceServiceServicer()
         for answer in (
             self._live, self._ready, self._model_ready, self._metadata, self._model_metadata, self._index, self._infer
@@ -53,9 +59,6 @@ class Rpc:
             name = _NAMES[answer.__name__]
             setattr(servicer, name, self._wrapped(name, answer))
         stubs.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if not 0 <= port < 2**16:
-            raise UsageError(f"--grpc-port {port}; expected a port from 0 to 65535")
         try:
             self.port = int(self._server.add_insecure_port(where))
         except RuntimeError:
@@ -65,7 +68,13 @@ class Rpc:
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Answer what was asked, and nothing that comes now."""
+        """Answer what was asked, and refuse what comes now.
+
+        gRPC cancels what comes while it ends, and such a client cannot know whether it was computed. UNAVAILABLE says
+        that another server may be asked.
+        """
+        self._leaving = True
+        await asyncio.sleep(min(REFUSED_S, grace_s))
         await self._server.stop(grace_s)
 
     def _wrapped(self, name: str, answer: Answer) -> Answer:
@@ -143,6 +152,8 @@ class Rpc:
         left = context.time_remaining()
         seconds = timeout_s(self._service.options, None if left is None else max(left, 1e-3) * 1e3)
         while True:
+            if self._leaving:
+                raise Closed
             model = self._model(request.model_name, request.model_version)
             images = protocol.images_of(asked, memoryview(raw), model.manifest)
             job = None
@@ -161,8 +172,9 @@ class Rpc:
             model_name=model.name, model_version=protocol.VERSION, id=request.id
         )  # fmt: skip
         for place, record, _ in protocol.outputs(asked, model.manifest):
-            values = np.ascontiguousarray(results[place], "<f4")
-            response.outputs.add(name=record.name, datatype="FP32", shape=values.shape)
+            datatype = protocol.NAMES[record.dtype]
+            values = np.ascontiguousarray(results[place], protocol.DTYPES[datatype])
+            response.outputs.add(name=record.name, datatype=datatype, shape=values.shape)
             response.raw_output_contents.append(values.tobytes())
         return response
 

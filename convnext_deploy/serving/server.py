@@ -107,8 +107,11 @@ class _Server(uvicorn.Server):
         return made
 
 
-def bound(host: str, port: int, option: str) -> socket.socket:
+def bound(host: str, port: int, option: str, *, shared: bool = False) -> socket.socket:
     """A socket that has the address, and does not listen yet.
+
+    Args:
+        shared: other processes of this user may have the address too, and listen on it through sockets of their own.
 
     Raises:
         UsageError: the address is taken, or none of this machine's.
@@ -122,6 +125,8 @@ def bound(host: str, port: int, option: str) -> socket.socket:
         made = socket.socket(family, kind, proto)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             made.bind(address)
         except BaseException:
             made.close()
@@ -136,8 +141,12 @@ def bound(host: str, port: int, option: str) -> socket.socket:
 
 def address(listener: socket.socket) -> str:
     """http://HOST:PORT of a bound socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{host_port(*listener.getsockname()[:2])}"
+
+
+def host_port(host: str, port: int) -> str:
+    """HOST:PORT, with brackets around the colons of IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Server:
@@ -229,9 +238,9 @@ class Server:
         from .rpc import Rpc
 
         host = self._sockets[0].getsockname()[0]
-        rpc = Rpc(self.service, host, self._grpc_port)
+        rpc = Rpc(self.service, host_port(host, self._grpc_port), shared=self._siblings is not None)
         await rpc.start()
-        self.grpc_address = f"{host}:{rpc.port}"
+        self.grpc_address = host_port(host, rpc.port)
         return rpc
 
     @contextlib.contextmanager

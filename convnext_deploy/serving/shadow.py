@@ -226,20 +226,20 @@ class Shadow:
         return preprocess.as_input(pixels, self._manifest.preprocessing, "float32")
 
 
-def _words(found: Standing, options: ShadowOptions) -> str:
-    bound = f"at most {found.upper:.2%}" if found.decision == "PASS" else f"at least {found.lower:.2%}"
+def _words(standing: Standing, options: ShadowOptions) -> str:
+    bound = f"at most {standing.upper:.2%}" if standing.decision == "PASS" else f"at least {standing.lower:.2%}"
     return (
-        f"{found.decision} after {counted(found.images, 'image')}: {options.path} answers {found.hits} "
+        f"{standing.decision} after {counted(standing.images, 'image')}: {options.path} answers {standing.hits} "
         f"otherwise, {bound} of all "
-        f"(limit {options.limit:.2%}; wrong with probability {found.alpha:g} at most, however often it is looked at)"
+        f"(limit {options.limit:.2%}; wrong with probability {standing.alpha:g} at most, however often it is looked at)"
     )
 
 
-def _differ(told: "np.ndarray[Any, Any]", found: "np.ndarray[Any, Any]", problem: Problem | None) -> bool:
+def _differ(told: "np.ndarray[Any, Any]", outputs: "np.ndarray[Any, Any]", problem: Problem | None) -> bool:
     """Whether two logits of an image (1, outputs) say another class, or another set of labels."""
     if problem in ("binary", "multi-label"):
-        return bool(((told > 0) != (found > 0)).any())
-    return int(told.argmax()) != int(found.argmax())
+        return bool(((told > 0) != (outputs > 0)).any())
+    return int(told.argmax()) != int(outputs.argmax())
 
 
 def _refuse_unlike(baseline: Model, other: Manifest, path: Path) -> None:

@@ -25,7 +25,7 @@ from .. import errors
 from ..errors import CheckFailed, ConvNextDeployError
 from ..processes import end_with, import_path, python
 from .options import ServeOptions
-from .server import Server, address
+from .server import Server, address, host_port
 from .service import Service
 from .shadow import ShadowOptions
 from .siblings import Siblings
@@ -46,6 +46,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     trust: bool = False
     listener: int = -1  # file descriptors
     admin: int | None = None
+    grpc_port: int | None = None
     sockets: tuple[str, ...] = ()  # of all workers
     place: int = 0
 
@@ -88,11 +89,20 @@ class Workers:
 
     Args:
         admin: of `server.bound`, or None.
+        grpc: of `server.bound`, shared, or None. It keeps the port, on which only the workers listen.
     """
 
-    def __init__(self, template: Order, listener: socket.socket, admin: socket.socket | None, say: Say) -> None:
+    def __init__(
+        self,
+        template: Order,
+        listener: socket.socket,
+        admin: socket.socket | None,
+        say: Say,
+        grpc: socket.socket | None = None,
+    ) -> None:
         self.address = address(listener)
-        self.grpc_address: str | None = None  # it is served by one process
+        self._grpc_port = None if grpc is None else int(grpc.getsockname()[1])
+        self.grpc_address: str | None = None if grpc is None else host_port(*grpc.getsockname()[:2])
         self._template, self._listener, self._admin, self._say = template, listener, admin, say
         self._workers: list[_Worker] = []
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # may be filled by a signal's handler
@@ -192,6 +202,7 @@ class Workers:
             place=place,
             listener=self._listener.fileno(),
             admin=None if self._admin is None else self._admin.fileno(),
+            grpc_port=self._grpc_port,
             sockets=tuple(f"{self._folder}/{one}" for one in range(self._template.options.workers)),
             shadow=self._template.shadow if place == 0 else None,
         )
@@ -259,7 +270,8 @@ def work(orders: int, answers: int) -> None:
         )
         siblings = Siblings(service, told.sockets, told.place)
         admin = None if told.admin is None else socket.socket(fileno=told.admin)
-        Server(service, socket.socket(fileno=told.listener), admin, siblings).run(lambda _: tell("ready"))
+        listener = socket.socket(fileno=told.listener)
+        Server(service, listener, admin, siblings, grpc_port=told.grpc_port).run(lambda _: tell("ready"))
     except ConvNextDeployError as error:
         tell(type(error).__name__, str(error))
         sys.exit(1)

@@ -108,28 +108,28 @@ class Watch:
         return judged(conditions, usable_cores())
 
 
-def judged(found: Conditions, cores: int) -> Conditions:
+def judged(conditions: Conditions, cores: int) -> Conditions:
     """Add the `problems` of the conditions: each is a reason why the timing must not count."""
     from msgspec.structs import replace
 
     problems = []
-    if found.others_cores is not None and found.others_cores > SHARED * cores:
-        problems.append(f"shared: other processes took {found.others_cores:.2f} of {cores} cores")
-    if found.stolen_cores is not None and found.stolen_cores > STOLEN * cores:
-        problems.append(f"shared: the hypervisor took {found.stolen_cores:.2f} of {cores} cores")
-    if found.throttle_events:
-        problems.append(f"throttled: {found.throttle_events} thermal events of the processor")
-    if found.quota_events:
-        problems.append(f"throttled: the container's CPU quota stopped it {found.quota_events} times")
-    if found.gpu is not None:
-        if found.gpu.throttle_reasons:
-            problems.append(f"throttled: the GPU's {', '.join(found.gpu.throttle_reasons)}")
-        if found.gpu.other_processes:
-            problems.append(f"shared: {found.gpu.other_processes} other processes used the GPU")
-        clocks = found.gpu.sm_clock_mhz
+    if conditions.others_cores is not None and conditions.others_cores > SHARED * cores:
+        problems.append(f"shared: other processes took {conditions.others_cores:.2f} of {cores} cores")
+    if conditions.stolen_cores is not None and conditions.stolen_cores > STOLEN * cores:
+        problems.append(f"shared: the hypervisor took {conditions.stolen_cores:.2f} of {cores} cores")
+    if conditions.throttle_events:
+        problems.append(f"throttled: {conditions.throttle_events} thermal events of the processor")
+    if conditions.quota_events:
+        problems.append(f"throttled: the container's CPU quota stopped it {conditions.quota_events} times")
+    if conditions.gpu is not None:
+        if conditions.gpu.throttle_reasons:
+            problems.append(f"throttled: the GPU's {', '.join(conditions.gpu.throttle_reasons)}")
+        if conditions.gpu.other_processes:
+            problems.append(f"shared: {conditions.gpu.other_processes} other processes used the GPU")
+        clocks = conditions.gpu.sm_clock_mhz
         if clocks and min(clocks) < (1 - HIGH_CLOCK_DROP) * max(clocks):
             problems.append(f"throttled: the GPU's clock moved between {min(clocks)} and {max(clocks)} MHz")
-    return replace(found, problems=tuple(problems))
+    return replace(conditions, problems=tuple(problems))
 
 
 # Linux ----------------------------------------------------------------------------------------------------------------

@@ -167,9 +167,9 @@ def trials(
             rate = float(np.sqrt(passed_at * failed_at)) if np.isfinite(failed_at) else rate * STRIDE
 
 
-def highest(found: Sequence[ServerTrial]) -> float | None:
+def highest(trials: Sequence[ServerTrial]) -> float | None:
     """The highest rate that passed."""
-    return max((one.queries_per_s for one in found if one.passed), default=None)
+    return max((one.queries_per_s for one in trials if one.passed), default=None)
 
 
 def _searched(service_s: Mapping[int, Sequence[float]], slo_ms: float, fraction: float, seed: int) -> float:

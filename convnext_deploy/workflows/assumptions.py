@@ -4,9 +4,13 @@ A checkpoint that says nothing of its images runs at any size and with any stati
 are tried on a few images, and the better half goes on with twice as many: first sizes with statistics, those of the
 images themselves among them, then crops, which matter less. What is left is held against what is assumed, on images
 that nothing was chosen on.
+
+What the user gave is taken, whatever fits. It is tried against other values all the same, and the user is told of those
+that fit better: a size that was remembered wrongly is as silent a loss as one that was assumed.
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -22,14 +26,15 @@ from ..data import preprocess, sources
 from ..data.image_source import refuse_unlabelled, with_one_label
 from ..data.numbering import numbered
 from ..errors import CheckFailed, DataError, UsageError, counted
+from ..models import provenance
 from ..models.provenance import numbers
-from ..records.manifest import Preprocessing
+from ..records.manifest import Preprocessing, Provenance
 from .evaluate import Images
 
 if TYPE_CHECKING:
     from ..models.checkpoint import Loaded
 
-SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384)  # pixels
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)  # pixels
 CROPS = (0.875, 0.95, 1.0)
 MOST = 1024  # images that are looked at
 FIRST = 24  # of the first round
@@ -37,6 +42,7 @@ BATCH = 16
 ALPHA = 0.01  # chance of calling what is assumed wrong where it is as good
 KEPT = 2  # sizes with statistics that crops are tried with
 SHOWN = 3  # candidates of the last round
+TRIED = ("image_size", "mean", "std", "crop_pct")  # of the facts
 
 Say = Callable[[str], None]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
@@ -55,6 +61,11 @@ class Candidate:
         high, wide = self.size
         return f"{high}x{wide} pixels, mean {numbers(self.mean)} std {numbers(self.std)}, crop {self.crop:g}"
 
+    def facts(self) -> dict[str, str]:
+        """Each fact, by its name in the manifest and as `provenance` has it."""
+        side = "x".join(map(str, self.size))
+        return dict(zip(TRIED, (side, numbers(self.mean), numbers(self.std), f"{self.crop:.4g}"), strict=True))
+
     def options(self, other: "Candidate") -> str:
         """What to add to a command so that it is this one and not the other."""
         side = str(self.size[0]) if self.size[0] == self.size[1] else f"{self.size[0]}x{self.size[1]}"
@@ -64,11 +75,16 @@ class Candidate:
         return " ".join([*words, f"--crop-pct {self.crop:g}"] if self.crop != other.crop else words)
 
 
-def check(loaded: "Loaded", images: Images, say: Say, progress: arguments.Progress | None = None) -> None:
-    """Try what is likely in the place of what is assumed, and say what fits best.
+def check(
+    loaded: "Loaded", images: Images, say: Say, progress: arguments.Progress | None = None
+) -> dict[str, Provenance]:
+    """Try what is likely in the place of what is assumed or given, and say what fits best.
 
     Args:
         progress: told (combinations done, combinations of this round, what is being tried).
+
+    Returns:
+        The given facts in whose place another value fits better, beyond chance, which they say.
 
     Raises:
         UsageError: not a classifier of one label an image.
@@ -83,10 +99,14 @@ def check(loaded: "Loaded", images: Images, say: Say, progress: arguments.Progre
     source = numbered(with_one_label(opened), spec.num_classes, loaded.labels, classes)
     for note in source.notes:
         say(note)
-    assumed, bases, crops = _candidates(loaded, lambda: _statistics(loaded, source))
-    if len(bases) * len(crops) == 1:
-        say("image size, statistics and crop are known or given, so that --data has nothing to check")
-        return
+    assumed = set(loaded.preprocessing.assumed)
+    given = {name: said for name, said in loaded.provenance.items() if name in TRIED and said.how == "given"}
+    statistics_here = functools.cache(lambda: _statistics(loaded, source))
+    own, bases, crops = _candidates(loaded, assumed, statistics_here)
+    _, all_bases, all_crops = _candidates(loaded, assumed | given.keys(), statistics_here)
+    if len(all_bases) * len(all_crops) == 1:
+        say("image size, statistics and crop are known, so that --data has nothing to check")
+        return {}
     count = min(len(source), MOST)
     if count < 2 * FIRST:
         raise DataError(
@@ -95,9 +115,16 @@ def check(loaded: "Loaded", images: Images, say: Say, progress: arguments.Progre
         )
     choosing, confirming = sources.parts(source, (count // 2, count - count // 2))
     trial = _Trial(loaded, choosing, progress)
+    best = _fitting(trial, bases, crops, say)
+    if given:
+        best += _fitting(trial, all_bases, all_crops, say)
+    return _judge(_Trial(loaded, confirming, progress), own, best, given, say)
+
+
+def _fitting(trial: "_Trial", bases: list[Candidate], crops: list[float], say: Say) -> list[Candidate]:
+    """The combinations that fit best, the best first."""
     kept = _narrowed(trial, bases, KEPT, say)[:KEPT]
-    cropped = [replace(base, crop=crop) for base in kept for crop in crops]
-    _judge(loaded, confirming, assumed, _narrowed(trial, cropped, 1, say)[:SHOWN], say, progress)
+    return _narrowed(trial, [replace(base, crop=crop) for base in kept for crop in crops], 1, say)[:SHOWN]
 
 
 def _narrowed(trial: "_Trial", left: list[Candidate], until: int, say: Say) -> list[Candidate]:
@@ -108,7 +135,7 @@ def _narrowed(trial: "_Trial", left: list[Candidate], until: int, say: Say) -> l
         what = f"trying {len(left)} combinations of size, statistics and crop on {stop} images"
         say(what)
         trial.extend_all(left, stop, what)
-        left = sorted(left, key=trial.right, reverse=True)
+        left = sorted(left, key=functools.partial(trial.right, stop=stop), reverse=True)
         if stop == images or len(left) // 2 <= until:
             break
         left, stop = left[: len(left) // 2], 2 * stop
@@ -116,9 +143,9 @@ def _narrowed(trial: "_Trial", left: list[Candidate], until: int, say: Say) -> l
 
 
 def _candidates(
-    loaded: "Loaded", own_statistics: Callable[[], Statistics]
+    loaded: "Loaded", free: Collection[str], own_statistics: Callable[[], Statistics]
 ) -> tuple[Candidate, list[Candidate], list[float]]:
-    """What is assumed; sizes and statistics that are likely where none are known, it first; and crops, likewise."""
+    """What would be taken; the sizes and statistics that are likely where these are free, it first; crops likewise."""
     from ..models.facts import IMAGENET_MEAN, IMAGENET_STD
 
     facts, size = loaded.preprocessing, loaded.model.spec.image_size
@@ -129,12 +156,12 @@ def _candidates(
         usual.append((IMAGENET_MEAN, IMAGENET_STD))
     elif channels == 1:
         usual.append(((float(np.mean(IMAGENET_MEAN)),), (float(np.mean(IMAGENET_STD)),)))
-    # dict: each once, the assumed value first.
-    sizes = dict.fromkeys([own.size, *((side, side) for side in SIZES if "image_size" in facts.assumed)])
+    # dict: each once, the value that would be taken first.
+    sizes = dict.fromkeys([own.size, *((side, side) for side in SIZES if "image_size" in free)])
     norms = dict.fromkeys([(own.mean, own.std)])
-    if {"mean", "std"} <= set(facts.assumed):
+    if {"mean", "std"} <= set(free):
         norms |= dict.fromkeys([*usual, own_statistics()])
-    crops = dict.fromkeys([own.crop, *(CROPS if "crop_pct" in facts.assumed else [])])
+    crops = dict.fromkeys([own.crop, *(CROPS if "crop_pct" in free else [])])
     bases = [Candidate(side, mean, std, own.crop) for side, (mean, std) in itertools.product(sizes, norms)]
     return own, bases, list(crops)
 
@@ -170,8 +197,15 @@ class _Trial:
         self.progress = progress
         self.hits: dict[Candidate, NDArray[np.bool_]] = {}
 
-    def right(self, candidate: Candidate) -> int:
-        return int(self.hits[candidate].sum())
+    def right(self, candidate: Candidate, stop: int | None = None) -> int:
+        """How many images it gets right, of those before `stop`."""
+        return int(self.hits[candidate][:stop].sum())
+
+    def p_value(self, better: Candidate, other: Candidate) -> float:
+        """The chance of such a lead where both are as good; 1 where there is none."""
+        one, two = self.hits[better], self.hits[other]
+        gained, lost = int((one & ~two).sum()), int((~one & two).sum())
+        return 1.0 if gained <= lost else statistics.mcnemar(lost, gained)
 
     def extend_all(self, candidates: Collection[Candidate], stop: int, what: str) -> None:
         """`extend` of each."""
@@ -204,29 +238,53 @@ class _Trial:
 
 
 def _judge(
-    loaded: "Loaded",
-    source: sources.ImageSource,
-    assumed: Candidate,
-    best: list[Candidate],
-    say: Say,
-    progress: arguments.Progress | None = None,
-) -> None:
-    trial, images = _Trial(loaded, source, progress), len(source)
-    trial.extend_all(dict.fromkeys([*best, assumed]), images, f"comparing the best on {images} other images")
-    # The best of a few on these images too, for which the limit of the p-value makes up.
-    best, limit = sorted(best, key=trial.right, reverse=True), ALPHA / len(best)
-    for candidate in dict.fromkeys([*best, assumed]):
+    trial: _Trial, own: Candidate, best: list[Candidate], given: dict[str, Provenance], say: Say
+) -> dict[str, Provenance]:
+    """Hold what would be taken against the best with what was given, and that against the best with any values.
+
+    Args:
+        trial: of images that nothing was chosen on.
+        own: what would be taken.
+        best: what fits best on other images.
+        given: the facts that the user gave.
+
+    Returns:
+        As `check` does.
+
+    Raises:
+        CheckFailed: as `check` does.
+    """
+    images, rivals = len(trial.source), list(dict.fromkeys([*best, own]))
+    trial.extend_all(rivals, images, f"comparing the best on {images} other images")
+    rivals.sort(key=trial.right, reverse=True)
+    for candidate in rivals:
         low, high = binomial.share_bounds(trial.right(candidate), images, 0.025)
-        what = "assumed" if candidate == assumed else "fits best" if candidate == best[0] else "next"
+        what = "taken" if candidate == own else "fits best" if candidate == rivals[0] else "next"
         say(f"{what}: {candidate}: top-1 {trial.right(candidate) / images:.2%} ({low:.2%} to {high:.2%}, 95 %)")
-    one, other = trial.hits[best[0]], trial.hits[assumed]
-    gained, lost = int((one & ~other).sum()), int((~one & other).sum())
-    p_value = statistics.mcnemar(lost, gained)
-    if best[0] == assumed or gained <= lost or p_value > limit:
-        say(f"what is assumed is as good as any other, as far as {images} other images show")
-        return
-    raise CheckFailed(
-        f"what is assumed does not fit: {best[0]} is right on {trial.right(best[0])} of {images} other "
-        f"images, and {assumed} on {trial.right(assumed)} (p = {p_value:.1g}); export again with "
-        f"{best[0].options(assumed)}, or give the assumed values to keep them"
-    )
+    # The best of a few on these images too, for which the limit of the p-value makes up.
+    limit = ALPHA / len(rivals)
+    fitting = next(one for one in rivals if not _differing(one, own) & given.keys())
+    preferred = rivals[0] if trial.p_value(rivals[0], fitting) <= limit else fitting
+    gain = f"top-1 {trial.right(preferred) / images:.2%}, not {trial.right(fitting) / images:.2%}, on {images} images"
+    doubted = {
+        name: msgspec.structs.replace(given[name], fits_better=f"{preferred.facts()[name]} ({gain})")
+        for name in given.keys() & _differing(preferred, own)
+    }
+    for line in provenance.better(doubted):
+        say(f"{line}; to take what fits better: {preferred.options(own)}")
+    p_value = trial.p_value(fitting, own)
+    if p_value <= limit:
+        raise CheckFailed(
+            f"what is assumed does not fit: {fitting} is right on {trial.right(fitting)} of {images} other "
+            f"images, and {own} on {trial.right(own)} (p = {p_value:.1g}); export again with "
+            f"{preferred.options(own)}, or give the assumed values to keep them"
+        )
+    if not doubted:
+        say(f"what is assumed or given is as good as any other, as far as {images} other images show")
+    return doubted
+
+
+def _differing(one: Candidate, other: Candidate) -> set[str]:
+    """The names of the facts in which they differ."""
+    values = other.facts()
+    return {name for name, value in one.facts().items() if value != values[name]}

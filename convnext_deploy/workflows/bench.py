@@ -351,14 +351,14 @@ def _result(
     )
 
 
-def _status(entry: _Entry, found: Conditions | None, plan: Plan, interrupted: bool) -> tuple[Status, str | None]:
+def _status(entry: _Entry, conditions: Conditions | None, plan: Plan, interrupted: bool) -> tuple[Status, str | None]:
     """The worst first: a row has one status, and all the reasons that belong to it."""
     if entry.failure is not None:
         return "failed", entry.failure
     if interrupted:
         return "partial", f"interrupted after {len(entry.turns)} turns"
-    if found is not None and found.problems:
-        return "invalid", "; ".join(found.problems)
+    if conditions is not None and conditions.problems:
+        return "invalid", "; ".join(conditions.problems)
     if entry.ready is not None and not entry.ready.steady:
         return "not steady", f"its medians did not agree within {plan.warmup_limit_s:.0f} s of warm-up"
     medians = [float(np.median(turn.samples_ms)) for turn in entry.turns]
@@ -370,8 +370,12 @@ def _status(entry: _Entry, found: Conditions | None, plan: Plan, interrupted: bo
     return "valid", None
 
 
-def _machine(found: Conditions | None) -> dict[str, str | int]:
-    gpu = {"gpu": found.gpu.name, "driver": found.gpu.driver} if found is not None and found.gpu is not None else {}
+def _machine(conditions: Conditions | None) -> dict[str, str | int]:
+    gpu = (
+        {"gpu": conditions.gpu.name, "driver": conditions.gpu.driver}
+        if conditions is not None and conditions.gpu is not None
+        else {}
+    )
     return {**env.machine(), **gpu}
 
 

@@ -96,8 +96,8 @@ def _on_cluster(
 
 def _size(images: int, workers: int, batch: int) -> int:
     """Images of a piece, whole batches."""
-    wanted = min(max(images // (workers * PIECES), inference.CHUNK), LARGEST * inference.CHUNK)
-    return batch * max(1, wanted // batch)
+    size = min(max(images // (workers * PIECES), inference.CHUNK), LARGEST * inference.CHUNK)
+    return batch * max(1, size // batch)
 
 
 def _opened(order: _Order, cpus: int) -> tuple[_Opened, Callable[[tuple[int, ImageSource]], Piece]]:

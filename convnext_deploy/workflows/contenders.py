@@ -223,7 +223,7 @@ def of_artifacts(
         )
     from ..models import baselines
 
-    wanted = [
+    requests = [
         Wanted(
             model=baselines.counterpart(word, contender.model, contender.image_size),
             runtime="torch" if formats.get(contender.runtime).own_network else contender.runtime,
@@ -235,7 +235,7 @@ def of_artifacts(
         for contender in contenders
         for word in compare
     ]
-    return contenders + built(list(dict.fromkeys(wanted)), say)
+    return contenders + built(list(dict.fromkeys(requests)), say)
 
 
 def of_artifact(path: Path, device: Device, cuda_graph: bool = False, trust: bool = False) -> Contender:
@@ -266,7 +266,7 @@ def of_artifact(path: Path, device: Device, cuda_graph: bool = False, trust: boo
     )
 
 
-def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contender]:
+def built(requests: Sequence[Wanted], say: Callable[[str], None]) -> list[Contender]:
     """Each model, built in a process of its own or taken from `build/bench`; one that cannot be built says why.
 
     What is there is taken if the same versions of all packages made it and every file is unchanged.
@@ -294,7 +294,7 @@ def built(wanted: Sequence[Wanted], say: Callable[[str], None]) -> list[Contende
     running: list[Worker] = []
     with ThreadPoolExecutor(min(BUILDS_AT_ONCE, env.usable_cores())) as pool:
         try:
-            return list(pool.map(one, wanted))
+            return list(pool.map(one, requests))
         except BaseException:  # Ctrl-C: else the pool would wait for builds that nobody wants any more
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in running:

@@ -48,21 +48,21 @@ def build_baseline(want: dict[str, Any]) -> None:
     build.remember(fmt, order.folder, BASELINE_NAME, lambda _: None)  # where it cannot, the next run builds again
 
 
-def _prepared(wanted: Wanted, *, typed_graph: bool, on_cpu: bool) -> build.Prepared:
+def _prepared(request: Wanted, *, typed_graph: bool, on_cpu: bool) -> build.Prepared:
     """timm's module in the asked type, with its outputs in fp32."""
-    spec = ExportSpec(format=wanted.runtime, precision=wanted.precision, batch=wanted.batch, device=wanted.device)
-    source = Baseline(wanted.model, wanted.image_size, wanted.task)
-    pixels = preprocess.probe_images(3, wanted.image_size, PROBES)
-    images = preprocess.as_input(pixels, preprocessing_of(wanted.model), spec.input)
+    spec = ExportSpec(format=request.runtime, precision=request.precision, batch=request.batch, device=request.device)
+    source = Baseline(request.model, request.image_size, request.task)
+    pixels = preprocess.probe_images(3, request.image_size, PROBES)
+    images = preprocess.as_input(pixels, preprocessing_of(request.model), spec.input)
     expected = tuple(x.numpy() for x in _expected(source, torch.from_numpy(images)))
-    module = Baseline(wanted.model, wanted.image_size, wanted.task, wanted.precision if typed_graph else "fp32")
-    example = torch.from_numpy(images[np.arange(max(2, wanted.batch.opt)) % PROBES])
-    place = "cpu" if on_cpu else wanted.device
+    module = Baseline(request.model, request.image_size, request.task, request.precision if typed_graph else "fp32")
+    example = torch.from_numpy(images[np.arange(max(2, request.batch.opt)) % PROBES])
+    place = "cpu" if on_cpu else request.device
     return build.Prepared(
         graph=DeployGraph(module=module.to(place), export=spec, example=example.to(place)),
         sets=(Probe("bundled", pixels, expected),),
         weights=_weights_of(module),
-        preprocessing=preprocessing_of(wanted.model),
+        preprocessing=preprocessing_of(request.model),
     )
 
 

@@ -93,7 +93,7 @@ def export(
 
     Args:
         plan: whose `rest` is the request's precision.
-        checked_on: labelled images that tell whether what is assumed of the checkpoint's images fits.
+        checked_on: labelled images that tell whether what is assumed, or given, of the checkpoint's images fits.
         class_names: file of the model's class names, which go into the artifact.
 
     Raises:
@@ -129,7 +129,8 @@ def export(
     if checked_on is not None:
         from . import assumptions
 
-        assumptions.check(loaded, checked_on, say, progress)
+        judged = assumptions.check(loaded, checked_on, say, progress)
+        loaded = replace(loaded, provenance=loaded.provenance | judged)
     from . import build
 
     steps.begin("computing the reference in fp32")

@@ -28,12 +28,12 @@ def knows(loaded: Loaded) -> bool:
     return loaded.origin is not None and loaded.origin.layout == "onnx"
 
 
-def judge(loaded: Loaded, images: NDArray[np.float32], found: tuple[NDArray[np.float32], ...]) -> OracleRecord:
+def judge(loaded: Loaded, images: NDArray[np.float32], ours: tuple[NDArray[np.float32], ...]) -> OracleRecord:
     """Compare what was read with what the graph computes behind the tensor that its stem reads.
 
     Args:
         images: normalized, (N, C, H, W).
-        found: this package's maps of them, before any rewrite.
+        ours: this package's maps of them, before any rewrite.
 
     Raises:
         ParityError: they differ: between the operators that were recognized stands something else.
@@ -51,9 +51,9 @@ def judge(loaded: Loaded, images: NDArray[np.float32], found: tuple[NDArray[np.f
     name = f"onnxruntime {importlib.metadata.version('onnxruntime')}"
     theirs = [outputs[level] for level in loaded.model.spec.levels]
     shapes = [output.shape for output in theirs]
-    if shapes != [output.shape for output in found]:
+    if shapes != [output.shape for output in ours]:
         raise ParityError(f"{file.name} computes maps of shapes {shapes} in {name}: ours have others")
-    error = float(deviation.worst(found, theirs).max())
+    error = float(deviation.worst(ours, theirs).max())
     limit = verify.TOLERANCES["fp16"].relative_error if network.half else oracle.LIMIT
     if not error <= limit:
         raise ParityError(

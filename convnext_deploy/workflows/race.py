@@ -75,8 +75,8 @@ class Race:
         """
         device = self.goal.device
         for fmt in taken:
-            for wanted in floats(fmt, device):
-                self._set(wanted)
+            for exact_or_half in floats(fmt, device):
+                self._set(exact_or_half)
             if fmt.eight_bits is not None and (device == "cuda" or not fmt.kernels):
                 rest = rest_of(fmt, device, self.workshop.machine)
                 self._set(candidate(fmt, rest, "int8", kernels=fmt.kernels))

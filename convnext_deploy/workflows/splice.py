@@ -101,8 +101,8 @@ def splice(
         levels = tuple(cut.level for cut in network.cuts)
         _refuse_other_weights(loaded, replace(source, task="features", levels=levels).load(), into.name, network.half)
     with tempfile.TemporaryDirectory() as folder:
-        wanted = msgspec.structs.replace(request, dynamic_image_size=True)
-        alone = exports.export(inside, wanted, plan=plan, out=Path(folder) / "convnext", say=say, progress=progress)
+        whole = msgspec.structs.replace(request, dynamic_image_size=True)
+        alone = exports.export(inside, whole, plan=plan, out=Path(folder) / "convnext", say=say, progress=progress)
         made = (_OpenVino if request.format == "openvino" else _Onnx)(into, user, alone.path, network)
     say("comparing the whole graphs")
     if progress is not None:
@@ -204,9 +204,9 @@ def _taken(user: onnx.ModelProto, name: str, source: Source, request: ExportRequ
     held = {tensor.name for tensor in user.graph.initializer}
     inputs = [_tensor(value) for value in user.graph.input if value.name not in held]
     if len(inputs) != 1 or len(inputs[0].shape) not in (3, 4) or inputs[0].dtype not in ("float32", "float16"):
-        shown = "; ".join(f"{one.name} {one.dtype} ({', '.join(map(str, one.shape))})" for one in inputs)
+        lines = "; ".join(f"{one.name} {one.dtype} ({', '.join(map(str, one.shape))})" for one in inputs)
         raise UsageError(
-            f"{name} takes {shown or 'nothing'}; expected one input of float images, (N, C, H, W) or (C, H, W)"
+            f"{name} takes {lines or 'nothing'}; expected one input of float images, (N, C, H, W) or (C, H, W)"
         )
     shape = inputs[0].shape
     sides = shape[-2:]
@@ -241,8 +241,8 @@ def _refuse_other_weights(inside: Loaded, given: Loaded, name: str, half: bool) 
             f"{given.weights.source} is another network than the one in {name}: they differ in {strange[0]}"
         )
     for key, held in one.items():
-        wanted = other[key].half().float() if half else other[key]
-        if held.shape != wanted.shape or not np.allclose(held.numpy(), wanted.numpy(), rtol=1e-6, atol=1e-12):
+        expected = other[key].half().float() if half else other[key]
+        if held.shape != expected.shape or not np.allclose(held.numpy(), expected.numpy(), rtol=1e-6, atol=1e-12):
             raise WeightsError(
                 f"{given.weights.source} has other weights than {name}: {key} differs; leave --weights out to take "
                 "the graph's own"
@@ -252,9 +252,9 @@ def _refuse_other_weights(inside: Loaded, given: Loaded, name: str, half: bool) 
 class _Onnx:
     """The whole graph with the new ConvNeXt, as ONNX."""
 
-    def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, found: OnnxConvNeXt) -> None:
+    def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, region: OnnxConvNeXt) -> None:
         self._user = user
-        self._result = onnx_splice.spliced(user, onnx_graph.load(alone / FILE), found)
+        self._result = onnx_splice.spliced(user, onnx_graph.load(alone / FILE), region)
         self.nodes = onnx_splice.exchanged(user, self._result)
 
     def before(self, names: Sequence[str]) -> OnnxRun:
@@ -274,11 +274,11 @@ class _Onnx:
 class _OpenVino:
     """Likewise as OpenVINO's IR. The rest of it is what OpenVINO reads from the user's ONNX."""
 
-    def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, found: OnnxConvNeXt) -> None:
-        onnx_splice.taken_out(user, found)  # refuses what reads the old one between the cuts
+    def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, region: OnnxConvNeXt) -> None:
+        onnx_splice.taken_out(user, region)  # refuses what reads the old one between the cuts
         self._into = into
         part = openvino_graphs.read(alone / IR)
-        self._result, self.nodes = openvino_graphs.spliced(openvino_graphs.read(into), part, found)
+        self._result, self.nodes = openvino_graphs.spliced(openvino_graphs.read(into), part, region)
 
     def before(self, names: Sequence[str]) -> openvino_graphs.OpenVinoRun:
         return openvino_graphs.OpenVinoRun(openvino_graphs.read(self._into), names)
@@ -297,9 +297,9 @@ class _Pairs:
     operator behind the cuts, both end at the cuts.
     """
 
-    def __init__(self, user: onnx.ModelProto, made: _Onnx | _OpenVino, found: OnnxConvNeXt, taken: _Taken) -> None:
+    def __init__(self, user: onnx.ModelProto, made: _Onnx | _OpenVino, region: OnnxConvNeXt, taken: _Taken) -> None:
         self._taken = taken
-        cuts = [cut.tensor for cut in found.cuts]
+        cuts = [cut.tensor for cut in region.cuts]
         ends = [value.name for value in user.graph.output]
         self.not_run: str | None = None
         names = [*cuts, *ends]
@@ -336,9 +336,9 @@ def _joined(batches: list[list[Array]], count: int) -> tuple[Array, ...]:
 class _Ends:
     """What the whole graphs put out, on all images."""
 
-    def __init__(self, user: onnx.ModelProto, found: OnnxConvNeXt, limit: verify.Tolerance) -> None:
+    def __init__(self, user: onnx.ModelProto, region: OnnxConvNeXt, limit: verify.Tolerance) -> None:
         self._names = [value.name for value in user.graph.output]
-        self._choosing = onnx_splice.behind(user, [cut.tensor for cut in found.cuts], CHOOSING)
+        self._choosing = onnx_splice.behind(user, [cut.tensor for cut in region.cuts], CHOOSING)
         self._limit = max(limit.relative_error, verify.LOOSEST_FP32)
         self._errors: dict[str, float] = {}
         self._notes: dict[str, str] = {}

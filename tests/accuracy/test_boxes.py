@@ -28,14 +28,14 @@ SIDE = 100.0
 def of_images(seed: int, images: int, classes: int = 3, noise: float = 3.0, missed: float = 0.2) -> Detections:
     """Objects, most of them found nearly in their places, and detections of nothing."""
     generator = np.random.default_rng(seed)
-    given, given_counts, wanted, wanted_counts = [], [], [], []
+    predicted, predicted_counts, truth, truth_counts = [], [], [], []
     for _ in range(images):
         count = int(generator.integers(0, 5))
         corner, sides = generator.uniform(0, 60, (count, 2)), generator.uniform(10, 40, (count, 2))
         numbers = generator.integers(1, classes + 1, count)
         crowd = (generator.uniform(size=count) < 0.05).astype(float)
-        wanted += np.column_stack([corner, corner + sides, numbers, sides.prod(axis=1), crowd]).tolist()
-        wanted_counts.append(count)
+        truth += np.column_stack([corner, corner + sides, numbers, sides.prod(axis=1), crowd]).tolist()
+        truth_counts.append(count)
         seen = np.flatnonzero(generator.uniform(size=count) > missed)
         own = np.column_stack(
             [
@@ -49,14 +49,14 @@ def of_images(seed: int, images: int, classes: int = 3, noise: float = 3.0, miss
         extra = np.column_stack(
             [place, place + 20, generator.uniform(0.05, 0.7, false), generator.integers(1, classes + 1, false)]
         )
-        given += [*own.tolist(), *extra.tolist()]
-        given_counts.append(len(own) + false)
+        predicted += [*own.tolist(), *extra.tolist()]
+        predicted_counts.append(len(own) + false)
     return Detections(
         tuple(f"{number}.png" for number in range(images)),
-        np.array(given, np.float32).reshape(-1, 6),
-        np.array(given_counts, np.int64),
-        np.array(wanted, np.float64).reshape(-1, 7),
-        np.array(wanted_counts, np.int64),
+        np.array(predicted, np.float32).reshape(-1, 6),
+        np.array(predicted_counts, np.int64),
+        np.array(truth, np.float64).reshape(-1, 7),
+        np.array(truth_counts, np.int64),
     )
 
 
@@ -66,13 +66,13 @@ def pycocotools_of(found: Detections, folder: Path) -> Any:
     from pycocotools.cocoeval import COCOeval
 
     objects, results = [], []
-    images = np.repeat(np.arange(len(found.names)), found.wanted_counts)
-    for number, (image, row) in enumerate(zip(images.tolist(), found.wanted.tolist(), strict=True), 1):
+    images = np.repeat(np.arange(len(found.names)), found.truth_counts)
+    for number, (image, row) in enumerate(zip(images.tolist(), found.truth.tolist(), strict=True), 1):
         box = [row[0], row[1], row[2] - row[0], row[3] - row[1]]
         one = {"id": number, "image_id": image, "category_id": int(row[4]), "bbox": box}
         objects.append({**one, "area": row[5], "iscrowd": int(row[6])})
-    images = np.repeat(np.arange(len(found.names)), found.given_counts)
-    for image, row in zip(images.tolist(), found.given.astype(np.float64).tolist(), strict=True):
+    images = np.repeat(np.arange(len(found.names)), found.predicted_counts)
+    for image, row in zip(images.tolist(), found.predicted.astype(np.float64).tolist(), strict=True):
         box = [row[0], row[1], row[2] - row[0], row[3] - row[1]]
         results.append({"image_id": image, "category_id": int(row[5]), "bbox": box, "score": row[4]})
     document = {
@@ -115,8 +115,8 @@ def test_masks_are_judged_as_pycocotools_judges_them(tmp_path: Path) -> None:
             masks.append(bytes(coder.encode(whole)["counts"]))
         return tuple(masks)
 
-    right = replace(found, masks=InstanceMasks(encoded(found.given, 0.5), encoded(found.wanted, 0.5), sides))
-    wrong = replace(found, masks=InstanceMasks(encoded(found.given, 1.0), encoded(found.wanted, 0.5), sides))
+    right = replace(found, masks=InstanceMasks(encoded(found.predicted, 0.5), encoded(found.truth, 0.5), sides))
+    wrong = replace(found, masks=InstanceMasks(encoded(found.predicted, 1.0), encoded(found.truth, 0.5), sides))
     of_boxes = boxes.judged(found).average_precision
     assert 0.5 * of_boxes < boxes.judged(right, "segm").average_precision < 1.2 * of_boxes
     assert boxes.judged(wrong, "segm").average_precision < 0.2 * of_boxes
@@ -128,21 +128,21 @@ def test_masks_are_judged_as_pycocotools_judges_them(tmp_path: Path) -> None:
     assert isinstance(again, Detections)
     assert again.masks is not None
     assert right.masks is not None
-    assert (again.masks.given, again.masks.wanted) == (right.masks.given, right.masks.wanted)
+    assert (again.masks.predicted, again.masks.truth) == (right.masks.predicted, right.masks.truth)
     both = joined([Chunk(0, 20, right, ()), Chunk(20, 40, right, ())]).predictions
     assert isinstance(both, Detections)
     assert both.masks is not None
-    assert len(both.masks.given) == 2 * len(found.given)
+    assert len(both.masks.predicted) == 2 * len(found.predicted)
 
 
 @pytest.mark.parametrize("wrong", [b"0", b"d", b"\x81d0", b"d0" * 20, b"0d0" + b"o" * 9, b""])
 def test_a_kept_mask_that_pycocotools_would_not_check_is_refused(wrong: bytes, tmp_path: Path) -> None:
     """Of an image of 4x5 pixels: its readers go on behind a mask whose lengths are of fewer or more."""
     rows, one = np.array([[0, 0, 4, 4, 0.5, 1]], np.float32), np.ones(1, np.int64)
-    wanted = np.array([[0, 0, 4, 4, 1, 16, 0]], np.float64)
+    truth = np.array([[0, 0, 4, 4, 1, 16, 0]], np.float64)
     for coded in (b"d0", b"0d0", wrong):
         kept = InstanceMasks((coded,), (b"d0",), np.array([[4, 5]], np.int64))
-        found = Detections(("a.png",), rows, one, wanted, one, kept)
+        found = Detections(("a.png",), rows, one, truth, one, kept)
         (tmp_path / "kept.npz").write_bytes(encode(Chunk(0, 1, found, ())))
         with pytest.raises(DataError, match="run lengths") if coded == wrong else contextlib.nullcontext():
             decode(tmp_path / "kept.npz")
@@ -201,7 +201,7 @@ def test_the_score_of_masks_is_said_beside_that_of_boxes() -> None:
     sides = np.full((20, 2), SIDE, np.int64)
     square = np.ones((int(SIDE), int(SIDE)), np.uint8, order="F")
     mask = bytes(coder.encode(square)["counts"])
-    masks = InstanceMasks((mask,) * len(found.given), (mask,) * len(found.wanted), sides)
+    masks = InstanceMasks((mask,) * len(found.predicted), (mask,) * len(found.truth), sides)
     found = replace(found, masks=masks)
     scores = outputs.scored(found, "detection")
     assert scores.of_masks is not None
@@ -246,15 +246,15 @@ def test_the_three_forms_of_a_mask_are_one(tmp_path: Path) -> None:
 
 def repeated(found: Detections, image: int, times: int) -> Detections:
     """With one image so many times more."""
-    starts = [np.concatenate([[0], np.cumsum(counts)]) for counts in (found.given_counts, found.wanted_counts)]
+    starts = [np.concatenate([[0], np.cumsum(counts)]) for counts in (found.predicted_counts, found.truth_counts)]
     of_given, of_wanted = (slice(start[image], start[image + 1]) for start in starts)
-    given, wanted = found.given[of_given], found.wanted[of_wanted]
+    predicted, truth = found.predicted[of_given], found.truth[of_wanted]
     return Detections(
         found.names + tuple(f"again {number}" for number in range(times)),
-        np.concatenate([found.given, *[given] * times]),
-        np.concatenate([found.given_counts, [len(given)] * times]),
-        np.concatenate([found.wanted, *[wanted] * times]),
-        np.concatenate([found.wanted_counts, [len(wanted)] * times]),
+        np.concatenate([found.predicted, *[predicted] * times]),
+        np.concatenate([found.predicted_counts, [len(predicted)] * times]),
+        np.concatenate([found.truth, *[truth] * times]),
+        np.concatenate([found.truth_counts, [len(truth)] * times]),
     )
 
 
@@ -272,12 +272,12 @@ def test_each_image_moves_the_score_as_its_derivative_says() -> None:
 
 def test_a_detector_that_finds_nothing_scores_nothing() -> None:
     found = of_images(1, 10)
-    nothing = replace(found, given=found.given[:0], given_counts=np.zeros(10, np.int64))
+    nothing = replace(found, predicted=found.predicted[:0], predicted_counts=np.zeros(10, np.int64))
     judged = boxes.judged(nothing)
     assert judged.average_precision == judged.at_50 == 0
     assert not outputs.is_above_chance(nothing, outputs.scored(nothing, "detection"), "detection")
     with pytest.raises(DataError, match="not one image has an object"):
-        boxes.judged(replace(found, wanted=found.wanted[:0], wanted_counts=np.zeros(10, np.int64)))
+        boxes.judged(replace(found, truth=found.truth[:0], truth_counts=np.zeros(10, np.int64)))
 
 
 @pytest.mark.slow
@@ -288,9 +288,9 @@ def test_a_drop_at_the_limit_passes_and_fails_with_the_chance_of_alpha_at_most()
     def pair(seed: int, count: int) -> tuple[outputs.Scored, outputs.Scored]:
         one = of_images(seed, count, noise=2.0, missed=0.1)
         generator = np.random.default_rng(seed + 10**6)
-        kept = generator.uniform(size=len(one.given)) > 0.06
-        image = np.repeat(np.arange(count), one.given_counts)[kept]
-        other = replace(one, given=one.given[kept], given_counts=np.bincount(image, minlength=count))
+        kept = generator.uniform(size=len(one.predicted)) > 0.06
+        image = np.repeat(np.arange(count), one.predicted_counts)[kept]
+        other = replace(one, predicted=one.predicted[kept], predicted_counts=np.bincount(image, minlength=count))
         return outputs.scored(one, "detection"), outputs.scored(other, "detection")
 
     large = [pair(7_000 + number, 1500) for number in range(3)]
@@ -312,9 +312,9 @@ def test_detections_are_kept_as_they_are(tmp_path: Path) -> None:
     again = decode(tmp_path / "kept.npz")
     assert isinstance(again.predictions, Detections)
     assert again.predictions.names == one.names + other.names
-    assert np.array_equal(again.predictions.given, np.concatenate([one.given, other.given]))
+    assert np.array_equal(again.predictions.predicted, np.concatenate([one.predicted, other.predicted]))
     assert again.corrupt == ("x.png: broken",)
-    broken = replace(one, given_counts=one.given_counts + 1)
+    broken = replace(one, predicted_counts=one.predicted_counts + 1)
     (tmp_path / "broken.npz").write_bytes(encode(Chunk(0, 4, broken, ())))
     with pytest.raises(DataError, match="boxes are of other images"):
         decode(tmp_path / "broken.npz")
@@ -328,7 +328,7 @@ def test_categories_are_found_by_name_or_by_their_ids(tmp_path: Path) -> None:
     assert any("ids are taken for the numbers" in note for note in by_id.notes)
     by_name = coco_files.boxed(source, file, {"nothing": 0, "blue": 1, "red": 2}, 3)
     assert by_name.boxes is not None
-    for one, other in zip(by_id.boxes.wanted, by_name.boxes.wanted, strict=True):
+    for one, other in zip(by_id.boxes.objects, by_name.boxes.objects, strict=True):
         assert np.array_equal(one[:, 4], 3 - other[:, 4])
         assert np.array_equal(one[:, :4], other[:, :4])
     assert by_id.sha256 != by_name.sha256

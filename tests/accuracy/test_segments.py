@@ -22,15 +22,15 @@ CLASSES = 4
 def counts(images: int, generator: np.random.Generator, noise: float = 0.3) -> Segments:
     """Of images with a class or two each, of sizes that differ, and errors that differ from image to image."""
     area = generator.integers(200, 2000, images)[:, None]
-    wanted = (area * generator.dirichlet(np.full(CLASSES, 0.4), images)).astype(np.int64)
+    truth = (area * generator.dirichlet(np.full(CLASSES, 0.4), images)).astype(np.int64)
     share = generator.beta(2, 2 / noise, (images, CLASSES))
-    lost = (wanted * share).astype(np.int64)
-    given = wanted - lost + np.roll(lost, 1, axis=1)
-    return Segments(tuple(map(str, range(images))), wanted - lost, wanted, given)
+    lost = (truth * share).astype(np.int64)
+    predicted = truth - lost + np.roll(lost, 1, axis=1)
+    return Segments(tuple(map(str, range(images))), truth - lost, truth, predicted)
 
 
 def chosen(found: Segments, rows: NDArray[np.integer[Any]]) -> Segments:
-    return Segments(tuple(map(str, range(len(rows)))), found.hits[rows], found.wanted[rows], found.given[rows])
+    return Segments(tuple(map(str, range(len(rows)))), found.hits[rows], found.truth[rows], found.predicted[rows])
 
 
 def worse(found: Segments, generator: np.random.Generator, change: str) -> Segments:
@@ -39,7 +39,7 @@ def worse(found: Segments, generator: np.random.Generator, change: str) -> Segme
         lost = (found.hits * generator.beta(1, 20, found.hits.shape)).astype(np.int64)
     else:
         lost = found.hits * (generator.random(len(found.hits)) < 0.01)[:, None]
-    return Segments(found.names, found.hits - lost, found.wanted, found.given - lost + np.roll(lost, 1, axis=1))
+    return Segments(found.names, found.hits - lost, found.truth, found.predicted - lost + np.roll(lost, 1, axis=1))
 
 
 def test_the_score_is_that_of_the_sets_of_pixels(tmp_path: Path) -> None:
@@ -51,29 +51,30 @@ def test_the_score_is_that_of_the_sets_of_pixels(tmp_path: Path) -> None:
         mask[:2] = 255
         Image.fromarray(mask).save(tmp_path / f"{number}.png")
         paths.append(tmp_path / f"{number}.png")
-        given = generator.choice([0, 1, 3], (height, width))
+        predicted = generator.choice([0, 1, 3], (height, width))
         truths.append(mask[mask != 255].ravel())
-        answers.append((given, given[mask != 255].ravel()))
+        answers.append((predicted, predicted[mask != 255].ravel()))
     files = masks.of_files(paths, ignored=255, reduce_labels=False)
     parts = [
-        segments.counted((str(number),), [number], given[None], files, 5) for number, (given, _) in enumerate(answers)
+        segments.counted((str(number),), [number], predicted[None], files, 5)
+        for number, (predicted, _) in enumerate(answers)
     ]
     found = predictions.joined([predictions.Chunk(n, n + 1, part, ()) for n, part in enumerate(parts)]).predictions
     assert isinstance(found, Segments)
-    wanted, got = np.concatenate(truths), np.concatenate([kept for _, kept in answers])
+    truth, got = np.concatenate(truths), np.concatenate([kept for _, kept in answers])
     scored = outputs.scored(found, "segmentation")
-    expected = intersections_over_unions(wanted, got, range(4))
+    expected = intersections_over_unions(truth, got, range(4))
     assert scored.score == pytest.approx(np.mean(expected))
     assert scored.per_output == (*(pytest.approx(one) for one in expected), None)
-    assert found.hits.sum() / found.wanted.sum() == pytest.approx((wanted == got).mean())
-    for number, ((_, given), truth) in enumerate(zip(answers, truths, strict=True)):
-        own = sorted({*truth.tolist(), *given.tolist()})
-        assert found.per_image[number] == pytest.approx(np.mean(intersections_over_unions(truth, given, own)))
+    assert found.hits.sum() / found.truth.sum() == pytest.approx((truth == got).mean())
+    for number, ((_, predicted), truth) in enumerate(zip(answers, truths, strict=True)):
+        own = sorted({*truth.tolist(), *predicted.tolist()})
+        assert found.per_image[number] == pytest.approx(np.mean(intersections_over_unions(truth, predicted, own)))
     path = tmp_path / "kept.npz"
     path.write_bytes(predictions.encode(predictions.Chunk(0, 6, found, ("7: damaged",))))
     again = predictions.read_outputs(path)
     assert isinstance(again, Segments)
-    assert all(np.array_equal(getattr(again, name), getattr(found, name)) for name in ("hits", "wanted", "given"))
+    assert all(np.array_equal(getattr(again, name), getattr(found, name)) for name in ("hits", "truth", "predicted"))
 
 
 def test_the_derivative_by_an_images_weight_is_that_of_the_definition() -> None:
@@ -136,7 +137,7 @@ def test_verdicts_are_given_where_the_images_are_enough_and_kept_open_where_not(
     few = judged(chosen(before, rows), chosen(before, rows), Limits(max_drop=1.0))
     assert (few.decision, few.checks[0].name) == ("INCONCLUSIVE", "miou_drop")
     assert few.images_needed > 30
-    other = Segments(before.names, before.wanted[::-1] * 0, before.wanted, before.wanted[::-1])
+    other = Segments(before.names, before.truth[::-1] * 0, before.truth, before.truth[::-1])
     assert judged(other, other, Limits(max_drop=1.0)).doubts
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -627,6 +628,27 @@ def test_a_strip_that_would_become_larger_than_the_limit_is_an_oserror() -> None
     to_pixels = preprocess.transform(Preprocessing(mean=MEAN, std=STD), (224, 224), 3)
     with pytest.raises(OSError, match="256x7680000 pixels; at most 67,108,864 are decoded"):
         to_pixels(Image.new("RGB", (1, 30_000)))
+
+
+@pytest.mark.parametrize("mode", ["squash", "fit"])  # the others would make a strip too long, or nothing
+def test_a_strip_whose_filter_would_take_gigabytes_is_an_oserror(mode: Any) -> None:
+    to_pixels = preprocess.transform(Preprocessing(mean=MEAN, std=STD, crop_mode=mode), (32, 32), 3)
+    for shape in ((1, 2**20 + 1), (2**20 + 1, 1)):
+        with pytest.raises(OSError, match=f"{shape[1]}x{shape[0]} pixels; sides of at most 1,048,576 are resized"):
+            to_pixels(np.zeros(shape, np.uint8))
+
+
+def test_only_the_pixels_that_a_fitted_image_needs_become_floats() -> None:
+    to_pixels = preprocess.transform(Preprocessing(mean=MEAN, std=STD, crop_mode="fit"), (32, 32), 3)
+    image = Image.new("RGB", (2048, 2048), "red")
+    tracemalloc.start()
+    try:
+        pixels = to_pixels(image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * 2048 * 2048 * 2.5  # Pillow's bytes once or twice; float32 alone would be four times as many
+    assert np.array_equal(pixels[:, 16, 16], (255, 0, 0))
 
 
 @settings(max_examples=200, deadline=None)

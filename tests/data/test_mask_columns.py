@@ -94,4 +94,4 @@ def test_a_part_of_a_source_has_the_masks_of_its_objects() -> None:
     part = image_source.chosen(source, [1, 0])
     assert part.boxes is not None
     assert part.boxes.masks == ((b"b", b"c"), (b"a",))
-    assert [len(of) for of in part.boxes.wanted] == [2, 1]
+    assert [len(of) for of in part.boxes.objects] == [2, 1]

@@ -1,6 +1,6 @@
 """The server for gRPC, asked by Triton's own client: what it answers, and the codes of what it refuses."""
 
-import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -169,12 +169,33 @@ def test_what_was_asked_is_answered_at_the_end(artifact: Artifact) -> None:
     assert running.error is None
 
 
-def test_a_port_that_is_taken_is_refused_and_so_are_several_processes(artifact: Artifact) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"--grpc-port: 127.0.0.1:{port} cannot be listened on"):
-            convnext_deploy.serve(artifact.path, port=0, grpc_port=port)
-    with pytest.raises(UsageError, match="--grpc-port 70000; expected a port from 0 to 65535"):
+def test_what_comes_in_the_moment_of_the_end_may_be_asked_elsewhere(artifact: Artifact) -> None:
+    with serving(f"m={artifact.path}", grpc_port=0) as running:
+        until(lambda: running.server.grpc_address is not None)
+        pixels, last = images(np.zeros((1, SIDE, SIDE, 3), np.uint8)), []
+        begun = threading.Barrier(7)
+
+        def ask() -> None:
+            own = [("grpc.use_local_subchannel_pool", 1)]
+            with triton.InferenceServerClient(running.server.grpc_address, channel_args=own) as client:
+                client.infer("m", [pixels])
+                begun.wait(20)
+                try:
+                    while True:
+                        client.infer("m", [pixels])
+                except triton.InferenceServerException as error:
+                    last.append(error.status())
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        begun.wait(20)
+        running.server.stop()
+        for thread in threads:
+            thread.join(20)
+    assert last == ["StatusCode.UNAVAILABLE"] * 6  # and not CANCELLED, which gRPC gives
+
+
+def test_a_port_that_there_is_none_of_is_refused(artifact: Artifact) -> None:
+    with pytest.raises(UsageError, match=r"--grpc-port '127\.0\.0\.1', 70000; expected a port"):
         convnext_deploy.serve(artifact.path, port=0, grpc_port=70000)

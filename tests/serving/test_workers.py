@@ -5,9 +5,12 @@ import re
 import signal
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
@@ -127,3 +130,61 @@ def test_measurements_of_several_are_told_apart_and_one_that_is_gone_is_left_out
         'a_total{path="/x",worker="0"} 2.0',
         'a_total{path="/x",worker="2"} 2.0',
     ]
+
+
+@needs_cores
+def test_clients_of_grpc_come_to_all_workers_and_those_of_a_killed_one_to_another(artifact: Artifact) -> None:
+    triton = pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
+    one = Process(f"m={artifact.path}", "--port", "0", "--workers", "2", "--grpc-port", "0")
+    address = re.search(r"gRPC on (127\.0\.0\.1:\d+)$", "\n".join(one.lines), re.MULTILINE)
+    assert address, one.lines
+    shape = (1, *artifact.manifest.model.image_size, 3)
+    images = triton.InferInput("images", shape, "UINT8")
+    images.set_data_from_numpy(np.zeros(shape, np.uint8))
+    answered: list[list[str]] = [[] for _ in range(10)]  # all of them at one worker: once in 512 times
+    ending = threading.Event()
+
+    def client(answers: list[str]) -> None:
+        # Clients of one process share connections to one address, unless they are told not to.
+        with triton.InferenceServerClient(address[1], channel_args=[("grpc.use_local_subchannel_pool", 1)]) as asking:
+            while not (ending.is_set() and answers[-1] != "OK"):
+                try:
+                    asking.infer("m", [images], client_timeout=20)
+                    answers.append("OK")
+                except triton.InferenceServerException as error:
+                    answers.append(error.status().removeprefix("StatusCode."))
+                    time.sleep(0.05)
+
+    def counts() -> dict[str, float]:
+        lines = one.ask("GET", "/metrics")[1]
+        return dict(re.findall(r'requests_total{path="grpc ModelInfer",status="OK",worker="(.)"} (.*)', lines))
+
+    threads = [threading.Thread(target=client, args=(answers,)) for answers in answered]
+    try:
+        for thread in threads:
+            thread.start()
+        until(lambda: all(len(answers) > 3 for answers in answered), 30)
+        assert set(counts()) == {"0", "1"}
+        assert {status for answers in answered for status in answers} == {"OK"}
+        os.kill(children(one)[0], signal.SIGKILL)
+        until(lambda: any("takes its place" in line for line in one.lines), 30)
+        until(lambda: any("UNAVAILABLE" in answers for answers in answered), 30)
+        until(lambda: all(answers[-1] == "OK" for answers in answered), 30)  # they have come to the other worker
+        assert any("UNAVAILABLE" not in answers for answers in answered)  # whose clients notice nothing
+    finally:
+        ending.set()
+        assert one.end(signal.SIGTERM) == 0
+        for thread in threads:
+            thread.join(20)
+    assert {status for answers in answered for status in answers} == {"OK", "UNAVAILABLE"}
+
+
+def test_a_port_for_grpc_that_somebody_has_is_refused_before_anything_is_opened(artifact: Artifact) -> None:
+    pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
+    said: list[str] = []
+    for workers in range(1, min(2, usable_cores()) + 1):
+        with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:  # even where it would be shared
+            port = taken.getsockname()[1]
+            with pytest.raises(UsageError, match=f"--grpc-port 127.0.0.1:{port} cannot be listened on: Address"):
+                convnext_deploy.serve(artifact.path, port=0, grpc_port=port, workers=workers, say=said.append)
+    assert said == []

@@ -73,6 +73,7 @@ def on_cpu(tensor: torch.Tensor) -> bool:
 
 def held() -> int:
     """Bytes of every tensor that something still refers to."""
+    gc.unfreeze()  # those too that outlived a test before
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     storages = [tensor.untyped_storage() for tensor in tensors if on_cpu(tensor) and tensor.layout == torch.strided]
