@@ -2,11 +2,16 @@
 
     python benchmarks/bench_segmenter.py --calibration photographs.parquet --build-only
     python benchmarks/bench_segmenter.py --rows torch,onnx-fp32,openvino-fp32 --seconds 5
+    python benchmarks/bench_segmenter.py --next
 
 Random weights and the 150 classes of ADE20K. Everything below --folder is built once. 8 bits have ranges from a few
 photographs at 128 pixels, and no corrections: a speed does not depend on them. Rows of one call take turns, a process
 each, as in `convnext-deploy bench`. The error is the artifact's own, beside its fp32 source on two of the bundled
 photographs.
+
+--next times one row beside the first of --rows, in about a minute, and ends: the one that --out has no valid result of,
+and that was tried least. Call it again until it says that nothing is left. So a machine that is undisturbed for a
+minute at a time is enough.
 """
 
 import argparse
@@ -88,6 +93,19 @@ def contender(row: str, variant: str, folder: Path, calibration: str | None) -> 
     return msgspec.structs.replace(found, artifact=out.name)
 
 
+def next_rows(rows: list[str], variant: str, out: Path) -> list[str]:
+    """The first row and the one to be timed beside it; nothing where every row has a valid result."""
+    architecture, _ = registry.resolve(variant)
+    results = compare.read_results(out) if out.is_file() else ()
+    left = []
+    for row in rows[1:]:
+        format, _, type = row.partition("-")
+        tries = [one.status for one in results if one.subject == f"{architecture} {format} {type or 'fp32'}"]
+        if "valid" not in tries:
+            left.append((len(tries), row))
+    return [rows[0], min(left, key=lambda one: one[0])[1]] if left else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="tiny")
@@ -97,12 +115,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing, a row")
     parser.add_argument("--warmup", type=float, default=20.0, help="at most so many seconds of warm-up, a row")
     parser.add_argument("--build-only", action="store_true")
+    parser.add_argument("--next", action="store_true", help="time one row that is not there yet, beside the first")
     parser.add_argument("--folder", type=Path, default=Path("build") / "bench-segmenter")
     parser.add_argument("--out", type=Path, default=Path("benchmarks") / "results" / "segmenter.jsonl")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     probes.IMAGES = PHOTOGRAPHS
-    made = [contender(row, args.variant, args.folder, args.calibration) for row in args.rows.split(",")]
+    rows = args.rows.split(",")
+    if args.next:
+        rows = next_rows(rows, args.variant, args.out)
+        if not rows:
+            print("nothing is left to be timed")
+            return
+    made = [contender(row, args.variant, args.folder, args.calibration) for row in rows]
     if not args.build_only:
         plan = Plan(batches=(1,), seconds=args.seconds, threads=args.threads, warmup_limit_s=args.warmup)
         with args.out.open("ab") as file:

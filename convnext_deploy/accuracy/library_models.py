@@ -57,7 +57,8 @@ def timm_model(state: State, config: Mapping[str, Any], loaded: "Loaded") -> Bui
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     state = {k: v.reshape(shapes[k]) if ".mlp.fc" in k and k in shapes else v for k, v in state.items()}
     lacking = model.load_state_dict(state, strict=spec.task != "features", assign=True)
-    if lacking.unexpected_keys or not all(name.startswith("head.") for name in lacking.missing_keys):
+    absent = ("head.", *(f"stages.{stage}." for stage, depth in enumerate(spec.depths) if not depth))
+    if lacking.unexpected_keys or not all(name.startswith(absent) for name in lacking.missing_keys):
         raise NotBuilt(f"{(*lacking.unexpected_keys, *lacking.missing_keys)[:4]} are not in it and in the file")
 
     def call(model: Any, images: Tensor) -> Outputs:
@@ -68,7 +69,7 @@ def timm_model(state: State, config: Mapping[str, Any], loaded: "Loaded") -> Bui
             vector = model.forward_head(map, pre_logits=True)
             return (vector, model.head.norm(map).flatten(2).mT) if spec.patch_tokens else (vector,)
         maps, x = [], model.stem(images)
-        for stage in model.stages:
+        for stage in model.stages[: spec.stages]:
             x = stage(x)
             maps.append(x)
         return tuple(_normed(maps[level - 1], norms.get(level)) for level in spec.levels)
@@ -111,14 +112,16 @@ def _arguments(state: State) -> dict[str, Any]:
     """timm's arguments for an architecture without a name, from the tensors themselves."""
     blocks = [re.fullmatch(r"stages\.(\d)\.blocks\.(\d+)\.conv_dw\.weight", name) for name in state]
     counts = [len([match for match in blocks if match and match[1] == str(stage)]) for stage in range(4)]
-    depthwise = [state[f"stages.{stage}.blocks.0.conv_dw.weight"] for stage in range(4)]
+    held = [stage for stage in range(4) if counts[stage]]  # others are there, as small as can be, and are not run
+    depthwise = [state[f"stages.{stage}.blocks.0.conv_dw.weight"] for stage in held]
+    lacking = 4 - len(held)
     if state["stem.0.weight"].shape[-1] != 4:
         raise NotBuilt("an overlapping stem of no published architecture")
     hidden = state.get("head.pre_logits.fc.weight")
     return {
-        "depths": tuple(counts),
-        "dims": tuple(weight.shape[0] for weight in depthwise),
-        "kernel_sizes": tuple(weight.shape[-1] for weight in depthwise),
+        "depths": tuple(max(count, 1) for count in counts),
+        "dims": (*(weight.shape[0] for weight in depthwise), *(8,) * lacking),
+        "kernel_sizes": (*(weight.shape[-1] for weight in depthwise), *(7,) * lacking),
         "ls_init_value": 1e-6 if "stages.0.blocks.0.gamma" in state else None,
         "use_grn": "stages.0.blocks.0.mlp.grn.weight" in state,
         "head_hidden_size": None if hidden is None else len(hidden),
@@ -137,10 +140,9 @@ def torchvision_model(state: State, config: Mapping[str, Any], loaded: "Loaded")
     spec = loaded.model.spec
     if "0.0.weight" in state:
         state = {f"features.{name}": value for name, value in state.items()}
-    counts = [
-        len({name.split(".")[2] for name in state if name.startswith(f"features.{stage}.")}) for stage in (1, 3, 5, 7)
-    ]
-    dims = [len(state[f"features.{stage}.0.block.0.weight"]) for stage in (1, 3, 5, 7)]
+    held = [stage for stage in (1, 3, 5, 7) if f"features.{stage}.0.block.0.weight" in state]
+    counts = [len({name.split(".")[2] for name in state if name.startswith(f"features.{stage}.")}) for stage in held]
+    dims = [len(state[f"features.{stage}.0.block.0.weight"]) for stage in held]
     head = state.get("classifier.2.weight")
     if head is None and spec.task != "features":
         raise NotBuilt("its model has a classifier, the file has none")

@@ -9,7 +9,7 @@ from .. import arguments, env, formats
 from ..arguments import Unpack
 from ..artifact import manifest
 from ..errors import MissingPackageError, UsageError
-from ..records.base import STRIDE, NetworkTask, PlanTask, Precision
+from ..records.base import STRIDE, NetworkTask, Precision, Task
 from ..records.timing import BenchResult, ProfileResult, RooflineResult
 from ..workflows.export import Say, silent
 from .artifacts import OpeningOptions, opened, run_options
@@ -157,7 +157,7 @@ def bench(
     runtimes: str | Sequence[str] = (),
     precisions: Precision | Sequence[Precision] = ("fp32",),
     image_sizes: int | Sequence[arguments.ImageSize] = (),
-    task: PlanTask = "classify",
+    task: Task = "classify",
     cuda_graph: bool = False,
     trust: bool = False,
     ray: str | None = None,
@@ -176,7 +176,8 @@ def bench(
         runtimes: formats, "torch" or "torch.compile"; none: torch and the installed ones of onnx, openvino and native.
         precisions: types to build in, or one of them.
         image_sizes: in pixels, each one number or (height, width); none: 224, or what the artifacts have.
-        task: of the variants: classify, embed, features, or segment: whole UPerNets, beside those of transformers.
+        task: of the variants: classify, embed, features, segment (whole UPerNets, beside those of
+            transformers), or detect (whole Mask R-CNNs on either backbone).
         cuda_graph: of `artifacts`, on a GPU: replay a captured CUDA graph.
         trust: as for `load`, of `artifacts`.
         ray: measure `artifacts` on one node of each kind of a Ray cluster, as for `evaluate`; progress is not told.
@@ -195,7 +196,7 @@ def bench(
         for word in arguments.texts("precisions", precisions, "fp32 ...")
     ]
     sizes = arguments.image_sizes("image_sizes", image_sizes)
-    arguments.one_of("task", task, PlanTask)
+    arguments.one_of("task", task, Task)
     arguments.check(cuda_graph=cuda_graph, ray=ray, say=say, progress=progress, trust=trust)
     from ..workflows.bench import Plan
 

@@ -73,7 +73,8 @@ def bench(
     task: Annotated[
         str,
         typer.Option(
-            help="Task of the models that are built: classify, embed, features or segment.", rich_help_panel=MODELS
+            help="Task of the models that are built: classify, embed, features, segment or detect.",
+            rich_help_panel=MODELS,
         ),
     ] = "classify",
     batch: Annotated[str, typer.Option(help="Batch sizes, comma separated.", rich_help_panel=LOAD)] = "1,8",
@@ -141,7 +142,7 @@ def bench(
     """Measure latency and throughput. Without arguments, compares ConvNeXt-T with Swin-T."""
     from .. import api, env
     from ..artifact import manifest
-    from ..records.base import Device, PlanTask, Precision
+    from ..records.base import Device, Precision, Task
     from ..records.timing import Scenario, Scope
     from ..reports import comparisons
     from ..timing import compare as regress
@@ -186,7 +187,7 @@ def bench(
                 runtimes=_words(runtime),
                 precisions=[one_of("--precision", word, Precision) for word in _words(precision)],
                 image_sizes=[size for word in _words(image_size) if (size := image_size_of(word))],
-                task=one_of("--task", task, PlanTask),
+                task=one_of("--task", task, Task),
                 cuda_graph=cuda_graph,
                 trust=trust,
                 ray=ray,

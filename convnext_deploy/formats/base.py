@@ -51,8 +51,6 @@ class Format:
     ready: Callable[[], str] = lambda: "ready"  # how, in a few words; raises MissingPackageError where it cannot build
     # The network in the form that it captures: the last rewrite before the graph is frozen.
     rewrite: "Callable[[ConvNeXt], nn.Module] | None" = None
-    # The detectors that it captures for any image size in minutes, and that were verified so.
-    detectors_of_any_size: frozenset[str] = frozenset()
     own_network: bool = False  # what it contains is this package's ConvNeXt, and no other model
     kernels: bool = False  # can run `convnext_deploy.kernels`
     cuda_graphs: bool = False  # its session replays a captured CUDA graph where it is told to

@@ -151,7 +151,6 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16", "bf16"}),
     devices=frozenset({"cpu", "cuda"}),
     tasks=frozenset({"classify", "embed", "features", "segment", "detect"}),
-    detectors_of_any_size=frozenset({"retinanet", "fcos", "faster_rcnn", "mask_rcnn"}),
     optimized=frozenset({"cuda"}),
     typed_graph=True,
     own_network=True,

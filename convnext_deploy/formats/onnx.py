@@ -209,7 +209,6 @@ FORMAT = Format(
     precisions=frozenset({"fp32", "fp16"}),
     devices=frozenset({"cpu", "cuda"}),
     tasks=frozenset({"classify", "embed", "features", "segment", "detect"}),
-    detectors_of_any_size=frozenset({"retinanet", "fcos"}),
     builds_in=4.0,
     optimized=frozenset({"cpu", "cuda"}),
     typed_graph=True,

@@ -33,7 +33,15 @@ _OF_TIMM = (
 )  # the other layouts know the papers' arithmetic only: LayerNorm, 1e-6, exact GELU
 
 
-def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: str) -> Converted:
+def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: str, may_end: bool) -> Converted:
+    """The architecture that tensors show.
+
+    Args:
+        may_end: the maps of the first stages are enough, so the others may be absent.
+
+    Raises:
+        WeightsError: tensors are missing, or are of no ConvNeXt that is built here.
+    """
     weight = tensors.get("head.classifier.weight")
     if layout == "open_clip" and weight is not None and weight.ndim > 0 and "head.classifier.bias" not in tensors:
         tensors["head.classifier.bias"] = weight.new_zeros(weight.shape[0])  # open_clip projects without a bias
@@ -47,17 +55,13 @@ def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: 
         # Without leading zeros, which would name one block twice.
         blocks = {name.split(".")[2] for name in tensors if name.startswith(f"stages.{i}.")}
         gaps = [j for j in range(len(blocks)) if str(j) not in blocks]
-        if not blocks and layout == "timm_features":
-            raise WeightsError(
-                f"{where} ({layout} layout) ends after stage {i - 1} of 0 to 3, as features_only with out_indices or a "
-                "shallow encoder leaves it; expected all four: make the model with the last stage, and take the maps "
-                "with --levels"
-            )
+        if not blocks and may_end and i and not any(name.startswith(_of_stages(i)) for name in tensors):
+            break
         if gaps or not blocks:
             raise WeightsError(f"{where} ({layout} layout) is incomplete: stage {i} has no block {[*gaps, 0][0]}")
         depths.append(len(blocks))
     try:
-        depthwise = [tensors[f"stages.{i}.0.dwconv_norm.conv.weight"] for i in range(4)]
+        depthwise = [tensors[f"stages.{i}.0.dwconv_norm.conv.weight"] for i in range(len(depths))]
         stem = tensors["stem.convs.0.weight"]
     except KeyError as error:
         raise WeightsError(
@@ -80,17 +84,18 @@ def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: 
     hidden, classifier = tensors.get("head.hidden.weight"), tensors.get("head.classifier.weight")
     if any(linear is not None and (linear.ndim == 0 or linear.shape[0] == 0) for linear in (hidden, classifier)):
         raise WeightsError(f"{where} ({layout} layout) has a linear without rows in its head")
-    first, width = hidden if hidden is not None else classifier, depthwise[3].shape[0]
+    first, width = hidden if hidden is not None else classifier, depthwise[-1].shape[0]
     if first is not None and first.ndim > 1 and first.shape[1] == 2 * width:
         raise WeightsError(
             f"{where} ({layout} layout) has a head of {2 * width} channels on {width}: a pooling that joins average "
             "and maximum (global_pool catavgmax, fastai's AdaptiveConcatPool2d); expected global_pool avg"
         )
     _fill_biases_that_no_convolution_has(tensors)
+    lacking = (0,) * (4 - len(depths))
     visible = {
-        "depths": tuple(depths),
-        "dims": tuple(conv.shape[0] for conv in depthwise),
-        "kernel_sizes": tuple(conv.shape[-1] for conv in depthwise),
+        "depths": (*depths, *lacking),
+        "dims": (*(conv.shape[0] for conv in depthwise), *lacking),
+        "kernel_sizes": (*(conv.shape[-1] for conv in depthwise), *(7 for _ in lacking)),
         "stem": kind,
         # Of any block, so that a block that lacks its own is incomplete and not a sign of another architecture.
         "layer_scale": any(name.endswith(".project.layer_scale") for name in tensors),
@@ -99,6 +104,11 @@ def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: 
         "head_hidden": None if hidden is None else hidden.shape[0],
     }
     return Converted(layout, tensors, visible, 0 if classifier is None else classifier.shape[0], stem.shape[1])
+
+
+def _of_stages(first: int) -> tuple[str, ...]:
+    """How the names of the tensors of a stage, 0 to 3, and of those after it begin."""
+    return tuple(name for i in range(first, 4) for name in (f"stages.{i}.", f"downsamples.{i - 1}."))
 
 
 def _refuse_other_patches(stem: Tensor, overlapping: bool, where: str, layout: str) -> None:
@@ -133,7 +143,7 @@ def _stem_name(name: str, convs: list[int]) -> str:
 
 def _differing(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
     """The first field in which a spec is not what was found, or else "norm"."""
-    return next((name for name, value in facts.items() if name != "norm" and getattr(spec, name) != value), "norm")
+    return next((name for name in facts if name != "norm" and not registry.agrees(spec, name, facts)), "norm")
 
 
 def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
@@ -156,6 +166,9 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
     if not names and visible["head_hidden"] is not None:  # a head of its own on the network of a variant
         visible, counts["head_hidden"] = visible | {"head_hidden": None}, visible["head_hidden"]
         names = registry.recognise(visible, norm_bias)
+    stages = sum(depth > 0 for depth in visible["depths"])
+    if stages < 4:
+        counts |= {"task": "features", "levels": tuple(range(1, stages + 1))}
     traits = visible | {"norm": f"with{'' if norm_bias else 'out'} bias"}
     if converted.mlp is not None:
         counts["head_hidden"], counts["head_activation"] = converted.mlp
@@ -166,17 +179,22 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
     if converted.layout not in _OF_TIMM:
         traits |= {"activation": "gelu", "norm_eps": 1e-6}
         names = tuple(name for name in names if _differing(registry.spec(name), traits) == "norm")
+    held = {name: visible[name] for name in ("depths", "dims", "kernel_sizes")}
     if variant is not None:
         if variant in names:
-            return registry.spec(variant, **counts)
+            return registry.spec(variant, **(counts | held))
         named = registry.spec(variant)
         field = _differing(named, traits)
         raise WeightsError(
             f"{where} is not a {variant}: its {field} is {traits[field]}, expected {getattr(named, field)}"
             + (f"; it fits {', '.join(names)}" if names else "")
         )
+    if len(names) > 1 and stages < 4:  # several begin alike; what tensors do not show has to be the same
+        unseen = {(s.norm, s.norm_eps, s.activation) for s in map(registry.spec, names)}
+        if len(unseen) == 1:
+            return registry.spec(names[0], **(counts | held | {"architecture": "custom"}))
     if len(names) == 1:
-        return registry.spec(names[0], **counts)
+        return registry.spec(names[0], **(counts | held))
     if len(names) > 1:
         raise WeightsError(f"{where} fits {', '.join(names)}; choose one with --variant")
     if not norm_bias:

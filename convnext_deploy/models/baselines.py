@@ -1,19 +1,20 @@
 """What ConvNeXt is compared with: any of timm's models, with random weights, in the shape that formats build from.
 
-Of the task segment it is transformers' UPerNet (`baseline_segmenters`).
+Of the task segment it is transformers' UPerNet (`baseline_segmenters`), of detect a Mask R-CNN (`baseline_detectors`).
 """
 
 import difflib
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from ..artifact.detections import padded_sides
 from ..errors import UsageError
 from ..records.base import STRIDE, Precision, Task
 from ..records.manifest import ModelSpec, Preprocessing
-from . import baseline_segmenters, registry
+from . import baseline_detectors, baseline_segmenters, registry
 from .convnext import DTYPES
 from .facts import IMAGENET_MEAN, IMAGENET_STD
 
@@ -61,7 +62,7 @@ def counterpart(word: str, architecture: str, image_size: tuple[int, int]) -> st
 
 
 class Baseline(nn.Module):
-    """A library's own module with random weights: float32 (N, 3, H, W) in, float32 logits, embedding or maps out.
+    """A library's own module with random weights: float32 (N, 3, H, W) in, logits, embedding, maps or detections out.
 
     `spec` contains what sessions and formats ask for. Depths, and outside of the task features widths, are ConvNeXt's
     words and mean nothing here.
@@ -85,16 +86,19 @@ class Baseline(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         outputs = self.body(images.to(self.dtype))
+        if self.spec.task == "detect":
+            return cast("tuple[Tensor, ...]", outputs)
         if self.widths is None:
             return outputs.float()
         maps = zip(outputs, self.widths, strict=True)
-        # Swin's maps are (N, H, W, C): necks take (N, C, H, W), which ConvNeXt returns too.
-        return tuple((x if x.shape[1] == width else x.permute(0, 3, 1, 2)).contiguous().float() for x, width in maps)
+        return tuple(baseline_detectors.in_channels_first(x, width).float() for x, width in maps)
 
 
 def _created(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Module, ModelSpec]:
     """timm's module, and its spec: four widths of maps at the strides 4, 8, 16 and 32, or of the pooled features."""
-    module, widths = _of_timm(name, image_size, task)
+    module, widths = _of_timm(name, padded_sides(image_size) if task == "detect" else image_size, task)
+    if task == "detect":
+        return baseline_detectors.created(name, module, widths, image_size)  # type: ignore[arg-type]  # as below
     spec = ModelSpec(
         architecture=name,
         depths=(1, 1, 1, 1),
@@ -111,7 +115,7 @@ def _of_timm(name: str, image_size: tuple[int, int], task: Task) -> tuple[nn.Mod
     options: dict[str, Any] = {}
     if pretrained is not None and pretrained.fixed_input_size and tuple(pretrained.input_size[1:]) != image_size:
         options["img_size"] = image_size  # else a transformer refuses every other size
-    if task != "features":
+    if task not in ("features", "detect"):
         module = timm.create_model(name, pretrained=False, num_classes=1000 if task == "classify" else 0, **options)
         return module, (module.num_features,) * 4
     strides = [STRIDE // 8, STRIDE // 4, STRIDE // 2, STRIDE]

@@ -97,8 +97,6 @@ def load(
     if config is not None and weights == "random":
         raise WeightsError(f"--config {config} is of a checkpoint, not of random weights; leave it out")
     if weights == "random":
-        if task == "detect":
-            raise WeightsError("--weights random has no detector; --task detect expected a checkpoint of torchvision's")
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
         for field, asked, least in (
@@ -109,7 +107,8 @@ def load(
                 raise WeightsError(f"{asked} {field}; expected at least {least}")
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
-        spec = segmenters.random_spec(spec) if task == "segment" else spec
+        with_head = {"segment": segmenters.random_spec, "detect": torchvision_detectors.random_spec}.get(task)
+        spec = spec if with_head is None else with_head(spec)
         spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
         spec = with_problem(with_tokens(spec, patch_tokens), None, problem, "random weights")
         model = random_model(spec)
@@ -273,7 +272,14 @@ def _with_levels(
             f"{where} has a norm for the maps of levels {_joined(spec.level_norms)} and none for level {lacking[0]}, "
             f"which its own code does not give; expected some of {_joined(spec.level_norms)}"
         )
-    return msgspec.structs.replace(spec, levels=asked or spec.level_norms or said or spec.levels)
+    levels = asked or spec.level_norms or said or spec.levels
+    stages = sum(depth > 0 for depth in spec.depths)
+    if max(levels) > stages:
+        raise WeightsError(
+            f"{where} ends after stage {stages} of 4, and the map of level {max(levels)} is asked for; expected some "
+            f"of {_joined(tuple(range(1, stages + 1)))}"
+        )
+    return msgspec.structs.replace(spec, levels=levels)
 
 
 def _joined(levels: tuple[int, ...]) -> str:

@@ -116,11 +116,13 @@ def convert(
     if classifier.tensors.keys() & tensors.keys():
         raise WeightsError(f"{where} ({layout.name} layout) has two heads; name the part to load with --weights-key")
     norm_first = any(key.startswith(found + "norm_pre.") for key in state)
-    description = described(layout.name, tensors | classifier.tensors, norm_first, where)
+    description = described(layout.name, tensors | classifier.tensors, norm_first, where, task == "features")
     mlp = None
     if classifier.hidden is not None and classifier.activation is not None:
         mlp = (classifier.hidden, classifier.activation)
         description.visible["head_hidden"] = None  # a fine-tune's head tells nothing of the variant
+    if 0 in description.visible["depths"]:
+        notes.append(f"ends after stage {description.visible['depths'].index(0)} of 4, whose maps are all it gives")
     return replace(description, note="; ".join(notes) or None, normalization=normalization, level_norms=levels, mlp=mlp)
 
 

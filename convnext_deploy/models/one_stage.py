@@ -86,12 +86,13 @@ class OneStageDetector(nn.Module):
         classes = scores.shape[2]
         parts, start = [], 0
         for count in counts:
-            level, places = scores[:, start : start + count], boxes[:, start : start + count]
+            own = scores[:, start : start + count], boxes[:, start : start + count]
+            level, places = (enough(x, facts.most_candidates, 0.0) for x in own)
             # The best pairs of an anchor and a class are among those of the anchors whose best class is best.
-            most = torch.sym_min(facts.most_candidates, count)
+            most = min(facts.most_candidates, level.shape[1])
             best = level.amax(2).topk(most)[1]
             level = level.gather(1, best[:, :, None].expand(-1, -1, classes)).flatten(1)
-            pairs, which = level.topk(torch.sym_min(facts.most_candidates, most * classes))
+            pairs, which = level.topk(min(facts.most_candidates, most * classes))
             anchor = best.gather(1, torch.div(which, classes, rounding_mode="floor"))
             parts.append((pairs, which % classes, places.gather(1, anchor[:, :, None].expand(-1, -1, 4))))
             start += count
@@ -130,6 +131,17 @@ def _head(facts: Detection, classes: int) -> nn.Module:
     if facts.kind == "fcos":
         return FCOSHead(facts.channels, anchors, classes, facts.convolutions)
     return RetinaNetHead(facts.channels, anchors, classes, norm_layer=norm)
+
+
+def enough(x: Tensor, least: int, fill: float) -> Tensor:
+    """(N, A, ...) with `least` rows of `fill` behind the others where A is not known at capture.
+
+    So of images of any size as many are chosen, and what follows has fixed shapes.
+    """
+    count: Any = x.shape[1]
+    if isinstance(count, int):  # and no torch.SymInt
+        return x
+    return torch.cat((x, x.new_full((x.shape[0], least, *x.shape[2:]), fill)), 1)
 
 
 def from_deltas(deltas: Tensor, anchors: Tensor) -> Tensor:

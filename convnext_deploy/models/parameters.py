@@ -69,6 +69,8 @@ def random_model(spec: ModelSpec, seed: int = 0) -> ConvNeXt:
         value = torch.empty(parameter.shape).normal_(generator=generator)
         if parameter.ndim > 1:
             value /= math.sqrt(parameter[0].numel())
+            if name.endswith("bbox_pred.weight"):  # or nearly every region would be cut off at the image
+                value *= 0.1
         elif name.endswith("layer_scale"):
             value.mul_(0.1).add_(0.3)
         elif "norm" in name and name.endswith("weight"):

@@ -5,6 +5,7 @@ Facts follow timm 1.0.31 (`timm/models/convnext.py`); the tests hold every row a
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ..arguments import shown
@@ -74,7 +75,7 @@ VISIBLE = ("depths", "dims", "kernel_sizes", "stem", "layer_scale", "grn", "head
 
 def spec(name: str, **overrides: Any) -> ModelSpec:
     """The spec of a published variant. `name` must be one of `VARIANTS`."""
-    return ModelSpec(architecture=name, **(VARIANTS[name] | overrides))
+    return ModelSpec(**({"architecture": name} | VARIANTS[name] | overrides))
 
 
 def is_deprecated(name: str) -> bool:
@@ -118,9 +119,18 @@ def recognise(visible: dict[str, Any], norm_bias: bool) -> tuple[str, ...]:
     return tuple(
         name
         for name in VARIANTS
-        if all(getattr(spec(name), field) == visible[field] for field in VISIBLE)
+        if all(agrees(spec(name), field, visible) for field in VISIBLE)
         and (spec(name).norm == "layernorm") == norm_bias
     )
+
+
+def agrees(published: ModelSpec, field: str, visible: Mapping[str, Any]) -> bool:
+    """Whether a variant has what a checkpoint shows of a field; of one that ends early, in the stages that it has."""
+    own, shown_ = getattr(published, field), visible[field]
+    if isinstance(shown_, tuple) and 0 in visible["depths"]:
+        held = slice(visible["depths"].index(0))
+        own, shown_ = own[held], shown_[held]
+    return bool(own == shown_)
 
 
 def peculiarities(name: str) -> tuple[str, ...]:

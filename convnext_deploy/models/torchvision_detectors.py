@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..errors import WeightsError, counted, plain
-from ..records.manifest import Detection, ModelSpec, Preprocessing
+from ..records.manifest import Detection, MaskHead, ModelSpec, Preprocessing, Regions
 from . import torchvision_two_stage as two_stage
 from .detector_names import ALL, ONE_STAGE, fields
 from .provenance import joined, shown, sourced
@@ -73,6 +73,20 @@ def split(state: Mapping[str, Tensor], prefix: str | None, where: str) -> tuple[
         elif not key.startswith(tuple(root + part for part in two_stage.PARTS)):
             rest[key] = value
     return _in_current_names(head) | two_stage.renamed(state, root, where), rest
+
+
+def random_spec(spec: ModelSpec) -> ModelSpec:
+    """The Mask R-CNN of both papers' COCO systems (arXiv:2201.03545, table 3), for weights without training."""
+    facts = two_stage.DEFAULTS
+    detection = Detection(
+        kind="mask_rcnn",
+        convolutions=1,
+        anchor_sizes=tuple(map(tuple, facts["anchor_sizes"])),
+        aspect_ratios=tuple(map(tuple, facts["aspect_ratios"])),
+        most_detections=facts["box_detections_per_img"],
+        regions=Regions(masks=MaskHead()),
+    )
+    return msgspec.structs.replace(spec, detection=detection)
 
 
 def _in_current_names(head: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -203,10 +203,11 @@ class TwoStageDetector(nn.Module):
         levels, logits, boxes = self.proposals(maps, sides, padded)
         values, best, counts, start = [], [], [], 0
         for count in self.anchors.counts([(x.shape[2], x.shape[3]) for x in maps]):
-            own = logits[:, start : start + count]
-            value, which = own.topk(torch.sym_min(self.facts.most_candidates, own.shape[1]))
+            own = one_stage.enough(logits[:, start : start + count], self.facts.most_candidates, -torch.inf)
+            places = one_stage.enough(boxes[:, start : start + count], self.facts.most_candidates, 0.0)
+            value, which = own.topk(min(self.facts.most_candidates, own.shape[1]))
             values.append(value)
-            best.append(boxes[:, start : start + count].gather(1, which[:, :, None].expand(-1, -1, 4)))
+            best.append(places.gather(1, which[:, :, None].expand(-1, -1, 4)))
             counts.append(value.shape[1])
             start += count
         regions = torch.cat(best, 1)

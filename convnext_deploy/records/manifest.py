@@ -31,6 +31,8 @@ HeadActivation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh", "none"]
 Head = Literal["pool_norm", "norm_pool"]
 Level = Annotated[int, msgspec.Meta(ge=1, le=4)]
 Depth = Annotated[int, msgspec.Meta(ge=1, le=1024)]  # blocks of a stage, or convolutions of a branch
+StageDepth = Annotated[int, msgspec.Meta(ge=0, le=1024)]  # 0: of a backbone that ends before this stage
+StageWidth = Annotated[int, msgspec.Meta(ge=0, le=65_536)]  # likewise
 KernelSize = Annotated[int, msgspec.Meta(ge=1, le=255)]  # pixels
 PoolScale = Annotated[int, msgspec.Meta(ge=1, le=256)]
 
@@ -119,8 +121,8 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     """All that is needed to build the module without its weights. `image_size` is (height, width) in pixels."""
 
     architecture: str  # timm's name, or "custom" for widths and depths that no published variant has
-    depths: tuple[Depth, Depth, Depth, Depth]
-    dims: tuple[Channels, Channels, Channels, Channels]
+    depths: tuple[StageDepth, StageDepth, StageDepth, StageDepth]
+    dims: tuple[StageWidth, StageWidth, StageWidth, StageWidth]
     kernel_sizes: tuple[KernelSize, KernelSize, KernelSize, KernelSize] = (7, 7, 7, 7)
     stem: Stem = "patch"
     norm: Norm = "layernorm"
@@ -143,6 +145,11 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     level_norms: tuple[Level, ...] = ()  # the levels whose maps have a norm of their own (backbones of detectors)
     segmentation: Segmentation | None = None  # of the task segment: the head that takes the maps
     detection: Detection | None = None  # of the task detect, likewise
+
+    def __post_init__(self) -> None:
+        for name, values in (("depths", self.depths), ("dims", self.dims)):
+            if 0 in values[: self.stages]:
+                raise ValueError(f"{name} {values}, and stage {self.stages} is asked for; expected more than 0")
 
     @property
     def has_maps(self) -> bool:

@@ -215,6 +215,12 @@ def of_artifacts(
     ]
     if not compare:
         return contenders
+    detector = next((contender.artifact for contender in contenders if contender.task == "detect"), None)
+    if detector is not None:
+        raise UsageError(
+            f"{detector} is a detector, whose counterpart would need the same pyramid and heads; compare whole Mask "
+            "R-CNNs with --variant tiny --task detect --compare swin"
+        )
     from ..models import baselines
 
     requests = [
@@ -327,14 +333,15 @@ def build_convnext(want: dict[str, Any]) -> None:
     from .export import export
 
     order = msgspec.convert(want, Wanted)
-    from ..models.baseline_segmenters import CLASSES
+    from ..models import baseline_detectors, baseline_segmenters
 
+    classes = {"segment": baseline_segmenters.CLASSES, "detect": baseline_detectors.CLASSES}
     source = Source(
         weights="random",
         variant=order.model,
         task=order.task,
         image_size=order.image_size,
-        num_classes=CLASSES if order.task == "segment" else None,
+        num_classes=classes.get(order.task),
     )
     request = ExportRequest(format=order.runtime, precision=order.precision, batch=order.batch, device=order.device)
     export(source, request, out=order.folder, force=True)

@@ -14,6 +14,7 @@ from ..artifact.session import RunOptions, Session
 from ..data import preprocess
 from ..errors import UsageError
 from ..graph.capture import DeployGraph
+from ..models.baseline_detectors import candidates
 from ..models.baselines import Baseline, preprocessing_of
 from ..models.parameters import tensors_sha256
 from ..records.base import Device, content_of
@@ -53,9 +54,7 @@ def _prepared(request: Wanted, *, typed_graph: bool, on_cpu: bool) -> build.Prep
     source = Baseline(request.model, request.image_size, request.task)
     pixels = preprocess.probe_images(3, request.image_size, PROBES)
     images = preprocess.as_input(pixels, preprocessing_of(request.model), spec.input)
-    with torch.inference_mode():
-        outputs = source(torch.from_numpy(images))
-    expected = tuple(x.numpy() for x in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs))
+    expected = tuple(x.numpy() for x in _expected(source, torch.from_numpy(images)))
     module = Baseline(request.model, request.image_size, request.task, request.precision if typed_graph else "fp32")
     example = torch.from_numpy(images[np.arange(max(2, request.batch.opt)) % PROBES])
     place = "cpu" if on_cpu else request.device
@@ -65,6 +64,15 @@ def _prepared(request: Wanted, *, typed_graph: bool, on_cpu: bool) -> build.Prep
         weights=_weights_of(module),
         preprocessing=preprocessing_of(request.model),
     )
+
+
+def _expected(source: Baseline, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What verification compares with: outputs, or a detector's candidates."""
+    if source.spec.task == "detect":
+        return candidates(source.body, images)
+    with torch.inference_mode():
+        outputs = source(images)
+    return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
 
 
 def _weights_of(module: Baseline) -> WeightsRecord:

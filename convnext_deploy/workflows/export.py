@@ -116,8 +116,6 @@ def export(
     for line in provenance.lines(loaded.provenance):
         say(line)
     model = loaded.model.spec
-    if model.detection is not None and request.dynamic_image_size:
-        _refuse_any_size(fmt, model)
     if model.detection is not None and request.input == "uint8":
         _refuse_filling(model, request.dynamic_image_size)
     if plan is not None:
@@ -202,23 +200,6 @@ NOT_TAKEN: dict[Task, str] = {
     "segment": "it has no engine for the head's 3x3 convolutions and resizing that was tried",
     "detect": "it has no operator in which boxes suppress each other that was tried",
 }
-
-
-def _refuse_any_size(fmt: "Format", model: ModelSpec) -> None:
-    """Refuse any size where capturing it does not end in minutes, or was not verified.
-
-    Raises:
-        UsageError: with the formats that take it.
-    """
-    assert model.detection is not None
-    kind = model.detection.kind
-    if kind in fmt.detectors_of_any_size:
-        return
-    able = formats.having(lambda other: kind in other.detectors_of_any_size)
-    raise UsageError(
-        f"--dynamic-image-size: format {fmt.name} takes a {kind} for one size; give --image-size "
-        f"HEIGHTxWIDTH, or take --format {able}"
-    )
 
 
 def _refuse_filling(model: ModelSpec, dynamic_image_size: bool) -> None:

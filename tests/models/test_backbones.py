@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import convnext_deploy
 from convnext_deploy import api
+from convnext_deploy.accuracy import oracle
 from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models.checkpoint import Loaded, load
 from convnext_deploy.records.base import Task
@@ -188,10 +189,44 @@ def test_timms_features_only_is_read_in_its_own_names(name: str, tmp_path: Path)
     assert_equal(loaded, tuple(reference(images())))
 
 
-def test_a_backbone_that_was_cut_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "stages"), [("convnext_atto", 2), ("convnext_atto", 3), ("convnextv2_nano", 2)])
+@torch.inference_mode()
+def test_a_backbone_that_was_cut_gives_the_maps_that_it_has(name: str, stages: int, tmp_path: Path) -> None:
+    """V1 and V2, of no published width and of one; the variant is known where tensors say all of it."""
+    sizes = {} if name == "convnextv2_nano" else {"depths": DEPTHS, "dims": DIMS}
+    reference: Any = timm.create_model(name, features_only=True, out_indices=range(stages), **sizes)
+    randomize_(reference)
+    loaded = read(reference.state_dict(), tmp_path)
+    assert loaded.model.spec.levels == tuple(range(1, stages + 1))
+    assert loaded.model.spec.depths[stages:] == (0,) * (4 - stages)
+    assert loaded.model.spec.architecture == ("convnextv2_nano" if name == "convnextv2_nano" else "custom")
+    assert loaded.note is not None
+    assert f"ends after stage {stages} of 4" in loaded.note
+    maps = tuple(reference(images()))
+    assert_equal(loaded, maps)
+    assert_equal(read(reference.state_dict(), tmp_path, levels=(2,)), maps[1:2])
+    judged = oracle.judge(loaded, images().numpy(), tuple(x.numpy() for x in loaded.model(images())))
+    assert judged.name.startswith("timm"), judged
+
+
+def test_what_a_cut_backbone_has_not_is_refused(tmp_path: Path) -> None:
     reference = timm.create_model("convnext_atto", features_only=True, out_indices=(0, 1), depths=DEPTHS, dims=DIMS)
-    with pytest.raises(WeightsError, match="ends after stage 1 of 0 to 3"):
-        read(reference.state_dict(), tmp_path)
+    state = reference.state_dict()
+    with pytest.raises(WeightsError, match=r"ends after stage 2 of 4, and the map of level 3 is asked for; .* 1,2$"):
+        read(state, tmp_path, levels=(1, 3))
+    with pytest.raises(WeightsError, match="is a backbone"):
+        read(state, tmp_path, "embed")
+    whole = timm.create_model("convnext_atto", features_only=True, depths=DEPTHS, dims=DIMS).state_dict()
+    damaged = {name: value for name, value in whole.items() if not name.startswith("stages_2.")}
+    with pytest.raises(WeightsError, match="is incomplete: stage 2 has no block 0"):
+        read(damaged, tmp_path)
+
+
+def test_a_cut_network_that_several_variants_begin_with_is_of_none(tmp_path: Path) -> None:
+    """Tiny and small: what they have in common is known, and what they have not is in no tensor that is here."""
+    reference = timm.create_model("convnext_tiny", features_only=True, out_indices=(0, 1))
+    spec = read(reference.state_dict(), tmp_path).model.spec
+    assert (spec.architecture, spec.depths, spec.dims) == ("custom", (3, 3, 0, 0), (96, 192, 0, 0))
 
 
 @torch.inference_mode()

@@ -1,0 +1,73 @@
+"""Whole detectors on timm's backbones, with random weights: what a Mask R-CNN on our ConvNeXt is compared with.
+
+Pyramid and heads are those of `models.detectors`, whose convolutions are torchvision's. So two rows of a benchmark
+differ in nothing but the backbone.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..records.manifest import ModelSpec
+from . import detectors, torchvision_detectors
+
+CLASSES = 91  # of COCO, as torchvision numbers them
+
+
+class BaselineDetector(nn.Module):
+    """Images (N, 3, H, W) to detections, or once `puts_out_candidates` is set, to what they are chosen of."""
+
+    def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.puts_out_candidates = False
+        self.backbone, self.widths = backbone, spec.dims
+        self.detector = detectors.made(spec)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x = detectors.padded(images)
+        maps = [in_channels_first(x, width) for x, width in zip(self.backbone(x), self.widths, strict=True)]
+        sides, padded = (images.shape[2], images.shape[3]), (x.shape[2], x.shape[3])
+        call = self.detector if self.puts_out_candidates else self.detector.detections
+        return cast("tuple[Tensor, ...]", call(maps, sides, padded))
+
+
+def in_channels_first(x: Tensor, width: int) -> Tensor:
+    """A map as necks take it, (N, C, H, W): Swin's are (N, H, W, C)."""
+    return (x if x.shape[1] == width else x.permute(0, 3, 1, 2)).contiguous()
+
+
+def created(
+    name: str, backbone: nn.Module, widths: tuple[int, int, int, int], image_size: tuple[int, int]
+) -> tuple[nn.Module, ModelSpec]:
+    """The module, in the state of the random generator of PyTorch, and what sessions and formats ask for.
+
+    Args:
+        backbone: gives maps at the strides 4, 8, 16 and 32.
+        widths: channels of each.
+    """
+    spec = torchvision_detectors.random_spec(
+        ModelSpec(
+            architecture=name,
+            depths=(1, 1, 1, 1),
+            dims=widths,
+            num_classes=CLASSES,
+            task="detect",
+            image_size=image_size,
+        )
+    )
+    module = BaselineDetector(backbone, spec)
+    for name_, parameter in module.detector.named_parameters():
+        if name_.endswith(("cls_score.weight", "cls_logits.weight")):  # or nothing would be taken for an object
+            nn.init.normal_(parameter, std=2 / parameter[0].numel() ** 0.5)
+    return module, spec
+
+
+def candidates(module: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """What the detections of a `BaselineDetector` are chosen of."""
+    assert isinstance(module, BaselineDetector)
+    module.puts_out_candidates = True
+    with torch.inference_mode():
+        found = module(images)
+    module.puts_out_candidates = False
+    return cast("tuple[Tensor, ...]", found)
