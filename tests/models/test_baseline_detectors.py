@@ -39,6 +39,7 @@ def test_both_backbones_have_the_same_detector(monkeypatch: pytest.MonkeyPatch) 
         ours = ConvNeXt(spec)
         theirs, _ = baseline_detectors.created("swin", torch.nn.Identity(), (96, 192, 384, 768), (224, 224))
     assert ours.detector is not None
+    assert isinstance(theirs.detector, torch.nn.Module)
     own, other = ours.detector.state_dict(), theirs.detector.state_dict()
     assert {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in other.items()}
 
