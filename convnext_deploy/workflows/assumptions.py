@@ -109,10 +109,11 @@ def check(
         return {}
     count = min(len(source), MOST)
     if count < 2 * FIRST:
-        raise DataError(
-            f"{source.name} has {counted(len(source), 'image')}; at least {2 * FIRST} are needed to check what "
-            "is assumed"
-        )
+        few = f"{source.name} has {counted(len(source), 'image')}; at least {2 * FIRST} are needed to check what is"
+        if len(bases) * len(crops) > 1:
+            raise DataError(f"{few} assumed")
+        say(f"{few} given")
+        return {}
     choosing, confirming = sources.parts(source, (count // 2, count - count // 2))
     trial = _Trial(loaded, choosing, progress)
     best = _fitting(trial, bases, crops, say)
