@@ -122,6 +122,8 @@ def serve(
         several = server_settings[1].workers > 1
         # Beside a port that may be shared, somebody else's is not noticed. And what cannot be had is said first.
         if grpc_port is not None:
+            if grpc_port and grpc_port in {one.getsockname()[1] for one in (listener, second) if one is not None}:
+                raise UsageError(f"--grpc-port {grpc_port} is a port of HTTP too; choose another")
             server.bound(host, grpc_port, "--grpc-port").close()
         if several:
             third = None

@@ -51,7 +51,9 @@ def _open_what_is_closed() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the program runs
+            stream = open(os.devnull, mode)  # noqa: SIM115 - for as long as the program runs
+            os.set_inheritable(stream.fileno(), True)  # children would have none again, and so the same fault
+            setattr(sys, name, stream)
 
 
 def _ended(*_: object) -> None:

@@ -71,7 +71,8 @@ class Rpc:
         """Answer what was asked, and refuse what comes now.
 
         gRPC cancels what comes while it ends, and such a client cannot know whether it was computed. UNAVAILABLE says
-        that another server may be asked.
+        that another server may be asked. Only what comes in the last moment, before a client hears of the end, is
+        still CANCELLED; no method here has seen it.
         """
         self._leaving = True
         await asyncio.sleep(min(REFUSED_S, grace_s))

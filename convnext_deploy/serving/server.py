@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import signal
 import socket
@@ -124,9 +125,17 @@ def bound(host: str, port: int, option: str, *, shared: bool = False) -> socket.
         )[0]
         made = socket.socket(family, kind, proto)
         try:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if shared:
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                # Until somebody listens, two sockets with SO_REUSEADDR may have one address: another server that
+                # begins at the same moment would not notice this one.
+                try:
+                    made.bind(address)
+                    return made
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE:  # connections of a server that has just ended
+                        raise
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(address)
         except BaseException:
             made.close()

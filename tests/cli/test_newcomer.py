@@ -224,6 +224,15 @@ def test_nothing_is_read_where_stdin_is_closed() -> None:
     assert (done.stdout, done.stderr) == (b"b''\n", b"")
 
 
+def test_children_have_the_streams_that_the_caller_closed() -> None:
+    """Their first file would take the number of one otherwise, and what libraries print would be written into it."""
+    child = "import sys; sys.exit(sys.stdout is None)"
+    text = f"import subprocess, sys; from convnext_deploy import cli; cli._open_what_is_closed(); " \
+           f"sys.exit(subprocess.run([sys.executable, '-c', '{child}']).returncode)"  # fmt: skip
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", sys.executable, "-c", text], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -16,6 +16,7 @@ from server_process import Running, serving, until
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import UsageError
+from convnext_deploy.serving import rpc
 
 SIDE = 64
 
@@ -169,7 +170,10 @@ def test_what_was_asked_is_answered_at_the_end(artifact: Artifact) -> None:
     assert running.error is None
 
 
-def test_what_comes_in_the_moment_of_the_end_may_be_asked_elsewhere(artifact: Artifact) -> None:
+def test_what_comes_in_the_moment_of_the_end_may_be_asked_elsewhere(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "REFUSED_S", 2.0)  # or a slow machine would leave clients no time to ask
     with serving(f"m={artifact.path}", grpc_port=0) as running:
         until(lambda: running.server.grpc_address is not None)
         pixels, last = images(np.zeros((1, SIDE, SIDE, 3), np.uint8)), []
