@@ -111,12 +111,16 @@ def load(
         spec = spec if with_head is None else with_head(spec)
         spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
         spec = with_problem(with_tokens(spec, patch_tokens), None, problem, "random weights")
+        known = {"input_size": spec.image_size, "global_pool": "avg"}  # of what has no training
+        if task == "detect":
+            known |= torchvision_detectors.PREPARED
+        prepared = preprocessing_of(known | dict(preprocessing or {}), spec)
+        _refuse_preparation(prepared, task, "random weights")
         model = random_model(spec)
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
         )
-        known = {"input_size": spec.image_size, "global_pool": "avg"}  # of what has no training
-        return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
+        return Loaded(model, record, prepared, None)
 
     checkpoint = read(weights, name, tag, weights_key)
     if config is not None:
@@ -173,10 +177,7 @@ def load(
         known["global_pool"] = "avg"  # the code of those layouts has no other
     silent = open_clip.DEFAULTS if converted.layout == "open_clip" else {}
     prepared = preprocessing_of({**known, **(preprocessing or {})}, spec, silent)
-    if task == "segment":
-        segmenters.refuse_crop(prepared, checkpoint.source)
-    elif task == "detect":
-        torchvision_detectors.refuse_other_preparation(prepared, checkpoint.source)
+    _refuse_preparation(prepared, task, checkpoint.source)
     facts = with_held_labels(checkpoint.facts, spec)
     labels = labels_of(facts, spec)
     given = {field: f"--{field.replace('_', '-')}" for field in preprocessing or {}}
@@ -193,6 +194,18 @@ def load(
         provenance(spec, prepared, labels, facts, converted.layout, given),
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
+
+
+def _refuse_preparation(steps: Preprocessing, task: Task, where: str) -> None:
+    """Refuse steps with which a segmenter's masks or a detector's boxes would be elsewhere.
+
+    Raises:
+        WeightsError: with what to say instead.
+    """
+    if task == "segment":
+        segmenters.refuse_crop(steps, where)
+    elif task == "detect":
+        torchvision_detectors.refuse_other_preparation(steps, where)
 
 
 def _refuse_beyond_limits(spec: ModelSpec, where: str) -> None:

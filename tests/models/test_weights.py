@@ -21,6 +21,7 @@ from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models import checkpoint, registry
 from convnext_deploy.models.checkpoint import Loaded, load
 from convnext_deploy.models.parameters import random_model
+from convnext_deploy.models.torchvision_detectors import PREPARED
 from convnext_deploy.records.base import Task
 from convnext_deploy.records.manifest import Preprocessing
 
@@ -493,6 +494,21 @@ def test_a_mean_in_0_to_255_is_refused_with_what_to_give(tmp_path: Path) -> None
     cfg = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     edit(folder / "config.json", pretrained_cfg=cfg | given)
     assert refusal(folder) == why
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_random_weights_refuse_a_preparation_that_moves_masks_or_boxes(task: Task) -> None:
+    message = refusal(
+        "random", variant="test_convnext", task=task, preprocessing={"crop_pct": 0.5, "crop_mode": "center"}
+    )
+    assert message.startswith("random weights: ")
+    assert "crop_pct 0.5" in message
+
+
+def test_images_of_a_random_detector_are_prepared_as_torchvision_prepares_them() -> None:
+    steps = load("random", variant="test_convnext", task="detect", image_size=(64, 64)).preprocessing
+    assert {name: getattr(steps, name) for name in PREPARED} == PREPARED
+    assert not {"interpolation", "crop_pct"} & set(steps.assumed)
 
 
 def test_random_weights_say_so() -> None:
