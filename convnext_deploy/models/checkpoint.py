@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from ..errors import WeightsError, plain
+from ..errors import WeightsError, counted, plain
 from ..records.base import MAX_SIDE, STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Provenance, WeightsRecord
 from . import open_clip, registry, segmenters, torchvision_detectors
@@ -75,7 +75,8 @@ def load(
         weights: the source (see the module); None takes timm's published weights of `variant`.
         variant: a variant's name in any form that `registry.resolve` knows; None infers it from the tensors.
         image_size: (height, width) in pixels; None takes what the source says, else 224x224.
-        num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
+        num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random". None
+            is 1000 classes there, of a detector COCO's 91, and 3 channels.
         weights_key: the wrapper or key prefix to load from a file that contains several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
@@ -100,11 +101,13 @@ def load(
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
         for field, asked, least in (
-            ("classes", num_classes, int(task in ("classify", "segment"))),
-            ("channels", in_chans, 1),
+            ("class", num_classes, {"classify": 1, "segment": 1, "detect": 2}.get(task, 0)),
+            ("channel", in_chans, 1),
         ):
             if asked is not None and asked < least:
-                raise WeightsError(f"{asked} {field}; expected at least {least}")
+                raise WeightsError(f"{counted(asked, field)}; expected at least {least}")
+        if num_classes is None and task == "detect":
+            num_classes = torchvision_detectors.CLASSES
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
         with_head = {"segment": segmenters.random_spec, "detect": torchvision_detectors.random_spec}.get(task)

@@ -17,6 +17,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from convnext_deploy.accuracy import probes
+from convnext_deploy.artifact import matching
 from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models import checkpoint, registry
 from convnext_deploy.models.checkpoint import Loaded, load
@@ -454,6 +456,8 @@ def test_random_weights_need_a_variant() -> None:
     [
         pytest.param({"num_classes": 0}, "0 classes; expected at least 1", id="no class to classify"),
         pytest.param({"num_classes": -1, "task": "embed"}, "-1 classes; expected at least 0", id="negative classes"),
+        pytest.param({"num_classes": 0, "task": "detect"}, "0 classes; expected at least 2", id="nothing to detect"),
+        pytest.param({"num_classes": 1, "task": "detect"}, "1 class; expected at least 2", id="background alone"),
         pytest.param({"in_chans": 0}, "0 channels; expected at least 1", id="no channel"),
     ],
 )
@@ -509,6 +513,16 @@ def test_images_of_a_random_detector_are_prepared_as_torchvision_prepares_them()
     steps = load("random", variant="test_convnext", task="detect", image_size=(64, 64)).preprocessing
     assert {name: getattr(steps, name) for name in PREPARED} == PREPARED
     assert not {"interpolation", "crop_pct"} & set(steps.assumed)
+
+
+def test_a_random_detector_is_of_coco_and_detects_on_every_probe() -> None:
+    """An export of one that detects nothing would prove nothing."""
+    loaded = load("random", variant="atto", task="detect", image_size=(64, 64))
+    assert loaded.model.spec.num_classes == 91
+    (probe,) = probes.of_source(loaded, False, None)
+    for index in range(len(probe.pixels)):
+        candidates = [output[index : index + 1] for output in probe.expected]
+        assert matching.detections_in(candidates, loaded.model.spec, probe.image_size)
 
 
 def test_random_weights_say_so() -> None:

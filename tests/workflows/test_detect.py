@@ -281,6 +281,7 @@ def test_other_detectors_and_other_files_are_refused_by_name(model: Any, tmp_pat
         (two | {"roi_heads.box_head.0.0.weight": torch.zeros(1)}, "FastRCNNConvFCHead"),
         (two | {"roi_heads.mask_head.0.1.weight": torch.zeros(1)}, "norms in its mask head"),
         (two | {"roi_heads.box_head.fc6.weight": torch.zeros(1024, 100)}, "no square of places"),
+        (two | {"roi_heads.box_predictor.cls_score.weight": torch.zeros(1, 128)}, "1 class, which is the background"),
         ({name: value for name, value in two.items() if "box_predictor" not in name}, "lacks a 2-dimensional"),
         ({name: value for name, value in state.items() if ".fpn." not in name}, "BackboneWithFPN"),
         (state | {"head.classification_head.conv.0.1.running_mean": torch.zeros(1)}, "of a norm"),
