@@ -103,9 +103,9 @@ def test_an_artifact_finds_what_torchvision_finds(
         ("retinanet", "eager"),
         pytest.param("mask_rcnn", "eager", marks=pytest.mark.slow),
         pytest.param("retinanet", "onnx", marks=pytest.mark.slow),
-        pytest.param("fcos", "onnx", marks=pytest.mark.slow),
+        pytest.param("faster_rcnn", "onnx", marks=pytest.mark.slow),
         pytest.param("mask_rcnn", "onnx", marks=pytest.mark.slow),
-        pytest.param("fcos", "openvino", marks=pytest.mark.slow),
+        pytest.param("retinanet", "openvino", marks=pytest.mark.slow),
         pytest.param("mask_rcnn", "openvino", marks=pytest.mark.slow),
     ],
 )
