@@ -55,7 +55,8 @@ def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: 
         # Without leading zeros, which would name one block twice.
         blocks = {name.split(".")[2] for name in tensors if name.startswith(f"stages.{i}.")}
         gaps = [j for j in range(len(blocks)) if str(j) not in blocks]
-        if not blocks and may_end and i and not any(name.startswith(_of_stages(i)) for name in tensors):
+        # What was cut on purpose has no head either: a classifier without a stage is damaged.
+        if not blocks and may_end and i and not any(name.startswith((*_of_stages(i), "head.")) for name in tensors):
             break
         if gaps or not blocks:
             raise WeightsError(f"{where} ({layout} layout) is incomplete: stage {i} has no block {[*gaps, 0][0]}")

@@ -127,9 +127,11 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
     Raises:
         WeightsError: what stands beside the tensors contradicts them.
     """
+    stages = sum(depth > 0 for depth in spec.depths)  # a backbone may end early, and what is beside it says all four
     for name in ("depths", "dims", "kernel_sizes", "in_chans", "grn", "num_classes"):
         own, said = getattr(spec, name), facts.get(name)
-        if said is not None and said != own and (name != "num_classes" or own):
+        differs = said[:stages] != own[:stages] if isinstance(own, tuple) and said is not None else said != own
+        if said is not None and differs and (name != "num_classes" or own):
             raise WeightsError(
                 f"{where}: its configuration says {name} {said}, and its tensors {own}; mend one of them"
             )
@@ -162,7 +164,9 @@ def _is_arch(spec: ModelSpec, arch: str) -> bool:
     known = [
         registry.VARIANTS[name] for name in (f"convnext_{arch}", f"convnextv2_{arch}") if name in registry.VARIANTS
     ]
-    return not known or any((spec.depths, spec.dims) == (one["depths"], one["dims"]) for one in known)
+    stages = sum(depth > 0 for depth in spec.depths)
+    own = (spec.depths[:stages], spec.dims[:stages])
+    return not known or any(own == (one["depths"][:stages], one["dims"][:stages]) for one in known)
 
 
 def with_problem(spec: ModelSpec, said: Problem | None, asked: Problem | None, where: str) -> ModelSpec:

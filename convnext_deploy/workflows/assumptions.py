@@ -282,7 +282,7 @@ def _judge(
         raise CheckFailed(
             f"what is assumed does not fit: {fitting} is right on {trial.right(fitting)} of {images} other "
             f"images, and {own} on {trial.right(own)} (p = {p_value:.1g}); export again with "
-            f"{preferred.options(own)}, or give the assumed values to keep them"
+            f"{fitting.options(own)}, or give the assumed values to keep them"
         )
     if not doubted:
         say(f"what is assumed or given is as good as any other, as far as {images} other images show")

@@ -1,5 +1,6 @@
 """Backbones of detectors and segmenters, and DINOv3's: which norms their maps have, and what stands beside them."""
 
+import json
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -20,6 +22,7 @@ import convnext_deploy
 from convnext_deploy import api
 from convnext_deploy.accuracy import oracle
 from convnext_deploy.errors import UsageError, WeightsError
+from convnext_deploy.models import given
 from convnext_deploy.models.checkpoint import Loaded, load
 from convnext_deploy.records.base import Task
 
@@ -220,6 +223,24 @@ def test_what_a_cut_backbone_has_not_is_refused(tmp_path: Path) -> None:
     damaged = {name: value for name, value in whole.items() if not name.startswith("stages_2.")}
     with pytest.raises(WeightsError, match="is incomplete: stage 2 has no block 0"):
         read(damaged, tmp_path)
+    classifier = timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS).state_dict()
+    for last in ("stages.3.", "stages.2."):  # nobody cuts off stages and keeps the head
+        classifier = {name: value for name, value in classifier.items() if not name.startswith(last)}
+        with pytest.raises(WeightsError, match=f"is incomplete: stage {last[-2]} has no block 0"):
+            read(classifier, tmp_path)
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_what_stands_beside_a_cut_backbone_says_all_four_stages(stages: int, tmp_path: Path) -> None:
+    reference: Any = timm.create_model("convnext_atto", features_only=True, out_indices=range(stages))
+    loaded = load(given.weights("weights", reference), task="features", image_size=(64, 64))
+    assert loaded.model.spec.depths == (*(2, 2, 6)[:stages], *(0,) * (4 - stages))
+    safetensors.torch.save_file(reference.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "convnext_atto", "num_classes": 0}))
+    assert load(str(tmp_path), task="features", image_size=(64, 64)).model.spec == loaded.model.spec
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "convnext_tiny", "num_classes": 0}))
+    with pytest.raises(WeightsError, match="its configuration says depths"):
+        load(str(tmp_path), task="features", image_size=(64, 64))
 
 
 def test_a_cut_network_that_several_variants_begin_with_is_of_none(tmp_path: Path) -> None:

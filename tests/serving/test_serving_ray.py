@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,21 @@ def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[i
         connection.close()
 
 
+def wait_for_the_route(port: int) -> None:
+    """Ray says that an application is ready before its proxy knows where to send requests."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", "/-/routes")
+            if "clothes" in connection.getresponse().read().decode():
+                return
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    pytest.fail("Ray's proxy knows no route to the application")
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's own of pydantic
@@ -102,6 +118,7 @@ def test_replicas_answer_over_http_as_one_server_does() -> None:
             with pytest.raises(ArtifactError, match="is not a folder"):
                 ray.app({"artifacts": "nowhere"})
             serve.run(ray.app({"artifacts": f"m={ARTIFACT}", "min_replicas": 2, "max_replicas": 3}), name="clothes")
+            wait_for_the_route(port)
             assert ask(port, "GET", "/readyz")[0] == 200
             expected = convnext_deploy.predict(ARTIFACT, Image.open(io.BytesIO(picture(seed=3)))).predictions[0]
             for _ in range(20):

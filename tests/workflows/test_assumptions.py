@@ -2,8 +2,9 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -126,6 +127,23 @@ def test_a_given_value_is_taken_and_the_user_is_told_which_fits_better(planted: 
     line = f"--image-size gives image_size 224x224, and labelled images prefer {told}: what was given is taken"
     assert line in run.stdout
     assert line in CliRunner().invoke(app, ["inspect", str(tmp_path / "a")]).stdout
+
+
+def test_an_error_about_what_is_assumed_leaves_what_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = assumptions.Candidate((224, 224), (0.5,), (0.5,), 0.875)
+    cropped, smaller = replace(own, crop=1.0), replace(own, size=(64, 64), crop=1.0)
+    hits = {own: 200, cropped: 500, smaller: 900}
+    monkeypatch.setattr(
+        assumptions._Trial,
+        "extend",
+        lambda trial, candidate, stop: trial.hits.__setitem__(candidate, np.arange(stop) < hits[candidate]),
+    )
+    trial: Any = assumptions._Trial(cast("Any", None), cast("Any", range(1000)), None)
+    given = {"image_size": Provenance(value="224x224", how="given", source="--image-size")}
+    said: list[str] = []
+    with pytest.raises(CheckFailed, match=r"right on 500 of 1000 .* export again with --crop-pct 1, or give"):
+        assumptions._judge(trial, own, [smaller, cropped], given, said.append)
+    assert "to take what fits better: --image-size 64 --crop-pct 1" in said[-1]
 
 
 def test_too_few_images_and_other_models_are_refused(planted: Path, tmp_path: Path) -> None:
