@@ -517,7 +517,7 @@ def test_images_of_a_random_detector_are_prepared_as_torchvision_prepares_them()
 
 def test_a_random_detector_is_of_coco_and_detects_on_every_probe() -> None:
     """An export of one that detects nothing would prove nothing."""
-    loaded = load("random", variant="atto", task="detect", image_size=(64, 64))
+    loaded = load("random", variant="atto", task="detect", image_size=(32, 32))
     assert loaded.model.spec.num_classes == 91
     (probe,) = probes.of_source(loaded, False, None)
     for index in range(len(probe.pixels)):
