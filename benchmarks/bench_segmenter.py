@@ -10,8 +10,8 @@ each, as in `convnext-deploy bench`. The error is the artifact's own, beside its
 photographs.
 
 --next times one row beside the first of --rows, in about a minute, and ends: the one that --out has no valid result of,
-and that was tried least. Call it again until it says that nothing is left. So a machine that is undisturbed for a
-minute at a time is enough.
+and that was tried least. It takes those that --build-only built, and tries each five times at most. Call it again until
+it says that nothing is left. So a machine that is undisturbed for a minute at a time is enough.
 """
 
 import argparse
@@ -44,6 +44,7 @@ ROWS = (
 SIDE = 512  # pixels
 SMALL = 128  # pixels, of calibration
 IMAGES = 8
+TRIES = 5  # of --next, a row: what is never valid would be timed for ever
 PHOTOGRAPHS = 2  # that each artifact is verified on: one takes a second or more, several times over
 
 
@@ -73,7 +74,7 @@ def contender(row: str, variant: str, folder: Path, calibration: str | None) -> 
         )
         return contenders.built([want], print)[0]
     out, (format, _, type) = folder / f"{variant}-{row}", row.partition("-")
-    if not (out / manifest.MANIFEST_NAME).is_file():
+    if not is_ready(row, variant, folder):
         print("building", out, flush=True)
         given: dict[str, Any] = {"precision": type}
         try:
@@ -93,17 +94,27 @@ def contender(row: str, variant: str, folder: Path, calibration: str | None) -> 
     return msgspec.structs.replace(found, artifact=out.name)
 
 
-def next_rows(rows: list[str], variant: str, out: Path) -> list[str]:
-    """The first row and the one to be timed beside it; nothing where every row has a valid result."""
+def is_ready(row: str, variant: str, folder: Path) -> bool:
+    """Whether a row's artifact is there, or it needs none."""
+    return row in contenders.TORCH or (folder / f"{variant}-{row}" / manifest.MANIFEST_NAME).is_file()
+
+
+def next_rows(rows: list[str], variant: str, folder: Path, out: Path) -> list[str]:
+    """The first row that is ready and the one to be timed beside it; nothing where no row is left.
+
+    A row is left that is ready, has no valid result, and was tried less than `TRIES` times.
+    """
     architecture, _ = registry.resolve(variant)
-    results = compare.read_results(out) if out.is_file() else ()
+    # A call that was stopped before its first result leaves an empty file.
+    results = compare.read_results(out) if out.is_file() and out.stat().st_size else ()
+    ready = [row for row in rows if is_ready(row, variant, folder)]
     left = []
-    for row in rows[1:]:
+    for row in ready[1:]:
         format, _, type = row.partition("-")
         tries = [one.status for one in results if one.subject == f"{architecture} {format} {type or 'fp32'}"]
-        if "valid" not in tries:
+        if "valid" not in tries and len(tries) < TRIES:
             left.append((len(tries), row))
-    return [rows[0], min(left, key=lambda one: one[0])[1]] if left else []
+    return [ready[0], min(left, key=lambda one: one[0])[1]] if left else []
 
 
 def main() -> None:
@@ -123,7 +134,10 @@ def main() -> None:
     probes.IMAGES = PHOTOGRAPHS
     rows = args.rows.split(",")
     if args.next:
-        rows = next_rows(rows, args.variant, args.out)
+        absent = [row for row in rows if not is_ready(row, args.variant, args.folder)]
+        if absent:
+            print(f"{', '.join(absent)} left out: not built below {args.folder}; call with --build-only first")
+        rows = next_rows(rows, args.variant, args.folder, args.out)
         if not rows:
             print("nothing is left to be timed")
             return

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ..records.manifest import ModelSpec
 from . import detectors, torchvision_detectors
 
-CLASSES = 91  # of COCO, as torchvision numbers them
-
 
 class BaselineDetector(nn.Module):
     """Images (N, 3, H, W) to detections, or once `puts_out_candidates` is set, to what they are chosen of."""
@@ -51,7 +49,7 @@ def created(
             architecture=name,
             depths=(1, 1, 1, 1),
             dims=widths,
-            num_classes=CLASSES,
+            num_classes=torchvision_detectors.CLASSES,
             task="detect",
             image_size=image_size,
         )

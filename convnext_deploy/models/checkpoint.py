@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from ..errors import WeightsError, plain
+from ..errors import WeightsError, counted, plain
 from ..records.base import MAX_SIDE, STRIDE, Problem, Task
 from ..records.manifest import HeadActivation, ModelSpec, Preprocessing, Provenance, WeightsRecord
 from . import open_clip, registry, segmenters, torchvision_detectors
@@ -75,7 +75,8 @@ def load(
         weights: the source (see the module); None takes timm's published weights of `variant`.
         variant: a variant's name in any form that `registry.resolve` knows; None infers it from the tensors.
         image_size: (height, width) in pixels; None takes what the source says, else 224x224.
-        num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random".
+        num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random". None
+            is 1000 classes there, of a detector COCO's 91, and 3 channels.
         weights_key: the wrapper or key prefix to load from a file that contains several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
@@ -100,23 +101,29 @@ def load(
         if name is None:
             raise WeightsError("--weights random needs --variant: there are no tensors to infer it from")
         for field, asked, least in (
-            ("classes", num_classes, int(task in ("classify", "segment"))),
-            ("channels", in_chans, 1),
+            ("class", num_classes, {"classify": 1, "segment": 1, "detect": 2}.get(task, 0)),
+            ("channel", in_chans, 1),
         ):
             if asked is not None and asked < least:
-                raise WeightsError(f"{asked} {field}; expected at least {least}")
+                raise WeightsError(f"{counted(asked, field)}; expected at least {least}")
+        if num_classes is None and task == "detect":
+            num_classes = torchvision_detectors.CLASSES
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
         with_head = {"segment": segmenters.random_spec, "detect": torchvision_detectors.random_spec}.get(task)
         spec = spec if with_head is None else with_head(spec)
         spec = _with_levels(_placed(spec, task, image_size, None), levels, "random weights")
         spec = with_problem(with_tokens(spec, patch_tokens), None, problem, "random weights")
+        known = {"input_size": spec.image_size, "global_pool": "avg"}  # of what has no training
+        if task == "detect":
+            known |= torchvision_detectors.PREPARED
+        prepared = preprocessing_of(known | dict(preprocessing or {}), spec)
+        _refuse_preparation(prepared, task, "random weights")
         model = random_model(spec)
         record = WeightsRecord(
             source="random", layout="own", random=True, tensors_sha256=tensors_sha256(model.state_dict())
         )
-        known = {"input_size": spec.image_size, "global_pool": "avg"}  # of what has no training
-        return Loaded(model, record, preprocessing_of(known | dict(preprocessing or {}), spec), None)
+        return Loaded(model, record, prepared, None)
 
     checkpoint = read(weights, name, tag, weights_key)
     if config is not None:
@@ -173,10 +180,7 @@ def load(
         known["global_pool"] = "avg"  # the code of those layouts has no other
     silent = open_clip.DEFAULTS if converted.layout == "open_clip" else {}
     prepared = preprocessing_of({**known, **(preprocessing or {})}, spec, silent)
-    if task == "segment":
-        segmenters.refuse_crop(prepared, checkpoint.source)
-    elif task == "detect":
-        torchvision_detectors.refuse_other_preparation(prepared, checkpoint.source)
+    _refuse_preparation(prepared, task, checkpoint.source)
     facts = with_held_labels(checkpoint.facts, spec)
     labels = labels_of(facts, spec)
     given = {field: f"--{field.replace('_', '-')}" for field in preprocessing or {}}
@@ -193,6 +197,18 @@ def load(
         provenance(spec, prepared, labels, facts, converted.layout, given),
         Origin(checkpoint.files, checkpoint.config, weights_key, converted.layout, bool(preprocessing)),
     )
+
+
+def _refuse_preparation(steps: Preprocessing, task: Task, where: str) -> None:
+    """Refuse steps with which a segmenter's masks or a detector's boxes would be elsewhere.
+
+    Raises:
+        WeightsError: with what to say instead.
+    """
+    if task == "segment":
+        segmenters.refuse_crop(steps, where)
+    elif task == "detect":
+        torchvision_detectors.refuse_other_preparation(steps, where)
 
 
 def _refuse_beyond_limits(spec: ModelSpec, where: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # `given` asks for facts, and a command that refuses an argum
     from torch import Tensor
 
 CODE = "torchvision's code"
+CLASSES = 91  # of COCO, as torchvision numbers them
 PYRAMID, HEAD = "backbone.fpn.", "head."
 STAGES = ("1", "3", "5", "7")  # of torchvision's `features`; between them maps of the next width are made smaller
 NAMES = (*dict.fromkeys((*ONE_STAGE, *sorted(ALL - {*ONE_STAGE}))), "image_mean", "image_std", "labels")

@@ -71,6 +71,10 @@ def facts_in_tensors(head: Mapping[str, Tensor], channels: int, where: str) -> d
             "channels each; expected torchvision's TwoMLPHead behind a MultiScaleRoIAlign"
         )
     classes = _shape(head, "detector.heads.box_predictor.cls_score.weight", 2, where)[0]
+    if classes < 2:
+        raise WeightsError(
+            f"{where}: its box predictor is of {classes} class, which is the background; expected at least 2"
+        )
     boxes = _shape(head, "detector.heads.box_predictor.bbox_pred.weight", 2, where)[0]
     if boxes != 4 * classes:
         raise WeightsError(

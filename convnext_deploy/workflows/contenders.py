@@ -333,15 +333,14 @@ def build_convnext(want: dict[str, Any]) -> None:
     from .export import export
 
     order = msgspec.convert(want, Wanted)
-    from ..models import baseline_detectors, baseline_segmenters
+    from ..models import baseline_segmenters
 
-    classes = {"segment": baseline_segmenters.CLASSES, "detect": baseline_detectors.CLASSES}
     source = Source(
         weights="random",
         variant=order.model,
         task=order.task,
         image_size=order.image_size,
-        num_classes=classes.get(order.task),
+        num_classes=baseline_segmenters.CLASSES if order.task == "segment" else None,
     )
     request = ExportRequest(format=order.runtime, precision=order.precision, batch=order.batch, device=order.device)
     export(source, request, out=order.folder, force=True)

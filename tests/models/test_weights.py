@@ -17,10 +17,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from convnext_deploy.accuracy import probes
+from convnext_deploy.artifact import matching
 from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models import checkpoint, registry
 from convnext_deploy.models.checkpoint import Loaded, load
 from convnext_deploy.models.parameters import random_model
+from convnext_deploy.models.torchvision_detectors import PREPARED
 from convnext_deploy.records.base import Task
 from convnext_deploy.records.manifest import Preprocessing
 
@@ -453,6 +456,8 @@ def test_random_weights_need_a_variant() -> None:
     [
         pytest.param({"num_classes": 0}, "0 classes; expected at least 1", id="no class to classify"),
         pytest.param({"num_classes": -1, "task": "embed"}, "-1 classes; expected at least 0", id="negative classes"),
+        pytest.param({"num_classes": 0, "task": "detect"}, "0 classes; expected at least 2", id="nothing to detect"),
+        pytest.param({"num_classes": 1, "task": "detect"}, "1 class; expected at least 2", id="background alone"),
         pytest.param({"in_chans": 0}, "0 channels; expected at least 1", id="no channel"),
     ],
 )
@@ -493,6 +498,31 @@ def test_a_mean_in_0_to_255_is_refused_with_what_to_give(tmp_path: Path) -> None
     cfg = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     edit(folder / "config.json", pretrained_cfg=cfg | given)
     assert refusal(folder) == why
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_random_weights_refuse_a_preparation_that_moves_masks_or_boxes(task: Task) -> None:
+    message = refusal(
+        "random", variant="test_convnext", task=task, preprocessing={"crop_pct": 0.5, "crop_mode": "center"}
+    )
+    assert message.startswith("random weights: ")
+    assert "crop_pct 0.5" in message
+
+
+def test_images_of_a_random_detector_are_prepared_as_torchvision_prepares_them() -> None:
+    steps = load("random", variant="test_convnext", task="detect", image_size=(64, 64)).preprocessing
+    assert {name: getattr(steps, name) for name in PREPARED} == PREPARED
+    assert not {"interpolation", "crop_pct"} & set(steps.assumed)
+
+
+def test_a_random_detector_is_of_coco_and_detects_on_every_probe() -> None:
+    """An export of one that detects nothing would prove nothing."""
+    loaded = load("random", variant="atto", task="detect", image_size=(32, 32))
+    assert loaded.model.spec.num_classes == 91
+    (probe,) = probes.of_source(loaded, False, None)
+    for index in range(len(probe.pixels)):
+        candidates = [output[index : index + 1] for output in probe.expected]
+        assert matching.detections_in(candidates, loaded.model.spec, probe.image_size)
 
 
 def test_random_weights_say_so() -> None:

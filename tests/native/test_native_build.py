@@ -340,3 +340,20 @@ def test_the_thread_sanitizer_finds_nothing(
 def test_importing_the_engine_takes_no_framework() -> None:
     code = "import sys, convnext_deploy.native.engine; print(*{'torch', 'timm', 'onnx'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+def test_check_arm_ends_where_an_emulated_cpu_cannot_say_its_paths(tmp_path: Path) -> None:
+    """Else every other command could succeed, and a CPU on which the engine does not even load would pass."""
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "check_arm", tmp_path / "scripts")
+    for there in ("root/usr/bin/python3", "site/complete"):  # nothing is fetched
+        file = tmp_path / "build" / "arm" / there
+        file.parent.mkdir(parents=True)
+        file.touch()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("qemu-aarch64", "aarch64-linux-gnu-g++"):
+        (tools / name).write_text('#!/bin/sh\ncase "$*" in *isas*) exit 3;; esac\n')
+        (tools / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    assert subprocess.run(["bash", script, "max"], env=environment, capture_output=True).returncode == 3

@@ -1,5 +1,6 @@
 """Benchmarks of made-up sessions in real processes, most of them on a clock of their own, and of one real artifact."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from sample_records import bench_row
 
 from convnext_deploy import api, cli
 from convnext_deploy.artifact.manifest import Artifact
@@ -33,6 +35,7 @@ from convnext_deploy.workflows import caches, contenders, counterparts
 from convnext_deploy.workflows.bench import Plan, bench
 from convnext_deploy.workflows.contenders import Contender, Wanted
 
+SEGMENTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_segmenter.py"
 FAKES = '''
 """Sessions on a virtual clock: a step lets time pass and takes none."""
 import os, random, signal, threading, time
@@ -605,3 +608,28 @@ def test_a_wrong_request_is_refused_before_any_work(
 def test_artifacts_take_no_options_of_models_that_are_built() -> None:
     with pytest.raises(UsageError, match="artifacts have their own variant"):
         list(api.bench(["somewhere"], variants=["tiny"]))
+
+
+def test_a_segmenters_rows_come_one_a_call_until_none_is_left(tmp_path: Path) -> None:
+    """Neither a row that cannot be built, nor one that is never valid, is chosen for ever."""
+    location = importlib.util.spec_from_file_location("bench_segmenter", SEGMENTERS)
+    assert location is not None
+    assert location.loader is not None
+    script = importlib.util.module_from_spec(location)
+    location.loader.exec_module(script)
+    (tmp_path / "tiny-onnx-fp32").mkdir()
+    (tmp_path / "tiny-onnx-fp32" / "manifest.json").touch()
+    rows, out = ["torch", "onnx-int8", "onnx-fp32", "torch.compile"], tmp_path / "results.jsonl"
+    out.touch()  # as a call leaves it that was stopped before its first result
+
+    def chosen_after(*subjects: str, **changes: Any) -> list[str]:
+        results = [bench_row([[1.0]], subject=f"convnext_tiny {subject}", **changes) for subject in subjects]
+        out.write_bytes(out.read_bytes() + compare.encode_results(results))
+        chosen: list[str] = script.next_rows(rows, "tiny", tmp_path, out)
+        return chosen
+
+    assert chosen_after() == ["torch", "onnx-fp32"]
+    assert chosen_after("torch fp32", "onnx fp32", status="failed") == ["torch", "torch.compile"]
+    assert chosen_after("torch fp32", "torch.compile fp32") == ["torch", "onnx-fp32"]
+    assert chosen_after(*["onnx fp32"] * 3, status="failed") == ["torch", "onnx-fp32"]
+    assert chosen_after("onnx fp32", status="failed") == []
