@@ -167,7 +167,7 @@ def spec_of(converted: Converted, variant: str | None, where: str) -> ModelSpec:
     if not names and visible["head_hidden"] is not None:  # a head of its own on the network of a variant
         visible, counts["head_hidden"] = visible | {"head_hidden": None}, visible["head_hidden"]
         names = registry.recognise(visible, norm_bias)
-    stages = sum(depth > 0 for depth in visible["depths"])
+    stages = registry.stages_in(visible["depths"])
     if stages < 4:
         counts |= {"task": "features", "levels": tuple(range(1, stages + 1))}
     traits = visible | {"norm": f"with{'' if norm_bias else 'out'} bias"}

@@ -289,7 +289,7 @@ def _with_levels(
             f"which its own code does not give; expected some of {_joined(spec.level_norms)}"
         )
     levels = asked or spec.level_norms or said or spec.levels
-    stages = sum(depth > 0 for depth in spec.depths)
+    stages = registry.stages_in(spec.depths)
     if max(levels) > stages:
         raise WeightsError(
             f"{where} ends after stage {stages} of 4, and the map of level {max(levels)} is asked for; expected some "

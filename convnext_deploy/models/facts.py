@@ -127,7 +127,7 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
     Raises:
         WeightsError: what stands beside the tensors contradicts them.
     """
-    stages = sum(depth > 0 for depth in spec.depths)  # a backbone may end early, and what is beside it says all four
+    stages = registry.stages_in(spec.depths)  # what stands beside a backbone that ends early says all four
     for name in ("depths", "dims", "kernel_sizes", "in_chans", "grn", "num_classes"):
         own, said = getattr(spec, name), facts.get(name)
         differs = said[:stages] != own[:stages] if isinstance(own, tuple) and said is not None else said != own
@@ -164,7 +164,7 @@ def _is_arch(spec: ModelSpec, arch: str) -> bool:
     known = [
         registry.VARIANTS[name] for name in (f"convnext_{arch}", f"convnextv2_{arch}") if name in registry.VARIANTS
     ]
-    stages = sum(depth > 0 for depth in spec.depths)
+    stages = registry.stages_in(spec.depths)
     own = (spec.depths[:stages], spec.dims[:stages])
     return not known or any(own == (one["depths"][:stages], one["dims"][:stages]) for one in known)
 

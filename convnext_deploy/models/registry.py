@@ -5,7 +5,7 @@ Facts follow timm 1.0.31 (`timm/models/convnext.py`); the tests hold every row a
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..arguments import shown
@@ -124,12 +124,17 @@ def recognise(visible: dict[str, Any], norm_bias: bool) -> tuple[str, ...]:
     )
 
 
+def stages_in(depths: Sequence[int]) -> int:
+    """How many stages there are: a backbone may end early, and has depths of 0 from there on."""
+    return sum(depth > 0 for depth in depths)
+
+
 def agrees(published: ModelSpec, field: str, visible: Mapping[str, Any]) -> bool:
     """Whether a variant has what a checkpoint shows of a field; of one that ends early, in the stages that it has."""
     own, shown_ = getattr(published, field), visible[field]
-    if isinstance(shown_, tuple) and 0 in visible["depths"]:
-        held = slice(visible["depths"].index(0))
-        own, shown_ = own[held], shown_[held]
+    if isinstance(shown_, tuple):
+        stages = stages_in(visible["depths"])
+        own, shown_ = own[:stages], shown_[:stages]
     return bool(own == shown_)
 
 
