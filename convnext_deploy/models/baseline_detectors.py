@@ -6,7 +6,6 @@ differ in nothing but the backbone.
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from ..records.manifest import ModelSpec
@@ -14,20 +13,23 @@ from . import detectors, torchvision_detectors
 
 
 class BaselineDetector(nn.Module):
-    """Images (N, 3, H, W) to detections, or once `puts_out_candidates` is set, to what they are chosen of."""
+    """Images (N, 3, H, W) to detections; `candidates` gives what these are chosen of."""
 
     def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
-        self.puts_out_candidates = False
         self.backbone, self.widths = backbone, spec.dims
         self.detector = detectors.made(spec)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.detector.detections(*self._maps(images))
+
+    def candidates(self, images: Tensor) -> tuple[Tensor, ...]:
+        return cast("tuple[Tensor, ...]", self.detector(*self._maps(images)))
+
+    def _maps(self, images: Tensor) -> tuple[list[Tensor], tuple[int, int], tuple[int, int]]:
         x = detectors.padded(images)
         maps = [in_channels_first(x, width) for x, width in zip(self.backbone(x), self.widths, strict=True)]
-        sides, padded = (images.shape[2], images.shape[3]), (x.shape[2], x.shape[3])
-        call = self.detector if self.puts_out_candidates else self.detector.detections
-        return cast("tuple[Tensor, ...]", call(maps, sides, padded))
+        return maps, (images.shape[2], images.shape[3]), (x.shape[2], x.shape[3])
 
 
 def in_channels_first(x: Tensor, width: int) -> Tensor:
@@ -59,13 +61,3 @@ def created(
         if name_.endswith(("cls_score.weight", "cls_logits.weight")):  # or nothing would be taken for an object
             nn.init.normal_(parameter, std=2 / parameter[0].numel() ** 0.5)
     return module, spec
-
-
-def candidates(module: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """What the detections of a `BaselineDetector` are chosen of."""
-    assert isinstance(module, BaselineDetector)
-    module.puts_out_candidates = True
-    with torch.inference_mode():
-        found = module(images)
-    module.puts_out_candidates = False
-    return cast("tuple[Tensor, ...]", found)

@@ -371,11 +371,8 @@ def _status(entry: _Entry, conditions: Conditions | None, plan: Plan, interrupte
 
 
 def _machine(conditions: Conditions | None) -> dict[str, str | int]:
-    gpu = (
-        {"gpu": conditions.gpu.name, "driver": conditions.gpu.driver}
-        if conditions is not None and conditions.gpu is not None
-        else {}
-    )
+    card = None if conditions is None else conditions.gpu
+    gpu = {} if card is None else {"gpu": card.name, "driver": card.driver}
     return {**env.machine(), **gpu}
 
 

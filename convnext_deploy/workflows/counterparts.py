@@ -14,7 +14,7 @@ from ..artifact.session import RunOptions, Session
 from ..data import preprocess
 from ..errors import UsageError
 from ..graph.capture import DeployGraph
-from ..models.baseline_detectors import candidates
+from ..models.baseline_detectors import BaselineDetector
 from ..models.baselines import Baseline, preprocessing_of
 from ..models.parameters import tensors_sha256
 from ..records.base import Device, content_of
@@ -68,10 +68,8 @@ def _prepared(request: Wanted, *, typed_graph: bool, on_cpu: bool) -> build.Prep
 
 def _expected(source: Baseline, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """What verification compares with: outputs, or a detector's candidates."""
-    if source.spec.task == "detect":
-        return candidates(source.body, images)
     with torch.inference_mode():
-        outputs = source(images)
+        outputs = source.body.candidates(images) if isinstance(source.body, BaselineDetector) else source(images)
     return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
 
 
