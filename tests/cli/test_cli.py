@@ -122,32 +122,40 @@ def test_every_command_is_tested() -> None:
 
 
 @pytest.fixture(scope="module")
-def bench_once() -> Callable[..., Iterator[BenchResult]]:
-    """`api.bench` that measures the first time, in seconds, and then gives the same rows: where they go is tested."""
+def measured() -> list[BenchResult]:
+    return []
+
+
+@pytest.fixture
+def command_of(
+    artifact: Artifact,
+    pictures: Path,
+    checkpoint: Path,
+    measured: list[BenchResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, list[str]]:
+    """`commands`. `bench` measures the first time, in seconds, then gives the same rows: where they go is tested."""
     real = api.bench
-    rows: list[BenchResult] = []
 
     def bench(*arguments: Any, **named: Any) -> Iterator[BenchResult]:
-        if not rows:
-            rows.extend(real(*arguments, **named))
-        yield from rows
+        if not measured:
+            measured.extend(real(*arguments, **named))
+        yield from measured
 
-    return bench
+    monkeypatch.setattr(api, "bench", bench)
+    return commands(artifact, pictures, checkpoint, tmp_path / "m")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_json_is_one_document_on_stdout_and_nothing_else(
     name: str,
+    command_of: dict[str, list[str]],
     artifact: Artifact,
-    pictures: Path,
-    checkpoint: Path,
-    bench_once: Callable[..., Iterator[BenchResult]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(api, "bench", bench_once)
-    assert cli.run([*commands(artifact, pictures, checkpoint, tmp_path / "m")[name], "--json"]) == 0
+    assert cli.run([*command_of[name], "--json"]) == 0
     captured = capfd.readouterr()
     document = json.loads(captured.out)
     assert captured.out.count("\n") == 1
@@ -170,33 +178,19 @@ def test_json_is_one_document_on_stdout_and_nothing_else(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_quiet_prints_nothing_on_success(
-    name: str,
-    artifact: Artifact,
-    pictures: Path,
-    checkpoint: Path,
-    bench_once: Callable[..., Iterator[BenchResult]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    name: str, command_of: dict[str, list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(api, "bench", bench_once)
-    assert cli.run([*commands(artifact, pictures, checkpoint, tmp_path / "m")[name], "--quiet"]) == 0
+    assert cli.run([*command_of[name], "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_either_results_go_to_stdout(
     name: str,
-    artifact: Artifact,
-    pictures: Path,
-    checkpoint: Path,
-    bench_once: Callable[..., Iterator[BenchResult]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command_of: dict[str, list[str]],
     capsys: Captured,
 ) -> None:
-    monkeypatch.setattr(api, "bench", bench_once)
-    assert cli.run(commands(artifact, pictures, checkpoint, tmp_path / "m")[name]) == 0
+    assert cli.run(command_of[name]) == 0
     captured = capsys.readouterr()
     words = {
         "export": "relative error",

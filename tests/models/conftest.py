@@ -1,8 +1,16 @@
-"""The small network whose checkpoints several files of tests write in their own ways."""
+"""The small network whose checkpoints several files of tests write in their own ways; whole models on timm's Swin."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 from torch import Tensor, nn
+
+from convnext_deploy.artifact import manifest
+from convnext_deploy.records.manifest import Manifest
+from convnext_deploy.workflows import caches, counterparts
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +21,20 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def state(model: nn.Module) -> dict[str, Tensor]:
     return model.state_dict()
+
+
+@pytest.fixture
+def swin_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need_format: Callable[[str], None]
+) -> Callable[[str, str], Manifest]:
+    """(task, runtime) to the record of a Swin-T with 64x96 pixels that was built and verified."""
+
+    def build(task: str, runtime: str) -> Manifest:
+        need_format(runtime)
+        monkeypatch.chdir(tmp_path)
+        given: Any = {"model": "swin_tiny_patch4_window7_224", "runtime": runtime, "precision": "fp32", "device": "cpu"}
+        counterparts.build_baseline({**given, "task": task, "image_size": [64, 96]})
+        (folder,) = Path(caches.BENCH).iterdir()
+        return manifest.decode((folder / caches.BASELINE_NAME).read_bytes(), str(folder))
+
+    return build

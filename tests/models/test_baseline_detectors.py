@@ -1,5 +1,6 @@
 """Whole detectors on timm's backbones, which ours are compared with."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,11 @@ import pytest
 import timm
 import torch
 
-from convnext_deploy.artifact import manifest
 from convnext_deploy.errors import UsageError
 from convnext_deploy.models import baseline_detectors, baselines, torchvision_detectors
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.records.manifest import ModelSpec
-from convnext_deploy.workflows import caches, contenders, counterparts
+from convnext_deploy.records.manifest import Manifest, ModelSpec
+from convnext_deploy.workflows import contenders
 
 
 def created(name: str, image_size: tuple[int, int]) -> tuple[Any, ModelSpec]:
@@ -58,15 +58,8 @@ def test_an_artifact_is_not_compared_with_another_detector(tmp_path: Path, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_a_detector_on_a_swin_is_built_and_verified(
-    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need_format: Any
-) -> None:
-    need_format(runtime)
-    monkeypatch.chdir(tmp_path)
-    given: Any = {"model": "swin_tiny_patch4_window7_224", "runtime": runtime, "precision": "fp32", "device": "cpu"}
-    counterparts.build_baseline({**given, "task": "detect", "image_size": [64, 96]})
-    (folder,) = Path(caches.BENCH).iterdir()
-    found = manifest.decode((folder / caches.BASELINE_NAME).read_bytes(), str(folder))
+def test_a_detector_on_a_swin_is_built_and_verified(runtime: str, swin_of: Callable[[str, str], Manifest]) -> None:
+    found = swin_of("detect", runtime)
     assert [output.name for output in found.outputs] == ["boxes", "scores", "labels", "masks"]
     assert found.parity[0].top1_agreement == 1.0
     assert not found.parity[0].failures

@@ -1,15 +1,14 @@
 """Whole segmenters of transformers, which ours are compared with."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from convnext_deploy.artifact import manifest
 from convnext_deploy.errors import UsageError
 from convnext_deploy.models import baseline_segmenters
-from convnext_deploy.workflows import caches, contenders, counterparts
+from convnext_deploy.records.manifest import Manifest
+from convnext_deploy.workflows import contenders
 
 
 @pytest.mark.parametrize(
@@ -35,16 +34,10 @@ def test_what_has_no_segmenter_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_a_segmenter_on_a_swin_is_built_and_verified(
-    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need_format: Any
+    runtime: str, monkeypatch: pytest.MonkeyPatch, swin_of: Callable[[str, str], Manifest]
 ) -> None:
-    need_format(runtime)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(baseline_segmenters.SWINS, "tiny", (16, (1, 1, 1, 1), (1, 2, 2, 2)))
-    given: Any = {"model": "swin_tiny_patch4_window7_224", "runtime": runtime, "precision": "fp32", "device": "cpu"}
-    want = {**given, "task": "segment", "image_size": [64, 96]}
-    counterparts.build_baseline(want)
-    (folder,) = Path(caches.BENCH).iterdir()
-    found = manifest.decode((folder / caches.BASELINE_NAME).read_bytes(), str(folder))
+    found = swin_of("segment", runtime)
     assert found.outputs[0].shape == ("batch", 150, 16, 24)
     assert found.parity[0].relative_error is not None
     assert found.parity[0].relative_error < 1e-5
