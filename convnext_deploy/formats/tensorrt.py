@@ -1,27 +1,9 @@
 """TensorRT engines: built on the GPU they run on."""
 
-from pathlib import Path
+from functools import partial
 
-from ..artifact.session import RunOptions
-from ..graph.capture import DeployGraph
-from ..quantization.eight_bits import EightBits
-from ..records.manifest import ExportRequest, Manifest
-from ..records.plan import Plan
 from ..runtimes.tensorrt import artifact, session
-from .base import Format, StandIn
-
-
-def refuse(request: ExportRequest, plan: Plan | None) -> None:
-    artifact.refuse("tensorrt", request)
-
-
-def build(graph: DeployGraph, folder: Path) -> StandIn | None:
-    return artifact.build("tensorrt", graph, folder)
-
-
-def load(folder: Path, manifest: Manifest, options: RunOptions) -> session.EngineSession:
-    return session.EngineSession("tensorrt", folder, manifest, options)
-
+from .base import Format
 
 FORMAT = Format(
     name="tensorrt",
@@ -37,11 +19,11 @@ FORMAT = Format(
     builds_in=30.0,
     optimized=frozenset({"cuda"}),
     typed_graph=True,
-    build=build,
-    load=load,
-    refuse=refuse,
+    build=partial(artifact.build, "tensorrt"),
+    load=partial(session.EngineSession, "tensorrt"),
+    refuse=partial(artifact.refuse, "tensorrt"),
     ahead_of_time=True,
     cuda_graphs=True,
-    eight_bits=EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, convolutions=True, family="tensorrt"),
+    eight_bits=artifact.EIGHT_BITS,
     benched=frozenset({"cuda"}),
 )

@@ -1,27 +1,9 @@
 """TensorRT-RTX engines: built ahead of time, with no GPU, for the compute capabilities that are named."""
 
-from pathlib import Path
+from functools import partial
 
-from ..artifact.session import RunOptions
-from ..graph.capture import DeployGraph
-from ..quantization.eight_bits import EightBits
-from ..records.manifest import ExportRequest, Manifest
-from ..records.plan import Plan
 from ..runtimes.tensorrt import artifact, session
-from .base import Format, StandIn
-
-
-def refuse(request: ExportRequest, plan: Plan | None) -> None:
-    artifact.refuse("tensorrt_rtx", request)
-
-
-def build(graph: DeployGraph, folder: Path) -> StandIn | None:
-    return artifact.build("tensorrt_rtx", graph, folder)
-
-
-def load(folder: Path, manifest: Manifest, options: RunOptions) -> session.EngineSession:
-    return session.EngineSession("tensorrt_rtx", folder, manifest, options)
-
+from .base import Format
 
 FORMAT = Format(
     name="tensorrt_rtx",
@@ -38,11 +20,11 @@ FORMAT = Format(
     builds_in=30.0,
     optimized=frozenset({"cuda"}),
     typed_graph=True,
-    build=build,
-    load=load,
-    refuse=refuse,
+    build=partial(artifact.build, "tensorrt_rtx"),
+    load=partial(session.EngineSession, "tensorrt_rtx"),
+    refuse=partial(artifact.refuse, "tensorrt_rtx"),
     ahead_of_time=True,
     cuda_graphs=True,
-    eight_bits=EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, convolutions=True, family="tensorrt"),
+    eight_bits=artifact.EIGHT_BITS,
     benched=frozenset({"cuda"}),
 )
