@@ -1,6 +1,7 @@
 """A server over HTTP: what it answers, what it refuses, and what it does when clients behave badly."""
 
 import contextlib
+import gc
 import gzip
 import io
 import json
@@ -57,6 +58,19 @@ def one(artifact: Artifact, artifact_of: Callable[..., Artifact]) -> Iterator[Ru
 @pytest.fixture
 def serve(artifact: Artifact) -> Callable[..., Any]:
     return lambda **options: serving(f"m={artifact.path}", **options)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_a_program_hid_from_the_garbage_collector_stays_hidden(serve: Callable[..., Any], frozen: bool) -> None:
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+    try:
+        with serve():
+            assert gc.get_freeze_count() > 0
+        assert (gc.get_freeze_count() > 0) == frozen
+    finally:
+        gc.freeze()
 
 
 # Answers
