@@ -1,6 +1,7 @@
 """`--task detect` from end to end: what is exported, evaluated and predicted, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -323,11 +324,29 @@ def test_regions_that_are_cut_out_in_another_way_are_refused() -> None:
         setattr(cutter, name, before)
 
 
-def test_nothing_to_find_is_refused_before_the_build(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "thresholds", "why"),
+    [
+        ("retinanet", {"score_thresh": 0.999}, "score_thresh 0.999"),
+        ("faster_rcnn", {"box_score_thresh": 0.999}, "box_score_thresh 0.999"),  # and not a logit of the first stage
+        ("faster_rcnn", {"rpn_score_thresh": 0.99999}, "its first stage proposes no region, rpn_score_thresh 0.99999"),
+    ],
+)
+def test_nothing_to_find_is_refused_before_the_build(
+    kind: str, thresholds: dict[str, float], why: str, tmp_path: Path
+) -> None:
     """An artifact that finds nothing either would prove nothing."""
+    model = detector(kind, **thresholds)
     with pytest.raises(DataError, match="detects nothing on the 4 images") as raised:
-        exported(detector(score_thresh=0.999), tmp_path / "made", format="eager")
+        exported(model, tmp_path / "made", format="eager")
+    assert why in str(raised.value)
     assert "--verify-data" in str(raised.value)
+    score = re.search(r"highest score ([\d.e+-]+),", str(raised.value))
+    if score is not None:
+        least = dict.fromkeys(thresholds, 0.0)
+        images = preprocess.probe_images(3, SIZE, 4)
+        highest = max(float(one["scores"].max()) for one in found_by(detector(kind, **least), images))
+        assert float(score[1]) == pytest.approx(highest, rel=1e-2)
 
 
 @pytest.mark.parametrize("format", ["native", "torchscript", "pt2", "aotinductor"])
