@@ -1,5 +1,6 @@
 """`--task detect` from end to end: what is exported, evaluated and predicted, and what is refused."""
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -322,6 +323,35 @@ def test_regions_that_are_cut_out_in_another_way_are_refused() -> None:
         with pytest.raises(WeightsError, match=reason):
             given.weights("weights", model)
         setattr(cutter, name, before)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "note"),
+    [
+        (  # torchvision's own training script
+            lambda state: {"model": state, "optimizer": {}, "epoch": 25, "args": argparse.Namespace(lr=0.02)},
+            "",
+        ),
+        (lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}}, ""),  # Lightning
+        (
+            lambda state: {
+                "model": {f"module._orig_mod.{key}": torch.zeros_like(value) for key, value in state.items()},
+                "model_ema": {"n_averaged": torch.tensor(5)} | {f"module.{key}": state[key] for key in state},
+            },
+            "taking model_ema",
+        ),
+    ],
+)
+def test_a_detector_in_the_wrappers_of_training_is_the_detector(wrapped: Any, note: str, tmp_path: Path) -> None:
+    model = detector("mask_rcnn")
+    torch.save(wrapped(model.state_dict()), tmp_path / "checkpoint.pth")
+    plain, loaded = (
+        load(source, task="detect", image_size=SIZE)
+        for source in (saved(model, tmp_path / "plain.pth"), str(tmp_path / "checkpoint.pth"))
+    )
+    assert loaded.weights.tensors_sha256 == plain.weights.tensors_sha256
+    assert loaded.model.spec == plain.model.spec
+    assert note in (loaded.note or "")
 
 
 @pytest.mark.parametrize(
