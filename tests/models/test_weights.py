@@ -516,6 +516,10 @@ def test_a_random_detector_is_of_coco_and_detects_on_every_probe() -> None:
         assert matching.detections_in(candidates, loaded.model.spec, probe.image_size)
 
 
+def test_a_random_segmenter_is_of_ade20k() -> None:
+    assert load("random", variant="test_convnext", task="segment", image_size=(64, 64)).model.spec.num_classes == 150
+
+
 def test_random_weights_say_so() -> None:
     loaded = load("random", variant="v2-atto", num_classes=7, in_chans=4, image_size=(64, 96), task="classify")
     assert loaded.weights.random is True

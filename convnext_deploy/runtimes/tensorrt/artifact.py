@@ -9,20 +9,15 @@ from ... import env
 from ...graph.capture import DeployGraph
 from ...graph.onnx_read import shares
 from ...graph.onnx_write import save_onnx
-from ...quantization.eight_bits import EightBits
 from ...records.manifest import ExportRequest, PrecisionTruth, TensorRtSpec
-from ...records.plan import Plan
 from ..stand_in import OnnxStandIn, TorchStandIn, open_onnx, runs_onnx
 from .build import build_artifact, check_spec, profiles
 from .choose import Name, import_module
 from .network import quantized_products
 from .refit import refit
 
-# What both compilers take of a typed graph with Q/DQ pairs.
-EIGHT_BITS = EightBits(int8="s8s8", fp8=True, rest="fp16", scales_in_rest=True, convolutions=True, family="tensorrt")
 
-
-def refuse(name: Name, request: ExportRequest, plan: Plan | None) -> None:
+def refuse(name: Name, request: ExportRequest) -> None:
     """Refuse what the module cannot do here (see `Format.refuse`)."""
     check_spec(import_module(name), name, request.tensorrt or TensorRtSpec())
 
