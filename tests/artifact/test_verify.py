@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import sample_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,11 +20,8 @@ from convnext_deploy.records.manifest import (
     BatchRange,
     ExportSpec,
     Manifest,
-    ModelSpec,
     Parity,
     PrecisionTruth,
-    Preprocessing,
-    WeightsRecord,
 )
 from convnext_deploy.records.plan import QuantizationRecord
 from convnext_deploy.runtimes import torch_compiled
@@ -269,24 +267,7 @@ def test_only_near_ties_are_no_disagreement() -> None:
 
 
 def manifest(precision: Precision) -> Manifest:
-    return Manifest(
-        schema_version=1,
-        created="2025-01-01T00:00:00+00:00",
-        tool="test",
-        model=ModelSpec(architecture="custom", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
-        weights=WeightsRecord(source="random", layout="own", random=True, tensors_sha256="0" * 64),
-        preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
-        labels=None,
-        export=ExportSpec(format="onnx", precision=precision, batch=BatchRange()),
-        inputs=(),
-        outputs=(),
-        passes=(),
-        parity=(),
-        precision=PrecisionTruth(graph={}),
-        versions={},
-        machine={},
-        files=(),
-    )
+    return sample_records.manifest(ExportSpec(format="onnx", precision=precision, batch=BatchRange()))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 // Matrix products of codes and bf16 on tile registers. Included by kernels_body.h only.
 //
 // The packed weights are what the instructions read: 16 steps of 16 outputs are one register. Two registers of rows
-// and two of weights make four of sums, so that each is used twice. Rows and weights whose bytes are no multiple of 64
-// end in a copy that is filled up with zeros. Where rows are no multiple of 16, the last register's overlap those
-// before: their sums are the same, and are written twice.
+// and two of weights make four of sums, so that each is used twice. A row's steps are shared evenly among as few
+// registers as can, so that no end has to be copied and filled up with zeros. Rows are shared evenly too; the last
+// register's may overlap those before: their sums are the same, and are written twice.
 #pragma once
 #include "gemm.h"
 #include "tiles.h"
@@ -12,17 +12,15 @@ namespace cnxt {
 namespace {
 
 constexpr uint32_t TILE_STEPS = TILE_BYTES / 4, ROWS_AT_ONCE = 256;
-constexpr size_t WEIGHTS_BYTES = size_t{TILE_STEPS} * 64;  // of one register
 
 // What one block of sums is made of.
 struct TileInputs {
-  const uint8_t *rows[2], *ends[2];  // of the two registers of rows; their ends are 64 bytes apart
+  const uint8_t *rows[2];  // of the two registers of rows
   size_t stride;
   const uint8_t *weights[2];  // of the two groups
-  const uint8_t *weight_ends[2];
-  uint32_t whole;   // registers before the ends
-  bool rest;        // whether there are ends
-  uint32_t second;  // rows from the first register's to the second's
+  uint32_t turns;             // registers along a row
+  uint32_t bytes;             // of a row in each of them
+  uint32_t second;            // rows from the first register's to the second's
 };
 
 // Sums that wait for their epilogue. It runs in pieces between the next block's tile instructions, which other parts of
@@ -69,13 +67,13 @@ __attribute__((noinline)) void multiply_block(const TileInputs &in, const float 
   if constexpr (G == 2) load_tile<1>(start + BLOCK, 0);
   if constexpr (R == 2) load_tile<2>(start, 0);
   if constexpr (R == 2 && G == 2) load_tile<3>(start + BLOCK, 0);
-  const uint32_t steps = in.whole + in.rest, some = (waiting.rows + steps - 1) / steps;
-  for (uint32_t k = 0; k < in.whole; k++) {
-    for (size_t line = 0; line < WEIGHTS_BYTES; line += 64) __builtin_prefetch(next + k * WEIGHTS_BYTES + line, 0, 2);
-    multiply_step<TYPE, R, G>(in.rows, k * size_t{TILE_BYTES}, in.stride, in.weights, k * WEIGHTS_BYTES);
+  const uint32_t some = (waiting.rows + in.turns - 1) / in.turns;
+  const size_t turn_bytes = size_t{in.bytes} * 16;
+  for (uint32_t turn = 0; turn < in.turns; turn++) {
+    for (size_t line = 0; line < turn_bytes; line += 64) __builtin_prefetch(next + turn * turn_bytes + line, 0, 2);
+    multiply_step<TYPE, R, G>(in.rows, turn * size_t{in.bytes}, in.stride, in.weights, turn * turn_bytes);
     Waiting::finish_some<TYPE>(waiting, some);
   }
-  if (in.rest) multiply_step<TYPE, R, G>(in.ends, 0, TILE_BYTES, in.weight_ends, 0);
   Waiting::finish_some<TYPE>(waiting, waiting.rows);
   constexpr size_t PITCH = WIDTH<TYPE> * sizeof(float);
   store_tile<0>(sums, PITCH);
@@ -83,6 +81,13 @@ __attribute__((noinline)) void multiply_block(const TileInputs &in, const float 
   float *second = sums + in.second * WIDTH<TYPE>;
   if constexpr (R == 2) store_tile<2>(second, PITCH);
   if constexpr (R == 2 && G == 2) store_tile<3>(second + BLOCK, PITCH);
+}
+
+// The fewest registers along a row that share its steps evenly, so that none needs an end of its own.
+INLINE uint32_t turns_of(uint32_t steps) {
+  uint32_t turns = (steps + TILE_STEPS - 1) / TILE_STEPS;
+  while (steps % turns) turns++;
+  return turns;
 }
 
 using MultiplyBlock = void (*)(const TileInputs &, const float *, const uint8_t *, Waiting &, float *);
@@ -94,42 +99,28 @@ void multiply_rows(const Gemm &g, uint32_t row, uint32_t count, Finish finish) {
   static constexpr MultiplyBlock blocks[2][2] = {{multiply_block<TYPE, 1, 1>, multiply_block<TYPE, 1, 2>},
                                                  {multiply_block<TYPE, 2, 1>, multiply_block<TYPE, 2, 2>}};
   alignas(64) float sums[2][2 * TILE_ROWS * WIDTH<TYPE>];  // of this block, and of the one before
-  alignas(64) uint8_t ends[ROWS_AT_ONCE][TILE_BYTES], weight_ends[2][WEIGHTS_BYTES];
   const auto *start = TYPE == INT8 ? reinterpret_cast<const float *>(g.offset) : g.bias;
   const size_t group_bytes = size_t{g.steps} * 64;
-  const uint32_t height = count < TILE_ROWS ? count : TILE_ROWS, tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
+  const uint32_t tiles = (count + TILE_ROWS - 1) / TILE_ROWS, height = (count + tiles - 1) / tiles;
   const uint8_t *a = g.a + row * g.a_stride;
   TileInputs in;
   in.stride = g.a_stride;
-  in.whole = g.steps / TILE_STEPS;
-  in.rest = g.steps % TILE_STEPS != 0;
+  in.turns = turns_of(g.steps);
+  in.bytes = g.steps / in.turns * 4;
   in.second = 0;
-  const size_t end = size_t{in.whole} * TILE_BYTES, end_bytes = size_t{g.steps} * 4 - end;
-  if (in.rest)
-    for (uint32_t r = 0; r < count; r++) {
-      __builtin_memset(ends[r], 0, TILE_BYTES);
-      __builtin_memcpy(ends[r], a + r * g.a_stride + end, end_bytes);
-    }
   Waiting waiting{g, finish};
   int buffer = 0;
   for (uint32_t group = g.first; group < g.last; group += 2) {
     const int groups = group + 2 <= g.last ? 2 : 1;
-    for (int i = 0; i < groups; i++) {
-      in.weights[i] = g.weights + (group + i) * group_bytes;
-      in.weight_ends[i] = weight_ends[i];
-      if (!in.rest) continue;
-      __builtin_memset(weight_ends[i], 0, WEIGHTS_BYTES);
-      __builtin_memcpy(weight_ends[i], in.weights[i] + in.whole * WEIGHTS_BYTES, end_bytes * 16);
-    }
+    for (int i = 0; i < groups; i++) in.weights[i] = g.weights + (group + i) * group_bytes;
     const uint8_t *next = group + 2 < g.last ? in.weights[0] + 2 * group_bytes : g.next;
     for (uint32_t tile = 0; tile < tiles; tile += 2, buffer = 1 - buffer) {
-      const uint32_t pair = tile + 1 < tiles ? 2 : 1, from = tile * TILE_ROWS;
+      const uint32_t pair = tile + 1 < tiles ? 2 : 1, from = tile * height;
       uint32_t first[2] = {};
       for (uint32_t i = 0; i < pair; i++) {
-        first[i] = from + i * TILE_ROWS;
+        first[i] = from + i * height;
         if (first[i] + height > count) first[i] = count - height;
         in.rows[i] = a + first[i] * g.a_stride;
-        in.ends[i] = ends[first[i]];
       }
       if (pair == 2) in.second = first[1] - first[0];  // of less than 16: the same sums are written twice
       // The first two blocks bring in the weights of the next two groups; later ones what is there anyway.
@@ -137,7 +128,7 @@ void multiply_rows(const Gemm &g, uint32_t row, uint32_t count, Finish finish) {
       blocks[pair - 1][groups - 1](in, start + group * BLOCK, fetched, waiting, sums[buffer]);
       waiting.sums = sums[buffer] + (from - first[0]) * WIDTH<TYPE>;
       waiting.row = row + from;
-      waiting.rows = (from + pair * TILE_ROWS < count ? from + pair * TILE_ROWS : count) - from;
+      waiting.rows = (from + pair * height < count ? from + pair * height : count) - from;
       waiting.group = group, waiting.groups = groups;
     }
   }
@@ -149,10 +140,11 @@ void gemm_on_tiles(const Gemm &g) {
   const Finish finish = finish_of<TYPE>(g.epilogue);
   for (uint32_t row = 0; row < g.rows; row += ROWS_AT_ONCE) {
     const uint32_t count = g.rows - row < ROWS_AT_ONCE ? g.rows - row : ROWS_AT_ONCE;
-    const int height = count < TILE_ROWS ? static_cast<int>(count) : TILE_ROWS;
+    const uint32_t tiles = (count + TILE_ROWS - 1) / TILE_ROWS, steps = g.steps / turns_of(g.steps);
     TileShapes shapes;
-    for (int tile = 0; tile < 6; tile++) shapes.set(tile, height);  // sums and rows
-    shapes.set(6, TILE_ROWS), shapes.set(7, TILE_ROWS);             // weights
+    for (int tile = 0; tile < 6; tile++) shapes.set(tile, static_cast<int>((count + tiles - 1) / tiles));
+    for (int tile = 6; tile < 8; tile++) shapes.set(tile, static_cast<int>(steps));
+    for (int tile = 4; tile < 6; tile++) shapes.bytes[tile] = static_cast<uint16_t>(4 * steps);
     configure_tiles(shapes);
     multiply_rows<TYPE>(g, row, count, finish);
   }
