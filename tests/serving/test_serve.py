@@ -248,7 +248,7 @@ def damaged(content: bytes) -> bytes:
         ("/v2/models/first/infer", b"{", {}, 400, "the body is no inference request"),
         ("/v2/models/first/infer", b"[" * 100_000, {}, 400, "the body is no inference request"),
         ("/v2/models/first/infer", b'{"inputs":[]}', {}, 400, "inputs none; expected one, images"),
-        ("/v2/models/first/infer", b'{"inputs":[{"name":"x"}]}', {}, 400, "inputs x; expected one, images"),
+        ("/v2/models/first/infer", b'{"inputs":[{"name":"x"}]}', {}, 400, "inputs 'x'; expected one, images"),
         ("/v2/models/first/versions/2/infer", b"{}", {}, 404, "no version '2'"),
         ("/v2/models/first/infer", b"{}", {"Inference-Header-Content-Length": "9"}, 400, "at most the 2 bytes"),
         ("/v2/models/first/infer", b"{}", {"Inference-Header-Content-Length": "-1"}, 400, "'-1'; expected at most"),
