@@ -9,8 +9,9 @@ error of the outputs against the fp32 source on the bundled photographs, from th
 the interpreter of --nncf-python makes from this project's fp32 graph, it is measured here. The share of the peak is the
 time of the multiply-accumulates alone, at rates that the same run measures (`doctor --peaks`), over the time measured.
 
---isa avx2 makes a newer CPU compute as one without AVX-512 and VNNI: native takes that path and OpenVINO's oneDNN is
-limited to it (ONEDNN_MAX_CPU_ISA). ONNX Runtime has no such switch and is left out.
+--isa avx2 makes a newer CPU compute as one without AVX-512 and VNNI, and --isa avx_vnni as one without AVX-512: native
+takes that path and OpenVINO's oneDNN is limited to it (ONEDNN_MAX_CPU_ISA). ONNX Runtime has no such switch and is left
+out.
 """
 
 import argparse
@@ -47,6 +48,7 @@ FLOATS: tuple[tuple[str, Precision], ...] = (
 )  # fmt: skip
 QUANTIZED: tuple[Target, ...] = ("native", "openvino", "onnx")
 KINDS = ("expand", "project", "downsample")  # what runs in 8 bits
+LIMITS = {"avx2": "AVX2", "avx_vnni": "AVX2_VNNI"}  # oneDNN's names of this engine's paths
 RANGE = BatchRange(min=1, opt=8, max=64)
 
 
@@ -152,7 +154,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--threads", default=f"1,{env.usable_cores()}", help="one number or several; each is a run")
     parser.add_argument("--weight-bits", type=int, choices=(7, 8), help="of the plans; left out: what this CPU wants")
-    parser.add_argument("--isa", choices=("avx2",), help="a lesser path than this CPU's best")
+    parser.add_argument("--isa", choices=tuple(LIMITS), help="a lesser path than this CPU's best")
     parser.add_argument("--engines", default="native,openvino,onnx")
     parser.add_argument("--types", default="fp32,bf16,int8")
     parser.add_argument("--build-only", action="store_true")
@@ -168,9 +170,9 @@ def main() -> None:
         args.weight_bits or saturation.bits_for("u8s8", saturation.saturates()),
     )
     if args.isa:
-        os.environ |= {library.ISA_VARIABLE: args.isa, "ONEDNN_MAX_CPU_ISA": args.isa.upper()}
+        os.environ |= {library.ISA_VARIABLE: args.isa, "ONEDNN_MAX_CPU_ISA": LIMITS[args.isa]}
         engines -= {"onnx"}
-        bits = args.weight_bits or 7
+        bits = args.weight_bits or (7 if args.isa == "avx2" else 8)
     for variant, threads in itertools.product(args.variants.split(","), map(int, args.threads.split(","))):
         paths = list(artifacts(variant, args.folder, args.calibration, bits, engines, args.types.split(",")))
         if args.build_only:

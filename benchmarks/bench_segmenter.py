@@ -5,7 +5,7 @@
     python benchmarks/bench_segmenter.py --next
 
 Random weights and the 150 classes of ADE20K. Everything below --folder is built once. 8 bits have ranges from a few
-photographs at 128 pixels, and no corrections: a speed does not depend on them. Rows of one call take turns, a process
+photographs, and no corrections: a speed does not depend on them. Rows of one call take turns, a process
 each, as in `convnext-deploy bench`. The error is the artifact's own, beside its fp32 source on two of the bundled
 photographs.
 
@@ -26,7 +26,6 @@ from convnext_deploy.artifact import manifest
 from convnext_deploy.data import sources
 from convnext_deploy.errors import ConvNextDeployError
 from convnext_deploy.models import checkpoint, passes, registry
-from convnext_deploy.models.baseline_segmenters import CLASSES
 from convnext_deploy.quantization import plan as plans
 from convnext_deploy.quantization import saturation
 from convnext_deploy.quantization.calibrate import calibrate
@@ -42,17 +41,16 @@ ROWS = (
     "torchscript-fp32", "aotinductor-fp32",
 )  # fmt: skip
 SIDE = 512  # pixels
-SMALL = 128  # pixels, of calibration
-IMAGES = 8
+IMAGES = 2  # of calibration
 TRIES = 5  # of --next, a row: what is never valid would be timed for ever
 PHOTOGRAPHS = 2  # that each artifact is verified on: one takes a second or more, several times over
 
 
 def draft(variant: str, target: Target, path: Path, calibration: str) -> None:
-    """Write a plan with every operation that can run in 8 bits, from a few small images."""
-    loaded = checkpoint.load("random", variant=variant, task="segment", num_classes=CLASSES, image_size=(SMALL, SMALL))
+    """Write a plan with every operation that can run in 8 bits, from a few images."""
+    loaded = checkpoint.load("random", variant=variant, task="segment", image_size=(SIDE, SIDE))
     source = sources.subset(sources.open_source(calibration), IMAGES)
-    probe = pixels_of(sources.subset(source, 2), loaded.preprocessing, loaded.model)
+    probe = pixels_of(source, loaded.preprocessing, loaded.model)
     passes.fold(loaded.model, None, lambda model: outputs(model, probe, loaded.preprocessing))
     paths = plans.products(loaded.model)
     ranges = calibrate(loaded.model, tuple(paths.values()), source, preprocessing=loaded.preprocessing, images=IMAGES)
@@ -84,9 +82,8 @@ def contender(row: str, variant: str, folder: Path, calibration: str | None) -> 
                 given = {"plan": folder / f"{variant}-{format}.json"}
                 draft(variant, format, given["plan"], calibration)
             api.export(
-                "random", variant=variant, task="segment", num_classes=CLASSES, image_size=SIDE, format=format,
-                batch=1, out=out, **given,
-            )  # fmt: skip
+                "random", variant=variant, task="segment", image_size=SIDE, format=format, batch=1, out=out, **given
+            )
         except ConvNextDeployError as error:
             print(f"{row} is left out: {error}", flush=True)
             return None

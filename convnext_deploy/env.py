@@ -1,6 +1,7 @@
 """What this machine and its Python environment are, and one-line refusals for what they lack."""
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from .errors import MissingPackageError
+from .errors import MissingPackageError, plain
 
 REPORTED = (
     "torch", "timm", "torchvision", "triton", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
@@ -95,6 +96,19 @@ def _is_there(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ModuleNotFoundError, ValueError):  # an import hook's refusal, or a module without a spec
         return False
+
+
+def import_failure(module: str) -> str | None:
+    """Why a module that is installed cannot be imported, in a few words; None where it can. It is imported.
+
+    A shared library that it needs may be missing, or a package beside it may be of another build: a torchvision that
+    does not fit its PyTorch raises RuntimeError.
+    """
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        return plain(error)
+    return None
 
 
 def missing_line(*modules: str) -> str:

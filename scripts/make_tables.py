@@ -28,6 +28,9 @@ NATIVE = ROOT / "benchmarks" / "results" / "2026-11-23-native.jsonl"
 ZEN5 = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5.jsonl"
 ZEN5_OTHERS = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5-v2-base.jsonl"
 AVX2 = ROOT / "benchmarks" / "results" / "2026-11-27-native-zen5-as-avx2.jsonl"
+XEON = ROOT / "benchmarks" / "results" / "2026-11-28-native-xeon-amx.jsonl"
+XEON_AVX_VNNI = ROOT / "benchmarks" / "results" / "2026-11-28-native-xeon-as-avx-vnni.jsonl"
+XEON_AVX2 = ROOT / "benchmarks" / "results" / "2026-11-28-native-xeon-as-avx2.jsonl"
 FORMATS = ROOT / "benchmarks" / "results" / "2026-11-27-formats-zen5.jsonl"
 PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "docs" / "design" / "native.md"]
 BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
@@ -96,6 +99,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-zen5": partial(cpu, ZEN5),
     "cpu-zen5-v2-base": partial(cpu, ZEN5_OTHERS),
     "cpu-avx2": partial(cpu, AVX2),
+    "cpu-xeon": partial(cpu, XEON),
+    "cpu-xeon-avx-vnni": partial(cpu, XEON_AVX_VNNI),
+    "cpu-xeon-avx2": partial(cpu, XEON_AVX2),
     "formats": partial(cpu, FORMATS),
 }
 

@@ -147,6 +147,38 @@ def upernet(folder: Path) -> Made:
     return folder / "folder", of(model, call=lambda x: model.backbone(x).feature_maps)[1]
 
 
+def detr(folder: Path) -> Made:
+    """Which renames the keys of its backbone when it is saved."""
+    names = [f"stage{level}" for level in range(2, 5)]
+    small = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
+    config = transformers.DetrConfig(
+        use_timm_backbone=False, backbone_config=transformers.ConvNextConfig(**SIZES, out_features=names), d_model=32,
+        encoder_layers=1, decoder_layers=1, num_queries=5, num_labels=3, **small,
+    )  # fmt: skip
+    model: Any = randomize_(transformers.DetrForObjectDetection(config))
+    model.save_pretrained(folder / "folder")
+    body = next(module for module in model.modules() if isinstance(module, transformers.ConvNextBackbone))
+    return folder / "folder", of(body, call=lambda x: body(x).feature_maps)[1]
+
+
+def unet_of_lightning(_: Path) -> Made:
+    """segmentation_models_pytorch's keys, with a loss and a metric beside the network."""
+    encoder = randomize_(timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS, features_only=True))
+    others = {
+        "model.decoder.blocks.0.conv1.0.weight": torch.ones(8, 8, 3, 3),
+        "model.decoder.blocks.0.conv1.1.num_batches_tracked": torch.tensor(3),
+        "model.segmentation_head.0.weight": torch.ones(2, 8, 3, 3),
+        "loss.weight": torch.ones(2),
+        "iou.confmat": torch.zeros(2, 2),
+    }
+    content = {
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": prefixed(encoder.state_dict(), "model.encoder.model.") | others,
+        "hyper_parameters": {"arch": "Unet", "encoder_name": "tu-convnext_atto"},
+    }
+    return content, of(encoder)[1]
+
+
 def segmenter(v2: bool) -> Callable[[Path], Made]:
     def make(folder: Path) -> Made:
         model = segmenters.upernet(v2)
@@ -286,6 +318,7 @@ ROWS = (
         lambda _: of((m := with_head(nn.Linear(DIMS[3], 20), nn.Tanh(), nn.Linear(20, 7))),
                      call=lambda x: m.forward_head(m.forward_features(x), pre_logits=True))),
     Row("timm, `features_only`", "none", "timm", "features", features_only),
+    Row("segmentation_models_pytorch's Unet, Lightning", "none", "timm", "features", unet_of_lightning),
     Row("timm, patches of 2", "linear", "timm", "classify", lambda _: of(of_timm(patch_size=2))),
     Row("`module.` and `_orig_mod.`", "linear", "timm", "classify",
         lambda _: of((m := of_timm()), prefixed(m.state_dict(), "module._orig_mod."))),
@@ -320,6 +353,7 @@ ROWS = (
     Row("transformers, `hidden_act` of `gelu_new`", "linear", "transformers", "classify", with_activation),
     Row("transformers around timm", "linear", "transformers", "classify", of_timm_wrapper),
     Row("transformers, `ConvNextBackbone`", "a norm a map", "transformers", "features", backbone),
+    Row("transformers, DETR", "a norm a map", "transformers", "features", detr),
     Row("transformers, UPerNet", "a norm a map", "transformers", "features", upernet),
     Row("transformers, UPerNet, V1", "UPerNet's", "transformers", "segment", segmenter(False)),
     Row("transformers, UPerNet, V2", "UPerNet's", "transformers", "segment", segmenter(True)),

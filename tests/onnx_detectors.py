@@ -62,5 +62,36 @@ def exported(
     return path
 
 
+def in_functions(model: onnx.ModelProto, size: int, opset: int | None = None) -> onnx.ModelProto:
+    """The model with every `size` nodes that follow one another as a function, and each two of these as one again.
+
+    Those from the first Resize on stay: ONNX Runtime 1.32 does not infer shapes of one in a function.
+
+    Args:
+        opset: of the functions; None: the model's.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    imports = [onnx.helper.make_opsetid(one.domain, opset or one.version) for one in model.opset_import]
+    imports.append(onnx.helper.make_opsetid("functions", 1))
+    for level, count in (("inner", size), ("outer", 2)):
+        nodes = list(result.graph.node)
+        del result.graph.node[:]
+        end = next((index for index, node in enumerate(nodes) if node.op_type in ("Resize", "Shape")), len(nodes))
+        for start in range(0, end, count):
+            stop = min(start + count, end)
+            own, later = nodes[start:stop], nodes[stop:]
+            made = [name for node in own for name in node.output if name]
+            needed = {*(name for node in later for name in node.input), *(value.name for value in model.graph.output)}
+            read = dict.fromkeys(name for node in own for name in node.input if name and name not in made)
+            put_out = [name for name in made if name in needed]
+            name = f"{level}{start}"
+            result.functions.append(onnx.helper.make_function("functions", name, [*read], put_out, own, imports))
+            result.graph.node.append(onnx.helper.make_node(name, [*read], put_out, name, domain="functions"))
+        result.graph.node.extend(nodes[end:])
+    result.opset_import.append(imports[-1])
+    return result
+
+
 def nodes_of(path: Path) -> list[Any]:
     return list(onnx.load(str(path)).graph.node)

@@ -83,12 +83,19 @@ def _refuse_nothing_found(loaded: "Loaded", probes: tuple[Probe, ...]) -> None:
     model = loaded.model.spec
     if any(matching.detections_in(probe.expected, model, probe.image_size) for probe in probes):
         return
-    assert model.detection is not None
-    best = max(float(probe.expected[0].max()) for probe in probes)
+    facts = model.detection
+    assert facts is not None
+    best = [matching.highest_score(probe.expected, model, probe.image_size) for probe in probes]
+    scores = [score for score in best if score is not None]
+    if scores:
+        name = "score_thresh" if facts.regions is None else "box_score_thresh"
+        why = f"highest score {max(scores):.3g}, {name} {facts.score_threshold:g}"
+    else:
+        assert facts.regions is not None
+        why = f"its first stage proposes no region, rpn_score_thresh {facts.regions.score_threshold:g}"
     raise DataError(
         f"{loaded.weights.source} detects nothing on the {sum(len(probe.pixels) for probe in probes)} images to verify "
-        f"on (highest score {best:.3g}, score_thresh {model.detection.score_threshold:g}); expected detections to "
-        "compare: give --verify-data FOLDER with images of what it detects"
+        f"on ({why}); expected detections to compare: give --verify-data FOLDER with images of what it detects"
     )
 
 

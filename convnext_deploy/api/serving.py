@@ -117,21 +117,21 @@ def serve(
             name, _, number = arguments.text("admin", admin).rpartition(":")
             if not name or not number.isdecimal():
                 raise UsageError(f"admin {arguments.shown(admin)}; expected HOST:PORT such as 127.0.0.1:8001")
-            second = sockets.enter_context(server.bound(name.strip("[]"), int(number[:9]), "admin"))
+            second = sockets.enter_context(server.bound(name.strip("[]"), int(number[:9]), "admin", beside=listener))
         server_settings = _settings(artifacts, say, options)
         several = server_settings[1].workers > 1
-        # Beside a port that may be shared, somebody else's is not noticed. And what cannot be had is said first.
+        third = None
         if grpc_port is not None:
             if grpc_port and grpc_port in {one.getsockname()[1] for one in (listener, second) if one is not None}:
                 raise UsageError(f"--grpc-port {grpc_port} is a port of HTTP too; choose another")
-            server.bound(host, grpc_port, "--grpc-port").close()
+            third = sockets.enter_context(server.bound(host, grpc_port, "--grpc-port", shared=several))
         if several:
-            third = None
-            if grpc_port is not None:
-                third = sockets.enter_context(server.bound(host, grpc_port, "--grpc-port", shared=True))
             workers.Workers(workers.order(*server_settings), listener, second, say, third).run(ready)
         else:
-            server.Server(_service(server_settings, say), listener, second, grpc_port=grpc_port).run(ready)
+            service = _service(server_settings, say)
+            if third is not None:
+                third.close()  # gRPC takes no socket, and refuses a port that somebody takes now
+            server.Server(service, listener, second, grpc_port=grpc_port).run(ready)
 
 
 @verb

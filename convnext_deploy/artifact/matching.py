@@ -247,6 +247,14 @@ def detections_in(expected: Sequence[NDArray[np.float32]], model: ModelSpec, ima
     return sum(len(chosen(candidates, facts)[0]) for candidates in images)
 
 
+def highest_score(
+    expected: Sequence[NDArray[np.float32]], model: ModelSpec, image_size: tuple[int, int]
+) -> float | None:
+    """The highest score of any class but the background, of all images; None where the first stage proposes nothing."""
+    images = (candidates_of(expected, index, model, image_size, 0.0) for index in range(len(expected[0])))
+    return max((float(one.scores[one.present].max()) for one in images if one.present.any()), default=None)
+
+
 def _parity(
     images: str,
     reference: str,

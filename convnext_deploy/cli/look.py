@@ -67,7 +67,7 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
 
     terminal = Terminal(json, quiet)
     described = {name: registry.spec(name) for name in registry.VARIANTS}
-    entries = {name: _listed(name) for name in _looked_for(formats.names(), terminal)}
+    entries = {name: _listed(name) for name in formats.names()}
     if json:
         terminal.result({"variants": described, "formats": list(entries.values())})
         return
@@ -88,9 +88,9 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
         rows.append(
             [
                 name,
-                entry.get("summary", ""),
-                " ".join(entry.get("precisions", ())),
-                "" if "runs_code" not in entry else "code" if entry["runs_code"] else "data",
+                entry["summary"],
+                " ".join(entry["precisions"]),
+                "code" if entry["runs_code"] else "data",
                 "missing" if entry["missing"] else "runs" if entry["missing_to_export"] else "installed",
             ]
         )
@@ -101,7 +101,7 @@ def list_(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Non
 
 
 def _looked_for(names: Sequence[str], terminal: Terminal) -> Iterator[str]:
-    """The names one by one, with a bar: to look for a runtime is to import it, which takes seconds."""
+    """The names one by one, with a bar: whether a runtime works is known when it is imported, which takes seconds."""
     with progress_bar(terminal, "looking", transient=True) as progress:
         for number, name in enumerate(names):
             if progress is not None:
@@ -110,23 +110,16 @@ def _looked_for(names: Sequence[str], terminal: Terminal) -> Iterator[str]:
 
 
 def _listed(name: str) -> dict[str, Any]:
-    """What `list` says of a format; its name and what is missing, where its own module cannot be imported."""
+    """What `list` says of a format, whose packages are looked for and not imported."""
     from .. import env, formats
-    from ..errors import MissingPackageError
 
-    try:
-        fmt = formats.get(name)
-    except MissingPackageError:
-        return {"name": name, "missing": env.missing(FRAMEWORK) or ("torch",), "missing_to_export": ()}
+    fmt = formats.get(name)
     return {
         "name": fmt.name, "summary": fmt.summary, "runtime": fmt.runtime, "suffix": fmt.suffix,
         "precisions": sorted(fmt.precisions), "devices": sorted(fmt.devices), "runs_code": fmt.runs_code,
         "extra": fmt.extra, "missing": env.missing(fmt.requires),
         "missing_to_export": env.missing(fmt.build_requires),
     }  # fmt: skip
-
-
-FRAMEWORK = ("torch", "numpy", "timm", "safetensors", "PIL")  # what the formats' modules themselves are written with
 
 
 def doctor(

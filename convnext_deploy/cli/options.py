@@ -61,6 +61,10 @@ def _file_or_folder(text: str) -> Path:
 
 WRITES: dict[str, Any] = {"parser": _file, "metavar": "<path>"}  # of an option that names a file to write
 WRITES_EITHER = WRITES | {"parser": _file_or_folder}  # or a folder, whose name has no suffix
+AppendTo = Annotated[
+    Path | None,
+    typer.Option("--out", **WRITES, help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT),
+]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import OUTPUT, WRITES, Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
+from .options import AppendTo, Debug, DeviceOption, Json, Quiet, Threads, Trust, one_of
 from .terminal import Terminal, progress_bar
 
 
@@ -17,10 +17,7 @@ def profile(
     device: DeviceOption = "cpu",
     threads: Threads = None,
     trust: Trust = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(**WRITES, help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT),
-    ] = None,
+    out: AppendTo = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

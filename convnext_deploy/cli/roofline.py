@@ -1,11 +1,10 @@
 """`roofline`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import OUTPUT, WRITES, Debug, Json, Quiet, Threads, image_size_of, one_of
+from .options import AppendTo, Debug, Json, Quiet, Threads, image_size_of, one_of
 from .terminal import Terminal, progress_bar
 
 
@@ -19,10 +18,7 @@ def roofline(
     image_size: Annotated[str, typer.Option(help="Pixels: 224, or HEIGHTxWIDTH.")] = "224",
     task: Annotated[str, typer.Option(help="classify, embed or features.")] = "classify",
     threads: Threads = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(**WRITES, help="Append the result to this file, as one JSON line.", rich_help_panel=OUTPUT),
-    ] = None,
+    out: AppendTo = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -63,17 +63,18 @@ def serve(
     """Serve artifacts over HTTP: POST /classify, and the Open Inference Protocol at /v2. Ctrl-C or SIGTERM ends it."""
     from .. import api
     from ..records.base import Device
+    from ..serving.log import unhindered
 
-    terminal = Terminal(False, quiet)
+    say = unhindered(Terminal(False, quiet).say)
     token = _token(token_file)
     if host not in HERE and token is None:
-        terminal.say(f"anyone who reaches {host}:{port} can use it; --token-file asks for a token")
+        say(f"anyone who reaches {host}:{port} can use it; --token-file asks for a token")
     names = ", ".join(artifact)
 
     def ready(server: "Server | Workers") -> None:
         also = "" if server.grpc_address is None else f"; gRPC on {server.grpc_address}"
-        terminal.say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs){also}")
-        terminal.say(f"next: {hints.request(server.address, token is not None, _tensors(artifact))}")
+        say(f"serving {names} on {server.address} (POST /classify, /v2; {server.address}/docs){also}")
+        say(f"next: {hints.request(server.address, token is not None, _tensors(artifact))}")
 
     api.serve(
         artifact,
@@ -82,7 +83,7 @@ def serve(
         admin=admin,
         grpc_port=grpc_port,
         ready=ready,
-        say=terminal.say,
+        say=say,
         labels=labels,
         gate=gate,
         bench=bench,

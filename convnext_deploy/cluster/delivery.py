@@ -134,7 +134,7 @@ class Proof:
 
 def proof_of(source: ImageSource) -> Proof | None:
     """None where a source is in this process's memory, so that no other can see it."""
-    if not is_data(source.read_bytes):
+    if not is_data(source.read_bytes) or (source.masks is not None and not is_data(source.masks.read_bytes)):
         return None
     count = min(SAMPLES, len(source))
     images = chosen(source, [number * len(source) // count for number in range(count)])
@@ -151,24 +151,23 @@ def told_who_is_blind(
         if seen or node.id in blind:
             return
         blind.add(node.id)
-        if source.masks is not None:
-            raise DataError(
-                f"node {node.address} does not see the images of {source.name}, and a segmenter's masks are not "
-                "sent; put both where every node has them under the same paths"
-            )
         why = "its images are in memory here" if proof is None else f"it does not see {source.name}"
-        say(f"node {node.address}: {why}, so they are sent")
+        what = "they are sent" if source.masks is None else "they are sent with their masks"
+        say(f"node {node.address}: {why}, so {what}")
 
     return told
 
 
 def _hashes(images: ImageSource) -> tuple[str, ...]:
+    """Of each image, and of each mask where they have some."""
+    readers = [images.read_bytes, *([] if images.masks is None else [images.masks.read_bytes])]
     hashes = []
-    for index in range(len(images)):
-        try:
-            hashes.append(hashlib.sha256(images.read_bytes(index)).hexdigest())
-        except (OSError, DataError) as error:
-            hashes.append(plain(error))
+    for read in readers:
+        for index in range(len(images)):
+            try:
+                hashes.append(hashlib.sha256(read(index)).hexdigest())
+            except (OSError, DataError) as error:
+                hashes.append(plain(error))
     return tuple(hashes)
 
 
@@ -202,18 +201,24 @@ def part(source: ImageSource, indices: range, seen: bool) -> ImageSource:
     """Those images, to be sent to a worker.
 
     Args:
-        seen: it reads them itself; else their bytes are read here.
+        seen: it reads them itself; else their bytes, and those of their masks, are read here.
     """
     images = chosen(source, list(indices))
     if seen:
         return images
+    masks = images.masks and replace(images.masks, read_bytes=_held(images.masks.read_bytes, len(images)))
+    return replace(images, read_bytes=_held(images.encoded, len(images)), masks=masks, columns={})
+
+
+def _held(read: Callable[[int], bytes], count: int) -> Contents:
+    """What is read of so many, with why not where it cannot be."""
     contents: list[bytes | None] = []
     errors: list[str] = []
-    for index in range(len(images)):
+    for index in range(count):
         try:
-            contents.append(images.encoded(index))
+            contents.append(read(index))
             errors.append("")
         except OSError as error:
             contents.append(None)
             errors.append(plain(error))
-    return replace(images, read_bytes=Contents(tuple(contents), tuple(errors)), columns={})
+    return Contents(tuple(contents), tuple(errors))

@@ -10,7 +10,7 @@ from ..arguments import shown
 from ..artifact import trust as trusted
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
-from ..env import PACKAGES, import_line, missing, missing_line, pip_line
+from ..env import PACKAGES, import_failure, import_line, missing, missing_line, pip_line
 from ..errors import ArtifactError, MissingPackageError, UsageError, plain
 from ..quantization.eight_bits import EightBits
 from ..records.base import Device
@@ -103,16 +103,29 @@ def state(fmt: Format) -> str:
 
 
 def run_state(fmt: Format) -> str:
-    """Whether artifacts of it run here, and whether they can be built, in a few words.
+    """Whether artifacts of it run here, and whether they can be built, in a few words. Its packages are imported.
 
     Raises:
-        MissingPackageError: what to install, so that they run.
+        MissingPackageError: what to install or to mend, so that they run.
     """
     absent = missing(fmt.requires)
     if absent:
         raise MissingPackageError(missing_line(*absent))
+    broken = _broken(fmt.requires)
+    if broken:
+        raise MissingPackageError(broken)
     lacking = missing(fmt.build_requires)
-    return f"{fmt.ready()}, to run; to export: {pip_line(*lacking)}" if lacking else fmt.ready()
+    to_build = pip_line(*lacking) if lacking else _broken(fmt.build_requires)
+    return f"{fmt.ready()}, to run; to export: {to_build}" if to_build else fmt.ready()
+
+
+def _broken(modules: tuple[str, ...]) -> str | None:
+    """Which of the modules that are installed cannot be imported, and what to do; None where all can."""
+    for module in modules:
+        reason = import_failure(module)
+        if reason is not None:
+            return f"{module} is installed and cannot be imported: {reason}; install versions that fit each other"
+    return None
 
 
 def of(artifact: Artifact) -> Format:

@@ -2,25 +2,31 @@
 
 import warnings
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..artifact.readback import Contents
-from ..artifact.session import RunOptions
-from ..graph.capture import DeployGraph
-from ..graph.torch_contents import contents_of_program
+from ..artifact.session import RunOptions, Session
 from ..records.manifest import Manifest
-from ..runtimes.torch_files import written
-from ..runtimes.torch_session import TorchSession, opening
 from .base import Format
 
+if TYPE_CHECKING:  # they need torch, and `list` does not
+    from torch.export import ExportedProgram
 
-def build(graph: DeployGraph, folder: Path) -> None:
+    from ..graph.capture import DeployGraph
+
+
+def build(graph: "DeployGraph", folder: Path) -> None:
+    import torch
+
+    from ..runtimes.torch_files import written
+
     with written(folder / FILE) as file:
         torch.export.save(graph.program, file)
 
 
-def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> Session:
+    from ..runtimes.torch_session import TorchSession, opening
+
     with opening(folder / FILE, options):
         program = _program(folder / FILE)
     # Its guards refuse images 32 pixels high, where strides of the last maps are ambiguous and the results the same;
@@ -30,10 +36,14 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
 
 
 def read_back(folder: Path) -> Contents:
+    from ..graph.torch_contents import contents_of_program
+
     return contents_of_program(_program(folder / FILE))
 
 
-def _program(path: Path) -> torch.export.ExportedProgram:
+def _program(path: Path) -> "ExportedProgram":
+    import torch
+
     with warnings.catch_warnings():
         # PyTorch 2.9 makes tensors of the bytes that it has just read.
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)

@@ -1,25 +1,33 @@
 """TensorRT-RTX engines: built ahead of time, with no GPU, for the compute capabilities that are named."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..artifact.session import RunOptions
-from ..graph.capture import DeployGraph
+from ..artifact.session import RunOptions, Session
 from ..quantization.eight_bits import EightBits
 from ..records.manifest import ExportRequest, Manifest
 from ..records.plan import Plan
-from ..runtimes.tensorrt import artifact, session
 from .base import Format, StandIn
+
+if TYPE_CHECKING:  # it needs torch, and `list` does not
+    from ..graph.capture import DeployGraph
 
 
 def refuse(request: ExportRequest, plan: Plan | None) -> None:
+    from ..runtimes.tensorrt import artifact
+
     artifact.refuse("tensorrt_rtx", request)
 
 
-def build(graph: DeployGraph, folder: Path) -> StandIn | None:
+def build(graph: "DeployGraph", folder: Path) -> StandIn | None:
+    from ..runtimes.tensorrt import artifact
+
     return artifact.build("tensorrt_rtx", graph, folder)
 
 
-def load(folder: Path, manifest: Manifest, options: RunOptions) -> session.EngineSession:
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> Session:
+    from ..runtimes.tensorrt import session
+
     return session.EngineSession("tensorrt_rtx", folder, manifest, options)
 
 

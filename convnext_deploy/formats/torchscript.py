@@ -2,20 +2,22 @@
 
 import warnings
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..artifact.readback import Contents
-from ..artifact.session import RunOptions
-from ..graph.capture import DeployGraph
-from ..graph.torch_contents import contents_of_script
+from ..artifact.session import RunOptions, Session
 from ..records.manifest import Manifest
-from ..runtimes.torch_files import copy_changed, reserve
-from ..runtimes.torch_session import TorchSession, opening
 from .base import Format
 
+if TYPE_CHECKING:  # it needs torch, and `list` does not
+    from ..graph.capture import DeployGraph
 
-def build(graph: DeployGraph, folder: Path) -> None:
+
+def build(graph: "DeployGraph", folder: Path) -> None:
+    import torch
+
+    from ..runtimes.torch_files import copy_changed, reserve
+
     with warnings.catch_warnings():
         # Deprecated in favour of torch.export; kept because libtorch deployments still load it.
         warnings.simplefilter("ignore")
@@ -31,7 +33,11 @@ def build(graph: DeployGraph, folder: Path) -> None:
     whole.unlink()
 
 
-def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
+def load(folder: Path, manifest: Manifest, options: RunOptions) -> Session:
+    import torch
+
+    from ..runtimes.torch_session import TorchSession, opening
+
     with opening(folder / FILE, options), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.jit.load(str(folder / FILE), map_location=options.device)  # type: ignore[no-untyped-call]
@@ -39,6 +45,10 @@ def load(folder: Path, manifest: Manifest, options: RunOptions) -> TorchSession:
 
 
 def read_back(folder: Path) -> Contents:
+    import torch
+
+    from ..graph.torch_contents import contents_of_script
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return contents_of_script(torch.jit.load(str(folder / FILE)))  # type: ignore[no-untyped-call]

@@ -10,8 +10,8 @@ from ..env import needs
 from ..errors import UsageError
 from ..records.manifest import ModelSpec, Segmentation
 from . import registry
+from .segmenters import CLASSES
 
-CLASSES = 150  # of ADE20K, as both papers' systems have them
 # Width of the first stage, depths, and heads of each stage (arXiv:2103.14030, section 3.3).
 SWINS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),

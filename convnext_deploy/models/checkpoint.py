@@ -76,7 +76,7 @@ def load(
         variant: a variant's name in any form that `registry.resolve` knows; None infers it from the tensors.
         image_size: (height, width) in pixels; None takes what the source says, else 224x224.
         num_classes, in_chans: must agree with the checkpoint; they shape the model where `weights` is "random". None
-            is 1000 classes there, of a detector COCO's 91, and 3 channels.
+            is 1000 classes there, of a segmenter ADE20K's 150, of a detector COCO's 91, and 3 channels.
         weights_key: the wrapper or key prefix to load from a file that contains several models.
         preprocessing: fields of `Preprocessing` that override what stands beside the checkpoint; a mean or std of one
             number is for every channel.
@@ -106,8 +106,8 @@ def load(
         ):
             if asked is not None and asked < least:
                 raise WeightsError(f"{counted(asked, field)}; expected at least {least}")
-        if num_classes is None and task == "detect":
-            num_classes = torchvision_detectors.CLASSES
+        if num_classes is None:
+            num_classes = {"segment": segmenters.CLASSES, "detect": torchvision_detectors.CLASSES}.get(task)
         overrides = {"num_classes": num_classes, "in_chans": in_chans}
         spec = registry.spec(name, **{key: value for key, value in overrides.items() if value is not None})
         with_head = {"segment": segmenters.random_spec, "detect": torchvision_detectors.random_spec}.get(task)

@@ -38,6 +38,11 @@ def find(graph: OnnxGraph, names: Sequence[str] = ()) -> OnnxConvNeXt:
         raise WeightsError(
             f"{graph.where} has no ConvNeXt: expected a 4x4 convolution of stride 4 and depthwise ones behind it, "
             f"and it has {sum(is_depthwise(graph, index) for index in range(len(graph.nodes)))} depthwise convolutions"
+            + (
+                f"; nothing is read of its function {graph.functions[0]}, which has another opset than the graph"
+                if graph.functions
+                else ""
+            )
         )
     if len(stems) > 1:
         inputs = ", ".join(graph.nodes[index].input[0] for index in stems)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WeightsError, counted, plain
+from .onnx_functions import written_out
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +44,7 @@ _LEAST = {**dict.fromkeys(NORM, 1), **dict.fromkeys(PRODUCTS, 2), "LayerNormaliz
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """A whole model, with the weights that are beside it.
+    """A whole model, with the weights that are beside it, and its functions written out.
 
     Raises:
         WeightsError: it is none, is damaged, or lacks the file of its weights.
@@ -51,9 +52,22 @@ def load(path: Path) -> onnx.ModelProto:
     import onnx
 
     try:
-        return onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)
+        if model.functions:
+            model = written_out(model, path.name)
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except WeightsError:
+        raise
     except Exception as error:  # protobuf's, onnx's checker's and the system's errors share no base below Exception
         raise WeightsError(f"{path} is not a readable ONNX model: {plain(error)}") from None
+    return model
+
+
+def has_functions(path: Path) -> bool:
+    """Whether `load` gives another graph than the file's."""
+    import onnx
+
+    return bool(onnx.load(str(path), load_external_data=False).functions)
 
 
 class OnnxGraph:
@@ -62,6 +76,7 @@ class OnnxGraph:
     def __init__(self, model: onnx.ModelProto, where: str) -> None:
         self.where = where
         self.nodes = list(model.graph.node)
+        self.functions = [f"{one.domain}.{one.name}" for one in model.functions]
         self.inputs = [value.name for value in model.graph.input]
         self._shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
         self.outputs = [value.name for value in model.graph.output]

@@ -13,6 +13,7 @@ from ..records.manifest import ModelSpec, Preprocessing, Segmentation
 from .architecture import Converted
 from .names import Rule
 
+CLASSES = 150  # of ADE20K, as the papers' systems have them
 HEAD = "decode_head."
 TRAINING_ONLY = "auxiliary_head."  # a second head for the loss of training
 _PARAMETERS = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "variance"}

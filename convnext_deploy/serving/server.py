@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import errno
 import gc
+import ipaddress
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -17,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..arguments import shown
 from ..errors import CheckFailed, ConvNextDeployError, UsageError, counted, plain
-from . import application, requests
+from . import application, log, requests
 from .service import Service
 from .siblings import Siblings
 
@@ -108,44 +110,75 @@ class _Server(uvicorn.Server):
         return made
 
 
-def bound(host: str, port: int, option: str, *, shared: bool = False) -> socket.socket:
-    """A socket that has the address, and does not listen yet.
+def bound(
+    host: str, port: int, option: str, *, shared: bool = False, beside: socket.socket | None = None
+) -> socket.socket:
+    """A socket that has the address, and does not listen yet. Another server that begins meanwhile cannot have it.
 
     Args:
-        shared: other processes of this user may have the address too, and listen on it through sockets of their own.
+        shared: from now on other processes of this user may listen on it through sockets of their own, as the workers
+            do. Whoever begins as this one did is refused all the same.
+        beside: a socket of this server for other purposes, whose address this must not be.
 
     Raises:
-        UsageError: the address is taken, or none of this machine's.
+        UsageError: the address is taken, or none of this machine's, or that of `beside`.
     """
     if not 0 <= port < 2**16:
         raise UsageError(f"{option} {shown(host)}, {shown(port)}; expected a port from 0 to 65535")
+    where = host_port(shown(host)[1:-1], port)
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
+        if beside is not None and _overlap(address, beside.getsockname()):
+            raise UsageError(f"{option} {where} is where requests are answered already; choose another port")
         made = socket.socket(family, kind, proto)
         try:
+            _bind(made, address)
             if shared:
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                # Until somebody listens, two sockets with SO_REUSEADDR may have one address: another server that
-                # begins at the same moment would not notice this one.
-                try:
-                    made.bind(address)
-                    return made
-                except OSError as error:
-                    if error.errno != errno.EADDRINUSE:  # connections of a server that has just ended
-                        raise
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(address)
         except BaseException:
             made.close()
             raise
     except UnicodeError:  # of a name that the domain name system cannot have
         raise UsageError(f"{option} {shown(host)} is no host's name; expected one, or an address") from None
     except OSError as error:
-        where = f"{shown(host)[1:-1]}:{port}"
         raise UsageError(f"{option} {where} cannot be listened on: {plain(error)}; choose another") from None
     return made
+
+
+def _bind(made: socket.socket, address: tuple[Any, ...]) -> None:
+    """Take an address that nobody else has, whether or not they listen on it yet."""
+    try:
+        made.bind(address)
+        return
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+    # It is taken, or connections of a server that has just ended are left. SO_REUSEADDR looks past these, and past
+    # another server that opens its artifacts and does not listen yet. Only one of two can listen, so that decides.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(address)
+    if sys.platform == "linux":  # elsewhere a socket that has listened cannot be taken back
+        made.listen(1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        made.shutdown(socket.SHUT_RD)  # clients are refused until the server is ready; the port stays
+
+
+def listen(made: socket.socket) -> None:
+    """Take connections on a socket of `bound`; they wait until a server accepts them."""
+    # It looks past the connections of a server that has ended, and these inherit it for the next one. No other socket
+    # can be bound between the two lines and listen too.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.listen(BACKLOG)
+
+
+def _overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether two addresses of sockets have a connection in common; 0.0.0.0 and :: are all of the machine."""
+    hosts = [ipaddress.ip_address(address[0]) for address in (one, other)]
+    hosts = [getattr(host, "ipv4_mapped", None) or host for host in hosts]
+    same = hosts[0] == hosts[1] or any(host.is_unspecified for host in hosts)
+    return bool(one[1]) and one[1] == other[1] and same
 
 
 def address(listener: socket.socket) -> str:
@@ -176,6 +209,7 @@ class Server:
         siblings: Siblings | None = None,
         grpc_port: int | None = None,
     ) -> None:
+        self._terminal = log.Terminal()
         self.service, self._sockets = service, [listener] if admin is None else [listener, admin]
         self.address = address(listener)
         self._loop = uvloop.new_event_loop()
@@ -219,6 +253,8 @@ class Server:
         self.service.metrics.connections.set_function(self.connections)
         with self._signals():
             rpc = await self._rpc()
+            for one in self._sockets:
+                listen(one)
             tasks = [
                 asyncio.ensure_future(one.serve(sockets=[where]))
                 for one, where in zip(self._servers, self._sockets, strict=True)
@@ -257,7 +293,7 @@ class Server:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handled = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGHUP: self._reload}
+        handled = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGHUP: self._hangup}
         for number, act in handled.items():
             self._loop.add_signal_handler(number, act)
         try:
@@ -285,8 +321,11 @@ class Server:
         for one in self._servers:
             one.should_exit = True
 
-    def _reload(self) -> None:
-        self._start(self._reloaded())
+    def _hangup(self) -> None:
+        if self._siblings is None and self._terminal.is_gone():  # of several, the first process decides
+            self._stop()
+        else:
+            self._start(self._reloaded())
 
     async def _reloaded(self) -> None:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from ..records.accuracy import Verdict
 from ..records.base import content_of
 from . import drift
 from .batching import Job
+from .log import Say, unhindered
 from .metrics import Metrics
 from .model import Model
 from .options import ServeOptions
 from .shadow import Shadow, ShadowOptions
-
-Say = Callable[[str], None]
 
 
 class Service:
@@ -56,7 +55,7 @@ class Service:
             if file is not None and len(artifacts) > 1:
                 raise UsageError(f"{option} {file} with {counted(len(artifacts), 'artifact')}; serve them one by one")
         self.options, self.metrics = options, Metrics()
-        self._say = say
+        self.say = unhindered(say)
         self.draining = False
         self.abandoned = 0  # requests that the end of the server cancelled
         self.body_bytes = 0  # of requests under way; the event loop's
@@ -119,11 +118,6 @@ class Service:
             (self.metrics.admitted, lambda: self.models[model.name].queue.admitted),
         ):
             gauge.labels(model.name).set_function(read)
-
-    def say(self, line: str) -> None:
-        """Tell what happened; a log that cannot be written, as on a full disk, ends no request."""
-        with contextlib.suppress(OSError):
-            self._say(line)
 
     @property
     def default(self) -> str:

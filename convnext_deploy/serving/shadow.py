@@ -28,13 +28,12 @@ from ..records.manifest import Manifest
 from ..timing.worker import Worker
 from . import candidate
 from .batching import Job, Outputs
+from .log import Say
 from .metrics import PREFIX
 from .model import Model
 
 WAITING = 64  # images that wait for the candidate; more are dropped
 REMEMBERED = 2**16  # images that were compared, which do not count again
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,13 +24,12 @@ import msgspec
 from .. import errors
 from ..errors import CheckFailed, ConvNextDeployError
 from ..processes import end_with, import_path, python
+from .log import Say, Terminal, unhindered
 from .options import ServeOptions
 from .server import Server, address, host_port
 from .service import Service
 from .shadow import ShadowOptions
 from .siblings import Siblings
-
-Say = Callable[[str], None]
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +102,8 @@ class Workers:
         self.address = address(listener)
         self._grpc_port = None if grpc is None else int(grpc.getsockname()[1])
         self.grpc_address: str | None = None if grpc is None else host_port(*grpc.getsockname()[:2])
-        self._template, self._listener, self._admin, self._say = template, listener, admin, say
+        self._template, self._listener, self._admin, self._say = template, listener, admin, unhindered(say)
+        self._terminal = Terminal()
         self._workers: list[_Worker] = []
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # may be filled by a signal's handler
         self._leaving = False
@@ -139,9 +139,9 @@ class Workers:
         told = False
         while any(worker.process.returncode is None for worker in self._workers):
             event, *given = self._events.get()
-            if event == "stop":
+            if event == "stop" or (event == "hangup" and self._terminal.is_gone()):
                 self._leave()
-            elif event == "reload":
+            elif event == "hangup":
                 self._send(signal.SIGHUP)
             elif event == "say":
                 place, line = given
@@ -230,7 +230,7 @@ class Workers:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        events = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
+        events = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "hangup"}
         before = {
             number: signal.signal(number, lambda number, _: self._events.put((events[signal.Signals(number)],)))
             for number in events

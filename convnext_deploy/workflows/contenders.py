@@ -333,14 +333,11 @@ def build_convnext(want: dict[str, Any]) -> None:
     from .export import export
 
     order = msgspec.convert(want, Wanted)
-    from ..models import baseline_segmenters
-
     source = Source(
         weights="random",
         variant=order.model,
         task=order.task,
         image_size=order.image_size,
-        num_classes=baseline_segmenters.CLASSES if order.task == "segment" else None,
     )
     request = ExportRequest(format=order.runtime, precision=order.precision, batch=order.batch, device=order.device)
     export(source, request, out=order.folder, force=True)

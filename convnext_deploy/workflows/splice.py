@@ -264,11 +264,15 @@ class _Onnx:
         return OnnxRun(self._result, names)
 
     def save(self, folder: Path) -> None:
-        import onnx
+        _save_onnx(self._result, folder / FILE)
 
-        outside = weight_bytes(self._result) >= EMBEDDED_BELOW
-        data = f"{FILE}.data" if outside else None
-        onnx.save(self._result, str(folder / FILE), save_as_external_data=outside, location=data)
+
+def _save_onnx(model: onnx.ModelProto, file: Path) -> None:
+    """With its weights beside it where no protobuf could contain them."""
+    import onnx
+
+    outside = weight_bytes(model) >= EMBEDDED_BELOW
+    onnx.save(model, str(file), save_as_external_data=outside, location=f"{file.name}.data" if outside else None)
 
 
 class _OpenVino:
@@ -276,12 +280,21 @@ class _OpenVino:
 
     def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, region: OnnxConvNeXt) -> None:
         onnx_splice.taken_out(user, region)  # refuses what reads the old one between the cuts
-        self._into = into
+        self._into, self._user = into, user
         part = openvino_graphs.read(alone / IR)
-        self._result, self.nodes = openvino_graphs.spliced(openvino_graphs.read(into), part, region)
+        self._result, self.nodes = openvino_graphs.spliced(self._read(), part, region)
+
+    def _read(self) -> Any:
+        """The user's file, or its functions written out, which OpenVINO 2026.4 does not take."""
+        if not onnx_graph.has_functions(self._into):
+            return openvino_graphs.read(self._into)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / self._into.name
+            _save_onnx(self._user, file)
+            return openvino_graphs.read(file)
 
     def before(self, names: Sequence[str]) -> openvino_graphs.OpenVinoRun:
-        return openvino_graphs.OpenVinoRun(openvino_graphs.read(self._into), names)
+        return openvino_graphs.OpenVinoRun(self._read(), names)
 
     def after(self, names: Sequence[str]) -> openvino_graphs.OpenVinoRun:
         return openvino_graphs.OpenVinoRun(self._result, names)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sample_records
 import timm
 import torch
 from hypothesis import given, settings
@@ -42,7 +43,6 @@ from convnext_deploy.records.manifest import (
     ModelSpec,
     PrecisionTruth,
     Preprocessing,
-    WeightsRecord,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -53,25 +53,13 @@ PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.2
 
 def artifact_at(path: Path, labels: tuple[str, ...] | None = None, **export: Any) -> Artifact:
     """A folder with a manifest and nothing else, which is all of an artifact that `evaluate` looks at."""
-    manifest = Manifest(
-        schema_version=1,
-        created="2025-01-01T00:00:00Z",
-        tool="test",
+    manifest = sample_records.manifest(
+        ExportSpec(format="eager", **export),
         model=ModelSpec(
             architecture="custom", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), num_classes=CLASSES, image_size=SIZE
         ),
-        weights=WeightsRecord(source="random", layout="timm", random=True, tensors_sha256="0" * 64),
         preprocessing=PREPROCESSING,
         labels=labels,
-        export=ExportSpec(format="eager", **export),
-        inputs=(),
-        outputs=(),
-        passes=(),
-        parity=(),
-        precision=PrecisionTruth(graph={}),
-        versions={},
-        machine={},
-        files=(),
     )
     path.mkdir(parents=True, exist_ok=True)
     (path / MANIFEST_NAME).write_bytes(encode(manifest))

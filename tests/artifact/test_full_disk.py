@@ -14,7 +14,8 @@ import pytest
 from convnext_deploy import api
 from convnext_deploy.artifact import manifest
 from convnext_deploy.errors import BuildError, UsageError
-from convnext_deploy.formats import pt2, torchscript
+from convnext_deploy.formats import torchscript
+from convnext_deploy.runtimes import torch_files
 from convnext_deploy.runtimes.torch_files import written
 
 SAVE = """
@@ -65,17 +66,17 @@ def fills_up(*_: Any) -> None:
 
 @full
 @pytest.mark.parametrize(
-    ("format", "module", "name", "stand_in"),
+    ("format", "name", "stand_in"),
     [
-        ("torchscript", torchscript, "reserve", fills_up),
-        ("pt2", pt2, "written", lambda path: written(Path("/dev/full"))),
+        ("torchscript", "reserve", fills_up),
+        ("pt2", "written", lambda path: written(Path("/dev/full"))),
     ],
 )
 def test_an_export_to_a_full_disk_is_one_line_and_leaves_nothing(
-    format: str, module: Any, name: str, stand_in: Callable[..., Any], checkpoint_of: Callable[..., Path],
+    format: str, name: str, stand_in: Callable[..., Any], checkpoint_of: Callable[..., Path],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(module, name, stand_in)
+    monkeypatch.setattr(torch_files, name, stand_in)
     target = tmp_path / "artifact"
     with pytest.raises(UsageError, match=f"^{tmp_path} is full; make room, or choose another --out$"):
         api.export(str(checkpoint_of()), format=format, image_size=(64, 64), out=target)
@@ -86,7 +87,7 @@ def test_a_torchscript_file_fits_in_what_was_reserved_for_it(
     checkpoint_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(torchscript, "reserve", lambda path, size: sizes.append(size))
+    monkeypatch.setattr(torch_files, "reserve", lambda path, size: sizes.append(size))
     target = tmp_path / "artifact"
     api.export(str(checkpoint_of()), format="torchscript", image_size=(64, 64), out=target)
     assert sizes[0] - torchscript.BESIDE_TENSORS < (target / "model.ts").stat().st_size < sizes[0]

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import sample_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,20 +14,17 @@ from numpy.typing import NDArray
 from convnext_deploy.artifact import verify
 from convnext_deploy.artifact.deviation import cosines, relative_errors, sizes
 from convnext_deploy.artifact.verify import NEAR_TIE_FACTOR, TOLERANCES, compare, precision_failures, top1_agreement
-from convnext_deploy.formats import aotinductor
 from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import (
     BatchRange,
     ExportSpec,
     Manifest,
-    ModelSpec,
     Parity,
     PrecisionTruth,
-    Preprocessing,
-    WeightsRecord,
 )
 from convnext_deploy.records.plan import QuantizationRecord
+from convnext_deploy.runtimes import torch_compiled
 
 PRECISIONS: list[Precision] = ["fp32", "fp16", "bf16"]
 
@@ -269,24 +267,7 @@ def test_only_near_ties_are_no_disagreement() -> None:
 
 
 def manifest(precision: Precision) -> Manifest:
-    return Manifest(
-        schema_version=1,
-        created="2025-01-01T00:00:00+00:00",
-        tool="test",
-        model=ModelSpec(architecture="custom", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
-        weights=WeightsRecord(source="random", layout="own", random=True, tensors_sha256="0" * 64),
-        preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
-        labels=None,
-        export=ExportSpec(format="onnx", precision=precision, batch=BatchRange()),
-        inputs=(),
-        outputs=(),
-        passes=(),
-        parity=(),
-        precision=PrecisionTruth(graph={}),
-        versions={},
-        machine={},
-        files=(),
-    )
+    return sample_records.manifest(ExportSpec(format="onnx", precision=precision, batch=BatchRange()))
 
 
 @pytest.mark.parametrize(
@@ -400,12 +381,12 @@ def test_another_type_of_8_bits_than_the_plans_is_not_what_was_asked_for(ran: st
 def test_a_product_that_generated_code_does_not_name_is_not_taken_for_what_was_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    session = object.__new__(aotinductor.AotInductorSession)
+    session = object.__new__(torch_compiled.CompiledSession)
     session.manifest, session._path = manifest("fp16"), Path("model.pt2")
     names = multiply_accumulates(session.manifest.model)
     for left_out, passes in (("", True), ("head.classifier.weight", True), ("stem.convs.0.weight", False)):
         types = {name: "float16" for name in names if name != left_out}
-        monkeypatch.setattr(aotinductor, "constant_types", lambda _, types=types: types)
+        monkeypatch.setattr(torch_compiled, "constant_types", lambda _, types=types: types)
         assert (precision_failures(session._precision(), session.manifest, True) == ()) is passes
 
 

@@ -126,19 +126,44 @@ def test_list_fits_80_columns_and_cuts_nothing_off(
 def test_a_package_that_cannot_be_imported_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PyTorch whose CUDA libraries are missing raises OSError."""
+    """PyTorch without its CUDA libraries raises OSError, timm beside another build's torchvision RuntimeError."""
 
     working = importlib.import_module
+    failures = {
+        "torch": OSError("libcudart.so.13: cannot open shared object file"),
+        "timm": RuntimeError("operator torchvision::nms does not exist"),
+    }
 
     def broken(name: str, package: str | None = None) -> object:
-        if not name.startswith(formats.__name__):  # everybody's function is replaced
-            return working(name, package)
-        raise OSError("libcudart.so.13: cannot open shared object file")
+        if name in failures:
+            raise failures[name]
+        return None if name in env.PACKAGES else working(name, package)  # everybody's function is replaced
 
-    monkeypatch.setattr(formats.importlib, "import_module", broken)
+    monkeypatch.setattr(formats, "missing", lambda names: ())
+    monkeypatch.setattr(env.importlib, "import_module", broken)
     assert cli.run(["doctor", "--json"]) == 0
-    states = json.loads(capsys.readouterr().out)["formats"]
-    assert "cannot be imported: libcudart.so.13" in states["eager"]
+    found = states(capsys.readouterr().out)
+    mend = "install versions that fit each other"
+    assert found["eager"] == f"torch is installed and cannot be imported: {failures['torch']}; {mend}"
+    del failures["torch"]
+    assert cli.run(["doctor", "--json"]) == 0
+    found = states(capsys.readouterr().out)
+    reason = "to export: timm is installed and cannot be imported: operator torchvision::nms does not exist"
+    assert found["eager"] == f"ready, to run; {reason}; {mend}"
+
+
+def test_list_imports_no_framework() -> None:
+    """It took 2.6 s of the 0.5 that it needs: formats that PyTorch runs were written with it."""
+    code = (
+        "import sys\nfrom convnext_deploy import cli, formats\n"
+        "assert cli.run(['list']) == 0\n"
+        "assert all(formats.get(name).summary for name in formats.names())\n"
+        "heavy = {'torch', 'timm', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert "aotinductor" in done.stdout
 
 
 def test_doctor_lists_the_caches_and_empties_them(

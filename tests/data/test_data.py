@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sample_records
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,10 +30,7 @@ from convnext_deploy.records.base import InputKind
 from convnext_deploy.records.manifest import (
     ExportSpec,
     Manifest,
-    ModelSpec,
-    PrecisionTruth,
     Preprocessing,
-    WeightsRecord,
 )
 
 CLASSES = ("ant", "bee", "cow10", "cow9")
@@ -85,23 +83,8 @@ def write_parquet(
 
 
 def manifest(input: InputKind = "float32", mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Manifest:
-    return Manifest(
-        schema_version=1,
-        created="2025-01-01T00:00:00Z",
-        tool="test",
-        model=ModelSpec(architecture="custom", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
-        weights=WeightsRecord(source="random", layout="timm", random=True, tensors_sha256="0" * 64),
-        preprocessing=Preprocessing(mean=mean, std=std),
-        labels=None,
-        export=ExportSpec(format="onnx", input=input),
-        inputs=(),
-        outputs=(),
-        passes=(),
-        parity=(),
-        precision=PrecisionTruth(graph={}),
-        versions={},
-        machine={},
-        files=(),
+    return sample_records.manifest(
+        ExportSpec(format="onnx", input=input), preprocessing=Preprocessing(mean=mean, std=std)
     )
 
 

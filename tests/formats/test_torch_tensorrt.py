@@ -10,12 +10,12 @@ from torch import Tensor
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.artifact.verify import precision_failures
-from convnext_deploy.formats.torch_tensorrt import TorchTensorRtSession
 from convnext_deploy.records.manifest import PrecisionTruth
+from convnext_deploy.runtimes.torch_engines import EnginesSession
 
 
 def truth_of(call: Callable[[Tensor], Tensor], artifact: Artifact) -> PrecisionTruth:
-    session = TorchTensorRtSession(call, artifact.manifest, RunOptions())
+    session = EnginesSession(call, artifact.manifest, RunOptions())
     session.bind(torch.zeros(1, 3, 64, 64).numpy())
     return session.precision()
 

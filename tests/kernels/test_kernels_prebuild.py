@@ -13,11 +13,11 @@ import torch
 
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import BuildError
-from convnext_deploy.formats import eager
 from convnext_deploy.kernels import launch
 from convnext_deploy.kernels.use import parts, use_kernels
 from convnext_deploy.models import passes, registry
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.runtimes import torch_weights
 
 triton = pytest.importorskip("triton")
 
@@ -117,9 +117,9 @@ def test_a_kernel_that_does_not_compile_is_named_and_costs_no_other(cache: Path)
 
 def test_a_session_compiles_for_a_new_shape_when_it_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.Size] = []
-    monkeypatch.setattr(eager, "_prebuild", lambda module, images: asked.append(images.shape))
+    monkeypatch.setattr(torch_weights, "_prebuild", lambda module, images: asked.append(images.shape))
     manifest: Any = SimpleNamespace(export=SimpleNamespace(kernels=("stem",), precision="fp16"))
-    session = eager.EagerSession(torch.nn.Identity(), manifest, RunOptions())
+    session = torch_weights.WeightsSession(torch.nn.Identity(), manifest, RunOptions())
     for batch in (2, 2, 5, 2):
         session._bind(np.zeros((batch, 3, 32, 32), np.float32))
     assert [shape[0] for shape in asked] == [2, 5]

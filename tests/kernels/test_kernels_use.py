@@ -339,16 +339,16 @@ def test_a_graph_with_kernels_is_traced_with_the_batch_that_it_is_tuned_for(
 
 
 def test_an_fp8_artifact_is_refused_on_a_gpu_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    from convnext_deploy.formats import eager
+    from convnext_deploy.runtimes import torch_weights
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     tensors = {"weight": torch.zeros(2).to(torch.float8_e4m3fn)}
     with pytest.raises(InputError, match=r"fp8, and NVIDIA A100 has compute capability 8\.0; E4M3 needs 8\.9"):
-        eager._refuse_gpu(tensors, RunOptions(device="cuda"))
-    eager._refuse_gpu(tensors, RunOptions(device="cpu"))
+        torch_weights._refuse_gpu(tensors, RunOptions(device="cuda"))
+    torch_weights._refuse_gpu(tensors, RunOptions(device="cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    eager._refuse_gpu(tensors, RunOptions(device="cuda"))
+    torch_weights._refuse_gpu(tensors, RunOptions(device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def planned(folder: Path, operations: dict[str, OperationPlan], rest: Any = "fp3
 def test_formats_that_can_run_kernels_import_none_before_one_is_asked_for() -> None:
     """The import looks for triton, which PyTorch's builds for the CPU warn that they lack."""
     code = """
-import sys, convnext_deploy.formats.eager, convnext_deploy.formats.aotinductor
+import sys, convnext_deploy.runtimes.torch_weights, convnext_deploy.runtimes.torch_compiled
 print([name for name in sys.modules if name == "triton" or name.startswith("convnext_deploy.kernels")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,16 +1,26 @@
 """The small network whose checkpoints several files of tests write in their own ways; whole models on timm's Swin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
+import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifact import manifest
 from convnext_deploy.records.manifest import Manifest
 from convnext_deploy.workflows import caches, counterparts
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and lose minutes where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,6 @@ from convnext_deploy.records.base import Task
 Maps = tuple[Tensor, ...]
 SIZES: dict[str, Any] = {"depths": list(DEPTHS), "hidden_sizes": list(DIMS)}
 ALL = (1, 2, 3, 4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def saved(state: State, folder: Path) -> str:

@@ -6,7 +6,6 @@ initialisation leaves layer scale at 1e-6 and norms and GRN at identity, where a
 
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -59,15 +58,6 @@ SMALL = {
     "convnext_tiny_hnf": {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 64)},
     "convnext_nano_ols": {"depths": (1, 1, 2, 1), "dims": (24, 32, 40, 64)},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and lose minutes where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def randomize_(module: nn.Module, seed: int) -> nn.Module:

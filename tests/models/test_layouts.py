@@ -4,7 +4,7 @@ Layouts of backbones, and those of DINOv3, are in `test_backbones`.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,15 +26,6 @@ from convnext_deploy.models.layouts import convert
 from convnext_deploy.models.names import LAYOUTS
 from convnext_deploy.models.parameters import filled
 from convnext_deploy.records.base import Task
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and lose minutes where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def ours(state: State, task: Task = "classify", prefix: str | None = None) -> ConvNeXt:

@@ -11,13 +11,13 @@ import pytest
 import timm
 import torch
 import transformers
-from onnx_detectors import detector, exported
+from onnx_detectors import detector, exported, in_functions
 from reference_models import OfficialBackbone, torchvision_model
 from references import DEPTHS, DIMS, TOLERANCE, images, randomize_, relative_error
 from torch import nn
 
 from convnext_deploy.errors import WeightsError
-from convnext_deploy.models import onnx_convnext
+from convnext_deploy.models import onnx_convnext, onnx_graph
 from convnext_deploy.models.checkpoint import load
 
 
@@ -101,6 +101,60 @@ def test_a_graph_in_half_precision_is_read_exactly(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     return onnx.load(str(exported(detector(OfficialBackbone()), tmp_path_factory.mktemp("graph") / "model.onnx", 17)))
+
+
+@pytest.mark.parametrize("size", [1, 7, 60])  # an exporter's functions are norms, blocks or stages
+def test_a_convnext_in_functions_is_read_as_it_is_without(graph: onnx.ModelProto, size: int, tmp_path: Path) -> None:
+    onnx.save(in_functions(graph, size), str(tmp_path / "functions.onnx"))
+    assert onnx_graph.has_functions(tmp_path / "functions.onnx")
+    written_out = onnx_graph.load(tmp_path / "functions.onnx")
+    assert [node.op_type for node in written_out.graph.node] == [node.op_type for node in graph.graph.node]
+    expected, state = (onnx_convnext.read_model(model, "model.onnx").state for model in (graph, written_out))
+    assert expected.keys() == state.keys()
+    assert all(np.array_equal(expected[name], state[name]) for name in expected)
+
+
+def test_a_convnext_in_functions_of_another_opset_is_refused_by_name(graph: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save(in_functions(graph, 7, opset=16), str(tmp_path / "functions.onnx"))
+    with pytest.raises(
+        WeightsError, match=r"nothing is read of its function functions\.inner0, which has another opset"
+    ):
+        ends(onnx_graph.load(tmp_path / "functions.onnx"))
+
+
+def calling(*bodies: tuple[str, ...]) -> onnx.ModelProto:
+    """A model whose functions f0, f1 ... call those of the given names, one after another; its graph calls the last."""
+    imports = [onnx.helper.make_opsetid(name, 1) for name in ("", "own")]
+    functions = []
+    for number, names in enumerate(bodies):
+        values = ["x", *(f"x{place}" for place in range(1, len(names))), "y"]
+        nodes = [
+            onnx.helper.make_node(name, [one], [other], domain="" if name == "Relu" else "own")
+            for name, (one, other) in zip(names, itertools.pairwise(values), strict=True)
+        ]
+        functions.append(onnx.helper.make_function("own", f"f{number}", ["x"], ["y"], nodes, imports))
+    images, maps = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "y"))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(f"f{len(bodies) - 1}", ["x"], ["y"], domain="own")], "graph", [images], [maps]
+    )
+    return onnx.helper.make_model(graph, functions=functions, opset_imports=imports)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "words"),
+    [
+        ([("f0",)], "a function 'f0' that calls itself"),
+        ([("f1",), ("f0",)], "a function 'f1' that calls itself"),
+        # 40 lines that would be 2**39 nodes
+        ([("Relu",), *((f"f{number}", f"f{number}") for number in range(39))], "functions of 549,755,813,888 nodes"),
+        ([("Relu",), *((f"f{number}",) for number in range(500))], "is within 64 others"),
+    ],
+)
+def test_functions_without_an_end_are_refused(bodies: list[tuple[str, ...]], words: str, tmp_path: Path) -> None:
+    onnx.save(calling(*bodies), str(tmp_path / "functions.onnx"))
+    with pytest.raises(WeightsError, match=words) as error:
+        onnx_graph.load(tmp_path / "functions.onnx")
+    assert "\n" not in str(error.value)
 
 
 def ends(model: onnx.ModelProto, names: tuple[str, ...] = ()) -> tuple[str, ...]:

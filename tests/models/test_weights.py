@@ -39,15 +39,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
     return cache
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and lose minutes where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -523,6 +514,10 @@ def test_a_random_detector_is_of_coco_and_detects_on_every_probe() -> None:
     for index in range(len(probe.pixels)):
         candidates = [output[index : index + 1] for output in probe.expected]
         assert matching.detections_in(candidates, loaded.model.spec, probe.image_size)
+
+
+def test_a_random_segmenter_is_of_ade20k() -> None:
+    assert load("random", variant="test_convnext", task="segment", image_size=(64, 64)).model.spec.num_classes == 150
 
 
 def test_random_weights_say_so() -> None:

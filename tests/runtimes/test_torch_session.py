@@ -10,8 +10,7 @@ import torch
 
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import ConvNextDeployError
-from convnext_deploy.formats import aotinductor
-from convnext_deploy.runtimes import torch_session
+from convnext_deploy.runtimes import torch_compiled, torch_session
 from convnext_deploy.runtimes.torch_session import TorchSession, whole_float32
 
 GRAPH: Any = SimpleNamespace(export=SimpleNamespace(kernels=(), precision="fp32", device="cuda"), program=None)
@@ -50,7 +49,7 @@ def test_an_aotinductor_package_is_loaded_so_that_a_cuda_graph_can_be_captured(
     monkeypatch.setattr(torch_session, "check_device", lambda options: None)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
     with pytest.raises(ConvNextDeployError, match="no package"):
-        aotinductor.load(tmp_path, SimpleNamespace(), RunOptions(device="cuda", cuda_graph=cuda_graph))  # type: ignore[arg-type]
+        torch_compiled.load(tmp_path, SimpleNamespace(), RunOptions(device="cuda", cuda_graph=cuda_graph))  # type: ignore[arg-type]
     assert asked == [{"run_single_threaded": cuda_graph}]
 
 
@@ -102,7 +101,7 @@ def test_aotinductor_compiles_fp32_for_a_gpu_without_tf32(tmp_path: Path, monkey
         package(package_path, {})
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile)
-    aotinductor.build(GRAPH, tmp_path)
+    torch_compiled.build(GRAPH, tmp_path)
     assert seen == [(False, False)]
 
 
@@ -130,8 +129,8 @@ def test_an_aotinductor_package_names_no_folder_of_the_machine_and_keeps_its_len
         package(package_path, records)
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile)
-    aotinductor.build(GRAPH, tmp_path)
-    reader = torch._C.PyTorchFileReader(str(tmp_path / aotinductor.FILE))
+    torch_compiled.build(GRAPH, tmp_path)
+    reader = torch._C.PyTorchFileReader(str(tmp_path / torch_compiled.FILE))
     found = {name: reader.get_record(name) for name in records}
     assert [len(found[name]) for name in records] == [len(record) for record in records.values()]
     for folder in (torch_folder, tmp_path / "inductor_alice", home):
@@ -139,4 +138,4 @@ def test_an_aotinductor_package_names_no_folder_of_the_machine_and_keeps_its_len
     assert b"//torch/include/utils.h\0" in found["data/model.so"]
     assert f"{home}2/other".encode() in found["data/model.so"]
     assert b"\0\x7fELF/usr/include/stdio.h\0" in found["data/model.so"]
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".pt2"] == [aotinductor.FILE]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".pt2"] == [torch_compiled.FILE]

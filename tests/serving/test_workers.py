@@ -1,7 +1,9 @@
 """Several processes behind one address: they answer as one, measure as one, and end as one."""
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -182,6 +184,73 @@ def test_clients_of_grpc_come_to_all_workers_and_those_of_a_killed_one_to_anothe
     assert {status for answers in answered for status in answers} <= {"OK", "UNAVAILABLE", "CANCELLED"}
 
 
+@needs_cores
+def test_a_reload_of_all_workers_loses_no_request_of_grpc(
+    artifact: Artifact, artifact_of: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    triton = pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
+    other = artifact_of("native", input="uint8")
+    folder = tmp_path / "m"
+    shutil.copytree(artifact.path, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        admin = free.getsockname()[1]
+    one = Process(
+        f"m={folder}", "--port", "0", "--workers", "2", "--grpc-port", "0", "--admin", f"127.0.0.1:{admin}"
+    )  # fmt: skip
+    address = re.search(r"gRPC on (127\.0\.0\.1:\d+)$", "\n".join(one.lines), re.MULTILINE)
+    assert address, one.lines
+    shape = (1, *artifact.manifest.model.image_size, 3)
+    images = triton.InferInput("images", shape, "UINT8")
+    images.set_data_from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    answered: list[list[str]] = [[] for _ in range(8)]
+    ending = threading.Event()
+
+    def client(answers: list[str]) -> None:
+        with triton.InferenceServerClient(address[1], channel_args=[("grpc.use_local_subchannel_pool", 1)]) as asking:
+            while not ending.is_set():
+                try:
+                    answers.append(asking.infer("m", [images], client_timeout=20).as_numpy("logits").tobytes().hex())
+                except triton.InferenceServerException as error:
+                    answers.append(str(error))
+
+    def exchanged(by: Artifact) -> None:
+        folder.rename(tmp_path / "old")
+        shutil.copytree(by.path, folder)
+        shutil.rmtree(tmp_path / "old")
+
+    def hashes() -> set[str]:
+        return set(re.findall(r'model_info{.*sha256="(\w+)"', one.ask("GET", "/metrics")[1]))
+
+    threads = [threading.Thread(target=client, args=(answers,)) for answers in answered]
+    try:
+        for thread in threads:
+            thread.start()
+        until(lambda: all(len(answers) > 3 for answers in answered), 30)
+        exchanged(other)
+        status, said = one.ask("POST", "/reload", admin)
+        assert (status, len(said["reloaded"])) == (200, 2)
+        assert hashes() == {other.sha256}
+        middle = [len(answers) for answers in answered]
+        until(lambda: all(len(answers) > count + 3 for answers, count in zip(answered, middle, strict=True)), 30)
+        exchanged(artifact)
+        one.process.send_signal(signal.SIGHUP)
+        until(lambda: hashes() == {artifact.sha256}, 30)
+        after = [len(answers) for answers in answered]
+        until(lambda: all(len(answers) > count + 3 for answers, count in zip(answered, after, strict=True)), 30)
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join(20)
+        assert one.end(signal.SIGTERM) == 0
+    # Every request was answered, by one of the two, and from the reload on by the one that is there then.
+    old, new = answered[0][0], answered[0][middle[0] + 1]
+    assert old != new
+    assert {answer for answers in answered for answer in answers} == {old, new}
+    assert {answers[count + 1] for answers, count in zip(answered, middle, strict=True)} == {new}
+    assert {answers[count + 1] for answers, count in zip(answered, after, strict=True)} == {old}
+
+
 def test_a_port_for_grpc_that_somebody_has_is_refused_before_anything_is_opened(artifact: Artifact) -> None:
     pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
     said: list[str] = []
@@ -193,13 +262,21 @@ def test_a_port_for_grpc_that_somebody_has_is_refused_before_anything_is_opened(
     assert said == []
 
 
-def test_a_shared_port_is_noticed_before_anybody_listens(artifact: Artifact) -> None:
-    """By another server that begins while the workers of the first still open their artifacts."""
+def test_two_servers_cannot_share_a_port_for_grpc() -> None:
+    """Not even while the workers of the first still open their artifacts; these listen on sockets of their own."""
     with server.bound("127.0.0.1", 0, "--grpc-port", shared=True) as first:
         port = first.getsockname()[1]
-        with pytest.raises(UsageError, match="cannot be listened on"):
-            server.bound("127.0.0.1", port, "--grpc-port")
-        server.bound("127.0.0.1", port, "--grpc-port", shared=True).close()  # its own workers
+        for shared in (False, True):
+            with pytest.raises(UsageError, match=f"--grpc-port 127.0.0.1:{port} cannot be listened on"):
+                server.bound("127.0.0.1", port, "--grpc-port", shared=shared)
+        with contextlib.ExitStack() as sockets:
+            for _ in range(2):
+                worker = sockets.enter_context(socket.create_server(("127.0.0.1", port), reuse_port=True))
+            for shared in (False, True):
+                with pytest.raises(UsageError, match=f"--grpc-port 127.0.0.1:{port} cannot be listened on"):
+                    server.bound("127.0.0.1", port, "--grpc-port", shared=shared)
+            worker.close()
+            socket.create_connection(("127.0.0.1", port)).close()
 
 
 def test_one_port_for_http_and_grpc_is_refused(artifact: Artifact) -> None:

@@ -1,6 +1,8 @@
 """`--task detect` from end to end: what is exported, evaluated and predicted, and what is refused."""
 
+import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -323,11 +325,58 @@ def test_regions_that_are_cut_out_in_another_way_are_refused() -> None:
         setattr(cutter, name, before)
 
 
-def test_nothing_to_find_is_refused_before_the_build(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrapped", "note"),
+    [
+        (  # torchvision's own training script
+            lambda state: {"model": state, "optimizer": {}, "epoch": 25, "args": argparse.Namespace(lr=0.02)},
+            "",
+        ),
+        (lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}}, ""),  # Lightning
+        (
+            lambda state: {
+                "model": {f"module._orig_mod.{key}": torch.zeros_like(value) for key, value in state.items()},
+                "model_ema": {"n_averaged": torch.tensor(5)} | {f"module.{key}": state[key] for key in state},
+            },
+            "taking model_ema",
+        ),
+    ],
+)
+def test_a_detector_in_the_wrappers_of_training_is_the_detector(wrapped: Any, note: str, tmp_path: Path) -> None:
+    model = detector("mask_rcnn")
+    torch.save(wrapped(model.state_dict()), tmp_path / "checkpoint.pth")
+    plain, loaded = (
+        load(source, task="detect", image_size=SIZE)
+        for source in (saved(model, tmp_path / "plain.pth"), str(tmp_path / "checkpoint.pth"))
+    )
+    assert loaded.weights.tensors_sha256 == plain.weights.tensors_sha256
+    assert loaded.model.spec == plain.model.spec
+    assert note in (loaded.note or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "thresholds", "why"),
+    [
+        ("retinanet", {"score_thresh": 0.999}, "score_thresh 0.999"),
+        ("faster_rcnn", {"box_score_thresh": 0.999}, "box_score_thresh 0.999"),  # and not a logit of the first stage
+        ("faster_rcnn", {"rpn_score_thresh": 0.99999}, "its first stage proposes no region, rpn_score_thresh 0.99999"),
+    ],
+)
+def test_nothing_to_find_is_refused_before_the_build(
+    kind: str, thresholds: dict[str, float], why: str, tmp_path: Path
+) -> None:
     """An artifact that finds nothing either would prove nothing."""
+    model = detector(kind, **thresholds)
     with pytest.raises(DataError, match="detects nothing on the 4 images") as raised:
-        exported(detector(score_thresh=0.999), tmp_path / "made", format="eager")
+        exported(model, tmp_path / "made", format="eager")
+    assert why in str(raised.value)
     assert "--verify-data" in str(raised.value)
+    score = re.search(r"highest score ([\d.e+-]+),", str(raised.value))
+    if score is not None:
+        least = dict.fromkeys(thresholds, 0.0)
+        images = preprocess.probe_images(3, SIZE, 4)
+        highest = max(float(one["scores"].max()) for one in found_by(detector(kind, **least), images))
+        assert float(score[1]) == pytest.approx(highest, rel=1e-2)
 
 
 @pytest.mark.parametrize("format", ["native", "torchscript", "pt2", "aotinductor"])

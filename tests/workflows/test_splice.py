@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx_detectors import detector, exported
+from onnx_detectors import detector, exported, in_functions
 from reference_models import OfficialBackbone
 from references import randomize_
 
@@ -123,6 +123,23 @@ def test_an_operator_that_no_runtime_has_leaves_the_cuts_compared(file: Path, tm
     assert "BatchedNMS" in found.splice.not_run
     assert {end.relative_error for end in found.splice.ends} == {None}
     assert "NOT RUN behind the cuts" in summary(tmp_path / "out", found, 0)
+
+
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_a_graph_of_functions_puts_out_what_it_did(
+    format: str, file: Path, tmp_path: Path, need_format: Any, request: pytest.FixtureRequest
+) -> None:
+    need_format(format)
+    if format == "onnx":  # which runs what was spliced before
+        request.getfixturevalue("ready")
+    path = tmp_path / "functions.onnx"
+    onnx.save(in_functions(onnx.load(str(file)), 7), str(path))
+    made = api.export(into=path, format=format, image_size=64, batch=1, out=tmp_path / "out")
+    assert made.manifest.splice is not None
+    assert all(end.relative_error is not None and end.relative_error <= 1e-5 for end in made.manifest.splice.ends)
+    images = np.random.default_rng(0).normal(size=(1, 3, 96, 64)).astype(np.float32)
+    for one, other in zip(api.load(made.path).run(images), outputs_of(path, images), strict=True):
+        assert np.linalg.norm(one - other) / np.linalg.norm(other) <= 1e-5
 
 
 @pytest.mark.usefixtures("ready")
