@@ -129,7 +129,12 @@ def test_on_macos_the_end_of_a_pipe_is_told_by_kqueue_and_no_request_is_taken(mo
     monkeypatch.setattr(sys, "platform", "darwin")
     ours, theirs = os.pipe()
     ended = threading.Event()
-    threading.Thread(target=lambda: (processes._wait_for_the_end(ours), ended.set()), daemon=True).start()
+
+    def wait() -> None:
+        processes._wait_for_the_end(ours)
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     os.write(theirs, b"a request")
     assert until(lambda: queue.answers == 1)
     assert not ended.wait(0.1)

@@ -74,7 +74,7 @@ def test_macos_has_no_compiler_before_its_tools_are_installed(monkeypatch: pytes
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(compiler.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(compiler.subprocess, "run", run)
-    with pytest.raises(MissingPackageError, match="run: xcode-select --install$"):
+    with pytest.raises(MissingPackageError, match=r"run: xcode-select --install$"):
         compiler.find_compiler()
     monkeypatch.setattr(compiler.shutil, "which", lambda name: f"/opt/homebrew/bin/{name}" if name == "g++" else None)
     assert compiler.find_compiler() == "g++"
