@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -243,15 +244,38 @@ _NOTABLE = {
 }
 
 
+# What macOS calls the features of Apple's CPUs. Those of Intel's are not asked for: it does not tell all of them, and
+# one that is missing would be taken for one that the CPU lacks.
+_APPLE_FEATURES = {
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+}
+
+
 def cpu_features() -> set[str]:
-    """Instruction-set flags as Linux names them; empty where /proc/cpuinfo does not exist."""
+    """Instruction-set flags as Linux names them; empty where the system does not tell them."""
+    if sys.platform == "darwin":
+        return {name for asked, name in _APPLE_FEATURES.items() if _sysctl(asked) == "1"}
     return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
 
 
 def _cpu_model() -> str:
+    if sys.platform == "darwin":  # whose platform.processor() is "arm" for every one of Apple's
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
     part = _cpuinfo("CPU part")  # Linux on Arm has numbers for a name: those of implementer and core
     arm = f"{platform.machine()} {_cpuinfo('CPU implementer')} {part}" if part else ""
     return _cpuinfo("model name") or arm or platform.processor() or platform.machine()
+
+
+@functools.cache
+def _sysctl(name: str) -> str:
+    """What macOS says of itself; empty where it does not know the name."""
+    command = ["/usr/sbin/sysctl", "-n", name]  # whose folder a short PATH may lack
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _cpuinfo(field: str) -> str:

@@ -59,9 +59,25 @@ def end_with(pipe: int) -> None:
     """In a child that leads its session: kill it and all it has started when the parent's end of `pipe` closes."""
 
     def watch() -> None:
-        poll = select.poll()
-        poll.register(pipe, 0)  # reports the end only, and takes no request from the reader
-        poll.poll()
+        _wait_for_the_end(pipe)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _wait_for_the_end(pipe: int) -> None:
+    """Return when the other end of `pipe` is closed; what comes through it is left to its reader."""
+    if sys.platform == "darwin":
+        # poll on macOS never reports the end to one who asks for nothing, and returns early to one who asks for the
+        # end: https://github.com/lionheart/openradar-mirror/issues/19355 and 19356.
+        queue = select.kqueue()
+        # Told of each change once: data that nobody has read yet do not wake it again.
+        end = select.kevent(pipe, select.KQ_FILTER_READ, select.KQ_EV_ADD | select.KQ_EV_CLEAR)
+        events = queue.control([end], 1)
+        while not any(event.flags & (select.KQ_EV_EOF | select.KQ_EV_ERROR) for event in events):
+            events = queue.control(None, 1)
+        queue.close()
+        return
+    poll = select.poll()
+    poll.register(pipe, 0)  # reports the end only, and takes no request from the reader
+    poll.poll()

@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,50 @@ def test_an_arm_cpu_is_named_by_its_numbers_and_has_the_features_that_linux_list
     found = env.machine()
     assert found["cpu"] == "aarch64 0x41 0xd40"
     assert found["cpu_features"] == "asimddp bf16 i8mm sve"
+
+
+def test_an_apple_cpu_is_named_by_the_system_and_has_the_features_that_it_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an M1 answers, by Apple's reference of these names: there is no /proc. Made up, since no Mac was at hand."""
+    said = {
+        "machdep.cpu.brand_string": "Apple M1",
+        "hw.optional.arm.FEAT_DotProd": "1",
+        "hw.optional.arm.FEAT_I8MM": "0",
+    }
+    asked: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        path, option, name = command
+        assert (path, option) == ("/usr/sbin/sysctl", "-n")
+        asked.append(name)
+        unknown = "" if name in said else f"sysctl: unknown oid '{name}'\n"
+        return subprocess.CompletedProcess(command, int(bool(unknown)), f"{said.get(name, '')}\n", unknown)
+
+    env._sysctl.cache_clear()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(env.subprocess, "run", run)
+    monkeypatch.setattr(env, "_cpuinfo", lambda field: "")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    try:
+        assert env._cpu_model() == "Apple M1"
+        assert env.cpu_features() == {"asimddp"}
+        assert env.cpu_features() == {"asimddp"}
+        assert len(asked) == len(set(asked)) == 4  # each is asked once a process
+    finally:
+        env._sysctl.cache_clear()
+
+
+def test_a_mac_without_the_command_is_named_by_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> Any:
+        raise FileNotFoundError
+
+    env._sysctl.cache_clear()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(env.subprocess, "run", run)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    try:
+        assert env._cpu_model() == "x86_64"
+        assert env.cpu_features() == set()
+    finally:
+        env._sysctl.cache_clear()

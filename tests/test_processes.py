@@ -1,16 +1,21 @@
 """What a killed process leaves running: nothing. The reference is the system's own list of processes."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import convnext_deploy
+from convnext_deploy import processes
 from convnext_deploy.errors import WorkerError
 from convnext_deploy.processes import Group, import_path, python
 from convnext_deploy.runtimes.tensorrt import preflight
@@ -90,6 +95,53 @@ def test_a_command_s_end_and_output_are_its_own() -> None:
         assert child.communicate()[1] == "said\n"
         assert child.returncode == 7
         assert group.start(["sh", "-c", "kill -SEGV $$"]).wait() == 128 + signal.SIGSEGV
+
+
+class Queue:
+    """What macOS' kqueue does with one pipe, by poll of Linux: told once of each change, and of the end with a flag."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+
+    def control(self, changes: list[Any] | None, most: int) -> list[Any]:
+        assert most == 1
+        if changes is not None:
+            ((self.pipe, filter, flags),) = changes
+            assert (filter, flags) == ("read", 1 | 32)
+        ready = select.poll()
+        ready.register(self.pipe, select.POLLIN if self.answers == 0 else 0)
+        ((_, events),) = ready.poll()
+        self.answers += 1
+        return [SimpleNamespace(flags=0x8000 if events & select.POLLHUP else 0)]
+
+    def close(self) -> None:
+        pass
+
+
+def test_on_macos_the_end_of_a_pipe_is_told_by_kqueue_and_no_request_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its poll never reports an end to who asks for nothing. The queue is made up: no Mac was at hand."""
+    names = {"KQ_FILTER_READ": "read", "KQ_EV_ADD": 1, "KQ_EV_CLEAR": 32, "KQ_EV_EOF": 0x8000, "KQ_EV_ERROR": 0x4000}
+    for name, value in names.items():
+        monkeypatch.setattr(select, name, value, raising=False)
+    queue = Queue()
+    monkeypatch.setattr(select, "kqueue", lambda: queue, raising=False)
+    monkeypatch.setattr(select, "kevent", lambda *given: given, raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    ours, theirs = os.pipe()
+    ended = threading.Event()
+
+    def wait() -> None:
+        processes._wait_for_the_end(ours)
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    os.write(theirs, b"a request")
+    assert until(lambda: queue.answers == 1)
+    assert not ended.wait(0.1)
+    os.close(theirs)
+    assert ended.wait(30)
+    assert os.read(ours, 100) == b"a request"
+    os.close(ours)
 
 
 # Children and the working folder -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from ..errors import BuildError, MissingPackageError
@@ -53,12 +54,25 @@ def find_compiler() -> str:
             )
         return named
     for name in COMPILERS:
-        if shutil.which(name):
+        path = shutil.which(name)
+        if path and not _is_stub(path):
             return name
+    if sys.platform == "darwin":
+        raise MissingPackageError(
+            "the native engine needs a C++20 compiler and none is on PATH; run: xcode-select --install"
+        )
     raise MissingPackageError(
         "the native engine needs a C++20 compiler and none is on PATH; install g++ 11 or clang 14 or newer, "
         "or name one in $CXX"
     )
+
+
+def _is_stub(path: str) -> bool:
+    """Whether this is what macOS has in a compiler's place before one is installed: to run it opens a window."""
+    if sys.platform != "darwin" or Path(path).parent != Path("/usr/bin"):
+        return False
+    asked = ["/usr/bin/xcode-select", "--print-path"]  # fails where neither Xcode nor its command-line tools are
+    return subprocess.run(asked, capture_output=True, check=False).returncode != 0
 
 
 def units(machine: str = "") -> dict[str, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from native_kernels import TYPES, check_product
 from native_networks import folded, images_for, network_of, quantize_
 
 from convnext_deploy.errors import BuildError, MissingPackageError, UsageError
-from convnext_deploy.native import library, packed
+from convnext_deploy.native import compiler, library, packed
 from convnext_deploy.records.manifest import ModelSpec
 from convnext_deploy.workflows import caches
 
@@ -60,6 +60,27 @@ def test_without_a_compiler_the_refusal_says_what_to_install(tmp_path: Path, mon
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(MissingPackageError, match="no-such-compiler"):
         library.build(tmp_path)
+
+
+def test_macos_has_no_compiler_before_its_tools_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in /usr/bin opens a window when it is run, so only xcode-select is. Made up: no Mac was at hand."""
+    installed = False
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        assert command == ["/usr/bin/xcode-select", "--print-path"]
+        return subprocess.CompletedProcess(command, 0 if installed else 2)
+
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(compiler.subprocess, "run", run)
+    with pytest.raises(MissingPackageError, match=r"run: xcode-select --install$"):
+        compiler.find_compiler()
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: f"/opt/homebrew/bin/{name}" if name == "g++" else None)
+    assert compiler.find_compiler() == "g++"
+    installed = True
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert compiler.find_compiler() == "c++"
 
 
 def test_a_compiler_that_fails_is_quoted_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
