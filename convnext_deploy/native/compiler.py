@@ -6,7 +6,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from ..errors import BuildError, MissingPackageError
@@ -57,7 +56,7 @@ def find_compiler() -> str:
         path = shutil.which(name)
         if path and not _is_stub(path):
             return name
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         raise MissingPackageError(
             "the native engine needs a C++20 compiler and none is on PATH; run: xcode-select --install"
         )
@@ -69,7 +68,7 @@ def find_compiler() -> str:
 
 def _is_stub(path: str) -> bool:
     """Whether this is what macOS has in a compiler's place before one is installed: to run it opens a window."""
-    if sys.platform != "darwin" or Path(path).parent != Path("/usr/bin"):
+    if platform.system() != "Darwin" or Path(path).parent != Path("/usr/bin"):
         return False
     asked = ["/usr/bin/xcode-select", "--print-path"]  # fails where neither Xcode nor its command-line tools are
     return subprocess.run(asked, capture_output=True, check=False).returncode != 0

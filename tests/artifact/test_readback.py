@@ -31,6 +31,7 @@ from convnext_deploy.quantization.apply import QuantizedLinear
 from convnext_deploy.records.base import Precision
 from convnext_deploy.records.manifest import BatchRange, ExportSpec, OracleRecord, ReadBack
 from convnext_deploy.records.plan import OperationPlan
+from convnext_deploy.runtimes import torch_weights
 
 READ: list[tuple[str, Precision]] = [
     ("eager", "fp32"), ("native", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("pt2", "fp32"),
@@ -236,9 +237,9 @@ def test_a_grid_that_begins_elsewhere_is_seen_though_the_module_has_none_of_it(e
     spec = ExportSpec(format="eager", precision="fp32", batch=BatchRange())
     eager.build(DeployGraph(module=model, export=spec, example=torch.zeros(2, 3, 32, 32)), tmp_path)
     assert readback.differences(eager.read_back(tmp_path), expected).failures == ()
-    held = load_file(tmp_path / eager.FILE)
+    held = load_file(tmp_path / torch_weights.FILE)
     held[f"stages.0.0.expand.linear.{ending}"] += 1
-    save_file(held, tmp_path / eager.FILE)
+    save_file(held, tmp_path / torch_weights.FILE)
     (failure,) = readback.differences(eager.read_back(tmp_path), expected).failures
     assert "stages.0.0.expand.linear" in failure
 

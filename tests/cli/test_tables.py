@@ -54,9 +54,10 @@ file: a/path/that/is/longer/than/any/line/of/this/terminal-and-is-copied.bin"""
 @pytest.mark.parametrize("width", [30, 60])
 def test_a_terminals_lines_are_broken_between_words_and_indented(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(sys, "stdout", Screen())
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
     Terminal(json=False, quiet=False).result({}, LINES)
-    printed = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    printed = screen.getvalue()
     assert printed.split() == LINES.split()  # whole words, in their order
     assert all(len(line) <= width or len(line.split()) == 1 for line in printed.splitlines())
     starts = [line for line in printed.splitlines() if not line.startswith(" ")]

@@ -846,7 +846,7 @@ def test_defects_of_a_runtime_are_caught_too(
     from convnext_deploy.formats import eager
 
     def load(*arguments: Any) -> Session:
-        session = eager.load(*arguments)
+        session: Any = eager.load(*arguments)
         step, previous = session.step, []
 
         def late() -> None:
@@ -854,7 +854,7 @@ def test_defects_of_a_runtime_are_caught_too(
             previous.append(session._outputs)
             session._outputs = previous[max(0, len(previous) - 2)]
 
-        session.step = late  # type: ignore[method-assign]
+        session.step = late
         return session
 
     replaced_format("eager", load=load)

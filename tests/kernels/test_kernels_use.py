@@ -234,8 +234,9 @@ def test_an_eager_artifact_loads_with_the_kernels_that_its_manifest_names(artifa
     export = msgspec.structs.replace(made.manifest.export, kernels=("stages.0.mlp", *ALL[2:]))
     found = msgspec.structs.replace(made.manifest, export=export)
     images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
-    fused, plain = (eager.load(made.path, manifest, RunOptions()) for manifest in (found, made.manifest))
-    module: Any = fused._call
+    sessions: list[Any] = [eager.load(made.path, manifest, RunOptions()) for manifest in (found, made.manifest)]
+    fused, plain = sessions
+    module = fused._call
     assert [type(stage[0]).__name__ for stage in module.stages[:2]] == ["FusedMlpBlock", "FusedBlock"]
     np.testing.assert_allclose(fused.run(images)[0], plain.run(images)[0], rtol=1e-4, atol=1e-4)
     assert fused.precision().graph == {"fp32": 1.0}

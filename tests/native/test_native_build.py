@@ -1,6 +1,7 @@
 """Building the native engine: its cache, its refusals, its C example, and the sanitizers over its own driver."""
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -71,7 +72,7 @@ def test_macos_has_no_compiler_before_its_tools_are_installed(monkeypatch: pytes
         return subprocess.CompletedProcess(command, 0 if installed else 2)
 
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(compiler.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(compiler.subprocess, "run", run)
     with pytest.raises(MissingPackageError, match=r"run: xcode-select --install$"):

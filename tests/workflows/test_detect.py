@@ -365,7 +365,7 @@ def test_a_detector_in_the_wrappers_of_training_is_the_detector(wrapped: Any, no
     ],
 )
 def test_nothing_to_find_is_refused_before_the_build(
-    kind: str, thresholds: dict[str, float], why: str, tmp_path: Path
+    kind: str, thresholds: dict[str, Any], why: str, tmp_path: Path
 ) -> None:
     """An artifact that finds nothing either would prove nothing."""
     model = detector(kind, **thresholds)
@@ -375,7 +375,7 @@ def test_nothing_to_find_is_refused_before_the_build(
     assert "--verify-data" in str(raised.value)
     score = re.search(r"highest score ([\d.e+-]+),", str(raised.value))
     if score is not None:
-        least = dict.fromkeys(thresholds, 0.0)
+        least: dict[str, Any] = dict.fromkeys(thresholds, 0.0)
         images = preprocess.probe_images(3, SIZE, 4)
         highest = max(float(one["scores"].max()) for one in found_by(detector(kind, **least), images))
         assert float(score[1]) == pytest.approx(highest, rel=1e-2)
