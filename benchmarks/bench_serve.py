@@ -7,6 +7,7 @@ moment of arrival that was intended, so that a server which falls behind cannot 
 requests are answered, rightly, within the limit. Each server is a process of its own on the cores that the client has
 too; they are measured one after another, in one run. What each of them used of the cores is recorded, and a trial that
 others disturbed is made again. An answer that is no 200 counts as late.
+What `--out` has already is not measured again, so that a run which was cut off goes on.
 """
 
 import argparse
@@ -229,8 +230,8 @@ def ended(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def busy(server: int) -> tuple[float, float]:
-    """Seconds of cores: what a process and all below it have used, and what everything on this machine has."""
+def busy(server: int) -> tuple[float, float, float]:
+    """Seconds of cores: of a process and all below it, of everything on this machine, and what its host took away."""
     parents, used = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
@@ -241,20 +242,22 @@ def busy(server: int) -> tuple[float, float]:
         return process == server or (process in parents and below(parents[process]))
 
     ticks = os.sysconf("SC_CLK_TCK")
-    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    user, nice, system, _, _, irq, softirq, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
     own = sum(seconds for process, seconds in used.items() if below(process))
-    return own / ticks, (user + nice + system + irq + softirq) / ticks
+    return own / ticks, (user + nice + system + irq + softirq) / ticks, stolen / ticks
 
 
 def alone(process: subprocess.Popen[bytes], trial: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A trial, made again where others used the cores meanwhile."""
     for left in reversed(range(TRIES)):
-        own, all_of_it, begin, used = *busy(process.pid), time.perf_counter(), time.process_time()
+        own, all_of_it, stolen, begin, used = *busy(process.pid), time.perf_counter(), time.process_time()
         found = trial()
         seconds, client = time.perf_counter() - begin, time.process_time() - used
-        own, all_of_it = (after - before for after, before in zip(busy(process.pid), (own, all_of_it), strict=True))
+        before = own, all_of_it, stolen
+        own, all_of_it, stolen = (now - then for now, then in zip(busy(process.pid), before, strict=True))
         found["cores"] = {
-            "server": own / seconds, "client": client / seconds, "others": (all_of_it - own - client) / seconds
+            "server": own / seconds, "client": client / seconds, "others": (all_of_it - own - client) / seconds,
+            "stolen": stolen / seconds,
         }  # fmt: skip
         if found["cores"]["others"] < OTHERS or not left:
             return found
@@ -357,6 +360,22 @@ def overhead(port: int, artifact: Path, count: int) -> dict[str, float]:
     return {"session_p50_ms": one, "served_p50_ms": other, "overhead_p50_ms": other - one}
 
 
+def measured(
+    out: Path | None, name: str, sha256: str, limit_ms: float, workers: int, options: str, images: Path | None
+) -> dict[str, Any] | None:
+    """The row of a server that a file has, of this artifact on such a machine."""
+    if out is None or not out.exists():
+        return None
+    expected = {
+        "server": name, "artifact_sha256": sha256, "limit_ms": limit_ms, "workers": workers,
+        "options": options if name == OURS else "", "images": "bundled" if images is None else images.name,
+        "machine": env.machine(),
+    }  # fmt: skip
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    same = [row for row in rows if "trials" in row and all(row[key] == value for key, value in expected.items())]
+    return same[-1] if same else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("artifact", type=Path)
@@ -379,6 +398,12 @@ def main() -> None:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     rates: dict[str, float] = {}
     for name in given.servers.split(","):
+        workers = 1 if name == "fastapi" else given.workers
+        kept = measured(given.out, name, artifact.sha256, given.limit_ms, workers, given.options, given.images)
+        if kept is not None and given.steps and not (given.overhead or given.idle or given.soak):
+            rates[name] = kept["requests_per_s"]
+            print(f"{name}: {rates[name]:.1f} requests/s, measured at {kept['created']}")
+            continue
         sent = requests(name, images)
         process, port = started(name, given.artifact.resolve(), given.options.split(), given.workers, sent[0])
         try:
@@ -387,7 +412,7 @@ def main() -> None:
                 "artifact_sha256": artifact.sha256, "model": artifact.manifest.model.architecture,
                 "images": "bundled" if given.images is None else given.images.name,
                 "image_size": artifact.manifest.model.image_size, "limit_ms": given.limit_ms,
-                "options": given.options if name == OURS else "", "workers": 1 if name == "fastapi" else given.workers,
+                "options": given.options if name == OURS else "", "workers": workers,
                 "machine": env.machine(), "versions": _versions(),
             }  # fmt: skip
             if given.steps:

@@ -111,6 +111,17 @@ def import_failure(module: str) -> str | None:
     return None
 
 
+def broken_package(error: BaseException) -> str | None:
+    """The package in whose import an error was raised, as where versions do not fit each other; None: in none's."""
+    package, trace = None, error.__traceback__
+    while trace is not None:
+        top = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if trace.tb_frame.f_code.co_name == "<module>" and top in PACKAGES:
+            package = top
+        trace = trace.tb_next
+    return package
+
+
 def missing_line(*modules: str) -> str:
     """The refusal for missing packages: the first by its name, and the command that installs all of them."""
     return f"{modules[0]} is not installed; run: {pip_line(*modules)}"

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from convnext_deploy.records.accuracy import Check, EvalResult, Flip, Limits, Verdict
+from convnext_deploy.records.base import SCHEMA
 from convnext_deploy.records.manifest import (
     ExportSpec,
     Manifest,
@@ -22,7 +23,7 @@ MACHINE = {"cpu": "Test CPU", "cores": 2, "system": "Linux"}
 def manifest(export: ExportSpec, **fields: Any) -> Manifest:
     """Of a folder that has no files: a ConvNeXt of one block a stage, eight channels wide."""
     given: dict[str, Any] = {
-        "created": "2025-01-01T00:00:00Z", "tool": "test", "export": export,
+        "schema_version": SCHEMA, "created": "2025-01-01T00:00:00Z", "tool": "test", "export": export,
         "model": ModelSpec(architecture="custom", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
         "weights": WeightsRecord(source="random", layout="timm", random=True, tensors_sha256="0" * 64),
         "preprocessing": Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3), "labels": None, "inputs": (), "outputs": (),

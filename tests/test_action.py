@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 
 from convnext_deploy import cli
-from convnext_deploy.accuracy import predictions as files
+from convnext_deploy.accuracy import prediction_files
+from convnext_deploy.accuracy import predictions as predictions_of
 from convnext_deploy.artifact import manifest
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.records.accuracy import ClassAccuracy, EvalResult
@@ -31,7 +32,7 @@ def write_evaluation(out: Path, right: int) -> Path:
     labels = np.arange(IMAGES) % CLASSES
     first = np.where(np.arange(IMAGES) < right, labels, (labels + 1) % CLASSES)
     top = np.column_stack([first, (first + 2) % CLASSES]).astype(np.int32)
-    predictions = files.Predictions(
+    predictions = predictions_of.Predictions(
         names=tuple(f"{index:04d}" for index in range(IMAGES)),
         labels=labels.astype(np.int64),
         top_classes=top,
@@ -47,7 +48,9 @@ def write_evaluation(out: Path, right: int) -> Path:
             for n in range(CLASSES)
         ),
     )  # fmt: skip
-    out.with_name(f"{out.name}.npz").write_bytes(files.encode(files.Chunk(0, IMAGES, predictions, ())))
+    out.with_name(f"{out.name}.npz").write_bytes(
+        prediction_files.encode(predictions_of.Chunk(0, IMAGES, predictions, ()))
+    )
     out.with_name(f"{out.name}.json").write_bytes(manifest.encode(result))
     return out.with_name(f"{out.name}.json")
 

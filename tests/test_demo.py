@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from convnext_deploy import api
-from convnext_deploy.accuracy.predictions import read_predictions
+from convnext_deploy.accuracy.prediction_files import read_predictions
 from convnext_deploy.data import preprocess, sources
 from convnext_deploy.records.accuracy import EvalResult
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from convnext_deploy import api
 from convnext_deploy.accuracy.evaluation import read_result
-from convnext_deploy.accuracy.predictions import read_predictions
+from convnext_deploy.accuracy.prediction_files import read_predictions
 from convnext_deploy.artifact import manifest
 from convnext_deploy.cli import app as cli
 from convnext_deploy.quantization import plan as plans

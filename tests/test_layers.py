@@ -7,11 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grimp
+import msgspec
 import pytest
 
+from convnext_deploy import formats
+
 ROOT = Path(__file__).resolve().parent.parent
-FRAMEWORK = "Records, errors, artifacts and what times them need no framework BROKEN"
+FRAMEWORK = "Artifacts, data, and what evaluates and times them need no framework BROKEN"
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -73,6 +78,8 @@ BROKEN = [
     ("records/plan.py", "from .manifest import Manifest", "No circles BROKEN"),
     ("workflows/evaluate.py", "import ray", "Ray is imported by cluster and serving.ray only BROKEN"),
     ("artifact/verify.py", "import onnx", FRAMEWORK),
+    ("data/masks.py", "import torch", FRAMEWORK),
+    ("accuracy/evaluation.py", "import onnxruntime", FRAMEWORK),
 ]
 
 
@@ -96,6 +103,29 @@ def test_every_contract_is_broken_once() -> None:
     assert len(contracts) > 5
     seen = {contract.removesuffix(" BROKEN") for _, _, contract in BROKEN}
     assert [name for name in contracts if not any(name.startswith(known) for known in seen)] == []
+
+
+def contract(name: str) -> dict[str, Any]:
+    settings = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["tool"]["importlinter"]
+    return next(one for one in settings["contracts"] if one["name"] == name.removesuffix(" BROKEN"))
+
+
+def test_every_format_is_among_those_that_do_not_know_each_other() -> None:
+    modules = {f"convnext_deploy.formats.{name}" for name in formats.names()}
+    assert set(contract("Formats do not know each other")["modules"]) == modules
+
+
+def test_every_module_without_a_framework_that_runs_artifacts_is_kept_without_one() -> None:
+    one = contract(FRAMEWORK)
+    graph = grimp.build_graph("convnext_deploy", include_external_packages=True)
+    importers = {above for name in one["forbidden_modules"] if name in graph.modules
+                 for above in graph.find_downstream_modules(name)}  # fmt: skip
+    layers = {"accuracy", "arguments", "artifact", "cluster", "data", "env", "errors", "native", "processes", "records",
+              "timing"}  # fmt: skip
+    free = {module for module in graph.modules - importers if module.split(".")[1:2] and module.split(".")[1] in layers}
+    kept = {module for module in free if any(f"{module}.".startswith(f"{name}.") for name in one["source_modules"])}
+    packages = {module for module in free if graph.find_children(module)}  # their `__init__` alone says nothing
+    assert free - packages - kept == set()
 
 
 def test_the_page_of_the_architecture_has_the_layers_that_are_checked() -> None:

@@ -37,7 +37,7 @@ class Detections:
     predicted_counts: Counts  # (N,)
     truth: Values  # (G, 7), as in `Boxes`
     truth_counts: Counts  # (N,)
-    masks: InstanceMasks | None = None  # where the model gives masks and the objects have some
+    masks: InstanceMasks | None = None  # where the model outputs masks and the objects have some
 
     @property
     def targets(self) -> Values:
@@ -55,7 +55,7 @@ def detected(
     """One batch's detections in the pixels of the images as they are in their files.
 
     Args:
-        outputs: boxes (N, D, 4), scores (N, D), classes (N, D), and masks (N, D, M, M) where an artifact gives them.
+        outputs: boxes (N, D, 4), scores (N, D), classes (N, D), and masks (N, D, M, M) where an artifact outputs them.
         sides: (height, width) of each image.
         image_size: of what the artifact was given.
 

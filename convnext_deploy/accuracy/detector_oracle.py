@@ -41,7 +41,7 @@ class _Backbone(nn.Module):
 def of_torchvision(
     state: State, body: tuple[Builder, State, Mapping[str, Any]], loaded: "Loaded", outputs: verify.Outputs
 ) -> Built:
-    """torchvision's detector, and what gives its candidates.
+    """torchvision's detector, and what returns its candidates.
 
     Args:
         state: as the file has it.

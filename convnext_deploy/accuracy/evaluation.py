@@ -21,7 +21,8 @@ from . import inference, outputs, partial, statistics
 from .boxes import Detections
 from .inference import Runner
 from .outputs import Outputs, Scored, Segments
-from .predictions import SUFFIX, Chunk, Predictions, encode, hits, per_class
+from .prediction_files import SUFFIX, encode
+from .predictions import Chunk, Predictions, hits, per_class
 from .targets import labelled, problem_of, refuse_lost_classes
 
 
@@ -48,7 +49,7 @@ def evaluate(
     Args:
         session: of `artifact`, loaded; or what runs images elsewhere.
         source: its labels index the model's outputs, or its class names tell which ones (`data.numbering.numbered`).
-        artifact: gives preprocessing, class names and identity.
+        artifact: has preprocessing, class names and identity.
         batch: images a call of the session; the last one may be smaller.
         out: `<out>.json` and `<out>.npz` are written, and `<out>.partial/` until then. None keeps nothing.
         limit: evaluate at most so many images, evenly spaced over the source.

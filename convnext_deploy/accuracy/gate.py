@@ -248,7 +248,7 @@ def _right(predictions: Predictions) -> NDArray[np.bool_]:
 
 
 def _margins(predictions: Predictions) -> NDArray[np.float64]:
-    """(N,), nats: how far the second class lies behind the first; infinite where there is none."""
+    """(N,), nats: how far the second class is behind the first; infinite where there is none."""
     log_probs = predictions.top_log_probs.astype(np.float64)
     return log_probs[:, 0] - log_probs[:, 1] if log_probs.shape[1] > 1 else np.full(len(log_probs), np.inf)
 

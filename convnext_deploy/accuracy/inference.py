@@ -22,7 +22,8 @@ from ..errors import CheckFailed, DataError, UsageError, counted
 from ..records.base import Goal
 from . import boxes, partial, segments
 from .outputs import Outputs
-from .predictions import NONE, SUFFIX, Chunk, Kept, Predictions, encode, joined, of_logits
+from .prediction_files import SUFFIX, encode
+from .predictions import NONE, Chunk, Kept, Predictions, joined, of_logits
 from .targets import targets_of
 
 CHUNK = 256  # images between two saves, in whole batches; what a process that is killed loses at most

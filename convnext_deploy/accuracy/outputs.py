@@ -67,7 +67,7 @@ class Scored:
     moves: Values  # (N,): its derivative by each image's weight
     shares: Values  # (N,), sum 1: how much of what can be lost each image accounts for
     at_50: float | None = None  # of a detector: the average precision at an overlap of 0.50
-    of_masks: "Scored | None" = None  # of one that gives masks, where the objects have some
+    of_masks: "Scored | None" = None  # of one that outputs masks, where the objects have some
 
 
 def positives(answers: Outputs | Segments | Detections, problem: Goal, outputs: int) -> list[int | None]:

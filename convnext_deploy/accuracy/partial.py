@@ -12,7 +12,8 @@ from ..data import sources
 from ..errors import DataError, UsageError, plain
 from ..records.accuracy import EvalResult, ScoreResult
 from ..records.base import MAX_RESULTS_BYTES, Goal, Record, Sha256, content_of
-from .predictions import SUFFIX, Chunk, decode
+from .prediction_files import SUFFIX, decode
+from .predictions import Chunk
 
 IDENTITY_NAME = "identity.json"
 

@@ -210,7 +210,7 @@ Reload = Callable[[], "Loaded"]
 def _at_its_rounding(
     failed: Parity, built: verify.Outputs, rows: NDArray[np.int64], probe: Probe, classify: bool, reload: Reload
 ) -> Parity:
-    """A failure in fp32 once more, beside float64, at the limit that the source's own distance from it gives."""
+    """A failure in fp32 once more, beside float64, at the limit that the source's own distance from it sets."""
     if failed.relative_error is None or not failed.relative_error <= verify.LOOSEST_FP32:
         return failed
     source = reload()

@@ -34,7 +34,7 @@ class Standing:
     images: int
     hits: int
     share: float  # hits / images; 0 of no image
-    lower: float  # the share lies above it, and below `upper`: each is wrong at any time with probability `alpha`
+    lower: float  # the share is above it, and below `upper`: each is wrong at any time with probability `alpha`
     upper: float
     limit: float
     alpha: float

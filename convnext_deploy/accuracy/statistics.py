@@ -1,7 +1,7 @@
 """What a difference between two models that saw the same images can be, and what chance alone would make.
 
 Of `images`, `lost` are right in the baseline only and `gained` in the candidate only; the other images carry no
-information on the difference. The drop is (lost - gained) / images. Every bound is one-sided: the truth lies beyond
+information on the difference. The drop is (lost - gained) / images. Every bound is one-sided: the truth is beyond
 it with probability alpha at most.
 """
 
@@ -18,14 +18,14 @@ from .binomial import rising_root, share_bounds, tail
 POWER = 0.8  # chance that the images asked for decide, if the models are what they seem to be
 MOST_IMAGES = 10_000_000  # where more would be needed, no set of images decides
 
-CHANCE_ALPHA = 0.001  # of a share that chance gives being called above chance
+CHANCE_ALPHA = 0.001  # of a share by chance being called above chance
 
 _RESAMPLES = 1000
 _SEED = 0
 
 
 def score(lost: Any, gained: Any, images: Any, drop: float) -> NDArray[np.float64]:
-    """Tango's statistic: how many standard errors the observed drop lies above `drop`, if that is the true one.
+    """Tango's statistic: how many standard errors the observed drop is above `drop`, if that is the true one.
 
     The standard error is that of the likeliest proportions among those with this drop, and not of the observed ones
     as in Wald's statistic: few lost images by luck do not make it small (Tango 1998, Statistics in Medicine 17:891).
@@ -71,7 +71,7 @@ def drop_bounds(lost: int, gained: int, images: int, alpha: float) -> tuple[floa
 
 
 def _tango_upper(lost: int, gained: int, images: int, alpha: float) -> float:
-    """The drop, in [-1, 1], that the observed one lies z standard errors below."""
+    """The drop, in [-1, 1], that the observed one is z standard errors below."""
     z = NormalDist().inv_cdf(1 - alpha)
     if lost == images:
         return 1.0

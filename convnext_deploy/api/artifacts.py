@@ -113,7 +113,7 @@ def export(
         into: an ONNX file of any exporter, such as a detector, whose ConvNeXt is replaced by this package's. The
             weights are the graph's own; `weights`, where given, have to be the same.
         at: with `into`, the names of tensors: what the ConvNeXt's stem reads, and its maps, the first stage's first.
-            None are needed where the graph holds one ConvNeXt.
+            None are needed where the graph contains one ConvNeXt.
         trt: with format "trt": "tensorrt", "rtx", or "auto".
         tensorrt: what only TensorRT and TensorRT-RTX are told.
         force: replace an artifact that exists.

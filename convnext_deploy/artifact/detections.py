@@ -203,7 +203,7 @@ def logit_room(logits: Values, error: float) -> float:
 def box_room(boxes: Values, units: Values, error: float, image_size: tuple[int, int]) -> Values:
     """How far sides of boxes (..., 4) in pixels may be from the reference's, (...).
 
-    A box's error is one of its unit, such as its anchor's side: the head gives it in these.
+    A box's error is one of its unit, such as its anchor's side: the head outputs it in these.
     """
     largest = (boxes[..., 2:] - boxes[..., :2]).max(axis=-1)
     away: Values = UNEVEN * error * np.maximum(units, largest) + ROUNDING * max(image_size)

@@ -173,7 +173,7 @@ def compare(
 
     Args:
         outputs: boxes (N, D, 4), scores (N, D), classes (N, D), and masks (N, D, M, M) where the model has them.
-        expected: scores (N, A, K) and boxes (N, A, 4) of every anchor; of two stages what `TwoStageDetector` gives.
+        expected: scores (N, A, K) and boxes (N, A, 4) of every anchor; of two stages what `TwoStageDetector` returns.
         error: relative error that is tolerated of the candidates.
     """
     facts = model.detection
@@ -232,7 +232,7 @@ def compare(
 def candidates_of(
     expected: Sequence[NDArray[np.float32]], index: int, model: ModelSpec, image_size: tuple[int, int], error: float
 ) -> Candidates:
-    """One image's candidates, as a reference gives them."""
+    """One image's candidates, as a reference returns them."""
     assert model.detection is not None
     if model.detection.regions is not None:
         return proposals.candidates_of(expected, index, model, image_size, error)

@@ -52,7 +52,7 @@ def candidates_of(
     """One image's candidates of the second stage.
 
     Args:
-        expected: what `models.two_stage.TwoStageDetector` gives for candidates.
+        expected: what `models.two_stage.TwoStageDetector` returns for candidates.
         error: relative error that is tolerated of all of them.
     """
     facts = model.detection

@@ -99,8 +99,8 @@ def differences(contents: Contents, expected: Expected) -> ReadBack:
         wanting = _without(wanting, "relu", left)
     if contents.activations is not None and [*held] != [*wanting]:
         pairs = zip((*held, "none"), (*wanting, "none"), strict=False)
-        got, wanted = next((a, b) for a, b in pairs if a != b)
-        failures.append(f"an activation is {got}, expected {wanted}")
+        got, reference = next((a, b) for a, b in pairs if a != b)
+        failures.append(f"an activation is {got}, expected {reference}")
     return ReadBack(
         tensors=len(expected.tensors),
         epsilons=None if scalars is None else len(expected.epsilons),
@@ -146,10 +146,10 @@ def _tensors(contents: Contents, expected: Expected) -> Iterator[str]:
     for stored in contents.tensors:
         candidates = waiting.get(stored.values.size, [])
         for index in candidates:
-            wanted = expected.tensors[index]
-            if (not contents.named or wanted.name == stored.name) and _same(stored, wanted, expected.halved):
+            reference = expected.tensors[index]
+            if (not contents.named or reference.name == stored.name) and _same(stored, reference, expected.halved):
                 candidates.remove(index)
-                if expected.groups[index] not in expected.branches and not _neutral(wanted):
+                if expected.groups[index] not in expected.branches and not _neutral(reference):
                     order.append(expected.groups[index])
                 break
         else:
@@ -210,9 +210,9 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _same(stored: Tensor, wanted: Tensor, halved: bool) -> bool:
-    for values in _types(wanted, stored.type, halved):
-        if wanted.subtracted and values.dtype.kind == "f" and _equal(np.ravel(stored.values), -values):
+def _same(stored: Tensor, reference: Tensor, halved: bool) -> bool:
+    for values in _types(reference, stored.type, halved):
+        if reference.subtracted and values.dtype.kind == "f" and _equal(np.ravel(stored.values), -values):
             return True
         flat = np.ascontiguousarray(stored.values).reshape(-1)
         if any(_equal(flat, layout) for layout in _layouts(values)):
@@ -220,18 +220,18 @@ def _same(stored: Tensor, wanted: Tensor, halved: bool) -> bool:
     return False
 
 
-def _types(wanted: Tensor, stored: str, halved: bool) -> Iterator[NDArray[Any]]:
+def _types(reference: Tensor, stored: str, halved: bool) -> Iterator[NDArray[Any]]:
     """The module's values in the type that the file has, if no number is lost on the way."""
-    if wanted.product is not None and stored == "float32":
-        yield wanted.product
-    if wanted.type == stored:
-        yield wanted.values
-    elif stored == "float32" and wanted.type == "float16":
-        yield wanted.values.astype(np.float32)
-    elif stored == "float32" and wanted.type == "bfloat16":
-        yield (wanted.values.astype(np.uint32) << 16).view(np.float32)
-    elif halved and (stored, wanted.type) == ("float16", "float32"):
-        yield wanted.values.astype(np.float16)
+    if reference.product is not None and stored == "float32":
+        yield reference.product
+    if reference.type == stored:
+        yield reference.values
+    elif stored == "float32" and reference.type == "float16":
+        yield reference.values.astype(np.float32)
+    elif stored == "float32" and reference.type == "bfloat16":
+        yield (reference.values.astype(np.uint32) << 16).view(np.float32)
+    elif halved and (stored, reference.type) == ("float16", "float32"):
+        yield reference.values.astype(np.float16)
 
 
 def _layouts(values: NDArray[Any]) -> Iterator[NDArray[Any]]:

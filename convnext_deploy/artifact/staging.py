@@ -1,6 +1,6 @@
 """Temporary names beside a target, and how what was made there takes the target's place in one step.
 
-A process that works on a temporary name holds a lock on it. The system drops the lock when the process dies, however
+A process that works on a temporary name has a lock on it. The system drops the lock when the process dies, however
 it dies, so what has such a name without a lock is left over and the next writer of the same target removes it.
 """
 
@@ -65,7 +65,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock; None where another process holds it, or the path is gone."""
+    """A descriptor with the lock; None where another process has it, or the path is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-INTERRUPTED = 130  # the exit code that a shell gives a program which Ctrl-C ended
+INTERRUPTED = 130  # a shell's exit code for a program which Ctrl-C ended
 
 CLOSED = 141  # likewise, which wrote to a pipe that nobody read any more
 

@@ -141,7 +141,7 @@ def doctor(
 
     terminal = Terminal(json, quiet)
     removed = caches.clean() if clean else None
-    rates = _peaks() if peaks else None
+    rates = _peaks(terminal) if peaks else None
     states, saturating = {}, []
     for name in _looked_for(formats.names(), terminal):
         try:
@@ -182,16 +182,22 @@ def doctor(
         terminal.line(f"removed {sum(c.entries for c in removed)} of {sum(c.bytes for c in removed) / 1e6:.1f} MB")
 
 
-def _peaks() -> dict[str, Any]:
-    """What the CPU multiplies, on one core and on all that this process may use: the best of three short bursts."""
+def _peaks(terminal: Terminal) -> dict[str, Any]:
+    """What the CPU multiplies, on one core and on all that this process may use: the best of three short bursts.
+
+    With a bar: where the engine is not built yet, a compiler takes half a minute first.
+    """
     from .. import env
     from ..native import library, peak
     from ..native.packed import TYPES
 
-    path = library.chosen_isa(None) or library.isas()[0]
     threads = sorted({1, env.usable_cores()})
-    rates = {
-        type: [max(peak.gmacs_per_s(type, count, 1 / 18, path) for _ in range(3)) for count in threads]
-        for type in TYPES
-    }
+    rates: dict[str, list[float]] = {type: [] for type in TYPES}
+    bursts = [(type, count) for type in TYPES for count in threads]
+    with progress_bar(terminal, "preparing the CPU engine", redraws_per_s=1, transient=True) as progress:
+        path = library.chosen_isa(None) or library.isas()[0]
+        for number, (type, count) in enumerate(bursts):
+            if number and progress is not None:
+                progress(number, len(bursts), f"multiplying in {type}")
+            rates[type].append(max(peak.gmacs_per_s(type, count, 1 / 18, path) for _ in range(3)))
     return {"path": path, "threads": threads, "gmacs_per_s": rates}

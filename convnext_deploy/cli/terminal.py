@@ -1,7 +1,9 @@
 """How results reach a terminal: JSON or words on stdout, progress on stderr."""
 
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -46,7 +48,7 @@ class Terminal:
             print_json(document)
         elif not self.quiet:
             if lines:
-                print(printable(lines), flush=True)
+                print(wrapped(printable(lines)), flush=True)
             for number, command in enumerate(next):
                 self.say(f"{'     ' if number else 'next:'} {command}")
 
@@ -88,6 +90,26 @@ class Terminal:
             for column, cell in zip(columns[1:], row[1:], strict=True):
                 if cell:
                     console.print(Text(f"  {column}: {cell}"))
+
+
+def wrapped(text: str) -> str:
+    """Each line broken between words where a terminal is narrower, and its rest indented.
+
+    No word is broken: a path or a command can still be copied. In a file or a pipe a line stays a line.
+    """
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns  # COLUMNS, where it is set, else the terminal's
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= width:
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False
+        )
+    return "\n".join(lines)
 
 
 def console_width() -> int | None:

@@ -75,7 +75,7 @@ class Crew(Generic[Item, Opened, Result]):
     """Workers wherever the cluster has places for them.
 
     Args:
-        opener: called once in each worker with `order` and the worker's cores; gives what is told of the worker here,
+        opener: called once in each worker with `order` and the worker's cores; returns what is told of the worker here,
             and what does an item.
         ready: told of each worker that has opened.
         only: the nodes that work, by their ids; None: all, and those that join later.

@@ -47,7 +47,7 @@ def list_source(data: str, file: Path, order: ClassOrder, split: str | None = No
 def annotated_source(
     data: str, folder: Path, annotations: Path, order: ClassOrder, split: str | None = None
 ) -> ImageSource:
-    """The images of a folder with the labels that a file, or a folder of XML, gives them.
+    """The images of a folder with their labels in a file, or in a folder of XML.
 
     Raises:
         DataError: the annotations cannot be read, or are of other images.

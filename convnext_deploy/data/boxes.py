@@ -51,7 +51,7 @@ def boxed(
         numbers: the class of each category's name; None: a category's id is its class, as torchvision's training
             scripts number them.
         classes: how many the model has.
-        masks: whether the model gives masks, so that those of the objects are read where all have one.
+        masks: whether the model outputs masks, so that those of the objects are read where all have one.
 
     Raises:
         DataError: the file cannot be read, names other images, or has a category that is no class of the model.

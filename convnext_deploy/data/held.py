@@ -48,7 +48,7 @@ class _Items:
 
 
 def opened(name: str, value: Any, order: ClassOrder = "torchvision") -> ImageSource:
-    """The source of what a program gives in the place of a path.
+    """The source of what a program passes in the place of a path.
 
     Args:
         name: of the argument, for errors.

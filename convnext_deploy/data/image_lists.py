@@ -55,7 +55,7 @@ def read_list(file: Path, order: ClassOrder, split: str | None = None) -> Annota
     """The entries of a list.
 
     Args:
-        split: only those that a column such as `split` gives this value.
+        split: only those with this value in a column such as `split`.
 
     Raises:
         DataError: it cannot be read, leaves open what is what, or has entries of several splits and none was chosen.
@@ -297,17 +297,21 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
         path, label = _entry(entry)
         try:
             images.append(msgspec.convert(path, str))
-            found = msgspec.convert([] if label is None else label, str | int | float | list[str | int | float])
+            targets = msgspec.convert([] if label is None else label, str | int | float | list[str | int | float])
         except msgspec.ValidationError:
             raise DataError(
                 f'{file}: entry {number} has no path and label; expected {{"path": ..., "label": ...}}'
             ) from None
-        labels.append(found if isinstance(found, list) else [found])
-    lengths = {len(found) for found in labels}
-    if lengths == {max(lengths)} and max(lengths) > 1 and any(isinstance(v, float) for found in labels for v in found):
+        labels.append(targets if isinstance(targets, list) else [targets])
+    lengths = {len(targets) for targets in labels}
+    if (
+        lengths == {max(lengths)}
+        and max(lengths) > 1
+        and any(isinstance(v, float) for targets in labels for v in targets)
+    ):
         if len(set(images)) < len(images):
             raise DataError(f"{file} names an image twice, {_twice(images)}; expected an entry an image")
-        return Annotations(images=images, values=[tuple(float(value) for value in found) for found in labels])
+        return Annotations(images=images, values=[tuple(float(value) for value in targets) for targets in labels])
     return by_labels(images, labels, order, file)
 
 

@@ -58,8 +58,8 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
                         )
                     groups.append((path, group))
                     starts.append(len(names))
-                    wanted = [f"{columns.images}.path", *(("label",) if columns.labelled else ())]
-                    rows = file.read_row_group(group, columns=wanted).to_pylist()
+                    column_names = [f"{columns.images}.path", *(("label",) if columns.labelled else ())]
+                    rows = file.read_row_group(group, columns=column_names).to_pylist()
                     names += [
                         (row.get(columns.images) or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
                         for number, row in enumerate(rows, len(names))

@@ -1,4 +1,4 @@
-"""JPEG files: the size by the head alone, and pixels without Pillow, where simplejpeg gives the same ones sooner."""
+"""JPEG files: the size by the head alone, and pixels without Pillow, where simplejpeg decodes the same ones sooner."""
 
 import functools
 import importlib
@@ -65,7 +65,7 @@ def _decoded(decoder: Any, content: bytes, kind: str) -> NDArray[np.uint8]:
 
 @functools.cache
 def _decoder() -> Any:
-    """simplejpeg; None: it is not installed, or its libjpeg-turbo gives other pixels than Pillow's."""
+    """simplejpeg; None: it is not installed, or its libjpeg-turbo decodes other pixels than Pillow's."""
     if importlib.util.find_spec("simplejpeg") is None:
         return None
     decoder, content = importlib.import_module("simplejpeg"), PHOTOGRAPH.read_bytes()

@@ -33,7 +33,7 @@ def class_map(file: Path) -> dict[str, int]:
     at the beginning of a name is a name too.
 
     Raises:
-        UsageError: the file cannot be read, contains none of these, or gives a name or a number twice.
+        UsageError: the file cannot be read, contains none of these, or has a name or a number twice.
     """
     try:
         text = content_of(file).decode()

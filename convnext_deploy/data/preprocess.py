@@ -259,7 +259,7 @@ def probe_images(in_chans: int, image_size: tuple[int, int], limit: int) -> NDAr
     depends on nothing but the versions of Pillow and its JPEG decoder.
 
     Args:
-        in_chans: 1 gives grey, 3 RGB. Other numbers repeat R, G, B cyclically, which means nothing as a picture and
+        in_chans: 1 is grey, 3 RGB. Other numbers repeat R, G, B cyclically, which means nothing as a picture and
             serves to probe numerics only.
         image_size: (height, width) in pixels.
         limit: at least 1; past 40 there are no more samples.

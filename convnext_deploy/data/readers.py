@@ -1,6 +1,6 @@
 """What reads the encoded images of a source by index, as data: it can be sent to a process that sees the same files.
 
-`part_of` gives a reader of some of the images, which contains no more than these need.
+`part_of` returns a reader of some of the images, which contains no more than these need.
 """
 
 import functools
@@ -140,8 +140,8 @@ class Rows:
     def only(self, indices: Sequence[int]) -> "Rows":
         places = self._places[np.asarray(indices, np.int64)]
         needed, first = np.unique(places[:, 0], return_inverse=True)
-        chosen = np.stack([first.reshape(-1), places[:, 1]], axis=1)
-        return Rows([self._groups[group] for group in needed], chosen, self._column)
+        selection = np.stack([first.reshape(-1), places[:, 1]], axis=1)
+        return Rows([self._groups[group] for group in needed], selection, self._column)
 
 
 @dataclass(frozen=True)

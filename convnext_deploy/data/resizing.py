@@ -1,6 +1,6 @@
 """Resizing as the installed Pillow does it: by the native engine's library where it is there, else by Pillow itself.
 
-The library gives the same bits several times as fast. Which direction Pillow resizes first has changed with its
+The library computes the same bits several times as fast. Which direction Pillow resizes first has changed with its
 version 13 and may change again. So the two are compared once a process, and where they differ Pillow is used.
 """
 

@@ -53,7 +53,7 @@ def get(name: str) -> Format:
 
 
 def having(fact: Callable[[Format], bool]) -> str:
-    """The names of the formats of which a fact holds, in words, of those that can be imported here."""
+    """The names of the formats of which a fact is true, in words, of those that can be imported here."""
     able = []
     for name in names():
         try:
@@ -132,7 +132,7 @@ def of(artifact: Artifact) -> Format:
     """The format of an artifact.
 
     Raises:
-        ArtifactError: there is none of the name that its manifest gives.
+        ArtifactError: there is none of the name in its manifest.
     """
     name = artifact.manifest.export.format
     if name not in names():

@@ -64,7 +64,7 @@ def operation(
         triton: the implementation for a GPU; its annotations are the operation's. torch.compile and AOTInductor look
             into it and compile its kernels themselves; torch.export keeps the name.
         cpu: the reference, with the same arguments, so that a module rewritten to operations runs without a GPU.
-        fake: the shapes and types of what it gives.
+        fake: the shapes and types of what it returns.
     """
     IMPLEMENTATIONS[name] = triton
     registered: Any = triton_op(f"convnext_deploy::{name}", triton, mutates_args=())

@@ -61,8 +61,8 @@ def variants(call: Callable[..., Any], *inputs: Tensor) -> tuple[Variant | Kerne
         likes = [fakes.from_tensor(tensor) for tensor in inputs]
         with recording(launches), _Implementations():  # type: ignore[no-untyped-call]  # torch has no stub for it
             call(*likes)
-    wanted = {launch.kernel if isinstance(launch.kernel, Kernel) else _variant(launch) for launch in launches}
-    return tuple(sorted(wanted, key=lambda one: (-one.cost, str(one))))
+    selection = {launch.kernel if isinstance(launch.kernel, Kernel) else _variant(launch) for launch in launches}
+    return tuple(sorted(selection, key=lambda one: (-one.cost, str(one))))
 
 
 class _Implementations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no stub for it
@@ -81,7 +81,7 @@ def _variant(launch: Launch) -> Variant:
 
 
 def prebuild(
-    wanted: Iterable[Variant | Kernel], target: Target, say: Callable[[str], None] = lambda _: None
+    selection: Iterable[Variant | Kernel], target: Target, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, int]:
     """Compile those that are not in Triton's cache, in as many processes as there are cores.
 
@@ -93,9 +93,9 @@ def prebuild(
     Raises:
         BuildError: a kernel does not compile; the others have been.
     """
-    wanted = tuple(wanted)
-    own = [kernel for kernel in wanted if isinstance(kernel, Kernel)]
-    marks = {variant: _mark(variant, target) for variant in wanted if isinstance(variant, Variant)}
+    selection = tuple(selection)
+    own = [kernel for kernel in selection if isinstance(kernel, Kernel)]
+    marks = {variant: _mark(variant, target) for variant in selection if isinstance(variant, Variant)}
     missing = [variant for variant, mark in marks.items() if not mark.exists()]
     failed = {}
     if own:

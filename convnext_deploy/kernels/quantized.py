@@ -1,7 +1,7 @@
 """The operations of a block in 8 bits: int8 without zero points, or E4M3, as a plan's "s8s8" and "fp8" say.
 
-A plan gives every product's input one scale, and its weight one an output; `scales` are their products. A plan that
-balances the channels between norm and `expand` divides each by a factor of its own, which becomes part of that scale:
+A plan has one scale for every product's input, and one an output for its weight. Their products are `scales`. A plan
+that balances the channels between norm and `expand` divides each by a factor, which becomes part of that scale:
 `dwconv_norm_quantized` takes one a channel. `project`'s input may have a shift too, which centres it: GELU's results
 lie above -0.17, and half of all codes would be of values that do not occur.
 

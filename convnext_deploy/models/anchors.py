@@ -13,7 +13,7 @@ from ..records.manifest import Detection, ModelSpec
 
 
 class Anchors:
-    """Those of a model, for images of any size. As torchvision's `AnchorGenerator` gives them, level after level."""
+    """Those of a model, for images of any size. As torchvision's `AnchorGenerator` returns them, level after level."""
 
     def __init__(self, spec: ModelSpec) -> None:
         assert spec.detection is not None

@@ -13,7 +13,7 @@ from . import detectors, torchvision_detectors
 
 
 class BaselineDetector(nn.Module):
-    """Images (N, 3, H, W) to detections; `candidates` gives what these are chosen of."""
+    """Images (N, 3, H, W) to detections; `candidates` returns what these are chosen of."""
 
     def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def created(
     """The module, in the state of the random generator of PyTorch, and what sessions and formats ask for.
 
     Args:
-        backbone: gives maps at the strides 4, 8, 16 and 32.
+        backbone: returns maps at the strides 4, 8, 16 and 32.
         widths: channels of each.
     """
     spec = torchvision_detectors.random_spec(

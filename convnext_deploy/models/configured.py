@@ -17,7 +17,7 @@ def configured(known: Mapping[str, Any], file: Path, asked: Mapping[str, Any], s
     """The facts beside a checkpoint, with those of the file.
 
     Args:
-        asked: fields of `Preprocessing` that the user gives.
+        asked: fields of `Preprocessing` from the user.
 
     Raises:
         WeightsError: the file cannot be understood, or contradicts what stands beside the checkpoint or is given.

@@ -156,7 +156,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("timm", "stem.0.weight", _TIMM_RULES, classifier="head.fc.", wider="head."),
     # `create_model(..., features_only=True)`, and what is built on it, such as segmentation_models_pytorch.
     Layout("timm_features", "stem_0.weight", _timm("_"), backbone=True),
-    # A graph, whose own names say nothing: `onnx_convnext` gives what it finds the official ones.
+    # A graph, whose own names say nothing: `onnx_convnext` names what it finds by the official ones.
     Layout(
         "onnx",
         "onnx.downsample_layers.0.0.weight",

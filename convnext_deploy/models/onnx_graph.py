@@ -269,7 +269,7 @@ class OnnxGraph:
 
 
 def _size(node: onnx.NodeProto, given: dict[str, NDArray[Any]]) -> int:
-    """How many numbers a node of constants gives."""
+    """How many numbers a node of constants has."""
     if node.op_type in ("Mul", "Add", "Sub", "Div"):
         return math.prod(np.broadcast_shapes(*(value.shape for value in given.values())))
     if node.op_type == "Expand":

@@ -236,11 +236,11 @@ class TwoStageDetector(nn.Module):
         score = torch.where(kept.view(images, classes - 1, count), score, 0).flatten(1)
         rest = score.new_zeros(images, facts.most_detections)  # so that there are always as many
         score, place = torch.cat((score, rest), 1).topk(facts.most_detections)
-        found = score > 0
-        place = torch.where(found, place, 0)
-        label = torch.where(found, torch.div(place, count, rounding_mode="floor") + 1, -1)
+        is_object = score > 0
+        place = torch.where(is_object, place, 0)
+        label = torch.where(is_object, torch.div(place, count, rounding_mode="floor") + 1, -1)
         box = places.flatten(1, 2).gather(1, place[:, :, None].expand(-1, -1, 4))
-        return torch.where(found[:, :, None], box, 0), score, label, place % count
+        return torch.where(is_object[:, :, None], box, 0), score, label, place % count
 
 
 def _is_large(boxes: Tensor, least: float) -> Tensor:

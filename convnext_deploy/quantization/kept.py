@@ -73,15 +73,15 @@ def _joined(ranges: Sequence[range]) -> tuple[range, ...]:
     Raises:
         ValueError: an image is in two of them.
     """
-    found: list[range] = []
+    spans: list[range] = []
     for one in sorted(ranges, key=lambda one: one.start):
-        if found and one.start < found[-1].stop:
+        if spans and one.start < spans[-1].stop:
             raise ValueError(f"it has image {one.start} twice")
-        if found and one.start == found[-1].stop:
-            found[-1] = range(found[-1].start, one.stop)
+        if spans and one.start == spans[-1].stop:
+            spans[-1] = range(spans[-1].start, one.stop)
         else:
-            found.append(one)
-    return tuple(found)
+            spans.append(one)
+    return tuple(spans)
 
 
 def save(path: Path, identity: Identity, progress: Progress) -> None:

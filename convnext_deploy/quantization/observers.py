@@ -1,7 +1,7 @@
 """What values a tensor takes.
 
 A `Histogram` is a fixed amount of memory however many images it has seen. Its bins span [-radius, radius) with a
-radius that is a power of two: when a value lies outside, the radius doubles and neighbouring bins join, and a value's
+radius that is a power of two: when a value is outside, the radius doubles and neighbouring bins join, and a value's
 bin is the same whether it came before or after. Sums are whole numbers of the smallest step that float64 has, so they
 do not round. So one pass over the images suffices, and the merged histograms of any sets, in any order, are that of
 their union, bit for bit.

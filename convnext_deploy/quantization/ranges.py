@@ -1,4 +1,4 @@
-"""The range to quantize a tensor over, and the scale and zero point that a range gives.
+"""The range to quantize a tensor over, and the scale and zero point of a range.
 
 Range methods: "minmax"; "moving_average", the mean over the images of each one's extremes; "percentile"; "entropy",
 the least Kullback-Leibler divergence between the values and their quantized selves; "mse", the least squared error.
@@ -167,7 +167,7 @@ class _Row:
         return (second - 2 * grid * first + grid**2 * zeroth).sum(1)
 
     def quantile(self, share: float) -> float:
-        """The value below which that share of all values lies."""
+        """The value below which that share of all values is."""
         return _crossing(self.counts, share) * self.width - self.half * self.width
 
     def magnitude_quantile(self, share: float) -> float:

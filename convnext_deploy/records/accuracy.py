@@ -182,7 +182,7 @@ class Verdict(Record, frozen=True, kw_only=True):
     images_needed: int | None  # to decide the drop, if it is what it seems; None: decided, or no number will do
     checks: Annotated[tuple[Check, ...], msgspec.Meta(min_length=1)]  # the drop first
     agreement: Fraction  # share of images with the same first class
-    confident: int  # images that the baseline gives twice the probability of any other class, or more
+    confident: int  # images whose class has in the baseline twice the probability of any other, or more
     confident_flips: int  # of these, with another first class in the candidate
     kl_at_least: float  # nats, mean over images: divergence of the candidate from the baseline, on the classes kept
     per_class: tuple[ClassDrop, ...]

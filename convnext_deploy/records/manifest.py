@@ -355,7 +355,7 @@ class Splice(Record, frozen=True, kw_only=True):
     graph: str  # the file's name
     graph_sha256: Sha256
     input: str  # the tensor that the ConvNeXt reads
-    cuts: tuple[str, ...]  # the tensors that it gives, ascending levels
+    cuts: tuple[str, ...]  # the tensors that it outputs, ascending levels
     opset: Positive  # the graph's, in which the ConvNeXt is written too
     nodes: tuple[Positive, Positive]  # how many were taken out, and put in
     ends: tuple[EndRecord, ...]

@@ -21,7 +21,7 @@ class ClassProbability(Record, frozen=True, kw_only=True):
 
 
 class ClassArea(Record, frozen=True, kw_only=True):
-    """The share of an image's pixels that a segmenter gives one class."""
+    """The share of an image's pixels that a segmenter assigns to one class."""
 
     number: Annotated[int, msgspec.Meta(ge=0)]
     name: str | None
@@ -45,11 +45,11 @@ class Box(Record, frozen=True, kw_only=True):
     top: float
     right: float
     bottom: float
-    mask: Mask | None = None  # of a detector that gives masks
+    mask: Mask | None = None  # of a detector that outputs masks
 
 
 class Prediction(Record, frozen=True, kw_only=True):
-    """The most probable classes of one image, the first first; none of a model that gives no classes."""
+    """The most probable classes of one image, the first first; none of a model that outputs no classes."""
 
     image: str
     classes: tuple[ClassProbability, ...]

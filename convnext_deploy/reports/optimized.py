@@ -42,7 +42,7 @@ def page(result: OptimizeResult, read: Read, next_commands: tuple[str, ...] = ()
     """The whole page as text.
 
     Args:
-        read: gives the images that changed class, from the same data.
+        read: returns the images that changed class, from the same data.
         next_commands: what to type next.
     """
     rows = {row.name: row for row in result.candidates}

@@ -69,7 +69,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def copy_changed(source: Path, path: Path, changed: Callable[[str, bytes], bytes | None]) -> None:
-    """Copy one of PyTorch's zip files, record by record: each as `changed` gives it, without those it gives None for.
+    """Copy one of PyTorch's zip files, record by record: each as `changed` returns it, without those where it is None.
 
     Raises:
         OSError: the copy cannot be written.

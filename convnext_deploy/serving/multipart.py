@@ -1,4 +1,4 @@
-"""The files of a `multipart/form-data` body, in memory: none is written, whatever name a client gives it."""
+"""The files of a `multipart/form-data` body, in memory: none is written, whatever name it has from a client."""
 
 from typing import TYPE_CHECKING
 

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import shown
 from ..artifact.batches import Images, check_images
 from ..errors import InputError
 from ..records.manifest import Manifest, TensorRecord
@@ -71,7 +72,7 @@ def images_of(request: InferRequest, rest: memoryview, manifest: Manifest) -> Im
     """
     expected = manifest.inputs[0]
     if len(request.inputs) != 1 or request.inputs[0].name != expected.name:
-        names = ", ".join(tensor.name[:40] for tensor in request.inputs) or "none"
+        names = ", ".join(shown(tensor.name) for tensor in request.inputs[:8]) or "none"
         raise InputError(f"inputs {names}; expected one, {expected.name}")
     images = _tensor(request.inputs[0], rest, NAMES[expected.dtype])
     check_images(images, manifest)
@@ -84,13 +85,13 @@ def _tensor(tensor: RequestTensor, rest: memoryview, datatype: str) -> NDArray[A
         raise InputError(f"input {tensor.name} has datatype {tensor.datatype[:20]!r}; expected {datatype}")
     shape = tensor.shape or []
     if len(shape) != 4 or any(side < 1 or side > 2**31 for side in shape):
-        raise InputError(f"input {tensor.name} has shape {shape[:8]}; expected 4 sizes of at least 1")
+        raise InputError(f"input {tensor.name} has shape {shown(shape)}; expected 4 sizes of at least 1")
     count, dtype = math.prod(shape), DTYPES[datatype]
     if "binary_data_size" in tensor.parameters:
         size = tensor.parameters["binary_data_size"]
         if size != len(rest) or size != count * dtype.itemsize:
             raise InputError(
-                f"input {tensor.name} has binary_data_size {str(size)[:20]} and {len(rest)} bytes behind the JSON; "
+                f"input {tensor.name} has binary_data_size {shown(size)} and {len(rest)} bytes behind the JSON; "
                 f"shape {shape} of {datatype} has {count * dtype.itemsize}"
             )
         return np.frombuffer(rest, dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""One request: its body within limits, its token, its time, and the answer that a refusal gives."""
+"""One request: its body within limits, its token, its time, and the answer to a refusal."""
 
 import asyncio
 import hmac
@@ -45,7 +45,7 @@ class ClientGone(Exception):
 
 
 def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """An error in the form that the inference protocol gives it: one line in JSON."""
+    """An error in the form of the inference protocol: one line in JSON."""
     line = " ".join(message.split())
     return json_response({"error": line}, status, headers)
 

@@ -340,7 +340,7 @@ class Server:
 @contextlib.contextmanager
 def _seldom_collected() -> Iterator[None]:
     """What was made before is left alone by the garbage collector, which takes a twelfth of the time otherwise."""
-    before = gc.get_threshold()
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, *before[1:])
@@ -348,7 +348,8 @@ def _seldom_collected() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
+        if not frozen:  # it knows of no part: what the program froze itself stays so
+            gc.unfreeze()
 
 
 def _configured(app: Any, service: Service, connection: type[_Connection]) -> _Server:

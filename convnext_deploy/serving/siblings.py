@@ -52,12 +52,12 @@ class Siblings:
     async def reload(self) -> tuple[bool, list[str]]:
         """Whether all have reloaded, and what they say."""
         answers = await asyncio.gather(*(self._ask(place, "reload") for place in range(len(self._paths))))
-        found = [
+        results = [
             msgspec.json.decode(answer, type=_Reloaded) if answer else (False, ["it does not answer"])
             for answer in answers
         ]
-        lines = [f"worker {place}: {line}" for place, (_, said) in enumerate(found) for line in said]
-        return all(done for done, _ in found), lines
+        lines = [f"worker {place}: {line}" for place, (_, said) in enumerate(results) for line in said]
+        return all(done for done, _ in results), lines
 
     async def shadow(self) -> dict[str, Any] | None:
         """The comparison's state: the first process has it."""

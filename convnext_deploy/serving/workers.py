@@ -80,6 +80,7 @@ class _Worker:
     process: "subprocess.Popen[bytes]"
     to_child: int  # its end ends the worker
     ready: bool = False
+    reloads: bool = False  # once it is ready: what it opens may be what was there before
     error: ConvNextDeployError | None = None
 
 
@@ -142,13 +143,15 @@ class Workers:
             if event == "stop" or (event == "hangup" and self._terminal.is_gone()):
                 self._leave()
             elif event == "hangup":
-                self._send(signal.SIGHUP)
+                self._reload()
             elif event == "say":
                 place, line = given
                 if place == 0 or told:  # at the start all say the same
                     self._say(f"worker {place}: {line}" if told else line)
             elif event == "ready":
                 given[0].ready = True
+                if given[0].reloads:
+                    given[0].process.send_signal(signal.SIGHUP)
                 if not told and all(worker.ready for worker in self._workers):
                     told = True
                     ready(self)
@@ -179,6 +182,13 @@ class Workers:
             if one is not None:
                 one.close()
         self._send(signal.SIGTERM)
+
+    def _reload(self) -> None:
+        for worker in self._workers:
+            if worker.ready:
+                worker.process.send_signal(signal.SIGHUP)
+            else:  # it has no handler yet: the signal would kill it
+                worker.reloads = True
 
     def _send(self, number: int) -> None:
         for worker in self._workers:

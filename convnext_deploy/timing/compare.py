@@ -92,7 +92,7 @@ def _signed_rank_counts(count: int) -> NDArray[np.float64]:
 
 
 def verdict(interval: Interval, max_slowdown: float) -> Verdicts:
-    """SLOWER, FASTER: the whole interval lies beyond the margin; SAME: within it; else INCONCLUSIVE."""
+    """SLOWER, FASTER: the whole interval is beyond the margin; SAME: within it; else INCONCLUSIVE."""
     _, low, high = interval
     upper, lower = 1 + max_slowdown, 1 / (1 + max_slowdown)
     if low > upper:

@@ -242,7 +242,7 @@ def quantile(samples_ms: Sequence[float], fraction: float) -> Quantile:
     """A quantile with its 95 % interval, whatever the samples' distribution; no value where they are too few.
 
     The number of samples below the true quantile is binomial, so two order statistics enclose it with a probability
-    that is known exactly (David and Nagaraja, Order Statistics, 7.1). That holds for independent samples: where
+    that is known exactly (David and Nagaraja, Order Statistics, 7.1). That is true of independent samples: where
     neighbours resemble each other the true interval is wider, so verdicts are made from turns (`regress`), not from
     this.
     """

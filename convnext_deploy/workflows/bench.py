@@ -111,8 +111,8 @@ def bench(
     """Measure every contender in every setting; a row is given as soon as it is finished.
 
     Contenders of one setting take turns in an order that rotates, each in a process of its own, and never two at a
-    time. One that crashes gives a row of status failed; the others go on. Ctrl-C ends the setting that is being
-    measured, gives what was measured of it as rows of status partial, and is raised again.
+    time. One that crashes has a row of status failed; the others go on. Ctrl-C ends the setting that is being
+    measured, yields what was measured of it as rows of status partial, and is raised again.
 
     Args:
         ceilings: of this machine, for the rows' percent of the roofline's bound.

@@ -246,7 +246,7 @@ class Workshop(workshop.Workshop):
 
 
 def _builder(order: _Bench, cpus: int) -> tuple[str, Callable[[tuple[Candidate, Files]], Files | str]]:
-    """In a worker: what builds a candidate, and gives its files or why there are none."""
+    """In a worker: what builds a candidate, and returns its files or why there are none."""
     shop = workshop.Workshop(
         folder=Path(), source=order.source, input=order.input, batch=order.batch, device=order.device,
         threads=order.threads, machine=order.machine,

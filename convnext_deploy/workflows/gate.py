@@ -11,7 +11,7 @@ from .. import formats
 from ..accuracy.gate import Side, judge, refuse_unmeasured
 from ..accuracy.gate_scores import ScoredSide, judge_scores
 from ..accuracy.partial import read_any
-from ..accuracy.predictions import read_outputs, read_predictions
+from ..accuracy.prediction_files import read_outputs, read_predictions
 from ..accuracy.targets import labelled
 from ..artifact import manifest
 from ..artifact.manifest import Artifact

@@ -10,7 +10,7 @@ import msgspec
 from .. import formats
 from ..accuracy import finalists, gate
 from ..accuracy.evaluation import evaluate, read_result
-from ..accuracy.predictions import SUFFIX, read_predictions
+from ..accuracy.prediction_files import SUFFIX, read_predictions
 from ..artifact import manifest
 from ..artifact.manifest import Artifact, encode, write_file
 from ..data import sources

@@ -13,7 +13,8 @@ from detectors import drawn
 
 from convnext_deploy.accuracy import boxes, gate_scores, outputs
 from convnext_deploy.accuracy.boxes import Detections, InstanceMasks
-from convnext_deploy.accuracy.predictions import Chunk, decode, encode, joined
+from convnext_deploy.accuracy.prediction_files import decode, encode
+from convnext_deploy.accuracy.predictions import Chunk, joined
 from convnext_deploy.artifact.instance_masks import run_lengths
 from convnext_deploy.cli import words
 from convnext_deploy.data import boxes as coco_files

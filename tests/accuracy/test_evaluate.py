@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_deploy import cli, env
-from convnext_deploy.accuracy import evaluation, inference
+from convnext_deploy.accuracy import evaluation, inference, prediction_files
 from convnext_deploy.accuracy import predictions as predictions_of
 from convnext_deploy.artifact.batches import Images
 from convnext_deploy.artifact.manifest import MANIFEST_NAME, Artifact, encode
@@ -146,7 +146,7 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 def by_name(path: Path) -> dict[str, tuple[object, ...]]:
-    found = predictions_of.read_predictions(path)
+    found = prediction_files.read_predictions(path)
     columns = (found.labels, found.top_classes, found.top_log_probs, found.label_log_prob)
     return {name: tuple(map(str, row)) for name, *row in zip(found.names, *columns, strict=True)}
 
@@ -213,7 +213,7 @@ def test_predictions_and_result_can_be_read_back(
     assert result.predictions == "run.fp32.npz"
     assert (result.artifact, result.artifact_sha256) == ("artifact", artifact.sha256)
     assert (result.data, result.data_sha256) == (source.name, source.sha256)
-    predictions = predictions_of.read_predictions(tmp_path / "new" / result.predictions)
+    predictions = prediction_files.read_predictions(tmp_path / "new" / result.predictions)
     assert predictions.names == source.names
     np.testing.assert_array_equal(predictions.labels, source.labels)
     assert predictions.top_classes.shape == predictions.top_log_probs.shape == (45, 5)
@@ -356,7 +356,7 @@ def test_another_batch_may_go_on_where_one_was_interrupted(
     session = TableSession(artifact.manifest, of_pixels)
     evaluation.evaluate(session, source, artifact=artifact, batch=7, out=tmp_path / "out")
     assert session.batches == [7, 7, 7, 4]
-    assert predictions_of.read_predictions(tmp_path / "out.npz").names == source.names
+    assert prediction_files.read_predictions(tmp_path / "out.npz").names == source.names
 
 
 def test_what_is_missing_anywhere_in_the_middle_is_run_and_nothing_else(
@@ -522,7 +522,7 @@ def test_class_folders_get_the_numbers_of_the_models_labels(tmp_path: Path, sour
     artifact = artifact_at(tmp_path / "a", labels=names)
     session = TableSession(artifact.manifest, of_pixels)
     result = evaluation.evaluate(session, source, artifact=artifact, batch=4, out=tmp_path / "out")
-    predictions = predictions_of.read_predictions(tmp_path / "out.npz")
+    predictions = prediction_files.read_predictions(tmp_path / "out.npz")
     assert [names[label] for label in predictions.labels] == [name[:2] for name in predictions.names]
     assert "7 classes numbered by the model's labels" in result.notes
 
@@ -679,7 +679,7 @@ def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path, monkey
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "b.parquet")
     (tmp_path / "a.npz").write_bytes(b"PK" + b"x" * 100)
     np.savez(tmp_path / "b.npz", name=["a"])
-    monkeypatch.setattr(predictions_of, "_MOST_BYTES", 2**20)
+    monkeypatch.setattr(prediction_files, "_MOST_BYTES", 2**20)
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("about.npy", bytes(2**20 + 1))
     files = {
@@ -688,7 +688,7 @@ def test_what_holds_no_predictions_is_refused_in_one_line(tmp_path: Path, monkey
     }  # fmt: skip
     for name, message in files.items():
         with pytest.raises(DataError, match=message) as caught:
-            predictions_of.read_predictions(tmp_path / name)
+            prediction_files.read_predictions(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 

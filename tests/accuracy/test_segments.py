@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from segmenters import intersections_over_unions
 
-from convnext_deploy.accuracy import gate_scores, outputs, predictions, segments
+from convnext_deploy.accuracy import gate_scores, outputs, prediction_files, predictions, segments
 from convnext_deploy.accuracy.outputs import Segments
 from convnext_deploy.data import masks
 from convnext_deploy.errors import CheckFailed, DataError
@@ -71,8 +71,8 @@ def test_the_score_is_that_of_the_sets_of_pixels(tmp_path: Path) -> None:
         own = sorted({*truth.tolist(), *predicted.tolist()})
         assert found.per_image[number] == pytest.approx(np.mean(intersections_over_unions(truth, predicted, own)))
     path = tmp_path / "kept.npz"
-    path.write_bytes(predictions.encode(predictions.Chunk(0, 6, found, ("7: damaged",))))
-    again = predictions.read_outputs(path)
+    path.write_bytes(prediction_files.encode(predictions.Chunk(0, 6, found, ("7: damaged",))))
+    again = prediction_files.read_outputs(path)
     assert isinstance(again, Segments)
     assert all(np.array_equal(getattr(again, name), getattr(found, name)) for name in ("hits", "truth", "predicted"))
 

@@ -90,10 +90,12 @@ def inputs(
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)).save(file)
         rows.append({"image": {"bytes": file.read_bytes(), "path": file.name}, "label": number % 10})
+    results = folder / "results.jsonl"  # two rows: a page of all draws each machine and model, for seconds
+    results.write_text("".join(RESULTS.read_text("utf-8").splitlines(keepends=True)[:2]), "utf-8")
     pq.write_table(pa.Table.from_pylist(rows), folder / "table.parquet")
     return {
         "weights": str(checkpoint), "onnx": str(artifact_of("onnx").path), "eager": str(artifact_of("eager").path),
-        "images": str(folder / "images"), "table": str(folder / "table.parquet"), "results": str(RESULTS),
+        "images": str(folder / "images"), "table": str(folder / "table.parquet"), "results": str(results),
     }  # fmt: skip
 
 

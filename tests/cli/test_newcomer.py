@@ -1,6 +1,7 @@
 """What a newcomer met on a first walk, each as a sentence of what happens now."""
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 
 from convnext_deploy import api, cli
 from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.cli import app
 from convnext_deploy.cli.predict import _likely
 from convnext_deploy.errors import UsageError
 from convnext_deploy.records.manifest import Manifest
@@ -52,6 +54,32 @@ def told(checkpoint: Path, tmp_path: Path) -> Path:
     said = {"image_size": "64", "mean": "[0.5]", "std": "[0.25]"}
     safetensors.torch.save_file(safetensors.torch.load_file(checkpoint), path, said)
     return path
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        ("RuntimeError('operator torchvision::nms does not exist')", "operator torchvision::nms does not exist"),
+        ("ImportError('libtorch.so: undefined symbol')", "libtorch.so: undefined symbol"),
+    ],
+)
+def test_a_package_that_does_not_fit_its_pytorch_is_one_line(
+    raised: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchvision from one index and torch from another: what an installation in two steps may end in."""
+    for name, text in (("timm", "import torchvision"), ("torchvision", f"raise {raised}")):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(app, "app", lambda **_: importlib.import_module("timm"))
+    assert cli.run(["list"]) == 2
+    error = (
+        f"error: torchvision is installed and cannot be imported: {words}\nhint: install versions that fit each other\n"
+    )
+    assert capsys.readouterr().err == error
+    monkeypatch.setattr(app, "app", lambda **_: int([]))  # a mistake of ours stays one
+    with pytest.raises(TypeError):
+        cli.run(["list"])
 
 
 def test_what_was_given_against_the_checkpoint_is_said_in_one_line_and_kept(

@@ -73,6 +73,17 @@ def test_looking_for_the_runtimes_shows_which_one_and_how_many_are_left(monkeypa
     assert "looking for" in stream.getvalue()
 
 
+def test_what_the_cpu_multiplies_is_measured_with_a_bar(
+    monkeypatch: pytest.MonkeyPatch, need_format: Callable[[str], None]
+) -> None:
+    need_format("native")
+    monkeypatch.setenv("CONVNEXT_DEPLOY_ISA", "portable")
+    stream = Watched()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert cli.run(["doctor", "--peaks"]) == 0
+    assert "preparing the CPU engine" in stream.getvalue()
+
+
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
 def test_nothing_is_drawn_for_a_script(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Watched()

@@ -37,6 +37,39 @@ def test_what_does_not_fit_in_columns_is_a_paragraph_a_row(monkeypatch: pytest.M
     assert "beside" not in text
 
 
+class Screen(io.StringIO):
+    """A terminal's stdout."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+LINES = """\
+build/int8: custom as native int8, 1.1 MB
+verified on 16 bundled images against the fp32 source: relative error 0.032, cosine 0.9995113
+  known: image_size 64x64, mean 0.286, std 0.353, interpolation bicubic
+file: a/path/that/is/longer/than/any/line/of/this/terminal-and-is-copied.bin"""
+
+
+@pytest.mark.parametrize("width", [30, 60])
+def test_a_terminals_lines_are_broken_between_words_and_indented(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "stdout", Screen())
+    Terminal(json=False, quiet=False).result({}, LINES)
+    printed = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    assert printed.split() == LINES.split()  # whole words, in their order
+    assert all(len(line) <= width or len(line.split()) == 1 for line in printed.splitlines())
+    starts = [line for line in printed.splitlines() if not line.startswith(" ")]
+    assert starts[:2] == [line[: len(start)] for start, line in zip(starts, LINES.splitlines(), strict=False)][:2]
+    assert any(line.startswith("    ") for line in printed.splitlines())  # below a line that is indented itself
+
+
+def test_a_pipes_lines_are_not_broken(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    Terminal(json=False, quiet=False).result({}, LINES)
+    assert capsys.readouterr().out == f"{LINES}\n"
+
+
 def test_a_pipe_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     Terminal(json=False, quiet=False).table("batch 1", COLUMNS, [ROW])

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, features
 
 from convnext_deploy.accuracy import evaluation as evaluate
-from convnext_deploy.accuracy import gate, outputs
+from convnext_deploy.accuracy import gate, outputs, prediction_files
 from convnext_deploy.accuracy import predictions as predicted
 from convnext_deploy.data import boxes, decoding, jxl, masks, sources
 from convnext_deploy.data.image_source import ImageSource
@@ -268,7 +268,7 @@ def results() -> list[bytes]:
 
 
 def predictions() -> list[bytes]:
-    return [predicted.encode(predicted.Chunk(0, 12, evaluation()[1], ("x: y",)))]
+    return [prediction_files.encode(predicted.Chunk(0, 12, evaluation()[1], ("x: y",)))]
 
 
 def judge(result: EvalResult, found: predicted.Predictions) -> None:
@@ -318,7 +318,7 @@ def scored_predictions() -> list[bytes]:
     """Of detectors, segmenters and regressions; each array behind two bytes that say which it is."""
     made = []
     for number, make in enumerate(OTHERS):
-        with zipfile.ZipFile(io.BytesIO(predicted.encode(predicted.Chunk(0, 3, make()[1], ())))) as archive:
+        with zipfile.ZipFile(io.BytesIO(prediction_files.encode(predicted.Chunk(0, 3, make()[1], ())))) as archive:
             names = sorted(archive.namelist())
             made += [bytes([number, place]) + archive.read(name) for place, name in enumerate(names)]
     return made
@@ -330,7 +330,7 @@ def read_scored(content: bytes, folder: Path) -> None:
     result, whole = OTHERS[content[0] % len(OTHERS)]()
     packed = io.BytesIO()
     with (
-        zipfile.ZipFile(io.BytesIO(predicted.encode(predicted.Chunk(0, 3, whole, ())))) as archive,
+        zipfile.ZipFile(io.BytesIO(prediction_files.encode(predicted.Chunk(0, 3, whole, ())))) as archive,
         zipfile.ZipFile(packed, "w") as other,
     ):
         names = sorted(archive.namelist())
@@ -338,7 +338,7 @@ def read_scored(content: bytes, folder: Path) -> None:
             other.writestr(name, content[2:] if name == names[content[1] % len(names)] else archive.read(name))
     (folder / "a.npz").write_bytes(packed.getvalue())
     try:
-        outputs.scored(predicted.read_outputs(folder / "a.npz"), result.problem)
+        outputs.scored(prediction_files.read_outputs(folder / "a.npz"), result.problem)
     except ConvNextDeployError as error:
         check_is_a_line(error)
 
@@ -368,7 +368,7 @@ def old_predictions() -> list[bytes]:
 def read_predictions(content: bytes, folder: Path, suffix: str = ".npz") -> None:
     (folder / f"a{suffix}").write_bytes(content)
     try:
-        judge(evaluation()[0], predicted.read_predictions(folder / f"a{suffix}"))
+        judge(evaluation()[0], prediction_files.read_predictions(folder / f"a{suffix}"))
     except ConvNextDeployError as error:
         check_is_a_line(error)
 

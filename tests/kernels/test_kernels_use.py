@@ -273,7 +273,7 @@ def test_a_format_captures_and_builds_the_module_with_the_kernels_in_it(
     assert any(isinstance(module, FusedBlock) for module in graph.module.modules())
 
 
-@pytest.mark.parametrize("type", ["int8", "fp8"])
+@pytest.mark.parametrize("type", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_a_plan_is_exported_verified_and_loaded_in_kernels(type: Any, tmp_path: Path, without_a_gpu: None) -> None:
     """The whole way: quantize, export, read back. The bundled model and images, so that agreement means something."""
     import numpy as np

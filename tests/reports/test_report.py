@@ -337,9 +337,8 @@ def test_an_invalid_result_is_named_and_not_drawn(page: str) -> None:
     assert "failed: crashed" in page
 
 
-def test_the_same_results_give_the_same_page(recorded: Path) -> None:
-    found = results.read([recorded])
-    assert html.page(found, "t") == html.page(found, "t")
+def test_the_same_results_give_the_same_page(recorded: Path, page: str) -> None:
+    assert html.page(results.read([recorded]), HOSTILE) == page
 
 
 def test_speeds_of_two_machines_are_drawn_apart() -> None:

@@ -66,6 +66,20 @@ def test_a_number_beyond_float64_is_refused_in_a_line() -> None:
         protocol.parsed(document(data=[10**400] + [0] * 3071), None, SMALL)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "a\nb"}, r"inputs 'a\\nb'; expected one, "),
+        ({"parameters": {"binary_data_size": "a\nb"}}, r"binary_data_size 'a\\nb' and 0 bytes"),
+        ({"shape": [10**400, 1, 1]}, "has shape .{1,100}; expected 4 sizes"),
+    ],
+)
+def test_what_a_request_says_is_shown_in_one_short_line(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        protocol.parsed(document(**fields), None, SMALL)
+    assert "\n" not in str(caught.value)
+
+
 def test_damaged_bytes_behind_a_request_are_refused_in_a_line() -> None:
     head = document(parameters={"binary_data_size": 12288})
     whole = head + bytes(12288)

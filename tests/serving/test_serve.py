@@ -1,6 +1,7 @@
 """A server over HTTP: what it answers, what it refuses, and what it does when clients behave badly."""
 
 import contextlib
+import gc
 import gzip
 import io
 import json
@@ -57,6 +58,19 @@ def one(artifact: Artifact, artifact_of: Callable[..., Artifact]) -> Iterator[Ru
 @pytest.fixture
 def serve(artifact: Artifact) -> Callable[..., Any]:
     return lambda **options: serving(f"m={artifact.path}", **options)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_a_program_hid_from_the_garbage_collector_stays_hidden(serve: Callable[..., Any], frozen: bool) -> None:
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+    try:
+        with serve():
+            assert gc.get_freeze_count() > 0
+        assert (gc.get_freeze_count() > 0) == frozen
+    finally:
+        gc.freeze()
 
 
 # Answers
@@ -234,7 +248,7 @@ def damaged(content: bytes) -> bytes:
         ("/v2/models/first/infer", b"{", {}, 400, "the body is no inference request"),
         ("/v2/models/first/infer", b"[" * 100_000, {}, 400, "the body is no inference request"),
         ("/v2/models/first/infer", b'{"inputs":[]}', {}, 400, "inputs none; expected one, images"),
-        ("/v2/models/first/infer", b'{"inputs":[{"name":"x"}]}', {}, 400, "inputs x; expected one, images"),
+        ("/v2/models/first/infer", b'{"inputs":[{"name":"x"}]}', {}, 400, "inputs 'x'; expected one, images"),
         ("/v2/models/first/versions/2/infer", b"{}", {}, 404, "no version '2'"),
         ("/v2/models/first/infer", b"{}", {"Inference-Header-Content-Length": "9"}, 400, "at most the 2 bytes"),
         ("/v2/models/first/infer", b"{}", {"Inference-Header-Content-Length": "-1"}, 400, "'-1'; expected at most"),

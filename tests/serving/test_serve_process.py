@@ -143,7 +143,7 @@ def test_a_log_on_a_full_disk_ends_nothing(artifact: Artifact, workers: int) -> 
         until(lambda: bool(answer("/readyz")) or process.poll() is not None, 60)
         for count in range(1, 3):  # the first line that was not written is no reason for the second to fail
             process.send_signal(signal.SIGHUP)
-            until(lambda: reloads() == count * workers or process.poll() is not None, 30)  # noqa: B023
+            until(lambda: reloads() >= count * workers or process.poll() is not None, 30)  # noqa: B023
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

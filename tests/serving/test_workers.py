@@ -89,6 +89,22 @@ def test_a_worker_that_is_killed_is_replaced(two: tuple[Process, int]) -> None:
 
 
 @needs_cores
+def test_a_reload_reaches_a_worker_that_is_being_replaced(two: tuple[Process, int]) -> None:
+    one, _ = two
+    os.kill(children(one)[1], signal.SIGKILL)
+    until(lambda: any("takes its place" in line for line in one.lines), 30)
+    one.process.send_signal(signal.SIGHUP)  # the new one has no handler for it yet
+    until(
+        lambda: (
+            all(any(f"worker {place}: reloaded m: " in line for line in one.lines) for place in (0, 1))
+            or one.process.poll() is not None
+        ),
+        60,
+    )
+    assert one.end(signal.SIGTERM) == 0, one.lines
+
+
+@needs_cores
 def test_a_signal_ends_all_without_losing_a_request(two: tuple[Process, int]) -> None:
     one, _ = two
     assert set(answered_until(one, signal.SIGTERM)) == {200}

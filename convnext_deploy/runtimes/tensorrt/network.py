@@ -62,7 +62,7 @@ def _macs(trt: Any, layer: Any, operands: list[Any]) -> float:
 
 
 def _operand_type(trt: Any, tensor: Any, producers: dict[str, Any]) -> str:
-    """Type of the values an operand holds: 8 bits where nothing but reshapes lies between it and a dequantization."""
+    """Type of the values an operand contains: 8 bits where nothing but reshapes is between it and a dequantization."""
     layer = producers.get(tensor.name)
     while layer is not None and layer.type in (trt.LayerType.SHUFFLE, trt.LayerType.IDENTITY):
         layer = producers.get(layer.get_input(0).name)
