@@ -69,10 +69,10 @@ def find_compiler() -> str:
 
 def _is_stub(path: str) -> bool:
     """Whether this is what macOS has in a compiler's place before one is installed: to run it opens a window."""
-    if sys.platform != "darwin" or Path(path).parent != Path("/usr/bin"):
-        return False
-    asked = ["/usr/bin/xcode-select", "--print-path"]  # fails where neither Xcode nor its command-line tools are
-    return subprocess.run(asked, capture_output=True, check=False).returncode != 0
+    if sys.platform == "darwin" and Path(path).parent == Path("/usr/bin"):
+        asked = ["/usr/bin/xcode-select", "--print-path"]  # fails where neither Xcode nor its command-line tools are
+        return subprocess.run(asked, capture_output=True, check=False).returncode != 0
+    return False
 
 
 def units(machine: str = "") -> dict[str, tuple[str, ...]]:
