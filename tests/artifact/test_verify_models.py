@@ -95,7 +95,7 @@ def cancelling(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     directions = np.linalg.svd(features - mean)[2]
     chance = np.random.default_rng(0)
     weight = (
-        chance.standard_normal((12, 17)) @ directions[15:] + 0.03 * chance.standard_normal((12, 6)) @ directions[:6]
+        chance.standard_normal((12, 17)) @ directions[15:] + 0.015 * chance.standard_normal((12, 6)) @ directions[:6]
     )
     state["head.fc.weight"], state["head.fc.bias"] = (
         torch.from_numpy(weight).float(),
