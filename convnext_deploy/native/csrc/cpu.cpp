@@ -7,6 +7,8 @@
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #if defined(__x86_64__) && defined(__linux__)
 #include <cerrno>
@@ -82,12 +84,22 @@ bool has_tiles() {
 #endif
 }
 #elif defined(__aarch64__)
-// What Linux says of every core, by the bits of its asm/hwcap.h, of which older headers lack some. Other systems are
-// not asked.
+// What Linux says of every core, by the bits of its asm/hwcap.h, of which older headers lack some; and macOS, by name.
+// Other systems are not asked.
 #if defined(__linux__)
 bool has(unsigned long kind, unsigned long bits) { return (getauxval(kind) & bits) == bits; }
 bool has_dotprod() { return has(AT_HWCAP, 1UL << 20); }
 bool has_i8mm_and_bf16() { return has_dotprod() && has(AT_HWCAP2, 1UL << 13 | 1UL << 14); }
+#elif defined(__APPLE__)
+bool has(const char *name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm_and_bf16() {
+  return has_dotprod() && has("hw.optional.arm.FEAT_I8MM") && has("hw.optional.arm.FEAT_BF16");
+}
 #else
 bool has_dotprod() { return false; }
 bool has_i8mm_and_bf16() { return false; }

@@ -5,6 +5,7 @@
 // are [padded(N) / 16][steps][16][w]: a step is 64 bytes, w = 4 bytes of consecutive inputs for each of 16 outputs
 // (4 int8, 2 bf16, or 1 float), so that the same loop multiplies all three types on every instruction set.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace cnxt {
@@ -26,8 +27,8 @@ enum Activation : uint32_t { IDENTITY = 0, GELU = 1, GELU_TANH = 2, SILU = 3, RE
 enum Input : uint32_t { FLOAT32_NCHW = 0, UINT8_NHWC = 1, INPUTS = 2 };
 enum Flags : uint32_t { NORM_FIRST = 1 };  // of HEAD: normalize, then pool
 
-constexpr uint64_t padded(uint64_t channels) { return (channels + BLOCK - 1) / BLOCK * BLOCK; }
-constexpr uint64_t bytes_of(uint32_t type) { return type == INT8 ? 1 : type == BF16 ? 2 : 4; }
+constexpr size_t padded(size_t channels) { return (channels + BLOCK - 1) / BLOCK * BLOCK; }
+constexpr size_t bytes_of(uint32_t type) { return type == INT8 ? 1 : type == BF16 ? 2 : 4; }
 
 // y[n] = scale[n] * (sum_k w[n][k] q[k] + offset[n]) + bias[n], with q = round((x - shift) / step) + zero_point
 // saturated to 0..255 for INT8; without scale and offset, and with q = x, otherwise.

@@ -105,7 +105,7 @@ size_t Session::lay_out(uint8_t *base) {
         break;
       case BLOCK_OP:
         rows = std::max(rows, columns);
-        inputs = std::max({inputs, input_stride(op.a)});
+        inputs = std::max(inputs, input_stride(op.a));
         hidden[stage] = std::max(hidden[stage], input_stride(op.b));
         if (op.grn_weight) {
           const size_t area = size_t{maps[stage].height} * maps[stage].width;
