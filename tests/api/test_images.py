@@ -64,7 +64,7 @@ def test_an_export_is_checked_on_what_a_program_holds(
 ) -> None:
     said: list[str] = []
     artifact = api.export(
-        checkpoint, format="eager", image_size=64, batch=2, out=tmp_path / "m", data=pairs[::5], say=said.append,
+        checkpoint, format="eager", image_size=64, batch=2, out=tmp_path / "m", data=pairs, say=said.append,
         verify_data=[path for path, _ in pairs[::5]],
     )  # fmt: skip
     assert artifact.manifest.parity[-1].images == "a list of 10 images"
