@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -360,19 +360,12 @@ def overhead(port: int, artifact: Path, count: int) -> dict[str, float]:
     return {"session_p50_ms": one, "served_p50_ms": other, "overhead_p50_ms": other - one}
 
 
-def measured(
-    out: Path | None, name: str, sha256: str, limit_ms: float, workers: int, options: str, images: Path | None
-) -> dict[str, Any] | None:
-    """The row of a server that a file has, of this artifact on such a machine."""
+def measured(out: Path | None, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The last row with trials that a file has under these conditions."""
     if out is None or not out.exists():
         return None
-    expected = {
-        "server": name, "artifact_sha256": sha256, "limit_ms": limit_ms, "workers": workers,
-        "options": options if name == OURS else "", "images": "bundled" if images is None else images.name,
-        "machine": env.machine(),
-    }  # fmt: skip
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    same = [row for row in rows if "trials" in row and all(row[key] == value for key, value in expected.items())]
+    same = [row for row in rows if "trials" in row and all(row[key] == value for key, value in conditions.items())]
     return same[-1] if same else None
 
 
@@ -398,8 +391,12 @@ def main() -> None:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     rates: dict[str, float] = {}
     for name in given.servers.split(","):
-        workers = 1 if name == "fastapi" else given.workers
-        kept = measured(given.out, name, artifact.sha256, given.limit_ms, workers, given.options, given.images)
+        conditions = {
+            "server": name, "artifact_sha256": artifact.sha256, "limit_ms": given.limit_ms,
+            "workers": 1 if name == "fastapi" else given.workers, "options": given.options if name == OURS else "",
+            "images": "bundled" if given.images is None else given.images.name, "machine": env.machine(),
+        }  # fmt: skip
+        kept = measured(given.out, conditions)
         if kept is not None and given.steps and not (given.overhead or given.idle or given.soak):
             rates[name] = kept["requests_per_s"]
             print(f"{name}: {rates[name]:.1f} requests/s, measured at {kept['created']}")
@@ -408,12 +405,9 @@ def main() -> None:
         process, port = started(name, given.artifact.resolve(), given.options.split(), given.workers, sent[0])
         try:
             row: dict[str, Any] = {
-                "created": now, "server": name, "artifact": given.artifact.resolve().name,
-                "artifact_sha256": artifact.sha256, "model": artifact.manifest.model.architecture,
-                "images": "bundled" if given.images is None else given.images.name,
-                "image_size": artifact.manifest.model.image_size, "limit_ms": given.limit_ms,
-                "options": given.options if name == OURS else "", "workers": workers,
-                "machine": env.machine(), "versions": _versions(),
+                "created": now, "artifact": given.artifact.resolve().name,
+                "model": artifact.manifest.model.architecture, "image_size": artifact.manifest.model.image_size,
+                "versions": _versions(), **conditions,
             }  # fmt: skip
             if given.steps:
                 rates[name], row["trials"] = searched(process, port, sent, given.limit_ms, given.seconds, given.steps)
