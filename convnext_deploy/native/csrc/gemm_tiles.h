@@ -92,21 +92,21 @@ INLINE uint32_t turns_of(uint32_t steps) {
 
 using MultiplyBlock = void (*)(const TileInputs &, const float *, const uint8_t *, Waiting &, float *);
 
-// The rows [row, row + count) of all groups of outputs.
+// The rows [row, row + count) of all groups of outputs, `height` in a register and each in `turns` of them.
 template <uint32_t TYPE>
-void multiply_rows(const Gemm &g, uint32_t row, uint32_t count, Finish finish) {
+void multiply_rows(const Gemm &g, uint32_t row, uint32_t count, uint32_t height, uint32_t turns, Finish finish) {
   static_assert(GROUPS<TYPE> == 2);
   static constexpr MultiplyBlock blocks[2][2] = {{multiply_block<TYPE, 1, 1>, multiply_block<TYPE, 1, 2>},
                                                  {multiply_block<TYPE, 2, 1>, multiply_block<TYPE, 2, 2>}};
   alignas(64) float sums[2][2 * TILE_ROWS * WIDTH<TYPE>];  // of this block, and of the one before
   const auto *start = TYPE == INT8 ? reinterpret_cast<const float *>(g.offset) : g.bias;
   const size_t group_bytes = size_t{g.steps} * 64;
-  const uint32_t tiles = (count + TILE_ROWS - 1) / TILE_ROWS, height = (count + tiles - 1) / tiles;
+  const uint32_t tiles = (count + height - 1) / height;
   const uint8_t *a = g.a + row * g.a_stride;
   TileInputs in;
   in.stride = g.a_stride;
-  in.turns = turns_of(g.steps);
-  in.bytes = g.steps / in.turns * 4;
+  in.turns = turns;
+  in.bytes = g.steps / turns * 4;
   in.second = 0;
   Waiting waiting{g, finish};
   int buffer = 0;
@@ -138,15 +138,16 @@ void multiply_rows(const Gemm &g, uint32_t row, uint32_t count, Finish finish) {
 template <uint32_t TYPE>
 void gemm_on_tiles(const Gemm &g) {
   const Finish finish = finish_of<TYPE>(g.epilogue);
+  const uint32_t turns = turns_of(g.steps), steps = g.steps / turns;
   for (uint32_t row = 0; row < g.rows; row += ROWS_AT_ONCE) {
     const uint32_t count = g.rows - row < ROWS_AT_ONCE ? g.rows - row : ROWS_AT_ONCE;
-    const uint32_t tiles = (count + TILE_ROWS - 1) / TILE_ROWS, steps = g.steps / turns_of(g.steps);
+    const uint32_t tiles = (count + TILE_ROWS - 1) / TILE_ROWS, height = (count + tiles - 1) / tiles;
     TileShapes shapes;
-    for (int tile = 0; tile < 6; tile++) shapes.set(tile, static_cast<int>((count + tiles - 1) / tiles));
+    for (int tile = 0; tile < 6; tile++) shapes.set(tile, static_cast<int>(height));
     for (int tile = 6; tile < 8; tile++) shapes.set(tile, static_cast<int>(steps));
     for (int tile = 4; tile < 6; tile++) shapes.bytes[tile] = static_cast<uint16_t>(4 * steps);
     configure_tiles(shapes);
-    multiply_rows<TYPE>(g, row, count, finish);
+    multiply_rows<TYPE>(g, row, count, height, turns, finish);
   }
   release_tiles();  // so that nobody else has to save them
 }
