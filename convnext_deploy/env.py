@@ -111,6 +111,27 @@ def import_failure(module: str) -> str | None:
     return None
 
 
+def broken_line(module: str, reason: str) -> str:
+    """The refusal for a module that is installed and cannot be imported: why, and what to do."""
+    return f"{module} is installed and cannot be imported: {reason}; {cure_of_broken()}"
+
+
+def cure_of_broken() -> str:
+    """What to do where an installed package cannot be imported.
+
+    PyTorch's index of CPU wheels and others have the same versions in different builds. pip takes torch from one and
+    torchvision from another without a word, since their numbers fit. Only the label after the + tells them apart.
+    """
+    builds = {name: installed for name, installed in versions().items() if name in ("torch", "torchvision")}
+    if len({installed.partition("+")[2] for installed in builds.values()}) < 2:
+        return "install versions that fit each other"
+    named = " and ".join(f"{name} {installed}" for name, installed in builds.items())
+    return (
+        f"install torch and torchvision from one package index, for {named} are builds of two: pip install "
+        "--force-reinstall torch torchvision (and --index-url with PyTorch's CPU index, for its smaller builds)"
+    )
+
+
 def broken_package(error: BaseException) -> str | None:
     """The package in whose import an error was raised, as where versions do not fit each other; None: in none's."""
     package, trace = None, error.__traceback__

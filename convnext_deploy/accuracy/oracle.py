@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..artifact import deviation
 from ..data import preprocess
-from ..env import import_failure, missing
+from ..env import cure_of_broken, import_failure, missing
 from ..errors import ParityError, plain
 from ..models import beside
 from ..models.files import read_file
@@ -62,7 +62,7 @@ def judge(loaded: "Loaded", images: NDArray[np.float32], ours: tuple[NDArray[np.
         return _self(f"{library} is not installed")
     broken = import_failure(library)
     if broken is not None:
-        return _self(f"{library} cannot be imported: {broken}")
+        return _self(f"{library} cannot be imported: {broken}; {cure_of_broken()}")
     try:
         state = _read(origin.files, origin.key)
         if loaded.model.spec.task == "segment":

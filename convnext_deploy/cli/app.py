@@ -216,12 +216,11 @@ def run(arguments: list[str]) -> int:
         named = f"{error.filename}: " if error.filename is not None else ""
         return _failed(f"{named}{plain(error)}", 2, arguments)
     except (ImportError, MemoryError, RuntimeError) as error:
-        from ..env import broken_package
+        from ..env import broken_line, broken_package
 
         broken = broken_package(error)
         if broken is not None and not debug:
-            line = f"{broken} is installed and cannot be imported: {plain(error)}; install versions that fit each other"
-            return _failed(line, 2, arguments)
+            return _failed(broken_line(broken, plain(error)), 2, arguments)
         if debug or not _lacks_memory(error):
             raise
         reason = plain(RuntimeError(str(error)))  # NumPy and PyTorch say how much

@@ -10,7 +10,7 @@ from ..arguments import shown
 from ..artifact import trust as trusted
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
-from ..env import PACKAGES, import_failure, import_line, missing, missing_line, pip_line
+from ..env import PACKAGES, broken_line, import_failure, import_line, missing, missing_line, pip_line
 from ..errors import ArtifactError, MissingPackageError, UsageError, plain
 from ..quantization.eight_bits import EightBits
 from ..records.base import Device
@@ -124,7 +124,7 @@ def _broken(modules: tuple[str, ...]) -> str | None:
     for module in modules:
         reason = import_failure(module)
         if reason is not None:
-            return f"{module} is installed and cannot be imported: {reason}; install versions that fit each other"
+            return broken_line(module, reason)
     return None
 
 

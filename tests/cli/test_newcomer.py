@@ -82,6 +82,27 @@ def test_a_package_that_does_not_fit_its_pytorch_is_one_line(
         cli.run(["list"])
 
 
+def test_builds_of_two_package_indexes_are_named_with_the_command_that_mends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch's CPU wheel beside a torchvision from elsewhere: their numbers fit, so pip says nothing."""
+    installed = {"torch": "2.13.0+cpu", "torchvision": "0.28.0"}
+    for name, version in installed.items():
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        (tmp_path / f"{name}-{version}.dist-info/METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(app, "app", lambda **_: importlib.import_module("torchvision"))
+    assert cli.run(["list"]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.endswith("cannot be imported: operator torchvision::nms does not exist")
+    assert hint.startswith(
+        "hint: install torch and torchvision from one package index, for torch 2.13.0+cpu and torchvision 0.28.0 "
+        "are builds of two: pip install --force-reinstall torch torchvision"
+    )
+
+
 def test_what_was_given_against_the_checkpoint_is_said_in_one_line_and_kept(
     told: Path, tmp_path: Path, capsys: Captured
 ) -> None:
