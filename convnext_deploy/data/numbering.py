@@ -138,9 +138,12 @@ def numbered(
         )
     for number, name in enumerate(names):
         if own.get(name, number) != number:  # some names are the model's, and have other numbers there
+            unknown = [other for other in names if other not in own]
+            more = f" and {counted(len(unknown) - 1, 'other name')} are" if unknown[1:] else " is"
+            beside = f", while {unknown[0]!r}{more} unknown to it" if unknown else ""
             raise DataError(
-                f"label {number} is {name!r} in {source.name}, and in the model {name!r} is {own[name]}, while other "
-                f"names are unknown to it; {remedy}"
+                f"label {number} is {name!r} in {source.name}, and in the model {name!r} is {own[name]}{beside}; "
+                f"name the classes as the model does, or {remedy}"
             )
     _refuse_outside(source, outputs)
     if source.labels_from == "column":
