@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from .errors import MissingPackageError, plain
+from .errors import MissingPackageError, plain, was_interrupted
 
 REPORTED = (
     "torch", "timm", "torchvision", "triton", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
@@ -107,6 +107,8 @@ def import_failure(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from None
         return plain(error)
     return None
 

@@ -48,6 +48,14 @@ _WORDS: dict[type[BaseException], str] = {
 }
 
 
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an error comes of Ctrl-C: an extension module that is being imported turns it into an ImportError."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
 def counted(count: int, noun: str) -> str:
     """`1 image`, `2,000 images`, `3 classes`, `4 entries`."""
     if count == 1:

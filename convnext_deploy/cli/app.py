@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConvNextDeployError, plain, printable
+from ..errors import ConvNextDeployError, plain, printable, was_interrupted
 from . import INTERRUPTED
 from .bench import bench
 from .evaluate import evaluate
@@ -188,13 +188,7 @@ def run(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         return _failed(_no_command(arguments[0]), 2, arguments)
     try:
-        returned = app(
-            args=arguments or ["--help"],
-            prog_name="convnext-deploy",
-            standalone_mode=False,
-            obj=tuple(arguments),  # for commands that show how they are typed again
-        )
-        code = returned if isinstance(returned, int) else 0
+        code = _called(arguments)
     except typer.Exit as error:
         code = error.exit_code
     except CommandLineError as error:
@@ -235,6 +229,21 @@ def run(arguments: list[str]) -> int:
 def _lacks_memory(error: Exception) -> bool:
     """Whether memory ran out: NumPy raises MemoryError, PyTorch a RuntimeError that says so."""
     return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def _called(arguments: list[str]) -> int:
+    try:
+        returned = app(
+            args=arguments or ["--help"],
+            prog_name="convnext-deploy",
+            standalone_mode=False,
+            obj=tuple(arguments),  # for commands that show how they are typed again
+        )
+    except Exception as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from None
+        raise
+    return returned if isinstance(returned, int) else 0
 
 
 def split_hint(line: str) -> tuple[str, str | None]:

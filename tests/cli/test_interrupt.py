@@ -49,6 +49,37 @@ def test_ctrl_c_during_an_import_is_one_line(module: str, arguments: list[str], 
     assert done.stdout == ('{"error":"interrupted","exit_code":130}\n' if json else "")
 
 
+FAILING = """
+import types
+class Loader:
+    def create_module(self, spec): pass
+    def exec_module(self, module):
+        try:
+            raise KeyboardInterrupt  # what pybind11 makes of it, with the same words
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+class Failing:
+    def find_spec(self, name, path=None, target=None):
+        import importlib.machinery
+        return importlib.machinery.ModuleSpec(name, Loader()) if name == "openvino" else None
+sys.meta_path.insert(0, Failing())
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "import openvino",  # as a format does, in the middle of an export
+        "from convnext_deploy import env; env.import_failure('openvino')",  # as `doctor` does
+    ],
+)
+def test_ctrl_c_inside_of_an_extension_modules_import_is_one_line(before: str) -> None:
+    """It was an ImportError, and the line said to install versions that fit each other, with exit code 2."""
+    command = f"from convnext_deploy.cli import app\ndef command(**_):\n    {before}\napp.app = command\n"
+    done = program(["list"], "nothing", before=f"{FAILING}{command}")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
 def test_a_program_that_was_told_to_ignore_ctrl_c_goes_on() -> None:
     done = program(["--version"], "typer", before="signal.signal(signal.SIGINT, signal.SIG_IGN)")
     assert (done.returncode, done.stderr) == (0, "")
