@@ -8,7 +8,7 @@ import typer
 from . import hints
 from .groups import AllOutputs, ExportedCheckpoint, Labelled, Meaning, TensorRt, grouped
 from .options import DATA, OUTPUT, RUNTIME, Debug, Force, Json, Quiet, Trust, batch_range, one_of
-from .terminal import Terminal, progress_bar, summary
+from .terminal import Terminal, interruptible, progress_bar, summary
 
 
 @grouped
@@ -105,7 +105,10 @@ def export(
         formats.require(formats.get(format), build=True)  # before torch is imported, so that a typo costs nothing
     from .. import api
 
-    with progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress:
+    with (
+        progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress,
+        interruptible(terminal) as say,
+    ):
         artifact = api.export(
             checkpoint.weights,
             format=format,
@@ -118,7 +121,7 @@ def export(
             into=into,
             at=at or (),
             force=force,
-            say=terminal.say,
+            say=say,
             progress=progress,
             **options,
         )

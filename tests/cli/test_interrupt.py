@@ -1,10 +1,18 @@
 """Ctrl-C at any import of the program, and where somebody has asked that it be ignored."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from convnext_deploy import cli, formats
 
 INTERRUPTING = """
 import os, signal, sys
@@ -90,3 +98,25 @@ def test_ctrl_c_after_the_last_word_has_no_traceback() -> None:
     ending = "import atexit; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
     done = program(["--version"], "nothing", before=ending)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")  # as a shell says: 130
+
+
+def test_an_export_whose_converter_loses_ctrl_c_ends_before_its_next_step(
+    replaced_format: Callable[..., None], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TorchScript's tracing went on, and the export ended with an artifact and exit code 0."""
+    build = formats.get("eager").build
+
+    def losing(graph: Any, folder: Path) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        build(graph, folder)
+
+    replaced_format("eager", build=losing)
+    arguments = ["export", "--weights", str(checkpoint), "--format", "eager", "--image-size", "64"]
+    assert cli.run([*arguments, "--out", str(tmp_path / "a")]) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("building eager\nerror: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

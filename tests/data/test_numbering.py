@@ -105,7 +105,9 @@ def test_another_number_of_classes_than_outputs_is_refused(count: int) -> None:
 
 
 def test_some_of_the_models_names_at_other_positions_are_refused() -> None:
-    with pytest.raises(DataError, match="label 0 is 'cat' in set, and in the model 'cat' is 1, while 'emus' is unknown"):
+    with pytest.raises(
+        DataError, match="label 0 is 'cat' in set, and in the model 'cat' is 1, while 'emus' is unknown"
+    ):
         numbering.numbered(source("cat", "emus"), 2, ("dog", "cat"))
 
 
