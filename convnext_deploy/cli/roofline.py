@@ -54,7 +54,9 @@ def roofline(
     columns = ["operation", "count", "GFLOP", "MB", "FLOP/B", "ms", "share", "bound by"]
     terminal.table(f"{result.model} {result.precision}, batch {batch}, on {result.ceilings.name}", columns, rows)
     ceilings = result.ceilings
-    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in ceilings.matrix_tflops.items())
+    rates = ", ".join(
+        f"{name} {rate:,.0f}" if rate >= 100 else f"{name} {rate:.3g}" for name, rate in ceilings.matrix_tflops.items()
+    )
     terminal.result(
         result,
         f"at least {result.ms:.3f} ms a batch, at most {result.images_per_s:.1f} images/s "

@@ -4,6 +4,7 @@ The queue runs on a clock that it is given: the real one against a session, a vi
 times. So the search for the highest rate begins where few real runs are needed.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,6 +166,18 @@ def trials(
             rate /= STRIDE
         else:
             rate = float(np.sqrt(passed_at * failed_at)) if np.isfinite(failed_at) else rate * STRIDE
+
+
+def runs_left(made: Sequence[ServerTrial]) -> int:
+    """About how many runs `trials` still makes after these: for a display of the time that is left."""
+    if len(made) >= MAX_TRIALS:
+        return 0
+    passed_at = highest(made)
+    failed_at = min((one.queries_per_s for one in made if not one.passed), default=None)
+    open_sides = (passed_at is None) + (failed_at is None)  # each costs one more run at least
+    apart = STRIDE if passed_at is None or failed_at is None else failed_at / passed_at
+    halvings = 0 if apart <= CLOSE else math.ceil(math.log2(math.log(apart) / math.log(CLOSE)))
+    return min(open_sides + halvings, MAX_TRIALS - len(made))
 
 
 def highest(trials: Sequence[ServerTrial]) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import arguments, env
 from ..arguments import Progress
-from ..errors import UsageError, WorkerError
+from ..errors import UsageError, WorkerError, counted
 from ..records.base import Device
 from ..records.timing import BenchResult, Ceilings, Conditions, Scenario, Scope, ServerLoad, ServerTrial, Status
 from ..timing import roofline, scenarios
@@ -243,7 +243,9 @@ def _server(
         closed = msgspec.convert(closing, Closing) if closing is not None else None
         row = _result(entry, plan, batch, streams, run, closed, interrupted=interrupted is not None)
         if row.status == "partial":
-            row = msgspec.structs.replace(row, reason=f"interrupted after {len(load.trials)} runs of arrivals")
+            row = msgspec.structs.replace(
+                row, reason=f"interrupted after {counted(len(load.trials), 'run')} of arrivals"
+            )
         tried = load if load.trials or entry.failure is None else None
         yield _rated(msgspec.structs.replace(row, server=tried, images_per_s=load.queries_per_s), entry)
         meter.step()
@@ -262,8 +264,8 @@ def _served(
 
     def attempt(rate: float, queries: int, seed: int) -> ServerTrial:
         so_far = scenarios.highest(trials)
-        known = f", {so_far:.3g} carried" if so_far else ""
-        meter.says(f"{rate:.3g} arrivals a second at {entry.contender.subject} for {queries / rate:.0f} s{known}")
+        known = f", {_rate(so_far)} carried" if so_far else ""
+        meter.says(f"{_rate(rate)} arrivals a second at {entry.contender.subject} for {queries / rate:.0f} s{known}")
         answer = entry.worker.call(
             "arrivals", queries_per_s=rate, queries=queries, seed=seed, sizes=sizes, slo_ms=plan.slo_ms,
             fraction=fraction,
@@ -271,17 +273,21 @@ def _served(
         return msgspec.convert(answer, ServerTrial)
 
     seconds = max(plan.seconds, SERVER_SECONDS)
+    expected = scenarios.runs_left(())
     try:
         if entry.failure is None:
             searched = scenarios.trials(
                 attempt, service_s, slo_ms=plan.slo_ms, fraction=fraction, seed=plan.seed, seconds=seconds
             )
             for trial in searched:
-                trials.append(trial)  # noqa: PERF402 - `extend` would lose what came before an interruption
+                trials.append(trial)
+                meter.step()
+                expected = meter.revised(expected, len(trials) + scenarios.runs_left(trials))
     except WorkerError as error:
         entry.failure = str(error)
     except KeyboardInterrupt as error:
         interrupted = error
+    meter.revised(expected, len(trials))
     load = ServerLoad(
         slo_ms=plan.slo_ms,
         fraction=fraction,
@@ -291,6 +297,10 @@ def _served(
         trials=tuple(trials),
     )
     return load, interrupted
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
 
 
 def _result(
@@ -356,7 +366,7 @@ def _status(entry: _Entry, conditions: Conditions | None, plan: Plan, interrupte
     if entry.failure is not None:
         return "failed", entry.failure
     if interrupted:
-        return "partial", f"interrupted after {len(entry.turns)} turns"
+        return "partial", f"interrupted after {counted(len(entry.turns), 'turn')}"
     if conditions is not None and conditions.problems:
         return "invalid", "; ".join(conditions.problems)
     if entry.ready is not None and not entry.ready.steady:
@@ -377,12 +387,16 @@ def _machine(conditions: Conditions | None) -> dict[str, str | int]:
 
 
 class _Meter:
-    """Counts steps, a warm-up or a turn each; how many there are becomes exact as settings are warmed up."""
+    """Counts steps, a warm-up or a turn each; how many there are becomes exact as settings are warmed up.
+
+    Of the scenario `server` a step is a run of arrivals; how many the search makes becomes exact as it closes in.
+    """
 
     def __init__(self, plan: Plan, contenders: int, progress: Progress) -> None:
         self._progress, self._contenders = progress, contenders
         self._groups = len(plan.streams) * (1 if plan.scenario == "server" else len(plan.batches))
-        self._rounds = 0 if plan.scenario == "server" else max(MIN_TURNS, math.ceil(plan.seconds / TURN_S))
+        timed = max(MIN_TURNS, math.ceil(plan.seconds / TURN_S))
+        self._rounds = scenarios.runs_left(()) if plan.scenario == "server" else timed
         self._done = self._surplus = 0
         self._what = ""
 
@@ -392,6 +406,12 @@ class _Meter:
 
     def expects(self, rounds: int) -> None:
         self._surplus += (rounds - self._rounds) * self._contenders
+
+    def revised(self, runs: int, now: int) -> int:
+        """`now` runs of one contender, where `runs` were expected."""
+        self._surplus += now - runs
+        self._tell()
+        return now
 
     def step(self) -> None:
         self._done += 1

@@ -313,6 +313,21 @@ def ctrl_c_raises() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+def test_a_search_for_a_rate_tells_how_many_runs_are_left(fake: Fake) -> None:
+    """It stood at 0 of 1 for its minute, with no time left."""
+    told: list[tuple[int, int, str]] = []
+    plan = Plan(scenario="server", slo_ms=20.0, batches=(1,), seconds=0.1)
+    (row,) = bench([fake("a", 2.0)], plan, progress=lambda *step: told.append(step))
+    assert row.server is not None
+    runs = len(row.server.trials)
+    during = [(done, total) for done, total, what in told if "arrivals a second" in what]
+    assert during[0][0] == 0
+    assert during[0][1] >= 3
+    assert {done for done, _ in during} >= set(range(runs))
+    assert all(done < total for done, total in during[:-1])
+    assert during[-1][0] == during[-1][1] == runs + 1  # and the contender's end
+
+
 @pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_keeps_the_runs_of_arrivals_that_a_server_has_ended(fake: Fake) -> None:
     said: list[str] = []
@@ -328,7 +343,7 @@ def test_ctrl_c_keeps_the_runs_of_arrivals_that_a_server_has_ended(fake: Fake) -
                 os.kill(os.getpid(), signal.SIGINT)
 
     def interrupt(done: int, total: int, what: str) -> None:
-        if "arrivals a second" in what:
+        if "arrivals a second" in what and what not in said:
             said.append(what)
             if len(said) == 3:  # in the midst of a run
                 timers.append(threading.Timer(0.02, strike))
@@ -356,7 +371,7 @@ def test_ctrl_c_keeps_the_runs_of_arrivals_that_a_server_has_ended(fake: Fake) -
     assert len(row.server.trials) == 2
     assert time.perf_counter() - interrupted[0] < 2
     rate = row.server.trials[0].queries_per_s
-    assert said[0].startswith(f"{rate:.3g} arrivals a second at a ")
+    assert said[0].startswith(f"{rate:,.0f} arrivals a second at a ")
 
 
 def test_offline_streams_add_up(fake: Fake) -> None:
