@@ -48,8 +48,10 @@ def page(result: OptimizeResult, read: Read, next_commands: tuple[str, ...] = ()
     rows = {row.name: row for row in result.candidates}
     chosen = rows[result.chosen] if result.chosen is not None else None
     parts = [_verdict(result, rows, chosen)]
-    drawn = None if env.missing(("matplotlib",)) else plots.front(result)  # of the extra `report`
-    if drawn is not None:
+    if absent := env.missing(("matplotlib",)):  # of the extra `report`
+        line = f"The picture of accuracy and latency is left out: {env.missing_line(*absent)}"
+        parts.append(f'<p class="note">{escape(line)}</p>')
+    elif drawn := plots.front(result):
         parts.append(html.figure("Accuracy and latency", plots.FRONT, drawn))
     parts.append(html.table(tables.optimized(result)))
     judged = chosen.verdict if chosen is not None else None

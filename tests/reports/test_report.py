@@ -582,6 +582,13 @@ def test_the_front_has_no_tick_above_all_images() -> None:
     assert max(ticks) == 100.0
 
 
+def test_a_page_without_matplotlib_says_what_would_draw_its_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimized.env, "missing", lambda modules: modules)
+    page = optimized.page(optimize_result(), lambda name: Image.new("L", (1, 1)))
+    assert "<svg" not in page
+    assert "matplotlib is not installed; run: pip install &#x27;convnext-deploy[report]&#x27;" in page
+
+
 def test_the_page_of_optimize_escapes_what_comes_from_files_and_allows_no_connection() -> None:
     page = optimized.page(optimize_result(why="a <script>"), lambda name: Image.new("L", (28, 28)), ("next one",))
     assert "a &lt;script&gt;" in page
