@@ -43,8 +43,9 @@ def held_facts(content: Mapping[Any, Any]) -> dict[str, Any]:
 def training_facts(arguments: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """Facts among the arguments of a training script. In settings of another name the same words may mean other things.
 
-    Of timm's (`img_size` or `input_size`, `mean`, `std`, `crop_pct`, `interpolation`, `gp`, `model_kwargs`), of the papers' repository
-    (`input_size`, `crop_pct`) and of torchvision's references (`val_crop_size`, `val_resize_size`, `interpolation`).
+    Of timm's (`img_size` or `input_size`, `mean`, `std`, `crop_pct`, `interpolation`, `gp`, `model_kwargs`), of the
+    papers' repository (`input_size`, `crop_pct`) and of torchvision's references (`val_crop_size`, `val_resize_size`,
+    `interpolation`).
     """
     facts: dict[str, Any] = {}
     if isinstance(arguments.get("gp"), str):
