@@ -39,6 +39,11 @@ OTHER_TOOLS: tuple[tuple[str, str], ...] = (
         _QUANTIZED,
     ),
     (
+        r"(.*\.)?_?flat_param(_\d+)?",
+        "it contains FSDP's flat parameters, of which several tensors are one; save it with a full state dict "
+        "(FSDP.state_dict_type with StateDictType.FULL_STATE_DICT)",
+    ),
+    (
         r".*\.(dwconv|downsample_layers\.\d\.\d)\.kernel",
         "it contains the sparse convolutions of MinkowskiEngine, as pretraining with FCMAE saves them; convert it with "
         "the official repository's remap_checkpoint_keys first",

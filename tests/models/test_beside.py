@@ -356,6 +356,12 @@ def test_what_other_tools_put_in_the_place_of_weights_is_refused_with_its_cure(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["_fsdp_wrapped_module._flat_param", "stages.0._fsdp_wrapped_module.flat_param_0"])
+def test_flat_parameters_are_refused_with_the_cure(key: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"flat parameters, of which several .* StateDictType\.FULL_STATE_DICT"):
+        read({key: torch.ones(100)}, tmp_path)
+
+
 def test_shards_without_values_are_refused_with_the_cure(reference: nn.Module, tmp_path: Path) -> None:
     content = {"module": {key: torch.zeros(0) for key in reference.state_dict()}}
     with pytest.raises(WeightsError, match=r"tensors without values, as a trainer that shards weights"):
