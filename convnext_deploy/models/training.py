@@ -11,7 +11,7 @@ from .timm_config import argument_facts, refuse_pooling, refuse_stride
 
 ARGUMENTS = "args"  # of timm's, the papers' and torchvision's scripts
 SETTINGS = (ARGUMENTS, "hyper_parameters", "hparams", "config", "cfg")  # and Lightning's, and people's own
-_SIZES = ("img_size", "input_size", "image_size", "val_crop_size")
+_SIZES = ("input_size", "img_size", "image_size", "val_crop_size")  # as timm's script, the first goes before the second
 _POOLINGS = ("max", "avgmax", "catavgmax")  # timm's others, in settings of any name
 _STRIDES = ("output_stride", "encoder_output_stride")  # the latter is segmentation_models_pytorch's
 _MODEL_ARGUMENTS = ("model_kwargs", "model_args")  # what timm's script, and people's own, give its constructor

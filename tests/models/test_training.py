@@ -83,6 +83,18 @@ def test_settings_under_other_names_than_args_are_read(place: str, state: State,
     assert found.provenance["image_size"].source == f"the checkpoint's {place}"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"img_size": 96}, {"input_size": [3, 64, 96]}, {"img_size": 128, "input_size": [3, 64, 96]}],
+    ids=["one side", "three numbers", "both"],
+)
+def test_the_size_is_what_timms_script_makes_of_its_arguments(
+    given: dict[str, Any], state: State, tmp_path: Path
+) -> None:
+    loaded = load({"state_dict": state, "args": argparse.Namespace(**given)}, tmp_path)
+    assert loaded.model.spec.image_size == timm.data.resolve_data_config(given)["input_size"][1:]
+
+
 def test_words_of_other_settings_that_mean_something_else_stay_assumed(state: State, tmp_path: Path) -> None:
     settings = {"img_size": {"train": 96}, "mean": "imagenet", "std": None, "crop_pct": "auto", "gp": 3}
     found = load({"state_dict": state, "config": settings}, tmp_path)
