@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -248,9 +248,9 @@ def _right(predictions: Predictions) -> NDArray[np.bool_]:
 
 
 def _margins(predictions: Predictions) -> NDArray[np.float64]:
-    """(N,), nats: how far the second class is behind the first; infinite where there is none."""
+    """(N,), nats: how far the second class is behind the first; infinite where it has no probability at all."""
     log_probs = predictions.top_log_probs.astype(np.float64)
-    return log_probs[:, 0] - log_probs[:, 1] if log_probs.shape[1] > 1 else np.full(len(log_probs), np.inf)
+    return cast(NDArray[np.float64], log_probs[:, 0] - log_probs[:, 1])
 
 
 def _finite(margin: float) -> float | None:
