@@ -91,6 +91,19 @@ def test_a_setting_that_is_no_limit_is_refused_in_python_too() -> None:
         gate.limits_from({"max_drop": 1, "max_drp": 2})
 
 
+def test_the_largest_class_drop_is_of_what_was_lost_less_what_was_gained() -> None:
+    """100 images of each class; of class 0 40 are lost and 15 gained, of class 1 30 lost, of class 2 20 lost."""
+    labels = np.arange(100 * CLASSES) % CLASSES
+    before, after = labels.copy(), labels.copy()
+    for label, lost, gained in ((0, 40, 15), (1, 30, 0), (2, 20, 0)):
+        places = np.flatnonzero(labels == label)
+        after[places[:lost]] = 7
+        before[places[lost : lost + gained]] = 7
+    verdict = gate.judge(answering(before, labels), answering(after, labels), Limits(max_drop=50, max_class_drop=10))
+    assert [row.label for row in verdict.per_class if row.beyond_chance] == [0, 1, 2]
+    assert verdict.checks[1].value == pytest.approx(0.3)
+
+
 # Chance --------------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +161,20 @@ def test_the_divergence_of_a_verdict_is_the_mean_of_scipys_and_two_classes_are_e
     p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (first, second))
     assert verdict.kl_at_least == pytest.approx(stats.entropy(p, q, axis=1).mean(), rel=1e-3)
     assert verdict.confident == int((np.abs(first[:, 0] - first[:, 1]) >= math.log(2)).sum())
+
+
+def test_the_divergence_is_that_of_the_classes_known_of_both_and_the_rest_as_one() -> None:
+    labels, first = logits(60, 9, 2)
+    second = first + np.random.default_rng(3).normal(scale=2, size=first.shape)
+    labels[::3] = (labels[::3] + 4) % 9  # of which many are in the five of one model or of none
+    p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (first, second))
+    expected = []
+    for a, b, label in zip(p, q, labels.tolist(), strict=True):
+        known = sorted({label} | set(np.argsort(-a)[:5].tolist()) & set(np.argsort(-b)[:5].tolist()))
+        merged = [np.append(shares[known], 1 - shares[known].sum()) for shares in (a, b)]
+        expected.append(stats.entropy(*merged))
+    sides = side(first, labels), side(second, labels)
+    assert gate._divergence(sides[0].predictions, sides[1].predictions) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_result_that_says_otherwise_of_images_or_classes_than_its_predictions_is_refused() -> None:
