@@ -15,6 +15,7 @@ import asyncio
 import base64
 import contextlib
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -314,6 +315,17 @@ def idle(process: subprocess.Popen[bytes], port: int, sent: Sequence[bytes], cou
     return found
 
 
+def delays(seconds: float = 5.0) -> dict[str, float]:
+    """What equal short pieces of work take while nothing else runs. A limit near the longest shows chance."""
+    data, end, taken = bytes(2_000_000), time.perf_counter() + seconds, []
+    while time.perf_counter() < end:
+        time.sleep(0.003)
+        start = time.perf_counter()
+        hashlib.sha256(data)
+        taken.append((time.perf_counter() - start) * 1e3)
+    return {"p50_ms": float(np.median(taken)), "p99_ms": float(np.quantile(taken, 0.99)), "longest_ms": max(taken)}
+
+
 def one_by_one(port: int, sent: Sequence[bytes], count: int = 300) -> dict[str, float]:
     """Median and 99th percentile of requests that wait for one another, milliseconds."""
 
@@ -402,12 +414,13 @@ def main() -> None:
             print(f"{name}: {rates[name]:.1f} requests/s, measured at {kept['created']}")
             continue
         sent = requests(name, images)
+        alone_ms = delays()
         process, port = started(name, given.artifact.resolve(), given.options.split(), given.workers, sent[0])
         try:
             row: dict[str, Any] = {
                 "created": now, "artifact": given.artifact.resolve().name,
                 "model": artifact.manifest.model.architecture, "image_size": artifact.manifest.model.image_size,
-                "versions": _versions(), **conditions,
+                "versions": _versions(), "delays": alone_ms, **conditions,
             }  # fmt: skip
             if given.steps:
                 rates[name], row["trials"] = searched(process, port, sent, given.limit_ms, given.seconds, given.steps)
@@ -426,6 +439,7 @@ def main() -> None:
             row.get("idle", ""),
             row.get("soak", ""),
         )
+        print(f"    before it, work of {alone_ms['p50_ms']:.1f} ms took {alone_ms['longest_ms']:.1f} ms at most")
         for trial in row.get("trials", ()):
             p50, p99 = (f"{trial[key]:.1f}" if trial[key] is not None else "none" for key in ("p50_ms", "p99_ms"))
             cores = ", ".join(f"{name} {used:.2f}" for name, used in trial["cores"].items())

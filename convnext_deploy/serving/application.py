@@ -19,7 +19,7 @@ from ..data.decoding import UnreadableImage
 from ..errors import CheckFailed, InputError, UsageError
 from ..records.prediction import Prediction
 from . import multipart, openapi, protocol
-from .batching import Closed, Job, Outputs, Refused
+from .batching import Closed, Job, Outputs, Refused, bare
 from .metrics import CONTENT_TYPE
 from .model import Model
 from .requests import (
@@ -140,7 +140,7 @@ class _Served:
                 service.abandoned += 1
                 raise
             except Exception as error:  # whatever it is becomes an answer, and one that says no more than its line
-                response = self._refused(error)
+                response = self._refused(bare(error))
             if service.draining or self._gives_away(request):
                 response.headers["connection"] = "close"
             status = response.status_code

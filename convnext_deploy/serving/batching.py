@@ -191,7 +191,7 @@ class Queue:
     def fail(self, job: Job, error: Exception) -> None:
         """The job's images could not be prepared."""
         if self._end(job):
-            job.error = error
+            job.error = bare(error)
             self._deliver([job])
 
     def cancel(self, job: Job) -> None:
@@ -239,7 +239,7 @@ class Queue:
         try:
             outputs = self._run(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))  # type: ignore[arg-type]
         except Exception as failure:  # each request is told; the thread has others to serve
-            error = failure
+            error = bare(failure)
         ended = time.monotonic()
         self._observe(count, [started - job.arrived for job in jobs], ended - started)
         first = 0
@@ -290,6 +290,16 @@ class Queue:
         if self._waiting:
             self._changed.notify()
         return jobs
+
+
+def bare(error: Exception) -> Exception:
+    """The error without the frames that it came through.
+
+    They refer to the request's images, and by its job to the error itself, so that all of it would stay in memory until
+    the garbage collector comes.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def _shape(job: Job) -> tuple[int, ...]:

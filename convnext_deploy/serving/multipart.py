@@ -25,7 +25,7 @@ def files(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
         raise InputError("multipart/form-data without a boundary")
     parts = _Parts()
     try:
-        parser = MultipartParser(boundary, parts.callbacks)
+        parser = MultipartParser(boundary, parts.callbacks())
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
@@ -45,7 +45,10 @@ class _Parts:
         self._field, self._value = bytearray(), bytearray()
         self._headers: dict[bytes, bytes] = {}
         self._content = bytearray()
-        self.callbacks: MultipartCallbacks = {
+
+    def callbacks(self) -> "MultipartCallbacks":
+        """For a parser. Not kept: files would stay in memory until the garbage collector comes, and all go at once."""
+        return {
             "on_part_begin": self._begin,
             "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2_grpc as stubs
 from .. import env
 from ..errors import InputError, UsageError
 from . import protocol
-from .batching import Closed, Outputs, Refused
+from .batching import Closed, Outputs, Refused, bare
 from .model import Model
 from .protocol import InferRequest, RequestTensor
 from .requests import Refusal, authorize_header, timeout_s
@@ -94,7 +94,7 @@ class Rpc:
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:  # whatever it is becomes a code and one line
-                code, line = self._code(error)
+                code, line = self._code(bare(error))
                 await context.abort(code, line)
             finally:
                 service.metrics.requests.labels(path, code.name).inc()

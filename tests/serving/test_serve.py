@@ -42,6 +42,16 @@ def form(*files: tuple[str, bytes], boundary: str = "XyZ") -> tuple[bytes, dict[
     return body, {"content-type": f"multipart/form-data; boundary={boundary}"}
 
 
+def inference(pixels: Any, data: list[int] | None) -> tuple[bytes, dict[str, str]]:
+    """An inference request in JSON, whose data is in it or behind it."""
+    given: dict[str, Any] = {"name": "images", "shape": pixels.shape, "datatype": "UINT8"}
+    if data is not None:
+        return json.dumps({"inputs": [given | {"data": data}]}).encode(), {}
+    given["parameters"] = {"binary_data_size": pixels.nbytes}
+    head = json.dumps({"inputs": [given]}).encode()
+    return head + pixels.tobytes(), {"inference-header-content-length": str(len(head))}
+
+
 @pytest.fixture(scope="module")
 def artifact(artifact_of: Callable[..., Artifact]) -> Artifact:
     return artifact_of("onnx", input="uint8")
@@ -125,6 +135,30 @@ def test_a_form_may_hold_several_images_each_answered_by_its_name(one: Running) 
     for found, right in zip(answer["predictions"], alone, strict=True):
         assert found["classes"][0]["number"] == right[0]["number"]
         assert found["classes"][0]["probability"] == pytest.approx(right[0]["probability"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["image", "form", "damaged", "tensor", "binary tensor"])
+def test_what_a_request_brought_is_freed_with_its_answer(one: Running, kind: str) -> None:
+    """Not when the garbage collector comes: until then hundreds of images would lie in memory."""
+    pixels = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    body, headers = {
+        "image": lambda: (picture(), {}),
+        "form": lambda: form(("a.jpg", picture())),
+        "damaged": lambda: (b"no image", {}),
+        "tensor": lambda: inference(pixels, pixels.ravel().tolist()),
+        "binary tensor": lambda: inference(pixels, None),
+    }[kind]()
+    address = "/v2/models/first/infer" if kind.endswith("tensor") else "/classify"
+    status, _, _ = one.ask("POST", address, body, headers)
+    assert status == (400 if kind == "damaged" else 200)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            one.ask("POST", address, body, headers)
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\\b", "x" * 3000])
