@@ -87,7 +87,7 @@ def test_a_limit_on_what_one_side_alone_has_is_refused(name: str, measured: int)
 
 
 def test_a_setting_that_is_no_limit_is_refused_in_python_too() -> None:
-    with pytest.raises(UsageError, match="limits: .*max_drp"):
+    with pytest.raises(UsageError, match=r"limits: .*max_drp"):
         gate.limits_from({"max_drop": 1, "max_drp": 2})
 
 
