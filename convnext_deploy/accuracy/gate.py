@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -250,7 +250,7 @@ def _right(predictions: Predictions) -> NDArray[np.bool_]:
 def _margins(predictions: Predictions) -> NDArray[np.float64]:
     """(N,), nats: how far the second class is behind the first."""
     log_probs = predictions.top_log_probs.astype(np.float64)
-    return cast(NDArray[np.float64], log_probs[:, 0] - log_probs[:, 1])
+    return log_probs[:, 0] - log_probs[:, 1]
 
 
 def _drop(lost: int, gained: int, images: int, limits: Limits) -> Check:

@@ -145,6 +145,16 @@ def test_two_models_that_give_all_images_the_same_wrong_class_are_not_doubted_fo
     assert gate.judge(answering(answers, labels), answering(answers, labels), Limits(max_drop=50)).doubts == ()
 
 
+@pytest.mark.parametrize("guessing", ["baseline", "candidate"])
+def test_a_side_that_guesses_is_named(guessing: str) -> None:
+    labels = np.arange(600) % CLASSES
+    guesses = np.random.default_rng(0).integers(0, CLASSES, 600)
+    sides = [answering(guesses if name == guessing else labels, labels) for name in ("baseline", "candidate")]
+    verdict = gate.judge(sides[0], sides[1], Limits(max_drop=100))
+    assert verdict.doubts[0].startswith(f"the {guessing}'s top-1 ")
+    assert verdict.decision == "INCONCLUSIVE"
+
+
 # What is counted -----------------------------------------------------------------------------------------------------
 
 
