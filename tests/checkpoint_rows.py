@@ -161,6 +161,21 @@ def detr(folder: Path) -> Made:
     return folder / "folder", of(body, call=lambda x: body(x).feature_maps)[1]
 
 
+def detr_around_timm(folder: Path) -> Made:
+    small = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
+    body = transformers.TimmBackboneConfig(
+        backbone="test_convnext2", use_pretrained_backbone=False, out_indices=(0, 1, 2, 3), features_only=True
+    )
+    config = transformers.DetrConfig(
+        use_timm_backbone=True, use_pretrained_backbone=False, backbone=None, backbone_config=body, d_model=32,
+        encoder_layers=1, decoder_layers=1, num_queries=5, num_labels=3, **small,
+    )  # fmt: skip
+    model: Any = randomize_(transformers.DetrForObjectDetection(config))
+    model.save_pretrained(folder / "folder")
+    inner: Any = next(module for module in model.modules() if type(module).__name__ == "FeatureListNet")
+    return folder / "folder", of(inner, call=lambda x: inner(x))[1]
+
+
 def unet_of_lightning(_: Path) -> Made:
     """segmentation_models_pytorch's keys, with a loss and a metric beside the network."""
     encoder = randomize_(timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS, features_only=True))
@@ -314,6 +329,8 @@ ROWS = (
         lambda _: of(with_head(nn.Linear(DIMS[3], 20), nn.ReLU(), nn.Linear(20, 7))), RELU),
     Row("timm", "linear, ReLU, linear", "timm", "classify",
         lambda _: of(with_head(nn.Linear(DIMS[3], 20), nn.ReLU(), nn.Linear(20, 7)))),
+    Row("timm", "two classifiers", "timm", "classify",
+        lambda _: of(with_head(nn.ModuleDict({"color": nn.Linear(DIMS[3], 5), "shape": nn.Linear(DIMS[3], 3)})))),
     Row("timm", "any, left out", "timm", "embed",
         lambda _: of((m := with_head(nn.Linear(DIMS[3], 20), nn.Tanh(), nn.Linear(20, 7))),
                      call=lambda x: m.forward_head(m.forward_features(x), pre_logits=True))),
@@ -354,6 +371,7 @@ ROWS = (
     Row("transformers around timm", "linear", "transformers", "classify", of_timm_wrapper),
     Row("transformers, `ConvNextBackbone`", "a norm a map", "transformers", "features", backbone),
     Row("transformers, DETR", "a norm a map", "transformers", "features", detr),
+    Row("transformers, DETR around timm", "none", "timm", "features", detr_around_timm),
     Row("transformers, UPerNet", "a norm a map", "transformers", "features", upernet),
     Row("transformers, UPerNet, V1", "UPerNet's", "transformers", "segment", segmenter(False)),
     Row("transformers, UPerNet, V2", "UPerNet's", "transformers", "segment", segmenter(True)),

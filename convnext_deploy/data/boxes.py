@@ -1,9 +1,10 @@
 """Boxes beside images: a COCO file of instances, with each category as the number of the model's class."""
 
+import codecs
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -26,13 +27,13 @@ _MOST_CHARACTERS = 8  # of a run length: 40 bits
 class _Object(CocoObject):
     bbox: tuple[float, float, float, float]  # left, top, width, height
     area: float | None = None
-    iscrowd: int = 0
+    iscrowd: int | bool | None = 0
     segmentation: Any = None  # polygons, or run lengths
 
 
 class _Image(CocoImage):
-    height: int = 0
-    width: int = 0
+    height: float | None = None  # pixels; some writers have 480.0, and null where they did not open the image
+    width: float | None = None
 
 
 class _Coco(msgspec.Struct):
@@ -58,7 +59,7 @@ def boxed(
     """
     coco = _read(file)
     number_of = _numbered(coco.categories, numbers, classes, file)
-    ids = _ids(coco.images, file)
+    ids = _ids(coco.images, {*source.names}, file)
     kept = [index for index, name in enumerate(source.names) if name in ids]
     if not kept:
         raise DataError(
@@ -73,7 +74,15 @@ def boxed(
     missing = len(ids) - len(kept)
     if missing:
         notes = (*notes, f"not in {source.name}: {counted(missing, 'image')} of {file.name}")
-    sides = {one.id: (one.height, one.width) for one in coco.images}
+    sides = {one.id: (int(one.height or 0), int(one.width or 0)) for one in coco.images}
+    strange = sum(one.image_id not in sides for one in coco.annotations)
+    if strange and strange == len(coco.annotations):
+        raise DataError(
+            f"{file}: none of its {counted(strange, 'object')} is of an image that it lists, such as "
+            f"{coco.annotations[0].image_id!r}; expected an image's id ({next(iter(sides))!r} is one) as image_id"
+        )
+    if strange:
+        notes = (*notes, f"left out: {counted(strange, 'object')} of images that {file.name} does not list")
     bare_objects = sum(not one.segmentation for one in coco.annotations) if masks else 0
     if bare_objects:
         where = f"{bare_objects:,} of {counted(len(coco.annotations), 'object')} of {file.name}"
@@ -82,16 +91,18 @@ def boxed(
     encoded: dict[int | str, list[bytes]] = {}
     rows: dict[int | str, list[tuple[float, ...]]] = {}
     for one in coco.annotations:
+        if one.image_id not in sides:
+            continue
         if one.category_id not in number_of:
             raise DataError(f"{file}: an object has the category {one.category_id}, which categories does not list")
         left, top, width, height = one.bbox
         if not (np.isfinite(one.bbox).all() and width >= 0 and height >= 0):
             raise DataError(f"{file}: the bbox {list(one.bbox)} of image {one.image_id}; expected x, y, width, height")
         area = width * height if one.area is None else one.area
-        row = (left, top, left + width, top + height, number_of[one.category_id], area, float(one.iscrowd != 0))
+        row = (left, top, left + width, top + height, number_of[one.category_id], area, float(bool(one.iscrowd)))
         rows.setdefault(one.image_id, []).append(row)
         if masks:
-            encoded.setdefault(one.image_id, []).append(_encoded(one, sides.get(one.image_id, (0, 0)), file))
+            encoded.setdefault(one.image_id, []).append(_encoded(one, sides[one.image_id], file))
     objects = tuple(np.array(rows.get(ids[source.names[index]], []), np.float64).reshape(-1, 7) for index in kept)
     bare = replace(source, labels=None, label_sets=None, values=None, class_names=None)
     of_objects = tuple(tuple(encoded.get(ids[source.names[index]], ())) for index in kept) if masks else None
@@ -130,7 +141,7 @@ def _encoded(one: _Object, sides: tuple[int, int], file: Path) -> bytes:
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise DataError(
             f"{file}: the segmentation of an object of image {one.image_id} is no polygons and no run lengths: "
-            f"{plain(error)}"
+            f"{plain(error)}; mend or remove that object"
         ) from None
 
 
@@ -182,7 +193,7 @@ def _whole(lengths: NDArray[np.int64], sides: tuple[int, int]) -> NDArray[np.int
 
 def _read(file: Path) -> _Coco:
     try:
-        return msgspec.json.decode(content_of(file, MAX_LIST_BYTES), type=_Coco)
+        return msgspec.json.decode(content_of(file, MAX_LIST_BYTES).removeprefix(codecs.BOM_UTF8), type=_Coco)
     except OSError as error:
         raise DataError(f"--annotations {file} cannot be read: {plain(error)}; expected a COCO file") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -191,12 +202,16 @@ def _read(file: Path) -> _Coco:
         ) from None
 
 
-def _ids(images: Sequence[CocoImage], file: Path) -> dict[str, int | str]:
+def _ids(images: Sequence[CocoImage], names: Collection[str], file: Path) -> dict[str, int | str]:
+    """The id of each image, by the name that the source has for it: files may say ./a.jpg, or a\\b.jpg on Windows."""
     ids: dict[str, int | str] = {}
     for image in images:
-        if image.file_name in ids:
+        name = image.file_name
+        if name not in names:
+            name = str(PurePosixPath(name.replace("\\", "/")))
+        if name in ids:
             raise DataError(f"{file} has {image.file_name} twice; expected each image once")
-        ids[image.file_name] = image.id
+        ids[name] = image.id
     if len(set(ids.values())) < len(ids):
         twice, _ = Counter(ids.values()).most_common(1)[0]
         raise DataError(f"{file} gives the id {twice} to two images, whose objects cannot be told apart")
@@ -207,6 +222,9 @@ def _numbered(
     categories: Sequence[CocoCategory], numbers: Mapping[str, int] | None, classes: int, file: Path
 ) -> dict[int, int]:
     """The class of each category's id."""
+    (twice, count), *_ = [*Counter(one.id for one in categories).most_common(1), (0, 0)]
+    if count > 1:
+        raise DataError(f"{file} gives the id {twice} to {count} categories, whose objects cannot be told apart")
     strange = [one for one in categories if numbers is not None and one.name not in numbers]
     if strange and numbers is not None:
         raise DataError(

@@ -104,7 +104,9 @@ def text_of(file: Path) -> str:
     except OSError as error:
         raise DataError(f"{file} cannot be read: {plain(error)}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no UTF-8 text ({error.reason}); expected a list of images") from None
+        raise DataError(
+            f"{file} is no UTF-8 text ({error.reason}); expected a list of images, saved as UTF-8"
+        ) from None
 
 
 def by_labels(
@@ -128,6 +130,13 @@ def by_labels(
     images = list(together)
     if not written:
         return Annotations(images=images, notes=notes)
+    bare = next((label for label in written if _is_missing(label)), None)
+    if bare is not None and any(_is_number(label) for label in written):
+        image = next(image for image, own in together.items() if bare in own)
+        raise DataError(
+            f"{where} has the label {bare} for {image} among numbers; expected a number, or an empty one where an "
+            "image has no label"
+        )
     if all(_is_whole(label) for label in written):
         sets = [tuple(sorted(int(label) for label in own)) for own in together.values()]
         return Annotations(images=images, sets=sets, notes=notes)
@@ -156,6 +165,14 @@ def named(
 
 def _is_whole(label: str | int | float) -> bool:
     return isinstance(label, int) or (isinstance(label, str) and _NUMBER.fullmatch(label) is not None)
+
+
+def _is_missing(label: str | int | float) -> bool:
+    """What pandas and JSON write for a number that is not there, and what is too large for one."""
+    try:
+        return not math.isfinite(float(label))
+    except ValueError:
+        return False
 
 
 def _is_number(label: str | int | float) -> bool:

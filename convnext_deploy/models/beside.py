@@ -1,7 +1,7 @@
 """What stands in a file beside the network: its averaged copy, a normalization in front of it, a head behind it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,7 +13,10 @@ from .heads import is_affine
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # In a prefix: of a copy that was averaged during training, beside the one that was trained.
 AVERAGED = {"ema_model", "model_ema", "ema", "net_ema", "ema_net", "averaged_model", "swa_model"}
-NAMES = (("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"))
+NAMES = (
+    ("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"), ("_mean", "_std"),
+    ("new_mean", "new_std"),  # of the package robustness
+)  # fmt: skip
 BGR = (103.53, 116.28, 123.675)  # ImageNet's mean, blue first
 CLOSE = 0.5  # pixel values
 BOOKKEEPING = {"decay", "num_updates", "n_averaged", "steps"}  # of averaged models
@@ -34,6 +37,11 @@ OTHER_TOOLS: tuple[tuple[str, str], ...] = (
     (
         r".*\.(SCB|weight_format|weight_scale|weight_scale_inv|qweight|qzeros|zero_point|weight_zero_point|input_scale)",
         _QUANTIZED,
+    ),
+    (
+        r"(.*\.)?_?flat_param(_\d+)?",
+        "it contains FSDP's flat parameters, of which several tensors are one; save it with a full state dict "
+        "(FSDP.state_dict_type with StateDictType.FULL_STATE_DICT)",
     ),
     (
         r".*\.(dwconv|downsample_layers\.\d\.\d)\.kernel",
@@ -94,6 +102,22 @@ def normalization(
     Raises:
         WeightsError: its values are those of images with blue first, which are not what is given here.
     """
+    for key, other in normalizing(state, outside, channels):
+        values = [[float(value) for value in state[entry].flatten()] for entry in (key, other)]
+        values = [value * channels if len(value) == 1 else value for value in values]
+        if max(max(value) for value in values) > 1:
+            if len(values[0]) == 3 and all(abs(a - b) < CLOSE for a, b in zip(values[0], BGR, strict=True)):
+                raise WeightsError(
+                    f"{where}: {key} is the mean of images with blue first, and images are given with red first; "
+                    "reverse the channels of the stem's weight and of this mean"
+                )
+            values = [[entry / 255 for entry in value] for value in values]  # of pixels in 0..255
+        return Normalization(tuple(values[0]), tuple(values[1]), (key, other))
+    return None
+
+
+def normalizing(state: Mapping[str, Tensor], outside: Iterable[str], channels: int) -> Iterator[tuple[str, str]]:
+    """The keys of each mean and its standard deviation, of one number or one for each channel."""
     beside = set(outside)
     for key in sorted(beside):
         parent, _, name = key.rpartition(".")
@@ -102,19 +126,8 @@ def normalization(
             if name != mean_name or other not in beside:
                 continue
             mean, std = (state[entry] for entry in (key, other))
-            if mean.is_meta or std.is_meta or not {mean.numel(), std.numel()} <= {1, channels}:
-                continue
-            values = [[float(value) for value in tensor.flatten()] for tensor in (mean, std)]
-            values = [value * channels if len(value) == 1 else value for value in values]
-            if max(max(value) for value in values) > 1:
-                if len(values[0]) == 3 and all(abs(a - b) < CLOSE for a, b in zip(values[0], BGR, strict=True)):
-                    raise WeightsError(
-                        f"{where}: {key} is the mean of images with blue first, and images are given with red first; "
-                        "reverse the channels of the stem's weight and of this mean"
-                    )
-                values = [[entry / 255 for entry in value] for value in values]  # of pixels in 0..255
-            return Normalization(tuple(values[0]), tuple(values[1]), (key, other))
-    return None
+            if not (mean.is_meta or std.is_meta) and {mean.numel(), std.numel()} <= {1, channels}:
+                yield key, other
 
 
 def is_counter(key: str, value: Tensor) -> bool:

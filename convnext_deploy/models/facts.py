@@ -33,6 +33,7 @@ PROBLEMS: dict[str, Problem] = {
     "regression": "regression",
 }  # fmt: skip
 SIZES = (("depths", "depths"), ("hidden_sizes", "dims"))  # transformers' names and this project's
+NESTED = ("backbone_config", "vision_config", "encoder")  # where models around others say what is inside
 OF_BACKBONES = ("model_type", "layer_norm_eps", "hidden_act", "depths", "hidden_sizes", "num_channels")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -83,14 +84,17 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         return facts | {"global_pool": "avg"}
     facts = {}
     kind, preprocessor = config.get("model_type"), config.get("preprocessor")
-    if kind not in EPSILONS and isinstance(config.get("backbone_config"), Mapping):
+    inner = next((config[name] for name in NESTED if isinstance(config.get(name), Mapping)), None)
+    if kind not in EPSILONS and inner is not None:
         if kind == "upernet":
             facts |= segmenter_facts(config)
             if config.get("id2label"):
                 facts["labels"] = label_list(config["id2label"])
-        config = config["backbone_config"]  # of a detector or segmenter, whose labels and sizes are not its backbone's
-        config = {name: config[name] for name in OF_BACKBONES if name in config}
-        kind = f"{kind} with a backbone {config.get('model_type')}"
+        if is_timm(inner):
+            facts |= timm_facts(inner)
+        # Of a detector or segmenter, whose labels and sizes are not its backbone's.
+        config = {name: inner[name] for name in OF_BACKBONES if name in inner}
+        kind = None if is_timm(inner) else f"{kind} with a backbone {config.get('model_type')}"
     if config.get("model_type") in EPSILONS:
         kind = config["model_type"]
         epsilon = float(config.get("layer_norm_eps", EPSILONS[kind]))
@@ -115,7 +119,10 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
             size = config["image_size"]
             facts["input_size"] = list(size) if isinstance(size, list) else [size] * 2
     elif kind is not None:
-        raise WeightsError(f"config.json describes a {kind!r}; expected {', '.join(EPSILONS)}, or a backbone of these")
+        raise WeightsError(
+            f"config.json describes a {kind!r}; expected {', '.join(EPSILONS)}, or a backbone of these; for a ConvNeXt "
+            "in it give the file of weights with --weights, which leaves config.json out"
+        )
     if not isinstance(preprocessor, Mapping):
         return facts
     return joined(facts, sourced(processor_facts(preprocessor), "the image processor's config"))
@@ -141,7 +148,9 @@ def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSp
             f"widths {spec.dims}; mend one of them"
         )
     if facts.get("norm", spec.norm) != spec.norm:
-        raise WeightsError(f"{where}: config.json asks for norm_layer {facts['norm']!r}; its tensors say {spec.norm!r}")
+        raise WeightsError(
+            f"{where}: beside it stands norm_layer {facts['norm']!r}; its tensors say {spec.norm!r}; mend one of them"
+        )
     hidden = ("activation", "norm_eps", "head_norm_eps", "head")
     return msgspec.structs.replace(spec, **{name: facts[name] for name in hidden if name in facts})
 

@@ -5,6 +5,7 @@ in the file's place, a folder as a training script leaves it. Each is refused by
 """
 
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ..errors import WeightsError, plain
 HEAD = 512  # bytes: a tar has its mark at 257
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")  # of files that may contain weights
 _CONFIGURATIONS = (".json", ".yaml", ".yml", ".py", ".xml", ".txt", ".md")
+INDEX = ".index.json"  # how the names of indices of parts end
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|bin)")  # of a checkpoint in several files
 DEPTH = 3  # levels of folders below one that is given
 _SHOWN = 4
 
@@ -105,6 +108,8 @@ def _kind(path: Path, head: bytes) -> tuple[str, str] | None:
         return "a tar archive", _UNPACK
     if head[4:8] == b"TFL3":
         return _ENDS[".tflite"]
+    if path.name.endswith(INDEX):
+        return "the index of a checkpoint in several files", "give the folder that it and they are in"
     return _ENDS.get(path.suffix.lower())
 
 
@@ -144,6 +149,20 @@ def _kind_of_zip(path: Path) -> tuple[str, str] | None:
     return f"a zip archive of {_listed(sorted(name for name in names if not name.endswith('/')))}", _UNPACK
 
 
+def refuse_part(path: Path) -> None:
+    """Refuse one of the files that a checkpoint is in, which the library that wrote it numbers.
+
+    Raises:
+        WeightsError: with what to give.
+    """
+    match = _PART.search(path.name)
+    if match is not None and int(match[2]) > 1:
+        raise WeightsError(
+            f"{path} is part {int(match[1])} of {int(match[2])} of a checkpoint; give the folder with all of its parts "
+            f"and their index, which ends in {INDEX}"
+        )
+
+
 def refuse_folder(folder: Path) -> None:
     """Refuse a folder without weights under the usual names, by what it is or with the weights files in it.
 
@@ -174,6 +193,12 @@ def refuse_folder(folder: Path) -> None:
     if "saved_model.pb" in names:
         raise WeightsError(f"{folder} is a SavedModel of TensorFlow; {_ELSEWHERE}")
     weights = weights_in(folder)
+    parts = [name for name in weights if _PART.search(name)]
+    if parts and len(parts) == len(weights):
+        raise WeightsError(
+            f"{folder} has {_listed(parts)}, parts of a checkpoint, and not their index; put the file beside them that "
+            f"ends in {INDEX}"
+        )
     if weights:
         which = "it" if len(weights) == 1 else "one of them"
         raise WeightsError(f"{folder} has the weights {_listed(weights)}; give {which} with --weights")

@@ -31,6 +31,7 @@ WRAPPERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher",
     "state_dict", "model_state_dict", "model", "module", "net", "network", "student",
 )  # fmt: skip
+PADDLES = "StructuredToParameterName@@"  # an entry of every state dict that PaddlePaddle saves
 DEPTH = 4  # levels of wrappers that are looked into
 GROWTH, BESIDE = 10, 2**24  # bytes that tensors may have for each of their file's, and beside them
 NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -188,7 +189,14 @@ def _unwrapped(content: object, path: Path, key: str | None) -> Read:
     if unread and not isinstance(content, Mapping):
         raise WeightsError(_holds(path, unread[0]))
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} contains a {type(content).__name__}; expected a dictionary of tensors")
+        raise WeightsError(
+            f"{path} contains a {type(content).__name__}; expected a dictionary of tensors, as model.state_dict() is"
+        )
+    if PADDLES in content:
+        raise WeightsError(
+            f"{path} is of PaddlePaddle ({PADDLES}), whose linears have their weights the other way round; transpose "
+            "every weight of two dimensions, save PyTorch tensors under the same names, and give that file"
+        )
     strange = [name for name, value in content.items() if isinstance(value, Tensor) and not isinstance(name, str)]
     if strange:
         raise WeightsError(f"{path} has a tensor under the key {strange[0]!r}; expected names")

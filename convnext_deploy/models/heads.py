@@ -126,6 +126,13 @@ def _two(
 ) -> Classifier:
     first, last = (parts.index(linear) for linear in linears)
     between = parts[first + 1 : last]
+    given, taken = linears[0].tensors["weight"], linears[1].tensors["weight"]
+    if taken.shape[1] != given.shape[0] and taken.shape[1] == given.shape[1]:
+        names = " and ".join(f"{root}{linear.path}" for linear in linears)
+        raise WeightsError(
+            f"{where} has two classifiers, {names}, which both take {taken.shape[1]} channels; expected one: save its "
+            f"tensors as {root}weight and {root}bias without the other's, or use --task embed and compute both yourself"
+        )
     numbers = [part.number for part in parts]
     # A part without tensors leaves a number out; the first such place after the first linear is the activation's.
     gaps = [
@@ -133,8 +140,8 @@ def _two(
         for index in range(first, last)
         if None in numbers[index : index + 2] or numbers[index + 1] != (numbers[index] or 0) + 1
     ]
-    if not gaps and activation is None:
-        activation = "none"
+    if not gaps and activation is None and given.shape[0] != given.shape[1]:
+        activation = "none"  # of one width they may be two classifiers as well
     if activation is None:
         names = " and ".join(f"{root}{linear.path}" for linear in linears)
         raise WeightsError(

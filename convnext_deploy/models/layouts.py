@@ -76,6 +76,12 @@ def convert(
     if normalization is not None:
         outside = [key for key in outside if key not in normalization.keys]
         notes.append(f"{' and '.join(normalization.keys)} are taken for the normalization of the pixels")
+    elif prefix is not None:
+        apart = [key for key in whole if not key.startswith(prefix)]
+        notes += [
+            f"{mean} and {std} normalize in front of the network, and --weights-key leaves them out (--mean, --std)"
+            for mean, std in beside.normalizing(whole, apart, _channels(tensors))
+        ]
     root = _replaced_head(keys, layout, found)
     head = keys.head
     behind = [] if backbone else beside.heads(state, outside, keys.parent, _width(tensors), biased=task == "classify")
@@ -178,6 +184,8 @@ def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: 
         own = {key.partition(".")[0] for key in sources.values()} | {layout.classifier.partition(".")[0]}
         keys.outside += [key for key in keys.inside if key.partition(".")[0] not in own]
         keys.inside = [key for key in keys.inside if key.partition(".")[0] in own]
+        keys.counters += [key for key in keys.outside if state[key].ndim == 0 and beside.is_counter(key, state[key])]
+        keys.outside = [key for key in keys.outside if key not in keys.counters]
     return keys
 
 

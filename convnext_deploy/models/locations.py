@@ -56,6 +56,7 @@ def read(weights: str | None, name: str | None, tag: str | None, key: str | None
     if path.is_dir():
         return _from_folder(path, weights, key)
     if path.is_file():
+        file_kinds.refuse_part(path)
         read = read_file(path, key)
         notes = (read.note, _unread(path))
         return Checkpoint(

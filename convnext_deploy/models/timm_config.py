@@ -47,11 +47,16 @@ def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         facts["labels"] = label_list(labels)
     if config.get("num_classes") is not None and config.get("model_type") != "timm_backbone":
         facts["num_classes"] = config["num_classes"]
+    indices = config.get("out_indices")
+    if config.get("model_type") == "timm_backbone" and indices is not None:
+        levels = [index % 4 + 1 for index in ([indices] if isinstance(indices, int) else indices)]
+        facts["levels"] = tuple(sorted(levels))
     refuse_pooling(config.get("global_pool"), "config.json")
     arguments = config.get("model_args") or {}
     if config.get("global_pool") or "model_args" in config or config.get("do_pooling"):
         facts["global_pool"] = "avg"
-    return facts | _network(config.get("architecture") or config.get("backbone"), arguments) | _arguments(arguments)
+    network = _network(config.get("architecture") or config.get("backbone"), arguments)
+    return facts | network | argument_facts(arguments, "config.json")
 
 
 def _network(architecture: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,22 +77,28 @@ def _network(architecture: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What `model_args` change that tensors do not show."""
+def argument_facts(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What arguments of timm's constructor (`model_args`, `--model-kwargs`) change that tensors do not show.
+
+    Args:
+        where: what contains them, in an error.
+
+    Raises:
+        WeightsError: an activation, a pooling or a stride that is not computed here.
+    """
     facts: dict[str, Any] = {}
     if arguments.get("act_layer") is not None:
-        facts["activation"] = activation(arguments["act_layer"], "act_layer")
+        facts["activation"] = activation(arguments["act_layer"], "act_layer", where)
     if arguments.get("norm_eps") is not None:
         facts["norm_eps"] = facts["head_norm_eps"] = float(arguments["norm_eps"])
     if arguments.get("norm_layer") is not None:
         facts["norm"] = str(arguments["norm_layer"]).removesuffix("2d")
-    refuse_pooling(arguments.get("global_pool"), "config.json")
-    if arguments.get("output_stride", 32) not in (32, ""):
-        raise WeightsError(f"config.json asks for output_stride {arguments['output_stride']!r}; expected 32")
+    refuse_pooling(arguments.get("global_pool"), where)
+    refuse_stride(arguments.get("output_stride"), where)
     return facts
 
 
-def activation(name: Any, field: str) -> str:
+def activation(name: Any, field: str, where: str = "config.json") -> str:
     """The activation that is called so.
 
     Raises:
@@ -96,7 +107,7 @@ def activation(name: Any, field: str) -> str:
     synonym = SYNONYMS.get(str(name), str(name))
     if synonym not in ACTIVATIONS:
         known = ", ".join((*ACTIVATIONS, *SYNONYMS))
-        raise WeightsError(f"config.json asks for {field} {name!r}; expected one of {known}")
+        raise WeightsError(f"{where} asks for {field} {name!r}; expected one of {known}")
     return synonym
 
 
@@ -108,3 +119,13 @@ def refuse_pooling(pooling: Any, where: str) -> None:
     """
     if pooling not in (None, "", "avg", "fast", "fastavg"):
         raise WeightsError(f"{where} asks for global_pool {pooling!r}; expected 'avg'")
+
+
+def refuse_stride(stride: Any, where: str) -> None:
+    """Refuse a network whose last stages are dilated, which tensors do not show.
+
+    Raises:
+        WeightsError: another stride than 32.
+    """
+    if stride not in (None, "", 32):
+        raise WeightsError(f"{where} asks for output_stride {stride!r}; expected 32, because no stage is dilated here")

@@ -7,11 +7,14 @@ from typing import Any
 from ..records.manifest import ModelSpec
 from .labels import held
 from .provenance import joined, sourced
-from .timm_config import refuse_pooling
+from .timm_config import argument_facts, refuse_pooling, refuse_stride
 
 ARGUMENTS = "args"  # of timm's, the papers' and torchvision's scripts
 SETTINGS = (ARGUMENTS, "hyper_parameters", "hparams", "config", "cfg")  # and Lightning's, and people's own
-_SIZES = ("img_size", "input_size", "image_size", "val_crop_size")
+_SIZES = ("input_size", "img_size", "image_size", "val_crop_size")  # as timm's script, the first goes before the second
+_POOLINGS = ("max", "avgmax", "catavgmax")  # timm's others, in settings of any name
+_STRIDES = ("output_stride", "encoder_output_stride")  # the latter is segmentation_models_pytorch's
+_MODEL_ARGUMENTS = ("model_kwargs", "model_args")  # what timm's script, and people's own, give its constructor
 HELD = "held labels"  # a fact: lists of names that may be those of the outputs, each with what it is called
 
 
@@ -40,13 +43,22 @@ def held_facts(content: Mapping[Any, Any]) -> dict[str, Any]:
 def training_facts(arguments: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """Facts among the arguments of a training script. In settings of another name the same words may mean other things.
 
-    Of timm's (`img_size` or `input_size`, `mean`, `std`, `crop_pct`, `interpolation`, `gp`), of the papers' repository
-    (`input_size`, `crop_pct`) and of torchvision's references (`val_crop_size`, `val_resize_size`, `interpolation`).
+    Of timm's (`img_size` or `input_size`, `mean`, `std`, `crop_pct`, `interpolation`, `gp`, `model_kwargs`), of the
+    papers' repository (`input_size`, `crop_pct`) and of torchvision's references (`val_crop_size`, `val_resize_size`,
+    `interpolation`).
     """
     facts: dict[str, Any] = {}
     if isinstance(arguments.get("gp"), str):
         refuse_pooling(arguments["gp"], f"the checkpoint's {where}.gp")
         facts["global_pool"] = "avg"
+    if arguments.get("global_pool") in _POOLINGS:
+        refuse_pooling(arguments["global_pool"], f"the checkpoint's {where}")
+    for name in _STRIDES:
+        if isinstance(arguments.get(name), int):
+            refuse_stride(arguments[name], f"the checkpoint's {where}.{name}")
+    for name in _MODEL_ARGUMENTS:
+        if isinstance(arguments.get(name), Mapping):
+            facts |= argument_facts(arguments[name], f"the checkpoint's {where}.{name}")
     for name in ("mean", "std", "crop_pct"):
         if arguments.get(name) and (where == ARGUMENTS or _are_numbers(arguments[name])):
             facts[name] = arguments[name]

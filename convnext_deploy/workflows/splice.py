@@ -280,6 +280,12 @@ class _OpenVino:
 
     def __init__(self, into: Path, user: onnx.ModelProto, alone: Path, region: OnnxConvNeXt) -> None:
         onnx_splice.taken_out(user, region)  # refuses what reads the old one between the cuts
+        if user.functions:  # those of another opset, which are not written out
+            one = user.functions[0]
+            raise UsageError(
+                f"{into.name} has the function {one.domain}.{one.name} of another opset than its graph, and OpenVINO "
+                "takes no functions; export it without functions, or splice it with --format onnx"
+            )
         self._into, self._user = into, user
         part = openvino_graphs.read(alone / IR)
         self._result, self.nodes = openvino_graphs.spliced(self._read(), part, region)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,78 @@ def test_detections_are_kept_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(encode(Chunk(0, 4, broken, ())))
     with pytest.raises(DataError, match="boxes are of other images"):
         decode(tmp_path / "broken.npz")
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def changed(folder: Path, change: Change, mark: bytes = b"") -> Callable[..., Any]:
+    """Three drawn images, and a file of them that somebody else would have written in another way."""
+    images, file = drawn(folder, 3)
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_bytes(mark + json.dumps(content).encode())
+    return lambda **options: coco_files.boxed(sources.open_source(str(images)), file, None, 4, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        pytest.param(lambda c: [one.update(iscrowd=False) for one in c["annotations"]], b"", id="iscrowd false"),
+        pytest.param(lambda c: [one.update(iscrowd=None) for one in c["annotations"]], b"", id="iscrowd null"),
+        pytest.param(lambda c: [one.update(height=float(one["height"])) for one in c["images"]], b"", id="60.0 pixels"),
+        pytest.param(
+            lambda c: [one.update(file_name=f"./{one['file_name']}") for one in c["images"]], b"", id="./ before names"
+        ),
+        pytest.param(lambda c: None, b"\xef\xbb\xbf", id="a byte-order mark"),
+    ],
+)
+def test_other_ways_to_write_a_coco_file_say_the_same(change: Change, mark: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    expected = changed(tmp_path / "a", lambda content: None)(masks=True)
+    found = changed(tmp_path / "b", change, mark)(masks=True)
+    assert [one.tolist() for one in found.boxes.objects] == [one.tolist() for one in expected.boxes.objects]
+    assert found.boxes.masks == expected.boxes.masks
+
+
+def test_names_in_folders_are_found_as_windows_writes_them(tmp_path: Path) -> None:
+    images, file = drawn(tmp_path, 3)
+    content = json.loads(file.read_text())
+    for one in content["images"]:
+        one["file_name"] = f"{images.name}\\{one['file_name']}"
+    file.write_text(json.dumps(content))
+    (tmp_path / "root").mkdir()
+    images.rename(tmp_path / "root" / images.name)
+    found = coco_files.boxed(sources.open_source(str(tmp_path / "root")), file, None, 4)
+    assert len(found) == 3
+
+
+def test_sides_that_nobody_wrote_are_needed_for_masks_alone(tmp_path: Path) -> None:
+    read = changed(tmp_path, lambda content: [one.update(height=None) for one in content["images"]])
+    assert read().boxes.masks is None
+    with pytest.raises(DataError, match=r"is 0x\d+ pixels; expected its height and width"):
+        read(masks=True)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_objects_of_images_that_are_not_listed_are_said(masks: bool, tmp_path: Path) -> None:
+    read = changed(tmp_path, lambda content: content["annotations"][0].update(image_id=77))
+    assert any("left out: 1 object of images that " in note for note in read(masks=masks).notes)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_objects_of_no_image_that_is_listed_are_refused(masks: bool, tmp_path: Path) -> None:
+    """Numbers in texts, which nothing compares equal: the score would be one of images without objects."""
+    read = changed(tmp_path, lambda c: [one.update(image_id=str(one["image_id"])) for one in c["annotations"]])
+    with pytest.raises(DataError, match=r"none of its \d+ objects is of an image that it lists, such as '\d'"):
+        read(masks=masks)
+
+
+def test_two_categories_of_one_id_are_refused(tmp_path: Path) -> None:
+    read = changed(tmp_path, lambda c: c["categories"].append({"id": c["categories"][0]["id"], "name": "another"}))
+    with pytest.raises(DataError, match="to 2 categories, whose objects cannot be told apart"):
+        read()
 
 
 def test_categories_are_found_by_name_or_by_their_ids(tmp_path: Path) -> None:

@@ -128,6 +128,9 @@ def test_numbers_with_a_point_are_values_and_columns_of_them_are_several(folder:
         ("a.jsonl", '{"label": 1}', "entry 1 has no path and label"),
         ("a.json", '[["a.png", {"x": 1}]]', "entry 1 has no path and label"),
         ("a.csv", "path,label\na.png,0.5\na.png,0.6\n", "has 2 values for a.png; expected one"),
+        # Taken for names, they would number the classes anew: "10" before "2".
+        ("missing.csv", "path,label\na.png,1\nb.png,nan\n", "the label nan for b.png among numbers"),
+        ("missing.json", '[{"path": "a.png", "label": NaN}, {"path": "b.png", "label": 1}]', "the label nan for a.png"),
     ],
 )
 def test_what_leaves_open_what_is_what_is_refused_in_a_line(folder: Path, name: str, content: str, why: str) -> None:

@@ -100,6 +100,8 @@ def test_one_name_with_and_without_a_wrapper_is_refused(reference: nn.Module, tm
         (("normalize.mean", "normalize.std"), 1),
         (("pixel_mean", "pixel_std"), 255),
         (("data_preprocessor.mean", "data_preprocessor.std"), 255),
+        (("norm._mean", "norm._std"), 1),
+        (("normalizer.new_mean", "normalizer.new_std"), 1),  # of the package robustness
     ],
 )
 @pytest.mark.parametrize("shape", [(3,), (1, 3, 1, 1)])
@@ -120,7 +122,9 @@ def test_a_normalization_that_is_said_twice_is_refused(reference: nn.Module, tmp
     state |= below("model.", reference.state_dict())
     with pytest.raises(WeightsError, match=r"in front of the network, mean 0\.3,0\.4,0\.5, and mean 0\.5,0\.5,0\.5"):
         read(state, tmp_path, preprocessing={"mean": (0.5, 0.5, 0.5)})
-    assert read(state, tmp_path, weights_key="model.").preprocessing.assumed[:2] == ("mean", "std")
+    alone = read(state, tmp_path, weights_key="model.")
+    assert alone.preprocessing.assumed[:2] == ("mean", "std")
+    assert "mean and std normalize in front of the network, and --weights-key leaves them out" in str(alone.note)
 
 
 def test_a_mean_of_images_with_blue_first_is_refused(reference: nn.Module, tmp_path: Path) -> None:
@@ -352,6 +356,12 @@ def test_what_other_tools_put_in_the_place_of_weights_is_refused_with_its_cure(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["_fsdp_wrapped_module._flat_param", "stages.0._fsdp_wrapped_module.flat_param_0"])
+def test_flat_parameters_are_refused_with_the_cure(key: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"flat parameters, of which several .* StateDictType\.FULL_STATE_DICT"):
+        read({key: torch.ones(100)}, tmp_path)
+
+
 def test_shards_without_values_are_refused_with_the_cure(reference: nn.Module, tmp_path: Path) -> None:
     content = {"module": {key: torch.zeros(0) for key in reference.state_dict()}}
     with pytest.raises(WeightsError, match=r"tensors without values, as a trainer that shards weights"):
@@ -369,9 +379,13 @@ def test_a_learned_pooling_is_never_taken_for_the_average(
     assert read(body | {"pool.p": torch.tensor(3)}, tmp_path, task="features", weights_key="backbone.")
 
 
-def test_a_single_number_that_may_be_a_weight_is_not_left_out(reference: nn.Module, tmp_path: Path) -> None:
-    body = {f"net.{key}": tensor for key, tensor in reference.state_dict().items()}
-    with pytest.raises(WeightsError, match=r"keys that ConvNeXt does not: scale; .*--weights-key net\."):
+@pytest.mark.parametrize("prefix", ["net.", ""])
+def test_a_single_number_that_may_be_a_weight_is_not_left_out(
+    prefix: str, reference: nn.Module, tmp_path: Path
+) -> None:
+    body = below(prefix, reference.state_dict())
+    cure = rf"--weights-key {prefix}" if prefix else "leave out what is not the network's"
+    with pytest.raises(WeightsError, match=rf"keys that ConvNeXt does not: scale; .*{cure}"):
         read(body | {"scale": torch.tensor(20.0)}, tmp_path)
     for counter in ({"n_averaged": torch.tensor(3)}, {"ema.decay": torch.tensor(0.9)}, {"seen": torch.tensor(True)}):
         note = read(body | counter, tmp_path).note

@@ -177,3 +177,29 @@ def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Path, "iterdir", closed)
     assert refusal(tmp_path / "m.pth") == f"{tmp_path}/m.pth cannot be read: Permission denied"
     assert refusal(tmp_path) == f"{tmp_path} cannot be listed: Permission denied"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_part_of_a_checkpoint_its_index_and_parts_without_it_say_what_to_give(
+    suffix: str, state: State, tmp_path: Path
+) -> None:
+    """The first alone lacked stages, the second was a configuration, and of the third one part was to be given."""
+    parts = [tmp_path / f"model-{number:05}-of-00002.{suffix}" for number in (1, 2)]
+    names = list(state)
+    for path, keys in zip(parts, (names[::2], names[1::2]), strict=True):
+        held = {key: state[key] for key in keys}
+        save_file(held, path) if suffix == "safetensors" else torch.save(held, path)
+    line = refusal(parts[0])
+    assert "is part 1 of 2 of a checkpoint; give the folder with all of its parts and their index" in line
+    assert "parts of a checkpoint, and not their index; put the file beside them that ends in .index.json" in refusal(
+        tmp_path
+    )
+    index = tmp_path / f"{'model' if suffix == 'safetensors' else 'pytorch_model'}.{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": {key: parts[i % 2].name for i, key in enumerate(names)}}))
+    assert "is the index of a checkpoint in several files; give the folder that it and they are in" in refusal(index)
+    assert checkpoint.load(str(tmp_path), image_size=(32, 32)).model.spec.num_classes > 0
+
+
+def test_a_checkpoint_in_one_part_is_read(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "model-00001-of-00001.safetensors")
+    assert checkpoint.load(str(tmp_path / "model-00001-of-00001.safetensors"), image_size=(32, 32))

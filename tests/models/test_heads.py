@@ -161,6 +161,18 @@ REFUSED = {
         nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)), None,
         r"head\.fc\.0 is no linear and no BatchNorm \(weight, bias\)",
     ),
+    "two classifiers by name": (
+        nn.ModuleDict({"color": nn.Linear(WIDTH, 5), "shape": nn.Linear(WIDTH, 3)}), None,
+        rf"has two classifiers, head\.fc\.color and head\.fc\.shape, which both take {WIDTH} channels",
+    ),
+    "two classifiers by number": (
+        nn.ModuleList([nn.Linear(WIDTH, 5), nn.Linear(WIDTH, 3)]), "relu",
+        r"has two classifiers, head\.fc\.0 and head\.fc\.1, .* use --task embed and compute both yourself",
+    ),
+    "two of one width, which may be either": (
+        nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)]), None,
+        r"its tensors do not tell the activation between them; give --head-activation",
+    ),
     "one linear": (nn.Linear(WIDTH, CLASSES), "relu", "--head-activation relu: the head of .* is one linear"),
 }  # fmt: skip
 

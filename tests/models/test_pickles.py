@@ -77,6 +77,10 @@ def test_code_in_a_pickle_of_arrays_does_not_run(state: Any, tmp_path: Path) -> 
         ({"a": torch.zeros(3)}, r"contains a torch\._utils\._rebuild_tensor_v2"),
         ({"a": np.array(["text"], object)}, "an array of type O8"),
         ([1, 2], "contains a list"),
+        (
+            {"a": np.ones((2, 3), np.float32), "StructuredToParameterName@@": {"a": "linear_0.w_0"}},
+            r"is of PaddlePaddle .* transpose every weight of two dimensions",
+        ),
     ],
 )
 def test_what_is_no_dictionary_of_arrays_is_refused(content: Any, words: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import timm
 import torch
 import transformers
 from references import DEPTHS, DIMS, TOLERANCE, images, randomize_, relative_error
+from safetensors.torch import save_file
 from torch import nn
 
 from convnext_deploy.errors import WeightsError
@@ -99,17 +100,55 @@ def test_transformers_wrapper_of_timms_classifiers_is_read(tmp_path: Path) -> No
     assert found.labels == tuple(f"LABEL_{number}" for number in range(7))
 
 
-def test_transformers_wrapper_of_timms_backbones_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("indices", "levels"),
+    [((0, 1, 2, 3), (1, 2, 3, 4)), ((1, 3), (2, 4)), ([-1], (4,))],
+    ids=["all", "two", "the last"],
+)
+def test_transformers_wrapper_of_timms_backbones_is_read(indices: Any, levels: tuple[int, ...], tmp_path: Path) -> None:
     config = transformers.TimmBackboneConfig(
-        backbone="test_convnext2", use_pretrained_backbone=False, out_indices=(0, 1, 2, 3)
+        backbone="test_convnext2", use_pretrained_backbone=False, out_indices=indices
     )
     model: Any = randomize_(transformers.TimmBackbone(config))
     model.save_pretrained(tmp_path)
     found = load(tmp_path, task="features")
+    assert found.model.spec.levels == levels
     with torch.inference_mode():
         pairs = list(zip(found.model(images()), model(images()).feature_maps, strict=True))
-    assert len(pairs) == 4
+    assert len(pairs) == len(levels)
     assert max(relative_error(ours, theirs) for ours, theirs in pairs) < TOLERANCE
+
+
+def test_timms_backbone_in_a_detector_of_transformers_is_read(tmp_path: Path) -> None:
+    small = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
+    backbone = transformers.TimmBackboneConfig(
+        backbone="test_convnext2", use_pretrained_backbone=False, out_indices=(0, 1, 2, 3), features_only=True
+    )
+    config = transformers.DetrConfig(
+        use_timm_backbone=True, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
+        encoder_layers=1, decoder_layers=1, num_queries=5, num_labels=3, **small,
+    )  # fmt: skip
+    model: Any = randomize_(transformers.DetrForObjectDetection(config))
+    model.save_pretrained(tmp_path)
+    body: Any = next(module for module in model.modules() if type(module).__name__ == "FeatureListNet")
+    found = load(tmp_path, task="features")
+    assert found.model.spec.activation == "gelu_tanh"  # which the architecture's name says, and no tensor
+    with torch.inference_mode():
+        pairs = list(zip(found.model(images()), body(images()), strict=True))
+    assert max(relative_error(ours, theirs) for ours, theirs in pairs) < TOLERANCE
+
+
+def test_a_convnext_in_a_model_of_several_is_read_with_its_configuration(tmp_path: Path) -> None:
+    """Such as a captioner's: `encoder` and `decoder` in config.json and in the names of the tensors."""
+    encoder: Any = saved(tmp_path, layer_norm_eps=1e-2)
+    held = {f"encoder.{key.removeprefix('convnext.')}": value for key, value in encoder.state_dict().items()}
+    held = {key: value for key, value in held.items() if "classifier" not in key}
+    save_file(held | {"decoder.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    nested = {"model_type": "vision-encoder-decoder", "encoder": encoder.config.to_dict(), "decoder": {}}
+    (tmp_path / "config.json").write_text(json.dumps(nested))
+    found = checkpoint.load(str(tmp_path), task="embed", weights_key="encoder.")
+    with torch.inference_mode():
+        assert relative_error(found.model(images()), encoder.convnext(images()).pooler_output) < TOLERANCE
 
 
 # Of transformers' own ConvNeXt ----------------------------------------------------------------------------------------

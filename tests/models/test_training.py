@@ -1,13 +1,16 @@
 """What training scripts keep beside the weights: settings, names of classes, and whose weights are which."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from references import DEPTHS, DIMS, TOLERANCE, images, randomize_, relative_error
 from torch import Tensor, nn
 
+from convnext_deploy.errors import WeightsError
 from convnext_deploy.models import checkpoint
 
 State = dict[str, Tensor]
@@ -80,10 +83,55 @@ def test_settings_under_other_names_than_args_are_read(place: str, state: State,
     assert found.provenance["image_size"].source == f"the checkpoint's {place}"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"img_size": 96}, {"input_size": [3, 64, 96]}, {"img_size": 128, "input_size": [3, 64, 96]}],
+    ids=["one side", "three numbers", "both"],
+)
+def test_the_size_is_what_timms_script_makes_of_its_arguments(
+    given: dict[str, Any], state: State, tmp_path: Path
+) -> None:
+    loaded = load({"state_dict": state, "args": argparse.Namespace(**given)}, tmp_path)
+    assert loaded.model.spec.image_size == timm.data.resolve_data_config(given)["input_size"][1:]
+
+
 def test_words_of_other_settings_that_mean_something_else_stay_assumed(state: State, tmp_path: Path) -> None:
     settings = {"img_size": {"train": 96}, "mean": "imagenet", "std": None, "crop_pct": "auto", "gp": 3}
     found = load({"state_dict": state, "config": settings}, tmp_path)
     assert {"image_size", "mean", "std", "crop_pct"} <= set(found.preprocessing.assumed)
+
+
+@pytest.mark.parametrize(
+    ("place", "settings", "words"),
+    [
+        ("args", {"model_kwargs": {"global_pool": "max"}}, "args.model_kwargs asks for global_pool 'max'"),
+        ("args", {"model_kwargs": {"act_layer": "relu"}}, "args.model_kwargs asks for act_layer 'relu'"),
+        ("args", {"model_kwargs": {"output_stride": 16}}, "args.model_kwargs asks for output_stride 16"),
+        ("hyper_parameters", {"global_pool": "catavgmax"}, "hyper_parameters asks for global_pool 'catavgmax'"),
+        ("hyper_parameters", {"encoder_output_stride": 8}, "hyper_parameters.encoder_output_stride asks for"),
+    ],
+)
+def test_settings_of_another_network_are_refused(
+    place: str, settings: dict[str, Any], words: str, state: State, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match=f"the checkpoint's {words}"):
+        load({"state_dict": state, place: settings}, tmp_path)
+
+
+def test_what_timms_script_gave_the_constructor_is_the_network(tmp_path: Path) -> None:
+    """`--model-kwargs act_layer=silu norm_eps=0.001`, which no tensor shows."""
+    given = {"act_layer": "silu", "norm_eps": 1e-3}
+    model: Any = randomize_(timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS, **given))
+    arguments = argparse.Namespace(model="convnext_atto", gp=None, model_kwargs=given)
+    loaded = load({"state_dict": model.state_dict(), "args": arguments}, tmp_path)
+    assert loaded.provenance["activation"].source == "the checkpoint's args"
+    with torch.inference_mode():
+        assert relative_error(loaded.model(images()), model(images())) <= TOLERANCE
+
+
+def test_words_of_settings_that_are_of_something_else_refuse_nothing(state: State, tmp_path: Path) -> None:
+    settings = {"global_pool": True, "output_stride": "32x", "model_kwargs": ["depth=3"]}
+    assert load({"state_dict": state, "hyper_parameters": settings}, tmp_path, image_size=(32, 32))
 
 
 # Averaged weights ----------------------------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, suffix: str, conten
         pytest.param({}, "has no tensors under names (its keys: none)", id="empty dictionary"),
         pytest.param({"model": {}}, "has no tensors under names (its keys: 'model')", id="empty wrapper"),
         pytest.param({"epoch": 3}, "has no tensors under names (its keys: 'epoch')", id="no tensor"),
-        pytest.param([torch.zeros(3)], "contains a list; expected a dictionary", id="list"),
+        pytest.param([torch.zeros(3)], "a list; expected a dictionary of tensors, as model.state_dict()", id="list"),
         pytest.param(torch.zeros(3), "contains a Tensor; expected a dictionary", id="tensor"),
         pytest.param({0: torch.zeros(3)}, "a tensor under the key 0", id="a number as key"),
         pytest.param({"a\nb": torch.zeros(3)}, r"'a\nb'", id="a key of two lines"),
@@ -799,9 +799,9 @@ def test_another_activation_of_transformers_is_refused(tmp_path: Path) -> None:
 def test_another_model_of_transformers_is_refused(tmp_path: Path) -> None:
     saved_by_transformers(tmp_path)
     edit(tmp_path / "config.json", model_type="vit")
-    assert (
-        refusal(tmp_path)
-        == "config.json describes a 'vit'; expected convnext, convnextv2, dinov3_convnext, or a backbone of these"
+    assert refusal(tmp_path) == (
+        "config.json describes a 'vit'; expected convnext, convnextv2, dinov3_convnext, or a backbone of these; for a "
+        "ConvNeXt in it give the file of weights with --weights, which leaves config.json out"
     )
 
 

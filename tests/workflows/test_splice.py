@@ -142,6 +142,34 @@ def test_a_graph_of_functions_puts_out_what_it_did(
         assert np.linalg.norm(one - other) / np.linalg.norm(other) <= 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "opset"), [("openvino", 11), ("openvino", 13), ("onnx", 13)])
+def test_a_function_behind_the_convnext_is_kept_or_refused_by_name(
+    format: str, opset: int, file: Path, tmp_path: Path, need_format: Any
+) -> None:
+    """Of the graph's own opset it is written out; another stays a function, which OpenVINO does not take."""
+    need_format(format)
+    model, path = onnx.load(str(file)), tmp_path / "tail.onnx"
+    relu = onnx.helper.make_node("Relu", ["x"], ["y"])
+    imports = [onnx.helper.make_opsetid("", opset)]
+    model.functions.append(onnx.helper.make_function("own", "tail", ["x"], ["y"], [relu], imports))
+    model.opset_import.append(onnx.helper.make_opsetid("own", 1))
+    model.graph.node.append(onnx.helper.make_node("tail", ["pooled"], ["active"], "tail", domain="own"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("active", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, str(path))
+    options: dict[str, Any] = {"format": format, "image_size": 64, "batch": 1, "out": tmp_path / "out"}
+    if (format, opset) == ("openvino", 13):
+        with pytest.raises(
+            UsageError, match=r"tail\.onnx has the function own\.tail of another opset .* --format onnx"
+        ):
+            api.export(into=path, **options)
+        return
+    made = api.export(into=path, **options)
+    images = np.random.default_rng(0).normal(size=(1, 3, 96, 64)).astype(np.float32)
+    for one, other in zip(api.load(made.path).run(images), outputs_of(path, images), strict=True):
+        assert np.linalg.norm(one - other) / np.linalg.norm(other) <= 1e-5
+
+
 @pytest.mark.usefixtures("ready")
 def test_an_output_that_is_empty_is_not_said_to_be_equal(file: Path, tmp_path: Path) -> None:
     model = onnx.load(str(file))
