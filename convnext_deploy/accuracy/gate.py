@@ -155,8 +155,8 @@ def judge(baseline: Side, candidate: Side, limits: Limits) -> Verdict:
                 label=int(before.labels[index]),
                 baseline=int(before.top_classes[index, 0]),
                 candidate=int(after.top_classes[index, 0]),
-                baseline_margin=_finite(margins[index]),
-                candidate_margin=_finite(margins_after[index]),
+                baseline_margin=float(margins[index]),
+                candidate_margin=float(margins_after[index]),
             )
             for index in np.flatnonzero(flipped).tolist()
         ),
@@ -248,13 +248,9 @@ def _right(predictions: Predictions) -> NDArray[np.bool_]:
 
 
 def _margins(predictions: Predictions) -> NDArray[np.float64]:
-    """(N,), nats: how far the second class is behind the first; infinite where there is none."""
+    """(N,), nats: how far the second class is behind the first."""
     log_probs = predictions.top_log_probs.astype(np.float64)
-    return log_probs[:, 0] - log_probs[:, 1] if log_probs.shape[1] > 1 else np.full(len(log_probs), np.inf)
-
-
-def _finite(margin: float) -> float | None:
-    return float(margin) if math.isfinite(margin) else None
+    return log_probs[:, 0] - log_probs[:, 1]
 
 
 def _drop(lost: int, gained: int, images: int, limits: Limits) -> Check:

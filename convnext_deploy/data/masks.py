@@ -111,23 +111,25 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
         numbers = _numbers(masks.encoded(index))
     except decoding.UnreadableImage as error:
         raise unreadable_mask(masks.names[index], error) from None
+    least = int(masks.reduce_labels)
     nowhere = numbers == masks.ignored
     if masks.reduce_labels:
         nowhere |= numbers == 0
-        numbers = numbers - 1
-    strange = np.unique(numbers[~nowhere & ((numbers < 0) | (numbers >= classes))])
-    if len(strange):
-        first = int(strange[0]) + masks.reduce_labels
-        expected = f"{int(masks.reduce_labels)} to {classes - 1 + masks.reduce_labels}"
+    strange = (numbers < least) | (numbers >= classes + least)
+    strange &= ~nowhere
+    if strange.any():
+        first = int(numbers.min(where=strange, initial=np.iinfo(np.int32).max))
         remedy = "" if masks.reduce_labels else "; masks that count from 1 need --reduce-labels"
         raise DataError(
             f"the mask {masks.names[index]} has the number {first}, and the model {counted(classes, 'class')}; "
-            f"expected {expected}, or {masks.ignored} for pixels that count nowhere{remedy}"
+            f"expected {least} to {classes - 1 + least}, or {masks.ignored} for pixels that count nowhere{remedy}"
         )
-    return np.where(nowhere, IGNORED, numbers).astype(np.int32)
+    numbers -= least  # in place, as all of this: a mask of the largest size is a quarter of a gigabyte
+    numbers[nowhere] = IGNORED
+    return numbers
 
 
-def _numbers(content: bytes) -> NDArray[np.int64]:
+def _numbers(content: bytes) -> NDArray[np.int32]:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         decoding.refuse_many(image.width, image.height)
@@ -138,7 +140,7 @@ def _numbers(content: bytes) -> NDArray[np.int64]:
         raise decoding.UnreadableImage(plain(error)) from error
     if image.mode not in ("P", "L", "1", "I") and not image.mode.startswith("I;16"):
         raise decoding.UnreadableImage(f"its pixels are {image.mode}; expected one number a pixel (grey or a palette)")
-    return np.asarray(image).astype(np.int64)
+    return np.asarray(image).astype(np.int32)
 
 
 def written(classes: NDArray[np.int32], *, most: int, reduce_labels: bool) -> bytes:

@@ -101,12 +101,12 @@ def mask_files() -> list[bytes]:
 
 def read_mask(content: bytes, folder: Path) -> None:
     (folder / "mask.png").write_bytes(content)
-    for reduce in (False, True):
-        try:
-            found = masks.read(masks.of_files([folder / "mask.png"], ignored=255, reduce_labels=reduce), 0, 5)
-            assert ((found >= 0) & (found < 5) | (found == masks.IGNORED)).all()
-        except ConvNextDeployError as error:
-            check_is_a_line(error)
+    reduce = bool(len(content) % 2)  # one of the two, for the limit of time is of one reading
+    try:
+        found = masks.read(masks.of_files([folder / "mask.png"], ignored=255, reduce_labels=reduce), 0, 5)
+        assert ((found >= 0) & (found < 5) | (found == masks.IGNORED)).all()
+    except ConvNextDeployError as error:
+        check_is_a_line(error)
 
 
 def jxl_heads() -> list[bytes]:

@@ -1,5 +1,7 @@
 """Masks beside images: which file is whose, what its numbers mean, and how predicted ones are written."""
 
+import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,22 @@ def test_a_written_mask_is_read_as_what_it_was(most: int, reduce: bool, tmp_path
     assert np.array_equal(masks.read(one(tmp_path / "m.png", 70_000, reduce), 0, most), classes)
     with Image.open(tmp_path / "m.png") as image:
         assert (image.mode == "P") == (most + reduce <= 256)
+
+
+@pytest.mark.parametrize(("number", "reduce"), [(3, False), (3, True), (200, False)])
+def test_a_mask_takes_ten_bytes_a_pixel_at_most(number: int, reduce: bool) -> None:
+    """At the largest size these are two thirds of a gigabyte."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((1500, 1600), number, np.uint8)).save(file, "PNG")
+    source = Masks(("m.png",), lambda index: file.getvalue(), 255, reduce)
+    tracemalloc.start()
+    try:
+        if number == 200:
+            with pytest.raises(DataError, match="has the number 200, and the model 4 classes; expected 0 to 3, or 255"):
+                masks.read(source, 0, 4)
+        else:
+            assert (masks.read(source, 0, 4) == number - reduce).all()
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most <= 10 * 1500 * 1600
