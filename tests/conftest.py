@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import math
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ REQUIRED_FORMATS = {"eager", "onnx", "openvino", "torchscript", "pt2", "aotinduc
 # have none.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
+# What a shell without job control starts in the background ignores SIGINT, and so would children that tests send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CLASSES = 10
 BATCH = BatchRange(min=1, opt=2, max=4)
 
