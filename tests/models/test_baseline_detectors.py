@@ -57,9 +57,9 @@ def test_an_artifact_is_not_compared_with_another_detector(tmp_path: Path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_a_detector_on_a_swin_is_built_and_verified(runtime: str, swin_of: Callable[[str, str], Manifest]) -> None:
-    found = swin_of("detect", runtime)
+def test_a_detector_on_a_swin_is_built_and_verified(swin_of: Callable[[str, str], Manifest]) -> None:
+    """For OpenVINO a smaller Swin, the segmenter's, and the detectors on a ConvNeXt show the same."""
+    found = swin_of("detect", "onnx")
     assert [output.name for output in found.outputs] == ["boxes", "scores", "labels", "masks"]
     assert found.parity[0].top1_agreement == 1.0
     assert not found.parity[0].failures
