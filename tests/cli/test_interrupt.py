@@ -60,7 +60,7 @@ def test_ctrl_c_during_an_import_is_one_line(module: str, arguments: list[str], 
 
 
 FAILING = """
-import types
+import importlib.machinery
 class Loader:
     def create_module(self, spec): pass
     def exec_module(self, module):
@@ -70,7 +70,6 @@ class Loader:
             raise ImportError("initialization failed") from error
 class Failing:
     def find_spec(self, name, path=None, target=None):
-        import importlib.machinery
         return importlib.machinery.ModuleSpec(name, Loader()) if name == "openvino" else None
 sys.meta_path.insert(0, Failing())
 """
