@@ -7,8 +7,9 @@ import typer
 
 from . import hints
 from .groups import AllOutputs, ExportedCheckpoint, Labelled, Meaning, TensorRt, grouped
+from .interruption import interruptible
 from .options import DATA, OUTPUT, RUNTIME, Debug, Force, Json, Quiet, Trust, batch_range, one_of
-from .terminal import Terminal, interruptible, progress_bar, summary
+from .terminal import Terminal, progress_bar, summary
 
 
 @grouped
@@ -107,7 +108,7 @@ def export(
 
     with (
         progress_bar(terminal, "preparing", redraws_per_s=1, transient=True) as progress,
-        interruptible(terminal) as say,
+        interruptible(terminal.say) as say,
     ):
         artifact = api.export(
             checkpoint.weights,

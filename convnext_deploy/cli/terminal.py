@@ -2,12 +2,10 @@
 
 import os
 import shutil
-import signal
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,35 +136,6 @@ def stdout_kept() -> Iterator[None]:
     """What libraries print goes to stderr: Ray reports nodes that die on stdout, which is the result's."""
     with redirect_stdout(sys.stderr):
         yield
-
-
-@contextmanager
-def interruptible(terminal: Terminal) -> Iterator[Callable[[str], None]]:
-    """`say` for steps that hand the work to converters, of which one may lose a KeyboardInterrupt and go on.
-
-    TorchScript's tracing has done so: the export went on to its end. So Ctrl-C is noted, and no other step begins.
-    """
-    asked = False
-
-    def note(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        raise KeyboardInterrupt
-
-    def say(step: str) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        terminal.say(step)
-
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else somebody ignores it, as `nohup` does
-    ours = ours and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield say
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

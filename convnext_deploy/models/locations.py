@@ -157,7 +157,7 @@ def _from_hub(repository: str, source: str, revision: str | None = None) -> Chec
             except EntryNotFoundError:
                 continue
             files = [file]
-            if candidate.endswith(".index.json"):
+            if candidate.endswith(file_kinds.INDEX):
                 files = [fetched(part) for part in _shards(file)]
             return replace(_with_config(source, files, config), revision=commit)
         if unreachable is not None:

@@ -189,13 +189,15 @@ class Workshop(workshop.Workshop):
             beside = [] if plan is None else [plan, plan.with_suffix(".safetensors")]
             return row, {path.name: path.read_bytes() for path in beside if path.is_file()}
 
-        where = f"on {counted(len(places), 'node')}"
-        begin(f"building {counted(left, 'candidate')} {where}", left)
+        def tell() -> None:
+            begin(f"building {counted(left, 'candidate')} on {counted(len(places), 'node')}", left)
+
+        tell()
         for (row, _), outcome in builders.results(jobs, load):
             left -= 1
             yield row, outcome if isinstance(outcome, str) else self._home(row, outcome)
             if left:
-                begin(f"building {counted(left, 'candidate')} {where}", left)
+                tell()
 
     def _order(self) -> _Bench:
         path = None if self.source.weights is None else Path(self.source.weights).expanduser()

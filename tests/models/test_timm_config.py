@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import transformers
+from checkpoint_rows import detr_around_timm
 from references import DEPTHS, DIMS, TOLERANCE, images, randomize_, relative_error
 from safetensors.torch import save_file
 from torch import nn
@@ -120,21 +121,11 @@ def test_transformers_wrapper_of_timms_backbones_is_read(indices: Any, levels: t
 
 
 def test_timms_backbone_in_a_detector_of_transformers_is_read(tmp_path: Path) -> None:
-    small = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
-    backbone = transformers.TimmBackboneConfig(
-        backbone="test_convnext2", use_pretrained_backbone=False, out_indices=(0, 1, 2, 3), features_only=True
-    )
-    config = transformers.DetrConfig(
-        use_timm_backbone=True, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
-        encoder_layers=1, decoder_layers=1, num_queries=5, num_labels=3, **small,
-    )  # fmt: skip
-    model: Any = randomize_(transformers.DetrForObjectDetection(config))
-    model.save_pretrained(tmp_path)
-    body: Any = next(module for module in model.modules() if type(module).__name__ == "FeatureListNet")
-    found = load(tmp_path, task="features")
+    folder, expected = detr_around_timm(tmp_path)
+    found = load(Path(str(folder)), task="features")
     assert found.model.spec.activation == "gelu_tanh"  # which the architecture's name says, and no tensor
     with torch.inference_mode():
-        pairs = list(zip(found.model(images()), body(images()), strict=True))
+        pairs = list(zip(found.model(images()), expected(), strict=True))
     assert max(relative_error(ours, theirs) for ours, theirs in pairs) < TOLERANCE
 
 
