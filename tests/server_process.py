@@ -167,7 +167,7 @@ def serving(*artifacts: str | Path, say: Callable[[str], None] = print, **option
             ready.set()
 
     thread = threading.Thread(target=run)
-    with mock.patch.object(server, "LEAVE_S", 0.02):
+    with mock.patch.multiple(server, LEAVE_S=0.02, HANDSHAKE_S=0.005):
         thread.start()
         assert ready.wait(20)
         try:

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import gc
 import ipaddress
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 BACKLOG = 2048
 KEEP_ALIVE_S = 75  # of a connection without a request
 LEAVE_S = 1.0  # between "not ready" and the end of listening: connections close behind their answers meanwhile
+HANDSHAKE_S = 0.1  # of a connection whose first packet came before the end
+SO_ATTACH_FILTER = 26  # of linux/socket.h, on all machines that Python runs on but PA-RISC and SPARC
 OWN_FILES = 200  # that the process may have open beside its connections
 
 
@@ -88,10 +92,15 @@ class _Server(uvicorn.Server):
         """Signals are `run`'s: it has one server or two, and ends with an exit code instead of the signal."""
         yield
 
+    shared = False  # whether other processes listen on its sockets too
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What was connected before the end of listening is served: closing a listener resets what waits in it."""
         loop = asyncio.get_running_loop()
         rest = [one.dup() for one in sockets or ()]
+        for one in () if self.shared else rest:
+            refuse(one)
+        await asyncio.sleep(HANDSHAKE_S)
         for server in self.servers:
             server.close()
         for one in rest:
@@ -173,6 +182,21 @@ def listen(made: socket.socket) -> None:
     made.listen(BACKLOG)
 
 
+def refuse(made: socket.socket) -> None:
+    """Take no new connection on a socket that listens, and keep those that are made or half made.
+
+    Otherwise a client that connects between the last `accept` and the end of listening would be reset with its request
+    under way. Its first packet is dropped instead; it comes again a second later, and is refused then.
+    """
+    if sys.platform == "linux":
+        # Instructions of linux/filter.h: load the flags, byte 13 of a TCP header (RFC 9293). A packet with SYN
+        # goes to the first return, which drops it, and another to the second, which keeps it whole.
+        code = struct.pack("HBBI" * 4, 0x30, 0, 0, 13, 0x45, 0, 1, 0x02, 0x06, 0, 0, 0, 0x06, 0, 0, 2**32 - 1)
+        program = ctypes.create_string_buffer(code)
+        with contextlib.suppress(OSError):  # a kernel without filters: all is as it is elsewhere
+            made.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program)))
+
+
 def _overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     """Whether two addresses of sockets have a connection in common; 0.0.0.0 and :: are all of the machine."""
     hosts = [ipaddress.ip_address(address[0]) for address in (one, other)]
@@ -220,6 +244,8 @@ class Server:
         self.grpc_address: str | None = None  # where it runs and there is one
         apps = [application.application(service, siblings), application.admin(service, siblings)]
         self._servers = [_configured(app, service, connection) for app, _ in zip(apps, self._sockets, strict=False)]
+        for one in self._servers:
+            one.shared = siblings is not None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, ready: Callable[["Server"], None] = lambda server: None) -> None:

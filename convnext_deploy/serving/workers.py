@@ -26,7 +26,7 @@ from ..errors import CheckFailed, ConvNextDeployError
 from ..processes import end_with, import_path, python
 from .log import Say, Terminal, unhindered
 from .options import ServeOptions
-from .server import Server, address, host_port
+from .server import LEAVE_S, Server, address, host_port, refuse
 from .service import Service
 from .shadow import ShadowOptions
 from .siblings import Siblings
@@ -108,6 +108,8 @@ class Workers:
         self._workers: list[_Worker] = []
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # may be filled by a signal's handler
         self._leaving = False
+        self._end = threading.Timer(LEAVE_S, self._refuse)  # of listening
+        self._end.daemon = True
 
     def run(self, ready: Callable[["Workers"], None] = lambda workers: None) -> None:
         """Serve until `stop`, SIGTERM or Ctrl-C.
@@ -126,6 +128,7 @@ class Workers:
                     self._workers.append(self._started(place))
                 self._watch(ready)
         finally:
+            self._end.cancel()
             for worker in self._workers:
                 worker.process.kill()
                 worker.process.wait()
@@ -177,11 +180,16 @@ class Workers:
     def _leave(self) -> None:
         if not self._leaving:
             self._say("ending: requests under way are answered; once more to end at once")
-        self._leaving = True
+            self._leaving = True
+            self._end.start()
+        self._send(signal.SIGTERM)
+
+    def _refuse(self) -> None:
+        """End listening for all; the workers take what is connected already."""
         for one in (self._listener, self._admin):  # held open, it would take connections that nobody accepts
             if one is not None:
+                refuse(one)
                 one.close()
-        self._send(signal.SIGTERM)
 
     def _reload(self) -> None:
         for worker in self._workers:

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from server_process import Process, answered_until, until
+from server_process import Process, answered_until, serving, until
 
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
@@ -53,6 +55,29 @@ def test_a_signal_ends_it_without_losing_a_request(start: Start, number: int) ->
     assert len(answered) > 20
     assert set(answered) == {200}
     assert one.lines[-1].startswith("ending: requests under way are answered")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can refuse connections before the end of listening")
+def test_who_connects_just_before_the_end_of_listening_is_refused_and_not_reset(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody_waits, accept = threading.Event(), socket.socket.accept
+
+    def slow(self: socket.socket) -> tuple[socket.socket, object]:
+        try:
+            return accept(self)
+        except BlockingIOError:
+            nobody_waits.set()
+            time.sleep(0.3)  # the process is not given a core
+            raise
+
+    monkeypatch.setattr(socket.socket, "accept", slow)
+    with serving(f"m={artifact.path}") as running:
+        assert running.ask("GET", "/healthz")[0] == 200
+        running.server.stop()
+        assert nobody_waits.wait(20)
+        with pytest.raises(ConnectionRefusedError):
+            running.ask("GET", "/healthz")
 
 
 def test_a_killed_one_can_be_started_again_on_the_same_port(start: Start) -> None:
