@@ -59,6 +59,7 @@ class Running:
         """From now on batches wait, and nothing is computed where it comes in."""
         for model in self.service.models.values():
             model.is_short = lambda content: False  # type: ignore[method-assign]
+            model.are_short = lambda images: False  # type: ignore[method-assign]
             queue, run = model.queue, model.queue._run
 
             def held(images: Images, run: Callable[[Images], Any] = run) -> tuple[np.ndarray, ...]:

@@ -44,6 +44,8 @@ BUSY_S, GIFT_S = 0.01, 0.05
 CLASSIFY_PARAMETERS = ("top", "model", "timeout_ms")
 CLOSED_REQUEST = 499  # the status under which metrics count a client that went away
 
+INFER = "/v2/models/{model}/infer"
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -87,15 +89,16 @@ def admin(service: Service, siblings: Siblings | None = None) -> Starlette:
 
 
 class _Application(Starlette):
-    """Starlette, which looks for the address that is asked most before it does anything else."""
+    """Starlette, which looks for the addresses that are asked most before it does anything else."""
 
-    at_once: dict[tuple[str, str], Handler]
+    at_once: dict[tuple[str, str], tuple[Handler, dict[str, str]]]  # by method and path: what answers, its parameters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = None if scope["type"] != "http" else self.at_once.get((scope["method"], scope["path"]))
-        if endpoint is None or scope.get("root_path"):  # a path below somebody else's application
+        known = None if scope["type"] != "http" else self.at_once.get((scope["method"], scope["path"]))
+        if known is None or scope.get("root_path"):  # a path below somebody else's application
             await super().__call__(scope, receive, send)
             return
+        endpoint, scope["path_params"] = known
         response = await endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
 
@@ -108,7 +111,13 @@ def _starlette(service: Service, routes: list[Route]) -> Starlette:
         return error_response(error.status_code, f"{what}; GET /docs lists what there is", headers)
 
     made = _Application(routes=routes, exception_handlers={HTTPException: unknown})
-    made.at_once = {("POST", route.path): route.endpoint for route in routes if route.path == "/classify"}
+    endpoints = {route.path: route.endpoint for route in routes}
+    made.at_once = {
+        ("POST", path.format(model=name)): (endpoints[path], {"model": name})
+        for path in ("/classify", INFER)
+        if path in endpoints
+        for name in service.models
+    }
     made.state.service = service
     return made
 
@@ -240,8 +249,9 @@ class _Served:
             model = self._model(name)
             jobs: list[Job] = []
             try:
-                if waited is not None and len(images) == 1 and self._is_computed_here(model, images[0][1], waited):
-                    jobs.append(model.queue.admit(1, waited_s=waited))
+                here = waited is not None and len(images) == 1 and self._is_computed_here(waited)
+                if here and model.is_short(images[0][1]):
+                    jobs.append(model.queue.admit(1, waited_s=waited or 0.0))
                     return model, [model.queue.run(jobs[0], *_input_of(model, *images[0]))]
                 loop = asyncio.get_running_loop()
                 jobs.extend(model.queue.admit(1, loop.create_future(), waited or 0.0) for _ in images)
@@ -255,9 +265,9 @@ class _Served:
                 for job in jobs:
                     model.queue.cancel(job)  # those that are not over
 
-    def _is_computed_here(self, model: Model, content: bytes, waited: float) -> bool:
-        """Short work is, unless requests wait for this thread while there are cores for others."""
-        return (waited < BEHIND_S or self.service.options.cores == 1) and model.is_short(content)
+    def _is_computed_here(self, waited: float) -> bool:
+        """Whether short work is: unless requests wait for this thread while there are cores for others."""
+        return waited < BEHIND_S or self.service.options.cores == 1
 
     async def _answered(self, model: Model, jobs: list[Job], request: Request, seconds: float) -> list[Outputs]:
         futures = [job.owner for job in jobs]
@@ -314,7 +324,10 @@ class _Served:
         return Response(content, headers=headers)
 
     async def _inferred(self, model: Model, request: Request, images: Images, seconds: float) -> Outputs:
-        job = model.queue.admit(len(images), asyncio.get_running_loop().create_future())
+        waited = waited_s(request)
+        if waited is not None and self._is_computed_here(waited) and model.are_short(images):
+            return model.queue.run(model.queue.admit(len(images), waited_s=waited), images)
+        job = model.queue.admit(len(images), asyncio.get_running_loop().create_future(), waited or 0.0)
         try:
             model.queue.put(job, images)
             return (await self._answered(model, [job], request, seconds))[0]

@@ -206,6 +206,13 @@ class Model:
             return False
         return sides[0] * sides[1] * self._pixel_s + self._alone_s < SHORT_S
 
+    def are_short(self, images: Images) -> bool:
+        """Whether a tensor takes so little time; of other sizes than the model's, in proportion to its pixels."""
+        height, width = self.manifest.model.image_size
+        if not self.queue.has_free_thread:
+            return False
+        return images.size * self._alone_s < SHORT_S * self.manifest.model.in_chans * height * width
+
     def _prove(self, say: Callable[[str], None]) -> None:
         """Make export's own comparison on this machine.
 

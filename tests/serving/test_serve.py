@@ -26,6 +26,7 @@ import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.errors import ConvNextDeployError, UsageError
 from convnext_deploy.serving import application, server
+from convnext_deploy.serving.model import SHORT_S
 from convnext_deploy.serving.options import ServeOptions
 
 SIDE = 64
@@ -550,6 +551,15 @@ def test_short_work_is_done_where_it_comes_in_unless_requests_wait_there(
         assert asked(picture()) == here
         model._pixel_s = 1.0
         assert asked(picture()).startswith("batch")
+        tensors, headers = inference(np.zeros((2, SIDE, SIDE, 3), np.uint8), None)
+
+        def asked_for_tensors() -> str:
+            assert one.ask("POST", "/v2/models/m/infer", tensors, headers)[0] == 200
+            return threads.pop()
+
+        assert asked_for_tensors() == here
+        model._alone_s = 0.6 * SHORT_S  # of each of the two
+        assert asked_for_tensors().startswith("batch")
 
 
 def test_an_error_of_the_runtime_is_told_to_the_log_and_not_to_the_client(artifact: Artifact) -> None:
