@@ -72,6 +72,17 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused(
     assert words in str(caught.value)
 
 
+def test_a_classifier_that_does_not_pool_is_refused_and_its_maps_are_not(tmp_path: Path) -> None:
+    model: Any = randomize_(timm.create_model("convnext_atto", num_classes=7, global_pool="", **SIZES))
+    assert model(images()).shape == (2, 7, 2, 2)  # logits for each place
+    timm.models.save_for_hf(model, str(tmp_path), model_args=dict(SIZES), safe_serialization=True)
+    with pytest.raises(WeightsError, match="has global_pool '', with which it gives logits for every place"):
+        load(tmp_path)
+    with torch.inference_mode():
+        (*_, last) = load(tmp_path, task="features").model(images())
+        assert relative_error(last, model.stages(model.stem(images()))) < TOLERANCE
+
+
 def test_the_number_of_classes_does_not_matter_where_there_is_no_classifier(tmp_path: Path) -> None:
     model = randomize_(timm.create_model("convnext_atto", num_classes=0, **SIZES))
     timm.models.save_for_hf(model, str(tmp_path), model_args=dict(SIZES), safe_serialization=True)
@@ -169,8 +180,9 @@ def test_activations_are_known_by_the_names_of_transformers(name: str, tmp_path:
             lambda c: c.update(id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 2, "b": 1, "c": 0}),
             "gives 'a' the number 0 in id2label and 2 in label2id",
         ),
+        (lambda c: c.update(model_type="convnextv2"), "says grn True, and its tensors False"),
     ],
-    ids=["activation", "widths", "depths", "channels", "labels"],
+    ids=["activation", "widths", "depths", "channels", "labels", "V2"],
 )
 def test_what_transformers_configuration_says_otherwise_is_refused(
     change: Callable[[dict[str, Any]], object], words: str, tmp_path: Path
@@ -179,6 +191,14 @@ def test_what_transformers_configuration_says_otherwise_is_refused(
     with pytest.raises(WeightsError) as caught:
         load(tmp_path, change)
     assert words in str(caught.value)
+
+
+def test_a_name_of_two_classes_has_one_of_their_numbers_in_the_other_map(tmp_path: Path) -> None:
+    """ImageNet has two of "crane", and transformers' maps of it are {134: crane, 517: crane} and {crane: 517}."""
+    saved(tmp_path)
+    names, numbers = {"0": "crane", "1": "ant", "2": "crane"}, {"crane": 2, "ant": 1}
+    found = load(tmp_path, lambda c: c.update(id2label=names, label2id=numbers))
+    assert found.labels == ("crane", "ant", "crane")
 
 
 def test_an_older_map_of_other_names_does_not_contradict(tmp_path: Path) -> None:

@@ -882,6 +882,20 @@ def test_facts_in_the_header_are_read(tmp_path: Path) -> None:
     assert loaded.labels == tuple(f"kind {i}" for i in range(10))
 
 
+def test_a_licence_in_the_header_says_nothing_of_the_pooling(tmp_path: Path, reference: nn.Module) -> None:
+    safetensors.torch.save_file(reference.state_dict(), tmp_path / "a.safetensors", metadata={"license": "mit"})
+    loaded = load(str(tmp_path / "a.safetensors"))
+    assert (loaded.weights.licence, "global_pool" in loaded.preprocessing.assumed) == ("mit", True)
+
+
+def test_metadata_of_another_meaning_is_refused_with_how_to_leave_it_out(tmp_path: Path, reference: nn.Module) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file(reference.state_dict(), path, metadata={"labels": "ant, bee"})
+    assert "safetensors.torch.save_file(safetensors.torch.load_file(FILE), OTHER)" in refusal(path)
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path)
+    assert_equal_logits(load(str(path)), reference)
+
+
 @pytest.mark.parametrize(
     ("metadata", "why"),
     [
