@@ -7,7 +7,8 @@ model's number where both have the same classes in the same order, and that is c
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,10 @@ def numbered(
     own = {name: number for number, name in enumerate(labels or ())}
     if labels and len(own) == len(labels) and set(names) <= set(own):
         return _mapped(source, own, "the model's labels", outputs)
+    alike = _written_alike(names, own)
+    if alike is not None:
+        said = "the model's labels, which are the same but for capitals, spaces and accents"
+        return _mapped(source, alike, said, outputs)
     wordnet = _imagenet(outputs, names)
     if wordnet is not None:
         return _mapped(source, wordnet, "the WordNet ids of ImageNet-1k", outputs)
@@ -151,6 +156,21 @@ def numbered(
     why = "the model has no labels" if not labels else "the model's labels are other words"
     assumed = f"{why}: its outputs are assumed to be {source.ordered_by}, {names[0]!r} first"
     return replace(source, notes=(*source.notes, assumed, *_other_order(source)))
+
+
+def _written_alike(names: Sequence[str], own: Mapping[str, int]) -> dict[str, int] | None:
+    """Numbers of names that are the model's but for the way of writing them; None where that leaves one open."""
+    loose = {_loose(name): number for name, number in own.items()}
+    if len(loose) < len(own) or len({_loose(name) for name in names}) < len(names):
+        return None
+    numbers = {name: loose.get(_loose(name)) for name in names}
+    known = {name: number for name, number in numbers.items() if number is not None}
+    return known if len(known) == len(names) else None
+
+
+def _loose(name: str) -> str:
+    """Without capitals, with one kind of space, and accents as one character: macOS writes them as two."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 
 def _other_order(source: ImageSource) -> tuple[str, ...]:
