@@ -123,7 +123,7 @@ def numbered(
         return _mapped(source, given, "--labels", outputs)
     if names is None:  # a column of numbers without names; their range is all that can be checked
         _refuse_outside(source, outputs)
-        return source
+        return _from_one(source)
     own = {name: number for number, name in enumerate(labels or ())}
     if labels and len(own) == len(labels) and set(names) <= set(own):
         return _mapped(source, own, "the model's labels", outputs)
@@ -220,6 +220,14 @@ def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int)
         labels_from="map",
         notes=source.notes if same and by == "the model's labels" else (*source.notes, said),
     )
+
+
+def _from_one(source: ImageSource) -> ImageSource:
+    """With a note where no label is 0: numbers that count from 1 may all be numbers of outputs, those of others."""
+    sets = source.label_sets if source.labels is None else ((int(label),) for label in source.labels)
+    least = min((label for labels in sets or () for label in labels), default=0)
+    note = "no image has the label 0: labels count from 0, as outputs do, and those that count from 1 are others'"
+    return source if least != 1 else replace(source, notes=(*source.notes, note))
 
 
 def _refuse_outside(source: ImageSource, classes: int) -> None:

@@ -63,6 +63,8 @@ def read(weights: str | None, name: str | None, tag: str | None, key: str | None
             read.label, read.state, read.facts, read.prefix, sha256_of(path), read.facts.get("license"),
             "; ".join(filter(None, notes)) or None, files=(path,),
         )  # fmt: skip
+    if "://" in weights:
+        raise WeightsError(f"--weights {weights} is an address; download it, and give the file")
     plain = weights.removeprefix("timm:").removeprefix("timm/")
     if plain.partition(".")[0] in registry.VARIANTS or registry.is_deprecated(plain):
         architecture, its_tag = registry.resolve(plain)

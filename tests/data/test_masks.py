@@ -45,6 +45,17 @@ def test_a_mask_is_found_by_its_images_path_and_images_without_are_left_out_and_
         opened(tmp_path)
 
 
+def test_black_and_white_masks_say_that_white_counts_nowhere(tmp_path: Path) -> None:
+    """As tools for two classes write them; the second class would have no pixel."""
+    save(tmp_path / "images/a.jpg", colour(0))
+    save(tmp_path / "masks/a.png", Image.fromarray(np.array([[0, 255]], np.uint8)))
+    (note,) = opened(tmp_path).notes
+    assert note.startswith("the first masks have the numbers 0 and 255 alone, and 255 counts nowhere")
+    assert opened(tmp_path, ignored=-1).notes == ()
+    save(tmp_path / "masks/a.png", Image.fromarray(np.array([[0, 1, 255]], np.uint8)))
+    assert opened(tmp_path).notes == ()
+
+
 def test_no_folder_and_no_mask_at_all_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "images/a.jpg", colour(0))
     with pytest.raises(DataError, match="is no folder; expected one of masks"):

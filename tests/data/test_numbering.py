@@ -143,6 +143,13 @@ def test_positions_are_assumed_aloud() -> None:
     assert numbering.numbered(source("a", "b", labels_from="column"), 2, None).notes == ()
 
 
+@pytest.mark.parametrize(("numbers", "said"), [([1, 2], True), ([0, 2], False), ([2, 3], False)])
+def test_numbers_of_which_none_is_0_may_count_from_1_and_that_is_said(numbers: list[int], said: bool) -> None:
+    column = source("a", "b", class_names=None, labels=np.array(numbers), labels_from="column")
+    notes = numbering.numbered(column, 4, None).notes
+    assert [note.startswith("no image has the label 0: labels count from 0") for note in notes] == [True] * said
+
+
 def test_a_map_that_is_given_goes_before_everything_else() -> None:
     found = numbering.numbered(source("a", "b"), 3, ("a", "b", "c"), {"a": 2, "b": 0, "z": 1})
     assert labels(found) == [2, 0]

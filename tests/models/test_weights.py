@@ -437,6 +437,11 @@ def test_a_source_that_is_nothing_is_refused(tmp_path: Path) -> None:
     assert "hf-hub:owner/name" in message
 
 
+def test_an_address_of_a_file_is_refused_as_that() -> None:
+    with pytest.raises(WeightsError, match=r"tiny\.pth is an address; download it, and give the file$"):
+        load("https://example.org/tiny.pth")
+
+
 def test_random_weights_need_a_variant() -> None:
     message = refusal("random")
     assert message == "--weights random needs --variant: there are no tensors to infer it from"
