@@ -83,6 +83,8 @@ def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool
     for name, paths in zip(source.names, places, strict=True):
         if len(paths) > 1:
             raise DataError(f"{name} of {source.name} has the masks {paths[0].name} and {paths[1].name}; expected one")
+    themselves = _masks_among(source, places)
+    places = [[] if index in themselves else paths for index, paths in enumerate(places)]
     kept = [index for index, paths in enumerate(places) if paths]
     if not kept:
         raise DataError(
@@ -90,11 +92,23 @@ def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool
             f"names, such as {PurePosixPath(source.names[0]).with_suffix('.png')}"
         )
     notes = source.notes
-    if len(kept) < len(source):
-        notes = (*notes, f"left out: {counted(len(source) - len(kept), 'image')} without a mask in {folder}")
+    if themselves:
+        notes = (*notes, f"left out: {counted(len(themselves), 'image')} of {source.name} that are masks themselves")
+    if len(kept) < len(source) - len(themselves):
+        bare = len(source) - len(themselves) - len(kept)
+        notes = (*notes, f"left out: {counted(bare, 'image')} without a mask in {folder}")
     with_masks = chosen(replace(source, labels=None, label_sets=None, values=None, class_names=None), kept)
     masks = of_files([places[index][0] for index in kept], ignored=ignored, reduce_labels=reduce_labels)
     return replace(with_masks, masks=masks, notes=notes + _white_is_ignored(masks))
+
+
+def _masks_among(source: ImageSource, places: Sequence[Sequence[Path]]) -> set[int]:
+    """Images that are their own masks, where one folder has both."""
+    files = source.read_bytes
+    if not isinstance(files, Files):
+        return set()
+    paired = [(index, paths[0], Path(files.folder, files.paths[index])) for index, paths in enumerate(places) if paths]
+    return {index for index, mask, image in paired if image.exists() and image.samefile(mask)}
 
 
 def _white_is_ignored(masks: Masks) -> tuple[str, ...]:

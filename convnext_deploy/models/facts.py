@@ -127,8 +127,9 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     if not isinstance(preprocessor, Mapping):
         return facts
-    if isinstance(preprocessor.get("pretrained_cfg"), Mapping):  # of transformers around timm
-        return joined(facts, sourced(timm_facts(preprocessor), "the image processor's config"))
+    if isinstance(preprocessor.get("pretrained_cfg"), Mapping):  # of transformers around timm, and no network's
+        of_timm = timm_facts({"pretrained_cfg": preprocessor["pretrained_cfg"]})
+        return joined(facts, sourced(of_timm, "the image processor's config"))
     return joined(facts, sourced(processor_facts(preprocessor), "the image processor's config"))
 
 

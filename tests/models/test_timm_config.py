@@ -112,6 +112,25 @@ def test_transformers_wrapper_of_timms_classifiers_is_read(tmp_path: Path) -> No
     assert found.labels == tuple(f"LABEL_{number}" for number in range(7))
 
 
+def test_the_image_processor_of_that_wrapper_says_the_preprocessing_and_no_network(tmp_path: Path) -> None:
+    saved(tmp_path)
+    said = {
+        "input_size": [3, 96, 96],
+        "crop_pct": 0.9,
+        "interpolation": "bilinear",
+        "mean": [0.4] * 3,
+        "std": [0.2] * 3,
+    }
+    processor = {
+        "image_processor_type": "TimmWrapperImageProcessor", "architecture": "convnext_base", "pretrained_cfg": said,
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    found = checkpoint.load(str(tmp_path))
+    assert found.model.spec.image_size == (96, 96)
+    assert (found.preprocessing.crop_pct, found.preprocessing.mean) == (0.9, (0.4,) * 3)
+    assert found.preprocessing.assumed == ()
+
+
 @pytest.mark.parametrize(
     ("indices", "levels"),
     [((0, 1, 2, 3), (1, 2, 3, 4)), ((1, 3), (2, 4)), ([-1], (4,))],
