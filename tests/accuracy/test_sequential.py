@@ -144,6 +144,11 @@ def test_a_bound_is_the_limit_at_which_the_capital_reaches_its_goal(hits: int, i
         assert max(capital_below(hits, images, 1 - share) for share in misses) < goal
 
 
+def test_one_more_image_is_one_more() -> None:
+    assert capital_below(0, 180, LIMIT) < math.log(20) < capital_below(0, 181, LIMIT)
+    assert [standing(0, images, LIMIT).more_images for images in (179, 180, 181)] == [2, 1, 0]
+
+
 def test_a_decision_falls_with_the_image_that_makes_the_capital_twenty() -> None:
     assert ALPHA == 0.05
     for hits, images, decision, capital in ((0, 185, "PASS", capital_below), (4, 20, "FAIL", capital_above)):
