@@ -322,6 +322,29 @@ def test_detections_are_kept_as_they_are(tmp_path: Path) -> None:
         decode(tmp_path / "broken.npz")
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("truth", 6, 1e30, "neither a crowd nor none"),  # pycocotools keeps it in a byte
+        ("truth", 6, -1, "neither a crowd nor none"),
+        ("truth", 6, 0.5, "neither a crowd nor none"),
+        ("truth", 4, 0.5, "a class is no whole number"),  # and would be counted as another
+        ("predicted", 5, 1.5, "a class is no whole number"),
+        ("truth", 4, -1, "a class is negative or too large"),
+        ("predicted", 5, 2**24, "a class is negative or too large"),
+        ("truth", 2, np.inf, "a value is not finite"),
+    ],
+)
+def test_boxes_that_no_evaluation_writes_are_refused(
+    table: str, column: int, value: float, message: str, tmp_path: Path
+) -> None:
+    rows = getattr(of_images(0, 4), table).copy()
+    rows[1, column] = value
+    (tmp_path / "a.npz").write_bytes(encode(Chunk(0, 4, replace(of_images(0, 4), **{table: rows}), ())))
+    with pytest.raises(DataError, match=message):
+        decode(tmp_path / "a.npz")
+
+
 Change = Callable[[dict[str, Any]], object]
 
 
