@@ -40,6 +40,7 @@ IMAGES = "a folder, tar, Parquet file or list of images, or hfds:NAME"
 OF_IMAGES = ("images done", "images in all")  # what `progress` is told
 OF_STEPS = ("steps done", "steps in all", "what is being done")  # likewise, where no images are counted
 NAME_BYTES = 255  # what file systems take as one name
+PATH_BYTES = 1000 if sys.platform == "darwin" else 4000  # likewise as a whole path, less the names of files below it
 
 # What people write for a word of a closed set, where no difference of letters finds it.
 SYNONYMS = {
@@ -135,10 +136,11 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
     if not isinstance(written, str) or not written:
         raise _refused(name, written, expected)
     try:
-        names = os.fsencode(written).split(os.fsencode(os.sep))
+        encoded = os.fsencode(written)
     except UnicodeEncodeError:
-        names = [b"\0"]
-    if any(b"\0" in part or len(part) > NAME_BYTES for part in names):
+        encoded = b"\0"
+    longest = max(map(len, encoded.split(os.fsencode(os.sep))))
+    if b"\0" in encoded or longest > NAME_BYTES or len(encoded) > PATH_BYTES:
         raise UsageError(f"{name} {shown(written)} can be no file's name here; expected {expected}")
     return Path(written)
 

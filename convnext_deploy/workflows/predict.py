@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .. import arguments
 from ..accuracy.boxes import placed
 from ..accuracy.targets import problem_of
 from ..artifact import instance_masks
@@ -335,11 +336,11 @@ def _at(place: str, split: str | None) -> list[Named]:
     path = Path(place)
     if place.startswith(("http://", "https://")):
         return [(place, lambda: decoding.decoded(_fetched(place)))]
-    if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2"):
+    if os.path.isfile(place) and path.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2"):
         return [(place, lambda: decoding.decoded(file_content(path)))]
     if not (os.path.lexists(place) or place.startswith("hfds:") or remote.is_address(place)):
         raise DataError(
-            f"{place!r} does not exist; expected an image, a folder, tar, Parquet file or list of images, an http(s) "
+            f"{arguments.shown(place)} does not exist; expected an image, a folder, tar, Parquet file or list of images, an http(s) "
             "address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - for standard input"
         )
     source = sources.open_source(place, split)

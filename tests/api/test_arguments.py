@@ -67,7 +67,7 @@ DATASET = TensorDataset(torch.zeros(2, 3, 32, 32))
 OBJECTS: list[Any] = [object(), nn.Linear(2, 2), DATASET, DataLoader(DATASET)]
 STRANGE: list[Any] = [
     *OBJECTS, torch.zeros(2), np.zeros(3), b"bytes", 1.5, float("nan"), -1, 0, 10**30, True, [], {}, (), {"a": 1},
-    [object()], "", "\0", "nonsense", "x" * 5000, "\ud800", lambda: None, int, None,
+    [object()], "", "\0", "nonsense", "x" * 5000, "x/" * 3000, "\ud800", lambda: None, int, None,
 ]  # fmt: skip
 
 
@@ -203,6 +203,11 @@ def test_limits_are_taken_as_a_dictionary_a_record_or_a_file(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "limits.toml").write_text("max_drop = 0.5\n")
     assert api.accuracy._limits(given) == Limits(max_drop=0.5)
+
+
+def test_limits_of_no_text_are_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^limits: .*surrogates not allowed"):
+        api.accuracy._limits({"max_drop": "\ud800"})
 
 
 def test_one_artifact_of_bench_is_no_sequence_of_letters(tmp_path: Path) -> None:
