@@ -240,8 +240,9 @@ def summary(path: Path, record: "Manifest", size: int) -> str:
         if record.export.argmax:
             compared = "each pixel's class"
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
+        images, cuts, _ = parity.images.partition(" at the cuts" if record.splice is not None else "\0")
         lines.append(
-            f"verified on {counted(parity.samples, f'{parity.images} image')}{_reference(record, parity.reference)}: "
+            f"verified on {counted(parity.samples, f'{images} image')}{cuts}{_reference(record, parity.reference)}: "
             f"{compared}{agreement}{ties}"
         )
     lines += _splice(record)

@@ -340,8 +340,8 @@ def _at(place: str, split: str | None) -> list[Named]:
         return [(place, lambda: decoding.decoded(file_content(path)))]
     if not (os.path.lexists(place) or place.startswith("hfds:") or remote.is_address(place)):
         raise DataError(
-            f"{arguments.shown(place)} does not exist; expected an image, a folder, tar, Parquet file or list of images, an http(s) "
-            "address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - for standard input"
+            f"{arguments.shown(place)} does not exist; expected an image, a folder, tar, Parquet file or list of "
+            "images, an http(s) address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - for standard input"
         )
     source = sources.open_source(place, split)
     return [(name, functools.partial(source.read, index)) for index, name in enumerate(source.names)]
