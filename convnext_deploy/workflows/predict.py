@@ -131,6 +131,8 @@ def predict(
             values = tuple(map(float, logits)) if goal == "regression" else ()
             predictions.append(Prediction(image=images[index][0], classes=best, values=values))
         report(done, len(images))
+    if not predictions and len(unreadable) == 1:
+        raise DataError(unreadable[0])
     if not predictions:
         raise DataError(f"none of the {len(unreadable)} images can be read; the first is {unreadable[0]}")
     said = preprocess.turned_words(len(turned), turned[0] if turned else "", manifest.preprocessing)
@@ -341,7 +343,8 @@ def _at(place: str, split: str | None) -> list[Named]:
     if not (os.path.lexists(place) or place.startswith("hfds:") or remote.is_address(place)):
         raise DataError(
             f"{arguments.shown(place)} does not exist; expected an image, a folder, tar, Parquet file or list of "
-            "images, an http(s) address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - for standard input"
+            "images, an http(s) address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - "
+            "for standard input"
         )
     source = sources.open_source(place, split)
     return [(name, functools.partial(source.read, index)) for index, name in enumerate(source.names)]
