@@ -6,6 +6,7 @@ imported, so that whatever is wrong with a request is said before any work.
 """
 
 import difflib
+import inspect
 import math
 import operator
 import os
@@ -17,7 +18,7 @@ from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 
-from .errors import UsageError, plain
+from .errors import UsageError, counted, plain
 from .records.base import MAX_BATCH, MAX_SIDE, Device, InputKind, KernelChoice, PlanType, Precision, Problem, Task
 from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorRtSpec
 from .records.plan import RangeMethod, WeightBits
@@ -36,7 +37,10 @@ Progress = Callable[[int, int, str], None]  # told steps done, steps in all, and
 T = TypeVar("T")
 WEIGHTS = "a file, a folder, a timm name, hf-hub:owner/name, random, or in Python a module or a state dict"
 IMAGES = "a folder, tar, Parquet file or list of images, or hfds:NAME"
+OF_IMAGES = ("images done", "images in all")  # what `progress` is told
+OF_STEPS = ("steps done", "steps in all", "what is being done")  # likewise, where no images are counted
 NAME_BYTES = 255  # what file systems take as one name
+PATH_BYTES = 1000 if sys.platform == "darwin" else 4000  # likewise as a whole path, less the names of files below it
 
 # What people write for a word of a closed set, where no difference of letters finds it.
 SYNONYMS = {
@@ -132,10 +136,11 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
     if not isinstance(written, str) or not written:
         raise _refused(name, written, expected)
     try:
-        names = os.fsencode(written).split(os.fsencode(os.sep))
+        encoded = os.fsencode(written)
     except UnicodeEncodeError:
-        names = [b"\0"]
-    if any(b"\0" in part or len(part) > NAME_BYTES for part in names):
+        encoded = b"\0"
+    longest = max(map(len, encoded.split(os.fsencode(os.sep))))
+    if b"\0" in encoded or longest > NAME_BYTES or len(encoded) > PATH_BYTES:
         raise UsageError(f"{name} {shown(written)} can be no file's name here; expected {expected}")
     return Path(written)
 
@@ -325,11 +330,32 @@ INTERPOLATIONS, CROP_MODES = (
 )
 
 
-def called(name: str, value: Any) -> Any:
-    """A function that is told something."""
+def called(name: str, value: Any, told: Sequence[str]) -> Any:
+    """A function that is told something.
+
+    It is called in the middle of the work, so one that does not take so many arguments is refused before.
+
+    Args:
+        told: what each of its arguments is.
+    """
+    expected = f"a function that takes {counted(len(told), 'argument')}: {', '.join(told)}"
     if not callable(value):
-        raise _refused(name, value, "a function, or to be left out")
+        raise _refused(name, value, f"{expected}; or leave it out")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # of some that are written in C nobody can tell
+        return value
+    try:
+        signature.bind(*told)
+    except TypeError:
+        raise UsageError(f"{name} is a function of {str(signature)[:60]}; expected {expected}") from None
     return value
+
+
+def progress(value: Any, told: Sequence[str]) -> None:
+    """Refuse what `progress` is, unless it is left out."""
+    if value is not None:
+        called("progress", value, told)
 
 
 def record(name: str, value: Any, kind: type[T], expected: str) -> T:
@@ -359,11 +385,15 @@ def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
     return lambda name, value: one_of(name, value, words)
 
 
+def _is_told(*told: str) -> Callable[[str, Any], Any]:
+    return lambda name, value: called(name, value, told)
+
+
 # What one name means in every function that has it. None is for the names that may be left open.
 _OPEN = {
     "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
     "levels", "head_activation", "threads",
-    "split", "limit", "problem", "max_drop", "progress", "tensorrt", "weight_bits", "images", "ray",
+    "split", "limit", "problem", "max_drop", "tensorrt", "weight_bits", "images", "ray",
 }  # fmt: skip
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "variant": text,
@@ -405,10 +435,9 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "argmax": flag,
     "reduce_labels": flag,
     "patch_tokens": flag,
-    "say": called,
-    "progress": called,
-    "watch": called,
-    "ready": called,
+    "say": _is_told("a line"),
+    "watch": _is_told("a workflows.agenda.View"),
+    "ready": _is_told("the server"),
     "tensorrt": lambda name, value: record(name, value, TensorRtSpec, "a types.TensorRtSpec or its fields"),
 }
 

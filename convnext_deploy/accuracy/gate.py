@@ -74,7 +74,7 @@ def limits_from(settings: Mapping[str, Any]) -> Limits:
         raise UsageError("no limit for the drop; give --max-drop POINTS, or max_drop in the file of --limits")
     try:
         return msgspec.convert(dict(settings), Limits)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of half a surrogate pair
         field = re.search(r"`\$\.(\w+)`", str(error))  # which field; the rest is JSON Schema's way to say it
         if field is None or field[1] not in LIMITS:
             raise UsageError(f"limits: {plain(error)}") from None

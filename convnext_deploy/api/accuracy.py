@@ -60,7 +60,8 @@ def evaluate(
     images = labelled(data, part(options, JudgedOptions))
     out = arguments.maybe(arguments.path, "out", out)
     batch = arguments.maybe(arguments.batch_size, "batch", batch)
-    arguments.check(limit=limit, force=force, ray=ray, progress=progress, say=say)
+    arguments.check(limit=limit, force=force, ray=ray, say=say)
+    arguments.progress(progress, arguments.OF_IMAGES)
     run, trust = run_options(part(options, SessionOptions))
     artifact = opened(path)
     from ..workflows import evaluate as workflow
@@ -120,7 +121,8 @@ def gate(
                 raise UsageError(f"{option} is for artifacts, and both sides are results of eval; leave it out")
     images = labelled_or_none(data, part(options, JudgedOptions))
     out = arguments.maybe(arguments.path, "out", out)
-    arguments.check(progress=progress, say=say)
+    arguments.check(say=say)
+    arguments.progress(progress, arguments.OF_IMAGES)
     run, trust = run_options(part(options, OpeningOptions))
     judged = _limits(limits)
     from ..workflows import gate as workflow

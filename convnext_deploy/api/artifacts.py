@@ -127,8 +127,9 @@ def export(
     source = Source.of(weights, task=task, **part(options, SourceOptions))
     arguments.check(
         format=format, precision=precision, input=input, dynamic_image_size=dynamic_image_size, argmax=argmax,
-        device=device, force=force, say=say, progress=progress, tensorrt=tensorrt, trt=trt, kernels=kernels,
+        device=device, force=force, say=say, tensorrt=tensorrt, trt=trt, kernels=kernels,
     )  # fmt: skip
+    arguments.progress(progress, arguments.OF_STEPS)
     names = arguments.names("at", at)
     into = arguments.maybe(arguments.path, "into", into)
     if into is None and names:
@@ -223,7 +224,8 @@ def refit(
     """
     weights = arguments.weights("weights", weights)
     out = arguments.path("out", out)
-    arguments.check(force=force, say=say, progress=progress, trust=trust)
+    arguments.check(force=force, say=say, trust=trust)
+    arguments.progress(progress, arguments.OF_STEPS)
     artifact = opened(path)
     from ..runtimes.tensorrt import refit
     from ..workflows import export as workflow

@@ -21,6 +21,19 @@ def no_progress(_: str) -> Callable[[int, int], None]:
     return lambda done, total: None
 
 
+def _checked(progress: Progress) -> Progress:
+    """`progress` of `quantize`, whose every answer is a function too; nobody knows which before it is asked."""
+    arguments.called("progress", progress, ("what begins",))
+
+    def begun(what: str) -> Callable[[int, int], None]:
+        told: Callable[[int, int], None] = arguments.called(
+            "what progress returns", progress(what), ("steps done", "steps in all")
+        )
+        return told
+
+    return begun
+
+
 @verb
 def quantize(
     weights: arguments.Weights = None,
@@ -79,8 +92,9 @@ def quantize(
     source = Source.of(weights, task=task, **options)
     arguments.check(
         target=target, type=type, method=method, images=images, split=split, rest=rest, input=input,
-        rounding=rounding, weight_bits=weight_bits, force=force, ray=ray, say=say, progress=progress,
+        rounding=rounding, weight_bits=weight_bits, force=force, ray=ray, say=say,
     )  # fmt: skip
+    begun = _checked(progress)
     out = arguments.file("out", out)
     calibration = images_of("calibration", calibration)
     from ..workflows import quantize as workflow
@@ -97,7 +111,7 @@ def quantize(
         rounding=rounding,
         weight_bits=weight_bits,
     )
-    return workflow.quantize(source, recipe, out=out, force=force, ray=ray, say=say, progress=progress)
+    return workflow.quantize(source, recipe, out=out, force=force, ray=ray, say=say, progress=begun)
 
 
 @verb
@@ -137,7 +151,8 @@ def half(
     arguments.one_of("task", task, NetworkTask)
     source = Source.of(weights, task=task, **options)
     arguments.one_of("precision", precision, HalfPrecision)
-    arguments.check(images=images, split=split, input=input, force=force, say=say, progress=progress)
+    arguments.check(images=images, split=split, input=input, force=force, say=say)
+    arguments.progress(progress, arguments.OF_IMAGES)
     out = arguments.file("out", out)
     data = images_of("data", data)
     from ..workflows import half as workflow

@@ -78,7 +78,8 @@ def predict(
     out = arguments.maybe(arguments.file, "out", out)
     batch = arguments.maybe(arguments.batch_size, "batch", batch)
     top = arguments.whole("top", top)
-    arguments.check(progress=progress, say=say, problem=problem, split=split)
+    arguments.check(say=say, problem=problem, split=split)
+    arguments.progress(progress, arguments.OF_IMAGES)
     run, trust = run_options(options)
     from ..workflows import predict as work
 

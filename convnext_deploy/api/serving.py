@@ -154,6 +154,7 @@ def asgi(
         UsageError, ArtifactError: one line each, before it returns.
         CheckFailed: an artifact computes wrong outputs here.
     """
+    arguments.check(say=say)
     from ..serving.application import application
 
     return application(_service(_settings(artifacts, say, options), say))

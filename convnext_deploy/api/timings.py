@@ -38,7 +38,8 @@ def profile(
         progress: told (inferences done, inferences in all, what is being done).
     """
     batch = arguments.maybe(arguments.batch_size, "batch", batch)
-    arguments.check(steps=steps, progress=progress)
+    arguments.check(steps=steps)
+    arguments.progress(progress, arguments.OF_STEPS)
     run_as, trust = run_options(options)
     artifact = opened(path)
     from ..data import preprocess
@@ -83,7 +84,8 @@ def roofline(
     batch = arguments.batch_size("batch", batch)
     size = arguments.image_size("image_size", image_size)
     arguments.one_of("task", task, NetworkTask)
-    arguments.check(threads=threads, progress=progress)
+    arguments.check(threads=threads)
+    arguments.progress(progress, arguments.OF_STEPS)
     from ..models import registry
     from ..timing import roofline as model
 
@@ -197,7 +199,8 @@ def bench(
     ]
     sizes = arguments.image_sizes("image_sizes", image_sizes)
     arguments.one_of("task", task, Task)
-    arguments.check(cuda_graph=cuda_graph, ray=ray, say=say, progress=progress, trust=trust)
+    arguments.check(cuda_graph=cuda_graph, ray=ray, say=say, trust=trust)
+    arguments.progress(progress, arguments.OF_STEPS)
     from ..workflows.bench import Plan
 
     if plan is not None and not isinstance(plan, Plan):

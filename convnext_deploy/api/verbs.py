@@ -38,12 +38,28 @@ def verb(function: Callable[P, T]) -> Callable[P, T]:
                 near = difflib.get_close_matches(name, known, 1)
                 expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
                 raise UsageError(f"{function.__name__} has no parameter {name[:60]}; {expected}")
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise UsageError(
+                f"{function.__name__}: {error}; call it as {function.__name__}{_shape(signature)}"
+            ) from None
         with env.missing_named():
             return function(*args, **kwargs)
 
     called.__signature__ = signature  # type: ignore[attr-defined]
     called.__doc__ = documented
     return called
+
+
+def _shape(signature: inspect.Signature) -> str:
+    """What a call has to have, and that there is more: `(path, data, ...)`, `(weights=..., out=..., ...)`."""
+    given = [
+        name if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else f"{name}=..."
+        for name, parameter in signature.parameters.items()
+        if parameter.default is inspect.Parameter.empty or parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    return f"({', '.join(given)}{', ...' if len(given) < len(signature.parameters) else ''})"
 
 
 def part(options: Mapping[str, Any], group: type) -> dict[str, Any]:

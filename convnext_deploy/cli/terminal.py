@@ -1,6 +1,7 @@
 """How results reach a terminal: JSON or words on stdout, progress on stderr."""
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from ..artifact import licences
 from ..errors import counted, printable
 
 if TYPE_CHECKING:
-    from ..records.manifest import Manifest
+    from ..records.manifest import Manifest, Parity
 
 WIDE = 200  # columns of a reader that is not a terminal
 UNBOUND = 10_000  # columns, to ask what a table would take
@@ -241,8 +242,7 @@ def summary(path: Path, record: "Manifest", size: int) -> str:
             compared = "each pixel's class"
         ties = f" ({parity.near_ties} near-ties)" if parity.near_ties else ""
         lines.append(
-            f"verified on {counted(parity.samples, f'{parity.images} image')}{_reference(record, parity.reference)}: "
-            f"{compared}{agreement}{ties}"
+            f"verified on {_images(record, parity)}{_reference(record, parity.reference)}: {compared}{agreement}{ties}"
         )
     lines += _splice(record)
     lines.append("multiply-accumulates: " + _truth(record))
@@ -261,6 +261,14 @@ def summary(path: Path, record: "Manifest", size: int) -> str:
     if record.weights.random:
         lines.append("WEIGHTS ARE RANDOM: for timing and trying out, not for predictions")
     return "\n".join(lines)
+
+
+def _images(record: "Manifest", parity: "Parity") -> str:
+    """How many images, of what source, and where they have a size of their own or were compared inside a graph."""
+    name, cuts, _ = parity.images.partition(" at the cuts" if record.splice is not None else "\0")
+    size = re.fullmatch(r"(.*), (\d+x\d+)", name) if record.export.dynamic_image_size else None
+    name, pixels = (name, "") if size is None else (size[1], f" of {size[2]} pixels")
+    return f"{counted(parity.samples, f'{name} image')}{pixels}{cuts}"
 
 
 def _splice(record: "Manifest") -> list[str]:

@@ -52,7 +52,7 @@ def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> I
     except OSError as error:
         raise DataError(f"{error.filename} in {data} cannot be listed: {plain(error)}") from None
 
-    notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
+    notes = _left_out(left_out)
     deep = any(file.count("/") > 1 for file in files)
     if order == "timm":
         labels_of = [PurePosixPath(file).parent.name for file in files]
@@ -77,6 +77,19 @@ def _refuse_classes_of_other_files(data: str, others: Mapping[str, int], classes
             f"read{more}; "
             f"expected {SUFFIXES}: convert the files, or remove the folder if it is no class"
         )
+
+
+ONE_OF = {  # what is left out, where it is one alone
+    "hidden files and folders": "hidden file or folder",
+    "hidden files": "hidden file",
+    "links to folders that are read already": "link to a folder that is read already",
+    "files of other kinds": "file of another kind",
+    "devices, sockets and named pipes": "device, socket or named pipe",
+}
+
+
+def _left_out(counts: Counter[str]) -> list[str]:
+    return [f"left out: {count:,} {what if count > 1 else ONE_OF[what]}" for what, count in sorted(counts.items())]
 
 
 def _walk(root: Path, classes: list[str], left_out: Counter[str], others: Counter[str]) -> Iterator[str]:
@@ -168,7 +181,7 @@ def tar_source(
     if written:
         return _webdataset(data, members, written, read_bytes, order)
     names, labels_of = [name for name, _, _ in members], [label for _, label, _ in members]
-    notes = [f"left out: {count} {what}" for what, count in sorted(left_out.items())]
+    notes = _left_out(left_out)
     around = {PurePosixPath(name).parent.parent for name in names if "/" in name}  # of the class folders
     splits = sorted({folder.name for folder in around if folder.name.lower() in SPLITS})
     if len(splits) > 1:

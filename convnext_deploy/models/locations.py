@@ -120,12 +120,16 @@ def _from_hub(repository: str, source: str, revision: str | None = None) -> Chec
         RevisionNotFoundError,
     )
 
-    commit = revision
+    commit, reached = revision, True
 
     def fetched(filename: str) -> Path:
-        nonlocal commit
-        with _quiet("huggingface_hub"):  # it logs what it then raises
-            file = Path(hf_hub_download(repository, filename, revision=commit))
+        nonlocal commit, reached
+        try:
+            with _quiet("huggingface_hub"):  # it logs what it then raises
+                file = Path(hf_hub_download(repository, filename, revision=commit, local_files_only=not reached))
+        except LocalEntryNotFoundError:
+            reached = False  # it has tried for half a minute: of the other files the cache is asked alone
+            raise
         commit = _commit_of(file) or commit
         return file
 

@@ -196,7 +196,7 @@ class Engine:
         with self._running:
             if self._session:
                 self._library.cnxt_session_close(self._session)
-            self._session = ctypes.c_void_p()
+            self._session = type(self._session)()  # `ctypes` is gone already where Python's end closes it
 
     def __del__(self) -> None:
         if getattr(self, "_session", None):

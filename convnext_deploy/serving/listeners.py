@@ -49,8 +49,17 @@ def bound(
     except UnicodeError:  # of a name that the domain name system cannot have
         raise UsageError(f"{option} {shown(host)} is no host's name; expected one, or an address") from None
     except OSError as error:
-        raise UsageError(f"{option} {where} cannot be listened on: {plain(error)}; choose another") from None
+        raise UsageError(f"{option} {where} cannot be listened on: {plain(error)}; {_cure(option, error)}") from None
     return made
+
+
+def _cure(option: str, error: OSError) -> str:
+    """Which option to give otherwise: the port where another program has it, the host where it is none of ours."""
+    if error.errno not in (errno.EADDRINUSE, errno.EACCES):  # the latter of ports below 1024
+        return "give another --host" if option != "admin" else "give another --admin"
+    if option == "admin":
+        return "give --admin another port"
+    return f"give another {'--port' if option == 'the address' else option}, or 0 for a free one"
 
 
 def _bind(made: socket.socket, address: tuple[Any, ...]) -> None:

@@ -113,11 +113,14 @@ def _optimized(
         say(note)
     sets = _sets(whole, goal.calibration)
     folder = work_folder(out)
-    _check_identity(
+    there = _check_identity(
         folder, weights=loaded.weights.tensors_sha256, preprocessing=loaded.preprocessing, model=model,
         options=_named(goal), images=[part.sha256 for part in sets], versions=machine.versions,
         machine=machine.facts if nodes is None else {"nodes": nodes.kind},
     )  # fmt: skip
+    if there:
+        built = sum((one / manifest.MANIFEST_NAME).is_file() for one in folder.iterdir())
+        say(f"going on with the work in {folder}" + (f": {counted(built, 'candidate')} built" if built else ""))
     made: dict[str, Any] = {
         "folder": folder, "source": source, "input": goal.input, "device": goal.device, "threads": goal.threads,
         "batch": BatchRange(min=1, opt=goal.batch, max=max(goal.batch, 32)), "machine": machine,
@@ -186,13 +189,17 @@ def _sets(
     return sources.parts(images, (min(CALIBRATION, len(images)),))[0], selection, final
 
 
-def _check_identity(folder: Path, **facts: object) -> None:
-    """Make the folder; refuse one that contains the work of something else, naming what, or none at all."""
+def _check_identity(folder: Path, **facts: object) -> bool:
+    """Make the folder, or say True of one that contains work of the same call.
+
+    Raises:
+        UsageError: it contains the work of something else, naming what, or none at all.
+    """
     path, identity = folder / IDENTITY, msgspec.json.encode(facts)
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):
         write_file(path, identity)
-        return
+        return False
     if not path.is_file():
         raise UsageError(f"{folder} contains no work of `optimize`; remove it or choose another --out")
     kept = path.read_bytes()
@@ -201,6 +208,7 @@ def _check_identity(folder: Path, **facts: object) -> None:
             f"{folder} contains the work of a call with {_differences(kept, identity)}; remove it, or choose another "
             "--out"
         )
+    return True
 
 
 def _named(goal: Goal) -> Goal:

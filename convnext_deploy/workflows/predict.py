@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .. import arguments
 from ..accuracy.boxes import placed
 from ..accuracy.targets import problem_of
 from ..artifact import instance_masks
@@ -130,6 +131,8 @@ def predict(
             values = tuple(map(float, logits)) if goal == "regression" else ()
             predictions.append(Prediction(image=images[index][0], classes=best, values=values))
         report(done, len(images))
+    if not predictions and len(unreadable) == 1:
+        raise DataError(unreadable[0])
     if not predictions:
         raise DataError(f"none of the {len(unreadable)} images can be read; the first is {unreadable[0]}")
     said = preprocess.turned_words(len(turned), turned[0] if turned else "", manifest.preprocessing)
@@ -335,12 +338,13 @@ def _at(place: str, split: str | None) -> list[Named]:
     path = Path(place)
     if place.startswith(("http://", "https://")):
         return [(place, lambda: decoding.decoded(_fetched(place)))]
-    if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2"):
+    if os.path.isfile(place) and path.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2"):
         return [(place, lambda: decoding.decoded(file_content(path)))]
     if not (os.path.lexists(place) or place.startswith("hfds:") or remote.is_address(place)):
         raise DataError(
-            f"{place!r} does not exist; expected an image, a folder, tar, Parquet file or list of images, an http(s) "
-            "address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - for standard input"
+            f"{arguments.shown(place)} does not exist; expected an image, a folder, tar, Parquet file or list of "
+            "images, an http(s) address, a store's such as s3://bucket/val-*.tar, hfds:NAME, or on the command line - "
+            "for standard input"
         )
     source = sources.open_source(place, split)
     return [(name, functools.partial(source.read, index)) for index, name in enumerate(source.names)]

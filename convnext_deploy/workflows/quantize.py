@@ -82,6 +82,8 @@ def quantize(
     pixels = folded(loaded, held_out, input)
     model = loaded.model
     folder = _made(out.with_suffix(PARTIAL))
+    if any(folder.glob(f"{STATISTICS}*.safetensors")):
+        say(f"going on with what was counted in {folder}")
     drafted = prepare(
         model,
         calibrated,

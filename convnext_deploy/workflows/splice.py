@@ -118,11 +118,11 @@ def splice(
         before, after = pairs.run(images)
         count = len(network.cuts)
         parity.append(
-            verify.compare(_joined(after, count), _joined(before, count), limit, f"{name}, at the cuts,", False)
+            verify.compare(_joined(after, count), _joined(before, count), limit, f"{name} at the cuts", False)
         )
         for one, other in zip(before, after, strict=True):
             ends.add(one[count:], other[count:])
-    wrong = [f"on {one.images} {failure}" for one in parity for failure in one.failures] + ends.wrong()
+    wrong = [f"on {one.images}: {failure}" for one in parity for failure in one.failures] + ends.wrong()
     if wrong:
         raise ParityError(f"{into.name} computes something else with the ConvNeXt that was read from it: {wrong[0]}")
     before_ms, after_ms = pairs.timed(images[:1])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import huggingface_hub.errors
 import jsonschema
 import msgspec
 import numpy as np
@@ -339,6 +340,21 @@ def test_weights_that_cannot_be_fetched_are_never_replaced_by_random_ones(
     assert "\n" not in str(caught.value)
     assert "--weights random" in str(caught.value)  # offered, not taken
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_that_is_not_reached_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's package tries each file for half a minute, and an export without a network took minutes to say so."""
+    asked: list[bool] = []
+
+    def unreached(repository: str, filename: str, *, revision: str | None, local_files_only: bool) -> str:
+        asked.append(local_files_only)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreached)
+    with pytest.raises(WeightsError, match=r"cannot be fetched from the hub and is not cached \(no network\)"):
+        api.export("hf-hub:a/b", format="eager", out=tmp_path / "model")
+    assert asked[:1] == [False]
+    assert set(asked[1:]) == {True}
 
 
 def test_random_weights_are_marked(tmp_path: Path, checkpoint: Path) -> None:

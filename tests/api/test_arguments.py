@@ -62,11 +62,12 @@ CALLS: dict[str, dict[str, Any]] = {
     "bench": {},
 }
 PARAMETERS = [(name, parameter) for name in CALLS for parameter in inspect.signature(getattr(api, name)).parameters]
+CALLBACKS = ("say", "progress", "watch", "ready")
 DATASET = TensorDataset(torch.zeros(2, 3, 32, 32))
 OBJECTS: list[Any] = [object(), nn.Linear(2, 2), DATASET, DataLoader(DATASET)]
 STRANGE: list[Any] = [
     *OBJECTS, torch.zeros(2), np.zeros(3), b"bytes", 1.5, float("nan"), -1, 0, 10**30, True, [], {}, (), {"a": 1},
-    [object()], "", "\0", "nonsense", "x" * 5000, "\ud800", lambda: None, int, None,
+    [object()], "", "\0", "nonsense", "x" * 5000, "x/" * 3000, "\ud800", lambda: None, int, None,
 ]  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_whatever_is_given_is_taken_or_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     lines = []
     for value in STRANGE:
-        if callable(value) and parameter in ("say", "progress", "watch", "ready"):
+        if callable(value) and not inspect.isfunction(value) and parameter in CALLBACKS:
             continue  # what it does is the caller's
         try:
             getattr(api, name)(**(CALLS[name] | {parameter: value}))
@@ -97,7 +98,7 @@ def test_whatever_is_given_is_taken_or_refused_in_one_line(
 @pytest.mark.usefixtures("no_work")
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from([p for p in PARAMETERS if p[0] not in ("serve", "asgi", "package")]),
+    st.sampled_from([p for p in PARAMETERS if p not in (("serve", "host"), ("serve", "admin"))]),  # names are looked up
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
@@ -115,12 +116,48 @@ def test_no_value_of_any_kind_ends_in_an_error_that_is_not_ours(
 @pytest.mark.parametrize(("name", "parameter"), PARAMETERS)
 def test_an_object_of_another_library_is_refused_by_name(name: str, parameter: str) -> None:
     for value in OBJECTS:
-        if callable(value) and parameter in ("say", "progress", "watch", "ready"):
+        if callable(value) and parameter in CALLBACKS:
             continue  # a module can be called
         if isinstance(value, nn.Module) and parameter == "weights" and name != "refit":
             continue  # it is a checkpoint, and another architecture is refused when it is read
         with pytest.raises(UsageError, match=rf"^{parameter}\b"):
             getattr(api, name)(**(CALLS[name] | {parameter: value}))
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("function", [lambda: None, lambda a, b, c, d, e: None, lambda *, line: None])
+@pytest.mark.parametrize(("name", "parameter"), [p for p in PARAMETERS if p[1] in CALLBACKS])
+def test_a_function_of_other_arguments_is_refused_before_the_work(
+    name: str, parameter: str, function: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were called in the middle of the work, and ended in a TypeError of Python's."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=rf"^{parameter} is a function of \(.*; expected a function that takes \d arg"):
+        getattr(api, name)(**(CALLS[name] | {parameter: function}))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("function", [print, int, [].append, lambda *words: None, lambda line, end="": None])
+def test_a_function_that_takes_what_it_is_told_is_taken(function: Any) -> None:
+    assert arguments.called("say", function, ("a line",)) is function
+
+
+def test_what_progress_of_quantize_returns_is_refused_when_it_can_be_told_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    begun: list[str] = []
+    calls: list[tuple[Any, str]] = [
+        (begun.append, r"^what progress returns None; expected a function that takes 2 arguments: steps done, steps"),
+        (lambda what: lambda: None, r"^what progress returns is a function of \(\); expected"),
+    ]
+    for progress, line in calls:
+        with pytest.raises(UsageError, match=line):
+            api.quantize(
+                checkpoint, out=tmp_path / "p.json", calibration="random", target="onnx", image_size=64, images=32,
+                progress=progress,
+            )  # fmt: skip
+    assert begun
+    assert not (tmp_path / "p.json").exists()
 
 
 # What is taken -------------------------------------------------------------------------------------------------------
@@ -166,6 +203,11 @@ def test_limits_are_taken_as_a_dictionary_a_record_or_a_file(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "limits.toml").write_text("max_drop = 0.5\n")
     assert api.accuracy._limits(given) == Limits(max_drop=0.5)
+
+
+def test_limits_of_no_text_are_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^limits: .*surrogates not allowed"):
+        api.accuracy._limits({"max_drop": "\ud800"})
 
 
 def test_one_artifact_of_bench_is_no_sequence_of_letters(tmp_path: Path) -> None:

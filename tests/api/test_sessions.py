@@ -12,7 +12,7 @@ from convnext_deploy import api, formats
 from convnext_deploy.artifact import manifest
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.artifact.session import RunOptions, Session
-from convnext_deploy.errors import UsageError
+from convnext_deploy.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +109,25 @@ def test_closing_twice_at_once_is_closing_once(artifact: Artifact) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: model.close(), range(8)))
     assert "closed" in repr(model)
+
+
+def test_a_session_that_pythons_end_closes_says_nothing(
+    artifact_of: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules are emptied before the last sessions go, which ended in a traceback of `__del__`."""
+    from convnext_deploy.native import engine
+
+    session = api.load(artifact_of("native").path)
+    session.run(zeros(1))
+    monkeypatch.setattr(engine, "ctypes", None)
+    session.close()
+
+
+@pytest.mark.parametrize("images", ["x" * 5000, "x/" * 3000, "\ud800", "a\0b"], ids=["name", "path", "text", "zero"])
+def test_what_can_be_no_image_is_one_line(artifact: Artifact, images: str) -> None:
+    with (
+        api.load(artifact.path) as model,
+        pytest.raises(DataError, match="does not exist; expected an image") as caught,
+    ):
+        model.predict(images)
+    assert len(str(caught.value)) < 400

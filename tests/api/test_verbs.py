@@ -93,6 +93,32 @@ def test_an_unknown_parameter_is_refused_with_the_nearest(call: Callable[[], obj
     assert str(caught.value) == line
 
 
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            lambda: convnext_deploy.evaluate("build/a"),  # type: ignore[call-arg]
+            "evaluate: missing a required argument: 'data'; call it as evaluate(path, data, ...)",
+        ),
+        (
+            lambda: convnext_deploy.quantize("a.pth", target="onnx"),  # type: ignore[call-arg]
+            "quantize: missing a required argument: 'out'; call it as quantize(weights, out=..., calibration=..., "
+            "target=..., ...)",
+        ),
+        (
+            lambda: convnext_deploy.load("build/a", "cuda"),  # type: ignore[call-arg]
+            "load: too many positional arguments; call it as load(path, ...)",
+        ),
+    ],
+)
+def test_a_call_that_lacks_an_argument_is_refused_with_the_form_of_a_right_one(
+    call: Callable[[], object], line: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert str(caught.value) == line
+
+
 @pytest.mark.parametrize("function", VERBS)
 def test_every_parameter_of_a_public_function_has_its_line_in_the_docstring(function: Any) -> None:
     documented = inspect.cleandoc(function.__doc__)

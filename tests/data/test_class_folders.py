@@ -164,6 +164,18 @@ def test_the_metadata_of_hugging_face_goes_before_the_folders_that_its_images_ar
     assert (found(source), source.class_names) == ({"images/a.png": 1, "images/b.png": 0}, ("cat", "dog"))
 
 
+def test_one_thing_that_is_left_out_is_said_as_one(tmp_path: Path) -> None:
+    for name in ("ant/a.png", "ant/.b.png", "store/c.png"):
+        picture(tmp_path / name)
+    (tmp_path / "ant" / "notes.txt").write_text("")
+    (tmp_path / "ant" / "link").symlink_to(tmp_path / "store")
+    (tmp_path / "ant" / "round").symlink_to(tmp_path / "store")
+    os.mkfifo(tmp_path / "ant" / "pipe.png")
+    notes = sources.open_source(str(tmp_path)).notes
+    for said in ("hidden file or folder", "file of another kind", "device, socket or named pipe"):
+        assert f"left out: 1 {said}" in notes
+
+
 @pytest.mark.parametrize("target", ["..", ".", "../..", "ant", "/"])
 def test_a_link_that_leads_back_is_not_followed(tmp_path: Path, target: str) -> None:
     root = tmp_path / "set"

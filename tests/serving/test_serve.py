@@ -24,6 +24,7 @@ from server_process import Running, picture, serving, until
 
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
+from convnext_deploy.cli.app import split_hint
 from convnext_deploy.errors import ConvNextDeployError, UsageError
 from convnext_deploy.serving import application, server
 from convnext_deploy.serving.model import SHORT_S
@@ -666,6 +667,28 @@ def test_an_address_that_is_taken_is_refused_before_an_artifact_is_opened() -> N
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port} cannot be listened on: Address already in use"):
             convnext_deploy.serve("absent", port=port)
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"port": "taken"}, "give another --port, or 0 for a free one"),
+        ({"port": 0, "admin": "127.0.0.1:{}"}, "give --admin another port"),
+        ({"port": 0, "host": "192.0.2.1"}, "give another --host"),  # kept for documentation: nobody has it
+        ({"port": 0, "admin": "192.0.2.1:0"}, "give another --admin"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_refused_with_the_option_to_change(options: dict[str, Any], cure: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        filled = {
+            name: port if value == "taken" else value.format(port) if isinstance(value, str) else value
+            for name, value in options.items()
+        }
+        with pytest.raises(UsageError) as error:
+            convnext_deploy.serve("absent", **filled)
+    assert str(error.value).endswith(f"; {cure}")
+    assert split_hint(str(error.value))[1] == cure
 
 
 def test_only_the_given_address_is_listened_on(one: Running) -> None:

@@ -277,8 +277,8 @@ def test_work_of_something_else_is_neither_used_nor_removed(tmp_path: Path) -> N
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"best\.optimize contains no work of `optimize`"):
         optimize._check_identity(folder, weights="a")
-    optimize._check_identity(tmp_path / "new", weights="a")
-    optimize._check_identity(tmp_path / "new", weights="a")
+    assert not optimize._check_identity(tmp_path / "new", weights="a")
+    assert optimize._check_identity(tmp_path / "new", weights="a")
     (tmp_path / "new" / optimize.IDENTITY).write_text('["of an earlier version"]')
     with pytest.raises(UsageError, match="a call with other options, images or versions; remove it"):
         optimize._check_identity(tmp_path / "new", weights="a")
@@ -377,7 +377,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OptimizeResult,
         with pytest.raises(KeyboardInterrupt):
             convnext_deploy.optimize(WEIGHTS, **options)
         assert not out.exists()
-        result = convnext_deploy.optimize(WEIGHTS, **options, command=["convnext-deploy", "optimize", "a b"])
+        said: list[str] = []
+        result = convnext_deploy.optimize(
+            WEIGHTS, **options, command=["convnext-deploy", "optimize", "a b"], say=said.append
+        )
+    assert f"going on with the work in {optimize.work_folder(out)}: 1 candidate built" in said
     return out, result, calls
 
 

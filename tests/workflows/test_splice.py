@@ -99,6 +99,8 @@ def test_the_manifest_says_what_was_done_and_how_near_it_is(artifact: Artifact, 
     assert len(found.splice.before_ms) == len(found.splice.after_ms) > 0
     said = summary(artifact.path, found, artifact.bytes)
     assert "in the place of the ConvNeXt of detector.onnx (opset 11)" in said
+    assert f"verified on {at_cuts[0].samples} bundled images at the cuts: relative error " in said
+    assert "verified on 4 bundled images of 191x255 pixels: relative error " in said
     assert "output top: relative error" in said
 
 
