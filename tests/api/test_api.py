@@ -564,16 +564,18 @@ def test_accuracy_is_what_timms_own_model_says(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_is_full_is_named_where_a_result_is_written(
-    number: int, old: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was the system's own error in Python, and on the command line a line that named no disk."""
+
+    artifact = random_export(tmp_path / "model")
 
     def full(source: str, target: Path) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UsageError) as caught:
-        api.evaluate(old, str(pictures), out=tmp_path / "result")
+        api.predict(artifact.path, str(pictures), out=tmp_path / "result.csv")
     assert re.fullmatch(rf"{tmp_path}\S* is full; make room, or write elsewhere", str(caught.value))
 
 
