@@ -123,7 +123,7 @@ def test_classes_without_an_image_are_counted_in_words(scores: tuple[float | Non
     result = ScoreResult(
         problem="detection", artifact="a", artifact_sha256="0" * 64, data="d", data_sha256="0" * 64, images=2,
         corrupt=("b.png: it is empty",), score=0.5, exact=None, mean_absolute_error=None, root_mean_square_error=None,
-        per_output=tuple(OutputScore(output=n, name=f"c{n}", positives=1, score=score) for n, score in enumerate(scores)),
+        per_output=tuple(OutputScore(output=n, name=f"c{n}", positives=1, score=one) for n, one in enumerate(scores)),
         images_per_s=1.0, predictions=None,
     )  # fmt: skip
     said = words.score_lines(result)
