@@ -5,9 +5,9 @@
 The load is open: arrivals are a seeded Poisson process that does not wait for answers, and a latency counts from the
 moment of arrival that was intended, so that a server which falls behind cannot hide it. A rate holds where 99 % of the
 requests are answered, rightly, within the limit. Each server is a process of its own on the cores that the client has
-too; they are measured one after another, in one run. What each of them used of the cores is recorded, and a trial that
-others disturbed is made again. An answer that is no 200 counts as late.
-What `--out` has already is not measured again, so that a run which was cut off goes on.
+too. All run from the beginning, and take turns: a trial of each, then the next trial of each. So a bad minute of the
+machine is everybody's. What each of them used of the cores is recorded, and a trial that others disturbed is made
+again. An answer that is no 200 counts as late. What was measured when Ctrl-C comes is written too.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,20 +265,27 @@ def alone(process: subprocess.Popen[bytes], trial: Callable[[], dict[str, Any]])
     raise AssertionError
 
 
-def searched(
-    process: subprocess.Popen[bytes], port: int, sent: Sequence[bytes], limit_ms: float, seconds: float, steps: int
-) -> tuple[float, list[dict[str, Any]]]:
-    """The highest rate that held: upwards until one does not, then by halving between the two."""
-    capacity = asyncio.run(closed_loop(port, sent, 8, min(2.0, seconds)))
-    low, high, trials = 0.0, math.inf, []
-    rate = 0.8 * capacity
-    for step in range(steps):
-        trial = alone(process, lambda: asyncio.run(open_loop(port, sent, rate, seconds, seed=step)))  # noqa: B023
+class Search:
+    """For the highest rate of one server that holds: upwards until one does not, then by halving between the two."""
+
+    def __init__(self, name: str, sent: Sequence[bytes], process: "subprocess.Popen[bytes]", port: int) -> None:
+        self.name, self.sent, self.process, self.port = name, sent, process, port
+        self.low, self.high, self.rate = 0.0, math.inf, 0.0
+        self.trials: list[dict[str, Any]] = []
+
+    def begin(self, seconds: float) -> None:
+        """Answers a second to eight clients say where the search begins."""
+        self.rate = 0.8 * asyncio.run(closed_loop(self.port, self.sent, 8, min(2.0, seconds)))
+
+    def step(self, limit_ms: float, seconds: float) -> None:
+        """The next trial."""
+        before, seed = delays(1.0), len(self.trials)
+        trial = alone(self.process, lambda: asyncio.run(open_loop(self.port, self.sent, self.rate, seconds, seed)))
+        trial["delays"] = before
         trial["held"] = trial["p99_ms"] is not None and trial["p99_ms"] <= limit_ms
-        trials.append(trial)
-        low, high = (rate, high) if trial["held"] else (low, rate)
-        rate = low * STRIDE if high == math.inf else (low + high) / 2
-    return low, trials
+        self.trials.append(trial)
+        self.low, self.high = (self.rate, self.high) if trial["held"] else (self.low, self.rate)
+        self.rate = self.low * STRIDE if self.high == math.inf else (self.low + self.high) / 2
 
 
 def soaked(
@@ -372,15 +379,6 @@ def overhead(port: int, artifact: Path, count: int) -> dict[str, float]:
     return {"session_p50_ms": one, "served_p50_ms": other, "overhead_p50_ms": other - one}
 
 
-def measured(out: Path | None, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The last row with trials that a file has under these conditions."""
-    if out is None or not out.exists():
-        return None
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    same = [row for row in rows if "trials" in row and all(row[key] == value for key, value in conditions.items())]
-    return same[-1] if same else None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("artifact", type=Path)
@@ -397,59 +395,66 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON line a server is appended")
     parser.add_argument("--images", type=Path, help="a Parquet table of photographs instead of the bundled ones")
     given = parser.parse_args()
+    if given.soak and not given.steps:
+        parser.error("--soak goes by the rate that held, and --steps 0 looks for none")
     uvloop.install()  # the client has a part of the same cores
     images = photographs(given.images)
     artifact = manifest.verified(given.artifact)
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    rates: dict[str, float] = {}
-    for name in given.servers.split(","):
-        conditions = {
-            "server": name, "artifact_sha256": artifact.sha256, "limit_ms": given.limit_ms,
-            "workers": 1 if name == "fastapi" else given.workers, "options": given.options if name == OURS else "",
-            "images": "bundled" if given.images is None else given.images.name, "machine": env.machine(),
-        }  # fmt: skip
-        kept = measured(given.out, conditions)
-        if kept is not None and given.steps and not (given.overhead or given.idle or given.soak):
-            rates[name] = kept["requests_per_s"]
-            print(f"{name}: {rates[name]:.1f} requests/s, measured at {kept['created']}")
-            continue
-        sent = requests(name, images)
-        alone_ms = delays()
-        process, port = started(name, given.artifact.resolve(), given.options.split(), given.workers, sent[0])
-        try:
-            row: dict[str, Any] = {
-                "created": now, "artifact": given.artifact.resolve().name,
-                "model": artifact.manifest.model.architecture, "image_size": artifact.manifest.model.image_size,
-                "versions": _versions(), "delays": alone_ms, **conditions,
-            }  # fmt: skip
-            if given.steps:
-                rates[name], row["trials"] = searched(process, port, sent, given.limit_ms, given.seconds, given.steps)
-                row["requests_per_s"] = rates[name]
-            if given.overhead and name == OURS:
-                row["overhead"] = overhead(port, given.artifact, given.overhead)
-            if given.idle and name == OURS:
-                row["idle"] = idle(process, port, sent[:1], given.idle)
-            if given.soak and name == OURS:
-                row["soak"] = soaked(process, port, sent, given.soak_share * rates[name], given.soak)
-        finally:
-            ended(process)
-        print(
-            f"{name}: {rates.get(name, 0):.0f} requests/s at p99 <= {given.limit_ms:g} ms",
-            row.get("overhead", ""),
-            row.get("idle", ""),
-            row.get("soak", ""),
-        )
-        print(f"    before it, work of {alone_ms['p50_ms']:.1f} ms took {alone_ms['longest_ms']:.1f} ms at most")
-        for trial in row.get("trials", ()):
-            p50, p99 = (f"{trial[key]:.1f}" if trial[key] is not None else "none" for key in ("p50_ms", "p99_ms"))
-            cores = ", ".join(f"{name} {used:.2f}" for name, used in trial["cores"].items())
-            print(f"    {trial['rate']:.0f}/s: p50 {p50} ms, p99 {p99} ms, {trial['statuses']}; cores: {cores}")
+    facts = {
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "artifact": given.artifact.resolve().name, "artifact_sha256": artifact.sha256,
+        "model": artifact.manifest.model.architecture, "image_size": artifact.manifest.model.image_size,
+        "versions": _versions(), "limit_ms": given.limit_ms, "machine": env.machine(),
+        "images": "bundled" if given.images is None else given.images.name,
+    }  # fmt: skip
+    searches: list[Search] = []
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        for name in given.servers.split(","):
+            sent, options = requests(name, images), given.options if name == OURS else ""
+            process, port = started(name, given.artifact.resolve(), options.split(), given.workers, sent[0])
+            searches.append(Search(name, sent, process, port))
+            workers = 1 if name == "fastapi" else given.workers
+            rows[name] = {**facts, "server": name, "workers": workers, "options": options}
+        for step in range(given.steps):
+            for one in searches:
+                if not step:
+                    one.begin(given.seconds)
+                one.step(given.limit_ms, given.seconds)
+                _show(one)
+        for one in searches:
+            if one.name != OURS:
+                continue
+            if given.overhead:
+                rows[OURS]["overhead"] = overhead(one.port, given.artifact, given.overhead)
+            if given.idle:
+                rows[OURS]["idle"] = idle(one.process, one.port, one.sent[:1], given.idle)
+            if given.soak:
+                rows[OURS]["soak"] = soaked(one.process, one.port, one.sent, given.soak_share * one.low, given.soak)
+    finally:
+        for one in searches:
+            ended(one.process)
+            if one.trials:
+                rows[one.name] |= {"trials": one.trials, "requests_per_s": one.low}
         if given.out is not None:
             with given.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    others = [rate for name, rate in rates.items() if name != OURS]
-    if rates.get(OURS) and others and max(others):
-        print(f"{rates[OURS] / max(others):.2f} times the best of the others")
+                file.writelines(json.dumps(row) + "\n" for row in rows.values())
+    for one in searches:
+        more = {what: rows[one.name][what] for what in ("overhead", "idle", "soak") if what in rows[one.name]}
+        print(f"{one.name}: {one.low:.0f} requests/s at p99 <= {given.limit_ms:g} ms", more or "")
+    ours, others = ([one.low for one in searches if (one.name == OURS) is own] for own in (True, False))
+    if any(ours) and any(others):
+        print(f"{max(ours) / max(others):.2f} times the best of the others")
+
+
+def _show(search: Search) -> None:
+    trial = search.trials[-1]
+    p50, p99 = (f"{trial[key]:.1f}" if trial[key] is not None else "none" for key in ("p50_ms", "p99_ms"))
+    cores = ", ".join(f"{name} {used:.2f}" for name, used in trial["cores"].items())
+    print(f"{search.name} {trial['rate']:.0f}/s: p50 {p50} ms, p99 {p99} ms, {trial['statuses']}; cores: {cores}")
+    print(
+        f"    before it, work of {trial['delays']['p50_ms']:.1f} ms took {trial['delays']['longest_ms']:.1f} ms at most"
+    )
 
 
 def _versions() -> dict[str, str]:

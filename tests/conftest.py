@@ -1,8 +1,10 @@
 """What test files share: one checkpoint, and one artifact a format and set of options, built once for all workers."""
 
 import contextlib
+import copy
 import dataclasses
 import fcntl
+import functools
 import gc
 import hashlib
 import importlib
@@ -104,6 +106,33 @@ def _own_state(shared_folder: Path) -> Iterator[None]:
     """What the tests build is not recorded as built by the user who runs them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(shared_folder / "state"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _onnx_operators_once() -> Iterator[None]:
+    """PyTorch makes a table of all ONNX functions for each export, most of a second; here it is copied."""
+    made: dict[object, Any] = {}
+    export = torch.onnx.export
+
+    @functools.wraps(export)
+    def exported(*arguments: Any, **named: Any) -> Any:
+        registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        make = registry.from_torchlib
+
+        def copied(opset_version: int) -> Any:
+            if opset_version not in made:
+                made[opset_version] = make(opset_version)
+            table = copy.copy(made[opset_version])
+            table.functions = {name: list(functions) for name, functions in table.functions.items()}
+            return table
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registry, "from_torchlib", staticmethod(copied))
+            return export(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", exported)
         yield
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from convnext_deploy.artifact.batches import Images
-from convnext_deploy.serving import server
+from convnext_deploy.serving import listeners, server
 from convnext_deploy.serving.names import named
 from convnext_deploy.serving.options import ServeOptions
 from convnext_deploy.serving.server import Server
@@ -156,7 +156,7 @@ def serving(*artifacts: str | Path, say: Callable[[str], None] = print, **option
     extra = {name: options.pop(name) for name in ("labels", "gate", "shadow", "trust") if name in options}
     grpc_port = options.pop("grpc_port", None)
     service = Service(named(artifacts), ServeOptions(**options), say=say, **extra)
-    running = Running(Server(service, server.bound("127.0.0.1", 0, "port"), grpc_port=grpc_port))
+    running = Running(Server(service, listeners.bound("127.0.0.1", 0, "port"), grpc_port=grpc_port))
     ready = threading.Event()
 
     def run() -> None:

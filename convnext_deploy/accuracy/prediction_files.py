@@ -222,7 +222,10 @@ def _check_detections(detections: Detections) -> None:
             raise ValueError("a value is not finite")
         if len(rows) and not (rows[:, number].min() >= 0 and rows[:, number].max() < _MOST_CLASSES):
             raise ValueError("a class is negative or too large")
-
+        if (rows[:, number] % 1).any():
+            raise ValueError("a class is no whole number")
+    if not np.isin(detections.truth[:, 6], (0, 1)).all():
+        raise ValueError("an object is neither a crowd nor none")
     masks = detections.masks
     if masks is not None:
         if (len(masks.predicted), len(masks.truth)) != (len(detections.predicted), len(detections.truth)):

@@ -9,7 +9,7 @@ arXiv:2210.01948). So reaching it once refutes the hypothesis, whenever that is.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,20 +103,11 @@ def bounds(hits: int, images: int, alpha: float = ALPHA) -> tuple[float, float]:
     goal, tiny = -math.log(alpha), 1e-12
     observed = min(max(hits / images, tiny), 1 - tiny)
     low, high = 0.0, 1.0
-    if hits:
-        low = _crossing(lambda share: goal - capital_above(hits, images, share), tiny, observed)
+    if hits:  # where no limit is refuted, halving ends at `tiny`
+        low = rising_root(lambda share: goal - capital_above(hits, images, share), tiny, observed)
     if hits < images:
-        high = _crossing(lambda share: capital_below(hits, images, share) - goal, observed, 1 - tiny)
+        high = rising_root(lambda share: capital_below(hits, images, share) - goal, observed, 1 - tiny)
     return low, high
-
-
-def _crossing(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a rising function becomes positive; an end where it does so nowhere between."""
-    if low >= high or function(low) >= 0:
-        return low
-    if function(high) <= 0:
-        return high
-    return rising_root(function, low, high)
 
 
 def _more(hits: int, images: int, limit: float, goal: float) -> int | None:

@@ -109,22 +109,25 @@ def serve(
         # Where one is missing, that is said before anything is opened.
         import grpc  # noqa: F401
         import tritonclient.grpc  # noqa: F401
-    from ..serving import server, workers
+    from ..serving import listeners, server, workers
 
     with contextlib.ExitStack() as sockets:
-        listener, second = sockets.enter_context(server.bound(arguments.text("host", host), port, "the address")), None
+        listener, second = (
+            sockets.enter_context(listeners.bound(arguments.text("host", host), port, "the address")),
+            None,
+        )
         if admin is not None:
             name, _, number = arguments.text("admin", admin).rpartition(":")
             if not name or not number.isdecimal():
                 raise UsageError(f"admin {arguments.shown(admin)}; expected HOST:PORT such as 127.0.0.1:8001")
-            second = sockets.enter_context(server.bound(name.strip("[]"), int(number[:9]), "admin", beside=listener))
+            second = sockets.enter_context(listeners.bound(name.strip("[]"), int(number[:9]), "admin", beside=listener))
         server_settings = _settings(artifacts, say, options)
         several = server_settings[1].workers > 1
         third = None
         if grpc_port is not None:
             if grpc_port and grpc_port in {one.getsockname()[1] for one in (listener, second) if one is not None}:
                 raise UsageError(f"--grpc-port {grpc_port} is a port of HTTP too; choose another")
-            third = sockets.enter_context(server.bound(host, grpc_port, "--grpc-port", shared=several))
+            third = sockets.enter_context(listeners.bound(host, grpc_port, "--grpc-port", shared=several))
         if several:
             workers.Workers(workers.order(*server_settings), listener, second, say, third).run(ready)
         else:

@@ -54,7 +54,7 @@ def annotated_source(
     """
     if annotations.is_dir():
         _refuse_split(annotations, split)
-        return _source(data, folder, annotations, _voc(annotations, sorted(annotations.glob("*.xml")), order))
+        return _source(data, folder, annotations, _voc(annotations, sorted(annotations.glob("*.xml")), order, folder))
     if not annotations.is_file():
         raise DataError(f"--annotations {annotations} does not exist; expected a list, a COCO file, or a folder of XML")
     if annotations.suffix.lower() not in LIST_SUFFIXES:
@@ -194,12 +194,17 @@ def voc_source(data: str, folder: Path, split: str | None, order: ClassOrder) ->
     if split is None and len(splits) > 1:
         raise DataError(f"{data} has the splits {', '.join(splits)}{CHOOSE}")
     if splits:
-        images = splits[split or next(iter(splits))]
-        files = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in text_of(images).splitlines() if line]
-    return _source(data, folder / "JPEGImages", folder / "Annotations", _voc(folder / "Annotations", files, order))
+        listed = text_of(splits[split or next(iter(splits))])
+        files = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in listed.splitlines() if line.strip()]
+    images = folder / "JPEGImages"
+    return _source(data, images, folder / "Annotations", _voc(folder / "Annotations", files, order, images))
 
 
-def _voc(folder: Path, files: list[Path], order: ClassOrder) -> Annotations:
+def _voc(folder: Path, files: list[Path], order: ClassOrder, beside: Path) -> Annotations:
+    """
+    Args:
+        beside: where the images are. A file that names one that is not there is of the image that has its own name.
+    """
     images, names, difficult = [], [], 0
     for file in files:
         try:
@@ -207,7 +212,9 @@ def _voc(folder: Path, files: list[Path], order: ClassOrder) -> Annotations:
         except ElementTree.ParseError as error:
             raise DataError(f"{file} is no XML: {plain(error)}") from None
         objects = list(root.iter("object"))
-        image = root.findtext("filename", "").strip() or file.stem
+        image = root.findtext("filename", "").strip()
+        if not image or not os.path.lexists(beside / image):
+            image = file.stem
         if root.tag != "annotation" or any(not one.findtext("name", "").strip() for one in objects):
             raise DataError(f"{file} is no annotation of Pascal VOC: expected <annotation> with <object><name>")
         easy = [one for one in objects if one.findtext("difficult", "0").strip() != "1"]

@@ -25,6 +25,8 @@ from .readers import Files, Spans, absolute
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif", ".jxl")
 SUFFIXES = ", ".join(IMAGE_SUFFIXES)
 
+_OF_SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}  # in small letters
 _CLASS_BYTES = 1024  # of a file of webdataset's that says a class
 
 _Member = tuple[str, str, tuple[str, int, int]]  # an image's name, its class, and where it is
@@ -103,7 +105,7 @@ def _walk(root: Path, classes: list[str], left_out: Counter[str], others: Counte
         below = waiting.pop()
         for entry in sorted(os.scandir(root / below), key=lambda entry: entry.name):
             path = f"{below}/{entry.name}" if below else entry.name
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 left_out["hidden files and folders"] += 1
             elif _is_folder(entry):
                 if entry.is_symlink():
@@ -144,9 +146,9 @@ def _is_image_file(entry: os.DirEntry[str]) -> bool:
         return True
 
 
-def _is_hidden(name: str) -> bool:
-    """By its name, or by what macOS puts beside the files of an archive."""
-    return name.startswith(".") or name == "__MACOSX"
+def is_hidden(name: str) -> bool:
+    """By its name, or by what a system puts beside what it keeps: macOS in archives, a NAS, a disk itself."""
+    return name.startswith(".") or name in _OF_SYSTEMS
 
 
 def tar_source(
@@ -181,6 +183,9 @@ def tar_source(
     names, labels_of = [name for name, _, _ in members], [label for _, label, _ in members]
     notes = _left_out(left_out)
     around = {PurePosixPath(name).parent.parent for name in names if "/" in name}  # of the class folders
+    splits = sorted({folder.name for folder in around if folder.name.lower() in SPLITS})
+    if len(splits) > 1:
+        raise DataError(f"{data} has images of the splits {', '.join(splits)}; make a tar of one of them")
     beside = Counter(label for label, path in others if label and path.parent.parent in around)
     with_images = set(labels_of)
     _refuse_classes_of_other_files(data, {n: c for n, c in beside.items() if n not in with_images}, with_images)
@@ -210,7 +215,7 @@ def _members(
         if member.size < 0 or offset + member.size > end:
             raise tarfile.ReadError(f"{member.name} has {member.size} bytes, which is more than there are")
         suffix = path.suffix.lower()
-        if any(_is_hidden(part) for part in path.parts):
+        if any(is_hidden(part) for part in path.parts):
             left_out["hidden files"] += 1
         elif suffix == ".tar" and not start:
             inner = tar.extractfile(member)

@@ -27,13 +27,14 @@ MAX_LIST_BYTES = 2**30
 
 PATHS = (
     "path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path", "img", "img_path",
-    "image_id", "imageid", "image_name", "id", "name",
+    "image_id", "imageid", "image_name", "image_index", "id", "id_code", "name",
 )  # fmt: skip
 LABELS = (
     "label", "labels", "class", "classes", "class_name", "label_name", "category", "categories", "target", "targets",
-    "tags", "finding labels", "predictionstring", "value", "score",
+    "tags", "finding_labels", "predictionstring", "value", "score",
 )  # fmt: skip
 SPLITS = ("split", "subset", "partition", "fold", "set", "usage")  # columns that say what an entry is for
+_INDICES = {"", "unnamed:_0", "index"}  # of the column in which pandas numbers the rows
 _SEVERAL = re.compile(r"[|;]")
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})")
 _WORDNET = re.compile(r"n\d{8}")
@@ -86,7 +87,12 @@ def says_labels(file: Path) -> bool:
         except (ValueError, RecursionError):
             return False
         return isinstance(entry, dict) and any(str(name).lower() in LABELS for name in entry)
-    return any(name.strip().lower() in LABELS for name in next(csv.reader([line]), []))
+    return any(_word(name) in LABELS for name in next(csv.reader([line]), []))
+
+
+def _word(cell: str) -> str:
+    """A column's name in one way of writing it."""
+    return re.sub(r"[\s-]+", "_", cell.strip().lower())
 
 
 def text_of(file: Path) -> str:
@@ -110,11 +116,18 @@ def text_of(file: Path) -> str:
 
 
 def by_labels(
-    images: list[str], labels: Sequence[Sequence[str | int | float]], order: ClassOrder, where: Path | str
+    images: list[str],
+    labels: Sequence[Sequence[str | int | float]],
+    order: ClassOrder,
+    where: Path | str,
+    known: Sequence[Sequence[str | int | float]] = (),
 ) -> Annotations:
     """Entries with labels as they are written: whole numbers count as numbers, others as values, words as names.
 
     An image of several entries has the labels of all of them.
+
+    Args:
+        known: the labels of all entries, where these are of one split: a class that only others have has its number.
     """
     together: dict[str, list[str | int | float]] = {}
     for image, own in zip(images, labels, strict=True):
@@ -137,6 +150,7 @@ def by_labels(
             f"{where} has the label {bare} for {image} among numbers; expected a number, or an empty one where an "
             "image has no label"
         )
+    written += [label for own in known for label in own]
     if all(_is_whole(label) for label in written):
         sets = [tuple(sorted(int(label) for label in own)) for own in together.values()]
         return Annotations(images=images, sets=sets, notes=notes)
@@ -145,14 +159,19 @@ def by_labels(
         if missing:
             raise DataError(f"{where} has {counted(len(together[missing[0]]), 'value')} for {missing[0]}; expected one")
         return Annotations(images=images, values=[(float(own[0]),) for own in together.values()], notes=notes)
-    return named(images, [[str(label) for label in own] for own in together.values()], order, notes)
+    names = [[str(label) for label in own] for own in together.values()]
+    return named(images, names, order, notes, [str(label) for label in written])
 
 
 def named(
-    images: list[str], names: Sequence[Sequence[str]], order: ClassOrder, notes: tuple[str, ...] = ()
+    images: list[str],
+    names: Sequence[Sequence[str]],
+    order: ClassOrder,
+    notes: tuple[str, ...] = (),
+    known: Sequence[str] = (),
 ) -> Annotations:
-    """Entries with class names, numbered in an order that nobody has said."""
-    classes = ordered(sorted({name for label_names in names for name in label_names}), order)
+    """Entries with class names, numbered in an order that nobody has said; `known` are names of other entries."""
+    classes = ordered(sorted({*known, *(name for label_names in names for name in label_names)}), order)
     number = {name: index for index, name in enumerate(classes)}
     return Annotations(
         images=images,
@@ -184,11 +203,15 @@ def _is_number(label: str | int | float) -> bool:
 
 def _rows(text: str, file: Path) -> list[list[str]]:
     """The lines of a table, by the delimiter that its first line has; of text without one, by the last space."""
+    named = re.match(r"sep=(.)\n", text)  # as Excel is told
+    text = text if named is None else text[named.end() :]
     lines = [line for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else ""
     delimiter = next((sign for sign in ("\t", ",", ";") if sign in first), None)
     if file.suffix.lower() == ".tsv":
         delimiter = "\t"
+    if named is not None:
+        delimiter = named[1]
     if delimiter is None and any(" " in line.strip() for line in lines):
         return [line.strip().rsplit(None, 1) for line in lines]
     reader = csv.reader(io.StringIO(text), delimiter=delimiter or ",", skipinitialspace=True)
@@ -212,7 +235,7 @@ def _of_split(said: Sequence[str] | None, split: str | None, file: Path) -> list
 
 
 def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | None) -> Annotations:
-    header = [cell.lower() for cell in rows[0]]
+    header = [_word(cell) for cell in rows[0]]
     if "imageid" in header and "predictionstring" in header:
         return _kaggle(rows[1:], header.index("imageid"), header.index("predictionstring"), file, order)
     paths = [index for index, cell in enumerate(header) if cell in PATHS]
@@ -233,7 +256,7 @@ def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | 
         )
     part = next((index for index in range(width) if has_header and header[index] in SPLITS and index != at), None)
     kept = _of_split(None if part is None else [row[part] for row in body], split, file)
-    body = body if kept is None else [body[index] for index in kept]
+    whole, body = body, body if kept is None else [body[index] for index in kept]
     images = [row[at] for row in body]
     said = [index for index in range(width) if has_header and header[index] in LABELS]
     if len(said) > 1:
@@ -241,13 +264,24 @@ def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | 
             f"{file} has the columns {', '.join(names[index] for index in said)}; expected one of labels, remove others"
         )
     others = [index for index in range(width) if index not in (at, part)]
+    if has_header and len(others) > 1:
+        others = [index for index in others if header[index] not in _INDICES or not _numbers_rows(body, index)]
     if len(said) == 1 or len(others) <= 1:
         column = next(iter(said or others), None)
-        labels = [[] if column is None else [label for label in _split(row[column]) if label] for row in body]
-        return by_labels(images, labels, order, file)
+        labels, known = (
+            [[] if column is None else [label for label in _split(row[column]) if label] for row in rows]
+            for rows in (body, whole)
+        )
+        return by_labels(images, labels, order, file, known)
     return _of_columns(images, [[row[index] for index in others] for row in body], [*names] and [
         names[index] for index in others
     ], file)  # fmt: skip
+
+
+def _numbers_rows(body: list[list[str]], column: int) -> bool:
+    """Whether a column counts the rows, in any order; numbers of classes come again."""
+    cells = [row[column] for row in body]
+    return all(_NUMBER.fullmatch(cell) for cell in cells) and len(set(cells)) == len(cells)
 
 
 def _split(cell: str) -> list[str]:
@@ -307,7 +341,6 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
         raise DataError(f'{file} contains no list of images; expected [{{"path": ..., "label": ...}}, ...]')
     parts = [_part(entry) for entry in document]
     kept = _of_split([part or "none" for part in parts] if any(parts) else None, split, file)
-    document = document if kept is None else [document[index] for index in kept]
     images: list[str] = []
     labels: list[list[str | int | float]] = []
     for number, entry in enumerate(document, 1):
@@ -320,6 +353,9 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
                 f'{file}: entry {number} has no path and label; expected {{"path": ..., "label": ...}}'
             ) from None
         labels.append(targets if isinstance(targets, list) else [targets])
+    known = labels
+    if kept is not None:
+        images, labels = [images[index] for index in kept], [labels[index] for index in kept]
     lengths = {len(targets) for targets in labels}
     if (
         lengths == {max(lengths)}
@@ -329,7 +365,7 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
         if len(set(images)) < len(images):
             raise DataError(f"{file} names an image twice, {_twice(images)}; expected an entry an image")
         return Annotations(images=images, values=[tuple(float(value) for value in targets) for targets in labels])
-    return by_labels(images, labels, order, file)
+    return by_labels(images, labels, order, file, known)
 
 
 def _part(entry: Any) -> str | None:

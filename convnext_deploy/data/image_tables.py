@@ -12,7 +12,8 @@ import numpy as np
 from ..env import needs
 from ..errors import DataError, plain
 from . import remote
-from .image_source import ImageSource, unique
+from .image_lists import LABELS
+from .image_source import ClassOrder, ImageSource, ordered, unique
 from .readers import PARQUET_ERRORS, Rows
 
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
@@ -31,17 +32,21 @@ def image_column(columns: Sequence[str]) -> str | None:
     return rest[0] if known is None and len(rest) == 1 else known
 
 
-def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
+def parquet_source(data: str, files: Sequence[str], order: ClassOrder = "torchvision") -> ImageSource:
     """Names and labels are read at once, images a row group at a time when they are asked for.
 
     Args:
         files: absolute paths, or addresses.
+        order: who numbers classes of which the column contains the names.
+
+    Raises:
+        DataError: damaged, of several data sets, or without a column of images as Hugging Face writes it.
     """
     with needs("pyarrow"):
         import pyarrow.parquet as pq
 
     names: list[str] = []
-    labels: list[int | None] = []
+    labels: list[int | str | None] = []
     first: _Columns | None = None
     groups: list[tuple[str, int]] = []
     starts: list[int] = []  # index of the first image of each row group
@@ -58,13 +63,13 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
                         )
                     groups.append((path, group))
                     starts.append(len(names))
-                    column_names = [f"{columns.images}.path", *(("label",) if columns.labelled else ())]
+                    column_names = [f"{columns.images}.path", *((columns.labels,) if columns.labels else ())]
                     rows = file.read_row_group(group, columns=column_names).to_pylist()
                     names += [
                         (row.get(columns.images) or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
                         for number, row in enumerate(rows, len(names))
                     ]
-                    labels += [row.get("label") for row in rows]
+                    labels += [row.get(columns.labels) for row in rows]
         except PARQUET_ERRORS as error:
             raise DataError(f"{path} cannot be read as parquet: {plain(error)}") from None
         if first is not None and columns != first:
@@ -76,7 +81,8 @@ def parquet_source(data: str, files: Sequence[str]) -> ImageSource:
     rows = np.concatenate([np.arange(size) for size in sizes]) if names else np.empty(0, np.int64)
     places = np.stack([np.repeat(np.arange(len(groups)), sizes), rows], axis=1)
     assert first is not None  # no caller gives no file
-    source = _in_order(data, names, labels, first.class_names, Rows(groups, places, first.images))
+    read_bytes = Rows(groups, places, first.images)
+    source = _in_order(data, names, *_numbers(labels, order), first.class_names, read_bytes)
     return replace(source, columns={other: Rows(groups, places, other) for other in first.others})
 
 
@@ -86,7 +92,7 @@ class _Columns:
 
     images: str
     others: tuple[str, ...]  # of images too, such as masks
-    labelled: bool  # by the column `label`
+    labels: str | None  # numbers of classes, or their names
     class_names: tuple[str, ...] | None
 
 
@@ -109,26 +115,61 @@ def _columns(schema: Any, path: str) -> _Columns:
         raise DataError(
             f"{path} has the columns of images {', '.join(candidates)}; expected one of them to be called image"
         )
-    labelled = "label" in schema.names and "label" not in candidates
-    if labelled and not pa.types.is_integer(schema.field("label").type):
-        raise DataError(f"{path} has labels of type {schema.field('label').type}; expected integers")
-    names = None
+    classes = _class_names(schema)
+    fitting = [field.name for field in schema if _is_of_labels(field.type)]
+    labels = next((name for name in (*fitting, *classes) if name.lower() in LABELS or name in classes), None)
+    if "label" in schema.names and "label" not in candidates:
+        labels = "label"
+        if labels not in fitting:
+            raise DataError(
+                f"{path} has labels of type {schema.field('label').type}; expected integers or names of classes, or "
+                "Hugging Face's own reader with hfds:FOLDER"
+            )
+    others = tuple(name for name in candidates if name != images)
+    return _Columns(images, others, labels, None if labels is None else classes.get(labels))
+
+
+def _is_of_labels(kind: Any) -> bool:
+    """Whether a column of this type contains numbers or texts, plain or as pandas keeps categories."""
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
+    """The names of the classes that columns have numbers of, as `datasets` writes them beside the schema."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        names = msgspec.convert(features["label"]["names"], tuple[str, ...])
+        with_names = [name for name in schema.names if isinstance(features[name], dict) and "names" in features[name]]
+        return {name: msgspec.convert(features[name]["names"], tuple[str, ...]) for name in with_names}
     except (LookupError, TypeError, ValueError, RecursionError):  # written by something else than `datasets`
-        pass
-    return _Columns(images, tuple(name for name in candidates if name != images), labelled, names)
+        return {}
+
+
+def _numbers(labels: Sequence[int | str | None], order: ClassOrder) -> tuple[list[int | None], tuple[str, ...] | None]:
+    """Labels as numbers, and the classes' names where the column has these in the place of numbers."""
+    names = {label for label in labels if isinstance(label, str)}
+    if not names:
+        return [label for label in labels if not isinstance(label, str)], None
+    classes = ordered(sorted(names), order)
+    number = {name: index for index, name in enumerate(classes)}
+    return [number.get(label) if isinstance(label, str) else None for label in labels], tuple(classes)
 
 
 def _in_order(
     data: str,
     names: list[str],
     labels: Sequence[int | None],
+    named: tuple[str, ...] | None,
     class_names: tuple[str, ...] | None,
     read_bytes: Callable[[int], bytes],
 ) -> ImageSource:
-    """The source of a table in the order of its rows. Labels that are all missing, or all -1, are no labels."""
+    """The source of a table in the order of its rows. Labels that are all missing, or all -1, are no labels.
+
+    Args:
+        named: the classes that the column itself names, in an order that nobody has said.
+    """
     if not names:
         raise DataError(f"{data} has no rows; expected one an image")
     unlabelled = set(labels) <= {None, -1}
@@ -144,6 +185,8 @@ def _in_order(
         name=data,
         names=unique(names),
         labels=numbers,
-        class_names=class_names,
+        class_names=named or class_names,
         read_bytes=read_bytes,
+        labels_from="column" if named is None else "names",
+        ordered_by="" if named is None else "the class names of the column in their order",
     )

@@ -20,6 +20,7 @@ from .readers import Files, absolute
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that keep a number as it is
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")
+LOOKED_AT = 8  # masks
 IGNORED = -1  # in a mask as it is read: a pixel that counts nowhere
 
 
@@ -42,6 +43,7 @@ def masked(source: ImageSource, annotations: str | None, *, ignored: int, reduce
         notes = (
             source.notes if annotations else (*source.notes, f"masks: the column {column} (--annotations otherwise)")
         )
+        notes += _white_is_ignored(masks)
         bare = replace(source, labels=None, label_sets=None, values=None, class_names=None)
         return replace(bare, masks=masks, notes=notes)
     if annotations is None:
@@ -81,6 +83,8 @@ def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool
     for name, paths in zip(source.names, places, strict=True):
         if len(paths) > 1:
             raise DataError(f"{name} of {source.name} has the masks {paths[0].name} and {paths[1].name}; expected one")
+    themselves = _masks_among(source, places)
+    places = [[] if index in themselves else paths for index, paths in enumerate(places)]
     kept = [index for index, paths in enumerate(places) if paths]
     if not kept:
         raise DataError(
@@ -88,11 +92,44 @@ def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool
             f"names, such as {PurePosixPath(source.names[0]).with_suffix('.png')}"
         )
     notes = source.notes
-    if len(kept) < len(source):
-        notes = (*notes, f"left out: {counted(len(source) - len(kept), 'image')} without a mask in {folder}")
+    if themselves:
+        notes = (*notes, f"left out: {counted(len(themselves), 'image')} of {source.name} that are masks themselves")
+    if len(kept) < len(source) - len(themselves):
+        bare = len(source) - len(themselves) - len(kept)
+        notes = (*notes, f"left out: {counted(bare, 'image')} without a mask in {folder}")
     with_masks = chosen(replace(source, labels=None, label_sets=None, values=None, class_names=None), kept)
     masks = of_files([places[index][0] for index in kept], ignored=ignored, reduce_labels=reduce_labels)
-    return replace(with_masks, masks=masks, notes=notes)
+    return replace(with_masks, masks=masks, notes=notes + _white_is_ignored(masks))
+
+
+def _masks_among(source: ImageSource, places: Sequence[Sequence[Path]]) -> set[int]:
+    """Images that are their own masks, where one folder has both."""
+    files = source.read_bytes
+    if not isinstance(files, Files):
+        return set()
+    paired = [(index, paths[0], Path(files.folder, files.paths[index])) for index, paths in enumerate(places) if paths]
+    return {index for index, mask, image in paired if image.exists() and image.samefile(mask)}
+
+
+def _white_is_ignored(masks: Masks) -> tuple[str, ...]:
+    """A note where the first masks are black and white, of which a number that counts nowhere is the white.
+
+    Tools for two classes write them so, and then no pixel of the second class would count.
+    """
+    if masks.ignored <= 0:
+        return ()
+    numbers: set[int] = set()
+    for index in range(min(len(masks.names), LOOKED_AT)):
+        try:
+            numbers |= set(np.unique(_numbers(masks.encoded(index))).tolist())
+        except (DataError, decoding.UnreadableImage):
+            continue  # whoever reads the masks says it
+    if numbers != {0, masks.ignored}:
+        return ()
+    return (
+        f"the first masks have the numbers 0 and {masks.ignored} alone, and {masks.ignored} counts nowhere: if it is a "
+        "class, write its number in the masks",
+    )
 
 
 def of_files(paths: Sequence[Path], *, ignored: int, reduce_labels: bool) -> Masks:

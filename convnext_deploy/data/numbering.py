@@ -7,7 +7,8 @@ model's number where both have the same classes in the same order, and that is c
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,14 @@ def numbered(
         return _mapped(source, given, "--labels", outputs)
     if names is None:  # a column of numbers without names; their range is all that can be checked
         _refuse_outside(source, outputs)
-        return source
+        return _from_one(source)
     own = {name: number for number, name in enumerate(labels or ())}
     if labels and len(own) == len(labels) and set(names) <= set(own):
         return _mapped(source, own, "the model's labels", outputs)
+    alike = _written_alike(names, own)
+    if alike is not None:
+        said = "the model's labels, which are the same but for capitals, spaces and accents"
+        return _mapped(source, alike, said, outputs)
     wordnet = _imagenet(outputs, names)
     if wordnet is not None:
         return _mapped(source, wordnet, "the WordNet ids of ImageNet-1k", outputs)
@@ -151,6 +156,21 @@ def numbered(
     why = "the model has no labels" if not labels else "the model's labels are other words"
     assumed = f"{why}: its outputs are assumed to be {source.ordered_by}, {names[0]!r} first"
     return replace(source, notes=(*source.notes, assumed, *_other_order(source)))
+
+
+def _written_alike(names: Sequence[str], own: Mapping[str, int]) -> dict[str, int] | None:
+    """Numbers of names that are the model's but for the way of writing them; None where that leaves one open."""
+    loose = {_loose(name): number for name, number in own.items()}
+    if len(loose) < len(own) or len({_loose(name) for name in names}) < len(names):
+        return None
+    numbers = {name: loose.get(_loose(name)) for name in names}
+    known = {name: number for name, number in numbers.items() if number is not None}
+    return known if len(known) == len(names) else None
+
+
+def _loose(name: str) -> str:
+    """Without capitals, with one kind of space, and accents as one character: macOS writes them as two."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 
 def _other_order(source: ImageSource) -> tuple[str, ...]:
@@ -200,6 +220,14 @@ def _mapped(source: ImageSource, numbers: dict[str, int], by: str, outputs: int)
         labels_from="map",
         notes=source.notes if same and by == "the model's labels" else (*source.notes, said),
     )
+
+
+def _from_one(source: ImageSource) -> ImageSource:
+    """With a note where no label is 0: numbers that count from 1 may all be numbers of outputs, those of others."""
+    sets = source.label_sets if source.labels is None else ((int(label),) for label in source.labels)
+    least = min((label for labels in sets or () for label in labels), default=0)
+    note = "no image has the label 0: labels count from 0, as outputs do, and those that count from 1 are others'"
+    return source if least != 1 else replace(source, notes=(*source.notes, note))
 
 
 def _refuse_outside(source: ImageSource, classes: int) -> None:

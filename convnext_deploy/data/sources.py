@@ -7,13 +7,14 @@ ImageFolder numbers them unless timm's order is asked for, and images are read i
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError, printable
 from . import remote
 from .annotations import annotated_source, is_voc, list_source, voc_source
-from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source, tar_source
+from .class_folders import IMAGE_SUFFIXES, SPLITS, SUFFIXES, folder_source, is_hidden, tar_source
 from .held import dataset_source, saved_source
 from .image_lists import LIST_SUFFIXES, says_labels
 from .image_source import CHOOSE, ClassOrder, ImageSource, parts, subset
@@ -27,7 +28,6 @@ EXPECTED = (
     "a .parquet file or a folder of them, a list of images (.csv, .tsv, .txt, .json, .jsonl), hfds:NAME, or an "
     "address such as s3://bucket/val-*.tar"
 )
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}  # in small letters
 SAVED = ("state.json", "dataset_info.json")  # of a split that `datasets` saved to disk
 METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's folders of images
 
@@ -118,7 +118,7 @@ def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:
     if path.suffix.lower() == ".tar":
         return _with_images(data, tar_source(data, [absolute(path)], False, order))
     if path.suffix.lower() == ".parquet":
-        return parquet_source(data, [absolute(path)])
+        return parquet_source(data, [absolute(path)], order)
     for suffixes, what, cure in _OTHERS:
         if path.name.lower().endswith(suffixes):
             raise DataError(f"{data} is {what}; {cure}")
@@ -129,7 +129,7 @@ def _elsewhere(data: str, split: str | None, order: ClassOrder) -> ImageSource:
     """What an address names: Parquet files or tars."""
     files = remote.listed(data)
     if files[0].lower().endswith(".parquet"):
-        return parquet_source(data, _of_split(data, files, split))
+        return parquet_source(data, _of_split(data, files, split), order)
     if split is not None:
         raise DataError(
             f"{data} has tars and no split {split!r}; name those of the split, such as s3://bucket/val-*.tar"
@@ -151,7 +151,7 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
     if parquets and tars:
         raise DataError(f"{data} contains both .parquet and .tar files; give one of the two")
     if parquets:
-        return parquet_source(data, _of_split(data, list(map(absolute, parquets)), split))
+        return parquet_source(data, _of_split(data, list(map(absolute, parquets)), split), order)
     # A class may be called "train" too, but the folder of a split contains folders.
     saved = [name for name, folder in folders.items() if all((folder / file).is_file() for file in SAVED)]
     named = [name for name in folders if name.lower() in SPLITS]
@@ -164,9 +164,29 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
     if splits:
         raise DataError(f"{data} has the split folders {', '.join(splits)}{CHOOSE}")
     listed = [path / name for name in METADATA if (path / name).is_file() and says_labels(path / name)]
-    if len(listed) == 1 and not folders:
+    if len(listed) == 1:  # Hugging Face's own reader goes by it too, whatever the folders are called
         return list_source(str(listed[0]), listed[0], order)
+    _refuse_splits_for_classes(data, folders)
     return _with_images(data, folder_source(data, path, order))
+
+
+def _refuse_splits_for_classes(data: str, folders: Mapping[str, Path]) -> None:
+    """Refuse folders that are called as splits are, where they would be taken for classes.
+
+    Raises:
+        DataError: all of several are called so, or those within the only one.
+    """
+    shown = [name for name in folders if not is_hidden(name)]
+    if len(shown) > 1 and all(name.lower() in SPLITS for name in shown):
+        raise DataError(
+            f"{data} has images in {', '.join(sorted(shown))}, which are names of splits and no classes; give one of "
+            "them, with --annotations for its labels"
+        )
+    inner = folders[shown[0]] if len(shown) == 1 else None
+    within = sorted(child.name for child in inner.iterdir() if child.is_dir()) if inner is not None else []
+    splits = [name for name in within if name.lower() in SPLITS]
+    if inner is not None and len(splits) > 1:
+        raise DataError(f"{data} has one folder, {inner.name}, with the splits {', '.join(splits)}; give {inner}")
 
 
 def _with_images(data: str, source: ImageSource | None) -> ImageSource:

@@ -47,6 +47,13 @@ def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: 
         tensors["head.classifier.bias"] = weight.new_zeros(weight.shape[0])  # open_clip projects without a bias
     stem_convs = sorted({int(n.split(".")[1]) for n, v in tensors.items() if n.startswith("stem.") and v.ndim == 4})
     named = {_stem_name(name, stem_convs): value for name, value in tensors.items()}
+    first_conv = tensors.get("stem.0.weight")
+    if first_conv is not None and first_conv.ndim in (3, 5):
+        what = "sequences" if first_conv.ndim == 3 else "volumes"
+        raise WeightsError(
+            f"{where} ({layout} layout) is a ConvNeXt of {what}: its first weight has shape {tuple(first_conv.shape)}; "
+            "expected four dimensions, as images have"
+        )
     if len(named) < len(tensors):
         raise WeightsError(f"{where} ({layout} layout) has more than one norm in its stem")
     tensors = named

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..errors import WeightsError, counted
 from .heads import is_affine
 
 # What wrappers of torch put inside a module's names: torch.compile, FSDP and checkpointed activations.
@@ -28,14 +28,17 @@ _QUANTIZED = (
 # Names that other tools put beside or in the place of weights, with what they mean and what to do.
 OTHER_TOOLS: tuple[tuple[str, str], ...] = (
     (
-        r".*\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|(hada|lokr)_w[12](_[ab])?|ia3_l)(\..*)?",
+        r".*\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|(hada|lokr)_w[12](_[ab])?|ia3_l"
+        r"|modules_to_save|original_module)(\..*)?",
         "it contains an adapter (LoRA or a relative) that is not merged; merge it where the model is defined, with "
         "model = model.merge_and_unload(), and save that",
     ),
     (r".*\.(weight_fake_quant|activation_post_process|_packed_params)(\..*)?", _QUANTIZED),
     (r".*\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\..*)", _QUANTIZED),
+    (r".*\.(weight:|weight\._|_weight_)(qdata|data|scale|zero_point)", _QUANTIZED),  # torchao and quanto
     (
-        r".*\.(SCB|weight_format|weight_scale|weight_scale_inv|qweight|qzeros|zero_point|weight_zero_point|input_scale)",
+        r".*\.(SCB|weight_format|weight_scale|weight_scale_inv|qweight|qzeros|zero_point|weight_zero_point"
+        r"|input_scale|output_scale|scale_weight|scale_input|weight_packed|weight_shape)",
         _QUANTIZED,
     ),
     (
@@ -83,6 +86,20 @@ def refuse_other_tools(state: Mapping[str, Tensor], where: str) -> None:
             f"{where} has {len(empty)} of {len(state)} tensors without values, as a trainer that shards weights "
             "(DeepSpeed ZeRO-3, FSDP) leaves them; join the shards with the trainer's own script first"
         )
+
+
+def without_copies(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+    """Without the second set of weights that `EMAHook` of mmcv keeps in buffers, and a note of it.
+
+    It calls the copy of `backbone.norm3.weight` `ema_backbone_norm3_weight`, and exchanges both before a checkpoint is
+    saved: the averaged weights have the network's own names, and the copies are those that were trained.
+    """
+    flat = {"ema_" + key.replace(".", "_") for key in state}
+    copies = [key for key in state if key in flat]
+    if not copies:
+        return dict(state), None
+    kept = {key: value for key, value in state.items() if key not in flat}
+    return kept, f"left out {counted(len(copies), 'buffer')} of an EMAHook, such as {copies[0]}: the average is taken"
 
 
 def averaged(prefixes: Iterable[str]) -> str | None:

@@ -162,6 +162,11 @@ def load(
     _refuse_beyond_limits(spec, checkpoint.source)
     if task == "classify" and spec.num_classes == 0:
         raise WeightsError(f"{checkpoint.source} has no classifier; use --task embed or --task features")
+    if task == "classify" and not checkpoint.facts.get("pooled", True):
+        raise WeightsError(
+            f"{checkpoint.source}: its configuration has global_pool '', with which it gives logits for every place of "
+            "the last map; expected 'avg': use --task features, or write 'avg' there for one vector of logits"
+        )
     model = filled(spec, converted, checkpoint.source)
     refuse_not_finite(model, converted, checkpoint.state, checkpoint.source)
     record = WeightsRecord(

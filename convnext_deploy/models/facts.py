@@ -39,15 +39,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def understood(
-    read: Callable[[Mapping[str, Any]], dict[str, Any]], text: Mapping[str, Any], where: str
+    read: Callable[[Mapping[str, Any]], dict[str, Any]],
+    text: Mapping[str, Any],
+    where: str,
+    cure: str = "mend it, or load the weights file alone",
 ) -> dict[str, Any]:
     """Facts as `read` finds them; a value of the wrong type or form is the file's fault, not ours."""
     try:
         return read(text)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, ArithmeticError) as error:
-        raise WeightsError(
-            f"{where} cannot be understood ({plain(error)}); mend it, or load the weights file alone"
-        ) from None
+        raise WeightsError(f"{where} cannot be understood ({plain(error)}); {cure}") from None
 
 
 def metadata_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def metadata_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
         facts["crop_pct"] = json.loads(metadata["crop_pct"])
     if "labels" in metadata:
         facts["labels"] = label_list(json.loads(metadata["labels"]))
-    if facts:
+    if {"input_size", "mean", "std"} <= facts.keys():
         facts["global_pool"] = "avg"  # these facts are this project's own, and it has no other pooling
     return facts
 
@@ -102,6 +103,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         facts |= {own: tuple(config[name]) for name, own in SIZES if isinstance(config.get(name), list)}
         if isinstance(config.get("num_channels"), int):
             facts["in_chans"] = config["num_channels"]
+        facts["grn"] = kind == "convnextv2"
         facts["norm_eps"] = 1e-6  # of every norm but the last, which its code does not take from the configuration
         if kind == "dinov3_convnext":
             facts |= {"norm_eps": epsilon, "license": "dinov3-license"}
@@ -125,6 +127,9 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     if not isinstance(preprocessor, Mapping):
         return facts
+    if isinstance(preprocessor.get("pretrained_cfg"), Mapping):  # of transformers around timm, and no network's
+        of_timm = timm_facts({"pretrained_cfg": preprocessor["pretrained_cfg"]})
+        return joined(facts, sourced(of_timm, "the image processor's config"))
     return joined(facts, sourced(processor_facts(preprocessor), "the image processor's config"))
 
 

@@ -16,6 +16,11 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")  # o
 _CONFIGURATIONS = (".json", ".yaml", ".yml", ".py", ".xml", ".txt", ".md")
 INDEX = ".index.json"  # how the names of indices of parts end
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|bin)")  # of a checkpoint in several files
+_FURTHER = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")  # by accelerate, which calls the first `model`
+# What transformers' Trainer and accelerate save beside weights, in files that end as those do.
+_OF_TRAINING = re.compile(
+    r"(optimizer|scheduler|sampler|scaler|rng_state|random_states|training_args|dl_state_dict)(_\d+)*\.(pt|bin|pth|pkl)"
+)
 DEPTH = 3  # levels of folders below one that is given
 _SHOWN = 4
 
@@ -190,6 +195,11 @@ def refuse_folder(folder: Path) -> None:
             f"{folder} is a checkpoint of DeepSpeed; join it with DeepSpeed's own script, python zero_to_fp32.py . "
             "weights, and give the file that this writes"
         )
+    if {"data.pkl", "data", "version"} <= names:
+        raise WeightsError(
+            f"{folder} is a file of torch.save that was unpacked; pack it again, with python -m zipfile -c weights.pth "
+            f"{folder}, and give weights.pth"
+        )
     if "saved_model.pb" in names:
         raise WeightsError(f"{folder} is a SavedModel of TensorFlow; {_ELSEWHERE}")
     weights = weights_in(folder)
@@ -209,6 +219,11 @@ def refuse_folder(folder: Path) -> None:
     raise WeightsError(f"{folder} has no weights (in it: {listing}); name the file itself with --weights")
 
 
+def further_models(folder: Path) -> list[str]:
+    """Files of the second model and those after it, as accelerate's `save_state` numbers them."""
+    return sorted(file.name for file in folder.iterdir() if _FURTHER.fullmatch(file.name))
+
+
 def weights_in(folder: Path) -> list[str]:
     """Files below a folder that may contain weights, as paths relative to it and the nearest first."""
     by_depth: list[tuple[int, str]] = []
@@ -216,7 +231,7 @@ def weights_in(folder: Path) -> list[str]:
         depth = len(Path(below).relative_to(folder).parts)
         if depth == DEPTH:
             folders.clear()
-        names = [name for name in files if name.lower().endswith(SUFFIXES)]
+        names = [name for name in files if name.lower().endswith(SUFFIXES) and not _OF_TRAINING.fullmatch(name)]
         by_depth += [(depth, str(Path(below, name).relative_to(folder))) for name in names]
     return [name for _, name in sorted(by_depth)]
 

@@ -99,12 +99,9 @@ def _safetensors(path: Path, key: str | None) -> Read:
     except Exception as error:  # beside its own errors, those of PyTorch for types and shapes that it has not
         reason = plain(error)
         raise WeightsError(f"{path} is not a readable safetensors file: {reason}") from None
-    return Read(
-        state,
-        sourced(understood(metadata_facts, metadata, f"{path}: its metadata"), "the file's header"),
-        key,
-        path.name,
-    )
+    cure = "save its tensors again without them: safetensors.torch.save_file(safetensors.torch.load_file(FILE), OTHER)"
+    facts = understood(metadata_facts, metadata, f"{path}: its metadata", cure)
+    return Read(state, sourced(facts, "the file's header"), key, path.name)
 
 
 def _onnx(path: Path, key: str | None) -> Read:
@@ -302,9 +299,11 @@ def _nothing(content: Mapping[Any, Any], candidates: list[_Candidate], path: Pat
     listing = ", ".join(repr(name) for name in list(content)[:6])
     if key is not None:
         inside = ", ".join(dict.fromkeys(c.called for c in candidates if c.names))
+        longer = next((name for c in candidates for name in c.state if f".{key}" in name), None)
         raise WeightsError(
             f"{path} has no wrapper and no key prefix {key!r} (its keys: {listing}"
             + (f"; with tensors: {inside})" if inside else ")")
+            + ("" if longer is None else f"; give the whole prefix, {longer[: longer.index(f'.{key}') + 1]}{key}")
         )
     if not candidates:
         raise WeightsError(f"{path} has no tensors under names (its keys: {listing or 'none'}); give another file")

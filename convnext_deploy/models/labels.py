@@ -34,13 +34,19 @@ def label_list(labels: Any) -> list[str]:
 def refuse_contradiction(by_number: Any, by_name: Any) -> None:
     """Refuse transformers' two maps where they give one name two numbers; a map of other names is an older one's rest.
 
+    A name of several classes, as ImageNet's two of "crane", has one of their numbers in the second map.
+
     Raises:
         WeightsError: with the name and both numbers.
     """
     if not isinstance(by_number, Mapping) or not isinstance(by_name, Mapping):
         return
+    numbers: dict[str, list[str]] = {}
     for number, name in by_number.items():
-        if isinstance(name, str) and name in by_name and str(by_name[name]) != str(number):
+        if isinstance(name, str):
+            numbers.setdefault(name, []).append(str(number))
+    for number, name in by_number.items():
+        if isinstance(name, str) and name in by_name and str(by_name[name]) not in numbers[name]:
             raise WeightsError(
                 f"config.json gives {name!r} the number {number} in id2label and {by_name[name]} in label2id; remove "
                 "the one that is wrong"
@@ -51,7 +57,9 @@ def held(places: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[str, list[str]]]
     """Lists of class names that a checkpoint has beside its weights, with the names that people give them."""
     for place in places:
         for name in NAMES:
-            entry = place.get(name)
+            entry: Any = place.get(name)
+            if hasattr(entry, "tolist"):  # an array, as scikit-learn's LabelEncoder has its classes
+                entry = entry.tolist()
             if isinstance(entry, Mapping) and not all(
                 isinstance(value, (str, int)) for pair in entry.items() for value in pair
             ):

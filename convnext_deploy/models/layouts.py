@@ -21,6 +21,11 @@ from .architecture import Converted, described
 from .heads import Classifier, classifier_of, is_affine
 from .names import LAYOUTS, TO_FEATURES, Layout
 
+# How the names of the stem and the stages begin below a network's prefix: to these no fine-tune adds its head.
+_BODY = re.compile(
+    r"(visual\.trunk\.)?(stem|stages|downsample_layers|features|embeddings|encoder\.stages)[._]|\d\.\d\."
+)
+
 
 def has_anchor(state: Mapping[str, Tensor]) -> bool:
     """Whether some ConvNeXt is in it, below any prefix; its weights may be in parts."""
@@ -50,12 +55,13 @@ def convert(
     """
     state, joined = reparametrized.joined(_unwrapped(state, where), where)
     beside.refuse_other_tools(state, where)
+    state, copies = beside.without_copies(state)
     whole = state
     prefix = None if prefix is None else beside.unwrapped(prefix)
     if prefix is not None:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     layout, found, others = _recognise(state, where)
-    notes = [joined] if joined else []
+    notes = [note for note in (joined, copies) if note]
     if others:
         notes.append(f"taking {found} of {where}, and not {', '.join(others)} (--weights-key chooses)")
         state = {key: value for key, value in state.items() if key.startswith(found) or not key.startswith(others)}
@@ -84,7 +90,7 @@ def convert(
         ]
     root = _replaced_head(keys, layout, found)
     head = keys.head
-    behind = [] if backbone else beside.heads(state, outside, keys.parent, _width(tensors), biased=task == "classify")
+    behind = [] if backbone else beside.heads(state, outside, keys.around, _width(tensors), biased=task == "classify")
     if task != "classify":  # which uses no head, however many there are
         left = left + [key for key in outside if key.startswith(tuple(behind))]
         outside = [key for key in outside if not key.startswith(tuple(behind))]
@@ -98,14 +104,7 @@ def convert(
     if keys.inside or outside:
         raise WeightsError(
             f"{where} ({layout.name} layout) has keys that ConvNeXt does not: {_named(keys.inside + outside, 5)}; "
-            + (
-                f"load the ConvNeXt alone with --weights-key {(prefix or '') + found} "
-                f"({sum(key.startswith(found) for key in state)} of {len(state)} keys)"
-                if found and not keys.inside
-                else "leave out what is not the network's when the checkpoint is saved"
-                if not found
-                else "name the part to load with --weights-key (a wrapper or a key prefix)"
-            )
+            + _cure_of_others(keys, prefix or "", found)
         )
     notes += [f"left out {_named(left, 3)}, beside the model"] if left else []
     classifier = Classifier({f"head.classifier.{name}": v for name, v in head.items() if name in ("weight", "bias")})
@@ -146,7 +145,8 @@ class _Keys:
     """A state dict's keys by what they are. `head` is below the layout's own name for it."""
 
     whole: Mapping[str, Tensor]
-    parent: str  # what stands before the last name of the network's prefix
+    network: str  # what all of its names begin with, those of its norm beside it too
+    around: str  # what stands before the last name of that
     siblings: tuple[str, ...]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     head: dict[str, Tensor] = field(default_factory=dict)
@@ -156,14 +156,18 @@ class _Keys:
 
 
 def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: str) -> _Keys:
-    parent = found[: found.rstrip(".").rfind(".") + 1]
-    keys = _Keys(state, parent, tuple(parent + name for name in layout.siblings))
+    parent = _parent(found)
+    siblings = tuple(parent + name for name in layout.siblings)
+    # Beside its prefix stands a part of the network itself, or the head of it.
+    is_split = layout.is_split and any(key.startswith(siblings) for key in state)
+    network = parent if is_split else found
+    keys = _Keys(state, network, _parent(network), siblings)
     sources: dict[str, str] = {}
     for key, value in state.items():
         if not key.startswith((found, *keys.siblings)):
             if value.ndim == 0 and beside.is_counter(key, value):
                 keys.counters.append(key)
-            elif not re.fullmatch(layout.ignored, "\0", re.DOTALL):
+            else:
                 keys.outside.append(key)
             continue
         bare = key[len(found if key.startswith(found) else parent) :]
@@ -187,6 +191,26 @@ def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: 
         keys.counters += [key for key in keys.outside if state[key].ndim == 0 and beside.is_counter(key, state[key])]
         keys.outside = [key for key in keys.outside if key not in keys.counters]
     return keys
+
+
+def _parent(prefix: str) -> str:
+    return prefix[: prefix.rstrip(".").rfind(".") + 1]
+
+
+def _cure_of_others(keys: _Keys, prefix: str, found: str) -> str:
+    """What to do about keys that are no ConvNeXt's, inside the network or beside it."""
+    within = [key for key in keys.inside if _BODY.match(key.removeprefix(found))]
+    if within:
+        return (
+            f"no ConvNeXt has {within[0]}: it is another network of similar names, or a ConvNeXt with layers added, "
+            "and neither is computed here"
+        )
+    if keys.network and not keys.inside:
+        count = sum(key.startswith(keys.network) for key in keys.whole)
+        return f"load the ConvNeXt alone with --weights-key {prefix}{keys.network} ({count} of {len(keys.whole)} keys)"
+    if not found:
+        return "leave out what is not the network's when the checkpoint is saved"
+    return "name the part to load with --weights-key (a wrapper or a key prefix)"
 
 
 def _replaced_head(keys: "_Keys", layout: Layout, found: str) -> str:

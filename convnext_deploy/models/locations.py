@@ -63,6 +63,8 @@ def read(weights: str | None, name: str | None, tag: str | None, key: str | None
             read.label, read.state, read.facts, read.prefix, sha256_of(path), read.facts.get("license"),
             "; ".join(filter(None, notes)) or None, files=(path,),
         )  # fmt: skip
+    if "://" in weights:
+        raise WeightsError(f"--weights {weights} is an address; download it, and give the file")
     plain = weights.removeprefix("timm:").removeprefix("timm/")
     if plain.partition(".")[0] in registry.VARIANTS or registry.is_deprecated(plain):
         architecture, its_tag = registry.resolve(plain)
@@ -208,8 +210,9 @@ def _from_folder(folder: Path, source: str, key: str | None) -> Checkpoint:
         if len(others) != 1 or not config_file.is_file():
             file_kinds.refuse_folder(folder)
         files, note = [folder / others[0]], f"taking {others[0]}, the only weights in {folder}"
-    elif len(files) > 1:
-        note = f"taking {files[0].name} of {folder}, and not {', '.join(file.name for file in files[1:])}"
+    else:
+        others = [file.name for file in files[1:]] + file_kinds.further_models(folder)
+        note = f"taking {files[0].name} of {folder}, and not {', '.join(others)}" if others else None
     parts = [folder / part for part in _shards(files[0])] if files[0].suffix == ".json" else files[:1]
     config = _json(config_file) if config_file.is_file() else {}
     if (folder / open_clip.CONFIG).is_file():
@@ -240,6 +243,21 @@ def _shards(index: Path) -> list[str]:
         raise WeightsError(f"{index} is not an index of weight files: {plain(error)}") from None
 
 
+def _refuse_differing(read: Mapping[str, Tensor], more: Mapping[str, Tensor], source: str, part: str) -> None:
+    """Refuse a tensor that is in two parts of a checkpoint with other values, of which none can be told to be right.
+
+    Raises:
+        WeightsError: with its key.
+    """
+    for key in sorted(read.keys() & more.keys()):
+        one, other = read[key], more[key]
+        if one.shape != other.shape or one.dtype != other.dtype or not bool((one == other).all()):
+            raise WeightsError(
+                f"{source} has {key if key.isprintable() else repr(key)} in two of its parts, the second of them "
+                f"{part}, with different values; remove the parts that another run left there"
+            )
+
+
 def _with_config(source: str, files: list[Path], config: dict[str, Any], key: str | None = None) -> Checkpoint:
     missing = [file for file in files if not os.path.isfile(file)]  # false for a name that no file can have, too
     if missing:
@@ -249,6 +267,7 @@ def _with_config(source: str, files: list[Path], config: dict[str, Any], key: st
     prefix = note = None
     for file in files:
         read = read_file(file, key)
+        _refuse_differing(state, read.state, source, file.name)
         state |= read.state
         facts = joined(facts, read.facts)
         prefix, note = read.prefix, read.note

@@ -25,6 +25,7 @@ class Layout:
     wider: str = "\0"  # what stands before a head that a fine-tune put in the place of more than the classifier
     copies: tuple[Rule, ...] = ()  # keys that hold a parameter a second time
     siblings: tuple[str, ...] = ()  # keys that stand beside the prefix, not below it
+    is_split: bool = False  # what stands there is a part of the network, and no classifier
     backbone: bool = False  # it returns maps for another network, and has no head
 
     def named(self, key: str) -> str | None:
@@ -151,7 +152,9 @@ LAYOUTS: tuple[Layout, ...] = (
             (r"visual\.head\.mlp\.fc1\.(weight|bias)", r"head.hidden.\1"),
             (r"visual\.head\.mlp\.fc2\.weight", "head.classifier.weight"),
         ),
-        ignored=r"(?!visual\.).*",  # the text tower and the temperature
+        # The text tower, CoCa's decoder of texts, and the temperature.
+        ignored=r"(transformer|token_embedding|positional_embedding|ln_final|text_projection|text|text_decoder|cls_emb"
+        r"|attn_mask|logit_scale|logit_bias)(\..*)?",
     ),
     Layout("timm", "stem.0.weight", _TIMM_RULES, classifier="head.fc.", wider="head."),
     # `create_model(..., features_only=True)`, and what is built on it, such as segmentation_models_pytorch.
@@ -217,6 +220,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (rf"layer_norm\.{_WB}", r"head.norm.\1"),
         ),
         siblings=("layer_norm.",),
+        is_split=True,
     ),
     Layout(
         "torchvision",

@@ -6,6 +6,7 @@ size means: ConvNextImageProcessor crops by `crop_pct` below 384 pixels and squa
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,14 @@ _PER_PIXEL = 255.0
 _DEFAULTS: dict[str, tuple[Any, Any]] = {
     "ConvNext": (0.5, 0.5), "ViT": (0.5, 0.5), "CLIP": (MEAN, STD), "Bit": (MEAN, STD),
 }  # fmt: skip
+# Classes in which the same words mean other steps, and what is other.
+_OTHER_KINDS = {
+    "Levit": "it resizes to 256/224 of its size",
+    "PoolFormer": "its crop_pct is of another computation",
+    "EfficientNet": "it divides by the standard deviation a second time (include_top)",
+    "Perceiver": "it crops before it resizes",
+    "MobileViT": "it gives images with blue first (do_flip_channel_order)",
+}
 
 # Steps that no `Preprocessing` has; refused where they are switched on.
 _OTHER_STEPS = (
@@ -58,6 +67,12 @@ def processor_facts(processor: Mapping[str, Any]) -> dict[str, Any]:
     for name in _OTHER_STEPS:
         if processor.get(name):
             raise _refused(f"{name} {processor[name]!r}", "it is no step of the preprocessing here")
+    if _kind(processor) in _OTHER_KINDS:
+        raise _refused(
+            f"the class {processor.get('image_processor_type') or processor['feature_extractor_type']}",
+            f"{_OTHER_KINDS[_kind(processor)]}; give the weights file alone, and --image-size, --mean, --std and "
+            "--crop-pct",
+        )
     facts = _normalization(processor)
     resample = processor.get("resample")
     if resample is not None:
@@ -76,8 +91,7 @@ def _filter(resample: Any) -> str:
 
 def _normalization(processor: Mapping[str, Any]) -> dict[str, Any]:
     """Pixel p becomes (p * factor - mean) / std there and (p / 255 - mean) / std here."""
-    kind = _kind(processor)
-    usual = next((values for name, values in _DEFAULTS.items() if name in kind), (None, None))
+    usual = _DEFAULTS.get(_kind(processor), (None, None))
     mean, std = (processor.get(name, own) for name, own in zip(("image_mean", "image_std"), usual, strict=True))
     if processor.get("do_normalize", True) is False:
         mean, std = 0.0, 1.0
@@ -104,7 +118,9 @@ def _normalization(processor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind(processor: Mapping[str, Any]) -> str:
-    return str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    """A class's name without the ends that say how it computes."""
+    name = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    return re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", name)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -118,7 +134,7 @@ def _geometry(processor: Mapping[str, Any]) -> dict[str, Any]:
     crops = processor.get("do_center_crop", crop is not None)
     kind = _kind(processor)
     by_sides = isinstance(size, Mapping) and "height" in size
-    if "ConvNext" in kind or (not kind and not crops and not by_sides):
+    if kind == "ConvNext" or (not kind and not crops and not by_sides):
         return _convnext(processor, size, crop if crops else None)
     if size is None:
         return {}

@@ -53,6 +53,8 @@ def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         facts["levels"] = tuple(sorted(levels))
     refuse_pooling(config.get("global_pool"), "config.json")
     arguments = config.get("model_args") or {}
+    if "" in (config.get("global_pool"), arguments.get("global_pool")):
+        facts["pooled"] = False
     if config.get("global_pool") or "model_args" in config or config.get("do_pooling"):
         facts["global_pool"] = "avg"
     network = _network(config.get("architecture") or config.get("backbone"), arguments)

@@ -82,6 +82,15 @@ class OptimizeResult(Record, frozen=True, kw_only=True, tag_field="record", tag=
     machine: dict[str, str | int]
     versions: dict[str, str]
 
+    def __post_init__(self) -> None:
+        """What is read from a file is as complete as what was measured.
+
+        Raises:
+            ValueError: a set of images is missing.
+        """
+        if missing := {"calibration", "selection", "final"} - self.images.keys():
+            raise ValueError(f"images has no {min(missing)}; expected calibration, selection and final")
+
     @property
     def fastest_exact(self) -> Candidate:
         """In fp32, by the last times; the baseline was the fastest before them."""

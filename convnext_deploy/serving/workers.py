@@ -24,9 +24,10 @@ import msgspec
 from .. import errors
 from ..errors import CheckFailed, ConvNextDeployError
 from ..processes import end_with, import_path, python
+from .listeners import address, host_port, refuse
 from .log import Say, Terminal, unhindered
 from .options import ServeOptions
-from .server import LEAVE_S, Server, address, host_port, refuse
+from .server import LEAVE_S, Server
 from .service import Service
 from .shadow import ShadowOptions
 from .siblings import Siblings
@@ -88,8 +89,8 @@ class Workers:
     """`Server` for several processes: the same `address`, `run` and `stop`.
 
     Args:
-        admin: of `server.bound`, or None.
-        grpc: of `server.bound`, shared, or None. It keeps the port, on which only the workers listen.
+        admin: of `listeners.bound`, or None.
+        grpc: of `listeners.bound`, shared, or None. It keeps the port, on which only the workers listen.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from detectors import drawn
@@ -222,6 +223,28 @@ def test_the_score_of_masks_is_said_beside_that_of_boxes() -> None:
     verdict = gate_scores.judge_scores(side, side, Limits(max_drop=1.0))
     of_masks = f"; mAP of masks {scores.of_masks.score:.2%} before, {scores.of_masks.score:.2%} after"
     assert words.counts(verdict).endswith(of_masks)
+    # Masks that are worse are a drop of their own, beside boxes that are the same.
+    smaller = square.copy(order="F")
+    smaller[: int(SIDE) // 3] = 0
+    worse = replace(masks, predicted=(bytes(coder.encode(smaller)["counts"]),) * len(found.predicted))
+    other = gate_scores.ScoredSide(result=result, outputs=replace(found, masks=worse))
+    verdict = gate_scores.judge_scores(side, other, Limits(max_drop=1.0))
+    after = outputs.scored(other.outputs, "detection").of_masks
+    assert after is not None
+    drop = outputs.drop_between(scores.of_masks, after, 0.05)
+    assert drop.value > 0.1
+    assert [(one.name, one.limit, one.value) for one in verdict.checks] == [
+        ("map_drop", 0.01, 0.0), ("mask_map_drop", 0.01, drop.value)
+    ]  # fmt: skip
+    assert (verdict.checks[1].lower, verdict.checks[1].upper) == (drop.lower, drop.upper)
+    assert (verdict.baseline_mask_score, verdict.candidate_mask_score) == (scores.of_masks.score, after.score)
+    # And what was judged by boxes alone is no baseline of what has masks.
+    alone = gate_scores.ScoredSide(
+        result=msgspec.structs.replace(result, artifact="of boxes"), outputs=replace(found, masks=None)
+    )
+    for pair in ((alone, side), (side, alone)):
+        with pytest.raises(DataError, match="of boxes was evaluated without masks and the other with masks"):
+            gate_scores.judge_scores(*pair, Limits(max_drop=1.0))
 
 
 def test_the_three_forms_of_a_mask_are_one(tmp_path: Path) -> None:
@@ -320,6 +343,29 @@ def test_detections_are_kept_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(encode(Chunk(0, 4, broken, ())))
     with pytest.raises(DataError, match="boxes are of other images"):
         decode(tmp_path / "broken.npz")
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("truth", 6, 1e30, "neither a crowd nor none"),  # pycocotools keeps it in a byte
+        ("truth", 6, -1, "neither a crowd nor none"),
+        ("truth", 6, 0.5, "neither a crowd nor none"),
+        ("truth", 4, 0.5, "a class is no whole number"),  # and would be counted as another
+        ("predicted", 5, 1.5, "a class is no whole number"),
+        ("truth", 4, -1, "a class is negative or too large"),
+        ("predicted", 5, 2**24, "a class is negative or too large"),
+        ("truth", 2, np.inf, "a value is not finite"),
+    ],
+)
+def test_boxes_that_no_evaluation_writes_are_refused(
+    table: str, column: int, value: float, message: str, tmp_path: Path
+) -> None:
+    rows = getattr(of_images(0, 4), table).copy()
+    rows[1, column] = value
+    (tmp_path / "a.npz").write_bytes(encode(Chunk(0, 4, replace(of_images(0, 4), **{table: rows}), ())))
+    with pytest.raises(DataError, match=message):
+        decode(tmp_path / "a.npz")
 
 
 Change = Callable[[dict[str, Any]], object]

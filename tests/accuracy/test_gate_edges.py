@@ -211,3 +211,43 @@ def test_predictions_of_no_image_are_refused() -> None:
     empty = msgspec.structs.replace(before.result, images=0, per_class=())
     with pytest.raises(DataError, match="are not its own"):
         gate.judge(replace(before, result=empty, predictions=nothing), after, Limits(max_drop=1))
+
+
+# Latency -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [(1.0, 2.0, 4.0, 8.0), (1.0, 2.0, 4.0, 8.0, 16.0)])
+def test_medians_are_drawn_as_enumeration_of_the_blocks_says(samples: tuple[float, ...]) -> None:
+    """Of four samples two blocks of two, of five two of three: each begins anywhere and goes on at the beginning."""
+    count = len(samples)
+    length = 2 if count == 4 else 3
+    exact = dict.fromkeys(np.unique(np.add.outer(samples, samples) / 2).tolist(), 0.0)
+    for starts in product(range(count), repeat=2):
+        drawn = [samples[(start + step) % count] for start in starts for step in range(length)]
+        exact[float(np.median(drawn))] += 1 / count**2
+    medians = statistics._resampled_medians(samples, np.random.default_rng(5)).tolist()
+    assert len(medians) == 1000
+    for median, share in exact.items():
+        assert medians.count(median) / 1000 == pytest.approx(share, abs=3.5 * math.sqrt(share * (1 - share) / 1000))
+
+
+@pytest.mark.parametrize("count", [1, 999, 3000, 7001])  # of which 3000 and 7001 are drawn in several parts
+def test_every_one_of_the_medians_is_drawn(count: int) -> None:
+    samples = np.full(count, 5.0)
+    assert (statistics._resampled_medians(samples.tolist(), np.random.default_rng(0)) == 5).all()
+
+
+def test_a_ratio_is_that_of_the_medians_and_its_bounds_are_quantiles() -> None:
+    many, few = np.random.default_rng(0).gamma(2, size=(2, 300))
+    ratio, lower, upper = statistics.ratio_of_medians(many.tolist(), few.tolist(), 0.1)
+    assert ratio == np.median(many) / np.median(few)
+    generator = np.random.default_rng(1)  # other draws, of the same blocks of 18
+    drawn = []
+    for samples in (many, few):
+        starts = generator.integers(300, size=(20_000, 17, 1))
+        drawn.append(np.median(samples[(starts + np.arange(18)) % 300].reshape(20_000, -1), axis=1))
+    expected = np.quantile(drawn[0] / drawn[1], [0.1, 0.9])
+    assert (lower, upper) == pytest.approx(expected, rel=0.02)
+    again = statistics.ratio_of_medians(many.tolist(), few.tolist(), 0.1)
+    assert again == (ratio, lower, upper)
+    assert statistics.ratio_of_medians((3.0,) * 9, (2.0,) * 4, 0.05) == (1.5, 1.5, 1.5)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from convnext_deploy.accuracy import binomial, sequential
 from convnext_deploy.accuracy.sequential import ALPHA, capital_above, capital_below, standing
@@ -103,3 +104,64 @@ def test_bounds_miss_the_share_no_more_often_than_they_say_over_all_of_time() ->
 def test_nothing_is_known_of_nothing() -> None:
     found = standing(0, 0, LIMIT)
     assert (found.decision, found.lower, found.upper, found.share) == ("INCONCLUSIVE", 0.0, 1.0, 0.0)
+
+
+# What mutants of the rules showed to be untested ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0.001, 0.02, 0.5])
+@pytest.mark.parametrize(("hits", "images"), [(0, 0), (0, 40), (1, 40), (7, 40), (40, 40), (3, 900)])
+def test_the_capital_is_the_mean_of_what_scipys_likelihoods_pay(hits: int, images: int, limit: float) -> None:
+    steps = np.array([1.1, 1.2, 1.4, 2, 4, 16, 256])
+    paid = []
+    for odds in (limit / (1 - limit) / steps, limit / (1 - limit) * steps):
+        likelihoods = stats.binom.pmf(hits, images, odds / (1 + odds))
+        paid.append(float(likelihoods.mean() / stats.binom.pmf(hits, images, limit)))
+    never = (1 - limit) ** -images if hits == 0 else 0.0  # a quarter is bet on the share 0
+    assert math.exp(capital_below(hits, images, limit)) == pytest.approx(0.75 * paid[0] + 0.25 * never)
+    assert math.exp(capital_above(hits, images, limit)) == pytest.approx(paid[1])
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+@pytest.mark.parametrize(("hits", "images"), [(0, 1), (1, 1), (0, 300), (300, 300), (1, 300), (299, 300), (6, 300)])
+def test_a_bound_is_the_limit_at_which_the_capital_reaches_its_goal(hits: int, images: int, alpha: float) -> None:
+    lower, upper = sequential.bounds(hits, images, alpha)
+    goal = math.log(1 / alpha)
+    if hits == 0:
+        assert lower == 0
+    elif lower > 1e-11:
+        assert capital_above(hits, images, lower) == pytest.approx(goal, abs=1e-5)
+        assert capital_above(hits, images, lower * 1.001) < goal
+    else:  # so few hits refute no limit
+        assert max(capital_above(hits, images, limit) for limit in np.geomspace(1e-11, hits / images)[:-1]) < goal
+    if hits == images:
+        assert upper == 1
+    elif 1 - upper > 1e-11:
+        assert capital_below(hits, images, upper) == pytest.approx(goal, abs=1e-5)
+        assert capital_below(hits, images, 1 - (1 - upper) * 1.001) < goal
+    else:
+        misses = np.geomspace(1e-11, 1 - hits / images)[:-1]
+        assert max(capital_below(hits, images, 1 - share) for share in misses) < goal
+
+
+def test_one_more_image_is_one_more() -> None:
+    assert capital_below(0, 180, LIMIT) < math.log(20) < capital_below(0, 181, LIMIT)
+    assert [standing(0, images, LIMIT).more_images for images in (179, 180, 181)] == [2, 1, 0]
+
+
+def test_a_decision_falls_with_the_image_that_makes_the_capital_twenty() -> None:
+    assert ALPHA == 0.05
+    for hits, images, decision, capital in ((0, 185, "PASS", capital_below), (4, 20, "FAIL", capital_above)):
+        found = standing(hits, images, LIMIT)
+        assert (found.decision, found.more_images, found.hits, found.images) == (decision, 0, hits, images)
+        assert (found.share, found.limit, found.alpha) == (hits / images, LIMIT, 0.05)
+        reached = math.exp(-capital(hits, images, LIMIT))
+        assert standing(hits, images, LIMIT, reached * (1 + 1e-9)).decision == decision
+        assert standing(hits, images, LIMIT, reached * (1 - 1e-9)).decision == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize(("limit", "decidable"), [(4e-7, True), (3.3e-7, False)])
+def test_a_share_that_ten_million_images_do_not_decide_is_said_to_be_undecided(limit: float, decidable: bool) -> None:
+    needed = standing(0, 0, limit).more_images
+    assert (needed is not None) is decidable
+    assert needed is None or 9_000_000 < needed <= 10_000_000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from convnext_deploy.artifact import verify
-from convnext_deploy.artifact.deviation import cosines, relative_errors, sizes
+from convnext_deploy.artifact.deviation import cosines, relative_errors, sizes, worst
 from convnext_deploy.artifact.verify import NEAR_TIE_FACTOR, TOLERANCES, compare, precision_failures, top1_agreement
 from convnext_deploy.models.costs import multiply_accumulates
 from convnext_deploy.records.base import Precision
@@ -496,3 +496,8 @@ def test_an_engine_in_tf32_may_call_it_fp32_and_one_in_fp16_may_not() -> None:
     assert precision_failures(truth, manifest("tf32"), True, engine=True) == ()
     halved = PrecisionTruth(graph={"fp16": 1.0}, executed={"fp32": 1.0})
     assert precision_failures(halved, manifest("fp16"), True, engine=True)
+
+
+def test_outputs_of_another_number_have_no_worst() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        worst((reference(),), (reference(), reference()))

@@ -121,6 +121,49 @@ def test_hidden_folders_and_files_are_left_out(tmp_path: Path) -> None:
     assert "left out: 3 hidden files and folders" in source.notes
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+def test_what_a_system_keeps_beside_images_is_no_class_and_no_image(name: str, tmp_path: Path) -> None:
+    for path in ("ant/a.png", "bee/b.png", f"{name}/a.png", f"ant/{name}/a.png/thumbnail.jpg"):
+        picture(tmp_path / path)
+    source = sources.open_source(str(tmp_path))
+    assert (source.class_names, source.names) == (("ant", "bee"), ("ant/a.png", "bee/b.png"))
+    assert source.notes == ("left out: 2 hidden files and folders",)
+
+
+def test_splits_without_classes_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for path in ("train/a.png", "Val/b.png", ".cache/c.png"):
+        picture(tmp_path / path)
+    with pytest.raises(DataError, match="has images in Val, train, which are names of splits and no classes"):
+        sources.open_source(str(tmp_path))
+    picture(tmp_path / "ant/a.png")  # a class may be called so where another is not
+    assert sources.open_source(str(tmp_path)).class_names == ("Val", "ant", "train")
+
+
+def test_splits_in_the_only_folder_are_not_taken_for_one_class(tmp_path: Path) -> None:
+    for path in ("images/train/ant/a.png", "images/val/ant/b.png", "__MACOSX/images/c.png"):
+        picture(tmp_path / path)
+    with pytest.raises(DataError, match=r"has one folder, images, with the splits train, val; give .*/images$"):
+        sources.open_source(str(tmp_path))
+    assert found(sources.open_source(str(tmp_path / "images"), "val")) == {"ant/b.png": 0}
+
+
+def test_a_tar_of_several_splits_is_refused(tmp_path: Path) -> None:
+    for path in ("set/train/ant/a.png", "set/val/ant/b.png"):
+        picture(tmp_path / path)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(tmp_path / "set", "set")
+    with pytest.raises(DataError, match="has images of the splits train, val; make a tar of one of them"):
+        sources.open_source(str(tmp_path / "set.tar"))
+
+
+def test_the_metadata_of_hugging_face_goes_before_the_folders_that_its_images_are_in(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.png")
+    picture(tmp_path / "images/b.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\nimages/a.png,dog\nimages/b.png,cat\n")
+    source = sources.open_source(str(tmp_path))
+    assert (found(source), source.class_names) == ({"images/a.png": 1, "images/b.png": 0}, ("cat", "dog"))
+
+
 def test_one_thing_that_is_left_out_is_said_as_one(tmp_path: Path) -> None:
     for name in ("ant/a.png", "ant/.b.png", "store/c.png"):
         picture(tmp_path / name)

@@ -323,6 +323,31 @@ def test_parquet_with_some_labels_missing_is_refused(tmp_path: Path) -> None:
         sources.open_source(str(path))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "names", "numbers"),
+    [
+        pytest.param("label", ["10", "2"], ("10", "2"), [0, 1], id="names"),
+        pytest.param("label", pa.array(["b", "a"]).dictionary_encode(), ("a", "b"), [1, 0], id="pandas' categories"),
+        pytest.param("labels", [4, 3], None, [4, 3], id="another name of the column"),
+        pytest.param("Class", ["b", "a"], ("a", "b"), [1, 0], id="names under another name"),
+        pytest.param("tags", [["a"], ["b"]], None, None, id="of another kind"),
+    ],
+)
+def test_labels_in_parquet_are_numbers_or_names_as_in_other_tables(
+    column: str, values: Any, names: tuple[str, ...] | None, numbers: list[int] | None, tmp_path: Path
+) -> None:
+    images = [{"bytes": encoded(number), "path": f"{number}.png"} for number in range(2)]
+    pq.write_table(pa.table({"image": images, column: values}), tmp_path / "a.parquet")
+    source = sources.open_source(str(tmp_path / "a.parquet"))
+    assert (None if source.labels is None else source.labels.tolist(), source.class_names) == (numbers, names)
+
+
+def test_names_in_parquet_are_numbered_as_timm_does_where_that_is_asked_for(tmp_path: Path) -> None:
+    images = [{"bytes": encoded(number), "path": f"{number}.png"} for number in range(2)]
+    pq.write_table(pa.table({"image": images, "label": ["10", "2"]}), tmp_path / "a.parquet")
+    assert sources.open_source(str(tmp_path / "a.parquet"), class_order="timm").class_names == ("2", "10")
+
+
 def test_parquet_row_groups_stay_in_memory_two_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", [(encoded(n), f"{n}", 0) for n in range(12)], group=3)
     source = sources.open_source(str(path))
@@ -345,7 +370,10 @@ def test_parquet_row_groups_stay_in_memory_two_at_a_time(tmp_path: Path, monkeyp
         ({"img": [b"x"], "label": [0]}, r"no column image {bytes, path} \(its columns: img, label\)"),
         ({"image": [b"x"], "label": [0]}, "no column image {bytes, path}"),  # not the struct
         ({"image": [{"path": "a.jpg"}], "label": [0]}, "no column image {bytes, path}"),  # files are elsewhere
-        ({"image": [{"bytes": b"x", "path": "a"}], "label": ["cat"]}, "labels of type string; expected integers"),
+        (
+            {"image": [{"bytes": b"x", "path": "a"}], "label": [0.5]},
+            "labels of type double; expected integers or names",
+        ),
         ({"image": pa.array([], pa.struct([("bytes", pa.binary())])), "label": pa.array([], pa.int64())}, "no rows"),
     ],
 )

@@ -68,6 +68,34 @@ def test_a_list_of_any_form_gives_paths_and_numbers(folder: Path, name: str) -> 
         sources.open_source(str(elsewhere))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(",image,breed\n7,a.png,1\n3,c.webp,0\n9,deep/b 1.jpg,1\n", id="the index of pandas"),
+        pytest.param("Unnamed: 0,image,breed\n0,a.png,1\n1,c.webp,0\n2,deep/b 1.jpg,1\n", id="read and written again"),
+        pytest.param("index,image,breed\n0,a.png,1\n1,c.webp,0\n2,deep/b 1.jpg,1\n", id="by its name"),
+        pytest.param("Image Path,Class-Name\na.png,1\nc.webp,0\ndeep/b 1.jpg,1\n", id="spaces and hyphens"),
+        pytest.param("sep=;\npath;label\na.png;1\nc.webp;0\ndeep/b 1.jpg;1\n", id="Excel"),
+    ],
+)
+def test_columns_that_are_no_labels_are_not_taken_for_classes(content: str, folder: Path) -> None:
+    (folder / "a.csv").write_text(content)
+    source = sources.open_source(str(folder / "a.csv"))
+    assert labels(source) == {"a.png": 1, "c.webp": 0, "deep/b 1.jpg": 1}
+    assert source.class_names is None
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_split_has_the_numbers_of_all_classes_of_its_list(form: str, folder: Path) -> None:
+    entries = [("a.png", "dog", "val"), ("c.webp", "cat", "train"), ("deep/b 1.jpg", "emu", "train")]
+    records = [dict(zip(("path", "label", "split"), entry, strict=True)) for entry in entries]
+    rows = "path,label,split\n" + "\n".join(map(",".join, entries))
+    file = folder / f"list.{form}"
+    file.write_text(rows if form == "csv" else json.dumps(records))
+    source = sources.open_source(str(file), split="val")
+    assert (labels(source), source.class_names) == ({"a.png": 1}, ("cat", "dog", "emu"))
+
+
 def test_names_are_numbered_by_either_order_and_by_the_models_labels(folder: Path) -> None:
     (folder / "a.csv").write_text("path,label\na.png,10\ndeep/b 1.jpg,2a\nc.webp,10\n")
     text = sources.open_source(str(folder / "a.csv"))
@@ -243,6 +271,19 @@ def flat(tmp_path: Path) -> Path:
     for number in range(1, 6):
         picture(tmp_path / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", number)
     return tmp_path / "val"
+
+
+@pytest.mark.parametrize("said", ["a b.jpg", "C:\\\\photos\\\\a b.png", "", "elsewhere/a b.png"])
+def test_an_annotation_of_pascal_voc_is_of_the_image_with_its_own_name(said: str, tmp_path: Path) -> None:
+    """As torchvision's VOCDetection pairs them; tools write into `filename` what the image was called before."""
+    picture(tmp_path / "JPEGImages" / "a b.png")
+    annotation = tmp_path / "Annotations" / "a b.xml"
+    annotation.parent.mkdir()
+    text = f"<annotation><filename>{said}</filename><object><name>cat</name></object></annotation>"
+    annotation.write_text(text)
+    source = sources.open_source(str(tmp_path))
+    assert (list(labels(source).values()), source.class_names) == ([0], ("cat",))
+    assert source.read(0).size == (8, 8)
 
 
 @pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")  # torchvision 0.24, which unpacks the archive

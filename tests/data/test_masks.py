@@ -45,6 +45,29 @@ def test_a_mask_is_found_by_its_images_path_and_images_without_are_left_out_and_
         opened(tmp_path)
 
 
+def test_masks_that_are_in_the_folder_of_the_images_are_no_images(tmp_path: Path) -> None:
+    save(tmp_path / "a.jpg", colour(0))
+    save(tmp_path / "a.png", grey(1))
+    save(tmp_path / "b.jpg", colour(0))
+    both = sources.open_source(str(tmp_path))
+    found = masks.masked(both, str(tmp_path), ignored=255, reduce_labels=False)
+    assert found.names == ("a.jpg",)
+    assert [note.partition(" of ")[0] for note in found.notes[:1]] == ["left out: 1 image"]
+    assert "that are masks themselves" in found.notes[0]
+    assert found.notes[1].startswith("left out: 1 image without a mask")
+
+
+def test_black_and_white_masks_say_that_white_counts_nowhere(tmp_path: Path) -> None:
+    """As tools for two classes write them; the second class would have no pixel."""
+    save(tmp_path / "images/a.jpg", colour(0))
+    save(tmp_path / "masks/a.png", Image.fromarray(np.array([[0, 255]], np.uint8)))
+    (note,) = opened(tmp_path).notes
+    assert note.startswith("the first masks have the numbers 0 and 255 alone, and 255 counts nowhere")
+    assert opened(tmp_path, ignored=-1).notes == ()
+    save(tmp_path / "masks/a.png", Image.fromarray(np.array([[0, 1, 255]], np.uint8)))
+    assert opened(tmp_path).notes == ()
+
+
 def test_no_folder_and_no_mask_at_all_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "images/a.jpg", colour(0))
     with pytest.raises(DataError, match="is no folder; expected one of masks"):

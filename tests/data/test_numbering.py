@@ -82,6 +82,29 @@ def test_the_models_labels_number_a_subset_of_its_classes() -> None:
     assert numbering.numbered(found, 4, ("dog", "emu", "yak", "cat")) is found
 
 
+@pytest.mark.parametrize(
+    ("names", "model"),
+    [
+        pytest.param(("golden retriever", "tabby cat"), ("tabby_cat", "Golden-Retriever"), id="spaces and capitals"),
+        pytest.param(("cafe\u0301", "the"), ("the", "caf\xe9"), id="accents as macOS writes them"),
+    ],
+)
+def test_names_that_are_written_otherwise_keep_the_models_numbers(
+    names: tuple[str, ...], model: tuple[str, ...]
+) -> None:
+    found = numbering.numbered(source(*names), 2, model)
+    assert labels(found) == [1, 0]
+    assert found.notes == (
+        "2 classes numbered by the model's labels, which are the same but for capitals, spaces and accents",
+    )
+
+
+def test_names_that_differ_in_capitals_alone_are_two() -> None:
+    found = numbering.numbered(source("Turkey", "turkey"), 2, ("TURKEY", "other"))
+    assert labels(found) == [0, 1]
+    assert "the model's labels are other words" in found.notes[0]
+
+
 def test_wordnet_ids_number_a_subset_of_imagenet() -> None:
     from timm.data import ImageNetInfo
 
@@ -118,6 +141,13 @@ def test_positions_are_assumed_aloud() -> None:
     (note,) = numbering.numbered(source("a", "b"), 2, ("x", "y")).notes
     assert note.startswith("the model's labels are other words: ")
     assert numbering.numbered(source("a", "b", labels_from="column"), 2, None).notes == ()
+
+
+@pytest.mark.parametrize(("numbers", "said"), [([1, 2], True), ([0, 2], False), ([2, 3], False)])
+def test_numbers_of_which_none_is_0_may_count_from_1_and_that_is_said(numbers: list[int], said: bool) -> None:
+    column = source("a", "b", class_names=None, labels=np.array(numbers), labels_from="column")
+    notes = numbering.numbered(column, 4, None).notes
+    assert [note.startswith("no image has the label 0: labels count from 0") for note in notes] == [True] * said
 
 
 def test_a_map_that_is_given_goes_before_everything_else() -> None:

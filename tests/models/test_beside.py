@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from reference_models import torchvision_model
-from references import DEPTHS, DIMS, TOLERANCE, State, images, randomize_, relative_error
+import transformers
+from reference_models import mmpretrain, torchvision_model
+from references import DEPTHS, DIMS, TOLERANCE, Official, State, images, randomize_, relative_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -158,6 +159,20 @@ def test_one_linear_behind_a_backbone_is_its_classifier(prefix: str, tmp_path: P
     embedding = read(state, tmp_path, task="embed")
     assert_equal(embedding, model.backbone(images()))
     assert f"left out {prefix}fc.1.weight" in str(embedding.note)
+
+
+@torch.inference_mode()
+def test_one_linear_behind_a_dinov3_of_transformers_is_its_classifier(tmp_path: Path) -> None:
+    """Whose last norm stands beside the rest, so that the head is one name further out."""
+    config = transformers.DINOv3ConvNextConfig(depths=list(DEPTHS), hidden_sizes=list(DIMS))
+    backbone: Any = randomize_(transformers.DINOv3ConvNextModel(config))
+    head = randomize_(nn.Linear(WIDTH, 5))
+    state = below("net.backbone.", backbone.state_dict()) | below("net.head.", head.state_dict())
+    assert_equal(read(state, tmp_path), head(backbone(images()).pooler_output))
+    whole = state | {"loss.weight": torch.ones(5)}
+    with pytest.raises(WeightsError, match=rf"--weights-key net\.backbone\. \({len(state) - 2} of {len(whole)} keys"):
+        read(whole, tmp_path)
+    assert_equal(read(whole, tmp_path, task="embed", weights_key="net.backbone."), backbone(images()).pooler_output)
 
 
 @torch.inference_mode()
@@ -344,6 +359,12 @@ def test_a_header_that_nests_deeper_than_python_reads_is_refused_in_one_line(
         ("stages.0.blocks.0.mlp.fc1.weight_scale_inv", "it is quantized; give the float checkpoint"),
         ("stages.0.blocks.0.mlp.fc1.weight_fake_quant.scale", "it is quantized; give the float checkpoint"),
         ("head.fc.zero_point", "it is quantized; give the float checkpoint"),
+        ("stages.0.blocks.0.mlp.fc1._weight_qdata", "it is quantized; give the float checkpoint"),
+        ("stages.0.blocks.0.mlp.fc1.weight:scale", "it is quantized; give the float checkpoint"),
+        ("stages.0.blocks.0.mlp.fc1.weight._data", "it is quantized; give the float checkpoint"),
+        ("stages.0.blocks.0.mlp.fc1.weight_packed", "it is quantized; give the float checkpoint"),
+        ("stages.0.blocks.0.mlp.fc1.scale_weight", "it is quantized; give the float checkpoint"),
+        ("base_model.model.head.fc.modules_to_save.default.weight", "merge_and_unload()"),
         ("encoder.stages.0.0.dwconv.kernel", "remap_checkpoint_keys"),
     ],
 )
@@ -354,6 +375,16 @@ def test_what_other_tools_put_in_the_place_of_weights_is_refused_with_its_cure(
         read(reference.state_dict() | {key: torch.ones(3)}, tmp_path)
     assert f"has {key}: " in str(caught.value)
     assert words in str(caught.value)
+
+
+@torch.inference_mode()
+def test_of_an_ema_hook_of_mmcv_the_average_has_the_networks_names(tmp_path: Path) -> None:
+    """mmcv 1.7, `EMAHook`: it exchanges the weights and their copies before a checkpoint is saved."""
+    averaged, trained = (randomize_(Official(DEPTHS, DIMS, False, CLASSES), seed) for seed in (0, 1))
+    copies = {f"ema_{key.replace('.', '_')}": value for key, value in mmpretrain(trained.state_dict()).items()}
+    loaded = read({"meta": {}, "state_dict": mmpretrain(averaged.state_dict()) | copies}, tmp_path)
+    assert_equal(loaded, averaged(images()))
+    assert f"left out {len(copies)} buffers of an EMAHook, such as ema_backbone_" in str(loaded.note)
 
 
 @pytest.mark.parametrize("key", ["_fsdp_wrapped_module._flat_param", "stages.0._fsdp_wrapped_module.flat_param_0"])

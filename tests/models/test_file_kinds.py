@@ -128,6 +128,11 @@ def test_a_file_of_torch_save_under_the_other_forms_name_says_so(state: State, t
         ((".metadata", "__0_0.distcp"), "torch.distributed.checkpoint.format_utils dcp_to_torch"),
         (("latest", "zero_to_fp32.py", "global_step1/mp_rank_00_model_states.pt"), "python zero_to_fp32.py"),
         (("saved_model.pb", "variables/x"), "a SavedModel of TensorFlow"),
+        (("data.pkl", "version", "data/0"), "a file of torch.save that was unpacked; pack it again"),
+        (
+            ("run-1/model.safetensors", "run-1/optimizer.pt", "run-1/rng_state_0.pth", "run-1/training_args.bin"),
+            "has the weights run-1/model.safetensors; give it with",
+        ),
         (("config.json", "flax_model.msgpack"), "flax_model.msgpack is a file of msgpack"),
         (("config.json", "tf_model.h5"), "tf_model.h5 is an HDF5 file"),
         (("manifest.json", "model.onnx"), "is an artifact, made by `export`"),
@@ -157,6 +162,13 @@ def test_of_two_weights_files_in_a_folder_the_choice_is_said(state: State, tmp_p
     found = checkpoint.load(str(tmp_path), image_size=(32, 32))
     assert found.note == f"taking model.safetensors of {tmp_path}, and not pytorch_model.bin"
     assert torch.equal(found.model.get_parameter("head.classifier.bias"), state["head.fc.bias"])
+
+
+def test_the_second_model_of_accelerate_is_said(state: State, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model_1.safetensors"):
+        save_file(state, tmp_path / name)
+    found = checkpoint.load(str(tmp_path), image_size=(32, 32))
+    assert found.note == f"taking model.safetensors of {tmp_path}, and not model_1.safetensors"
 
 
 def test_a_file_that_is_taken_alone_says_what_beside_it_is_not_read(state: State, tmp_path: Path) -> None:

@@ -93,6 +93,13 @@ def test_a_key_that_is_not_there_shows_those_that_are(state: dict[str, Tensor], 
     assert line.endswith("has no wrapper and no key prefix 'modle' (its keys: 'model', 'epoch'; with tensors: model)")
 
 
+def test_a_key_within_a_longer_prefix_names_that(state: dict[str, Tensor], tmp_path: Path) -> None:
+    content = {"state_dict": below("module.encoder_q.", state)}
+    line = refusal(content, tmp_path, weights_key="encoder_q.")
+    assert line.endswith("; give the whole prefix, module.encoder_q.")
+    assert load(content, tmp_path, weights_key="module.encoder_q.").model.spec.num_classes == 3
+
+
 def test_a_linear_behind_dropout_is_the_classifier_and_said(state: dict[str, Tensor], tmp_path: Path) -> None:
     content = {key.replace("head.fc.", "head.fc.1."): value for key, value in state.items()}
     found = load(content, tmp_path)
@@ -118,6 +125,18 @@ def test_sharded_pickles_are_read_by_their_index(state: dict[str, Tensor], tmp_p
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     found = checkpoint.load(str(tmp_path), image_size=(32, 32))
     assert torch.equal(found.model.get_parameter("head.classifier.bias"), state["head.fc.bias"])
+
+
+def test_a_tensor_of_two_values_in_two_parts_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    bias = state["head.fc.bias"]
+    torch.save(state, tmp_path / "a.bin")
+    index = {"weight_map": dict.fromkeys(state, "a.bin") | {"head.fc.bias": "b.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    torch.save({"head.fc.bias": bias.clone()}, tmp_path / "b.bin")
+    assert checkpoint.load(str(tmp_path), image_size=(32, 32)).model.spec.num_classes == 3
+    torch.save({"head.fc.bias": bias + 1}, tmp_path / "b.bin")
+    with pytest.raises(WeightsError, match=r"has head\.fc\.bias in two of its parts, the second of them b\.bin"):
+        checkpoint.load(str(tmp_path), image_size=(32, 32))
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

@@ -438,6 +438,40 @@ def test_another_architecture_is_refused(model: str, why: str) -> None:
         ours(state)
 
 
+@pytest.mark.parametrize("name", ["inception_next_atto", "edgenext_xx_small", "convmixer_768_32"])
+def test_a_network_whose_names_begin_alike_is_called_another(name: str) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(name).state_dict()
+    words = r"no ConvNeXt has .*: it is another network of similar names, or a ConvNeXt with layers added"
+    with pytest.raises(WeightsError, match=words):
+        ours(state)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("dwconv.", "gnconv.dwconv.", id="HorNet"),
+        pytest.param("dwconv.", "large_kernel.LoRA1.conv.", id="SLaK"),
+        pytest.param("dwconv.", "dwconv.lk_origin.", id="UniRepLKNet"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_network_made_from_the_official_code_is_called_another(old: str, new: str, prefix: str) -> None:
+    state = {prefix + key.replace(old, new): value for key, value in official().state_dict().items()}
+    with pytest.raises(WeightsError, match=r"no ConvNeXt has \S+0\.0\.\w+conv|no ConvNeXt has \S+large_kernel"):
+        ours(state)
+
+
+@pytest.mark.parametrize(("dimensions", "what"), [(3, "sequences"), (5, "volumes")])
+def test_a_convnext_of_what_are_no_images_is_called_that(dimensions: int, what: str) -> None:
+    state = official().state_dict()
+    for key, value in state.items():
+        if value.ndim == 4 and "grn" not in key:
+            state[key] = value[..., 0] if dimensions == 3 else value[..., None].expand(*value.shape, value.shape[-1])
+    with pytest.raises(WeightsError, match=f"is a ConvNeXt of {what}: its first weight has shape"):
+        ours(state)
+
+
 def test_nothing_at_all_is_refused() -> None:
     with pytest.raises(WeightsError, match=r"a\.pth is not a ConvNeXt checkpoint \(keys: no tensors\)"):
         convert({}, "a.pth")

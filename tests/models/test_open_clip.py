@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from convnext_deploy.data import preprocess
+from convnext_deploy.errors import WeightsError
 from convnext_deploy.models.checkpoint import load
 
 pytest.importorskip("open_clip")
@@ -51,6 +52,19 @@ def test_an_image_is_encoded_as_open_clip_encodes_it(projection: str, tmp_path: 
     expected = reference.encode_image(images)
     found = load(str(tmp_path)).model(images)
     assert ((found - expected).norm() / expected.norm()).item() < 1e-5
+
+
+def test_a_classifier_behind_the_tower_is_not_left_out_for_its_projection(tmp_path: Path) -> None:
+    """As fine-tunes of CLIP are saved: the projection's numbers would pass for the classes'."""
+    state = written(tmp_path, "linear", PreprocessCfg(size=SIZE)).state_dict()
+    tuned = {f"encoder.model.{key}": value for key, value in state.items()}
+    tuned |= {"classification_head.weight": torch.ones(5, 24), "classification_head.bias": torch.ones(5)}
+    torch.save(tuned, tmp_path / "tuned.pth")
+    hint = r"does not: classification_head\.weight, .*--weights-key encoder\.model\. "
+    with pytest.raises(WeightsError, match=hint):
+        load(str(tmp_path / "tuned.pth"))
+    tower = load(str(tmp_path / "tuned.pth"), weights_key="encoder.model.")
+    assert tower.model.spec.num_classes == 24
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,9 @@ def test_what_a_processor_does_is_done_exactly(
         (BIT | {"size": {"shortest_edge": 32}}, "expected a crop that fits"),
         (BIT | {"crop_size": {"height": 64, "width": 96}}, "expected a square"),
         (BIT | {"crop_size": None}, "do_center_crop true without crop_size"),
+        ({"image_processor_type": "LevitImageProcessorFast", "size": {"shortest_edge": 64}}, "256/224 of its size"),
+        ({"image_processor_type": "EfficientNetImageProcessor", "size": 64}, "standard deviation a second time"),
+        ({"feature_extractor_type": "PoolFormerFeatureExtractor"}, "its crop_pct is of another computation"),
         ({"rescale_factor": 0, "image_mean": [0.5], "image_std": [0.5]}, "rescale_factor 0"),
         ({"rescale_factor": 1 / 127.5}, "without image_mean and image_std"),
         (
@@ -97,6 +100,11 @@ def test_what_cannot_be_expressed_is_refused_in_one_line(said: dict[str, Any], w
 def test_means_in_0_to_255_go_with_pixels_that_are_not_rescaled() -> None:
     facts = processor_facts({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3})
     assert (facts["mean"], facts["std"]) == ([0.5] * 3, [0.2] * 3)
+
+
+@pytest.mark.parametrize("kind", ["DINOv3ViTImageProcessorFast", "SegformerImageProcessor"])
+def test_a_class_whose_name_contains_anothers_does_not_have_its_defaults(kind: str) -> None:
+    assert "mean" not in processor_facts({"image_processor_type": kind, "size": {"height": 64, "width": 64}})
 
 
 def test_no_normalization_is_a_mean_of_0_and_a_std_of_1() -> None:

@@ -72,6 +72,17 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused(
     assert words in str(caught.value)
 
 
+def test_a_classifier_that_does_not_pool_is_refused_and_its_maps_are_not(tmp_path: Path) -> None:
+    model: Any = randomize_(timm.create_model("convnext_atto", num_classes=7, global_pool="", **SIZES))
+    assert model(images()).shape == (2, 7, 2, 2)  # logits for each place
+    timm.models.save_for_hf(model, str(tmp_path), model_args=dict(SIZES), safe_serialization=True)
+    with pytest.raises(WeightsError, match="has global_pool '', with which it gives logits for every place"):
+        load(tmp_path)
+    with torch.inference_mode():
+        (*_, last) = load(tmp_path, task="features").model(images())
+        assert relative_error(last, model.stages(model.stem(images()))) < TOLERANCE
+
+
 def test_the_number_of_classes_does_not_matter_where_there_is_no_classifier(tmp_path: Path) -> None:
     model = randomize_(timm.create_model("convnext_atto", num_classes=0, **SIZES))
     timm.models.save_for_hf(model, str(tmp_path), model_args=dict(SIZES), safe_serialization=True)
@@ -99,6 +110,25 @@ def test_transformers_wrapper_of_timms_classifiers_is_read(tmp_path: Path) -> No
     found = load(tmp_path)
     assert_equal(found, lambda x: model(x).logits)
     assert found.labels == tuple(f"LABEL_{number}" for number in range(7))
+
+
+def test_the_image_processor_of_that_wrapper_says_the_preprocessing_and_no_network(tmp_path: Path) -> None:
+    saved(tmp_path)
+    said = {
+        "input_size": [3, 96, 96],
+        "crop_pct": 0.9,
+        "interpolation": "bilinear",
+        "mean": [0.4] * 3,
+        "std": [0.2] * 3,
+    }
+    processor = {
+        "image_processor_type": "TimmWrapperImageProcessor", "architecture": "convnext_base", "pretrained_cfg": said,
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    found = checkpoint.load(str(tmp_path))
+    assert found.model.spec.image_size == (96, 96)
+    assert (found.preprocessing.crop_pct, found.preprocessing.mean) == (0.9, (0.4,) * 3)
+    assert found.preprocessing.assumed == ()
 
 
 @pytest.mark.parametrize(
@@ -169,8 +199,9 @@ def test_activations_are_known_by_the_names_of_transformers(name: str, tmp_path:
             lambda c: c.update(id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 2, "b": 1, "c": 0}),
             "gives 'a' the number 0 in id2label and 2 in label2id",
         ),
+        (lambda c: c.update(model_type="convnextv2"), "says grn True, and its tensors False"),
     ],
-    ids=["activation", "widths", "depths", "channels", "labels"],
+    ids=["activation", "widths", "depths", "channels", "labels", "V2"],
 )
 def test_what_transformers_configuration_says_otherwise_is_refused(
     change: Callable[[dict[str, Any]], object], words: str, tmp_path: Path
@@ -179,6 +210,14 @@ def test_what_transformers_configuration_says_otherwise_is_refused(
     with pytest.raises(WeightsError) as caught:
         load(tmp_path, change)
     assert words in str(caught.value)
+
+
+def test_a_name_of_two_classes_has_one_of_their_numbers_in_the_other_map(tmp_path: Path) -> None:
+    """ImageNet has two of "crane", and transformers' maps of it are {134: crane, 517: crane} and {crane: 517}."""
+    saved(tmp_path)
+    names, numbers = {"0": "crane", "1": "ant", "2": "crane"}, {"crane": 2, "ant": 1}
+    found = load(tmp_path, lambda c: c.update(id2label=names, label2id=numbers))
+    assert found.labels == ("crane", "ant", "crane")
 
 
 def test_an_older_map_of_other_names_does_not_contradict(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -40,6 +41,7 @@ def load(content: Any, folder: Path, **options: Any) -> checkpoint.Loaded:
         {"meta": {"dataset_meta": {"classes": NAMES, "palette": None}}},
         {"hyper_parameters": {"class_names": list(NAMES), "lr": 0.1}},
         {"labels": [0, 1, 0, 2], "classes": list(NAMES)},
+        {"classes": np.array(NAMES)},  # scikit-learn's LabelEncoder.classes_
     ],
     ids=str,
 )

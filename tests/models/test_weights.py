@@ -437,6 +437,11 @@ def test_a_source_that_is_nothing_is_refused(tmp_path: Path) -> None:
     assert "hf-hub:owner/name" in message
 
 
+def test_an_address_of_a_file_is_refused_as_that() -> None:
+    with pytest.raises(WeightsError, match=r"tiny\.pth is an address; download it, and give the file$"):
+        load("https://example.org/tiny.pth")
+
+
 def test_random_weights_need_a_variant() -> None:
     message = refusal("random")
     assert message == "--weights random needs --variant: there are no tensors to infer it from"
@@ -880,6 +885,20 @@ def test_facts_in_the_header_are_read(tmp_path: Path) -> None:
     assert loaded.model.spec.image_size == (64, 64)
     assert loaded.weights.licence == "mit"
     assert loaded.labels == tuple(f"kind {i}" for i in range(10))
+
+
+def test_a_licence_in_the_header_says_nothing_of_the_pooling(tmp_path: Path, reference: nn.Module) -> None:
+    safetensors.torch.save_file(reference.state_dict(), tmp_path / "a.safetensors", metadata={"license": "mit"})
+    loaded = load(str(tmp_path / "a.safetensors"))
+    assert (loaded.weights.licence, "global_pool" in loaded.preprocessing.assumed) == ("mit", True)
+
+
+def test_metadata_of_another_meaning_is_refused_with_how_to_leave_it_out(tmp_path: Path, reference: nn.Module) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file(reference.state_dict(), path, metadata={"labels": "ant, bee"})
+    assert "safetensors.torch.save_file(safetensors.torch.load_file(FILE), OTHER)" in refusal(path)
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path)
+    assert_equal_logits(load(str(path)), reference)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,15 @@ def test_a_result_whose_numbers_contradict_each_other_is_refused(
         compare.read_results(tmp_path / "r")
 
 
+@pytest.mark.parametrize("name", ["calibration", "selection", "final"])
+def test_a_result_of_optimize_without_one_of_its_sets_of_images_is_refused(name: str, tmp_path: Path) -> None:
+    document = msgspec.to_builtins(optimize_result())
+    document["images"]["other"] = document["images"].pop(name)
+    (tmp_path / "r").write_bytes(json.dumps(document).encode())
+    with pytest.raises(DataError, match=f"images has no {name}"):
+        results.read([tmp_path / "r"])
+
+
 def test_a_profile_without_time_and_a_roofline_without_bytes_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "r"
     path.write_bytes(msgspec.json.encode(profile(layers_ms=0.0, wall_ms=0.0)))

@@ -23,7 +23,7 @@ import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.env import usable_cores
 from convnext_deploy.errors import UsageError
-from convnext_deploy.serving import server
+from convnext_deploy.serving import listeners
 
 Start = Callable[..., Process]
 
@@ -115,10 +115,10 @@ def test_the_admin_address_is_no_part_of_the_address_of_requests(artifact: Artif
 
 def test_two_servers_that_begin_at_once_cannot_have_one_address() -> None:
     """While they open their artifacts, neither listens: SO_REUSEADDR alone would let both bind."""
-    with server.bound("127.0.0.1", 0, "--port") as first:
+    with listeners.bound("127.0.0.1", 0, "--port") as first:
         port = first.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port 127.0.0.1:{port} cannot be listened on: Address already in use"):
-            server.bound("127.0.0.1", port, "--port")
+            listeners.bound("127.0.0.1", port, "--port")
 
 
 def left_behind() -> int:
@@ -135,12 +135,12 @@ def test_a_port_with_connections_of_a_server_that_has_ended_is_had_by_one(shared
     port = left_behind()
     with socket.socket() as plain, pytest.raises(OSError, match="Address already in use"):
         plain.bind(("127.0.0.1", port))
-    with server.bound("127.0.0.1", port, "--port", shared=shared) as first:
+    with listeners.bound("127.0.0.1", port, "--port", shared=shared) as first:
         with pytest.raises(ConnectionRefusedError):  # it does not listen yet
             socket.create_connection(("127.0.0.1", port))
         with pytest.raises(UsageError, match="cannot be listened on"):
-            server.bound("127.0.0.1", port, "--port", shared=shared)
-        server.listen(first)
+            listeners.bound("127.0.0.1", port, "--port", shared=shared)
+        listeners.listen(first)
         socket.create_connection(("127.0.0.1", port)).close()
 
 

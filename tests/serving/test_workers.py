@@ -23,7 +23,7 @@ import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.env import usable_cores
 from convnext_deploy.errors import ArtifactError, UsageError
-from convnext_deploy.serving import server
+from convnext_deploy.serving import listeners
 from convnext_deploy.serving.siblings import merged
 
 needs_cores = pytest.mark.skipif(usable_cores() < 2, reason="workers are at most as many as cores")
@@ -280,17 +280,17 @@ def test_a_port_for_grpc_that_somebody_has_is_refused_before_anything_is_opened(
 
 def test_two_servers_cannot_share_a_port_for_grpc() -> None:
     """Not even while the workers of the first still open their artifacts; these listen on sockets of their own."""
-    with server.bound("127.0.0.1", 0, "--grpc-port", shared=True) as first:
+    with listeners.bound("127.0.0.1", 0, "--grpc-port", shared=True) as first:
         port = first.getsockname()[1]
         for shared in (False, True):
             with pytest.raises(UsageError, match=f"--grpc-port 127.0.0.1:{port} cannot be listened on"):
-                server.bound("127.0.0.1", port, "--grpc-port", shared=shared)
+                listeners.bound("127.0.0.1", port, "--grpc-port", shared=shared)
         with contextlib.ExitStack() as sockets:
             for _ in range(2):
                 worker = sockets.enter_context(socket.create_server(("127.0.0.1", port), reuse_port=True))
             for shared in (False, True):
                 with pytest.raises(UsageError, match=f"--grpc-port 127.0.0.1:{port} cannot be listened on"):
-                    server.bound("127.0.0.1", port, "--grpc-port", shared=shared)
+                    listeners.bound("127.0.0.1", port, "--grpc-port", shared=shared)
             worker.close()
             socket.create_connection(("127.0.0.1", port)).close()
 
