@@ -15,6 +15,7 @@ ConvNextDeployError            one line: what was wrong, the value, what was exp
     └── WorkerError            a process that builds or measures crashed, or reported an error
 """
 
+import errno
 import re
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # PyTorch sets parts of its messages in bold
@@ -54,6 +55,13 @@ def was_interrupted(error: BaseException) -> bool:
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__
     return cause is not None
+
+
+def full_disk(error: OSError) -> str | None:
+    """The line for a disk, or a user's share of one, that is full; None of other errors."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return f"{error.filename or 'the disk'} is full; make room, or write elsewhere"
 
 
 def counted(count: int, noun: str) -> str:

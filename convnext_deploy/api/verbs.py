@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from .. import env
-from ..errors import UsageError
+from ..errors import UsageError, full_disk
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,8 +44,14 @@ def verb(function: Callable[P, T]) -> Callable[P, T]:
             raise UsageError(
                 f"{function.__name__}: {error}; call it as {function.__name__}{_shape(signature)}"
             ) from None
-        with env.missing_named():
-            return function(*args, **kwargs)
+        try:
+            with env.missing_named():
+                return function(*args, **kwargs)
+        except OSError as error:
+            full = full_disk(error)
+            if full is None:
+                raise
+            raise UsageError(full) from error
 
     called.__signature__ = signature  # type: ignore[attr-defined]
     called.__doc__ = documented

@@ -359,8 +359,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
             os.replace(name, path)
     except OSError as error:
-        if error.errno in _FULL:
-            raise
+        if error.errno in _FULL:  # the system names no file, and nobody would know which disk
+            raise OSError(error.errno, error.strerror, os.fspath(path.absolute().parent)) from error
         raise UsageError(f"{path} cannot be written: {plain(error)}; write elsewhere") from error
 
 

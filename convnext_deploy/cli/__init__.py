@@ -1,5 +1,6 @@
 """The command line: `main` for the program, `run` for one command. Nothing else is imported before they are called."""
 
+import gc
 import io
 import os
 import signal
@@ -33,6 +34,8 @@ def main() -> None:
         code = INTERRUPTED
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to say, and Python's own end has tracebacks
+    if "triton" not in sys.modules:  # which is built with nanobind, and that reports whatever is not freed
+        gc.freeze()  # Python's end looks through all objects several times, with PyTorch a second of a core
     sys.exit(code)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConvNextDeployError, plain, printable, was_interrupted
+from ..errors import ConvNextDeployError, full_disk, plain, printable, was_interrupted
 from . import INTERRUPTED
 from .bench import bench
 from .evaluate import evaluate
@@ -208,7 +208,7 @@ def run(arguments: list[str]) -> int:
         if debug or isinstance(error, BrokenPipeError):
             raise
         named = f"{error.filename}: " if error.filename is not None else ""
-        return _failed(f"{named}{plain(error)}", 2, arguments)
+        return _failed(full_disk(error) or f"{named}{plain(error)}", 2, arguments)
     except (ImportError, MemoryError, RuntimeError) as error:
         from ..env import broken_line, broken_package
 

@@ -100,7 +100,7 @@ def evaluate(
         f"{result.images_per_s:.1f} images/s including reading and resizing",
     ]
     if result.corrupt:
-        lines.append(f"{len(result.corrupt)} corrupt images left out, the first: {result.corrupt[0]}")
+        lines.append(f"{counted(len(result.corrupt), 'corrupt image')} left out, the first: {result.corrupt[0]}")
     worst = sorted(result.per_class, key=lambda c: c.top1)[:3]
     lines.append("lowest classes: " + ", ".join(f"{c.name} {c.top1:.1%}" for c in worst))
     if out is not None:

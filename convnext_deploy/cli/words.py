@@ -49,13 +49,14 @@ def score_lines(result: ScoreResult) -> list[str]:
         f"{result.images_per_s:.1f} images/s including reading and resizing",
     ]
     if result.corrupt:
-        lines.append(f"{len(result.corrupt)} corrupt images left out, the first: {result.corrupt[0]}")
+        lines.append(f"{counted(len(result.corrupt), 'corrupt image')} left out, the first: {result.corrupt[0]}")
     known = [(one.score, one.name) for one in result.per_output if one.score is not None]
     what = "classes" if result.problem in ("segmentation", "detection") else "outputs"
     lines.append(f"lowest {what}: " + ", ".join(f"{name} {score:.1%}" for score, name in sorted(known)[:3]))
     without = len(result.per_output) - len(known)
     if without:
-        lines.append(f"{without} {what} have no image and count in no mean")
+        words = "has no image and counts" if without == 1 else "have no image and count"
+        lines.append(f"{counted(without, 'class' if what == 'classes' else 'output')} {words} in no mean")
     return lines
 
 

@@ -279,10 +279,12 @@ def _probe(
     with Image.open(file) as photograph:
         image = photograph.convert("L" if in_chans == 1 else "RGB")
     scale = min(image.width / width, image.height / height)
-    full_width, full_height = width * scale, height * scale
+    # A product may be rounded up, and Pillow refuses a box that is larger than the image by 1e-13 pixels.
+    full_width, full_height = min(width * scale, image.width), min(height * scale, image.height)
     left = (image.width - full_width) / 2 + crop[0] * full_width
     top = (image.height - full_height) / 2 + crop[1] * full_height
-    box = (left, top, left + crop[2] * full_width, top + crop[2] * full_height)
+    right, bottom = left + crop[2] * full_width, top + crop[2] * full_height
+    box = (left, top, min(right, image.width), min(bottom, image.height))
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)).reshape(height, width, -1)
     channels = np.arange(in_chans) % pixels.shape[2]
     return np.ascontiguousarray(pixels[:, :, channels].transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)

@@ -143,4 +143,7 @@ def refused(place: str) -> Iterator[None]:
     except PermissionError as error:
         raise DataError(f"{place} may not be read with these credentials: {plain(error)}") from None
     except Exception as error:
-        raise DataError(f"{place} cannot be read: {plain(error)}; run again to go on") from None
+        cure = "run again to go on"
+        if type(error).__name__ == "NoCredentialsError":  # of botocore, which may not be installed
+            cure = "give credentials as the store's own tools take them, such as AWS_PROFILE, or FSSPEC_S3_ANON=true"
+        raise DataError(f"{place} cannot be read: {plain(error)}; {cure}") from None

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -559,6 +560,23 @@ def test_accuracy_is_what_timms_own_model_says(
     assert isinstance(found, EvalResult)
     assert found.top1 == pytest.approx(hits / 3)
     assert sorted(path.name for path in tmp_path.glob("result*")) == ["result.json", "result.npz"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_is_named_where_a_result_is_written(
+    number: int, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was the system's own error in Python, and on the command line a line that named no disk."""
+
+    artifact = random_export(tmp_path / "model")
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UsageError) as caught:
+        api.predict(artifact.path, str(pictures), out=tmp_path / "result.csv")
+    assert re.fullmatch(rf"{tmp_path}\S* is full; make room, or write elsewhere", str(caught.value))
 
 
 def test_a_manifest_is_what_the_published_schema_says(artifact_of: Callable[..., Artifact]) -> None:

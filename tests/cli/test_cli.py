@@ -481,7 +481,7 @@ def test_eval_counts_and_keeps_what_it_saw(
     assert cli.run(command) == 0
     out = capsys.readouterr().out
     assert "on 5 images of" in out
-    assert "1 corrupt images left out, the first: class1/5.png: " in out
+    assert "1 corrupt image left out, the first: class1/5.png: " in out
     assert json.loads((tmp_path / "result.json").read_text())["images"] == 5
     assert (tmp_path / "result.npz").is_file()
     code, error = refused(capsys, *command)

@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from convnext_deploy import cli
+from convnext_deploy.cli import words
 from convnext_deploy.cli.optimize import table
 from convnext_deploy.cli.terminal import Terminal
+from convnext_deploy.records.accuracy import OutputScore, ScoreResult
 from convnext_deploy.records.optimize import Candidate
 
 Captured = pytest.CaptureFixture[str]
@@ -108,3 +110,22 @@ def test_the_reason_of_a_candidate_is_whole_at_the_end_and_one_line_while_it_is_
         assert max(map(len, printed[-1].splitlines())) <= 60
     assert printed[0].count("word") == 20
     assert len(printed[1].splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "line"),
+    [
+        ((0.5, None), "1 class has no image and counts in no mean"),
+        ((0.5, None, None), "2 classes have no image and count in no mean"),
+    ],
+)
+def test_classes_without_an_image_are_counted_in_words(scores: tuple[float | None, ...], line: str) -> None:
+    result = ScoreResult(
+        problem="detection", artifact="a", artifact_sha256="0" * 64, data="d", data_sha256="0" * 64, images=2,
+        corrupt=("b.png: it is empty",), score=0.5, exact=None, mean_absolute_error=None, root_mean_square_error=None,
+        per_output=tuple(OutputScore(output=n, name=f"c{n}", positives=1, score=one) for n, one in enumerate(scores)),
+        images_per_s=1.0, predictions=None,
+    )  # fmt: skip
+    said = words.score_lines(result)
+    assert line in said
+    assert "1 corrupt image left out, the first: b.png: it is empty" in said

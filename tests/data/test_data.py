@@ -788,6 +788,12 @@ def test_probe_images_have_any_size_and_any_number_of_channels() -> None:
     np.testing.assert_array_equal(five, three[:, [0, 1, 2, 0, 1]])
 
 
+@pytest.mark.parametrize("size", [(800, 1344), (32, 1344)])
+def test_probe_images_of_sides_whose_scale_is_rounded_up_are_made(size: tuple[int, int]) -> None:
+    """1344 pixels, the widest image of torchvision's detectors: Pillow refused a box that began at -5e-14."""
+    assert preprocess.probe_images(3, size, 8).shape == (8, 3, *size)
+
+
 def test_probe_images_need_neither_torch_nor_timm() -> None:
     code = (
         "import sys; from convnext_deploy.data.preprocess import probe_images; probe_images(3, (32, 32), 1); "

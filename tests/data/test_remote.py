@@ -236,6 +236,17 @@ def test_s3_is_read_as_a_disk(tmp_path: Path, bucket: Any, write: Callable[[Path
     assert read.stdout == source.read_bytes(0)
 
 
+def test_missing_credentials_are_refused_with_where_they_are_taken_from() -> None:
+    """It said "run again to go on", which mends nothing."""
+
+    class NoCredentialsError(Exception):
+        """As botocore calls it."""
+
+    line = r"^s3://b/x cannot be read: Unable.*; give credentials .*FSSPEC_S3_ANON=true$"
+    with pytest.raises(DataError, match=line), remote.refused("s3://b/x"):
+        raise NoCredentialsError("Unable to locate credentials")
+
+
 def test_a_wrong_bucket_no_credentials_and_no_network_are_one_line_each(
     bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
