@@ -109,7 +109,8 @@ def test_a_score_is_above_chance_where_chance_makes_it_once_in_a_thousand_times(
 def test_a_verdict_says_which_two_it_held_beside_each_other() -> None:
     before, after = side("before", answers(1, 0.1)), side("candidate", answers(2, 0.2))
     found = gate_scores.judge_scores(before, after, Limits(max_drop=10.0))
-    drop = outputs.drop_between(*(outputs.scored(one.outputs, "regression") for one in (before, after)), 0.05)
+    scores = [outputs.scored(one.outputs, "regression") for one in (before, after)]
+    drop = outputs.drop_between(scores[0], scores[1], 0.05)
     assert (found.decision, found.problem, found.images, found.doubts) == ("PASS", "regression", IMAGES, ())
     assert (found.baseline, found.baseline_sha256) == ("before", "b" * 64)
     assert (found.candidate, found.candidate_sha256) == ("candidate", "c" * 64)
@@ -159,7 +160,8 @@ def test_a_side_that_guesses_is_named_and_no_pass(guessing: str) -> None:
 def test_what_cannot_be_decided_says_how_many_images_would() -> None:
     before, after = side("before", answers(1, 0.3)), side("candidate", answers(2, 0.3))
     verdict = gate_scores.judge_scores(before, after, Limits(max_drop=1.0))
-    drop = outputs.drop_between(*(outputs.scored(one.outputs, "regression") for one in (before, after)), 0.05)
+    scores = [outputs.scored(one.outputs, "regression") for one in (before, after)]
+    drop = outputs.drop_between(scores[0], scores[1], 0.05)
     assert (verdict.decision, verdict.doubts) == ("INCONCLUSIVE", ())
     assert verdict.images_needed == outputs.images_needed(drop, IMAGES, 0.01)
 
@@ -185,6 +187,7 @@ def test_each_difference_of_the_images_is_enough_to_refuse(other: str) -> None:
     elif other == "the names":
         after = replace(after, outputs=replace(after.outputs, names=after.outputs.names[::-1]))
     else:
-        after = side("candidate", replace(after.outputs, targets=after.outputs.targets + np.float32(1e-3)))
+        own = answers(2, 0.1)
+        after = side("candidate", replace(own, targets=own.targets + np.float32(1e-3)))
     with pytest.raises(DataError, match="on data of before and the candidate on data of candidate, which"):
         gate_scores.judge_scores(before, after, Limits(max_drop=1.0))

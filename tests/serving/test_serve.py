@@ -681,7 +681,7 @@ def test_an_address_that_is_taken_is_refused_before_an_artifact_is_opened() -> N
 def test_an_address_that_cannot_be_had_is_refused_with_the_option_to_change(options: dict[str, Any], cure: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        filled = {
+        filled: dict[str, Any] = {
             name: port if value == "taken" else value.format(port) if isinstance(value, str) else value
             for name, value in options.items()
         }
