@@ -12,6 +12,12 @@ from ..records.manifest import ModelSpec
 from .predictions import Predictions
 
 
+ONE_CLASS = (
+    "the segmenter has one output, which is the largest on every pixel whatever it computes; "
+    "export it without --argmax, and decide on its logits in your own code"
+)
+
+
 def problem_of(model: ModelSpec, asked: Goal | None) -> Goal:
     """What a model is judged as: a classifier as the artifact says, or the user; several outputs are classes otherwise.
 
@@ -23,6 +29,8 @@ def problem_of(model: ModelSpec, asked: Goal | None) -> Goal:
             raise UsageError(
                 f"--problem {asked} is for a classifier's outputs, and the model is a segmenter; leave it out"
             )
+        if model.num_classes == 1:
+            raise UsageError(ONE_CLASS)
         return "segmentation"
     if model.task == "detect":
         if asked not in (None, "detection"):

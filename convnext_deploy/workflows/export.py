@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import arguments, formats
-from ..accuracy import probes
+from ..accuracy import probes, targets
 from ..artifact import licences, manifest
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions
@@ -116,6 +116,8 @@ def export(
     for line in provenance.lines(loaded.provenance):
         say(line)
     model = loaded.model.spec
+    if request.argmax and model.num_classes == 1:
+        raise UsageError(f"--argmax: {targets.ONE_CLASS}")
     if model.detection is not None and request.input == "uint8":
         _refuse_filling(model, request.dynamic_image_size)
     if plan is not None:

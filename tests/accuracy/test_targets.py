@@ -76,6 +76,11 @@ def test_a_regression_takes_values_or_labels_as_they_are_and_the_others_take_no_
         labelled(source(), artifact(model()))
 
 
+def test_a_segmenter_of_one_output_has_no_classes_to_be_judged_by() -> None:
+    with pytest.raises(UsageError, match="the segmenter has one output, which is the largest on every pixel"):
+        problem_of(model(1, task="segment"), None)
+
+
 def test_a_binary_model_has_two_classes_though_one_output() -> None:
     two = source(labels=np.array([0, 1, 1, 0]))
     found = labelled(two, artifact(model(1), ("no", "yes")), None, "binary")

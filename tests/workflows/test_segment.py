@@ -143,6 +143,16 @@ def test_the_option_of_pixels_is_for_segmenters(tmp_path: Path) -> None:
         api.export("random", variant="atto", argmax=True, out=tmp_path / "made")
 
 
+def test_a_segmenter_of_one_output_has_no_class_of_a_pixel(labelled: Path, tmp_path: Path) -> None:
+    checkpoint = saved(upernet(num_labels=1), tmp_path / "one")
+    with pytest.raises(UsageError, match="--argmax: the segmenter has one output, .* decide on its logits in your own"):
+        exported(checkpoint, tmp_path / "classes", format="eager", argmax=True)
+    made = exported(checkpoint, tmp_path / "logits", format="eager")
+    assert convnext_deploy.load(made.path).run(np.zeros((1, 3, 64, 64), np.float32))[0].shape == (1, 1, 16, 16)
+    with pytest.raises(UsageError, match="the segmenter has one output"):
+        api.evaluate(made.path, labelled, annotations=labelled)
+
+
 def test_the_largest_batch_that_is_verified_fits_the_heads_widest_map() -> None:
     """Four maps of 512 channels at a quarter of 512 pixels are 134 MB an image, five times the backbone's widest."""
     head = Segmentation(channels=512)
