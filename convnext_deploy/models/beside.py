@@ -94,7 +94,8 @@ def without_copies(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str 
     It calls the copy of `backbone.norm3.weight` `ema_backbone_norm3_weight`, and exchanges both before a checkpoint is
     saved: the averaged weights have the network's own names, and the copies are those that were trained.
     """
-    flat = {"ema_" + key.replace(".", "_") for key in state}
+    outer = "module." if all(key.startswith("module.") for key in state) else ""
+    flat = {f"{outer}ema_{key.removeprefix(outer).replace('.', '_')}" for key in state}
     copies = [key for key in state if key in flat]
     if not copies:
         return dict(state), None

@@ -64,7 +64,8 @@ def convert(
     notes = [note for note in (joined, copies) if note]
     if others:
         notes.append(f"taking {found} of {where}, and not {', '.join(others)} (--weights-key chooses)")
-        state = {key: value for key, value in state.items() if key.startswith(found) or not key.startswith(others)}
+        own, theirs = ((*prefixes, *_beside(layout, prefixes)) for prefixes in ((found,), others))
+        state = {key: value for key, value in state.items() if key.startswith(own) or not key.startswith(theirs)}
     keys = _translated(state, layout, found, where)
     tensors, outside, left = keys.tensors, keys.outside, keys.counters
     _refuse_differing_copies(state, layout, found, tensors, where)
@@ -97,7 +98,7 @@ def convert(
     elif len(behind) == 1 and not head:
         head = {key.removeprefix(behind[0]): state[key] for key in outside if key.startswith(behind[0])}
         root, outside = behind[0], [key for key in outside if not key.startswith(behind[0])]
-        network = found.rstrip(".") or "the network"
+        network = keys.network.rstrip(".") or "the network"
         notes.append(f"{root.rstrip('.')} is taken for the classifier behind {network}")
     if backbone:
         left, outside = left + outside, []
@@ -157,7 +158,7 @@ class _Keys:
 
 def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: str) -> _Keys:
     parent = _parent(found)
-    siblings = tuple(parent + name for name in layout.siblings)
+    siblings = _beside(layout, (found,))
     # Beside its prefix stands a part of the network itself, or the head of it.
     is_split = layout.is_split and any(key.startswith(siblings) for key in state)
     network = parent if is_split else found
@@ -191,6 +192,11 @@ def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: 
         keys.counters += [key for key in keys.outside if state[key].ndim == 0 and beside.is_counter(key, state[key])]
         keys.outside = [key for key in keys.outside if key not in keys.counters]
     return keys
+
+
+def _beside(layout: Layout, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """How the names of those parts of networks begin that stand beside their prefixes."""
+    return tuple(_parent(prefix) + name for prefix in prefixes for name in layout.siblings)
 
 
 def _parent(prefix: str) -> str:

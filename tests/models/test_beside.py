@@ -382,9 +382,24 @@ def test_of_an_ema_hook_of_mmcv_the_average_has_the_networks_names(tmp_path: Pat
     """mmcv 1.7, `EMAHook`: it exchanges the weights and their copies before a checkpoint is saved."""
     averaged, trained = (randomize_(Official(DEPTHS, DIMS, False, CLASSES), seed) for seed in (0, 1))
     copies = {f"ema_{key.replace('.', '_')}": value for key, value in mmpretrain(trained.state_dict()).items()}
-    loaded = read({"meta": {}, "state_dict": mmpretrain(averaged.state_dict()) | copies}, tmp_path)
-    assert_equal(loaded, averaged(images()))
-    assert f"left out {len(copies)} buffers of an EMAHook, such as ema_backbone_" in str(loaded.note)
+    for prefix in ("", "module."):
+        state = below(prefix, mmpretrain(averaged.state_dict()) | copies)
+        loaded = read({"meta": {}, "state_dict": state}, tmp_path)
+        assert_equal(loaded, averaged(images()))
+        assert f"left out {len(copies)} buffers of an EMAHook, such as {prefix}ema_backbone_" in str(loaded.note)
+
+
+@torch.inference_mode()
+def test_of_a_copy_that_is_not_taken_what_stands_beside_its_prefix_is_left_too(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"depths": list(DEPTHS), "hidden_sizes": list(DIMS)}
+    config = transformers.DINOv3ConvNextConfig(**sizes)
+    trained, averaged = (randomize_(transformers.DINOv3ConvNextModel(config), seed) for seed in (0, 1))
+    state = below("net.", trained.state_dict()) | below("ema_model.", averaged.state_dict())
+    assert_equal(read(state, tmp_path, task="embed"), averaged(images()).pooler_output)
+    classifier = transformers.ConvNextConfig(**sizes, num_labels=3)
+    trained, averaged = (randomize_(transformers.ConvNextForImageClassification(classifier), seed) for seed in (0, 1))
+    state = below("net.", trained.state_dict()) | below("ema_model.", averaged.state_dict())
+    assert_equal(read(state, tmp_path), averaged(images()).logits)
 
 
 @pytest.mark.parametrize("key", ["_fsdp_wrapped_module._flat_param", "stages.0._fsdp_wrapped_module.flat_param_0"])
