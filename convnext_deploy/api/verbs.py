@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from .. import env
-from ..errors import UsageError, full_disk
+from ..errors import UsageError, full_disk, plain
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def verb(function: Callable[P, T]) -> Callable[P, T]:
             signature.bind(*args, **kwargs)
         except TypeError as error:
             raise UsageError(
-                f"{function.__name__}: {error}; call it as {function.__name__}{_shape(signature)}"
+                f"{function.__name__}: {plain(error)}; call it as {function.__name__}{_shape(signature)}"
             ) from None
         try:
             with env.missing_named():
