@@ -11,7 +11,6 @@ from ..records.base import Goal
 from ..records.manifest import ModelSpec
 from .predictions import Predictions
 
-
 ONE_CLASS = (
     "the segmenter has one output, which is the largest on every pixel whatever it computes; "
     "export it without --argmax, and decide on its logits in your own code"

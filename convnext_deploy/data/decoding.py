@@ -8,7 +8,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import plain
 from ..records.base import MAX_SIDE
@@ -60,6 +60,7 @@ def decoded(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
             refuse_many(*sides, max_pixels)  # its plugin decodes as soon as it opens
         image = Image.open(io.BytesIO(content), formats=_built_in(formats))
         refuse_many(image.width, image.height, max_pixels)
+        refuse_incomplete(image)
         image.load()
         refuse_many(image.width, image.height, max_pixels)  # what a file contains may be larger than its head says
         return _eight_bits(image)
@@ -120,6 +121,25 @@ def refuse_many(width: int, height: int, most: int = MAX_PIXELS) -> None:
     """
     if width * height > most:
         raise UnreadableImage(f"{width}x{height} pixels; at most {most:,} are decoded, make it smaller first")
+
+
+def refuse_incomplete(image: Image.Image) -> None:
+    """Refuse a TIFF whose strips or tiles leave pixels out, which Pillow would set to 0 without a word.
+
+    Args:
+        image: opened and not yet loaded.
+
+    Raises:
+        UnreadableImage: with how many of its pixels are there.
+    """
+    if image.format != "TIFF" or not isinstance(image, ImageFile.ImageFile):
+        return
+    extents = {tile[1] for tile in image.tile}  # a colour that is stored by itself has the extents of the others
+    stored = sum((right - left) * (lower - upper) for left, upper, right, lower in extents)
+    if stored < image.width * image.height:
+        raise UnreadableImage(
+            f"its strips have {stored:,} pixels of {image.width}x{image.height}; the file is damaged, write it again"
+        )
 
 
 def refuse_long(width: int, height: int) -> None:

@@ -170,6 +170,7 @@ def _numbers(content: bytes) -> NDArray[np.int32]:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         decoding.refuse_many(image.width, image.height)
+        decoding.refuse_incomplete(image)
         image.load()
     except decoding.UnreadableImage:
         raise

@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import env
 from ..artifact.batches import Images
 from ..artifact.readback import Contents
 from ..artifact.session import Profile, RunOptions, Session
 from ..env import needs
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, UsageError
 from ..graph.onnx_contents import contents_of_onnx
 from ..graph.onnx_files import refuse_files_outside
 from ..graph.onnx_read import PROFILE_TYPES, convolution_groups, precision_of_onnx, precision_of_profile
 from ..quantization import saturation
 from ..quantization.eight_bits import EightBits
 from ..records.base import Device
-from ..records.manifest import Manifest, PrecisionTruth
+from ..records.manifest import ExportRequest, Manifest, PrecisionTruth
+from ..records.plan import Plan, QuantizationRecord
 from ..records.timing import LayerKind, LayerTime
 from .base import Format
 
+EXACT_ON_TILES = (1, 25)  # the first release after microsoft/onnxruntime#27671
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -38,11 +41,34 @@ def build(graph: "DeployGraph", folder: Path) -> None:
     save_onnx(graph, folder / FILE, finish=fuse_products if graph.export.quantization else None)
 
 
+def refuse(request: ExportRequest, plan: Plan | None) -> None:
+    _refuse_tiles(request.device, plan)
+
+
+def _refuse_tiles(device: Device, record: Plan | QuantizationRecord | None) -> None:
+    """Refuse products of codes where ONNX Runtime computes them wrongly, without a word: outputs are off by a fifth.
+
+    Raises:
+        UsageError: with the cure.
+    """
+    in_codes = record is not None and not {"u8s8", "s8s8"}.isdisjoint(record.types)
+    if device != "cpu" or not in_codes or "amx_int8" not in env.cpu_features():
+        return
+    with needs("onnxruntime"):
+        import onnxruntime as ort
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < EXACT_ON_TILES:
+        raise UsageError(
+            f"onnxruntime {ort.__version__} computes 8-bit products wrongly on CPUs with AMX, such as this one; "
+            "install onnxruntime 1.25 or newer (it needs Python 3.11), or take another format"
+        )
+
+
 class OnnxSession(Session):
     def __init__(self, path: Path, manifest: Manifest, options: RunOptions) -> None:
         super().__init__(manifest, options)
         self._path = path
         self._images: Any = None
+        _refuse_tiles(options.device, manifest.export.quantization)
         refuse_files_outside(path)
         self._start()
 
@@ -214,6 +240,7 @@ FORMAT = Format(
     typed_graph=True,
     build=build,
     load=load,
+    refuse=refuse,
     read_back=read_back,
     # ONNX Runtime computes GELU's tanh form in three quarters of the time.
     eight_bits=EightBits(int8="u8s8", gelu_tanh=True),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from convnext_deploy.data import decoding, jxl
+from convnext_deploy.data import decoding, jxl, masks
 
 
 def png(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 0) -> bytes:
@@ -129,3 +129,20 @@ def test_jpeg_xl_is_read_with_its_plugin_and_refused_in_one_line_without() -> No
                 decoding.decoded(content)
         else:
             assert np.array_equal(np.asarray(decoding.decoded(content)).ravel(), np.arange(0, 210, 2))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])  # 6: the sides are exchanged
+@pytest.mark.parametrize("rows", [9, 8_388_608])
+def test_a_tiff_without_all_its_strips_is_refused_and_not_filled_with_zeros(rows: int, orientation: int) -> None:
+    file = io.BytesIO()
+    Image.new("L", (7, 8), 3).save(file, "TIFF", tiffinfo={274: orientation})
+    content = file.getvalue()
+    assert sorted(decoding.decoded(content).size) == [7, 8]
+    length = struct.pack("<HHI", 257, 4, 1)  # the tag of the height, a number of 32 bits
+    if length not in content:
+        length = struct.pack("<HHI", 257, 3, 1)
+    place = content.index(length)
+    damaged = content[:place] + struct.pack("<HHII", 257, 4, 1, rows) + content[place + 12 :]
+    for read in (decoding.decoded, masks._numbers):
+        with pytest.raises(decoding.UnreadableImage, match=r"its strips have 56 pixels of"):
+            read(damaged)

@@ -1,6 +1,8 @@
 """u8 by s8 on x86 without VNNI: which machines saturate, weights that never do, and what each runtime is told."""
 
+import contextlib
 import copy
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -20,7 +22,7 @@ from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact import deviation
 from convnext_deploy.artifact.session import RunOptions
 from convnext_deploy.errors import ArtifactError, ParityError, UsageError
-from convnext_deploy.formats import native, openvino
+from convnext_deploy.formats import native, onnx, openvino
 from convnext_deploy.models import passes
 from convnext_deploy.models.checkpoint import load
 from convnext_deploy.models.source import Source
@@ -131,6 +133,33 @@ def test_openvino_does_not_load_what_was_built_where_nothing_saturates(without_v
     manifest: Any = SimpleNamespace(export=spec_of("openvino", record()))
     with pytest.raises(ArtifactError, match=r"model\.xml: OpenVINO multiplies 8 bits with 16-bit saturation"):
         openvino.OpenVinoSession(Path("model.xml"), manifest, RunOptions())
+
+
+@pytest.mark.parametrize(
+    ("version", "feature", "types", "refused"),
+    [
+        ("1.24.4", "amx_int8", "u8s8", True),
+        ("1.9.0", "amx_int8", "s8s8", True),
+        ("1.25.0", "amx_int8", "u8s8", False),
+        ("1.24.4", "avx512_vnni", "u8s8", False),
+        ("1.24.4", "amx_int8", "fp32", False),
+    ],
+)
+def test_onnxruntime_is_refused_where_its_products_on_tiles_are_wrong(
+    version: str, feature: str, types: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    monkeypatch.setattr(env, "cpu_features", lambda: {"avx2", feature})
+    message = rf"onnxruntime {re.escape(version)} computes 8-bit products wrongly on CPUs with AMX.*install"
+    expected = pytest.raises(UsageError, match=message) if refused else contextlib.nullcontext()
+    with expected:
+        onnx.refuse(ExportRequest(format="onnx"), plan_of(type=types))
+    manifest: Any = SimpleNamespace(export=spec_of("onnx", record(type=types)))
+    with expected if refused else pytest.raises(FileNotFoundError):
+        onnx.OnnxSession(Path("absent/model.onnx"), manifest, RunOptions())
+    cuda = ExportRequest(format="onnx", device="cuda")
+    onnx.refuse(cuda, plan_of(type=types))
 
 
 def test_a_failed_verification_names_saturation_where_the_cpu_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
