@@ -134,7 +134,10 @@ def refuse_incomplete(image: Image.Image) -> None:
     """
     if image.format != "TIFF" or not isinstance(image, ImageFile.ImageFile):
         return
-    extents = {tile[1] for tile in image.tile}  # a colour that is stored by itself has the extents of the others
+    whole = (0, 0, image.width, image.height)
+    extents = {
+        tile.extents or whole for tile in image.tile
+    }  # a colour that is stored by itself has the extents of the others
     stored = sum((right - left) * (lower - upper) for left, upper, right, lower in extents)
     if stored < image.width * image.height:
         raise UnreadableImage(
