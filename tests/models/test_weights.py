@@ -980,8 +980,8 @@ def test_every_file_comes_from_one_commit_and_the_manifest_says_which(
         shutil.copytree(saved_by_timm(tmp_path / commit, reference), folder)
     asked: list[tuple[str, str | None]] = []
 
-    def download(repository: str, filename: str, revision: str | None = None) -> str:
-        assert repository == "someone/mine"
+    def download(repository: str, filename: str, revision: str | None = None, local_files_only: bool = False) -> str:
+        assert (repository, local_files_only) == ("someone/mine", False)
         asked.append((filename, revision))
         commit = revision if revision in commits else commits[len(asked) > 1]
         file = tmp_path / "models--someone--mine" / "snapshots" / commit / filename
