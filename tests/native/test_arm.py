@@ -29,7 +29,6 @@ pytestmark = [
 CPUS = {
     "cortex-a53": ("neon", "portable"),
     "cortex-a72": ("neon", "portable"),
-    "a64fx": ("neon", "portable"),  # wide SVE, and none of NEON's dot products
     "neoverse-n1": ("neon_dotprod", "neon", "portable"),
     "max": ("neon_bf16", "neon_dotprod", "neon", "portable"),
 }
