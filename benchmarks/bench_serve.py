@@ -422,9 +422,7 @@ def main() -> None:
                     one.begin(given.seconds)
                 one.step(given.limit_ms, given.seconds)
                 _show(one)
-        for one in searches:
-            if one.name != OURS:
-                continue
+        for one in (search for search in searches if search.name == OURS):
             if given.overhead:
                 rows[OURS]["overhead"] = overhead(one.port, given.artifact, given.overhead)
             if given.idle:

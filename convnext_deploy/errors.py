@@ -18,6 +18,7 @@ ConvNextDeployError            one line: what was wrong, the value, what was exp
 import errno
 import re
 
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}  # the latter of a user's share
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # PyTorch sets parts of its messages in bold
 
 
@@ -59,7 +60,7 @@ def was_interrupted(error: BaseException) -> bool:
 
 def full_disk(error: OSError) -> str | None:
     """The line for a disk, or a user's share of one, that is full; None of other errors."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in FULL_DISK:
         return None
     return f"{error.filename or 'the disk'} is full; make room, or write elsewhere"
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ..errors import ArtifactError, UsageError, plain, printable
+from ..errors import FULL_DISK, ArtifactError, UsageError, plain, printable
 from ..records.base import Record, content_of
 from ..records.manifest import FileRecord, Manifest
 from . import staging
@@ -24,7 +24,6 @@ from . import staging
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.json"  # in its place: a rejected folder is no artifact, and nothing loads it by mistake
 MAIN_STEM = "model"  # of the file that every format's runtime opens
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 # The system's words, and NumPy's of what its `tofile` could not write whole.
 _FULL_WORDS = re.compile(
     rf"{re.escape(os.strerror(errno.ENOSPC))}|problem writing element|\d+ requested and \d+ written"
@@ -287,7 +286,7 @@ def staged(target: Path, say: Callable[[str], None] = lambda _: None, marker: st
 def _says_full(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, tells of a full disk: libraries have types of their own for it."""
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or _FULL_WORDS.search(str(error)):
+        if getattr(error, "errno", None) in FULL_DISK or _FULL_WORDS.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -359,7 +358,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
             os.replace(name, path)
     except OSError as error:
-        if error.errno in _FULL:  # the system names no file, and nobody would know which disk
+        if error.errno in FULL_DISK:  # the system names no file, and nobody would know which disk
             raise OSError(error.errno, error.strerror, os.fspath(path.absolute().parent)) from error
         raise UsageError(f"{path} cannot be written: {plain(error)}; write elsewhere") from error
 

@@ -80,19 +80,20 @@ class _Connection(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
+    shared = False  # whether other processes listen on its sockets too
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are `run`'s: it has one server or two, and ends with an exit code instead of the signal."""
         yield
 
-    shared = False  # whether other processes listen on its sockets too
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What was connected before the end of listening is served: closing a listener resets what waits in it."""
         loop = asyncio.get_running_loop()
         rest = [one.dup() for one in sockets or ()]
-        for one in () if self.shared else rest:
-            refuse(one)
+        if not self.shared:
+            for one in rest:
+                refuse(one)
         await asyncio.sleep(HANDSHAKE_S)
         for server in self.servers:
             server.close()
