@@ -10,6 +10,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from .. import env
 from ..errors import UsageError, full_disk, plain
+from ..models import given
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def verb(function: Callable[P, T]) -> Callable[P, T]:
                 f"{function.__name__}: {plain(error)}; call it as {function.__name__}{_shape(signature)}"
             ) from None
         try:
-            with env.missing_named():
+            with env.missing_named(), given.written():
                 return function(*args, **kwargs)
         except OSError as error:
             full = full_disk(error)

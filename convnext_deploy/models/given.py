@@ -4,16 +4,36 @@ import atexit
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from .. import arguments
 from .torchvision_detectors import module_facts
 
+_written: ContextVar[ExitStack | None] = ContextVar("_written", default=None)
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """At the end of this, the outermost of its kind, what `weights` wrote within it is removed."""
+    if _written.get() is not None:
+        yield
+        return
+    with ExitStack() as stack:
+        token = _written.set(stack)
+        try:
+            yield
+        finally:
+            _written.reset(token)
+
 
 def weights(name: str, value: Any) -> str:
-    """Where a checkpoint is; a module or a state dict is written to a folder that goes when the process ends.
+    """Where a checkpoint is; a module or a state dict is written to a folder of the system's temporary files.
+
+    That goes with the end of `written`, or of the process where there is none.
 
     What a library says beside its module (preprocessing, labels, epsilon) is written as that library itself writes it:
     transformers by `save_pretrained`, timm by `save_for_hf`, and in its form for `features_only`. torchvision's
@@ -51,7 +71,9 @@ def weights(name: str, value: Any) -> str:
 
 def _folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="convnext-deploy-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    stack = _written.get()
+    remove = atexit.register if stack is None else stack.callback
+    remove(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import tempfile
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -560,6 +561,20 @@ def test_accuracy_is_what_timms_own_model_says(
     assert isinstance(found, EvalResult)
     assert found.top1 == pytest.approx(hits / 3)
     assert sorted(path.name for path in tmp_path.glob("result*")) == ["result.json", "result.npz"]
+
+
+def test_files_of_a_model_in_memory_are_removed_when_the_call_ends(
+    tmp_path: Path, timm_reference: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stayed until the process ended: a copy of the weights for each call."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for given in (timm_reference(), timm_reference().state_dict()):
+        api.export(given, format="eager", out=tmp_path / type(given).__name__, image_size=64, batch=1)
+        with pytest.raises(UsageError, match="exists"):
+            api.export(given, format="eager", out=tmp_path / type(given).__name__, image_size=64)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
