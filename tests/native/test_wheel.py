@@ -58,7 +58,8 @@ def built(source: Path, folder: Path, **environment: str) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(source, tmp_path_factory.mktemp("wheel"), CONVNEXT_DEPLOY_WHEEL="with-engine")
+    strict = f"{compiler.find_compiler()} -Werror"
+    return built(source, tmp_path_factory.mktemp("wheel"), CONVNEXT_DEPLOY_WHEEL="with-engine", CXX=strict)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_the_c_example_classifies_as_python_does(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="no g++-aarch64-linux-gnu")
 def test_a_compiler_for_another_machine_makes_a_wheel_for_that_machine(source: Path, tmp_path: Path) -> None:
-    made = built(source, tmp_path, CONVNEXT_DEPLOY_WHEEL="with-engine", CXX="aarch64-linux-gnu-g++")
+    made = built(source, tmp_path, CONVNEXT_DEPLOY_WHEEL="with-engine", CXX="aarch64-linux-gnu-g++ -Werror")
     assert made.name.endswith("-py3-none-linux_aarch64.whl")
     with zipfile.ZipFile(made) as wheel:
         content = wheel.read("convnext_deploy/native/lib/libconvnext_deploy.so")
