@@ -233,6 +233,31 @@ def test_noise_is_calibrated_on_only_by_name_and_is_marked(tmp_path: Path, capsy
     assert {c["name"] for c in document["corrections"]} == {"balance", "bias"}
 
 
+@pytest.mark.slow
+def test_a_calibration_that_was_interrupted_goes_on_says_so_and_ends_in_the_same_plan(tmp_path: Path) -> None:
+    images: dict[str, Any] = {"calibration": str(IMAGES), "images": 96, "target": "onnx"}
+    api.quantize(str(WEIGHTS), out=tmp_path / "whole.json", **images)
+    looked_at = 0
+
+    def interrupt(what: str) -> Any:
+        def told(done: int, _: int) -> None:
+            nonlocal looked_at
+            looked_at = done
+            if done >= 64:
+                raise KeyboardInterrupt
+
+        return told
+
+    with pytest.raises(KeyboardInterrupt):
+        api.quantize(str(WEIGHTS), out=tmp_path / "plan.json", progress=interrupt, **images)
+    assert looked_at >= 64
+    said: list[str] = []
+    api.quantize(str(WEIGHTS), out=tmp_path / "plan.json", say=said.append, **images)
+    assert f"going on with what was counted in {tmp_path / 'plan.partial'}" in said
+    assert (tmp_path / "plan.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not (tmp_path / "plan.partial").exists()
+
+
 def test_a_model_without_linears_in_8_bits_is_left_as_it_is(model: ConvNeXt) -> None:
     assert all(not isinstance(module, applying.QuantizedLinear) for module in model.modules())
     assert isinstance(model.get_submodule("head.classifier"), nn.Linear)
