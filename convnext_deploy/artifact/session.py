@@ -1,6 +1,5 @@
 """What a loaded artifact can do, whatever runtime is behind it."""
 
-import copy
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -94,6 +93,9 @@ class Session(ABC):
         what = f"{self.manifest.model.architecture} as {export.format} {export.eight_bits or export.precision}"
         state = ", closed" if self._closed else ""
         return f"<session of {what} on {self.options.device}: {images.dtype} ({sizes}) to {given}{state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(f"{self!r} cannot be copied or sent to another process; load its artifact again there")
 
     def __enter__(self) -> "Self":
         self._refuse_closed()
@@ -330,7 +332,8 @@ class Session(ABC):
         if self._spares:
             spare = self._spares.pop()
         else:
-            spare = copy.copy(self)
+            spare = type(self).__new__(type(self))
+            vars(spare).update(vars(self))
             spare._unshare()
         self._lent += 1
         return spare

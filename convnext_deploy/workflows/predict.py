@@ -305,9 +305,14 @@ def check(given: object) -> None:
     """
     for one in given if isinstance(given, (list, tuple)) else (given,):
         if not (isinstance(one, (str, os.PathLike, Image.Image)) or hasattr(one, "read")):
+            cure = ""
+            if hasattr(one, "__array__"):
+                cure = "; Pillow's Image.fromarray makes one of an array (H, W, 3), red first (OpenCV has blue first)"
+            elif isinstance(one, (bytes, bytearray, memoryview)):
+                cure = "; give io.BytesIO of an encoded image's bytes"
             raise UsageError(
                 f"images of type {type(one).__name__}; expected a path, an address, an open file, an image of "
-                "Pillow's, or a list of them"
+                f"Pillow's, or a list of them{cure}"
             )
 
 

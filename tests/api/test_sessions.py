@@ -1,8 +1,11 @@
 """What `load` returns, as people use it: by name, in a `with` block, from several threads."""
 
+import copy
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +59,16 @@ def test_a_representation_says_what_it_is_in_one_line(artifact: Artifact) -> Non
     assert (
         repr(manifest.read(artifact.path)) == f"<artifact {str(artifact.path)!r}: test_convnext as eager fp32, {size}>"
     )
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_session_is_not_copied_or_sent_to_another_process(artifact: Artifact, send: Callable[..., Any]) -> None:
+    """A pool of processes does that. It ended in `cannot pickle '_thread.RLock' object`."""
+    with (
+        api.load(artifact.path) as model,
+        pytest.raises(UsageError, match=r"^<session of .*> cannot be copied .*; load its artifact again there$"),
+    ):
+        send(model)
 
 
 def test_a_close_waits_for_the_runs_that_are_going_on_and_refuses_those_that_wait(artifact: Artifact) -> None:

@@ -245,7 +245,7 @@ def spoiled(value: float) -> NDArray[np.float32]:
 
 BAD_INPUTS: list[tuple[Any, str]] = [
     ("images.jpg", "images are str; expected a float32 numpy array"),
-    (torch.zeros(1, 3, 64, 64), "images are Tensor; expected a float32 numpy array"),
+    (torch.zeros(1, 3, 64, 64), r"images are Tensor; expected a float32 numpy array .*; give its \.numpy\(\)"),
     (images(1).astype(np.float64), "images have dtype float64; expected float32"),
     (pixels(1), "images have dtype uint8; expected float32"),
     (images(1)[0], r"images have shape \(3, 64, 64\); expected \(N, C, H, W\)"),

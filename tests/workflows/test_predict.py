@@ -232,6 +232,8 @@ def test_a_model_without_classes_gives_its_outputs(images: Path, tmp_path: Path)
         ({"images": "absent.png"}, "'absent.png' does not exist"),
         ({"images": []}, "expected at least one"),
         ({"images": 3}, "images of type int; expected a path"),
+        ({"images": np.zeros((8, 8, 3), np.uint8)}, "of type ndarray; .* Image.fromarray .* red first"),
+        ({"images": b"GIF89a"}, "of type bytes; .* give io.BytesIO of an encoded image's bytes"),
     ],
 )
 def test_mistakes_are_refused_in_a_line(artifact: Path, images: Path, options: dict[str, object], why: str) -> None:
