@@ -9,6 +9,7 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import numpy as np
 from ..errors import DataError, counted, plain
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
 from .coco import CocoCategory, CocoImage, CocoObject
-from .image_lists import LIST_SUFFIXES, Annotations, by_labels, named, read_list, text_of
+from .entries import Annotations, by_labels, named
+from .image_lists import LIST_SUFFIXES, read_list, text_of
 from .image_source import CHOOSE, ClassOrder, ImageSource, unique
 from .readers import Files, absolute
 
@@ -101,7 +103,12 @@ def _source(data: str, folder: Path, file: Path, annotations: Annotations) -> Im
         notes.append(f"not there: {counted(len(missing), 'image')} of {file.name}, such as {missing[0]}")
 
     read_bytes = Files("", tuple(map(absolute, paths)))
-    return source_of(data if str(file) == data else f"{data}, {file.name}", annotations, read_bytes, tuple(notes))
+    source = source_of(data if str(file) == data else f"{data}, {file.name}", annotations, read_bytes, tuple(notes))
+    columns = {
+        name: Files("", tuple(other and absolute(folder / _with_slashes(folder, other)) for other in others))
+        for name, others in annotations.columns.items()
+    }
+    return replace(source, columns=columns)
 
 
 def source_of(

@@ -12,16 +12,12 @@ import numpy as np
 from ..env import needs
 from ..errors import DataError, plain
 from . import remote
-from .image_lists import LABELS
+from .entries import LABELS, MASKS
 from .image_source import ClassOrder, ImageSource, ordered, unique
 from .readers import PARQUET_ERRORS, Rows
 
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
 IMAGES = ("image", "img", "pixel_values", "jpg", "png")  # names of a column of images, in small letters
-MASKS = (
-    "annotation", "annotations", "mask", "masks", "label", "labels", "segmentation", "segmentation_mask",
-    "semantic_segmentation", "semantic_mask", "label_map", "ground_truth", "gt",
-)  # fmt: skip  # of one whose images are masks
 
 
 def image_column(columns: Sequence[str]) -> str | None:

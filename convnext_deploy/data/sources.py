@@ -86,6 +86,11 @@ def open_source(
     return replace(source, name=printable(source.name if split is None else f"{data}, split {split}"))
 
 
+def is_list(path: str) -> bool:
+    """Whether a file is there, called as lists are: `annotations` may name a folder or a column of masks too."""
+    return path.lower().endswith(LIST_SUFFIXES) and Path(path).is_file()
+
+
 def open_whole(option: str, data: str | ImageSource) -> ImageSource:
     """`open_source` for an option that has none beside it for a split.
 

@@ -453,3 +453,57 @@ def test_a_list_whose_size_the_system_does_not_know_is_read_up_to_a_limit(
     monkeypatch.setattr(image_lists, "MAX_LIST_BYTES", 1000)
     with pytest.raises(DataError, match="has more than 1,000 bytes"):
         image_lists.text_of(Path("/dev/zero"))
+
+
+# Objects of JSON, by which of its sides names images ------------------------------------------------------------------
+
+OBJECTS = {
+    "classes": '{"dog": ["a.png", "c.webp"], "cat": ["deep/b 1.jpg"]}',
+    "one path": '{"dog": ["a.png", "c.webp"], "cat": "deep/b 1.jpg"}',
+    "sets": '{"a.png": ["dog"], "c.webp": ["dog"], "deep/b 1.jpg": ["cat"]}',
+    "columns": '{"image": ["a.png", "c.webp", "deep/b 1.jpg"], "label": ["dog", "dog", "cat"]}',
+    "pandas": '{"image": {"0": "a.png", "1": "c.webp", "2": "deep/b 1.jpg"},'
+    ' "label": {"0": "dog", "1": "dog", "2": "cat"}}',
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_an_object_of_json_names_images_on_either_side(kind: str, folder: Path) -> None:
+    (folder / "list.json").write_text(OBJECTS[kind])
+    source = sources.open_source(str(folder / "list.json"))
+    assert (labels(source), source.class_names) == ({"a.png": 1, "c.webp": 1, "deep/b 1.jpg": 0}, ("cat", "dog"))
+
+
+def test_a_class_without_images_keeps_its_number_and_an_image_of_two_has_both(folder: Path) -> None:
+    (folder / "list.json").write_text('{"cat": [], "dog": ["a.png"], "emu": ["a.png", "c.webp"]}')
+    source = sources.open_source(str(folder / "list.json"))
+    assert (labels(source), source.class_names) == ({"a.png": (1, 2), "c.webp": (2,)}, ("cat", "dog", "emu"))
+    (folder / "list.json").write_text('{"0": ["c.webp"], "10": ["a.png"]}')
+    assert labels(sources.open_source(str(folder / "list.json"))) == {"c.webp": 0, "a.png": 10}
+
+
+def test_an_object_of_json_with_splits_has_their_entries(folder: Path) -> None:
+    entries = {"train": [{"image": "a.png", "label": "dog"}], "val": [["c.webp", "emu"]], "test": ["deep/b 1.jpg"]}
+    (folder / "list.json").write_text(json.dumps(entries))
+    source = sources.open_source(str(folder / "list.json"), "val")
+    assert (labels(source), source.class_names) == ({"c.webp": 1}, ("dog", "emu"))
+    with pytest.raises(DataError, match="has entries of the splits test, train, val; choose one with --split"):
+        sources.open_source(str(folder / "list.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"a.png": ["c.webp"]}', "does not say which side names images, as in 'a.png'"),
+        ('{"cat.png": ["a.png"], "dog": ["c.webp"]}', "does not say which side names images, as in 'cat.png'"),
+        ('{"cat": "a.png", "dog": "c.webp"}', "does not say which side names images, as in 'cat': a.png; expected"),
+        ('{"cat": ["a.png"], "dog": 3}', "does not say which side names images"),
+        ('{"image": ["a.png"], "label": [1, 2]}', "has the keys image, label; expected lists of one length"),
+    ],
+)
+def test_an_object_of_json_that_does_not_say_which_side_names_images_is_refused(
+    content: str, why: str, folder: Path
+) -> None:
+    (folder / "list.json").write_text(content)
+    with pytest.raises(DataError, match=why):
+        sources.open_source(str(folder / "list.json"))
