@@ -8,20 +8,19 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from ..errors import DataError, counted, plain
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
 from .coco import CocoCategory, CocoImage, CocoObject
-from .entries import Annotations, by_labels, named
+from .entries import Annotations, by_labels, named, source_of
 from .image_lists import LIST_SUFFIXES, read_list, text_of
-from .image_source import CHOOSE, ClassOrder, ImageSource, unique
+from .image_source import CHOOSE, ClassOrder, ImageSource
 from .readers import Files, absolute
 
 _WORDNET = re.compile(r"n\d{8}")
@@ -109,29 +108,6 @@ def _source(data: str, folder: Path, file: Path, annotations: Annotations) -> Im
         for name, others in annotations.columns.items()
     }
     return replace(source, columns=columns)
-
-
-def source_of(
-    name: str, annotations: Annotations, read_bytes: Callable[[int], bytes], notes: tuple[str, ...]
-) -> ImageSource:
-    """The source of what annotations say, whoever wrote them."""
-    labels, sets = None, annotations.sets
-    if sets is not None and all(len(one) == 1 for one in sets):
-        labels, sets = np.array([one[0] for one in sets], np.int64), None
-        if (labels == -1).all():
-            labels = None
-    return ImageSource(
-        name=name,
-        names=unique(annotations.images),
-        labels=labels,
-        label_sets=None if sets is None else tuple(sets),
-        values=None if annotations.values is None else np.array(annotations.values, np.float64),
-        class_names=annotations.class_names,
-        read_bytes=read_bytes,
-        labels_from="column" if annotations.ordered_by is None else "names",
-        ordered_by=annotations.ordered_by or "",
-        notes=notes,
-    )
 
 
 def _with_slashes(folder: Path, image: str) -> str:

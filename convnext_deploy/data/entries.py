@@ -2,12 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import DataError, counted
-from .image_source import ClassOrder, ordered
+from .image_source import ClassOrder, ImageSource, ordered, unique
 
 PATHS = (
     "path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path", "img", "img_path",
@@ -58,18 +60,29 @@ def by_labels(
 ) -> Annotations:
     """Entries with labels as they are written: whole numbers count as numbers, others as values, words as names.
 
-    An image of several entries has the labels of all of them.
+    An image of several entries has the labels of all of them. Lists of one length that contain 0 and 1 alone say of
+    each class whether it is there, unless all are the classes 0 and 1. Such with a value are those of several outputs.
 
     Args:
         known: the labels of all entries, where these are of one split: a class that only others have has its number.
+
+    Raises:
+        DataError: a label is not finite, or values are more or less than one an image.
     """
+    notes: tuple[str, ...] = ()
+    rows = [*labels, *known]
+    if len({len(own) for own in rows}) == 1 and len(rows[0]) > 1:
+        if _are_hot(rows):
+            labels, known = [[index for index, one in enumerate(own) if _as_whole(one)] for own in labels], ()
+            notes = ("labels of 0 and 1 in lists of one length say of each class whether an image has it",)
+        elif {type(one) for own in rows for one in own} in ({float}, {float, int}):
+            return _of_outputs(images, labels, where)
     together: dict[str, list[str | int | float]] = {}
     for image, own in zip(images, labels, strict=True):
         kept = together.setdefault(image, [])
         kept += [label for label in own if label not in kept]
-    notes: tuple[str, ...] = ()
     if len(together) < len(images):
-        notes = (
+        notes += (
             f"named again: {counted(len(images) - len(together), 'entry')}; an image has the labels of all of "
             "its entries",
         )
@@ -85,8 +98,14 @@ def by_labels(
             "image has no label"
         )
     written += [label for own in known for label in own]
-    if all(_is_whole(label) for label in written):
-        sets = [tuple(sorted(int(label) for label in own)) for own in together.values()]
+    pointed = next((label for label in written if not _is_whole(label)), None)
+    if all(_is_whole(label) or _is_pointed(label) for label in written):
+        if pointed is not None:
+            notes += (
+                f"whole numbers with a point, such as {pointed}, are taken as without one: for classes, or for the "
+                "values of a regression",
+            )
+        sets = [tuple(sorted({_as_whole(label) for label in own})) for own in together.values()]
         return Annotations(images=images, sets=sets, notes=notes)
     if all(is_number(label) for label in written):
         missing = [image for image, own in together.items() if len(own) != 1]
@@ -95,6 +114,29 @@ def by_labels(
         return Annotations(images=images, values=[(float(own[0]),) for own in together.values()], notes=notes)
     names = [[str(label) for label in own] for own in together.values()]
     return named(images, names, order, notes, [str(label) for label in written])
+
+
+def _are_hot(rows: Sequence[Sequence[str | int | float]]) -> bool:
+    """Whether rows are of 0 and 1 and no lists of classes: these have none twice, and do not all have the same two."""
+    if not all((_is_whole(one) or _is_pointed(one)) and _as_whole(one) in (0, 1) for own in rows for one in own):
+        return False
+    return len({tuple(map(_as_whole, own)) for own in rows}) > 1 or any(len({*own}) < len(own) for own in rows)
+
+
+def _of_outputs(images: list[str], labels: Sequence[Sequence[str | int | float]], where: Path | str) -> Annotations:
+    """A value for each of several outputs."""
+    if len(set(images)) < len(images):
+        raise DataError(f"{where} names an image twice, {twice(images)}; expected an entry an image")
+    values = [tuple(float(value) for value in own) for own in labels]
+    if not all(math.isfinite(value) for row in values for value in row):
+        raise DataError(f"{where} contains a value that is not finite; expected numbers")
+    return Annotations(images=images, values=values)
+
+
+def twice(images: Sequence[str]) -> str:
+    """The first image of those that are named again."""
+    names: set[str] = set()
+    return next(image for image in images if image in names or names.add(image))  # type: ignore[func-returns-value]
 
 
 def beside_of(
@@ -145,8 +187,42 @@ def named(
     )
 
 
+def source_of(
+    name: str, annotations: Annotations, read_bytes: Callable[[int], bytes], notes: tuple[str, ...]
+) -> ImageSource:
+    """The source of what annotations say, whoever wrote them."""
+    labels, sets = None, annotations.sets
+    if sets is not None and all(len(one) == 1 for one in sets):
+        labels, sets = np.array([one[0] for one in sets], np.int64), None
+        if (labels == -1).all():
+            labels = None
+    return ImageSource(
+        name=name,
+        names=unique(annotations.images),
+        labels=labels,
+        label_sets=None if sets is None else tuple(sets),
+        values=None if annotations.values is None else np.array(annotations.values, np.float64),
+        class_names=annotations.class_names,
+        read_bytes=read_bytes,
+        labels_from="column" if annotations.ordered_by is None else "names",
+        ordered_by=annotations.ordered_by or "",
+        notes=notes,
+    )
+
+
 def _is_whole(label: str | int | float) -> bool:
     return isinstance(label, int) or (isinstance(label, str) and WHOLE.fullmatch(label) is not None)
+
+
+def _is_pointed(label: str | int | float) -> bool:
+    """Whether it is a whole number with a point, as pandas writes those of a column where one is missing."""
+    if isinstance(label, float):
+        return label.is_integer() and abs(label) < 1e9
+    return isinstance(label, str) and re.fullmatch(r"-?(0|[1-9]\d{0,8})\.0*", label) is not None
+
+
+def _as_whole(label: str | int | float) -> int:
+    return int(float(label)) if _is_pointed(label) else int(label)
 
 
 def _is_missing(label: str | int | float) -> bool:

@@ -6,6 +6,7 @@ Kaggle's `LOC_val_solution.csv` of ImageNet is one too. Tables with a column a c
 a regression is to give.
 """
 
+import ast
 import csv
 import io
 import json
@@ -32,15 +33,18 @@ from .entries import (
     is_number,
     is_of_masks,
     named,
+    twice,
     word,
 )
 from .image_source import CHOOSE, ClassOrder
 
+_Label = str | bool | int | float
 _PICTURES = (*IMAGE_SUFFIXES, ".gif")  # masks may be GIF
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
 MAX_LIST_BYTES = 2**30
 
 _INDICES = {"", "unnamed:_0", "index"}  # of the column in which pandas numbers the rows
+_LIST_OF_NUMBERS = re.compile(r"\[\s*-?\d[\d.\s,-]*\]")
 _SEVERAL = re.compile(r"[|;]")
 _WORDNET = re.compile(r"n\d{8}")
 
@@ -205,6 +209,14 @@ def _numbers_rows(body: list[list[str]], column: int) -> bool:
 
 
 def _split(cell: str) -> list[str]:
+    """The labels in a cell: `cat|dog`, or a list as pandas, numpy or JSON write one as text."""
+    if _LIST_OF_NUMBERS.fullmatch(cell):
+        return re.split(r"[\s,]+", cell[1:-1].strip(" ,"))
+    if cell.startswith("[") and cell.endswith("]"):
+        try:
+            return [str(label) for label in ast.literal_eval(cell)]
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass  # a name in brackets
     return [part.strip() for part in _SEVERAL.split(cell)]
 
 
@@ -222,7 +234,7 @@ def _of_columns(images: list[str], cells: list[list[str]], names: list[str], fil
             "the columns path and label, or a column a class with 0 and 1"
         ) from None
     if len(set(images)) < len(images):
-        raise DataError(f"{file} names an image twice, {_twice(images)}; expected a line an image")
+        raise DataError(f"{file} names an image twice, {twice(images)}; expected a line an image")
     classes = tuple(names) if names and len(set(names)) == len(names) else None
     if all(value in (0.0, 1.0) for row in values for value in row):
         sets = [tuple(index for index, value in enumerate(row) if value) for row in values]
@@ -232,11 +244,6 @@ def _of_columns(images: list[str], cells: list[list[str]], names: list[str], fil
     if not all(math.isfinite(value) for row in values for value in row):
         raise DataError(f"{file} contains a value that is not finite; expected numbers")
     return Annotations(images=images, values=values, class_names=classes)
-
-
-def _twice(images: Sequence[str]) -> str:
-    names: set[str] = set()
-    return next(image for image in images if image in names or names.add(image))  # type: ignore[func-returns-value]
 
 
 def _kaggle(rows: list[list[str]], at: int, boxes_at: int, file: Path, order: ClassOrder) -> Annotations:
@@ -271,27 +278,17 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
         label = next((keys[name] for name in LABELS if name in keys), None)
         try:
             images.append(msgspec.convert(next((keys[name] for name in PATHS if name in keys), None), str))
-            targets = msgspec.convert([] if label is None else label, str | int | float | list[str | int | float])
+            targets = msgspec.convert([] if label is None else label, _Label | list[_Label])
         except msgspec.ValidationError:
             raise DataError(
                 f'{file}: entry {number} has no path and label; expected {{"path": ..., "label": ...}}'
             ) from None
         labels.append(targets if isinstance(targets, list) else [targets])
-    known = [*labels, *([name] for name in classes)]
+    known: list[Sequence[str | int | float]] = [*labels, *([name] for name in classes)]
     if kept is not None:
         entries = [entries[index] for index in kept]
         images, labels = [images[index] for index in kept], [labels[index] for index in kept]
     columns = {key: [entry.get(key) or "" for entry in entries] for key in pictures}
-    lengths = {len(targets) for targets in labels}
-    if (
-        lengths == {max(lengths)}
-        and max(lengths) > 1
-        and any(isinstance(v, float) for targets in labels for v in targets)
-    ):
-        if len(set(images)) < len(images):
-            raise DataError(f"{file} names an image twice, {_twice(images)}; expected an entry an image")
-        values = [tuple(float(value) for value in targets) for targets in labels]
-        return Annotations(images=images, values=values, columns=columns)
     return beside_of(by_labels(images, labels, order, file, known), images, columns, file)
 
 

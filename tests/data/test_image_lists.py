@@ -110,6 +110,7 @@ def test_several_labels_of_an_image_are_a_set_and_one_an_image_is_asked_for(fold
     forms = {
         "again.csv": "path,label\na.png,cat\na.png,dog\ndeep/b 1.jpg,dog\nc.webp,\n",
         "cells.csv": "path,label\na.png,cat|dog\ndeep/b 1.jpg,dog\nc.webp,\n",
+        "python.csv": "path,label\na.png,\"['cat', 'dog']\"\ndeep/b 1.jpg,['dog']\nc.webp,[]\n",
         "hot.csv": "path,cat,dog\na.png,1,1\ndeep/b 1.jpg,0,1\nc.webp,0,0\n",
         "sets.json": '[{"image": "a.png", "labels": ["cat", "dog"]}, {"image": "deep/b 1.jpg", "labels": ["dog"]}, '
         '{"image": "c.webp", "labels": []}]',
@@ -139,6 +140,51 @@ def test_numbers_with_a_point_are_values_and_columns_of_them_are_several(folder:
     assert labels(source)["c.webp"] == [-10.0, 3.0]
     assert source.class_names == ("x", "y")
     assert labels(sources.subset(source, 1)) == {"a.png": [2.5, 1.0]}
+
+
+POINTED = {
+    "a.csv": "path,label\na.png,2.0\ndeep/b 1.jpg,\nc.webp,0.\n",
+    "a.json": '[["a.png", 2.0], ["deep/b 1.jpg", null], ["c.webp", 0.0]]',
+    "several.json": '[["a.png", 2.0], ["deep/b 1.jpg", []], ["c.webp", [0.0]]]',
+}
+
+
+@pytest.mark.parametrize("name", POINTED)
+def test_whole_numbers_with_a_point_are_classes_for_a_classifier_and_that_is_said(name: str, folder: Path) -> None:
+    """pandas writes a column of whole numbers so where one is missing, or was."""
+    (folder / name).write_text(POINTED[name])
+    source = sources.open_source(str(folder / name))
+    assert labels(source) == {"a.png": (2,), "deep/b 1.jpg": (), "c.webp": (0,)}
+    assert "whole numbers with a point, such as 2.0, are taken as without one" in " ".join(source.notes)
+    one = image_source.with_one_label(source)
+    assert (labels(one), one.class_names) == ({"a.png": 2, "c.webp": 0}, None)
+
+
+def test_one_number_that_is_not_whole_makes_all_values(folder: Path) -> None:
+    for content in ("a.png,2.0,x\nc.webp,0.5,y\n", "a.png,2.0,x\nc.webp,1.0,x\ndeep/b 1.jpg,.5,y\n"):
+        (folder / "a.csv").write_text("path,label,split\n" + content)
+        source = sources.open_source(str(folder / "a.csv"), "x")
+        assert labels(source)["a.png"] == [2.0]
+    (folder / "a.csv").write_text("path,label\na.png,2.0\nc.webp,1e3\n")
+    assert labels(sources.open_source(str(folder / "a.csv"))) == {"a.png": [2.0], "c.webp": [1000.0]}
+
+
+def test_rows_of_0_and_1_say_of_each_class_whether_it_is_there(folder: Path) -> None:
+    """As numbers of classes they would say of every image that it has the classes 0 and 1."""
+    said = '[["a.png", [0, 1, 0]], ["c.webp", [%s]], ["deep/b 1.jpg", [1, 1, 0]]]'
+    for row in ("0, 0, 1", "0.0, 0.0, 1.0", "false, false, true"):
+        (folder / "a.json").write_text(said % row)
+        source = sources.open_source(str(folder / "a.json"))
+        assert labels(source) == {"a.png": (1,), "c.webp": (2,), "deep/b 1.jpg": (0, 1)}
+    for row in ("0|1|0", "[0 1 0]", "[0, 1, 0]", "[0. 1. 0.]"):
+        (folder / "a.csv").write_text(f'path,label\na.png,"{row}"\nc.webp,"{row.replace("1", "0")}"\n')
+        assert labels(sources.open_source(str(folder / "a.csv"))) == {"a.png": (1,), "c.webp": ()}
+    (folder / "a.json").write_text('[["a.png", [0, 1]], ["c.webp", [1, 0]]]')
+    assert labels(sources.open_source(str(folder / "a.json"))) == {"a.png": 1, "c.webp": 0}
+    (folder / "a.json").write_text('[["a.png", [0, 1]], ["c.webp", [0, 1]]]')  # two classes, named
+    assert labels(sources.open_source(str(folder / "a.json"))) == {"a.png": (0, 1), "c.webp": (0, 1)}
+    (folder / "a.json").write_text('[["a.png", true], ["c.webp", false]]')
+    assert labels(sources.open_source(str(folder / "a.json"))) == {"a.png": 1, "c.webp": 0}
 
 
 @pytest.mark.parametrize(

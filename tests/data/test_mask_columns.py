@@ -147,7 +147,7 @@ def test_masks_are_no_classes_of_a_classifier(folder: Path) -> None:
     for name in ("kaggle.csv", "label.csv", "map.json"):
         (folder / name).write_text(LISTS[name])
         with pytest.raises(
-            DataError, match="(label|mask) beside the images contains images, as the masks of a segment"
+            DataError, match=r"(label|mask) beside the images contains images, as the masks of a segment"
         ):
             image_source.refuse_unlabelled(sources.open_source(str(folder / name)))
 
