@@ -21,6 +21,7 @@ from .coco import CocoCategory, CocoImage, CocoObject
 from .entries import Annotations, by_labels, named, source_of
 from .image_lists import LIST_SUFFIXES, read_list, text_of
 from .image_source import CHOOSE, ClassOrder, ImageSource
+from .links import with_one_label_a_file
 from .readers import Files, absolute
 
 _WORDNET = re.compile(r"n\d{8}")
@@ -107,7 +108,7 @@ def _source(data: str, folder: Path, file: Path, annotations: Annotations) -> Im
         name: Files("", tuple(other and absolute(folder / _with_slashes(folder, other)) for other in others))
         for name, others in annotations.columns.items()
     }
-    return replace(source, columns=columns)
+    return with_one_label_a_file(replace(source, columns=columns), paths)
 
 
 def _with_slashes(folder: Path, image: str) -> str:

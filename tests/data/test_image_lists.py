@@ -160,6 +160,18 @@ def test_whole_numbers_with_a_point_are_classes_for_a_classifier_and_that_is_sai
     assert (labels(one), one.class_names) == ({"a.png": 2, "c.webp": 0}, None)
 
 
+@pytest.mark.parametrize("other", ["link.png", "./a.png", "deep/../a.png"])
+def test_two_entries_that_are_one_file_have_one_label(other: str, folder: Path) -> None:
+    (folder / "link.png").symlink_to("a.png")
+    for labels_of in (("cat", "dog"), ("0.5", "1.5"), ("cat|dog", "dog")):
+        (folder / "a.csv").write_text(f"path,label\na.png,{labels_of[0]}\n{other},{labels_of[1]}\n")
+        with pytest.raises(DataError, match=rf"a.png and {other} of .*a.csv are one file and have different labels"):
+            sources.open_source(str(folder / "a.csv"))
+    (folder / "a.csv").write_text(f"path,label\na.png,cat\n{other},cat\n")
+    note = f"counted twice: 1 image by links between files, such as a.png and {other}"
+    assert note in sources.open_source(str(folder / "a.csv")).notes
+
+
 def test_one_number_that_is_not_whole_makes_all_values(folder: Path) -> None:
     for content in ("a.png,2.0,x\nc.webp,0.5,y\n", "a.png,2.0,x\nc.webp,1.0,x\ndeep/b 1.jpg,.5,y\n"):
         (folder / "a.csv").write_text("path,label,split\n" + content)
