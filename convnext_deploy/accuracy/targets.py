@@ -85,6 +85,11 @@ def labelled(
             f"{artifact.path} is exported for the task {model.task}; only classify, segment and detect have an accuracy"
         )
     if problem == "regression":
+        if source.class_names is not None and source.labels_from == "names" and source.values is None:
+            raise DataError(
+                f"{source.name} has names such as {source.class_names[0]!r} in the place of values; expected a list "
+                "with a number for each image, written with a point"
+            )
         other = next((index for index, own in enumerate(source.label_sets or ()) if len(own) != 1), None)
         if other is not None and source.label_sets is not None:
             raise DataError(

@@ -94,10 +94,13 @@ def _source(data: str, folder: Path, file: Path, annotations: Annotations) -> Im
     paths = _located(folder, [_with_slashes(folder, image) for image in annotations.images])
     missing = [image for image, path in zip(annotations.images, paths, strict=True) if not os.path.lexists(path)]
     if len(missing) == len(paths):
-        raise DataError(
-            f"none of the {len(paths):,} images of {file} is in {folder}, such as {missing[0]}; give the folder that "
-            "their paths begin in with --data, and the file with --annotations"
-        )
+        if "://" in missing[0]:
+            cure = "addresses are not read, so copy the images here and write their paths"
+        elif os.path.isabs(missing[0]):
+            cure = "these paths begin at the root of another disk, so write them from the folder of the images"
+        else:
+            cure = "give the folder that their paths begin in with --data, and the file with --annotations"
+        raise DataError(f"none of the {len(paths):,} images of {file} is in {folder}, such as {missing[0]}; {cure}")
     notes = list(annotations.notes)
     if missing:
         notes.append(f"not there: {counted(len(missing), 'image')} of {file.name}, such as {missing[0]}")

@@ -17,14 +17,15 @@ PATHS = (
 )  # fmt: skip
 LABELS = (
     "label", "labels", "class", "classes", "class_name", "label_name", "category", "categories", "target", "targets",
-    "tags", "finding_labels", "predictionstring", "value", "score",
+    "tags", "finding_labels", "predictionstring", "value", "score", "gt_label", "choice",
 )  # fmt: skip
 MASKS = (
     "annotation", "annotations", "mask", "masks", "label", "labels", "segmentation", "segmentation_mask",
     "semantic_segmentation", "semantic_mask", "label_map", "ground_truth", "gt",
 )  # fmt: skip  # of a column of images that are masks
 _OF_FILES = re.compile(r"_(path|name|(file_?)(path|name)?)$")  # behind such a name, where a column contains paths
-SPLITS = ("split", "subset", "partition", "fold", "set", "usage")  # columns that say what an entry is for
+SPLITS = ("split", "subset", "partition", "fold", "set", "usage", "is_valid")  # columns that say what an entry is for
+_MISSING = {"none", "null", "na", "n/a", "<na>", "#n/a", "-", "?"}  # beside numbers
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")  # a number of a class as text
 
 
@@ -227,6 +228,8 @@ def _as_whole(label: str | int | float) -> int:
 
 def _is_missing(label: str | int | float) -> bool:
     """What pandas and JSON write for a number that is not there, and what is too large for one."""
+    if isinstance(label, str) and label.lower() in _MISSING:
+        return True
     try:
         return not math.isfinite(float(label))
     except ValueError:

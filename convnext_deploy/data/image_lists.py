@@ -101,7 +101,9 @@ def text_of(file: Path) -> str:
         size = file.stat().st_size
         if size > MAX_LIST_BYTES:
             raise DataError(f"{file} has {size:,} bytes; at most {MAX_LIST_BYTES:,} are read as annotations")
-        text = content_of(file, MAX_LIST_BYTES).decode("utf-8-sig")  # of a device no size is known
+        content = content_of(file, MAX_LIST_BYTES)  # of a device no size is known
+        # Excel's "Unicode text" begins with a mark of UTF-16.
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise DataError(f"{file} cannot be read: {plain(error)}") from None
@@ -241,6 +243,16 @@ def _of_columns(images: list[str], cells: list[list[str]], names: list[str], fil
         return Annotations(
             images=images, sets=sets, class_names=classes, ordered_by="the columns of the list in their order"
         )
+    if all(value in (-1.0, 1.0) for row in values for value in row):
+        sets = [tuple(index for index, value in enumerate(row) if value > 0) for row in values]
+        notes = ("columns of -1 and 1, as CelebA's, say of each class whether an image has it",)
+        return Annotations(
+            images=images,
+            sets=sets,
+            class_names=classes,
+            ordered_by="the columns of the list in their order",
+            notes=notes,
+        )
     if not all(math.isfinite(value) for row in values for value in row):
         raise DataError(f"{file} contains a value that is not finite; expected numbers")
     return Annotations(images=images, values=values, class_names=classes)
@@ -298,6 +310,8 @@ def _of_keys(document: dict[str, Any], file: Path) -> tuple[list[Any], list[str]
     Raises:
         DataError: it does not say which side names images.
     """
+    if isinstance(document.get("data_list"), list):  # of mmpretrain, whose numbers are the model's
+        return document["data_list"], []
     if document and document.keys() <= {*filter(_is_split, document)} and _are_lists(document):
         return [_entry(entry) | {"split": name} for name, part in document.items() for entry in part], []
     if any(word(name) in PATHS for name in document):  # a column a key, as pandas writes a table

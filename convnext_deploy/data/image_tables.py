@@ -108,7 +108,10 @@ def _columns(schema: Any, path: str) -> _Columns:
         if inner.get("bytes") in (pa.binary(), pa.large_binary()):
             candidates.append(field.name)
     if not candidates:
-        raise DataError(f"{path} has no column image {{bytes, path}} (its columns: {', '.join(schema.names)})")
+        raise DataError(
+            f"{path} has no column image {{bytes, path}} (its columns: {', '.join(schema.names)}); write a table of "
+            "paths as CSV, with the columns path and label"
+        )
     images = image_column(candidates)
     if images is None:
         raise DataError(

@@ -49,6 +49,8 @@ LISTS = {
     '{"path": "c.webp", "label": 2}]',
     "pairs.json": '[["a.png", 2], ["deep/b 1.jpg", 0], ["c.webp", 2]]',
     "map.json": '{"a.png": 2, "deep/b 1.jpg": 0, "c.webp": 2}',
+    "mmpretrain.json": '{"metainfo": {"classes": ["x", "y", "z"]}, "data_list": [{"img_path": "a.png", "gt_label": 2}, '
+    '{"img_path": "deep/b 1.jpg", "gt_label": 0}, {"img_path": "c.webp", "gt_label": 2}]}',
     "metadata.jsonl": '{"file_name": "a.png", "label": 2}\n\n{"file_name": "deep/b 1.jpg", "label": 0}\n'
     '{"file_name": "c.webp", "label": 2}\n',
 }
@@ -172,6 +174,15 @@ def test_two_entries_that_are_one_file_have_one_label(other: str, folder: Path) 
     assert note in sources.open_source(str(folder / "a.csv")).notes
 
 
+def test_tables_of_celeba_and_of_excel_are_read(folder: Path) -> None:
+    (folder / "a.csv").write_text("image_id,Male,Smiling\na.png,1,-1\nc.webp,-1,-1\n")
+    source = sources.open_source(str(folder / "a.csv"))
+    assert (labels(source), source.class_names) == ({"a.png": (0,), "c.webp": ()}, ("Male", "Smiling"))
+    assert "columns of -1 and 1, as CelebA's, say of each class whether an image has it" in source.notes
+    (folder / "a.txt").write_bytes("path\tlabel\r\na.png\t2\r\nc.webp\t0\r\n".encode("utf-16"))
+    assert labels(sources.open_source(str(folder / "a.txt"))) == {"a.png": 2, "c.webp": 0}
+
+
 def test_one_number_that_is_not_whole_makes_all_values(folder: Path) -> None:
     for content in ("a.png,2.0,x\nc.webp,0.5,y\n", "a.png,2.0,x\nc.webp,1.0,x\ndeep/b 1.jpg,.5,y\n"):
         (folder / "a.csv").write_text("path,label,split\n" + content)
@@ -216,6 +227,10 @@ def test_rows_of_0_and_1_say_of_each_class_whether_it_is_there(folder: Path) -> 
         ("a.csv", "path,label\na.png,0.5\na.png,0.6\n", "has 2 values for a.png; expected one"),
         # Taken for names, they would number the classes anew: "10" before "2".
         ("missing.csv", "path,label\na.png,1\nb.png,nan\n", "the label nan for b.png among numbers"),
+        ("missing.csv", "path,label\na.png,None\nb.png,1\n", "the label None for a.png among numbers"),
+        ("missing.csv", "path,label\na.png,10\nb.png,N/A\n", "the label N/A for b.png among numbers"),
+        ("a.csv", "path,label\nhttps://x.org/a.png,1\n", "addresses are not read, so copy the images here"),
+        ("a.csv", "path,choice\n/data/upload/a.png,1\n", "these paths begin at the root of another disk, so write"),
         ("missing.json", '[{"path": "a.png", "label": NaN}, {"path": "b.png", "label": 1}]', "the label nan for a.png"),
     ],
 )
@@ -437,6 +452,7 @@ SPLIT = {
     "a.csv": "path,label,split\na.png,cat,train\ndeep/b 1.jpg,dog,val\nc.webp,dog,train\n",
     "a.jsonl": '{"path": "a.png", "label": "cat", "split": "train"}\n'
     '{"path": "deep/b 1.jpg", "label": "dog", "split": "val"}\n{"path": "c.webp", "label": "dog", "split": "train"}',
+    "fastai.csv": "path,label,is_valid\na.png,cat,train\ndeep/b 1.jpg,dog,val\nc.webp,dog,train\n",
     "folds.csv": "path,label,fold\na.png,cat,train\ndeep/b 1.jpg,dog,val\nc.webp,dog,train\n",
     "hot.csv": "path,cat,dog,subset\na.png,1,0,train\ndeep/b 1.jpg,0,1,val\nc.webp,0,1,train\n",
 }
@@ -495,6 +511,7 @@ def test_the_metadata_of_a_folder_of_hugging_face_says_its_labels(name: str, con
         ("x.xlsx", "is a spreadsheet; save it as CSV"),
         ("x.PNG", "is one image; give the folder that it is in"),
         ("data.yaml", "is a description; give the folder of images"),
+        ("train.lst", "is a list of another tool; write it as CSV"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_with_what_to_do(name: str, words: str, tmp_path: Path) -> None:
