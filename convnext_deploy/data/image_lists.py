@@ -182,8 +182,9 @@ def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | 
             f"{file} has the columns {', '.join(names[index] for index in said)}; expected one of labels, remove others"
         )
     others = [index for index in range(width) if index not in (at, part, *pictures)]
-    if has_header and len(others) > 1:
-        others = [index for index in others if header[index] not in _INDICES or not _numbers_rows(body, index)]
+    if has_header:  # what an image is called once more, and what counts the rows, is no label
+        others = [index for index in others if header[index] not in PATHS or header[index] == "name"]
+        others = [index for index in others if header[index] not in _INDICES or not _numbers_rows(whole, index)]
     if len(said) == 1 or len(others) <= 1:
         column = next(iter(said or others), None)
         labels, known = (
@@ -314,11 +315,13 @@ def _of_keys(document: dict[str, Any], file: Path) -> tuple[list[Any], list[str]
         return document["data_list"], []
     if document and document.keys() <= {*filter(_is_split, document)} and _are_lists(document):
         return [_entry(entry) | {"split": name} for name, part in document.items() for entry in part], []
-    if any(word(name) in PATHS for name in document):  # a column a key, as pandas writes a table
+    singular = [word(name).removesuffix("s") for name in document]
+    if any(name in PATHS for name in singular):  # a column a key, as pandas writes a table
         columns = [[*column.values()] if isinstance(column, dict) else column for column in document.values()]
         if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
             raise DataError(f"{file} has the keys {', '.join(document)}; expected lists of one length, one a column")
-        return [dict(zip(document, row, strict=True)) for row in zip(*columns, strict=True)], []
+        names = [one if one in PATHS else name for one, name in zip(singular, document, strict=True)]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], []
     of_images = [name for name in document if name.lower().endswith(_PICTURES)]
     paths_of = {name: _paths(value) for name, value in document.items()}
     if not any(paths_of.values()) or (of_images and not any(isinstance(value, list) for value in document.values())):

@@ -87,6 +87,15 @@ def test_columns_that_are_no_labels_are_not_taken_for_classes(content: str, fold
     assert source.class_names is None
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["id,image_path\n1,a.png\n0,c.webp\n", ",path\n0,a.png\n1,c.webp\n", "path,index\na.png,0\nc.webp,1\n"],
+)
+def test_what_counts_the_rows_is_no_label_where_it_is_alone_either(content: str, folder: Path) -> None:
+    (folder / "a.csv").write_text(content)
+    assert sources.open_source(str(folder / "a.csv")).labels is None
+
+
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_a_split_has_the_numbers_of_all_classes_of_its_list(form: str, folder: Path) -> None:
     entries = [("a.png", "dog", "val"), ("c.webp", "cat", "train"), ("deep/b 1.jpg", "emu", "train")]
@@ -537,6 +546,7 @@ OBJECTS = {
     "one path": '{"dog": ["a.png", "c.webp"], "cat": "deep/b 1.jpg"}',
     "sets": '{"a.png": ["dog"], "c.webp": ["dog"], "deep/b 1.jpg": ["cat"]}',
     "columns": '{"image": ["a.png", "c.webp", "deep/b 1.jpg"], "label": ["dog", "dog", "cat"]}',
+    "plural": '{"images": ["a.png", "c.webp", "deep/b 1.jpg"], "labels": ["dog", "dog", "cat"]}',
     "pandas": '{"image": {"0": "a.png", "1": "c.webp", "2": "deep/b 1.jpg"},'
     ' "label": {"0": "dog", "1": "dog", "2": "cat"}}',
 }
@@ -574,6 +584,10 @@ def test_an_object_of_json_with_splits_has_their_entries(folder: Path) -> None:
         ('{"cat": "a.png", "dog": "c.webp"}', "does not say which side names images, as in 'cat': a.png; expected"),
         ('{"cat": ["a.png"], "dog": 3}', "does not say which side names images"),
         ('{"image": ["a.png"], "label": [1, 2]}', "has the keys image, label; expected lists of one length"),
+        (
+            '{"root": "x", "images": ["a.png"], "labels": [1]}',
+            "has the keys root, images, labels; expected lists of one",
+        ),
     ],
 )
 def test_an_object_of_json_that_does_not_say_which_side_names_images_is_refused(
