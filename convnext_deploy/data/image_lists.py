@@ -9,6 +9,7 @@ a regression is to give.
 import ast
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -77,18 +78,26 @@ def read_list(file: Path, order: ClassOrder, split: str | None = None) -> Annota
 
 def says_labels(file: Path) -> bool:
     """Whether the first entry of a list with names in it, CSV or JSON lines, has one of labels or of masks."""
-    line = text_of(file).partition("\n")[0]
+    text = text_of(file)
+    line = text.partition("\n")[0]
     if file.suffix.lower() == ".jsonl":
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             return False
-        return isinstance(entry, dict) and any(_is_of_truth(str(name)) for name in entry)
-    return any(_is_of_truth(name) for name in next(csv.reader([line]), []))
+        return isinstance(entry, dict) and any(_is_of_truth(str(name), value) for name, value in entry.items())
+    rows = csv.reader(io.StringIO(text))
+    try:
+        header, first = next(rows, []), next(rows, [])
+    except csv.Error:
+        return False
+    return any(_is_of_truth(name, cell) for name, cell in itertools.zip_longest(header, first, fillvalue=""))
 
 
-def _is_of_truth(name: str) -> bool:
-    return word(name) in LABELS or is_of_masks(name)
+def _is_of_truth(name: str, value: object) -> bool:
+    """Whether a column contains labels or masks; one called `annotation` may have captions."""
+    picture = isinstance(value, str) and value.lower().endswith(_PICTURES)
+    return word(name) in LABELS or (is_of_masks(name) and picture)
 
 
 def text_of(file: Path) -> str:
@@ -287,7 +296,7 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
     images: list[str] = []
     labels: list[list[str | int | float]] = []
     for number, entry in enumerate(entries, 1):
-        keys = {key.lower(): value for key, value in entry.items() if key not in pictures}
+        keys = {word(key): value for key, value in entry.items() if key not in pictures}
         label = next((keys[name] for name in LABELS if name in keys), None)
         try:
             images.append(msgspec.convert(next((keys[name] for name in PATHS if name in keys), None), str))
@@ -359,7 +368,7 @@ def _picture_keys(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _part(entry: dict[str, Any]) -> str | None:
-    keys = {key.lower(): value for key, value in entry.items()}
+    keys = {word(key): value for key, value in entry.items()}
     return next((str(keys[name]) for name in SPLITS if isinstance(keys.get(name), (str, int))), None)
 
 

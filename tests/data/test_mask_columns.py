@@ -110,6 +110,7 @@ LISTS = {
     "objects.json": '[{"image": "a.png", "mask": "m/a.png"}, {"image": "b.jpg", "mask": "m/b.gif"}]',
     "hf.jsonl": '{"file_name": "a.png", "mask_file_name": "m/a.png", "text": "x"}\n'
     '{"file_name": "b.jpg", "mask_file_name": "m/b.gif", "text": "y"}\n',
+    "spaces.json": '[{"Image Path": "a.png", "Mask Path": "m/a.png"}, {"Image Path": "b.jpg", "Mask Path": "m/b.gif"}]',
     "pairs.json": '[["a.png", "m/a.png"], ["b.jpg", "m/b.gif"]]',
     "map.json": '{"a.png": "m/a.png", "b.jpg": "m/b.gif"}',
 }
@@ -155,6 +156,22 @@ def test_masks_are_no_classes_of_a_classifier(folder: Path) -> None:
 def test_a_folders_own_metadata_names_its_masks(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text(LISTS["hf.jsonl"])
     assert classes_of(sources.open_source(str(folder))) == [[1], [2]]
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name,Mask Path\na.png,m/a.png\nb.jpg,m/b.gif\n")
+    assert classes_of(sources.open_source(str(folder))) == [[1], [2]]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_captions_under_a_name_of_masks_are_no_labels(name: str, folder: Path) -> None:
+    contents = {
+        "metadata.csv": "file_name,annotation\na.png,a cat\n",
+        "metadata.jsonl": '{"file_name": "a.png", "annotation": "a cat"}',
+    }
+    (folder / "m" / "a.png").unlink()
+    (folder / "m" / "b.gif").unlink()
+    (folder / name).write_text(contents[name])
+    source = sources.open_source(str(folder))
+    assert (source.labels, source.names) == (None, ("a.png", "b.jpg"))
 
 
 def test_labels_beside_masks_are_labels(folder: Path) -> None:
