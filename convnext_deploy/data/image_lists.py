@@ -302,8 +302,10 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
             images.append(msgspec.convert(next((keys[name] for name in PATHS if name in keys), None), str))
             targets = msgspec.convert([] if label is None else label, _Label | list[_Label])
         except msgspec.ValidationError:
+            listing = ", ".join(entry) or "none"
             raise DataError(
-                f'{file}: entry {number} has no path and label; expected {{"path": ..., "label": ...}}'
+                f"{file}: entry {number} has no path and label that are text or numbers (its keys: {listing[:80]}); "
+                'expected {"path": ..., "label": ...}'
             ) from None
         labels.append(targets if isinstance(targets, list) else [targets])
     known: list[Sequence[str | int | float]] = [*labels, *([name] for name in classes)]

@@ -231,8 +231,9 @@ def test_rows_of_0_and_1_say_of_each_class_whether_it_is_there(folder: Path) -> 
         ("a.csv", "path,x,y\na.png,nan,0\n", "contains a value that is not finite"),
         ("a.json", "{", "is no JSON"),
         ("a.json", "3", "contains no list of images"),
-        ("a.jsonl", '{"label": 1}', "entry 1 has no path and label"),
-        ("a.json", '[["a.png", {"x": 1}]]', "entry 1 has no path and label"),
+        ("a.jsonl", '{"label": 1}', r"entry 1 has no path and label .* \(its keys: label\)"),
+        ("a.json", '[["a.png", {"x": 1}]]', r"no path and label that are text or numbers \(its keys: path, label\)"),
+        ("a.json", '[{"id": 1, "data": {"image": "a.png"}}]', r"\(its keys: id, data\); expected {"),  # of Label Studio
         ("a.csv", "path,label\na.png,0.5\na.png,0.6\n", "has 2 values for a.png; expected one"),
         # Taken for names, they would number the classes anew: "10" before "2".
         ("missing.csv", "path,label\na.png,1\nb.png,nan\n", "the label nan for b.png among numbers"),

@@ -128,9 +128,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def classes_of(source: sources.ImageSource, annotations: str | None = None) -> list[list[int]]:
-    found = masks.masked(source, annotations, ignored=255, reduce_labels=False)
-    assert found.masks is not None
-    return [np.unique(masks.read(found.masks, index, 3)).tolist() for index in range(len(found))]
+    with_masks = masks.masked(source, annotations, ignored=255, reduce_labels=False)
+    assert with_masks.masks is not None
+    return [np.unique(masks.read(with_masks.masks, index, 3)).tolist() for index in range(len(with_masks))]
 
 
 @pytest.mark.parametrize("name", LISTS)
