@@ -85,13 +85,24 @@ def labelled(
             f"{artifact.path} is exported for the task {model.task}; only classify, segment and detect have an accuracy"
         )
     if problem == "regression":
+        if source.class_names is not None and source.labels_from == "names" and source.values is None:
+            raise DataError(
+                f"{source.name} has names such as {source.class_names[0]!r} in the place of values; expected a list "
+                "with a number for each image, written with a point"
+            )
+        other = next((index for index, own in enumerate(source.label_sets or ()) if len(own) != 1), None)
+        if other is not None and source.label_sets is not None:
+            raise DataError(
+                f"{source.name} has {counted(len(source.label_sets[other]), 'value')} for {source.names[other]}; "
+                "expected one"
+            )
         if source.values is None and source.labels is None:
             raise DataError(f"{source.name} has no values; expected a list with a number for each image")
         return source
     if source.values is not None:
         raise DataError(
-            f"{source.name} has values such as {source.values[0, 0]:g} in the place of classes; a regression is "
-            "evaluated with --problem regression"
+            f"{source.name} has values such as {_not_whole(source.values):g} in the place of classes, which are whole "
+            "numbers or names; a regression is evaluated with --problem regression"
         )
     refuse_unlabelled(source)
     if problem != "multi-label":
@@ -99,6 +110,12 @@ def labelled(
     if problem == "binary":
         return numbering.numbered(source, 2, labels if len(labels or ()) == 2 else None, classes)
     return numbering.numbered(source, model.num_classes, labels, classes)
+
+
+def _not_whole(values: NDArray[np.float64]) -> float:
+    """The first value that is no whole number, or the first of all."""
+    broken = values[values % 1 != 0]
+    return float((broken if len(broken) else values.ravel())[0])
 
 
 def targets_of(source: sources.ImageSource, outputs: int, problem: Goal) -> NDArray[np.float32]:

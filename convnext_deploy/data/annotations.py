@@ -8,18 +8,20 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from ..errors import DataError, counted, plain
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
 from .coco import CocoCategory, CocoImage, CocoObject
-from .image_lists import LIST_SUFFIXES, Annotations, by_labels, named, read_list, text_of
-from .image_source import CHOOSE, ClassOrder, ImageSource, unique
+from .entries import Annotations, by_labels, named, source_of
+from .image_lists import LIST_SUFFIXES, read_list, text_of
+from .image_source import CHOOSE, ClassOrder, ImageSource
+from .links import with_one_label_a_file
 from .readers import Files, absolute
 
 _WORDNET = re.compile(r"n\d{8}")
@@ -92,39 +94,24 @@ def _source(data: str, folder: Path, file: Path, annotations: Annotations) -> Im
     paths = _located(folder, [_with_slashes(folder, image) for image in annotations.images])
     missing = [image for image, path in zip(annotations.images, paths, strict=True) if not os.path.lexists(path)]
     if len(missing) == len(paths):
-        raise DataError(
-            f"none of the {len(paths):,} images of {file} is in {folder}, such as {missing[0]}; give the folder that "
-            "their paths begin in with --data, and the file with --annotations"
-        )
+        if "://" in missing[0]:
+            cure = "addresses are not read, so copy the images here and write their paths"
+        elif os.path.isabs(missing[0]):
+            cure = "these paths begin at the root of another disk, so write them from the folder of the images"
+        else:
+            cure = "give the folder that their paths begin in with --data, and the file with --annotations"
+        raise DataError(f"none of the {len(paths):,} images of {file} is in {folder}, such as {missing[0]}; {cure}")
     notes = list(annotations.notes)
     if missing:
         notes.append(f"not there: {counted(len(missing), 'image')} of {file.name}, such as {missing[0]}")
 
     read_bytes = Files("", tuple(map(absolute, paths)))
-    return source_of(data if str(file) == data else f"{data}, {file.name}", annotations, read_bytes, tuple(notes))
-
-
-def source_of(
-    name: str, annotations: Annotations, read_bytes: Callable[[int], bytes], notes: tuple[str, ...]
-) -> ImageSource:
-    """The source of what annotations say, whoever wrote them."""
-    labels, sets = None, annotations.sets
-    if sets is not None and all(len(one) == 1 for one in sets):
-        labels, sets = np.array([one[0] for one in sets], np.int64), None
-        if (labels == -1).all():
-            labels = None
-    return ImageSource(
-        name=name,
-        names=unique(annotations.images),
-        labels=labels,
-        label_sets=None if sets is None else tuple(sets),
-        values=None if annotations.values is None else np.array(annotations.values, np.float64),
-        class_names=annotations.class_names,
-        read_bytes=read_bytes,
-        labels_from="column" if annotations.ordered_by is None else "names",
-        ordered_by=annotations.ordered_by or "",
-        notes=notes,
-    )
+    source = source_of(data if str(file) == data else f"{data}, {file.name}", annotations, read_bytes, tuple(notes))
+    columns = {
+        name: Files("", tuple(other and absolute(folder / _with_slashes(folder, other)) for other in others))
+        for name, others in annotations.columns.items()
+    }
+    return with_one_label_a_file(replace(source, columns=columns), paths)
 
 
 def _with_slashes(folder: Path, image: str) -> str:

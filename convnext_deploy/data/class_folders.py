@@ -11,6 +11,7 @@ import stat
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -19,6 +20,7 @@ import numpy as np
 from ..errors import DataError, counted, plain
 from . import remote
 from .image_source import ClassOrder, ImageSource, ordered, unique
+from .links import is_inside, refuse_second_names, with_one_label_a_file
 from .readers import Files, Spans, absolute
 
 # Those of torchvision's ImageFolder, and what Pillow reads since; other files are left out.
@@ -42,13 +44,15 @@ def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> I
     read before: anything else would read images twice, or for ever. Hidden files and folders are left out.
 
     Raises:
-        DataError: images both inside and outside of class folders, or a folder that cannot be listed.
+        DataError: images both inside and outside of class folders, a folder that cannot be listed, or a link by which
+            images would have two classes.
     """
     left_out: Counter[str] = Counter()
     others: Counter[str] = Counter()
+    links = _Links()
     try:
         classes: list[str] = []
-        files = sorted(_walk(root, classes, left_out, others))
+        files = sorted(_walk(root, classes, left_out, others, links))
     except OSError as error:
         raise DataError(f"{error.filename} in {data} cannot be listed: {plain(error)}") from None
 
@@ -64,7 +68,13 @@ def folder_source(data: str, root: Path, order: ClassOrder = "torchvision") -> I
         notes += ["images in folders inside class folders count to the class folder, as in torchvision"] if deep else []
     top = {file.partition("/")[0] for file in files if "/" in file}
     _refuse_classes_of_other_files(data, {name: count for name, count in others.items() if name not in top}, top)
-    return _labelled(data, files, labels_of, ordered(classes, order), Files(absolute(root), tuple(files)), notes, order)
+    if top:
+        refuse_second_names(data, root, links.folders, classes)
+    read_bytes = Files(absolute(root), tuple(files))
+    source = _labelled(data, files, labels_of, ordered(classes, order), read_bytes, notes, order)
+    if source is None or source.labels is None or not links.of_files:
+        return source
+    return with_one_label_a_file(source, [root / file for file in files])
 
 
 def _refuse_classes_of_other_files(data: str, others: Mapping[str, int], classes: Collection[str]) -> None:
@@ -92,7 +102,15 @@ def _left_out(counts: Counter[str]) -> list[str]:
     return [f"left out: {count:,} {what if count > 1 else ONE_OF[what]}" for what, count in sorted(counts.items())]
 
 
-def _walk(root: Path, classes: list[str], left_out: Counter[str], others: Counter[str]) -> Iterator[str]:
+@dataclass(slots=True)
+class _Links:
+    """What was seen of links."""
+
+    folders: dict[str, str] = field(default_factory=dict)  # where those beside class folders lead that are left out
+    of_files: bool = False  # whether a file has another name, here or elsewhere
+
+
+def _walk(root: Path, classes: list[str], left_out: Counter[str], others: Counter[str], links: _Links) -> Iterator[str]:
     """Paths of images relative to the root, with "/" between their parts; folders directly below it are classes.
 
     Args:
@@ -110,8 +128,10 @@ def _walk(root: Path, classes: list[str], left_out: Counter[str], others: Counte
             elif _is_folder(entry):
                 if entry.is_symlink():
                     real = os.path.realpath(entry.path)
-                    if any(_is_inside(real, other) or _is_inside(other, real) for other in read):
+                    if any(is_inside(real, other) or is_inside(other, real) for other in read):
                         left_out["links to folders that are read already"] += 1
+                        if not below:
+                            links.folders[entry.name] = real
                         continue
                     read.add(real)
                 waiting.append(path)
@@ -121,14 +141,10 @@ def _walk(root: Path, classes: list[str], left_out: Counter[str], others: Counte
                 left_out["files of other kinds"] += 1
                 if below:
                     others[below.partition("/")[0]] += 1
-            elif _is_image_file(entry):
+            elif _is_image_file(entry, links):
                 yield path
             else:
                 left_out["devices, sockets and named pipes"] += 1
-
-
-def _is_inside(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -138,12 +154,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_image_file(entry: os.DirEntry[str]) -> bool:
+def _is_image_file(entry: os.DirEntry[str], links: _Links) -> bool:
     """A regular file, or a link that leads nowhere: that one is an image which cannot be read."""
     try:
-        return stat.S_ISREG(entry.stat().st_mode)
+        status = entry.stat()
     except OSError:
         return True
+    links.of_files |= entry.is_symlink() or status.st_nlink > 1
+    return stat.S_ISREG(status.st_mode)
 
 
 def is_hidden(name: str) -> bool:

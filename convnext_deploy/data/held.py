@@ -20,11 +20,10 @@ from PIL import Image
 from ..arguments import shown
 from ..env import needs
 from ..errors import DataError, UsageError, counted, plain
-from .annotations import source_of
 from .decoding import UnreadableImage
-from .image_lists import LABELS, PATHS, Annotations, by_labels
+from .entries import LABELS, MASKS, PATHS, Annotations, by_labels, source_of
 from .image_source import CHOOSE, ClassOrder, ImageSource, chosen, unique
-from .image_tables import IMAGES, MASKS, image_column
+from .image_tables import IMAGES, image_column
 from .readers import Reader, file_content, refuse_large
 
 EXPECTED = (

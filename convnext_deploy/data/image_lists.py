@@ -1,55 +1,53 @@
 """Lists of images with their labels: CSV, TSV, text, JSON and JSON lines, with a header or without.
 
 A list names an image and its label in each entry: a class name, a number, or several. A line of text is `PATH LABEL`.
+A column or key that contains paths of images in the place of labels is one of other images, such as masks.
 Kaggle's `LOC_val_solution.csv` of ImageNet is one too. Tables with a column a class hold 0 and 1, or the numbers that
 a regression is to give.
 """
 
+import ast
 import csv
 import io
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ..errors import DataError, counted, plain
+from ..errors import DataError, plain
 from ..records.base import content_of
 from .class_folders import IMAGE_SUFFIXES
-from .image_source import CHOOSE, ClassOrder, ordered
+from .class_folders import SPLITS as NAMES_OF_SPLITS
+from .entries import (
+    LABELS,
+    PATHS,
+    SPLITS,
+    WHOLE,
+    Annotations,
+    beside_of,
+    by_labels,
+    is_number,
+    is_of_masks,
+    named,
+    twice,
+    word,
+)
+from .image_source import CHOOSE, ClassOrder
 
+_Label = str | bool | int | float
+_PICTURES = (*IMAGE_SUFFIXES, ".gif")  # masks may be GIF
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
 MAX_LIST_BYTES = 2**30
 
-PATHS = (
-    "path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path", "img", "img_path",
-    "image_id", "imageid", "image_name", "image_index", "id", "id_code", "name",
-)  # fmt: skip
-LABELS = (
-    "label", "labels", "class", "classes", "class_name", "label_name", "category", "categories", "target", "targets",
-    "tags", "finding_labels", "predictionstring", "value", "score",
-)  # fmt: skip
-SPLITS = ("split", "subset", "partition", "fold", "set", "usage")  # columns that say what an entry is for
 _INDICES = {"", "unnamed:_0", "index"}  # of the column in which pandas numbers the rows
+_LIST_OF_NUMBERS = re.compile(r"\[\s*-?\d[\d.\s,-]*\]")
 _SEVERAL = re.compile(r"[|;]")
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})")
 _WORDNET = re.compile(r"n\d{8}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Annotations:
-    """What a file says of images, an entry each. At most one of `sets` and `values` is there."""
-
-    images: list[str]  # paths, or names without a suffix
-    sets: list[tuple[int, ...]] | None = None
-    values: list[tuple[float, ...]] | None = None
-    class_names: tuple[str, ...] | None = None
-    ordered_by: str | None = None  # what numbered the class names, where the file itself does not
-    notes: tuple[str, ...] = ()
 
 
 def read_list(file: Path, order: ClassOrder, split: str | None = None) -> Annotations:
@@ -79,20 +77,27 @@ def read_list(file: Path, order: ClassOrder, split: str | None = None) -> Annota
 
 
 def says_labels(file: Path) -> bool:
-    """Whether the first entry of a list with names in it, CSV or JSON lines, has one that means labels."""
-    line = text_of(file).partition("\n")[0]
+    """Whether the first entry of a list with names in it, CSV or JSON lines, has one of labels or of masks."""
+    text = text_of(file)
+    line = text.partition("\n")[0]
     if file.suffix.lower() == ".jsonl":
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             return False
-        return isinstance(entry, dict) and any(str(name).lower() in LABELS for name in entry)
-    return any(_word(name) in LABELS for name in next(csv.reader([line]), []))
+        return isinstance(entry, dict) and any(_is_of_truth(str(name), value) for name, value in entry.items())
+    rows = csv.reader(io.StringIO(text))
+    try:
+        header, first = next(rows, []), next(rows, [])
+    except csv.Error:
+        return False
+    return any(_is_of_truth(name, cell) for name, cell in itertools.zip_longest(header, first, fillvalue=""))
 
 
-def _word(cell: str) -> str:
-    """A column's name in one way of writing it."""
-    return re.sub(r"[\s-]+", "_", cell.strip().lower())
+def _is_of_truth(name: str, value: object) -> bool:
+    """Whether a column contains labels or masks; one called `annotation` may have captions."""
+    picture = isinstance(value, str) and value.lower().endswith(_PICTURES)
+    return word(name) in LABELS or (is_of_masks(name) and picture)
 
 
 def text_of(file: Path) -> str:
@@ -105,7 +110,9 @@ def text_of(file: Path) -> str:
         size = file.stat().st_size
         if size > MAX_LIST_BYTES:
             raise DataError(f"{file} has {size:,} bytes; at most {MAX_LIST_BYTES:,} are read as annotations")
-        text = content_of(file, MAX_LIST_BYTES).decode("utf-8-sig")  # of a device no size is known
+        content = content_of(file, MAX_LIST_BYTES)  # of a device no size is known
+        # Excel's "Unicode text" begins with a mark of UTF-16.
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise DataError(f"{file} cannot be read: {plain(error)}") from None
@@ -113,92 +120,6 @@ def text_of(file: Path) -> str:
         raise DataError(
             f"{file} is no UTF-8 text ({error.reason}); expected a list of images, saved as UTF-8"
         ) from None
-
-
-def by_labels(
-    images: list[str],
-    labels: Sequence[Sequence[str | int | float]],
-    order: ClassOrder,
-    where: Path | str,
-    known: Sequence[Sequence[str | int | float]] = (),
-) -> Annotations:
-    """Entries with labels as they are written: whole numbers count as numbers, others as values, words as names.
-
-    An image of several entries has the labels of all of them.
-
-    Args:
-        known: the labels of all entries, where these are of one split: a class that only others have has its number.
-    """
-    together: dict[str, list[str | int | float]] = {}
-    for image, own in zip(images, labels, strict=True):
-        kept = together.setdefault(image, [])
-        kept += [label for label in own if label not in kept]
-    notes: tuple[str, ...] = ()
-    if len(together) < len(images):
-        notes = (
-            f"named again: {counted(len(images) - len(together), 'entry')}; an image has the labels of all of "
-            "its entries",
-        )
-    written = [label for own in together.values() for label in own]
-    images = list(together)
-    if not written:
-        return Annotations(images=images, notes=notes)
-    bare = next((label for label in written if _is_missing(label)), None)
-    if bare is not None and any(_is_number(label) for label in written):
-        image = next(image for image, own in together.items() if bare in own)
-        raise DataError(
-            f"{where} has the label {bare} for {image} among numbers; expected a number, or an empty one where an "
-            "image has no label"
-        )
-    written += [label for own in known for label in own]
-    if all(_is_whole(label) for label in written):
-        sets = [tuple(sorted(int(label) for label in own)) for own in together.values()]
-        return Annotations(images=images, sets=sets, notes=notes)
-    if all(_is_number(label) for label in written):
-        missing = [image for image, own in together.items() if len(own) != 1]
-        if missing:
-            raise DataError(f"{where} has {counted(len(together[missing[0]]), 'value')} for {missing[0]}; expected one")
-        return Annotations(images=images, values=[(float(own[0]),) for own in together.values()], notes=notes)
-    names = [[str(label) for label in own] for own in together.values()]
-    return named(images, names, order, notes, [str(label) for label in written])
-
-
-def named(
-    images: list[str],
-    names: Sequence[Sequence[str]],
-    order: ClassOrder,
-    notes: tuple[str, ...] = (),
-    known: Sequence[str] = (),
-) -> Annotations:
-    """Entries with class names, numbered in an order that nobody has said; `known` are names of other entries."""
-    classes = ordered(sorted({*known, *(name for label_names in names for name in label_names)}), order)
-    number = {name: index for index, name in enumerate(classes)}
-    return Annotations(
-        images=images,
-        sets=[tuple(sorted({number[name] for name in label_names})) for label_names in names],
-        class_names=tuple(classes),
-        ordered_by=f"the class names sorted {'by name' if order == 'torchvision' else 'as timm does'}",
-        notes=notes,
-    )
-
-
-def _is_whole(label: str | int | float) -> bool:
-    return isinstance(label, int) or (isinstance(label, str) and _NUMBER.fullmatch(label) is not None)
-
-
-def _is_missing(label: str | int | float) -> bool:
-    """What pandas and JSON write for a number that is not there, and what is too large for one."""
-    try:
-        return not math.isfinite(float(label))
-    except ValueError:
-        return False
-
-
-def _is_number(label: str | int | float) -> bool:
-    try:
-        return math.isfinite(float(label)) and not (isinstance(label, str) and re.match(r"-?0\d", label))
-    except ValueError:
-        return False
 
 
 def _rows(text: str, file: Path) -> list[list[str]]:
@@ -235,7 +156,7 @@ def _of_split(said: Sequence[str] | None, split: str | None, file: Path) -> list
 
 
 def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | None) -> Annotations:
-    header = [_word(cell) for cell in rows[0]]
+    header = [word(cell) for cell in rows[0]]
     if "imageid" in header and "predictionstring" in header:
         return _kaggle(rows[1:], header.index("imageid"), header.index("predictionstring"), file, order)
     paths = [index for index, cell in enumerate(header) if cell in PATHS]
@@ -258,33 +179,56 @@ def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | 
     kept = _of_split(None if part is None else [row[part] for row in body], split, file)
     whole, body = body, body if kept is None else [body[index] for index in kept]
     images = [row[at] for row in body]
-    said = [index for index in range(width) if has_header and header[index] in LABELS]
+    pictures = [index for index in range(width) if index != at and _name_images(row[index] for row in whole)]
+    columns = {
+        names[index] if has_header else "label" if width == 2 else str(index + 1): [row[index] for row in body]
+        for index in pictures
+        if not (has_header and header[index] in PATHS)  # the image's own name once more
+    }
+    said = [index for index in range(width) if has_header and header[index] in LABELS and index not in pictures]
     if len(said) > 1:
         raise DataError(
             f"{file} has the columns {', '.join(names[index] for index in said)}; expected one of labels, remove others"
         )
-    others = [index for index in range(width) if index not in (at, part)]
-    if has_header and len(others) > 1:
-        others = [index for index in others if header[index] not in _INDICES or not _numbers_rows(body, index)]
+    others = [index for index in range(width) if index not in (at, part, *pictures)]
+    if has_header:  # what an image is called once more, and what counts the rows, is no label
+        others = [index for index in others if header[index] not in PATHS or header[index] == "name"]
+        others = [index for index in others if header[index] not in _INDICES or not _numbers_rows(whole, index)]
     if len(said) == 1 or len(others) <= 1:
         column = next(iter(said or others), None)
         labels, known = (
             [[] if column is None else [label for label in _split(row[column]) if label] for row in rows]
             for rows in (body, whole)
         )
-        return by_labels(images, labels, order, file, known)
-    return _of_columns(images, [[row[index] for index in others] for row in body], [*names] and [
-        names[index] for index in others
-    ], file)  # fmt: skip
+        return beside_of(by_labels(images, labels, order, file, known), images, columns, file)
+    cells = [[row[index] for index in others] for row in body]
+    if columns and not all(is_number(cell) for row in cells for cell in row):
+        return beside_of(by_labels(images, [[]] * len(images), order, file), images, columns, file)
+    entries = _of_columns(images, cells, [*names] and [names[index] for index in others], file)
+    return beside_of(entries, images, columns, file)
+
+
+def _name_images(cells: Iterable[str]) -> bool:
+    """Whether a column contains paths of images; some may be empty."""
+    said = [cell for cell in cells if cell]
+    return bool(said) and all(cell.lower().endswith(_PICTURES) for cell in said)
 
 
 def _numbers_rows(body: list[list[str]], column: int) -> bool:
     """Whether a column counts the rows, in any order; numbers of classes come again."""
     cells = [row[column] for row in body]
-    return all(_NUMBER.fullmatch(cell) for cell in cells) and len(set(cells)) == len(cells)
+    return all(WHOLE.fullmatch(cell) for cell in cells) and len(set(cells)) == len(cells)
 
 
 def _split(cell: str) -> list[str]:
+    """The labels in a cell: `cat|dog`, or a list as pandas, numpy or JSON write one as text."""
+    if _LIST_OF_NUMBERS.fullmatch(cell):
+        return re.split(r"[\s,]+", cell[1:-1].strip(" ,"))
+    if cell.startswith("[") and cell.endswith("]"):
+        try:
+            return [str(label) for label in ast.literal_eval(cell)]
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass  # a name in brackets
     return [part.strip() for part in _SEVERAL.split(cell)]
 
 
@@ -302,21 +246,26 @@ def _of_columns(images: list[str], cells: list[list[str]], names: list[str], fil
             "the columns path and label, or a column a class with 0 and 1"
         ) from None
     if len(set(images)) < len(images):
-        raise DataError(f"{file} names an image twice, {_twice(images)}; expected a line an image")
+        raise DataError(f"{file} names an image twice, {twice(images)}; expected a line an image")
     classes = tuple(names) if names and len(set(names)) == len(names) else None
     if all(value in (0.0, 1.0) for row in values for value in row):
         sets = [tuple(index for index, value in enumerate(row) if value) for row in values]
         return Annotations(
             images=images, sets=sets, class_names=classes, ordered_by="the columns of the list in their order"
         )
+    if all(value in (-1.0, 1.0) for row in values for value in row):
+        sets = [tuple(index for index, value in enumerate(row) if value > 0) for row in values]
+        notes = ("columns of -1 and 1, as CelebA's, say of each class whether an image has it",)
+        return Annotations(
+            images=images,
+            sets=sets,
+            class_names=classes,
+            ordered_by="the columns of the list in their order",
+            notes=notes,
+        )
     if not all(math.isfinite(value) for row in values for value in row):
         raise DataError(f"{file} contains a value that is not finite; expected numbers")
     return Annotations(images=images, values=values, class_names=classes)
-
-
-def _twice(images: Sequence[str]) -> str:
-    names: set[str] = set()
-    return next(image for image in images if image in names or names.add(image))  # type: ignore[func-returns-value]
 
 
 def _kaggle(rows: list[list[str]], at: int, boxes_at: int, file: Path, order: ClassOrder) -> Annotations:
@@ -334,50 +283,101 @@ def _kaggle(rows: list[list[str]], at: int, boxes_at: int, file: Path, order: Cl
 
 
 def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) -> Annotations:
-    """[{"path": ..., "label": ...}, ...], [[path, label], ...] or {path: label}."""
+    """[{"path": ..., "label": ...}, ...], [[path, label], ...], {path: label} or {class: [paths]}."""
+    classes: list[str] = []
     if isinstance(document, dict):
-        document = [list(pair) for pair in document.items()]
+        document, classes = _of_keys(document, file)
     if not isinstance(document, list) or not document:
         raise DataError(f'{file} contains no list of images; expected [{{"path": ..., "label": ...}}, ...]')
-    parts = [_part(entry) for entry in document]
+    entries = [_entry(entry) for entry in document]
+    parts = [_part(entry) for entry in entries]
     kept = _of_split([part or "none" for part in parts] if any(parts) else None, split, file)
+    pictures = _picture_keys(entries)
     images: list[str] = []
     labels: list[list[str | int | float]] = []
-    for number, entry in enumerate(document, 1):
-        path, label = _entry(entry)
+    for number, entry in enumerate(entries, 1):
+        keys = {word(key): value for key, value in entry.items() if key not in pictures}
+        label = next((keys[name] for name in LABELS if name in keys), None)
         try:
-            images.append(msgspec.convert(path, str))
-            targets = msgspec.convert([] if label is None else label, str | int | float | list[str | int | float])
+            images.append(msgspec.convert(next((keys[name] for name in PATHS if name in keys), None), str))
+            targets = msgspec.convert([] if label is None else label, _Label | list[_Label])
         except msgspec.ValidationError:
+            listing = ", ".join(entry) or "none"
             raise DataError(
-                f'{file}: entry {number} has no path and label; expected {{"path": ..., "label": ...}}'
+                f"{file}: entry {number} has no path and label that are text or numbers (its keys: {listing[:80]}); "
+                'expected {"path": ..., "label": ...}'
             ) from None
         labels.append(targets if isinstance(targets, list) else [targets])
-    known = labels
+    known: list[Sequence[str | int | float]] = [*labels, *([name] for name in classes)]
     if kept is not None:
+        entries = [entries[index] for index in kept]
         images, labels = [images[index] for index in kept], [labels[index] for index in kept]
-    lengths = {len(targets) for targets in labels}
-    if (
-        lengths == {max(lengths)}
-        and max(lengths) > 1
-        and any(isinstance(v, float) for targets in labels for v in targets)
-    ):
-        if len(set(images)) < len(images):
-            raise DataError(f"{file} names an image twice, {_twice(images)}; expected an entry an image")
-        return Annotations(images=images, values=[tuple(float(value) for value in targets) for targets in labels])
-    return by_labels(images, labels, order, file, known)
+    columns = {key: [entry.get(key) or "" for entry in entries] for key in pictures}
+    return beside_of(by_labels(images, labels, order, file, known), images, columns, file)
 
 
-def _part(entry: Any) -> str | None:
-    keys = {str(key).lower(): value for key, value in entry.items()} if isinstance(entry, dict) else {}
+def _of_keys(document: dict[str, Any], file: Path) -> tuple[list[Any], list[str]]:
+    """The entries of an object, and the names of the classes where its keys are these.
+
+    Raises:
+        DataError: it does not say which side names images.
+    """
+    if isinstance(document.get("data_list"), list):  # of mmpretrain, whose numbers are the model's
+        return document["data_list"], []
+    if document and document.keys() <= {*filter(_is_split, document)} and _are_lists(document):
+        return [_entry(entry) | {"split": name} for name, part in document.items() for entry in part], []
+    singular = [word(name).removesuffix("s") for name in document]
+    if any(name in PATHS for name in singular):  # a column a key, as pandas writes a table
+        columns = [[*column.values()] if isinstance(column, dict) else column for column in document.values()]
+        if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+            raise DataError(f"{file} has the keys {', '.join(document)}; expected lists of one length, one a column")
+        names = [one if one in PATHS else name for one, name in zip(singular, document, strict=True)]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], []
+    of_images = [name for name in document if name.lower().endswith(_PICTURES)]
+    paths_of = {name: _paths(value) for name, value in document.items()}
+    if not any(paths_of.values()) or (of_images and not any(isinstance(value, list) for value in document.values())):
+        return [list(pair) for pair in document.items()], []
+    if of_images or None in paths_of.values() or not any(isinstance(value, list) for value in document.values()):
+        first = of_images[0] if of_images else next(iter(document))
+        raise DataError(
+            f"{file} does not say which side names images, as in {first!r}: {str(document[first])[:60]}; expected "
+            "{path: label} or {path: [labels]}, {class: [paths]}, or for masks a list of objects with image and mask"
+        )
+    return [[path, [name]] for name, paths in paths_of.items() for path in paths or ()], [*document]
+
+
+def _is_split(name: str) -> bool:
+    return name.lower() in NAMES_OF_SPLITS
+
+
+def _are_lists(document: dict[str, Any]) -> bool:
+    return all(isinstance(part, list) for part in document.values())
+
+
+def _paths(value: Any) -> list[str] | None:
+    """Paths of images, one or a list, which may be empty; None: something else."""
+    paths = value if isinstance(value, list) else [value]
+    return paths if all(isinstance(path, str) and path.lower().endswith(_PICTURES) for path in paths) else None
+
+
+def _picture_keys(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys beside that of the image whose values are paths of images, in the place of labels."""
+    keys = dict.fromkeys(key for entry in entries for key in entry if word(key) not in PATHS)
+    cells_of = {key: [entry.get(key) or "" for entry in entries] for key in keys}
+    return [
+        key for key, cells in cells_of.items() if all(isinstance(cell, str) for cell in cells) and _name_images(cells)
+    ]
+
+
+def _part(entry: dict[str, Any]) -> str | None:
+    keys = {word(key): value for key, value in entry.items()}
     return next((str(keys[name]) for name in SPLITS if isinstance(keys.get(name), (str, int))), None)
 
 
-def _entry(entry: Any) -> tuple[Any, Any]:
+def _entry(entry: Any) -> dict[str, Any]:
+    """By the names of its parts, whatever form it has; without any where it is no entry."""
     if isinstance(entry, dict):
-        keys = {str(key).lower(): value for key, value in entry.items()}
-        path = next((keys[name] for name in PATHS if name in keys), None)
-        return path, next((keys[name] for name in LABELS if name in keys), None)
+        return {str(key): value for key, value in entry.items()}
     if isinstance(entry, list) and len(entry) == 2:
-        return entry[0], entry[1]
-    return (entry, None) if isinstance(entry, str) else (None, None)
+        return {"path": entry[0], "label": entry[1]}
+    return {"path": entry} if isinstance(entry, str) else {}

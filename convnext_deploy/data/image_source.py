@@ -73,7 +73,9 @@ class ImageSource:
     values: NDArray[np.float64] | None = None  # (N, K): what a regression is to give, in `labels`' place
     boxes: Boxes | None = None  # what a detector is to give, likewise
     masks: Masks | None = None  # what a segmenter is to give, in `labels`' place
-    columns: Mapping[str, Callable[[int], bytes]] = field(default_factory=dict)  # other images of each row: masks
+    columns: Mapping[str, Callable[[int], bytes]] = field(
+        default_factory=dict
+    )  # other images of each row: masks; "" in `Files`: none
     notes: tuple[str, ...] = ()  # what was left out or assumed when the source was opened, a line each
 
     def __len__(self) -> int:
@@ -152,6 +154,11 @@ def refuse_unlabelled(source: ImageSource) -> None:
         DataError: nothing says what is on the images.
     """
     if source.labels is None and source.label_sets is None:
+        if source.columns:
+            raise DataError(
+                f"{source.name} has no labels: {', '.join(source.columns)} beside the images contains images, as the "
+                "masks of a segmenter are; expected a column of class names or numbers, called label"
+            )
         raise DataError(
             f"{source.name} has no labels; expected class folders, a column label, a list, or --annotations FILE"
         )

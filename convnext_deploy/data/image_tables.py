@@ -12,16 +12,12 @@ import numpy as np
 from ..env import needs
 from ..errors import DataError, plain
 from . import remote
-from .image_lists import LABELS
+from .entries import LABELS, MASKS, by_labels, source_of
 from .image_source import ClassOrder, ImageSource, ordered, unique
 from .readers import PARQUET_ERRORS, Rows
 
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
 IMAGES = ("image", "img", "pixel_values", "jpg", "png")  # names of a column of images, in small letters
-MASKS = (
-    "annotation", "annotations", "mask", "masks", "label", "labels", "segmentation", "segmentation_mask",
-    "semantic_segmentation", "semantic_mask", "label_map", "ground_truth", "gt",
-)  # fmt: skip  # of one whose images are masks
 
 
 def image_column(columns: Sequence[str]) -> str | None:
@@ -46,7 +42,7 @@ def parquet_source(data: str, files: Sequence[str], order: ClassOrder = "torchvi
         import pyarrow.parquet as pq
 
     names: list[str] = []
-    labels: list[int | str | None] = []
+    labels: list[Any] = []
     first: _Columns | None = None
     groups: list[tuple[str, int]] = []
     starts: list[int] = []  # index of the first image of each row group
@@ -82,7 +78,10 @@ def parquet_source(data: str, files: Sequence[str], order: ClassOrder = "torchvi
     places = np.stack([np.repeat(np.arange(len(groups)), sizes), rows], axis=1)
     assert first is not None  # no caller gives no file
     read_bytes = Rows(groups, places, first.images)
-    source = _in_order(data, names, *_numbers(labels, order), first.class_names, read_bytes)
+    if any(isinstance(label, (list, float, bool)) for label in labels):
+        source = _by_labels(data, names, labels, order, first.class_names, read_bytes)
+    else:
+        source = _in_order(data, names, *_numbers(labels, order), first.class_names, read_bytes)
     return replace(source, columns={other: Rows(groups, places, other) for other in first.others})
 
 
@@ -109,42 +108,81 @@ def _columns(schema: Any, path: str) -> _Columns:
         if inner.get("bytes") in (pa.binary(), pa.large_binary()):
             candidates.append(field.name)
     if not candidates:
-        raise DataError(f"{path} has no column image {{bytes, path}} (its columns: {', '.join(schema.names)})")
+        raise DataError(
+            f"{path} has no column image {{bytes, path}} (its columns: {', '.join(schema.names)}); write a table of "
+            "paths as CSV, with the columns path and label"
+        )
     images = image_column(candidates)
     if images is None:
         raise DataError(
             f"{path} has the columns of images {', '.join(candidates)}; expected one of them to be called image"
         )
     classes = _class_names(schema)
-    fitting = [field.name for field in schema if _is_of_labels(field.type)]
+    kinds = {field.name: field.type for field in schema if _is_of_labels(field.type)}
+    # Where several are called so, lists and values are the less likely.
+    fitting = sorted(kinds, key=lambda name: (pa.types.is_floating(kinds[name]), pa.types.is_nested(kinds[name])))
     labels = next((name for name in (*fitting, *classes) if name.lower() in LABELS or name in classes), None)
     if "label" in schema.names and "label" not in candidates:
         labels = "label"
         if labels not in fitting:
             raise DataError(
-                f"{path} has labels of type {schema.field('label').type}; expected integers or names of classes, or "
-                "Hugging Face's own reader with hfds:FOLDER"
+                f"{path} has labels of type {schema.field('label').type}; expected numbers or names of classes, one or "
+                "a list, or Hugging Face's own reader with hfds:FOLDER"
             )
     others = tuple(name for name in candidates if name != images)
     return _Columns(images, others, labels, None if labels is None else classes.get(labels))
 
 
 def _is_of_labels(kind: Any) -> bool:
-    """Whether a column of this type contains numbers or texts, plain or as pandas keeps categories."""
+    """Whether a column of this type contains numbers or texts, plain, in lists or as pandas keeps categories."""
     import pyarrow as pa
 
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_dictionary(kind):
+        kind = kind.value_type
+    plain_kinds = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
+    return any(is_kind(kind) for is_kind in plain_kinds)
 
 
 def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
     """The names of the classes that columns have numbers of, as `datasets` writes them beside the schema."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        with_names = [name for name in schema.names if isinstance(features[name], dict) and "names" in features[name]]
-        return {name: msgspec.convert(features[name]["names"], tuple[str, ...]) for name in with_names}
+        inner = {name: _inner(features[name]) for name in schema.names}
+        with_names = [name for name, feature in inner.items() if isinstance(feature, dict) and "names" in feature]
+        return {name: msgspec.convert(inner[name]["names"], tuple[str, ...]) for name in with_names}
     except (LookupError, TypeError, ValueError, RecursionError):  # written by something else than `datasets`
         return {}
+
+
+def _inner(feature: Any) -> Any:
+    """What a list contains, as any version of `datasets` writes that; anything else as it is."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    return feature.get("feature", feature) if isinstance(feature, dict) else feature
+
+
+def _by_labels(
+    data: str,
+    names: list[str],
+    labels: Sequence[Any],
+    order: ClassOrder,
+    class_names: tuple[str, ...] | None,
+    read_bytes: Callable[[int], bytes],
+) -> ImageSource:
+    """The source of a table whose labels are lists or have a point, as lists of images have them."""
+    said = [[] if label is None else label if isinstance(label, list) else [label] for label in labels]
+    if not any(isinstance(label, list) for label in labels) and None in labels:
+        raise DataError(
+            f"{data} has no label for {names[labels.index(None)]}; expected one for every image or for none"
+        )
+    strange = next((label for own in said for label in own if not isinstance(label, (str, int, float))), "")
+    if strange != "":
+        raise DataError(f"{data} has {strange!r} in a list of labels; expected numbers or names")
+    annotations = by_labels(list(unique(names)), said, order, data)
+    if class_names is not None:
+        annotations = replace(annotations, class_names=class_names)
+    return source_of(data, annotations, read_bytes, annotations.notes)
 
 
 def _numbers(labels: Sequence[int | str | None], order: ClassOrder) -> tuple[list[int | None], tuple[str, ...] | None]:

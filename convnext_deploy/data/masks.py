@@ -1,8 +1,9 @@
 """Masks of images, in which each pixel is a class's number: files of the same names in a folder of their own, or the
-images of another column of the same table.
+images of another column of the same table or list.
 """
 
 import io
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +15,8 @@ from PIL import Image
 
 from ..errors import DataError, counted, plain
 from . import decoding
+from .entries import is_of_masks
 from .image_source import ImageSource, Masks, chosen, unreadable_mask
-from .image_tables import MASKS
 from .readers import Files, absolute
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that keep a number as it is
@@ -29,7 +30,7 @@ def masked(source: ImageSource, annotations: str | None, *, ignored: int, reduce
 
     Args:
         annotations: a folder that contains `a/b.png` for the image `a/b.jpg`, or the name of a column of masks; None:
-            the one column that can be meant.
+            the one column that can be meant. An image without a path there has no mask.
         ignored: a number that counts nowhere.
         reduce_labels: masks count from 1, and 0 counts nowhere.
 
@@ -38,16 +39,20 @@ def masked(source: ImageSource, annotations: str | None, *, ignored: int, reduce
     """
     if source.columns and (annotations is None or annotations in source.columns or not Path(annotations).is_dir()):
         column = _column(source, annotations)
-        names = tuple(f"of {name} (column {column})" for name in source.names)
-        masks = Masks(names, source.columns[column], ignored, reduce_labels)
-        notes = (
-            source.notes if annotations else (*source.notes, f"masks: the column {column} (--annotations otherwise)")
-        )
-        notes += _white_is_ignored(masks)
-        bare = replace(source, labels=None, label_sets=None, values=None, class_names=None)
-        return replace(bare, masks=masks, notes=notes)
+        bare = _with_a_path(replace(source, labels=None, label_sets=None, values=None, class_names=None), column)
+        read_bytes = bare.columns[column]
+        if isinstance(read_bytes, Files):
+            names = read_bytes.paths
+        else:
+            names = tuple(f"of {name} (column {column})" for name in bare.names)
+        masks = Masks(names, read_bytes, ignored, reduce_labels)
+        notes = bare.notes if annotations else (*bare.notes, f"masks: the column {column} (--annotations otherwise)")
+        return replace(bare, masks=masks, notes=notes + _white_is_ignored(masks))
     if annotations is None:
-        raise DataError(f"{source.name} has no masks; give --annotations FOLDER with a mask for each image")
+        raise DataError(
+            f"{source.name} has no masks; give --annotations FOLDER with a mask for each image, or a list with the "
+            "columns image and mask, which are paths"
+        )
     return _beside(source, Path(annotations), ignored, reduce_labels)
 
 
@@ -65,10 +70,37 @@ def _column(source: ImageSource, asked: str | None) -> str:
                 f"has {held}"
             )
         return asked
-    candidates = [name for name in source.columns if name.lower() in MASKS] or [*source.columns]
+    candidates = [name for name in source.columns if is_of_masks(name)] or [*source.columns]
     if len(candidates) > 1:
-        raise DataError(f"{source.name} has the columns {held} beside its images; name the masks' with --annotations")
+        raise DataError(
+            f"{source.name} has the columns {held} beside its images; name the masks' with --annotations (and give a "
+            "list itself with --data)"
+        )
     return candidates[0]
+
+
+def _with_a_path(source: ImageSource, column: str) -> ImageSource:
+    """The images for which a list names a mask.
+
+    Raises:
+        DataError: not one of the masks is there.
+    """
+    files = source.columns[column]
+    if not isinstance(files, Files):
+        return source
+    kept = [index for index, path in enumerate(files.paths) if path]
+    paths = [files.paths[index] for index in kept]
+    if not kept:
+        raise DataError(f"{source.name} names no mask in the column {column}; expected a path for each image")
+    if not any(map(os.path.lexists, paths)):
+        raise DataError(
+            f"none of the {counted(len(paths), 'mask')} of {source.name} (column {column}) is there, such as "
+            f"{paths[0]}; expected paths that begin where the images' do"
+        )
+    if len(kept) == len(source):
+        return source
+    note = f"left out: {counted(len(source) - len(kept), 'image')} without a mask in the column {column}"
+    return replace(chosen(source, kept), notes=(*source.notes, note))
 
 
 def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool) -> ImageSource:
@@ -145,7 +177,7 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
         DataError: the file cannot be read, or contains what is no class of the model.
     """
     try:
-        numbers = _numbers(masks.encoded(index))
+        numbers = _numbers(masks.encoded(index), classes + masks.reduce_labels)
     except decoding.UnreadableImage as error:
         raise unreadable_mask(masks.names[index], error) from None
     least = int(masks.reduce_labels)
@@ -166,7 +198,11 @@ def read(masks: Masks, index: int, classes: int) -> NDArray[np.int32]:
     return numbers
 
 
-def _numbers(content: bytes) -> NDArray[np.int32]:
+def _numbers(content: bytes, most: int = 0) -> NDArray[np.int32]:
+    """
+    Args:
+        most: numbers below may be classes; 0: nobody knows.
+    """
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         decoding.refuse_many(image.width, image.height)
@@ -178,7 +214,33 @@ def _numbers(content: bytes) -> NDArray[np.int32]:
         raise decoding.UnreadableImage(plain(error)) from error
     if image.mode not in ("P", "L", "1", "I") and not image.mode.startswith("I;16"):
         raise decoding.UnreadableImage(f"its pixels are {image.mode}; expected one number a pixel (grey or a palette)")
-    return np.asarray(image).astype(np.int32)
+    numbers = np.asarray(image).astype(np.int32)
+    if image.mode == "P":
+        _refuse_greys(image, np.unique(numbers), most)
+    return numbers
+
+
+def _refuse_greys(image: Image.Image, entries: NDArray[np.int32], most: int) -> None:
+    """Refuse a palette that is a grey mask's: Pillow writes the greys of a GIF as entries without gaps.
+
+    Args:
+        entries: of the palette, those that pixels have.
+
+    Raises:
+        UnreadableImage: the greys are other numbers than the entries, and may be classes too.
+    """
+    palette = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
+    if (palette != palette[:, :1]).any() or entries[-1] >= len(palette):
+        return
+    greys = palette[entries, 0]
+    if len(set(greys.tolist())) < len(entries):
+        return  # several entries of one grey tell no numbers
+    if (greys != entries).any() and (greys < most).all():
+        first = int(np.flatnonzero(greys != entries)[0])
+        raise decoding.UnreadableImage(
+            f"its palette is grey, and entry {entries[first]} is the grey {greys[first]}: either may be the class; "
+            "write it as a grey PNG"
+        )
 
 
 def written(classes: NDArray[np.int32], *, most: int, reduce_labels: bool) -> bytes:

@@ -40,6 +40,8 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
      _IN_PYTHON),
     ((".arrow",), "a table of Arrow", "write it with datasets.Dataset.from_file(FILE).to_parquet('images.parquet')"),
     ((".xlsx", ".xls", ".ods"), "a spreadsheet", "save it as CSV"),
+    ((".lst", ".manifest"), "a list of another tool", "write it as CSV with the columns path and label"),
+    ((".rec", ".idx"), "no image file", _IN_PYTHON),
     ((".yaml", ".yml", ".xml"), "a description", "give the folder of images, and a list with --annotations"),
     (IMAGE_SUFFIXES, "one image", "give the folder that it is in, or use `predict` for single images"),
 )  # fmt: skip
@@ -84,6 +86,11 @@ def open_source(
         return replace(source, name=printable(source.name))
     source = _opened(data, split, class_order)
     return replace(source, name=printable(source.name if split is None else f"{data}, split {split}"))
+
+
+def is_list(path: str) -> bool:
+    """Whether a file is there, called as lists are: `annotations` may name a folder or a column of masks too."""
+    return path.lower().endswith(LIST_SUFFIXES) and Path(path).is_file()
 
 
 def open_whole(option: str, data: str | ImageSource) -> ImageSource:

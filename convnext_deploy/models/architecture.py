@@ -57,7 +57,7 @@ def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: 
     if len(named) < len(tensors):
         raise WeightsError(f"{where} ({layout} layout) has more than one norm in its stem")
     tensors = named
-    depths = []
+    depths: list[int] = []
     for i in range(4):
         # Without leading zeros, which would name one block twice.
         blocks = {name.split(".")[2] for name in tensors if name.startswith(f"stages.{i}.")}
@@ -65,9 +65,18 @@ def described(layout: str, tensors: dict[str, Tensor], norm_first: bool, where: 
         # What was cut on purpose has no head either: a classifier without a stage is damaged.
         if not blocks and may_end and i and not any(name.startswith((*_of_stages(i), "head.")) for name in tensors):
             break
+        if i and not any(name.startswith(_of_stages(i)) for name in tensors):
+            raise WeightsError(
+                f"{where} ({layout} layout) is incomplete: stage {i} has no block 0; expected four stages, and it has "
+                f"{i} (depths {', '.join(map(str, depths))}): of those the maps are exported, with --task features, if "
+                "you save it without its head's norm and classifier"
+            )
         if gaps or not blocks:
             raise WeightsError(f"{where} ({layout} layout) is incomplete: stage {i} has no block {[*gaps, 0][0]}")
         depths.append(len(blocks))
+    fifth = sorted(name for name in tensors if name.startswith("stages.4."))
+    if fifth:
+        raise WeightsError(f"{where} ({layout} layout) has more than four stages ({fifth[0]}); expected a ConvNeXt's 4")
     try:
         depthwise = [tensors[f"stages.{i}.0.dwconv_norm.conv.weight"] for i in range(len(depths))]
         stem = tensors["stem.convs.0.weight"]

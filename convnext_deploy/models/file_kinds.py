@@ -202,6 +202,15 @@ def refuse_folder(folder: Path) -> None:
         )
     if "saved_model.pb" in names:
         raise WeightsError(f"{folder} is a SavedModel of TensorFlow; {_ELSEWHERE}")
+    if any(name.endswith(".ocdbt") for name in names) or {"_METADATA", "_CHECKPOINT_METADATA"} & names:
+        raise WeightsError(f"{folder} is a checkpoint of Orbax, as Flax and JAX write it; {_ELSEWHERE}")
+    if folder.suffix.lower() == ".mlpackage":
+        raise WeightsError(f"{folder} is a model of Core ML; give the checkpoint that it was converted from")
+    graphs = sorted(name for name in names if name.endswith(".xml") and f"{name[:-4]}.bin" in names)
+    if graphs:
+        raise WeightsError(
+            f"{folder} is an OpenVINO model ({graphs[0]} and its .bin); give the checkpoint that it was converted from"
+        )
     weights = weights_in(folder)
     parts = [name for name in weights if _PART.search(name)]
     if parts and len(parts) == len(weights):

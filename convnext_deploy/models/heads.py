@@ -96,6 +96,10 @@ def classifier_of(
             "expected one or two; use --task embed and compute the head yourself"
         )
     if len(linears) == 2:
+        one, other = (linear.tensors["weight"] for linear in linears)
+        by_name = len(parts) == 2 and None in (parts[0].number, parts[1].number)
+        if by_name and one.shape[1] == other.shape[0] and other.shape[1] != one.shape[0]:
+            parts, linears = parts[::-1], linears[::-1]  # a file with sorted names has them so
         return _two(parts, linears, root, where, activation)
     before = [part for part in parts[: parts.index(linears[0])] if part.is_batch_norm]
     after = [part for part in parts[parts.index(linears[0]) + 1 :] if part.is_batch_norm]
@@ -134,6 +138,13 @@ def _two(
             f"tensors as {root}weight and {root}bias without the other's, or use --task embed and compute both yourself"
         )
     numbers = [part.number for part in parts]
+    if given.shape[0] == given.shape[1] == taken.shape[1] and not _are_in_sequence(parts[first : last + 1]):
+        names = " and ".join(f"{root}{linear.path}" for linear in linears)
+        raise WeightsError(
+            f"{where} has the linears {names}, which both take {taken.shape[1]} channels, so that they may stand one "
+            f"after the other or side by side; save them as an nn.Sequential has them ({root}0 and {root}2 with an "
+            "activation between), or use --task embed and compute the head yourself"
+        )
     # A part without tensors leaves a number out; the first such place after the first linear is the activation's.
     gaps = [
         index
@@ -164,6 +175,17 @@ def _two(
         return Classifier(_named("classifier", (weight, bias)), notes=tuple(notes))
     tensors = _named("hidden", hidden) | _named("classifier", output)
     return Classifier(tensors, activation, len(hidden[1]), tuple(notes))
+
+
+def _are_in_sequence(parts: list[_Part]) -> bool:
+    """Whether an `nn.Sequential` has these parts, with something between the first and the last.
+
+    Two linears beside one another are in a list or have names, as two classifiers are.
+    """
+    numbers = [part.number for part in parts]
+    if len({part.path.rpartition(".")[0] for part in parts}) > 1 or None in numbers:
+        return False
+    return (numbers[-1] or 0) - (numbers[0] or 0) > 1
 
 
 def _folded(before: list[_Part], linear: _Part, after: list[_Part]) -> Affine:

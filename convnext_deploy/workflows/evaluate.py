@@ -66,9 +66,10 @@ class Images:
             return *self.opened(), goal
         if self.labels is not None:
             raise UsageError(f"--labels {self.labels}: masks contain the numbers of classes; give it to export")
+        listed = self.annotations is not None and sources.is_list(self.annotations)
         source = masks.masked(
-            sources.open_source(self.data, self.split),
-            self.annotations,
+            sources.open_source(self.data, self.split, annotations=self.annotations if listed else None),
+            None if listed else self.annotations,
             ignored=model.segmentation.ignored,
             reduce_labels=self.reduce_labels or model.segmentation.reduce_labels,
         )

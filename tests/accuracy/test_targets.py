@@ -70,6 +70,12 @@ def test_a_regression_takes_values_or_labels_as_they_are_and_the_others_take_no_
     assert labelled(by_label, artifact(model(1)), None, "regression") is by_label
     with pytest.raises(DataError, match="has no values; expected a list"):
         labelled(source(), artifact(model(1)), None, "regression")
+    names = source(labels=LABELS, class_names=("1,5", "2,5", "3,5"), labels_from="names")
+    with pytest.raises(DataError, match="has names such as '1,5' in the place of values; expected a list"):
+        labelled(names, artifact(model(1)), None, "regression")
+    missing = source(label_sets=((1,), (), (2,), (3,)))
+    with pytest.raises(DataError, match=r"images has 0 values for b\.png; expected one"):
+        labelled(missing, artifact(model(1)), None, "regression")
     with pytest.raises(DataError, match=r"has values such as 0\.5 in the place of classes"):
         labelled(values, artifact(model()))
     with pytest.raises(DataError, match="has no labels; expected class folders"):

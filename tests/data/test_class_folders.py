@@ -182,10 +182,58 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path, target: str) -> 
     picture(root / "ant" / "a.png")
     picture(root / "bee" / "b.png")
     (root / "bee" / "up").symlink_to(target)
-    (root / "cat").symlink_to(target)
     source = sources.open_source(str(root))
     assert (source.names, source.class_names) == (("ant/a.png", "bee/b.png"), ("ant", "bee"))
-    assert any("links to folders that are read already" in note for note in source.notes) or target == "ant"
+    assert any("link to a folder that is read already" in note for note in source.notes) or target == "ant"
+    (root / "cat").symlink_to(target)
+    why = "cat of .* are one folder" if target == "ant" else "cat of .* is a link to .*, which contains all classes"
+    with pytest.raises(DataError, match=f"the class folders? .*{why}.* two.*; remove the link, or give a list"):
+        sources.open_source(str(root))
+
+
+def test_a_class_folder_with_two_names_is_refused_by_both(tmp_path: Path) -> None:
+    """ImageFolder reads it twice, and without one of them the other classes would have other numbers."""
+    for name in ("ant/a.png", "bee/b.png"):
+        picture(tmp_path / "set" / name)
+    picture(tmp_path / "store" / "c" / "c.png")
+    alias = tmp_path / "set" / "alias"
+    for target, other in (("ant", "ant"), ("bee/../ant", "ant"), (tmp_path / "set/bee", "bee")):
+        alias.symlink_to(target)
+        assert len(imagefolder(tmp_path / "set")) == 3
+        with pytest.raises(DataError, match=rf"the class folders {other} and alias of .* are one folder"):
+            sources.open_source(str(tmp_path / "set"))
+        alias.unlink()
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "store" / "c")
+    assert found(sources.open_source(str(tmp_path / "set"))) == {"ant/a.png": 0, "bee/b.png": 1, "cat/c.png": 2}
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "store")
+    with pytest.raises(DataError, match=r"the class folders cat and dog of .* are one folder"):
+        sources.open_source(str(tmp_path / "set"))
+    (tmp_path / "set" / "dog").unlink()
+    picture(tmp_path / "set" / ".store" / "d" / "d.png")
+    (tmp_path / "set" / "dog").symlink_to(".store/d")
+    with pytest.raises(DataError, match=r"the class folder dog of .* is a link to .*/d, which is hidden in .*; move"):
+        sources.open_source(str(tmp_path / "set"))
+
+
+def test_images_without_classes_may_have_links_beside_them(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "all").symlink_to(".")
+    assert sources.open_source(str(tmp_path)).names == ("a.png",)
+
+
+def test_a_file_with_two_names_has_one_class(tmp_path: Path) -> None:
+    picture(tmp_path / "ant" / "a.png")
+    (tmp_path / "ant" / "b.png").symlink_to("a.png")
+    note = "counted twice: 1 image by links between files, such as ant/a.png and ant/b.png"
+    assert note in sources.open_source(str(tmp_path)).notes
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / "c.png").symlink_to("../ant/a.png")
+    with pytest.raises(DataError, match=r"ant/a.png and bee/c.png of .* are one file and have different labels"):
+        sources.open_source(str(tmp_path))
+    (tmp_path / "bee" / "c.png").unlink()
+    os.link(tmp_path / "ant" / "a.png", tmp_path / "bee" / "c.png")
+    note = "of two labels: 1 image by links between files, such as ant/a.png and bee/c.png"
+    assert note in sources.open_source(str(tmp_path)).notes
 
 
 def test_a_folder_elsewhere_is_followed_once(tmp_path: Path) -> None:
@@ -194,10 +242,12 @@ def test_a_folder_elsewhere_is_followed_once(tmp_path: Path) -> None:
     picture(root / "bee" / "b.png")
     (tmp_path / "store" / "ants" / "round").symlink_to(tmp_path / "store")
     (root / "ant").symlink_to(tmp_path / "store" / "ants")
-    (root / "cat").symlink_to(tmp_path / "store" / "ants")
     source = sources.open_source(str(root))
     assert found(source) == {"ant/a.png": 0, "bee/b.png": 1}
-    assert "left out: 2 links to folders that are read already" in source.notes
+    assert "left out: 1 link to a folder that is read already" in source.notes
+    (root / "cat").symlink_to(tmp_path / "store" / "ants")
+    with pytest.raises(DataError, match=r"the class folders ant and cat of .* are one folder"):
+        sources.open_source(str(root))
 
 
 def test_a_root_that_is_a_link_and_links_to_files_are_followed(tmp_path: Path) -> None:

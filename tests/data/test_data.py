@@ -9,9 +9,11 @@ import tarfile
 import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -330,7 +332,10 @@ def test_parquet_with_some_labels_missing_is_refused(tmp_path: Path) -> None:
         pytest.param("label", pa.array(["b", "a"]).dictionary_encode(), ("a", "b"), [1, 0], id="pandas' categories"),
         pytest.param("labels", [4, 3], None, [4, 3], id="another name of the column"),
         pytest.param("Class", ["b", "a"], ("a", "b"), [1, 0], id="names under another name"),
-        pytest.param("tags", [["a"], ["b"]], None, None, id="of another kind"),
+        pytest.param("tags", [["b"], ["a"]], ("a", "b"), [1, 0], id="lists of one name"),
+        pytest.param("label", [1.0, 3.0], None, [1, 3], id="as pandas has them where one was missing"),
+        pytest.param("label", [True, False], None, [1, 0], id="true and false"),
+        pytest.param("tags", [{"a": 1}, {"a": 2}], None, None, id="of another kind"),
     ],
 )
 def test_labels_in_parquet_are_numbers_or_names_as_in_other_tables(
@@ -340,6 +345,54 @@ def test_labels_in_parquet_are_numbers_or_names_as_in_other_tables(
     pq.write_table(pa.table({"image": images, column: values}), tmp_path / "a.parquet")
     source = sources.open_source(str(tmp_path / "a.parquet"))
     assert (None if source.labels is None else source.labels.tolist(), source.class_names) == (numbers, names)
+
+
+@pytest.mark.parametrize(
+    ("values", "sets"),
+    [
+        pytest.param([[4, 0], [], [4]], ((0, 4), (), (4,)), id="numbers"),
+        pytest.param([["b", "a"], None, ["b"]], ((0, 1), (), (1,)), id="names"),
+        pytest.param([[1, 0, 1], [0, 0, 0], [0, 0, 1]], ((0, 2), (), (2,)), id="one a class"),
+        pytest.param([[1.0, 0.0, 1.0], [0.0] * 3, [0.0, 0.0, 1.0]], ((0, 2), (), (2,)), id="one a class, as floats"),
+    ],
+)
+def test_lists_of_labels_in_parquet_are_those_of_an_image(values: Any, sets: Any, tmp_path: Path) -> None:
+    images = [{"bytes": encoded(number), "path": f"{number}.png"} for number in range(3)]
+    pq.write_table(pa.table({"image": images, "label": values}), tmp_path / "a.parquet")
+    assert sources.open_source(str(tmp_path / "a.parquet")).label_sets == sets
+
+
+def test_names_of_classes_in_lists_are_those_that_datasets_writes(tmp_path: Path) -> None:
+    """`List(ClassLabel)`, whose JSON beside the schema has other forms in other versions of `datasets`."""
+    features = datasets.Features({
+        "image": datasets.Image(), "labels": datasets.List(datasets.ClassLabel(names=["x", "a", "m"])),
+    })  # fmt: skip
+    rows = {"image": [Image.new("RGB", (4, 4))] * 2, "labels": [[2, 0], [1]]}
+    with redirect_stderr(io.StringIO()):  # a bar of progress
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "a.parquet")
+    source = sources.open_source(str(tmp_path / "a.parquet"))
+    assert (source.label_sets, source.class_names) == (((0, 2), (1,)), ("x", "a", "m"))
+    table = pq.read_table(tmp_path / "a.parquet")
+    classes = {"names": ["x", "a", "m"], "_type": "ClassLabel"}
+    for kind in ([classes], {"feature": classes, "_type": "Sequence"}):
+        written = {"info": {"features": {"image": {"_type": "Image"}, "labels": kind}}}
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(written)}), tmp_path / "a.parquet")
+        assert sources.open_source(str(tmp_path / "a.parquet")).class_names == ("x", "a", "m")
+
+
+def test_numbers_in_parquet_that_are_not_whole_are_values(tmp_path: Path) -> None:
+    images = [{"bytes": encoded(number), "path": f"{number}.png"} for number in range(2)]
+    for values in ([0.5, 2.0], [[0.5, 1.0], [2.0, 3.0]]):
+        pq.write_table(pa.table({"image": images, "label": values}), tmp_path / "a.parquet")
+        source = sources.open_source(str(tmp_path / "a.parquet"))
+        assert source.values is not None
+        assert source.values.tolist() == [value if isinstance(value, list) else [value] for value in values]
+    pq.write_table(pa.table({"image": images, "label": [0.5, None]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"has no label for 1.png; expected one for every image"):
+        sources.open_source(str(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"image": images, "label": [[1], [None]]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="has None in a list of labels; expected numbers or names"):
+        sources.open_source(str(tmp_path / "a.parquet"))
 
 
 def test_names_in_parquet_are_numbered_as_timm_does_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -371,8 +424,8 @@ def test_parquet_row_groups_stay_in_memory_two_at_a_time(tmp_path: Path, monkeyp
         ({"image": [b"x"], "label": [0]}, "no column image {bytes, path}"),  # not the struct
         ({"image": [{"path": "a.jpg"}], "label": [0]}, "no column image {bytes, path}"),  # files are elsewhere
         (
-            {"image": [{"bytes": b"x", "path": "a"}], "label": [0.5]},
-            "labels of type double; expected integers or names",
+            {"image": [{"bytes": b"x", "path": "a"}], "label": [{"a": 1}]},
+            "labels of type struct<a: int64>; expected numbers or names of classes, one or a list",
         ),
         ({"image": pa.array([], pa.struct([("bytes", pa.binary())])), "label": pa.array([], pa.int64())}, "no rows"),
     ],

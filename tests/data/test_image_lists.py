@@ -49,6 +49,8 @@ LISTS = {
     '{"path": "c.webp", "label": 2}]',
     "pairs.json": '[["a.png", 2], ["deep/b 1.jpg", 0], ["c.webp", 2]]',
     "map.json": '{"a.png": 2, "deep/b 1.jpg": 0, "c.webp": 2}',
+    "mmpretrain.json": '{"metainfo": {"classes": ["x", "y", "z"]}, "data_list": [{"img_path": "a.png", "gt_label": 2}, '
+    '{"img_path": "deep/b 1.jpg", "gt_label": 0}, {"img_path": "c.webp", "gt_label": 2}]}',
     "metadata.jsonl": '{"file_name": "a.png", "label": 2}\n\n{"file_name": "deep/b 1.jpg", "label": 0}\n'
     '{"file_name": "c.webp", "label": 2}\n',
 }
@@ -85,6 +87,15 @@ def test_columns_that_are_no_labels_are_not_taken_for_classes(content: str, fold
     assert source.class_names is None
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["id,image_path\n1,a.png\n0,c.webp\n", ",path\n0,a.png\n1,c.webp\n", "path,index\na.png,0\nc.webp,1\n"],
+)
+def test_what_counts_the_rows_is_no_label_where_it_is_alone_either(content: str, folder: Path) -> None:
+    (folder / "a.csv").write_text(content)
+    assert sources.open_source(str(folder / "a.csv")).labels is None
+
+
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_a_split_has_the_numbers_of_all_classes_of_its_list(form: str, folder: Path) -> None:
     entries = [("a.png", "dog", "val"), ("c.webp", "cat", "train"), ("deep/b 1.jpg", "emu", "train")]
@@ -110,6 +121,7 @@ def test_several_labels_of_an_image_are_a_set_and_one_an_image_is_asked_for(fold
     forms = {
         "again.csv": "path,label\na.png,cat\na.png,dog\ndeep/b 1.jpg,dog\nc.webp,\n",
         "cells.csv": "path,label\na.png,cat|dog\ndeep/b 1.jpg,dog\nc.webp,\n",
+        "python.csv": "path,label\na.png,\"['cat', 'dog']\"\ndeep/b 1.jpg,['dog']\nc.webp,[]\n",
         "hot.csv": "path,cat,dog\na.png,1,1\ndeep/b 1.jpg,0,1\nc.webp,0,0\n",
         "sets.json": '[{"image": "a.png", "labels": ["cat", "dog"]}, {"image": "deep/b 1.jpg", "labels": ["dog"]}, '
         '{"image": "c.webp", "labels": []}]',
@@ -141,6 +153,72 @@ def test_numbers_with_a_point_are_values_and_columns_of_them_are_several(folder:
     assert labels(sources.subset(source, 1)) == {"a.png": [2.5, 1.0]}
 
 
+POINTED = {
+    "a.csv": "path,label\na.png,2.0\ndeep/b 1.jpg,\nc.webp,0.\n",
+    "a.json": '[["a.png", 2.0], ["deep/b 1.jpg", null], ["c.webp", 0.0]]',
+    "several.json": '[["a.png", 2.0], ["deep/b 1.jpg", []], ["c.webp", [0.0]]]',
+}
+
+
+@pytest.mark.parametrize("name", POINTED)
+def test_whole_numbers_with_a_point_are_classes_for_a_classifier_and_that_is_said(name: str, folder: Path) -> None:
+    """pandas writes a column of whole numbers so where one is missing, or was."""
+    (folder / name).write_text(POINTED[name])
+    source = sources.open_source(str(folder / name))
+    assert labels(source) == {"a.png": (2,), "deep/b 1.jpg": (), "c.webp": (0,)}
+    assert "whole numbers with a point, such as 2.0, are taken as without one" in " ".join(source.notes)
+    one = image_source.with_one_label(source)
+    assert (labels(one), one.class_names) == ({"a.png": 2, "c.webp": 0}, None)
+
+
+@pytest.mark.parametrize("other", ["link.png", "./a.png", "deep/../a.png"])
+def test_two_entries_that_are_one_file_have_one_label(other: str, folder: Path) -> None:
+    (folder / "link.png").symlink_to("a.png")
+    for labels_of in (("cat", "dog"), ("0.5", "1.5"), ("cat|dog", "dog")):
+        (folder / "a.csv").write_text(f"path,label\na.png,{labels_of[0]}\n{other},{labels_of[1]}\n")
+        with pytest.raises(DataError, match=rf"a.png and {other} of .*a.csv are one file and have different labels"):
+            sources.open_source(str(folder / "a.csv"))
+    (folder / "a.csv").write_text(f"path,label\na.png,cat\n{other},cat\n")
+    note = f"counted twice: 1 image by links between files, such as a.png and {other}"
+    assert note in sources.open_source(str(folder / "a.csv")).notes
+
+
+def test_tables_of_celeba_and_of_excel_are_read(folder: Path) -> None:
+    (folder / "a.csv").write_text("image_id,Male,Smiling\na.png,1,-1\nc.webp,-1,-1\n")
+    source = sources.open_source(str(folder / "a.csv"))
+    assert (labels(source), source.class_names) == ({"a.png": (0,), "c.webp": ()}, ("Male", "Smiling"))
+    assert "columns of -1 and 1, as CelebA's, say of each class whether an image has it" in source.notes
+    (folder / "a.txt").write_bytes("path\tlabel\r\na.png\t2\r\nc.webp\t0\r\n".encode("utf-16"))
+    assert labels(sources.open_source(str(folder / "a.txt"))) == {"a.png": 2, "c.webp": 0}
+
+
+def test_one_number_that_is_not_whole_makes_all_values(folder: Path) -> None:
+    for content in ("a.png,2.0,x\nc.webp,0.5,y\n", "a.png,2.0,x\nc.webp,1.0,x\ndeep/b 1.jpg,.5,y\n"):
+        (folder / "a.csv").write_text("path,label,split\n" + content)
+        source = sources.open_source(str(folder / "a.csv"), "x")
+        assert labels(source)["a.png"] == [2.0]
+    (folder / "a.csv").write_text("path,label\na.png,2.0\nc.webp,1e3\n")
+    assert labels(sources.open_source(str(folder / "a.csv"))) == {"a.png": [2.0], "c.webp": [1000.0]}
+
+
+def test_rows_of_0_and_1_say_of_each_class_whether_it_is_there(folder: Path) -> None:
+    """As numbers of classes they would say of every image that it has the classes 0 and 1."""
+    said = '[["a.png", [0, 1, 0]], ["c.webp", [%s]], ["deep/b 1.jpg", [1, 1, 0]]]'
+    for row in ("0, 0, 1", "0.0, 0.0, 1.0", "false, false, true"):
+        (folder / "a.json").write_text(said % row)
+        source = sources.open_source(str(folder / "a.json"))
+        assert labels(source) == {"a.png": (1,), "c.webp": (2,), "deep/b 1.jpg": (0, 1)}
+    for row in ("0|1|0", "[0 1 0]", "[0, 1, 0]", "[0. 1. 0.]"):
+        (folder / "a.csv").write_text(f'path,label\na.png,"{row}"\nc.webp,"{row.replace("1", "0")}"\n')
+        assert labels(sources.open_source(str(folder / "a.csv"))) == {"a.png": (1,), "c.webp": ()}
+    (folder / "a.json").write_text('[["a.png", [0, 1]], ["c.webp", [1, 0]]]')
+    assert labels(sources.open_source(str(folder / "a.json"))) == {"a.png": 1, "c.webp": 0}
+    (folder / "a.json").write_text('[["a.png", [0, 1]], ["c.webp", [0, 1]]]')  # two classes, named
+    assert labels(sources.open_source(str(folder / "a.json"))) == {"a.png": (0, 1), "c.webp": (0, 1)}
+    (folder / "a.json").write_text('[["a.png", true], ["c.webp", false]]')
+    assert labels(sources.open_source(str(folder / "a.json"))) == {"a.png": 1, "c.webp": 0}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
@@ -153,11 +231,16 @@ def test_numbers_with_a_point_are_values_and_columns_of_them_are_several(folder:
         ("a.csv", "path,x,y\na.png,nan,0\n", "contains a value that is not finite"),
         ("a.json", "{", "is no JSON"),
         ("a.json", "3", "contains no list of images"),
-        ("a.jsonl", '{"label": 1}', "entry 1 has no path and label"),
-        ("a.json", '[["a.png", {"x": 1}]]', "entry 1 has no path and label"),
+        ("a.jsonl", '{"label": 1}', r"entry 1 has no path and label .* \(its keys: label\)"),
+        ("a.json", '[["a.png", {"x": 1}]]', r"no path and label that are text or numbers \(its keys: path, label\)"),
+        ("a.json", '[{"id": 1, "data": {"image": "a.png"}}]', r"\(its keys: id, data\); expected {"),  # of Label Studio
         ("a.csv", "path,label\na.png,0.5\na.png,0.6\n", "has 2 values for a.png; expected one"),
         # Taken for names, they would number the classes anew: "10" before "2".
         ("missing.csv", "path,label\na.png,1\nb.png,nan\n", "the label nan for b.png among numbers"),
+        ("missing.csv", "path,label\na.png,None\nb.png,1\n", "the label None for a.png among numbers"),
+        ("missing.csv", "path,label\na.png,10\nb.png,N/A\n", "the label N/A for b.png among numbers"),
+        ("a.csv", "path,label\nhttps://x.org/a.png,1\n", "addresses are not read, so copy the images here"),
+        ("a.csv", "path,choice\n/data/upload/a.png,1\n", "these paths begin at the root of another disk, so write"),
         ("missing.json", '[{"path": "a.png", "label": NaN}, {"path": "b.png", "label": 1}]', "the label nan for a.png"),
     ],
 )
@@ -379,6 +462,7 @@ SPLIT = {
     "a.csv": "path,label,split\na.png,cat,train\ndeep/b 1.jpg,dog,val\nc.webp,dog,train\n",
     "a.jsonl": '{"path": "a.png", "label": "cat", "split": "train"}\n'
     '{"path": "deep/b 1.jpg", "label": "dog", "split": "val"}\n{"path": "c.webp", "label": "dog", "split": "train"}',
+    "fastai.csv": "path,label,is_valid\na.png,cat,train\ndeep/b 1.jpg,dog,val\nc.webp,dog,train\n",
     "folds.csv": "path,label,fold\na.png,cat,train\ndeep/b 1.jpg,dog,val\nc.webp,dog,train\n",
     "hot.csv": "path,cat,dog,subset\na.png,1,0,train\ndeep/b 1.jpg,0,1,val\nc.webp,0,1,train\n",
 }
@@ -437,6 +521,7 @@ def test_the_metadata_of_a_folder_of_hugging_face_says_its_labels(name: str, con
         ("x.xlsx", "is a spreadsheet; save it as CSV"),
         ("x.PNG", "is one image; give the folder that it is in"),
         ("data.yaml", "is a description; give the folder of images"),
+        ("train.lst", "is a list of another tool; write it as CSV"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_with_what_to_do(name: str, words: str, tmp_path: Path) -> None:
@@ -453,3 +538,62 @@ def test_a_list_whose_size_the_system_does_not_know_is_read_up_to_a_limit(
     monkeypatch.setattr(image_lists, "MAX_LIST_BYTES", 1000)
     with pytest.raises(DataError, match="has more than 1,000 bytes"):
         image_lists.text_of(Path("/dev/zero"))
+
+
+# Objects of JSON, by which of its sides names images ------------------------------------------------------------------
+
+OBJECTS = {
+    "classes": '{"dog": ["a.png", "c.webp"], "cat": ["deep/b 1.jpg"]}',
+    "one path": '{"dog": ["a.png", "c.webp"], "cat": "deep/b 1.jpg"}',
+    "sets": '{"a.png": ["dog"], "c.webp": ["dog"], "deep/b 1.jpg": ["cat"]}',
+    "columns": '{"image": ["a.png", "c.webp", "deep/b 1.jpg"], "label": ["dog", "dog", "cat"]}',
+    "plural": '{"images": ["a.png", "c.webp", "deep/b 1.jpg"], "labels": ["dog", "dog", "cat"]}',
+    "pandas": '{"image": {"0": "a.png", "1": "c.webp", "2": "deep/b 1.jpg"},'
+    ' "label": {"0": "dog", "1": "dog", "2": "cat"}}',
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_an_object_of_json_names_images_on_either_side(kind: str, folder: Path) -> None:
+    (folder / "list.json").write_text(OBJECTS[kind])
+    source = sources.open_source(str(folder / "list.json"))
+    assert (labels(source), source.class_names) == ({"a.png": 1, "c.webp": 1, "deep/b 1.jpg": 0}, ("cat", "dog"))
+
+
+def test_a_class_without_images_keeps_its_number_and_an_image_of_two_has_both(folder: Path) -> None:
+    (folder / "list.json").write_text('{"cat": [], "dog": ["a.png"], "emu": ["a.png", "c.webp"]}')
+    source = sources.open_source(str(folder / "list.json"))
+    assert (labels(source), source.class_names) == ({"a.png": (1, 2), "c.webp": (2,)}, ("cat", "dog", "emu"))
+    (folder / "list.json").write_text('{"0": ["c.webp"], "10": ["a.png"]}')
+    assert labels(sources.open_source(str(folder / "list.json"))) == {"c.webp": 0, "a.png": 10}
+
+
+def test_an_object_of_json_with_splits_has_their_entries(folder: Path) -> None:
+    entries = {"train": [{"image": "a.png", "label": "dog"}], "val": [["c.webp", "emu"]], "test": ["deep/b 1.jpg"]}
+    (folder / "list.json").write_text(json.dumps(entries))
+    source = sources.open_source(str(folder / "list.json"), "val")
+    assert (labels(source), source.class_names) == ({"c.webp": 1}, ("dog", "emu"))
+    with pytest.raises(DataError, match="has entries of the splits test, train, val; choose one with --split"):
+        sources.open_source(str(folder / "list.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"a.png": ["c.webp"]}', "does not say which side names images, as in 'a.png'"),
+        ('{"cat.png": ["a.png"], "dog": ["c.webp"]}', "does not say which side names images, as in 'cat.png'"),
+        ('{"cat": "a.png", "dog": "c.webp"}', "does not say which side names images, as in 'cat': a.png; expected"),
+        ('{"cat": ["a.png"], "dog": 3}', "does not say which side names images"),
+        ('{"image": ["a.png"], "label": [1, 2]}', "has the keys image, label; expected lists of one length"),
+        (
+            '{"root": "x", "images": ["a.png"], "labels": [1]}',
+            "has the keys root, images, labels; expected lists of one",
+        ),
+    ],
+)
+def test_an_object_of_json_that_does_not_say_which_side_names_images_is_refused(
+    content: str, why: str, folder: Path
+) -> None:
+    (folder / "list.json").write_text(content)
+    with pytest.raises(DataError, match=why):
+        sources.open_source(str(folder / "list.json"))

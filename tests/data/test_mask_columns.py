@@ -95,3 +95,107 @@ def test_a_part_of_a_source_has_the_masks_of_its_objects() -> None:
     assert part.boxes is not None
     assert part.boxes.masks == ((b"b", b"c"), (b"a",))
     assert [len(of) for of in part.boxes.objects] == [2, 1]
+
+
+# Lists ----------------------------------------------------------------------------------------------------------------
+
+LISTS = {
+    "kaggle.csv": "image,mask\na.png,m/a.png\nb.jpg,m/b.gif\n",
+    "paths.csv": "Image Path;Mask Path;source\na.png;m/a.png;camera\nb.jpg;m/b.gif;phone\n",
+    "label.csv": "path,label\na.png,m/a.png\nb.jpg,m/b.gif\n",
+    "more.csv": "image,depth,label,cloudy\na.png,d.png,m/a.png,1\nb.jpg,d.png,m/b.gif,0\n",
+    "windows.csv": "image,mask\na.png,m\\a.png\nb.jpg,m\\b.gif\n",
+    "paddle.txt": "a.png m/a.png\nb.jpg m/b.gif\n",
+    "some.csv": "image,mask\na.png,m/a.png\nnone.png,\nb.jpg,m/b.gif\n",
+    "objects.json": '[{"image": "a.png", "mask": "m/a.png"}, {"image": "b.jpg", "mask": "m/b.gif"}]',
+    "hf.jsonl": '{"file_name": "a.png", "mask_file_name": "m/a.png", "text": "x"}\n'
+    '{"file_name": "b.jpg", "mask_file_name": "m/b.gif", "text": "y"}\n',
+    "spaces.json": '[{"Image Path": "a.png", "Mask Path": "m/a.png"}, {"Image Path": "b.jpg", "Mask Path": "m/b.gif"}]',
+    "pairs.json": '[["a.png", "m/a.png"], ["b.jpg", "m/b.gif"]]',
+    "map.json": '{"a.png": "m/a.png", "b.jpg": "m/b.gif"}',
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, (image, mask) in enumerate((("a.png", "a.png"), ("b.jpg", "b.gif"))):
+        save(tmp_path / "set" / image, colour(number))
+        indices = Image.fromarray(grey(number + 1)).convert("P")  # else a GIF has each grey's place in its palette
+        indices.putpalette([value for entry in range(256) for value in (entry, 255 - entry, 0)])
+        (tmp_path / "set/m").mkdir(exist_ok=True)
+        indices.save(tmp_path / "set/m" / mask, optimize=False)
+    return tmp_path / "set"
+
+
+def classes_of(source: sources.ImageSource, annotations: str | None = None) -> list[list[int]]:
+    with_masks = masks.masked(source, annotations, ignored=255, reduce_labels=False)
+    assert with_masks.masks is not None
+    return [np.unique(masks.read(with_masks.masks, index, 3)).tolist() for index in range(len(with_masks))]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_masks_are_a_column_of_a_list(name: str, folder: Path) -> None:
+    (folder / name).write_text(LISTS[name])
+    source = sources.open_source(str(folder / name))
+    assert classes_of(source) == [[1], [2]]
+    assert classes_of(source, next(iter(column for column in source.columns if column != "depth"))) == [[1], [2]]
+    elsewhere = folder.parent / f"elsewhere{Path(name).suffix}"
+    elsewhere.write_text(LISTS[name])
+    assert classes_of(sources.open_source(str(folder), annotations=str(elsewhere))) == [[1], [2]]
+
+
+def test_masks_are_no_classes_of_a_classifier(folder: Path) -> None:
+    for name in ("kaggle.csv", "label.csv", "map.json"):
+        (folder / name).write_text(LISTS[name])
+        with pytest.raises(
+            DataError, match=r"(label|mask) beside the images contains images, as the masks of a segment"
+        ):
+            image_source.refuse_unlabelled(sources.open_source(str(folder / name)))
+
+
+def test_a_folders_own_metadata_names_its_masks(folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text(LISTS["hf.jsonl"])
+    assert classes_of(sources.open_source(str(folder))) == [[1], [2]]
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name,Mask Path\na.png,m/a.png\nb.jpg,m/b.gif\n")
+    assert classes_of(sources.open_source(str(folder))) == [[1], [2]]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_captions_under_a_name_of_masks_are_no_labels(name: str, folder: Path) -> None:
+    contents = {
+        "metadata.csv": "file_name,annotation\na.png,a cat\n",
+        "metadata.jsonl": '{"file_name": "a.png", "annotation": "a cat"}',
+    }
+    (folder / "m" / "a.png").unlink()
+    (folder / "m" / "b.gif").unlink()
+    (folder / name).write_text(contents[name])
+    source = sources.open_source(str(folder))
+    assert (source.labels, source.names) == (None, ("a.png", "b.jpg"))
+
+
+def test_labels_beside_masks_are_labels(folder: Path) -> None:
+    (folder / "a.csv").write_text("image,mask,label\na.png,m/a.png,cat\na.png,m/x.png,dog\nb.jpg,m/b.gif,dog\n")
+    source = sources.open_source(str(folder / "a.csv"))
+    assert (source.label_sets, source.class_names) == (((0, 1), (1,)), ("cat", "dog"))
+    assert "left out: the column mask, which has several images for a.png" in source.notes
+    (folder / "b.csv").write_text("image,mask,label,split\na.png,m/a.png,cat,val\nb.jpg,m/b.gif,dog,train\n")
+    source = sources.open_source(str(folder / "b.csv"), "train")
+    assert source.labels is not None
+    assert source.labels.tolist() == [1]
+    assert classes_of(source) == [[2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("image,mask\na.png,x.png\nb.jpg,y.png\n", "none of the 2 masks of .* is there, such as .*x.png; expected"),
+        ("image,mask\na.png,m/a.png\na.png,m/b.gif\n", "several images in the column mask for a.png"),
+        ("image,mask,label\na.png,m/a.png,m/a.png\n", "has the columns mask, label beside its images; name the masks'"),
+        ("image,mask\na.png,cat\nb.jpg,dog\n", "has no masks; .* or a list with the columns image and mask"),
+    ],
+)
+def test_a_list_that_leaves_open_which_masks_are_meant_is_refused(content: str, why: str, folder: Path) -> None:
+    (folder / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=why):
+        classes_of(sources.open_source(str(folder / "a.csv")))

@@ -134,3 +134,17 @@ def test_a_mask_takes_ten_bytes_a_pixel_at_most(number: int, reduce: bool) -> No
     finally:
         tracemalloc.stop()
     assert most <= 10 * 1500 * 1600
+
+
+def test_a_grey_gif_whose_palette_has_other_numbers_is_refused(tmp_path: Path) -> None:
+    """Pillow writes the greys 0 and 2 as the entries 0 and 1, and Carvana's masks have 1 for the grey 255."""
+    truth = np.array([[0, 2], [2, 0]], np.uint8)
+    for name, pixels in (("grey.gif", truth), ("carvana.gif", truth // 2 * 255), ("same.gif", truth // 2)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    files = masks.of_files([tmp_path / f"{name}.gif" for name in ("grey", "carvana", "same")], ignored=255,
+                           reduce_labels=False)  # fmt: skip
+    with pytest.raises(DataError, match=r"grey.gif cannot be read: its palette is grey, and entry 1 is the grey 2"):
+        masks.read(files, 0, 3)
+    for index in (1, 2):
+        assert np.array_equal(masks.read(files, index, 3), truth // 2)
+    assert np.array_equal(masks.read(files, 0, 2), truth // 2)  # the grey is no class of this model

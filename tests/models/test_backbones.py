@@ -222,6 +222,22 @@ def test_what_a_cut_backbone_has_not_is_refused(tmp_path: Path) -> None:
             read(classifier, tmp_path)
 
 
+def test_a_network_of_three_or_five_stages_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    """transformers builds three; timm's own class has four in its code."""
+    config = transformers.ConvNextConfig(num_stages=3, depths=DEPTHS[:3], hidden_sizes=DIMS[:3], num_labels=5)
+    three = transformers.ConvNextForImageClassification(config).state_dict()
+    why = rf"expected four stages, and it has 3 \(depths {', '.join(map(str, DEPTHS[:3]))}\): .* --task features"
+    for task in ("classify", "features"):
+        with pytest.raises(WeightsError, match=why):
+            read(three, tmp_path, task)
+    bare = {name: value for name, value in three.items() if not name.startswith(("classifier.", "convnext.layernorm"))}
+    assert read(bare, tmp_path).model.spec.depths[:3] == DEPTHS[:3]  # as the line says
+    four = timm.create_model("convnext_atto", depths=DEPTHS, dims=DIMS).state_dict()
+    five = four | {name.replace("stages.3", "stages.4"): one for name, one in four.items() if "stages.3" in name}
+    with pytest.raises(WeightsError, match=r"has more than four stages \(stages\.4\.0\..*\); expected a ConvNeXt's 4"):
+        read(five, tmp_path, "classify")
+
+
 @pytest.mark.parametrize("stages", [2, 3])
 def test_what_stands_beside_a_cut_backbone_says_all_four_stages(stages: int, tmp_path: Path) -> None:
     reference: Any = timm.create_model("convnext_atto", features_only=True, out_indices=range(stages))

@@ -128,6 +128,8 @@ def test_a_file_of_torch_save_under_the_other_forms_name_says_so(state: State, t
         ((".metadata", "__0_0.distcp"), "torch.distributed.checkpoint.format_utils dcp_to_torch"),
         (("latest", "zero_to_fp32.py", "global_step1/mp_rank_00_model_states.pt"), "python zero_to_fp32.py"),
         (("saved_model.pb", "variables/x"), "a SavedModel of TensorFlow"),
+        (("_METADATA", "manifest.ocdbt", "d/0"), "a checkpoint of Orbax, as Flax and JAX write it; only PyTorch's"),
+        (("model.xml", "model.bin"), "an OpenVINO model (model.xml and its .bin); give the checkpoint that it was"),
         (("data.pkl", "version", "data/0"), "a file of torch.save that was unpacked; pack it again"),
         (
             ("run-1/model.safetensors", "run-1/optimizer.pt", "run-1/rng_state_0.pth", "run-1/training_args.bin"),
@@ -146,6 +148,11 @@ def test_a_folder_without_the_usual_files_is_refused_with_what_is_in_it(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" if name.endswith(".h5") else b"x")
     assert words in refusal(tmp_path)
+
+
+def test_a_package_of_core_ml_is_refused_as_one(tmp_path: Path) -> None:
+    (tmp_path / "x.mlpackage").mkdir()
+    assert "is a model of Core ML; give the checkpoint that it was" in refusal(tmp_path / "x.mlpackage")
 
 
 def test_the_only_weights_beside_a_configuration_are_taken_and_said(model: nn.Module, tmp_path: Path) -> None:

@@ -171,7 +171,19 @@ REFUSED = {
     ),
     "two of one width, which may be either": (
         nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)]), None,
-        r"its tensors do not tell the activation between them; give --head-activation",
+        rf"has the linears head\.fc\.0 and head\.fc\.1, which both take {WIDTH} channels, so that they may stand one",
+    ),
+    "an embedding beside a classifier": (
+        nn.ModuleDict({"fc1": nn.Linear(WIDTH, WIDTH), "fc2": nn.Linear(WIDTH, 5)}), "gelu",
+        r"has the linears head\.fc\.fc1 and head\.fc\.fc2, .* or side by side; save them as an nn.Sequential",
+    ),
+    "one in a module of its own beside another": (
+        nn.ModuleDict({"a": nn.Sequential(nn.Linear(WIDTH, WIDTH)), "b": nn.Sequential(nn.Linear(WIDTH, 5))}), "none",
+        r"has the linears head\.fc\.a\.0 and head\.fc\.b\.0, .* or side by side",
+    ),
+    "beside one another in a list": (
+        nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)]), "relu",
+        r"has the linears head\.fc\.0 and head\.fc\.1, .* or side by side",
     ),
     "one linear": (nn.Linear(WIDTH, CLASSES), "relu", "--head-activation relu: the head of .* is one linear"),
 }  # fmt: skip
@@ -183,6 +195,23 @@ def test_a_head_that_cannot_be_told_is_refused_by_name(form: str, tmp_path: Path
     with pytest.raises(WeightsError, match=words) as caught:
         read(network(head), tmp_path, head_activation=activation)
     assert "\n" not in str(caught.value)
+
+
+def test_two_linears_with_sorted_names_are_in_the_order_that_fits(tmp_path: Path) -> None:
+    """As a `.safetensors` has them: `fc` before `hidden`."""
+    parts = nn.ModuleDict({"fc": nn.Linear(24, CLASSES), "hidden": nn.Linear(WIDTH, 24)})
+    model = network(parts)
+    loaded = read(model, tmp_path, head_activation="relu")
+    model.head.fc = nn.Sequential(parts["hidden"], nn.ReLU(), parts["fc"])
+    with torch.inference_mode():
+        assert relative_error(loaded.model(images()), model(images())) <= TOLERANCE
+
+
+def test_two_square_linears_in_a_sequence_follow_one_another(tmp_path: Path) -> None:
+    model = network(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, CLASSES)))
+    loaded = read(model, tmp_path, head_activation="gelu")
+    with torch.inference_mode():
+        assert relative_error(loaded.model(images()), model(images())) <= TOLERANCE
 
 
 @pytest.mark.parametrize("format", ["native", "onnx", "torchscript", pytest.param("openvino", marks=pytest.mark.slow)])

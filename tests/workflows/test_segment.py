@@ -216,6 +216,15 @@ def test_eval_is_transformers_answers_and_the_definitions_score(
     assert isinstance(in_memory, ScoreResult)
     assert (in_memory.score, in_memory.per_output) == (found.score, found.per_output)
     assert "masks: the column annotation (--annotations otherwise)" in in_memory.notes
+    rows = [f"images/a/{file.name},masks/a/{file.name}" for file in files]
+    (labelled / "list.csv").write_text("\n".join(["image,mask", *rows]))
+    for given_as in (
+        {"data": labelled / "list.csv"}, {"data": labelled / "list.csv", "annotations": "mask"},
+        {"data": labelled, "annotations": labelled / "list.csv"},
+    ):  # fmt: skip
+        of_list = api.evaluate(eager.path, **given_as, batch=2)
+        assert isinstance(of_list, ScoreResult)
+        assert (of_list.score, of_list.per_output) == (found.score, found.per_output)
     again = api.gate(tmp_path / "result.json", tmp_path / "result.json", limits={"max_drop": 1.0})
     assert isinstance(again, ScoreVerdict)
     assert again.decision == "INCONCLUSIVE"  # seven images show nothing
