@@ -20,8 +20,10 @@ def check_images(images: Images, manifest: Manifest) -> None:
     uint8 = export.input == "uint8"
     layout = "(N, H, W, C)" if uint8 else "(N, C, H, W)"
     if not isinstance(images, np.ndarray):
-        cure = "; give its .numpy()" if hasattr(images, "numpy") else ""
-        raise InputError(f"images are {type(images).__name__}; expected a {export.input} numpy array {layout}{cure}")
+        raise InputError(
+            f"images are {type(images).__name__}; expected a {export.input} numpy array {layout}"
+            + ("; give its .numpy()" if hasattr(images, "numpy") else "")
+        )
     if images.dtype != np.dtype(export.input):
         hint = "raw pixels 0..255" if uint8 else "normalized with the manifest's mean and std"
         raise InputError(f"images have dtype {images.dtype}; expected {export.input} ({hint})")

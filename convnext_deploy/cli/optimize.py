@@ -224,8 +224,7 @@ def _table(terminal: Terminal) -> Iterator[tuple[Any, Any]]:
             return Text(f"preparing, {clock_words(None, None, time.monotonic() - began)}", "dim")
         view = latest[-1]
         steps = f" {view.done:,}/{view.total:,}" if view.total else ""
-        left = clock_words(1, view.left_s, view.elapsed_s)
-        return Group(table(view.rows, live=True), Text(f"{view.doing}{steps}   about {left}", "cyan"))
+        return Group(table(view.rows, live=True), Text(f"{view.doing}{steps}   {_clock_words(view)}", "cyan"))
 
     def watch(view: "View") -> None:
         latest[:] = [view]
@@ -243,6 +242,11 @@ def _lines(terminal: Terminal) -> Any:
         kind = view.doing.partition(" ")[0]
         if view.doing and view.doing != last[0] and kind not in ("timing", "warming", "loading", "starting"):
             last[0] = view.doing
-            terminal.say(f"{view.doing}, about {clock_words(1, view.left_s, view.elapsed_s)}")
+            terminal.say(f"{view.doing}, {_clock_words(view)}")
 
     return watch
+
+
+def _clock_words(view: "View") -> str:
+    words = clock_words(1, view.left_s, view.elapsed_s)
+    return words if view.left_s is None else f"about {words}"

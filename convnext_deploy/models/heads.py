@@ -4,6 +4,7 @@ What computes nothing at inference has no tensors, and an activation has none ei
 norms are seen, and where a module without tensors stands: an `nn.Sequential` numbers its parts.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -178,10 +179,13 @@ def _two(
 
 
 def _are_in_sequence(parts: list[_Part]) -> bool:
-    """Whether an `nn.Sequential` has these parts, with something between the first and the last.
+    """Whether an `nn.Sequential` has these parts, with something between the first and the last, or `fc1` and `fc2`.
 
-    Two linears beside one another are in a list or have names, as two classifiers are.
+    Two linears beside one another are in a list or have other names, as two classifiers are.
     """
+    names = [re.fullmatch(r"(fc|linear|dense)_?(\d)", parts[end].path.rpartition(".")[2]) for end in (0, -1)]
+    if names[0] is not None and names[1] is not None:
+        return names[0][1] == names[1][1] and int(names[0][2]) + 1 == int(names[1][2])
     numbers = [part.number for part in parts]
     if len({part.path.rpartition(".")[0] for part in parts}) > 1 or None in numbers:
         return False

@@ -4,11 +4,13 @@ Of the classes and functions that such a file names only those in `STAND_INS` ar
 this module's own, which takes the few forms that numpy writes and refuses the others.
 """
 
+import os
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,7 @@ def read(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
+            _refuse_large_places(file)
             # Texts of Python 2 are bytes, and those of its arrays are read back as such.
             content = _Reader(file, encoding="latin1").load()
         return _plain(content)
@@ -49,6 +52,22 @@ def read(path: Path) -> Any:
             f"{path} cannot be read as a checkpoint of plain arrays ({reason}); "
             "convert it to safetensors where it was made"
         ) from None
+
+
+def _refuse_large_places(file: BinaryIO) -> None:
+    """Go through a pickle's instructions, and back to its beginning.
+
+    Python's unpickler makes room at once for what one of them counts: values up to the largest place that one is kept
+    in, or bytes that do not follow. So a file of 200 bytes could take gigabytes, and seconds.
+
+    Raises:
+        ValueError: such a count, or no instructions.
+    """
+    size = os.fstat(file.fileno()).st_size
+    for instruction, argument, _ in pickletools.genops(file):
+        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > size:
+            raise ValueError(f"it keeps a value in place {argument:,} and has {size:,} bytes")
+    file.seek(0)
 
 
 class _Refused(Exception):

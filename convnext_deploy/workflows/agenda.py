@@ -18,7 +18,7 @@ class View:
     doing: str
     done: int
     total: int | None
-    left_s: float  # of the whole, an estimate
+    left_s: float | None  # of the whole, an estimate; None while a step takes longer than those before it
     elapsed_s: float
 
 
@@ -36,7 +36,8 @@ class Agenda:
     _total: int | None = None
     _since: float = field(default_factory=time.perf_counter)
     _begun: float = 0.0
-    _kind: str = ""
+    _kind: str = ""  # of the step that is being done
+    _count: float = 0.0  # its units
 
     def expect(self, **units: float) -> None:
         """So many units more of each kind; fewer, where they turn out not to be needed."""
@@ -45,7 +46,7 @@ class Agenda:
 
     def begin(self, kind: str, doing: str, units: float = 1) -> None:
         self._left[kind] = max(self._left.get(kind, 0.0), units)
-        self._kind, self._begun = kind, time.perf_counter()
+        self._kind, self._count, self._begun = kind, units, time.perf_counter()
         self._doing, self._done, self._total = doing, 0, None
         self.tell()
 
@@ -79,9 +80,12 @@ class Agenda:
         self.count(done, total)
 
     @property
-    def left_s(self) -> float:
+    def left_s(self) -> float | None:
         left = sum(count * self._rate(kind) for kind, count in self._left.items())
-        return max(0.0, left - (time.perf_counter() - self._begun if self._kind else 0.0))
+        if not self._kind:
+            return left
+        spent = time.perf_counter() - self._begun
+        return None if spent > self._count * self._rate(self._kind) else left - spent
 
     def _rate(self, kind: str) -> float:
         done = self._units.get(kind, 0.0)

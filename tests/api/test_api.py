@@ -5,8 +5,8 @@ import errno
 import json
 import os
 import re
-import tempfile
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

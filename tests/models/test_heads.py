@@ -174,8 +174,8 @@ REFUSED = {
         rf"has the linears head\.fc\.0 and head\.fc\.1, which both take {WIDTH} channels, so that they may stand one",
     ),
     "an embedding beside a classifier": (
-        nn.ModuleDict({"fc1": nn.Linear(WIDTH, WIDTH), "fc2": nn.Linear(WIDTH, 5)}), "gelu",
-        r"has the linears head\.fc\.fc1 and head\.fc\.fc2, .* or side by side; save them as an nn.Sequential",
+        nn.ModuleDict({"embed": nn.Linear(WIDTH, WIDTH), "out": nn.Linear(WIDTH, 5)}), "gelu",
+        r"has the linears head\.fc\.embed and head\.fc\.out, .* or side by side; save them as an nn.Sequential",
     ),
     "one in a module of its own beside another": (
         nn.ModuleDict({"a": nn.Sequential(nn.Linear(WIDTH, WIDTH)), "b": nn.Sequential(nn.Linear(WIDTH, 5))}), "none",
@@ -210,6 +210,18 @@ def test_two_linears_with_sorted_names_are_in_the_order_that_fits(tmp_path: Path
 def test_two_square_linears_in_a_sequence_follow_one_another(tmp_path: Path) -> None:
     model = network(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, CLASSES)))
     loaded = read(model, tmp_path, head_activation="gelu")
+    with torch.inference_mode():
+        assert relative_error(loaded.model(images()), model(images())) <= TOLERANCE
+
+
+@pytest.mark.parametrize("names", [("fc1", "fc2"), ("linear_1", "linear_2")])
+def test_two_square_linears_with_numbers_in_their_names_follow_one_another(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    one, other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+    model = network(nn.ModuleDict({names[0]: one, names[1]: other}))
+    loaded = read(model, tmp_path, head_activation="relu")
+    model.head.fc = nn.Sequential(one, nn.ReLU(), other)
     with torch.inference_mode():
         assert relative_error(loaded.model(images()), model(images())) <= TOLERANCE
 

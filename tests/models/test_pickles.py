@@ -101,6 +101,25 @@ def test_an_array_that_claims_more_than_its_bytes_is_refused(tmp_path: Path) -> 
 BASE = pickle.dumps({"model": {"stem.0.weight": np.ones((2, 3), np.float32)}, "best": np.float64(0.5)}, protocol=2)
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\x80\x02K\x01r\xff\xff\xff\x1f.", r"it keeps a value in place 536,870,911 and has 10 bytes"),
+        (b"\x80\x02K\x01p536870911\n.", r"it keeps a value in place 536,870,911 and has 16 bytes"),
+        (
+            b"\x80\x05\x96" + (2**29).to_bytes(8, "little") + b".",
+            "expected 536870912 bytes in a bytearray8, but only 1",
+        ),
+    ],
+)
+def test_what_a_file_counts_and_does_not_contain_takes_no_memory(content: bytes, why: str, tmp_path: Path) -> None:
+    """Eight gigabytes and three seconds, for a file of ten bytes."""
+    path = tmp_path / "small.pkl"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=why):
+        fuzz.bounded(lambda _: pickles.read(path))(content)
+
+
 def test_no_damage_raises_anything_but_a_weights_error(tmp_path: Path) -> None:
     path = tmp_path / "damaged.pkl"
 
