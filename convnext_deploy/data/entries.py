@@ -19,6 +19,10 @@ LABELS = (
     "label", "labels", "class", "classes", "class_name", "label_name", "category", "categories", "target", "targets",
     "tags", "finding_labels", "predictionstring", "value", "score", "gt_label", "choice",
 )  # fmt: skip
+NUMBERS = (
+    "class_id", "label_id", "category_id", "class_idx", "label_idx", "class_index", "label_index", "class_number",
+    "label_number",
+)  # fmt: skip  # of a column that numbers the classes beside their names
 MASKS = (
     "annotation", "annotations", "mask", "masks", "label", "labels", "segmentation", "segmentation_mask",
     "semantic_segmentation", "semantic_mask", "label_map", "ground_truth", "gt",
@@ -186,6 +190,49 @@ def named(
         ordered_by=f"the class names sorted {'by name' if order == 'torchvision' else 'as timm does'}",
         notes=notes,
     )
+
+
+def in_order_of(
+    entries: Annotations, labels: Sequence[Sequence[str | int | float]], numbers: Sequence[str], column: str,
+    where: Path | str,
+) -> Annotations:  # fmt: skip
+    """Entries with class names, numbered as a column beside the names has it: from 0 or 1 on, without a gap.
+
+    Args:
+        labels: of all entries, also those of other splits.
+        numbers: likewise, in the column's words.
+
+    Raises:
+        DataError: a class has two numbers, or a number two classes.
+    """
+    pairs = [(own, number) for own, number in zip(labels, numbers, strict=True) if own]
+    if entries.class_names is None or any(len(own) > 1 for own, _ in pairs):
+        return entries
+    strange = next((number for _, number in pairs if not (_is_whole(number) or _is_pointed(number))), None)
+    if strange is not None:
+        note = f"not used: {column}, which contains {strange} beside the class names"
+        return replace(entries, notes=(*entries.notes, note))
+    number_of: dict[str, int] = {}
+    for (label, *_), number in pairs:
+        known = number_of.setdefault(str(label), _as_whole(number))
+        if known != _as_whole(number):
+            raise DataError(
+                f"{where} gives the class {label} the numbers {known} and {number} in {column}; expected one"
+            )
+    names = sorted(number_of, key=number_of.__getitem__)
+    of_names = [number_of[name] for name in names]
+    again = next((index for index in range(1, len(names)) if of_names[index] == of_names[index - 1]), None)
+    if again is not None:
+        raise DataError(
+            f"{where} gives the classes {names[again - 1]} and {names[again]} the number {of_names[again]} in "
+            f"{column}; expected one each"
+        )
+    if of_names[0] not in (0, 1) or of_names[-1] - of_names[0] + 1 != len(names):
+        note = f"not used: the numbers in {column}, which have gaps"
+        return replace(entries, notes=(*entries.notes, note))
+    place = [names.index(name) for name in entries.class_names]
+    sets = [tuple(sorted(place[label] for label in own)) for own in entries.sets or ()]
+    return replace(entries, sets=sets, class_names=tuple(names), ordered_by=None)
 
 
 def source_of(

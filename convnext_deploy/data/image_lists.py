@@ -25,12 +25,14 @@ from .class_folders import IMAGE_SUFFIXES
 from .class_folders import SPLITS as NAMES_OF_SPLITS
 from .entries import (
     LABELS,
+    NUMBERS,
     PATHS,
     SPLITS,
     WHOLE,
     Annotations,
     beside_of,
     by_labels,
+    in_order_of,
     is_number,
     is_of_masks,
     named,
@@ -200,7 +202,11 @@ def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | 
             [[] if column is None else [label for label in _split(row[column]) if label] for row in rows]
             for rows in (body, whole)
         )
-        return beside_of(by_labels(images, labels, order, file, known), images, columns, file)
+        entries = by_labels(images, labels, order, file, known)
+        number = next((index for index in others if has_header and header[index] in NUMBERS), None)
+        if number is not None and number != column:
+            entries = in_order_of(entries, known, [row[number] for row in whole], names[number], file)
+        return beside_of(entries, images, columns, file)
     cells = [[row[index] for index in others] for row in body]
     if columns and not all(is_number(cell) for row in cells for cell in row):
         return beside_of(by_labels(images, [[]] * len(images), order, file), images, columns, file)
@@ -309,11 +315,16 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
             ) from None
         labels.append(targets if isinstance(targets, list) else [targets])
     known: list[Sequence[str | int | float]] = [*labels, *([name] for name in classes)]
+    counted_by = next((key for key in entries[0] if word(key) in NUMBERS), None)
+    numbers = [str(entry[counted_by]) if counted_by in entry else "nothing" for entry in entries]
     if kept is not None:
         entries = [entries[index] for index in kept]
         images, labels = [images[index] for index in kept], [labels[index] for index in kept]
     columns = {key: [entry.get(key) or "" for entry in entries] for key in pictures}
-    return beside_of(by_labels(images, labels, order, file, known), images, columns, file)
+    annotations = by_labels(images, labels, order, file, known)
+    if counted_by is not None:
+        annotations = in_order_of(annotations, known, numbers, counted_by, file)
+    return beside_of(annotations, images, columns, file)
 
 
 def _of_keys(document: dict[str, Any], file: Path) -> tuple[list[Any], list[str]]:

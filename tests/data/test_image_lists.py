@@ -597,3 +597,47 @@ def test_an_object_of_json_that_does_not_say_which_side_names_images_is_refused(
     (folder / "list.json").write_text(content)
     with pytest.raises(DataError, match=why):
         sources.open_source(str(folder / "list.json"))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_numbers_beside_class_names_order_them(kind: str, first: int, folder: Path) -> None:
+    """They were left aside, and the names sorted."""
+    rows = [("a.png", "zebra", first), ("b.png", "ant", first + 1), ("c.png", "zebra", first)]
+    file = folder / f"list.{kind}"
+    if kind == "csv":
+        file.write_text("path,class_name,class_id\n" + "".join(f"{p},{n},{i}\n" for p, n, i in rows))
+    else:
+        file.write_text(json.dumps([{"path": p, "class_name": n, "class_id": i} for p, n, i in rows]))
+    source = sources.open_source(str(file))
+    assert source.class_names == ("zebra", "ant")
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1, 0]
+    assert source.labels_from == "column"
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ("a.png,ant,0\nb.png,ant,1\n", r"gives the class ant the numbers 0 and 1 in class_id; expected one"),
+        ("a.png,ant,0\nb.png,bee,0\n", r"gives the classes ant and bee the number 0 in class_id; expected one each"),
+    ],
+)
+def test_numbers_that_contradict_class_names_are_refused(rows: str, why: str, folder: Path) -> None:
+    (folder / "list.csv").write_text(f"path,label,class_id\n{rows}")
+    with pytest.raises(DataError, match=why):
+        sources.open_source(str(folder / "list.csv"))
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        ("17", "not used: the numbers in category_id, which have gaps"),
+        ("n1", "not used: category_id, which contains n1 beside the class names"),
+    ],
+)
+def test_numbers_that_order_nothing_are_said_and_the_names_are_sorted(number: str, why: str, folder: Path) -> None:
+    (folder / "list.csv").write_text(f"path,label,category_id\na.png,zebra,3\nb.png,ant,{number}\nc.png,,\n")
+    source = sources.open_source(str(folder / "list.csv"))
+    assert source.class_names == ("ant", "zebra")
+    assert why in source.notes
