@@ -20,7 +20,7 @@ Goal = Literal["single-label", "multi-label", "binary", "regression", "segmentat
 InputKind = Literal["float32", "uint8"]
 Device = Literal["cpu", "cuda"]
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]  # what a float holds too, as plots have it
 # What a model may be. Records and configurations can be anybody's, and what is made of them takes memory for each of
 # these; the limits are far beyond every published model. The largest image has as many pixels as one that is decoded.
 MAX_SIDE, MAX_BATCH = 8192, 65_536

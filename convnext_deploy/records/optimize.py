@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 import msgspec
 
 from .accuracy import Verdict
-from .base import SCHEMA, Device, Fraction, InputKind, PlanType, Positive, Precision, Record, SchemaVersion, Sha256
+from .base import (
+    SCHEMA,
+    BatchSize,
+    Device,
+    Fraction,
+    InputKind,
+    PlanType,
+    Positive,
+    Precision,
+    Record,
+    SchemaVersion,
+    Sha256,
+)
 from .manifest import Preprocessing
 from .timing import BenchResult
 
@@ -63,7 +75,7 @@ class OptimizeResult(Record, frozen=True, kw_only=True, tag_field="record", tag=
     device: Device
     threads: int | None
     objective: Objective
-    batch: Positive
+    batch: BatchSize
     max_drop: float  # percentage points of top-1
     alpha: float
     max_latency_ms: float | None

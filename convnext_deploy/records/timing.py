@@ -4,14 +4,27 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .base import SCHEMA, Above0, Device, Fraction, PlanType, Positive, Precision, Record, SchemaVersion, Sha256, Task
+from .base import (
+    SCHEMA,
+    Above0,
+    BatchSize,
+    Device,
+    Fraction,
+    PlanType,
+    Positive,
+    Precision,
+    Record,
+    SchemaVersion,
+    Sha256,
+    Task,
+)
 
 
 class Timing(Record, frozen=True, kw_only=True):
     """Latency of `Session.step` on one bound batch; every sample is kept."""
 
     artifact: str
-    batch: Positive
+    batch: BatchSize
     threads: int
     samples_ms: tuple[float, ...]
     median_ms: float
@@ -47,7 +60,7 @@ class ProfileResult(Record, frozen=True, kw_only=True, tag_field="record", tag="
     eight_bits: PlanType | None = None  # products in it, the rest in `precision`
     model: str
     image_size: tuple[Positive, Positive]
-    batch: Positive
+    batch: BatchSize
     threads: Positive
     device: Device
     steps: Positive
@@ -125,7 +138,7 @@ class ServerLoad(Record, frozen=True, kw_only=True):
 
     slo_ms: float
     fraction: Fraction
-    max_batch: Positive
+    max_batch: BatchSize
     seed: int
     queries_per_s: float | None  # None: no rate that was tried passed
     trials: tuple[ServerTrial, ...]
@@ -147,7 +160,7 @@ class BenchResult(Record, frozen=True, kw_only=True):
     device: Device
     threads: Positive  # of each stream
     streams: Positive = 1  # sessions that run side by side in the process
-    batch: Positive  # images of one step
+    batch: BatchSize  # images of one step
     scenario: Scenario
     scope: Scope
     artifact: str | None  # folder; None where there is none
@@ -236,7 +249,7 @@ class RooflineResult(Record, frozen=True, kw_only=True, tag_field="record", tag=
     task: Task
     image_size: tuple[Positive, Positive]
     precision: str
-    batch: Positive
+    batch: BatchSize
     ceilings: Ceilings
     rows: tuple[RooflineRow, ...]
     gflop: float
@@ -254,5 +267,5 @@ class KernelMeasurement(Record, frozen=True, kw_only=True):
     channels: Positive  # of its input; of a stem's output
     grn: bool = False  # whether its blocks have GRN, as those of V2, which costs a kernel more
     precision: Precision
-    batch: Positive
+    batch: BatchSize
     speedup: Annotated[float, msgspec.Meta(gt=0.0)]  # compiled PyTorch's time over theirs, medians of one run

@@ -12,7 +12,7 @@ from ..accuracy import binomial
 from ..errors import DataError, plain
 from ..models import registry
 from ..records.accuracy import EvalResult, Verdict
-from ..records.base import MAX_RESULTS_BYTES, Above0, PlanType, Positive, Task, content_of
+from ..records.base import MAX_RESULTS_BYTES, Above0, BatchSize, PlanType, Positive, Task, content_of
 from ..records.optimize import OptimizeResult
 from ..records.timing import Ceilings, LayerKind, ProfileResult, RooflineResult
 from ..timing import roofline
@@ -27,7 +27,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     runtime: str
     precision: str
-    batch: Positive
+    batch: BatchSize
     image_size: tuple[Positive, Positive]
     samples_ms: tuple[Above0, ...]
     median_ms: Above0 | None
@@ -172,10 +172,20 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
     else:
         named = str(kind or document.get("benchmark") or document.get("what") or "unknown")
         return " ".join(named.split())[:40], None
+    bits = _most_bits(document)
+    if bits > 63:
+        raise DataError(f"{where} contains a whole number of {bits} bits; those of a result have at most 63")
     try:
         return name, msgspec.convert(document, type_)
     except msgspec.ValidationError as error:
         raise DataError(f"{where} is not a result of this version: {plain(error)}") from None
+
+
+def _most_bits(value: Any) -> int:
+    """Of the whole numbers in any depth, without their signs: arrays and plots hold 63."""
+    if isinstance(value, dict | list):
+        return max(map(_most_bits, value.values() if isinstance(value, dict) else value), default=0)
+    return value.bit_length() if isinstance(value, int) else 0
 
 
 def latest(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:

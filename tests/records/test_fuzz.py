@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import fuzz
 import msgspec
@@ -93,6 +94,19 @@ def test_outputs_that_could_not_be_compared_are_unknown_and_no_traceback() -> No
     )
     text = terminal.details(Path("a"), msgspec.structs.replace(PROBE, parity=(lost,)), 1)
     assert "relative error unknown, cosine unknown" in text
+
+
+def test_a_number_beyond_64_bits_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    """A batch of 2^64 images ended in matplotlib's TypeError."""
+    path = tmp_path / "r"
+    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(bench_row([[5.0] * 3] * 2)))
+    for place in ({"batch": 2**64}, {"artifact_bytes": -(2**64)}, {"machine": {"cpu": "a", "cores": [10**400]}}):
+        path.write_text(json.dumps(row | place))
+        with pytest.raises(DataError, match=r"contains a whole number of (65|1329) bits; those .* have at most 63"):
+            results.read([path])
+    path.write_bytes(msgspec.json.encode(row | {"batch": 2**63 - 1}))
+    with pytest.raises(DataError, match=r"Expected `int` <= 65536 - at `\$\.batch`"):
+        results.read([path])
 
 
 @pytest.mark.slow  # draws every plot
