@@ -46,9 +46,10 @@ def refuse_second_names(data: str, root: Path, aliases: Mapping[str, str], class
 
 
 def with_one_label_a_file(source: ImageSource, paths: Sequence[Path]) -> ImageSource:
-    """The source, in which no two names of one file have different labels; hard links are said.
+    """The source, in which no link gives another of its files a second label; other names of one file are said.
 
-    Tools that save space make hard links of equal images, so that these are what labels of a data set really are.
+    Tools that save space make hard links of equal images, and the cache of Hugging Face's hub has links to one copy of
+    them elsewhere. So these are what the labels of a data set really are.
 
     Args:
         paths: of each image's file.
@@ -68,7 +69,8 @@ def with_one_label_a_file(source: ImageSource, paths: Sequence[Path]) -> ImageSo
             again.append((first, index))
     other = [pair for pair in again if _label(source, pair[0]) != _label(source, pair[1])]
     for first, second in other:
-        if os.path.realpath(paths[first]) == os.path.realpath(paths[second]):
+        copies = paths[first].is_symlink() and paths[second].is_symlink()
+        if not copies and os.path.realpath(paths[first]) == os.path.realpath(paths[second]):
             raise DataError(
                 f"{source.names[first]} and {source.names[second]} of {source.name} are one file and have different "
                 "labels; keep one of both, with its own label"

@@ -236,6 +236,18 @@ def test_a_file_with_two_names_has_one_class(tmp_path: Path) -> None:
     assert note in sources.open_source(str(tmp_path)).notes
 
 
+def test_links_to_one_copy_elsewhere_are_said_as_the_cache_of_hugging_faces_hub_has_them(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "blobs" / "1f", "PNG")
+    for name in ("ant", "bee"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / f"{name}.png").symlink_to(tmp_path / "blobs" / "1f")
+    source = sources.open_source(str(tmp_path / "set"))
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1]
+    assert "of two labels: 1 image by links between files, such as ant/ant.png and bee/bee.png" in source.notes
+
+
 def test_a_folder_elsewhere_is_followed_once(tmp_path: Path) -> None:
     root = tmp_path / "set"
     picture(tmp_path / "store" / "ants" / "a.png")
