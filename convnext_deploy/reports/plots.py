@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -47,7 +48,10 @@ def _drawn(name: str, panels: int, draw: Callable[["Figure", list["Axes"]], None
         axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
         draw(figure, axes)
         buffer = StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():
+            # Letters stay text in SVG, and are of the browser's fonts; matplotlib's own only measure them.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), name)
 
 

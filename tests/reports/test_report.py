@@ -683,3 +683,12 @@ def test_a_report_needs_its_extra(recorded: Path, tmp_path: Path, monkeypatch: p
     assert cli.run(["report", str(recorded), "--out", str(tmp_path / "r.html")]) == 2
     assert "pip install 'convnext-deploy[report]'" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_names_of_any_script_are_text_in_plots_and_no_warning_is_shown(tmp_path: Path) -> None:
+    """matplotlib said of each letter, in two lines, that its own font has none."""
+    row = msgspec.json.decode(msgspec.json.encode(bench_row([[5.0] * 3] * 2)))
+    rows = [row | {"subject": f"模型 {batch}", "model": "模型", "batch": batch} for batch in (1, 8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = html.page(results.read([tmp_path / "rows.jsonl"]), "t")
+    assert any("模型" in svg for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL))
