@@ -254,20 +254,15 @@ def _of_columns(images: list[str], cells: list[list[str]], names: list[str], fil
     if len(set(images)) < len(images):
         raise DataError(f"{file} names an image twice, {twice(images)}; expected a line an image")
     classes = tuple(names) if names and len(set(names)) == len(names) else None
-    if all(value in (0.0, 1.0) for row in values for value in row):
-        sets = [tuple(index for index, value in enumerate(row) if value) for row in values]
-        return Annotations(
-            images=images, sets=sets, class_names=classes, ordered_by="the columns of the list in their order"
-        )
-    if all(value in (-1.0, 1.0) for row in values for value in row):
-        sets = [tuple(index for index, value in enumerate(row) if value > 0) for row in values]
-        notes = ("columns of -1 and 1, as CelebA's, say of each class whether an image has it",)
+    said = {value for row in values for value in row}
+    if said <= {0.0, 1.0} or said <= {-1.0, 1.0}:
+        of_celeba = "columns of -1 and 1, as CelebA's, say of each class whether an image has it"
         return Annotations(
             images=images,
-            sets=sets,
+            sets=[tuple(index for index, value in enumerate(row) if value > 0) for row in values],
             class_names=classes,
             ordered_by="the columns of the list in their order",
-            notes=notes,
+            notes=(of_celeba,) if -1.0 in said else (),
         )
     if not all(math.isfinite(value) for row in values for value in row):
         raise DataError(f"{file} contains a value that is not finite; expected numbers")
@@ -315,14 +310,15 @@ def _of_json(document: Any, file: Path, order: ClassOrder, split: str | None) ->
             ) from None
         labels.append(targets if isinstance(targets, list) else [targets])
     known: list[Sequence[str | int | float]] = [*labels, *([name] for name in classes)]
-    counted_by = next((key for key in entries[0] if word(key) in NUMBERS), None)
-    numbers = [str(entry[counted_by]) if counted_by in entry else "nothing" for entry in entries]
+    whole = entries
     if kept is not None:
-        entries = [entries[index] for index in kept]
+        entries = [whole[index] for index in kept]
         images, labels = [images[index] for index in kept], [labels[index] for index in kept]
     columns = {key: [entry.get(key) or "" for entry in entries] for key in pictures}
     annotations = by_labels(images, labels, order, file, known)
+    counted_by = next((key for key in whole[0] if word(key) in NUMBERS), None)
     if counted_by is not None:
+        numbers = [str(entry.get(counted_by, "nothing")) for entry in whole]
         annotations = in_order_of(annotations, known, numbers, counted_by, file)
     return beside_of(annotations, images, columns, file)
 

@@ -73,9 +73,8 @@ class ImageSource:
     values: NDArray[np.float64] | None = None  # (N, K): what a regression is to give, in `labels`' place
     boxes: Boxes | None = None  # what a detector is to give, likewise
     masks: Masks | None = None  # what a segmenter is to give, in `labels`' place
-    columns: Mapping[str, Callable[[int], bytes]] = field(
-        default_factory=dict
-    )  # other images of each row: masks; "" in `Files`: none
+    # Other images of each row, such as masks; a path "" of `Files` is none.
+    columns: Mapping[str, Callable[[int], bytes]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what was left out or assumed when the source was opened, a line each
 
     def __len__(self) -> int:

@@ -26,23 +26,25 @@ def refuse_second_names(data: str, root: Path, aliases: Mapping[str, str], class
     Raises:
         DataError: there is such a link.
     """
-    for name, real in sorted(aliases.items()):
-        if is_inside(os.path.realpath(root), real):
-            raise DataError(
-                f"the class folder {name} of {data} is a link to {real}, which contains all classes: every image "
-                f"would have two; {_CURE}"
-            )
-        places = {other: os.path.realpath(root / other) for other in classes}
-        other = next((one for one, place in places.items() if is_inside(real, place) or is_inside(place, real)), None)
-        if other is None:
-            raise DataError(
-                f"the class folder {name} of {data} is a link to {real}, which is hidden in {data} itself and not "
-                "read; move that folder out of it"
-            )
+    if not aliases:
+        return
+    name, real = min(aliases.items())
+    if is_inside(os.path.realpath(root), real):
         raise DataError(
-            f"the class folders {other} and {name} of {data} are one folder, {real}: every image there "
-            f"would have two classes; {_CURE}"
+            f"the class folder {name} of {data} is a link to {real}, which contains all classes: every image "
+            f"would have two; {_CURE}"
         )
+    places = {other: os.path.realpath(root / other) for other in classes}
+    other = next((one for one, place in places.items() if is_inside(real, place) or is_inside(place, real)), None)
+    if other is None:
+        raise DataError(
+            f"the class folder {name} of {data} is a link to {real}, which is hidden in {data} itself and not "
+            "read; move that folder out of it"
+        )
+    raise DataError(
+        f"the class folders {other} and {name} of {data} are one folder, {real}: every image there "
+        f"would have two classes; {_CURE}"
+    )
 
 
 def with_one_label_a_file(source: ImageSource, paths: Sequence[Path]) -> ImageSource:

@@ -186,10 +186,10 @@ def _are_in_sequence(parts: list[_Part]) -> bool:
     names = [re.fullmatch(r"(fc|linear|dense)_?(\d)", parts[end].path.rpartition(".")[2]) for end in (0, -1)]
     if names[0] is not None and names[1] is not None:
         return names[0][1] == names[1][1] and int(names[0][2]) + 1 == int(names[1][2])
-    numbers = [part.number for part in parts]
-    if len({part.path.rpartition(".")[0] for part in parts}) > 1 or None in numbers:
+    numbers = [part.number for part in parts if part.number is not None]
+    if len({part.path.rpartition(".")[0] for part in parts}) > 1 or len(numbers) < len(parts):
         return False
-    return (numbers[-1] or 0) - (numbers[0] or 0) > 1
+    return numbers[-1] - numbers[0] > 1
 
 
 def _folded(before: list[_Part], linear: _Part, after: list[_Part]) -> Affine:
