@@ -85,7 +85,7 @@ class Agenda:
         if not self._kind:
             return left
         spent = time.perf_counter() - self._begun
-        return None if spent > self._count * self._rate(self._kind) else left - spent
+        return None if spent > self._count * self._rate(self._kind) else max(0.0, left - spent)
 
     def _rate(self, kind: str) -> float:
         done = self._units.get(kind, 0.0)

@@ -280,6 +280,10 @@ def test_a_step_that_takes_longer_than_expected_takes_no_time_from_the_others(mo
     assert left_s() is None
     agenda.end("draft")
     assert left_s() == 10
+    agenda.begin("build", "a")
+    agenda.expect(build=-1, evaluate=-1000)  # what turns out not to be needed
+    now += 1
+    assert left_s() == 0
 
 
 def test_the_three_sets_are_disjoint_and_the_final_one_is_the_largest() -> None:
