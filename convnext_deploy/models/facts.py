@@ -34,7 +34,10 @@ PROBLEMS: dict[str, Problem] = {
 }  # fmt: skip
 SIZES = (("depths", "depths"), ("hidden_sizes", "dims"))  # transformers' names and this project's
 NESTED = ("backbone_config", "vision_config", "encoder")  # where models around others say what is inside
-OF_BACKBONES = ("model_type", "layer_norm_eps", "hidden_act", "depths", "hidden_sizes", "num_channels")
+OF_BACKBONES = (
+    "model_type", "layer_norm_eps", "hidden_act", "depths", "hidden_sizes", "num_channels", "out_features",
+)  # fmt: skip
+BACKBONE = "Backbone"  # how the names of transformers' classes end that give maps
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -94,7 +97,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if is_timm(inner):
             facts |= timm_facts(inner)
         # Of a detector or segmenter, whose labels and sizes are not its backbone's.
-        config = {name: inner[name] for name in OF_BACKBONES if name in inner}
+        config = {name: inner[name] for name in OF_BACKBONES if name in inner} | {"architectures": [BACKBONE]}
         kind = None if is_timm(inner) else f"{kind} with a backbone {config.get('model_type')}"
     if config.get("model_type") in EPSILONS:
         kind = config["model_type"]
@@ -107,6 +110,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         facts["norm_eps"] = 1e-6  # of every norm but the last, which its code does not take from the configuration
         if kind == "dinov3_convnext":
             facts |= {"norm_eps": epsilon, "license": "dinov3-license"}
+            facts |= _levels_of(config)
         if config.get("id2label"):
             refuse_contradiction(config["id2label"], config.get("label2id"))
             facts["labels"] = label_list(config["id2label"])
@@ -131,6 +135,14 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         of_timm = timm_facts({"pretrained_cfg": preprocessor["pretrained_cfg"]})
         return joined(facts, sourced(of_timm, "the image processor's config"))
     return joined(facts, sourced(processor_facts(preprocessor), "the image processor's config"))
+
+
+def _levels_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Which maps a backbone without norms gives, which tensors do not show. A whole network's words for it are unused."""
+    stages = config.get("out_features")
+    if not str((config.get("architectures") or [""])[0]).endswith(BACKBONE) or not isinstance(stages, list):
+        return {}
+    return {"levels": tuple(sorted(int(name.removeprefix("stage")) for name in stages if name != "stem"))}
 
 
 def with_facts(spec: ModelSpec, facts: Mapping[str, Any], where: str) -> ModelSpec:

@@ -156,9 +156,10 @@ LAYOUTS: tuple[Layout, ...] = (
         ignored=r"(transformer|token_embedding|positional_embedding|ln_final|text_projection|text|text_decoder|cls_emb"
         r"|attn_mask|logit_scale|logit_bias)(\..*)?",
     ),
-    Layout("timm", "stem.0.weight", _TIMM_RULES, classifier="head.fc.", wider="head."),
+    # Other parts of a network have a `stem` too, such as the pyramid of MaskFormer.
+    Layout("timm", "stem.0.weight", _TIMM_RULES, mark=r"stages\..*", classifier="head.fc.", wider="head."),
     # `create_model(..., features_only=True)`, and what is built on it, such as segmentation_models_pytorch.
-    Layout("timm_features", "stem_0.weight", _timm("_"), backbone=True),
+    Layout("timm_features", "stem_0.weight", _timm("_"), mark=r"stages_\d\..*", backbone=True),
     # A graph, whose own names say nothing: `onnx_convnext` names what it finds by the official ones.
     Layout(
         "onnx",

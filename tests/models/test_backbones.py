@@ -314,6 +314,40 @@ def test_a_dinov3_of_transformers_gives_its_pooler_and_its_maps(dinov3: Any, tmp
         assert_equal(load(source, task="features"), expected.hidden_states[-4:])
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["alone", "in a detector"])
+@torch.inference_mode()
+def test_a_dinov3_backbone_of_transformers_gives_the_maps_of_its_config(whole: bool, tmp_path: Path) -> None:
+    """It has no norms, which would tell which maps."""
+    config = transformers.DINOv3ConvNextConfig(**SIZES, out_features=["stage2", "stage4"])
+    model: Any = randomize_(transformers.DINOv3ConvNextBackbone(config))
+    model.save_pretrained(tmp_path / "folder")
+    if whole:
+        detector = {"model_type": "rt_detr", "backbone_config": model.config.to_dict()}
+        (tmp_path / "folder/config.json").write_text(json.dumps(detector))
+    loaded = load(str(tmp_path / "folder"), task="features")
+    assert loaded.model.spec.levels == (2, 4)
+    assert_equal(loaded, model(images()).feature_maps)
+    assert_equal(load(str(tmp_path / "folder"), task="features", levels=(2,)), model(images()).feature_maps[:1])
+
+
+@torch.inference_mode()
+def test_a_pyramid_that_has_a_stem_is_no_second_network(tmp_path: Path) -> None:
+    """MaskFormer's `decoder.fpn.stem` is called as timm's stem."""
+    names = [f"stage{level}" for level in ALL]
+    backbone = transformers.ConvNextConfig(**SIZES, out_features=names)
+    transformer = transformers.DetrConfig(
+        use_timm_backbone=False, backbone_config=backbone, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=2, decoder_ffn_dim=2, num_queries=2,
+    )  # fmt: skip
+    config = transformers.MaskFormerConfig(
+        backbone_config=backbone, decoder_config=transformer, fpn_feature_size=32, mask_feature_size=32
+    )
+    model: Any = randomize_(transformers.MaskFormerForInstanceSegmentation(config))
+    model.save_pretrained(tmp_path / "folder")
+    loaded = load(str(tmp_path / "folder"), task="features")
+    assert_equal(loaded, model.model.pixel_level_module.encoder(images()).feature_maps)
+
+
 @torch.inference_mode()
 def test_a_dinov3s_patch_tokens_are_those_of_transformers(dinov3: Any, tmp_path: Path) -> None:
     dinov3.save_pretrained(tmp_path / "folder")

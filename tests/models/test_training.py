@@ -131,6 +131,52 @@ def test_what_timms_script_gave_the_constructor_is_the_network(tmp_path: Path) -
         assert relative_error(loaded.model(images()), model(images())) <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_classes": 9}, "says num_classes 9, and its tensors 3"),  # timm's
+        ({"nb_classes": 1000}, "says num_classes 1000, and its tensors 3"),  # the papers'
+        ({"in_chans": 1}, "says in_chans 1, and its tensors 3"),
+    ],
+    ids=str,
+)
+def test_arguments_that_contradict_the_tensors_are_refused(
+    arguments: dict[str, Any], words: str, state: State, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match=words):
+        load({"state_dict": state, "args": argparse.Namespace(**arguments)}, tmp_path)
+    agreeing = argparse.Namespace(num_classes=3, nb_classes=3, in_chans=None)
+    assert load({"state_dict": state, "args": agreeing}, tmp_path).model.spec.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"input_size": 224, "crop_pct": None}, ((0.485, 0.456, 0.406), 0.875, "center")),
+        ({"input_size": 288, "crop_pct": 0.95}, ((0.485, 0.456, 0.406), 0.95, "center")),
+        ({"input_size": 384, "crop_pct": None}, ((0.485, 0.456, 0.406), 1.0, "squash")),  # whole images, warped
+        ({"input_size": 224, "imagenet_default_mean_and_std": False}, ((0.5, 0.5, 0.5), 0.875, "center")),
+    ],
+    ids=str,
+)
+def test_images_are_prepared_as_the_papers_scripts_do_it(
+    arguments: dict[str, Any], expected: tuple[Any, ...], state: State, tmp_path: Path
+) -> None:
+    """`build_transform` of `datasets.py` in facebookresearch/ConvNeXt and ConvNeXt-V2."""
+    script = {"model": "convnext_tiny", "imagenet_default_mean_and_std": True, "train_interpolation": "bicubic"}
+    loaded = load({"model": state, "args": argparse.Namespace(**script | arguments)}, tmp_path)
+    found = loaded.preprocessing
+    assert (found.mean, found.crop_pct, found.crop_mode) == expected
+    assert found.interpolation == "bicubic"
+    assert not {"mean", "std", "crop_pct", "interpolation", "image_size"} & {*found.assumed}
+
+
+def test_lists_of_the_same_classes_in_another_order_are_refused(state: State, tmp_path: Path) -> None:
+    beside = {"classes": ["ant", "bee", "cat"], "class_to_idx": {"cat": 0, "bee": 1, "ant": 2}}
+    with pytest.raises(WeightsError, match="has the class 'ant' at number 0 in classes and 'cat' there in class_to_idx"):
+        load({"state_dict": state, **beside}, tmp_path)
+
+
 def test_words_of_settings_that_are_of_something_else_refuse_nothing(state: State, tmp_path: Path) -> None:
     settings = {"global_pool": True, "output_stride": "32x", "model_kwargs": ["depth=3"]}
     assert load({"state_dict": state, "hyper_parameters": settings}, tmp_path, image_size=(32, 32))
