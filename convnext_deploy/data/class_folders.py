@@ -6,22 +6,22 @@ the image). What is elsewhere or twice is left out, and said.
 """
 
 import os
-import re
 import stat
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
 
 from ..errors import DataError, counted, plain
-from . import remote
+from . import remote, webdataset
 from .image_source import ClassOrder, ImageSource, ordered, unique
 from .links import is_inside, refuse_second_names, with_one_label_a_file
 from .readers import Files, Spans, absolute
+from .webdataset import Member
 
 # Those of torchvision's ImageFolder, and what Pillow reads since; other files are left out.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif", ".jxl")
@@ -30,8 +30,6 @@ SUFFIXES = ", ".join(IMAGE_SUFFIXES)
 _OF_SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}  # in small letters
 _CLASS_BYTES = 1024  # of a file of webdataset's that says a class
-
-_Member = tuple[str, str, tuple[str, int, int]]  # an image's name, its class, and where it is
 
 # What `tarfile` raises for damaged archives.
 _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, IndexError, TypeError)
@@ -175,7 +173,7 @@ def tar_source(
     """The images in tar files, whose class is the folder directly around them; None where there are none.
 
     One of `several` shards that has no class folders is itself one class, and so is a tar inside a tar. In webdataset's
-    layout, `a.cls` says the class of `a.jpg`.
+    layout, `a.cls` says the class of `a.jpg`, and further images of a sample are columns (`webdataset`).
 
     Args:
         shards: absolute paths, or addresses.
@@ -183,7 +181,7 @@ def tar_source(
     Raises:
         DataError: a file is damaged, compressed, sparse, or contains images without a class.
     """
-    members: list[_Member] = []
+    members: list[Member] = []
     left_out: Counter[str] = Counter()
     others: list[tuple[str, PurePosixPath]] = []  # class and path of files of other kinds
     written: dict[str, str] = {}  # what webdataset's files say, by the names of images without their suffix
@@ -195,11 +193,21 @@ def tar_source(
         except _TAR_ERRORS as error:
             raise DataError(f"{shard} cannot be read as uncompressed tar: {plain(error)}") from None
     members.sort(key=lambda entry: entry[0])
-    read_bytes = Spans(tuple(place for _, _, place in members))
-    if written:
-        return _webdataset(data, members, written, read_bytes, order)
-    names, labels_of = [name for name, _, _ in members], [label for _, label, _ in members]
+    if written and not members:
+        raise DataError(f"{data} has .cls files and no {SUFFIXES} images")
     notes = _left_out(left_out)
+    if written:
+        members, columns, more = webdataset.with_fields(data, members, webdataset.with_own_class(members, written))
+        source = webdataset.labelled(data, members, written, order)
+        return replace(source, columns=columns, notes=(*notes, *more))
+    if webdataset.are_masks(members):
+        members, columns, more = webdataset.with_fields(data, members, ())
+        names = [name for name, _, _ in members]
+        read_bytes = Spans(tuple(place for _, _, place in members))
+        source = _labelled(data, names, [""] * len(names), [], read_bytes, [*notes, *more], order)
+        return None if source is None else replace(source, columns=columns)
+    read_bytes = Spans(tuple(place for _, _, place in members))
+    names, labels_of = [name for name, _, _ in members], [label for _, label, _ in members]
     around = {PurePosixPath(name).parent.parent for name in names if "/" in name}  # of the class folders
     splits = sorted({folder.name for folder in around if folder.name.lower() in SPLITS})
     if len(splits) > 1:
@@ -219,7 +227,7 @@ def _members(
     others: list[tuple[str, PurePosixPath]],
     written: dict[str, str],
     start: int = 0,
-) -> Iterator[_Member]:
+) -> Iterator[Member]:
     """The images of one archive; `start` is its own offset in the shard."""
     texts: list[PurePosixPath] = []
     images: set[PurePosixPath] = set()
@@ -271,42 +279,9 @@ def _nested(
     left_out: Counter[str],
     others: list[tuple[str, PurePosixPath]],
     written: dict[str, str],
-) -> Iterable[_Member]:
+) -> Iterable[Member]:
     with tarfile.open(fileobj=inner, mode="r:") as tar:
         return list(_members(tar, shard, prefix, offset + size, left_out, others, written, offset))
-
-
-def _webdataset(
-    data: str, members: list[_Member], written: Mapping[str, str], read_bytes: Spans, order: ClassOrder
-) -> ImageSource:
-    """The source of images whose classes are said beside them, as numbers or as names."""
-    names = [name for name, _, _ in members]
-    if not names:
-        raise DataError(f"{data} has .cls files and no {SUFFIXES} images")
-    said = [written.get(str(PurePosixPath(name).with_suffix(""))) for name in names]
-    if None in said or "" in said:
-        lacking = names[next(index for index, text in enumerate(said) if not text)]
-        raise DataError(f"{data} has no class for {lacking}; expected a .cls file beside each image")
-    texts = [text for text in said if text is not None]
-    if all(re.fullmatch(r"[0-9]{1,9}", text) for text in texts):
-        return ImageSource(
-            name=data,
-            names=unique(names),
-            labels=np.array([int(text) for text in texts], np.int64),
-            class_names=None,
-            read_bytes=read_bytes,
-        )
-    classes = ordered(sorted(set(texts)), order)
-    number = {text: index for index, text in enumerate(classes)}
-    return ImageSource(
-        name=data,
-        names=unique(names),
-        labels=np.array([number[text] for text in texts], np.int64),
-        class_names=unique(classes),
-        read_bytes=read_bytes,
-        labels_from="names",
-        ordered_by=f"the .cls files' names sorted {'by name' if order == 'torchvision' else 'as timm does'}",
-    )
 
 
 def _labelled(

@@ -25,7 +25,7 @@ NUMBERS = (
 )  # fmt: skip  # of a column that numbers the classes beside their names
 MASKS = (
     "annotation", "annotations", "mask", "masks", "label", "labels", "segmentation", "segmentation_mask",
-    "semantic_segmentation", "semantic_mask", "label_map", "ground_truth", "gt",
+    "semantic_segmentation", "semantic_mask", "label_map", "ground_truth", "gt", "seg",
 )  # fmt: skip  # of a column of images that are masks
 _OF_FILES = re.compile(r"_(path|name|(file_?)(path|name)?)$")  # behind such a name, where a column contains paths
 SPLITS = ("split", "subset", "partition", "fold", "set", "usage", "is_valid")  # columns that say what an entry is for

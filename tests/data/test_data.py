@@ -258,6 +258,35 @@ def test_webdatasets_images_without_a_class_are_refused(tmp_path: Path, files: d
         sources.open_source(str(write_tar(tmp_path / "000.tar", files)))
 
 
+def test_a_key_of_webdataset_ends_at_the_first_dot_where_no_class_has_the_longer_name(tmp_path: Path) -> None:
+    """`base_plus_ext` of webdataset; people's own writers end it at the last dot."""
+    files = {"1.input.jpg": encoded(1), "1.cls": b"4", "n2.3.jpg": encoded(2), "n2.3.cls": b"5", "n2.cls": b"6"}
+    source = sources.open_source(
+        str(write_tar(tmp_path / "keys.tar", files | {"v1.2/3.jpg": encoded(3), "v1.2/3.cls": b"7"}))
+    )
+    assert source.names == ("1.input.jpg", "n2.3.jpg", "v1.2/3.jpg")
+    assert source.labels is not None
+    assert source.labels.tolist() == [4, 5, 7]
+    several = {"1.left.jpg": encoded(1), "1.right.jpg": encoded(2), "1.cls": b"4"}
+    with pytest.raises(DataError, match=r"several images for the key 1, 1\.left\.jpg and 1\.right\.jpg; expected one"):
+        sources.open_source(str(write_tar(tmp_path / "several.tar", several)))
+
+
+@pytest.mark.parametrize("classes", [True, False], ids=["with classes", "without"])
+def test_further_images_of_a_webdatasets_sample_are_columns_and_no_images(classes: bool, tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for number in (1, 2):
+        files |= {f"{number}.jpg": encoded(number), f"{number}.seg.png": encoded(10 + number)}
+        files |= {f"{number}.cls": b"3"} if classes else {}
+    source = sources.open_source(str(write_tar(tmp_path / "a.tar", files)))
+    assert source.names == ("1.jpg", "2.jpg")
+    assert [source.columns["seg"](index) for index in (0, 1)] == [encoded(11), encoded(12)]
+    assert (source.labels is None) != classes
+    # What no name of a mask follows is an image of its own.
+    photos = {"holiday.jpg": encoded(1), "holiday.1.jpg": encoded(2)}
+    assert len(sources.open_source(str(write_tar(tmp_path / "photos.tar", photos)))) == 2
+
+
 def test_the_webdataset_layout_without_classes_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "000.tar", {"000.jpg": encoded(0), "000.json": b"3"})
     with pytest.raises(DataError, match=r"webdataset layout \(000\.json beside its image\) without \.cls files"):
