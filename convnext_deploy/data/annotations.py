@@ -1,4 +1,4 @@
-"""Annotations beside a folder of images: lists, COCO's JSON, Pascal VOC's XML, and ImageNet's ground truth.
+"""Annotations beside a folder of images: lists, COCO's JSON, Pascal VOC's XML, ImageNet's ground truth, tools' exports.
 
 A data set for detection says the classes of an image through its objects. Such an image has as many labels as its
 objects have classes; who needs one an image asks for it (`image_source.with_one_label`).
@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from ..errors import DataError, counted, plain
+from . import other_tools
 from .class_folders import IMAGE_SUFFIXES, SUFFIXES, folder_source
 from .coco import CocoCategory, CocoImage, CocoObject
 from .entries import Annotations, by_labels, named, source_of
@@ -24,6 +25,7 @@ from .image_source import CHOOSE, ClassOrder, ImageSource
 from .links import with_one_label_a_file
 from .readers import Files, absolute
 
+SUFFIXES_OF_FILES = (*LIST_SUFFIXES, ".xml")
 _WORDNET = re.compile(r"n\d{8}")
 _OF_IMAGENET = re.compile(r"ILSVRC2012_val_(\d{8})")
 _DEVKIT = "meta.mat"  # of ImageNet's development kit: which WordNet id has which of its own numbers
@@ -59,9 +61,10 @@ def annotated_source(
         return _source(data, folder, annotations, _voc(annotations, sorted(annotations.glob("*.xml")), order, folder))
     if not annotations.is_file():
         raise DataError(f"--annotations {annotations} does not exist; expected a list, a COCO file, or a folder of XML")
-    if annotations.suffix.lower() not in LIST_SUFFIXES:
+    if annotations.suffix.lower() not in SUFFIXES_OF_FILES:
         raise DataError(
-            f"--annotations {annotations} ends in {annotations.suffix!r}; expected one of {', '.join(LIST_SUFFIXES)}"
+            f"--annotations {annotations} ends in {annotations.suffix!r}; expected one of "
+            f"{', '.join(SUFFIXES_OF_FILES)}"
         )
     return _source(data, folder, annotations, _of_file(annotations, folder, order, split))
 
@@ -80,6 +83,13 @@ def _of_file(file: Path, folder: Path, order: ClassOrder, split: str | None) -> 
         if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
             _refuse_split(file, split)
             return _coco(document, file)
+        if other_tools.is_label_studio(document):
+            _refuse_split(file, split)
+            return other_tools.label_studio(document, file, folder, order)
+        other_tools.refuse_json(document, file)
+    if file.suffix.lower() == ".xml":
+        _refuse_split(file, split)
+        return other_tools.cvat(_xml(file), file, order)
     if file.suffix.lower() == ".txt":
         lines = [line.strip() for line in text_of(file).splitlines() if line.strip()]
         if lines and not any(re.search(r"[\s,;]", line) or line.lower().endswith(IMAGE_SUFFIXES) for line in lines):
@@ -125,15 +135,18 @@ def _located(folder: Path, images: list[str]) -> list[Path]:
     """Where the images are. A name without a suffix is that of the one image below the folder that has it."""
     if all(image.lower().endswith(IMAGE_SUFFIXES) for image in images):
         return [folder / image for image in images]
+    stems = {image for image in images if not image.lower().endswith(IMAGE_SUFFIXES)}
     by_stem: dict[str, Path] = {}
     for below, _, files in os.walk(folder):
         for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                stem = name.rpartition(".")[0]
-                if by_stem.setdefault(stem, Path(below, name)) != Path(below, name):
-                    raise DataError(
-                        f"{folder} has two images {stem}: {by_stem[stem]} and {Path(below, name)}; keep one"
-                    )
+            stem = name.rpartition(".")[0]
+            if stem not in stems or not name.lower().endswith(IMAGE_SUFFIXES):
+                continue
+            if by_stem.setdefault(stem, Path(below, name)) != Path(below, name):
+                raise DataError(
+                    f"{folder} has two images {stem}: {by_stem[stem]} and {Path(below, name)}; give the folder of the "
+                    "one that is meant with --data, and the list with --annotations"
+                )
     return [
         folder / image if image.lower().endswith(IMAGE_SUFFIXES) else by_stem.get(image, folder / image)
         for image in images
@@ -194,10 +207,7 @@ def _voc(folder: Path, files: list[Path], order: ClassOrder, beside: Path) -> An
     """
     images, names, difficult = [], [], 0
     for file in files:
-        try:
-            root = ElementTree.fromstring(text_of(file))
-        except ElementTree.ParseError as error:
-            raise DataError(f"{file} is no XML: {plain(error)}") from None
+        root = _xml(file)
         objects = list(root.iter("object"))
         image = root.findtext("filename", "").strip()
         if not image or not os.path.lexists(beside / image):
@@ -209,6 +219,7 @@ def _voc(folder: Path, files: list[Path], order: ClassOrder, beside: Path) -> An
         images.append(image)
         names.append(sorted({one.findtext("name", "").strip() for one in easy}))
     if not images:
+        other_tools.refuse_folder(folder)
         masks = any(path.suffix.lower() == ".png" for path in folder.rglob("*"))
         hint = "; masks are for a segmenter, which `eval` and `gate` judge" if masks else ""
         raise DataError(f"{folder} has no .xml; expected the annotations of Pascal VOC{hint}")
@@ -216,6 +227,13 @@ def _voc(folder: Path, files: list[Path], order: ClassOrder, beside: Path) -> An
         (f"{difficult:,} objects marked as difficult give no label, as in VOC's own evaluation",) if difficult else ()
     )
     return named(images, names, order, notes)
+
+
+def _xml(file: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(text_of(file))
+    except ElementTree.ParseError as error:
+        raise DataError(f"{file} is no XML: {plain(error)}") from None
 
 
 def _of_positions(lines: list[str], file: Path, folder: Path, order: ClassOrder) -> Annotations:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..env import needs
 from ..errors import DataError, counted, plain
 from ..records.base import content_of
+from . import other_tools
 from .coco import CocoCategory, CocoImage, CocoObject
 from .image_lists import MAX_LIST_BYTES
 from .image_source import Boxes, ImageSource, chosen
@@ -192,13 +193,21 @@ def _whole(lengths: NDArray[np.int64], sides: tuple[int, int]) -> NDArray[np.int
 
 
 def _read(file: Path) -> _Coco:
+    if file.is_dir():
+        other_tools.refuse_folder(file)
     try:
-        return msgspec.json.decode(content_of(file, MAX_LIST_BYTES).removeprefix(codecs.BOM_UTF8), type=_Coco)
+        content = content_of(file, MAX_LIST_BYTES).removeprefix(codecs.BOM_UTF8)
+        try:
+            return msgspec.json.decode(content, type=_Coco)
+        except msgspec.ValidationError:
+            other_tools.refuse_json(msgspec.json.decode(content), file)
+            raise
     except OSError as error:
         raise DataError(f"--annotations {file} cannot be read: {plain(error)}; expected a COCO file") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
-            f"--annotations {file} is no COCO file with images, categories and annotations: {plain(error)}"
+            f"--annotations {file} is no COCO file with images, categories and annotations: {plain(error)}; tools for "
+            "labelling export one"
         ) from None
 
 

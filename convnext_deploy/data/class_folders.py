@@ -198,8 +198,8 @@ def tar_source(
     notes = _left_out(left_out)
     if written:
         members, columns, more = webdataset.with_fields(data, members, webdataset.with_own_class(members, written))
-        source = webdataset.labelled(data, members, written, order)
-        return replace(source, columns=columns, notes=(*notes, *more))
+        said = webdataset.labelled(data, members, written, order)
+        return replace(said, columns=columns, notes=(*notes, *more))
     if webdataset.are_masks(members):
         members, columns, more = webdataset.with_fields(data, members, ())
         names = [name for name, _, _ in members]

@@ -40,6 +40,7 @@ from .entries import (
     word,
 )
 from .image_source import CHOOSE, ClassOrder
+from .other_tools import refuse_table
 
 _Label = str | bool | int | float
 _PICTURES = (*IMAGE_SUFFIXES, ".gif")  # masks may be GIF
@@ -161,6 +162,7 @@ def _of_rows(rows: list[list[str]], file: Path, order: ClassOrder, split: str | 
     header = [word(cell) for cell in rows[0]]
     if "imageid" in header and "predictionstring" in header:
         return _kaggle(rows[1:], header.index("imageid"), header.index("predictionstring"), file, order)
+    refuse_table(header, file)
     paths = [index for index, cell in enumerate(header) if cell in PATHS]
     has_header = bool(paths) and not _is_image(rows[0][paths[0]])
     at, names = (min(paths, key=lambda index: PATHS.index(header[index])), rows[0]) if has_header else (0, [])

@@ -12,7 +12,7 @@ import numpy as np
 from ..env import needs
 from ..errors import DataError, plain
 from . import remote
-from .entries import LABELS, MASKS, by_labels, source_of
+from .entries import LABELS, by_labels, is_of_masks, source_of
 from .image_source import ClassOrder, ImageSource, ordered, unique
 from .readers import PARQUET_ERRORS, Rows
 
@@ -24,7 +24,7 @@ def image_column(columns: Sequence[str]) -> str | None:
     """Which of the columns that hold images has those that masks belong to; None: their names do not say it."""
     named = {column.lower(): column for column in reversed(columns)}
     known = next((named[name] for name in IMAGES if name in named), None)
-    rest = [column for column in columns if column.lower() not in MASKS]
+    rest = [column for column in columns if not is_of_masks(column)]
     return rest[0] if known is None and len(rest) == 1 else known
 
 

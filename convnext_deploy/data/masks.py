@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError, counted, plain
-from . import decoding
+from . import decoding, other_tools
 from .entries import is_of_masks
 from .image_source import ImageSource, Masks, chosen, unreadable_mask
 from .readers import Files, absolute
@@ -49,9 +49,12 @@ def masked(source: ImageSource, annotations: str | None, *, ignored: int, reduce
         notes = bare.notes if annotations else (*bare.notes, f"masks: the column {column} (--annotations otherwise)")
         return replace(bare, masks=masks, notes=notes + _white_is_ignored(masks))
     if annotations is None:
+        of_images = source.labels is not None or source.label_sets is not None
+        wrong = "has labels of images or objects, and no masks" if of_images else "has no masks"
+        drawn = "; polygons are drawn with pycocotools' annToMask, an image's into one PNG of class numbers"
         raise DataError(
-            f"{source.name} has no masks; give --annotations FOLDER with a mask for each image, or a list with the "
-            "columns image and mask, which are paths"
+            f"{source.name} {wrong}; give --annotations FOLDER with a mask for each image, or a list with the columns "
+            f"image and mask, which are paths{drawn if of_images else ''}"
         )
     return _beside(source, Path(annotations), ignored, reduce_labels)
 
@@ -119,6 +122,7 @@ def _beside(source: ImageSource, folder: Path, ignored: int, reduce_labels: bool
     places = [[] if index in themselves else paths for index, paths in enumerate(places)]
     kept = [index for index, paths in enumerate(places) if paths]
     if not kept:
+        other_tools.refuse_folder(folder)
         raise DataError(
             f"none of the {len(source):,} images of {source.name} has a mask in {folder}; expected files of the same "
             f"names, such as {PurePosixPath(source.names[0]).with_suffix('.png')}"

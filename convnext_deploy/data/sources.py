@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError, printable
-from . import remote
-from .annotations import annotated_source, is_voc, list_source, voc_source
+from . import other_tools, remote
+from .annotations import SUFFIXES_OF_FILES, annotated_source, is_voc, list_source, voc_source
 from .class_folders import IMAGE_SUFFIXES, SPLITS, SUFFIXES, folder_source, is_hidden, tar_source
 from .held import dataset_source, saved_source
 from .image_lists import LIST_SUFFIXES, says_labels
@@ -42,7 +42,7 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".xlsx", ".xls", ".ods"), "a spreadsheet", "save it as CSV"),
     ((".lst", ".manifest"), "a list of another tool", "write it as CSV with the columns path and label"),
     ((".rec", ".idx"), "no image file", _IN_PYTHON),
-    ((".yaml", ".yml", ".xml"), "a description", "give the folder of images, and a list with --annotations"),
+    ((".yaml", ".yml"), "a description", "give the folder of images, and a list with --annotations"),
     (IMAGE_SUFFIXES, "one image", "give the folder that it is in, or use `predict` for single images"),
 )  # fmt: skip
 
@@ -118,7 +118,7 @@ def _opened(data: str, split: str | None, order: ClassOrder) -> ImageSource:
         raise DataError(f"{data!r} does not exist; {EXPECTED}")
     if path.is_dir():
         return _folder(data, path, split, order)
-    if path.suffix.lower() in LIST_SUFFIXES:
+    if path.suffix.lower() in SUFFIXES_OF_FILES:
         return list_source(data, path, order, split)
     if split is not None:
         raise DataError(f"{data} is one file and has no split {split!r}; leave --split out")
@@ -174,6 +174,8 @@ def _folder(data: str, path: Path, split: str | None, order: ClassOrder) -> Imag
     if len(listed) == 1:  # Hugging Face's own reader goes by it too, whatever the folders are called
         return list_source(str(listed[0]), listed[0], order)
     _refuse_splits_for_classes(data, folders)
+    if {"images", "labels"} <= folders.keys():  # and no class of them, as YOLO has it
+        other_tools.refuse_folder(folders["labels"])
     return _with_images(data, folder_source(data, path, order))
 
 

@@ -138,7 +138,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _levels_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Which maps a backbone without norms gives, which tensors do not show. A whole network's words for it are unused."""
+    """Which maps a backbone without norms gives, which tensors do not show. Of a whole network nothing reads it."""
     stages = config.get("out_features")
     if not str((config.get("architectures") or [""])[0]).endswith(BACKBONE) or not isinstance(stages, list):
         return {}

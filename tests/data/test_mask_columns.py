@@ -53,6 +53,14 @@ def test_masks_are_a_column_of_a_dataset_wherever_it_is(kind: str, tmp_path: Pat
         truth(source, "mask")
 
 
+def test_a_name_of_masks_is_one_wherever_it_stands(tmp_path: Path) -> None:
+    """`label_path` is of masks in a list; so it is of a table's columns, of which the other has the images."""
+    table = rows(tmp_path, "label_path").rename_column("image", "photo")
+    assert truth(held.opened("data", table)) == [[0], [1], [2]]
+    table.to_parquet(tmp_path / "set.parquet")
+    assert truth(sources.open_source(str(tmp_path / "set.parquet"))) == [[0], [1], [2]]
+
+
 def test_a_column_of_masks_is_found_by_its_name_or_has_to_be_named(tmp_path: Path) -> None:
     several = rows(tmp_path, "label", parts="label")
     assert truth(held.opened("data", several)) == [[0], [1], [2]]
@@ -192,7 +200,7 @@ def test_labels_beside_masks_are_labels(folder: Path) -> None:
         ("image,mask\na.png,x.png\nb.jpg,y.png\n", "none of the 2 masks of .* is there, such as .*x.png; expected"),
         ("image,mask\na.png,m/a.png\na.png,m/b.gif\n", "several images in the column mask for a.png"),
         ("image,mask,label\na.png,m/a.png,m/a.png\n", "has the columns mask, label beside its images; name the masks'"),
-        ("image,mask\na.png,cat\nb.jpg,dog\n", "has no masks; .* or a list with the columns image and mask"),
+        ("image,mask\na.png,cat\nb.jpg,dog\n", " no masks; .* or a list with the columns image and mask"),
     ],
 )
 def test_a_list_that_leaves_open_which_masks_are_meant_is_refused(content: str, why: str, folder: Path) -> None:

@@ -173,7 +173,9 @@ def test_images_are_prepared_as_the_papers_scripts_do_it(
 
 def test_lists_of_the_same_classes_in_another_order_are_refused(state: State, tmp_path: Path) -> None:
     beside = {"classes": ["ant", "bee", "cat"], "class_to_idx": {"cat": 0, "bee": 1, "ant": 2}}
-    with pytest.raises(WeightsError, match="has the class 'ant' at number 0 in classes and 'cat' there in class_to_idx"):
+    with pytest.raises(
+        WeightsError, match="has the class 'ant' at number 0 in classes and 'cat' there in class_to_idx"
+    ):
         load({"state_dict": state, **beside}, tmp_path)
 
 
