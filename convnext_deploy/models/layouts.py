@@ -90,6 +90,8 @@ def convert(
             for mean, std in beside.normalizing(whole, apart, _channels(tensors))
         ]
     root = _replaced_head(keys, layout, found)
+    if task != "features":
+        _refuse_statistics(state, layout, found, where)
     head = keys.head
     behind = [] if backbone else beside.heads(state, outside, keys.around, _width(tensors), biased=task == "classify")
     if task != "classify":  # which uses no head, however many there are
@@ -223,12 +225,28 @@ def _replaced_head(keys: "_Keys", layout: Layout, found: str) -> str:
     """What a head's names begin with. One that was put in the place of more than the classifier is taken as a whole."""
     wider = found + layout.wider
     if not keys.inside or not all(key.startswith(wider) and is_affine(key) for key in keys.inside):
-        return found + layout.classifier
+        own = found + layout.classifier
+        return own if any(key.startswith(own) for key in keys.whole) else _parent(found) + layout.classifier
     inner = layout.classifier.removeprefix(layout.wider)
     keys.head = {inner + name: value for name, value in keys.head.items()}
     keys.head |= {key.removeprefix(wider): keys.whole[key] for key in keys.inside}
     keys.inside = []
     return wider
+
+
+def _refuse_statistics(state: Mapping[str, Tensor], layout: Layout, found: str, where: str) -> None:
+    """Refuse a BatchNorm in the place of the last LayerNorm: its weight and bias have the names of that.
+
+    Raises:
+        WeightsError: with the key of its statistics.
+    """
+    for key in state:
+        norm, _, name = key.removeprefix(found).rpartition(".")
+        if name == "running_mean" and layout.named(f"{norm}.weight") == "head.norm.weight":
+            raise WeightsError(
+                f"{where} has {key}: {norm} is a BatchNorm, and a ConvNeXt has a LayerNorm there; use --task features, "
+                "and compute the head yourself"
+            )
 
 
 def _refuse_differing_copies(

@@ -13,13 +13,15 @@ import torchvision
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import DEPTHS, DIMS, TOLERANCE, images, randomize_, relative_error
+from reference_models import torchvision_model
+from references import DEPTHS, DIMS, TOLERANCE, Official, images, randomize_, relative_error
 from torch import Tensor, nn
 
 from convnext_deploy import api
 from convnext_deploy.errors import UsageError, WeightsError
 from convnext_deploy.models.checkpoint import Loaded, load
 from convnext_deploy.models.heads import classifier_of
+from convnext_deploy.records.base import Task
 
 WIDTH, CLASSES = DIMS[3], 7
 
@@ -195,6 +197,31 @@ def test_a_head_that_cannot_be_told_is_refused_by_name(form: str, tmp_path: Path
     with pytest.raises(WeightsError, match=words) as caught:
         read(network(head), tmp_path, head_activation=activation)
     assert "\n" not in str(caught.value)
+
+
+def batch_normed(library: str) -> nn.Module:
+    """With a BatchNorm in the place of the last LayerNorm, whose names its weight and bias have."""
+    if library == "timm":
+        model = network(nn.Linear(WIDTH, CLASSES))
+        model.head.norm = nn.BatchNorm2d(WIDTH)
+    elif library == "transformers":
+        config = transformers.ConvNextConfig(depths=list(DEPTHS), hidden_sizes=list(DIMS), num_labels=CLASSES)
+        model = transformers.ConvNextForImageClassification(config)
+        model.convnext.layernorm = nn.BatchNorm1d(WIDTH)
+    elif library == "torchvision":
+        model = torchvision_model(DEPTHS, DIMS)
+        model.classifier = nn.Sequential(nn.BatchNorm2d(WIDTH), nn.Flatten(1), nn.Linear(WIDTH, CLASSES))
+    else:
+        model = Official(DEPTHS, DIMS, False, CLASSES)
+        model.norm = nn.BatchNorm1d(WIDTH)
+    return ready(model)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision", "transformers", "official"])
+@pytest.mark.parametrize("task", ["classify", "embed"])
+def test_a_batch_norm_under_the_name_of_the_last_norm_is_refused(library: str, task: Task, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"running_mean: .* is a BatchNorm, and a ConvNeXt has a LayerNorm there"):
+        read(batch_normed(library), tmp_path, task=task)
 
 
 def test_two_linears_with_sorted_names_are_in_the_order_that_fits(tmp_path: Path) -> None:
