@@ -26,7 +26,7 @@ from hypothesis.extra import numpy as hnp
 from image_tars import write_tar
 from PIL import Image
 
-from convnext_deploy.data import decoding, preprocess, readers, sources
+from convnext_deploy.data import decoding, masks, preprocess, readers, sources
 from convnext_deploy.errors import DataError, MissingPackageError
 from convnext_deploy.records.base import InputKind
 from convnext_deploy.records.manifest import (
@@ -282,6 +282,9 @@ def test_further_images_of_a_webdatasets_sample_are_columns_and_no_images(classe
     assert source.names == ("1.jpg", "2.jpg")
     assert [source.columns["seg"](index) for index in (0, 1)] == [encoded(11), encoded(12)]
     assert (source.labels is None) != classes
+    masked = masks.masked(source, None, ignored=255, reduce_labels=False)
+    assert masked.masks is not None
+    assert masked.masks.encoded(1) == encoded(12)
     # What no name of a mask follows is an image of its own.
     photos = {"holiday.jpg": encoded(1), "holiday.1.jpg": encoded(2)}
     assert len(sources.open_source(str(write_tar(tmp_path / "photos.tar", photos)))) == 2
