@@ -201,6 +201,7 @@ def test_a_head_that_cannot_be_told_is_refused_by_name(form: str, tmp_path: Path
 
 def batch_normed(library: str) -> nn.Module:
     """With a BatchNorm in the place of the last LayerNorm, whose names its weight and bias have."""
+    model: Any
     if library == "timm":
         model = network(nn.Linear(WIDTH, CLASSES))
         model.head.norm = nn.BatchNorm2d(WIDTH)
