@@ -47,7 +47,7 @@ def page(result: OptimizeResult, read: Read, next_commands: tuple[str, ...] = ()
     """
     rows = {row.name: row for row in result.candidates}
     chosen = rows[result.chosen] if result.chosen is not None else None
-    parts = [_verdict(result, rows, chosen)]
+    parts = [_verdict(result, chosen)]
     if absent := env.missing(("matplotlib",)):  # of the extra `report`
         line = f"The picture of accuracy and latency is left out: {env.missing_line(*absent)}"
         parts.append(f'<p class="note">{escape(line)}</p>')
@@ -83,7 +83,7 @@ def next_commands(out: Path, images: Sequence[str], result: OptimizeResult) -> t
     )
 
 
-def _verdict(result: OptimizeResult, rows: Mapping[str, Candidate], chosen: Candidate | None) -> str:
+def _verdict(result: OptimizeResult, chosen: Candidate | None) -> str:
     if chosen is None or chosen.ms is None:
         return f'<div class="verdict none"><strong>Nothing was chosen</strong><p>{escape(result.why)}</p></div>'
     baseline = result.fastest_exact
