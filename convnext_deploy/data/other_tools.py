@@ -128,17 +128,19 @@ def cvat(root: ElementTree.Element, file: Path, order: ClassOrder) -> Annotation
     Raises:
         DataError: it names no images, as that of a video.
     """
-    found = root.findall("image")
-    if root.tag != "annotations" or not found or any(not one.get("name") for one in found):
+    pictures = root.findall("image")
+    if root.tag != "annotations" or not pictures or any(not one.get("name") for one in pictures):
         raise DataError(
             f"{file} is no file of CVAT for images, <annotations> with <image name=...>; export the task as CVAT for "
             "images, or write a list with the columns path and label"
         )
-    kinds: tuple[str, ...] = ("tag",) if any(one.find("tag") is not None for one in found) else _OBJECTS
-    names = [sorted({part.get("label", "") for part in one if part.tag in kinds}) for one in found]
-    objects = sum(part.tag in _OBJECTS for one in found for part in one)
+    kinds: tuple[str, ...] = ("tag",) if any(one.find("tag") is not None for one in pictures) else _OBJECTS
+    names = [sorted({part.get("label", "") for part in one if part.tag in kinds}) for one in pictures]
+    objects = sum(part.tag in _OBJECTS for one in pictures for part in one)
     notes = (f"left out: {counted(objects, 'object')}, because tags say the classes of images",)
-    return named([one.get("name", "") for one in found], names, order, notes if objects and kinds == ("tag",) else ())
+    return named(
+        [one.get("name", "") for one in pictures], names, order, notes if objects and kinds == ("tag",) else ()
+    )
 
 
 def refuse_json(document: Any, file: Path) -> None:

@@ -15,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 import transformers
+from references import TOLERANCE, randomize_, relative_error
 from torch import Tensor, nn
 
 from convnext_deploy.accuracy import probes
@@ -27,24 +28,7 @@ from convnext_deploy.models.torchvision_detectors import PREPARED
 from convnext_deploy.records.base import Task
 from convnext_deploy.records.manifest import Preprocessing
 
-TOLERANCE = 1e-5  # fp32, ||ours - theirs|| / ||theirs|| of the worst sample
-
-
-@pytest.fixture(autouse=True)
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache, and no network."""
-    cache = tmp_path_factory.mktemp("hub")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    return cache
-
-
-def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        grn, norm = "grn" in name, parameter.squeeze().ndim == 1 and name.endswith("weight")
-        parameter.data.normal_(std=0.3).add_(1.0 if norm and not grn else 0.0)
-    return module.eval().requires_grad_(False)
+pytestmark = pytest.mark.usefixtures("hub")
 
 
 def timm_model(name: str = "test_convnext2", seed: int = 0, **arguments: Any) -> Any:
@@ -65,12 +49,6 @@ def file(tmp_path: Path, reference: nn.Module) -> Path:
 
 def images(channels: int = 3, size: int = 64) -> Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    actual, expected = actual.double().flatten(1), expected.double().flatten(1)
-    return float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
 def assert_equal_logits(loaded: Loaded, reference: nn.Module) -> None:
