@@ -4,6 +4,8 @@ import hashlib
 import json
 import pickle
 import shutil
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -983,6 +985,35 @@ def test_a_cached_repository_has_a_revision(hub: Path, tmp_path: Path, reference
     assert load("hf-hub:someone/mine").weights.revision == "0" * 40
     assert load(f"hf-hub:someone/mine@{'0' * 40}").weights.revision == "0" * 40
     assert "is not cached" in refusal("hf-hub:someone/mine@v2")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-Repo-Commit: 1\r\nETag: a\r\n\r\n{}"],
+    ids=["nothing", "another protocol", "cut off"],
+)
+def test_a_hub_whose_connection_breaks_is_one_line_and_the_cache_serves_what_it_has(
+    answer: bytes, hub: Path, tmp_path: Path, reference: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own errors, of another package in every version: not all of them are OSError."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    cached(hub, "someone/mine", saved_by_timm(tmp_path, reference))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        try:
+            assert load("hf-hub:someone/mine").weights.revision == "0" * 40
+            assert "cannot be fetched from the hub and is not cached (" in refusal("hf-hub:someone/other")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_licence_comes_from_timm_where_the_repository_does_not_say(hub: Path, tmp_path: Path) -> None:
