@@ -152,7 +152,8 @@ def detr(folder: Path) -> Made:
     names = [f"stage{level}" for level in range(2, 5)]
     small = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
     config = transformers.DetrConfig(
-        use_timm_backbone=False, backbone_config=transformers.ConvNextConfig(**SIZES, out_features=names), d_model=32,
+        use_timm_backbone=False, use_pretrained_backbone=False, d_model=32,
+        backbone_config=transformers.ConvNextConfig(**SIZES, out_features=names),
         encoder_layers=1, decoder_layers=1, num_queries=5, num_labels=3, **small,
     )  # fmt: skip
     model: Any = randomize_(transformers.DetrForObjectDetection(config))
@@ -167,7 +168,7 @@ def detr_around_timm(folder: Path) -> Made:
         backbone="test_convnext2", use_pretrained_backbone=False, out_indices=(0, 1, 2, 3), features_only=True
     )
     config = transformers.DetrConfig(
-        use_timm_backbone=True, use_pretrained_backbone=False, backbone=None, backbone_config=body, d_model=32,
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone_config=body, d_model=32,
         encoder_layers=1, decoder_layers=1, num_queries=5, num_labels=3, **small,
     )  # fmt: skip
     model: Any = randomize_(transformers.DetrForObjectDetection(config))

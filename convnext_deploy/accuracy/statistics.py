@@ -34,7 +34,7 @@ def score(lost: Any, gained: Any, images: Any, drop: float) -> NDArray[np.float6
         lost: counts or proportions, numbers or arrays of one shape; at least one differs from 0, or `drop` does.
         gained: likewise.
         images: likewise; 1 for proportions.
-        drop: fraction, 0 <= drop < 1.
+        drop: fraction, -1 < drop < 1.
     """
     lost, gained = np.asarray(lost, np.float64), np.asarray(gained, np.float64)
     variance = 2 * _gained_share(lost, gained, images, drop) + drop * (1 - drop)
@@ -73,20 +73,7 @@ def drop_bounds(lost: int, gained: int, images: int, alpha: float) -> tuple[floa
 def _tango_upper(lost: int, gained: int, images: int, alpha: float) -> float:
     """The drop, in [-1, 1], that the observed one is z standard errors below."""
     z = NormalDist().inv_cdf(1 - alpha)
-    if lost == images:
-        return 1.0
-    if lost == gained == 0:
-        return z**2 / (images + z**2)
-
-    def excess(drop: float) -> float:
-        if drop < 0:  # the same question with the models in each other's place
-            return z - float(score(gained, lost, images, -drop))
-        return z + float(score(lost, gained, images, drop))
-
-    just_inside = math.nextafter(1.0, 0.0)
-    if gained == images:  # the observed drop is -1, where the statistic is not defined
-        return rising_root(lambda drop: -excess(drop), -just_inside, just_inside)
-    return rising_root(lambda drop: -excess(drop), (lost - gained) / images, just_inside)
+    return rising_root(lambda drop: -z - float(score(lost, gained, images, drop)), (lost - gained) / images, 1.0)
 
 
 def expected_agreement(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -42,8 +42,9 @@ def verb(function: Callable[P, T]) -> Callable[P, T]:
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
+            reason = plain(error).replace("keyword-only ", "")  # newer Pythons say it, and the form of the call does
             raise UsageError(
-                f"{function.__name__}: {plain(error)}; call it as {function.__name__}{_shape(signature)}"
+                f"{function.__name__}: {reason}; call it as {function.__name__}{_shape(signature)}"
             ) from None
         try:
             with env.missing_named(), given.written():

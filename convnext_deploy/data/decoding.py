@@ -135,9 +135,8 @@ def refuse_incomplete(image: Image.Image) -> None:
     if image.format != "TIFF" or not isinstance(image, ImageFile.ImageFile):
         return
     whole = (0, 0, image.width, image.height)
-    extents = {
-        tile.extents or whole for tile in image.tile
-    }  # a colour that is stored by itself has the extents of the others
+    # A colour that is stored by itself has the extents of the others. Before Pillow 11 a tile has no names.
+    extents = {extents or whole for _, extents, *_ in image.tile}
     stored = sum((right - left) * (lower - upper) for left, upper, right, lower in extents)
     if stored < image.width * image.height:
         raise UnreadableImage(

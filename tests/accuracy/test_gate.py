@@ -117,6 +117,33 @@ def test_bounds_enclose_the_drop_and_mirror_when_the_models_change_places(counts
     assert wider[1] >= upper
 
 
+@pytest.mark.parametrize("alpha", [0.05, 0.01, 0.001])
+@pytest.mark.parametrize(
+    ("lost", "gained", "images"),
+    [(0, 0, 1), (0, 0, 30), (1, 0, 1), (4, 0, 4), (0, 4, 4), (1, 0, 30), (0, 29, 30), (3, 0, 2000), (3, 2, 5)],
+)
+def test_few_images_have_the_wider_of_tangos_bounds_and_the_exact_ones(
+    lost: int, gained: int, images: int, alpha: float
+) -> None:
+    """Both from their definitions. Without a flip and below alpha = 0.02 it is Tango's that is wider."""
+
+    def tango_upper(lost: int, gained: int) -> float:
+        if lost == images:
+            return 1.0
+        z = stats.norm.ppf(1 - alpha)
+        start, end = (lost - gained) / images + 1e-9, 1 - 1e-9
+        return optimize.brentq(lambda drop: likelihood_score(lost, gained, images, drop) + z, start, end, xtol=1e-12)
+
+    lower, upper = -tango_upper(gained, lost), tango_upper(lost, gained)
+    if not gained:
+        upper = max(upper, 1.0 if lost == images else stats.beta.ppf(1 - alpha, lost + 1, images - lost))
+        lower = min(lower, stats.beta.ppf(alpha, lost, images - lost + 1) if lost else 0.0)
+    if not lost:
+        lower = min(lower, -1.0 if gained == images else -stats.beta.ppf(1 - alpha, gained + 1, images - gained))
+        upper = max(upper, -stats.beta.ppf(alpha, gained, images - gained + 1) if gained else 0.0)
+    assert statistics.drop_bounds(lost, gained, images, alpha) == pytest.approx((lower, upper), abs=2e-6)
+
+
 # The other tests -----------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import onnx.reference
 import onnx_nodes
 import pytest
 import torch
+from onnx_products import needs_exact_products
 from torch import nn
 
 from convnext_deploy import api, formats
@@ -338,6 +339,7 @@ def run(path: Path, images: torch.Tensor, **settings: Any) -> np.ndarray[Any, An
     return found
 
 
+@needs_exact_products
 def test_fused_products_compute_what_the_standard_operators_do(fused: tuple[Path, Path, int]) -> None:
     import onnxruntime as ort
 
@@ -399,7 +401,7 @@ def float_top1(tmp_path_factory: pytest.TempPathFactory) -> float:
     return found.top1
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino", "native"])
+@pytest.mark.parametrize("target", [pytest.param("onnx", marks=needs_exact_products), "openvino", "native"])
 def test_an_artifact_runs_every_planned_product_in_8_bits(
     target: Any, folded: tuple[ConvNeXt, str], calibration: Calibration, float_top1: float, tmp_path: Path
 ) -> None:
@@ -425,8 +427,8 @@ def test_an_artifact_runs_every_planned_product_in_8_bits(
     ("target", "size", "dynamic"),
     [
         # Every stride leaves rows and columns over. Of any size: verified at 32x32 and 191x255 too.
-        ("native", (45, 67), False), ("onnx", (45, 67), True),
-        pytest.param("onnx", (45, 67), False, marks=pytest.mark.slow),
+        ("native", (45, 67), False), pytest.param("onnx", (45, 67), True, marks=needs_exact_products),
+        pytest.param("onnx", (45, 67), False, marks=[pytest.mark.slow, needs_exact_products]),
         pytest.param("openvino", (64, 64), True, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
@@ -443,6 +445,7 @@ def test_8_bits_at_sizes_that_no_stride_divides_compute_their_simulation(
     assert all(parity.failures == () for parity in artifact.manifest.parity)
 
 
+@needs_exact_products
 def test_int8_from_raw_pixels_has_no_rounding_before_the_stem(
     folded: tuple[ConvNeXt, str], calibration: Calibration, tmp_path: Path
 ) -> None:
@@ -474,6 +477,7 @@ def test_a_plan_for_another_format_or_precision_is_refused(
 # Checks that have to fail --------------------------------------------------------------------------------------------
 
 
+@needs_exact_products
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -509,6 +513,7 @@ def test_an_artifact_that_differs_from_its_simulation_is_refused(
         api.export(str(WEIGHTS), format="onnx", plan=path, out=tmp_path / "model")
 
 
+@needs_exact_products
 def test_products_that_stayed_in_floats_are_refused(
     folded: tuple[ConvNeXt, str], calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

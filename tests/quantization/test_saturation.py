@@ -17,6 +17,7 @@ import safetensors.torch
 import timm
 import torch
 from conftest import randomized
+from onnx_products import needs_exact_products
 
 from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact import deviation
@@ -364,6 +365,7 @@ def quantized(checkpoint: Path, target: Any, folder: Path, **options: Any) -> Pl
     )  # fmt: skip
 
 
+@needs_exact_products
 def test_onnxruntime_is_told_to_multiply_exactly_and_the_manifest_says_so(
     checkpoint: Path, tmp_path: Path, without_vnni: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +427,7 @@ def test_a_models_weights_keep_the_range_that_its_plan_says(checkpoint: Path, tm
     assert max(found) <= 64
 
 
+@needs_exact_products
 def test_the_line_after_quantize_builds_the_plan_as_it_is_and_noise_has_as_many_channels_as_the_model(
     checkpoint_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
