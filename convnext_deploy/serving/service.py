@@ -217,7 +217,8 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
     try:
         content = content_of(file)
         scored = msgspec.json.decode(content, type=_Kind).problem is not None
-        verdict: Verdict | ScoreVerdict = msgspec.json.decode(content, type=ScoreVerdict if scored else Verdict)
+        kind: type[Verdict | ScoreVerdict] = ScoreVerdict if scored else Verdict
+        verdict = msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -143,7 +143,9 @@ def test_a_function_of_other_arguments_is_refused_before_the_work(
 @pytest.mark.parametrize(("name", "parameter"), [p for p in PARAMETERS if p[1] in CALLBACKS])
 def test_a_class_is_no_function_that_is_told_something(name: str, parameter: str, kind: type) -> None:
     """`progress=int` was taken, and ended in a ValueError of Python's in the middle of the work."""
-    with pytest.raises(UsageError, match=rf"^{parameter} of type builtins\.type; expected a function that takes \d arg"):
+    with pytest.raises(
+        UsageError, match=rf"^{parameter} of type builtins\.type; expected a function that takes \d arg"
+    ):
         getattr(api, name)(**(CALLS[name] | {parameter: kind}))
 
 

@@ -24,7 +24,16 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sample_records import MACHINE, bench_row, evaluation, optimize_result, profile, score_result, score_verdict, verdict
+from sample_records import (
+    MACHINE,
+    bench_row,
+    evaluation,
+    optimize_result,
+    profile,
+    score_result,
+    score_verdict,
+    verdict,
+)
 
 from convnext_deploy import api, cli
 from convnext_deploy.errors import DataError
