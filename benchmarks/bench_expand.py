@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *deferred: Tensor) -> Tensor
 
 def subject(case: Case, device: str) -> Subject:
     channels, side = case.channels, case.side
-    chunk = conv_launch(case.dtype, side, side, channels, 7).channels
+    chunk = conv_launch(case.dtype, side, channels, 7).channels
 
     def inputs() -> tuple[Tensor, ...]:
         x = normal(case.batch, side, side, channels, like=case, device=device)

@@ -30,7 +30,7 @@ def exact(
 
 def subject(case: Case, device: str) -> Subject:
     channels, side = case.channels, case.side
-    chunk = conv_launch(case.dtype, side, side, channels, 7).channels
+    chunk = conv_launch(case.dtype, side, channels, 7).channels
 
     def inputs() -> tuple[Tensor, ...]:
         x, residual = (normal(case.batch, side, side, channels, like=case, device=device) for _ in range(2))

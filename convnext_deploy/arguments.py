@@ -19,9 +19,8 @@ from typing import Any, TypeVar, cast, get_args
 import msgspec
 
 from .errors import UsageError, counted, plain
-from .records.base import MAX_BATCH, MAX_SIDE, Device, InputKind, KernelChoice, PlanType, Precision, Problem, Task
-from .records.manifest import BatchRange, HeadActivation, Preprocessing, TensorRtSpec
-from .records.plan import RangeMethod, WeightBits
+from .records.base import MAX_BATCH, MAX_SIDE
+from .records.manifest import BatchRange, Preprocessing
 
 if sys.version_info >= (3, 11):  # for the groups of options that public functions take
     from typing import Unpack as Unpack
@@ -200,6 +199,14 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
     return number
 
 
+def one_number(name: str, value: Any, allowed: tuple[int, ...]) -> int:
+    """A whole number of a closed set."""
+    number = _integer(value)
+    if number not in allowed:
+        raise _refused(name, value, f"one of {', '.join(map(str, allowed))}")
+    return number
+
+
 def batch_size(name: str, value: Any) -> int:
     """How many images are taken at once."""
     return whole(name, value, most=MAX_BATCH)
@@ -375,78 +382,3 @@ def record(name: str, value: Any, kind: type[T], expected: str) -> T:
         return msgspec.convert(dict(value), kind)
     except msgspec.ValidationError as error:
         raise UsageError(f"{name}: {plain(error)}; expected {expected}") from None
-
-
-def _one_number(name: str, value: Any, allowed: tuple[int, ...]) -> int:
-    number = _integer(value)
-    if number not in allowed:
-        raise _refused(name, value, f"one of {', '.join(map(str, allowed))}")
-    return number
-
-
-def _is_one_of(words: Any) -> Callable[[str, Any], Any]:
-    return lambda name, value: one_of(name, value, words)
-
-
-def _is_told(*told: str) -> Callable[[str, Any], Any]:
-    return lambda name, value: called(name, value, told)
-
-
-# What one name means in every function that has it. None is for the names that may be left open.
-_OPEN = {
-    "variant", "image_size", "num_classes", "in_chans", "weights_key", "preprocessing", "precision", "rest", "device",
-    "levels", "head_activation", "threads",
-    "split", "limit", "problem", "max_drop", "tensorrt", "weight_bits", "images", "ray",
-}  # fmt: skip
-_READERS: dict[str, Callable[[str, Any], Any]] = {
-    "variant": text,
-    "format": text,
-    "task": _is_one_of(Task),
-    "levels": levels,
-    "head_activation": _is_one_of(HeadActivation),
-    "input": _is_one_of(InputKind),
-    "problem": _is_one_of(Problem),
-    "class_order": _is_one_of(("torchvision", "timm")),
-    "precision": _is_one_of(Precision),
-    "rest": _is_one_of(Precision),
-    "device": _is_one_of(Device),
-    "kernels": _is_one_of(KernelChoice),
-    "trt": _is_one_of(("auto", "tensorrt", "rtx")),
-    "target": text,
-    "type": _is_one_of(PlanType),
-    "method": _is_one_of(RangeMethod),
-    "image_size": image_size,
-    "num_classes": lambda name, value: whole(name, value, 0),
-    "in_chans": whole,
-    "weights_key": text,
-    "split": text,
-    "ray": text,
-    "title": text,
-    "preprocessing": preprocessing,
-    "threads": whole,
-    "limit": whole,
-    "steps": whole,
-    "images": whole,
-    "weight_bits": lambda name, value: _one_number(name, value, get_args(WeightBits)),
-    "max_drop": lambda name, value: number(name, value, 0, 100, "percentage points above 0 and at most 100"),
-    "alpha": lambda name, value: number(name, value, 0, math.nextafter(0.5, 0), "a chance above 0 and below 0.5"),
-    "force": flag,
-    "trust": flag,
-    "rounding": flag,
-    "cuda_graph": flag,
-    "dynamic_image_size": flag,
-    "argmax": flag,
-    "reduce_labels": flag,
-    "patch_tokens": flag,
-    "say": _is_told("a line"),
-    "watch": _is_told("a workflows.agenda.View"),
-    "ready": _is_told("the server"),
-    "tensorrt": lambda name, value: record(name, value, TensorRtSpec, "a types.TensorRtSpec or its fields"),
-}
-
-
-def check(**given: Any) -> None:
-    """Refuse the first argument that is not what its name means."""
-    for name, value in given.items():
-        if value is not None or name not in _OPEN:
-            _READERS[name](name, value)

@@ -16,9 +16,15 @@ ConvNextDeployError            one line: what was wrong, the value, what was exp
 """
 
 import errno
+import os
 import re
 
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT}  # the latter of a user's share
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # the latter of a user's share
+# The system's words, which libraries put into errors of their own types, and NumPy's where `tofile` wrote a part only.
+_FULL_DISK_WORDS = re.compile(
+    "|".join(re.escape(os.strerror(number)) for number in _FULL_DISK)
+    + r"|problem writing element|\d+ requested and \d+ written"
+)
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # PyTorch sets parts of its messages in bold
 
 
@@ -58,11 +64,18 @@ def was_interrupted(error: BaseException) -> bool:
     return cause is not None
 
 
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, tells of a disk, or of a user's share of one, that is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL_DISK or _FULL_DISK_WORDS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def full_disk(error: OSError) -> str | None:
     """The line for a disk, or a user's share of one, that is full; None of other errors."""
-    if error.errno not in FULL_DISK:
-        return None
-    return f"{error.filename or 'the disk'} is full; make room, or write elsewhere"
+    return f"{error.filename or 'the disk'} is full; make room, or write elsewhere" if is_full_disk(error) else None
 
 
 def counted(count: int, noun: str) -> str:

@@ -32,7 +32,7 @@ XEON = ROOT / "benchmarks" / "results" / "2026-11-28-native-xeon-amx.jsonl"
 XEON_AVX_VNNI = ROOT / "benchmarks" / "results" / "2026-11-28-native-xeon-as-avx-vnni.jsonl"
 XEON_AVX2 = ROOT / "benchmarks" / "results" / "2026-11-28-native-xeon-as-avx2.jsonl"
 FORMATS = ROOT / "benchmarks" / "results" / "2026-11-27-formats-zen5.jsonl"
-PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "docs" / "design" / "native.md"]
+PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "docs" / "design" / "native-measured.md"]
 BLOCK = re.compile(r"(^<!-- table: (?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL | re.MULTILINE)
 
 

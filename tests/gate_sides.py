@@ -49,3 +49,12 @@ def side(
 def answering(answers: NDArray[np.int64], labels: NDArray[np.int64], margin: float = 3.0, **fields: Any) -> Side:
     """A model that gives these classes, each by that many nats."""
     return side(margin * np.eye(CLASSES)[answers] + np.linspace(0, 0.01, CLASSES), labels, **fields)
+
+
+def flipped(images: int, lost: int, gained: int) -> tuple[Side, Side]:
+    """Baseline and candidate, both right but for the lost and the gained images."""
+    labels = np.arange(images) % CLASSES
+    before, after = labels.copy(), labels.copy()
+    after[:lost] = (labels[:lost] + 1) % CLASSES
+    before[lost : lost + gained] = (labels[lost : lost + gained] + 1) % CLASSES
+    return answering(before, labels), answering(after, labels)

@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 import timm
 import torch
-from conftest import randomized
 from faults import FAULTS, OF_8_BITS, Fault, NoSuch
+from references import randomize_
 from safetensors.torch import save_file
 
 from convnext_deploy import api, formats
@@ -72,7 +72,7 @@ def subject(name: str, precision: Precision, folder: Path, *, grn: bool = False,
     fmt = formats.get(name)
     model = timm.models.convnext.ConvNeXt(**SMALL, use_grn=grn, ls_init_value=None if grn else 1e-6)
     weights = str(folder / f"{'v2' if grn else 'v1'}.safetensors")
-    save_file(randomized(model).state_dict(), weights)
+    save_file(randomize_(model).state_dict(), weights)
     reload = functools.partial(checkpoint.load, weights, image_size=SIZE)
     plan = _plan(reload(), name, precision) if eight_bits else None
     request = ExportRequest(format=name, precision=precision, batch=BATCH)

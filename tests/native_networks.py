@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import randomized
+from references import randomize_
 from torch import nn
 
 from convnext_deploy import formats
@@ -73,7 +73,7 @@ def quantize_(
 
 
 def folded(spec: ModelSpec, uint8: bool = False) -> ConvNeXt:
-    model = randomized(ConvNeXt(spec))
+    model = randomize_(ConvNeXt(spec))
     assert isinstance(model, ConvNeXt)
     passes.fold_norm_affine(model)
     if spec.layer_scale:

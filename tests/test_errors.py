@@ -2,7 +2,9 @@
 
 import ast
 import errno
+import importlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,3 +79,17 @@ def test_no_message_shows_an_error_of_others_as_it_is() -> None:
 )  # fmt: skip
 def test_one_of_something_is_not_several(count: int, noun: str, words: str) -> None:
     assert counted(count, noun) == words
+
+
+def test_a_class_that_a_message_names_can_be_imported() -> None:
+    """Messages named `types.Limits` long after the module was gone."""
+    modules = {path.stem for path in PACKAGE.iterdir()} | {"types"}  # what a newcomer would look for
+    names = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                classes = re.findall(r"(?<![\w.])([a-z_]+)((?:\.[a-z_]+)*)\.([A-Z]\w+)", node.value)
+                names |= {(first + rest, name) for first, rest, name in classes if first in modules}
+    assert {name for _, name in names} >= {"Limits", "TensorRtSpec"}
+    for module, name in names:
+        assert hasattr(importlib.import_module(f"convnext_deploy.{module}"), name), f"{module}.{name}"

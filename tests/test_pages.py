@@ -279,6 +279,13 @@ def test_the_sites_menu_has_every_page_once() -> None:
     assert sorted(pages(menu)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
+def test_the_readme_names_every_extra_but_that_of_developers() -> None:
+    project = msgspec.toml.decode((ROOT / "pyproject.toml").read_text())["project"]
+    rows = re.findall(r"^\| (`[^|]*`) \|", (ROOT / "README.md").read_text().partition("| extra |")[2], re.MULTILINE)
+    names = re.findall(r"`([^`]*)`", " ".join(rows))
+    assert sorted(names) == sorted(set(project["optional-dependencies"]) - {"dev"})
+
+
 def test_the_page_of_python_names_every_error_with_its_exit_code() -> None:
     page = (DOCS / "reference" / "python.md").read_text()
     for name, error in vars(errors).items():

@@ -166,11 +166,13 @@ def answers_of(work: Work) -> Answers:
     if problem == "segmentation":
         truth, classes = source.masks, model.num_classes
         assert truth is not None  # `labelled` refuses that
-        return lambda names, indices, found, sides: segments.counted(names, indices, found[0], truth, classes)
+        return lambda names, indices, outputs, sides: segments.counted(names, indices, outputs[0], truth, classes)
     if problem == "detection":
         objects, image_size = source.boxes, model.image_size
         assert objects is not None  # likewise
-        return lambda names, indices, found, sides: boxes.detected(names, indices, found, sides, image_size, objects)
+        return lambda names, indices, outputs, sides: boxes.detected(
+            names, indices, outputs, sides, image_size, objects
+        )
     if problem in ("multi-label", "regression"):
         targets = targets_of(source, model.num_classes, problem)
 

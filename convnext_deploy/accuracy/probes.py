@@ -221,7 +221,7 @@ def _at_its_rounding(
 
 
 def judged(
-    session: Session, found: Manifest, sets: tuple[Probe, ...], reload: Reload | None = None
+    session: Session, manifest: Manifest, sets: tuple[Probe, ...], reload: Reload | None = None
 ) -> tuple[Parity, ...]:
     """Every comparison of the artifact's outputs that can fail.
 
@@ -229,29 +229,31 @@ def judged(
         reload: reads the source again, as it is before any rewrite; asked only where fp32's own limit is missed.
     """
     records = []
-    classify = found.model.task in ("classify", "segment")
-    limit = verify.TOLERANCES[found.export.precision]
-    if found.model.detection is not None:
-        return tuple(one for probe in sets for one in _detections_judged(session, found, probe, probe is sets[0]))
+    classify = manifest.model.task in ("classify", "segment")
+    limit = verify.TOLERANCES[manifest.export.precision]
+    if manifest.model.detection is not None:
+        return tuple(one for probe in sets for one in _detections_judged(session, manifest, probe, probe is sets[0]))
     for index, probe in enumerate(sets):
-        images = preprocess.as_input(probe.pixels, found.preprocessing, found.export.input)
-        sizes = batches(found.model, found.export, probe) if index == 0 else (found.export.batch.opt,)
+        images = preprocess.as_input(probe.pixels, manifest.preprocessing, manifest.export.input)
+        sizes = batches(manifest.model, manifest.export, probe) if index == 0 else (manifest.export.batch.opt,)
         rows, outputs = _run(session, images, sizes)
         expected = tuple(output[rows] for output in probe.expected)
         if probe.simulated is not None:
             simulated = tuple(output[rows] for output in probe.simulated)
             half = probe.simulated_typed and tuple(output[rows] for output in probe.simulated_typed)
-            tolerance = verify.simulation_tolerance(simulated, expected, found.export.precision, half)
+            tolerance = verify.simulation_tolerance(simulated, expected, manifest.export.precision, half)
             records.append(verify.compare(outputs, simulated, tolerance, probe.name, classify, reference="simulation"))
         source_limit = limit if probe.simulated is None else verify.QUANTIZED
         record = verify.compare(outputs, expected, source_limit, probe.name, classify)
-        if record.failures and reload is not None and probe.simulated is None and found.export.precision == "fp32":
+        if record.failures and reload is not None and probe.simulated is None and manifest.export.precision == "fp32":
             record = _at_its_rounding(record, outputs, rows, probe, classify, reload)
         records.append(record)
         if probe.typed is not None:
             first = tuple(output[rows < CHUNK] for output in outputs)
             typed = tuple(tuple(output[rows[rows < CHUNK]] for output in kind) for kind in probe.typed)
-            records.append(verify.compare_type(first, typed[0], typed[1], found.export.precision, probe.name, classify))
+            records.append(
+                verify.compare_type(first, typed[0], typed[1], manifest.export.precision, probe.name, classify)
+            )
         records = [
             record
             if record.batches
@@ -267,11 +269,11 @@ def judged(
     return tuple(records)
 
 
-def _detections_judged(session: Session, found: Manifest, probe: Probe, first: bool) -> list[Parity]:
+def _detections_judged(session: Session, manifest: Manifest, probe: Probe, first: bool) -> list[Parity]:
     """A detector's comparisons on one set: with the source and, in half precision, with the module in the same type."""
-    model, precision = found.model, found.export.precision
-    images = preprocess.as_input(probe.pixels, found.preprocessing, found.export.input)
-    sizes = batches(model, found.export, probe) if first else (found.export.batch.opt,)
+    model, precision = manifest.model, manifest.export.precision
+    images = preprocess.as_input(probe.pixels, manifest.preprocessing, manifest.export.input)
+    sizes = batches(model, manifest.export, probe) if first else (manifest.export.batch.opt,)
     rows, outputs = _run(session, images, sizes)
     expected = tuple(output[rows] for output in probe.expected)
     limit = verify.TOLERANCES[precision].relative_error

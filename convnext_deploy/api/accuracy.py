@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from .. import arguments
+from .. import argument_names, arguments
 from ..arguments import Unpack
 from ..errors import UsageError, plain
 from ..records.accuracy import EvalResult, Limits, ScoreResult, ScoreVerdict, Verdict
@@ -60,7 +60,7 @@ def evaluate(
     images = labelled(data, part(options, JudgedOptions))
     out = arguments.maybe(arguments.path, "out", out)
     batch = arguments.maybe(arguments.batch_size, "batch", batch)
-    arguments.check(limit=limit, force=force, ray=ray, say=say)
+    argument_names.check(limit=limit, force=force, ray=ray, say=say)
     arguments.progress(progress, arguments.OF_IMAGES)
     run, trust = run_options(part(options, SessionOptions))
     artifact = opened(path)
@@ -121,7 +121,7 @@ def gate(
                 raise UsageError(f"{option} is for artifacts, and both sides are results of eval; leave it out")
     images = labelled_or_none(data, part(options, JudgedOptions))
     out = arguments.maybe(arguments.path, "out", out)
-    arguments.check(say=say)
+    argument_names.check(say=say)
     arguments.progress(progress, arguments.OF_IMAGES)
     run, trust = run_options(part(options, OpeningOptions))
     judged = _limits(limits)
@@ -137,7 +137,7 @@ def _limits(given: Any) -> Limits:
         return limits_from(msgspec.structs.asdict(given))
     if isinstance(given, Mapping):
         return limits_from(given)
-    file = arguments.path("limits", given, "a dictionary of limits, types.Limits, or a TOML file of them")
+    file = arguments.path("limits", given, "a dictionary of limits, records.accuracy.Limits, or a TOML file of them")
     try:
         return limits_from(limits_from_toml(content_of(file).decode(), str(file)))
     except (OSError, UnicodeDecodeError) as error:

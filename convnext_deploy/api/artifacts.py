@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import msgspec
 
-from .. import arguments, formats
+from .. import argument_names, arguments, formats
 from ..arguments import Unpack
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
@@ -50,7 +50,7 @@ class ExportOptions(SourceOptions, LabelOptions, total=False):
 
 def run_options(options: Mapping[str, Any]) -> tuple[RunOptions, bool]:
     """`OpeningOptions` or `SessionOptions` as the record that sessions take, and `trust`."""
-    arguments.check(**options)
+    argument_names.check(**options)
     read = dict(options)
     trust: bool = read.pop("trust", False)
     return RunOptions(**read), trust
@@ -125,7 +125,7 @@ def export(
         CheckFailed: the artifact was built and is wrong; it is in `<out>.rejected`.
     """
     source = Source.of(weights, task=task, **part(options, SourceOptions))
-    arguments.check(
+    argument_names.check(
         format=format, precision=precision, input=input, dynamic_image_size=dynamic_image_size, argmax=argmax,
         device=device, force=force, say=say, tensorrt=tensorrt, trt=trt, kernels=kernels,
     )  # fmt: skip
@@ -224,7 +224,7 @@ def refit(
     """
     weights = arguments.weights("weights", weights)
     out = arguments.path("out", out)
-    arguments.check(force=force, say=say, trust=trust)
+    argument_names.check(force=force, say=say, trust=trust)
     arguments.progress(progress, arguments.OF_STEPS)
     artifact = opened(path)
     from ..runtimes.tensorrt import refit

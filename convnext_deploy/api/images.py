@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict
 
-from .. import arguments
+from .. import argument_names, arguments
 from ..errors import UsageError
 from ..records.base import Problem
 
@@ -77,7 +77,7 @@ def images(name: str, value: Any, class_order: ClassOrder = "torchvision") -> "s
         UsageError: it is nothing that contains images.
         DataError: an item is no image with its label.
     """
-    arguments.check(class_order=class_order)
+    argument_names.check(class_order=class_order)
     if isinstance(value, str | os.PathLike) or value is None or isinstance(value, bool | int | float | bytes):
         return arguments.images(name, value)
     from ..data import held
@@ -118,7 +118,7 @@ def labelled_or_none(data: Any, options: Mapping[str, Any]) -> "workflow.Images 
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    arguments.check(**{name: value for name, value in options.items() if name not in ("labels", "annotations")})
+    argument_names.check(**{name: value for name, value in options.items() if name not in ("labels", "annotations")})
     read = dict(options)
     read["labels"] = arguments.maybe(arguments.path, "labels", options.get("labels"))
     read["annotations"] = arguments.maybe(arguments.images, "annotations", options.get("annotations"))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .. import arguments
+from .. import argument_names, arguments
 from ..arguments import Unpack
 from ..artifact import manifest
 from ..errors import UsageError
@@ -95,7 +95,7 @@ def optimize(
         if maximize == "throughput":
             raise UsageError("max_latency_ms is for the latency of a batch; leave it out with --maximize throughput")
     size = arguments.maybe(arguments.batch_size, "batch", batch)
-    arguments.check(
+    argument_names.check(
         input=input, alpha=alpha, device=device, threads=threads, force=force, ray=ray, say=say, watch=watch
     )
     node_kind = arguments.maybe(arguments.text, "node_kind", node_kind)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from .. import arguments
+from .. import argument_names, arguments
 from ..arguments import Unpack
 from ..models.source import NetworkOptions, Source
 from ..records.base import InputKind, NetworkTask, PlanTask, PlanType, Precision
@@ -90,7 +90,7 @@ def quantize(
     """
     arguments.one_of("task", task, PlanTask)
     source = Source.of(weights, task=task, **options)
-    arguments.check(
+    argument_names.check(
         target=target, type=type, method=method, images=images, split=split, rest=rest, input=input,
         rounding=rounding, weight_bits=weight_bits, force=force, ray=ray, say=say,
     )  # fmt: skip
@@ -151,7 +151,7 @@ def half(
     arguments.one_of("task", task, NetworkTask)
     source = Source.of(weights, task=task, **options)
     arguments.one_of("precision", precision, HalfPrecision)
-    arguments.check(images=images, split=split, input=input, force=force, say=say)
+    argument_names.check(images=images, split=split, input=input, force=force, say=say)
     arguments.progress(progress, arguments.OF_IMAGES)
     out = arguments.file("out", out)
     data = images_of("data", data)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .. import arguments, formats
+from .. import argument_names, arguments, formats
 from ..arguments import Unpack
 from ..artifact.session import Session
 from ..errors import UsageError
@@ -78,7 +78,7 @@ def predict(
     out = arguments.maybe(arguments.file, "out", out)
     batch = arguments.maybe(arguments.batch_size, "batch", batch)
     top = arguments.whole("top", top)
-    arguments.check(say=say, problem=problem, split=split)
+    argument_names.check(say=say, problem=problem, split=split)
     arguments.progress(progress, arguments.OF_IMAGES)
     run, trust = run_options(options)
     from ..workflows import predict as work

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from .. import arguments
+from .. import argument_names, arguments
 from ..arguments import Unpack
 from ..artifact import manifest
 from ..errors import UsageError
@@ -102,7 +102,7 @@ def serve(
         UsageError, ArtifactError: one line each, before anything is served.
         CheckFailed: an artifact computes wrong outputs here, or requests were given up at the end.
     """
-    arguments.check(say=say, ready=ready)
+    argument_names.check(say=say, ready=ready)
     port = arguments.whole("port", port, least=0)
     if grpc_port is not None:
         arguments.whole("grpc_port", grpc_port, least=0)
@@ -154,7 +154,7 @@ def asgi(
         UsageError, ArtifactError: one line each, before it returns.
         CheckFailed: an artifact computes wrong outputs here.
     """
-    arguments.check(say=say)
+    argument_names.check(say=say)
     from ..serving.application import application
 
     return application(_service(_settings(artifacts, say, options), say))
@@ -239,7 +239,7 @@ def _settings(artifacts: Artifacts, say: Callable[[str], None], given: Mapping[s
     bench = arguments.maybe(arguments.path, "bench", options.pop("bench", None))
     beside = _shadow(options)
     trust, device = options.pop("trust", False), options.pop("device", "cpu")
-    arguments.check(trust=trust, say=say)
+    argument_names.check(trust=trust, say=say)
     if bench is not None:
         if len(paths) > 1:
             raise UsageError(f"--bench {bench} with {len(paths)} artifacts; serve them one by one")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from .. import arguments, env, formats
+from .. import argument_names, arguments, env, formats
 from ..arguments import Unpack
 from ..artifact import manifest
 from ..errors import MissingPackageError, UsageError
@@ -38,7 +38,7 @@ def profile(
         progress: told (inferences done, inferences in all, what is being done).
     """
     batch = arguments.maybe(arguments.batch_size, "batch", batch)
-    arguments.check(steps=steps)
+    argument_names.check(steps=steps)
     arguments.progress(progress, arguments.OF_STEPS)
     run_as, trust = run_options(options)
     artifact = opened(path)
@@ -84,7 +84,7 @@ def roofline(
     batch = arguments.batch_size("batch", batch)
     size = arguments.image_size("image_size", image_size)
     arguments.one_of("task", task, NetworkTask)
-    arguments.check(threads=threads)
+    argument_names.check(threads=threads)
     arguments.progress(progress, arguments.OF_STEPS)
     from ..models import registry
     from ..timing import roofline as model
@@ -137,7 +137,7 @@ def report(
     """
     files = arguments.paths("results", results, "a file of JSON Lines, or several")
     out = arguments.file("out", out)
-    arguments.check(title=title)
+    argument_names.check(title=title)
     from ..reports import html, markdown
     from ..reports import results as recorded
 
@@ -199,7 +199,7 @@ def bench(
     ]
     sizes = arguments.image_sizes("image_sizes", image_sizes)
     arguments.one_of("task", task, Task)
-    arguments.check(cuda_graph=cuda_graph, ray=ray, say=say, trust=trust)
+    argument_names.check(cuda_graph=cuda_graph, ray=ray, say=say, trust=trust)
     arguments.progress(progress, arguments.OF_STEPS)
     from ..workflows.bench import Plan
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import stat
 import sys
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ..errors import FULL_DISK, ArtifactError, UsageError, plain, printable
+from ..errors import ArtifactError, UsageError, is_full_disk, plain, printable
 from ..records.base import Record, content_of
 from ..records.manifest import FileRecord, Manifest
 from . import staging
@@ -24,10 +23,6 @@ from . import staging
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.json"  # in its place: a rejected folder is no artifact, and nothing loads it by mistake
 MAIN_STEM = "model"  # of the file that every format's runtime opens
-# The system's words, and NumPy's of what its `tofile` could not write whole.
-_FULL_WORDS = re.compile(
-    rf"{re.escape(os.strerror(errno.ENOSPC))}|problem writing element|\d+ requested and \d+ written"
-)
 _NOTHING = 4096  # bytes left: whatever failed, it failed for want of room
 
 
@@ -278,18 +273,9 @@ def staged(target: Path, say: Callable[[str], None] = lambda _: None, marker: st
             folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
             replace(folder, target, marker)
         except Exception as error:
-            if _says_full(error) or shutil.disk_usage(target.parent).free < _NOTHING:
+            if is_full_disk(error) or shutil.disk_usage(target.parent).free < _NOTHING:
                 raise UsageError(f"{target.parent} is full; make room, or choose another --out") from error
             raise
-
-
-def _says_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, tells of a full disk: libraries have types of their own for it."""
-    while error is not None:
-        if getattr(error, "errno", None) in FULL_DISK or _FULL_WORDS.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def replace(folder: Path, target: Path, marker: str = MANIFEST_NAME) -> None:
@@ -358,8 +344,9 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
             os.replace(name, path)
     except OSError as error:
-        if error.errno in FULL_DISK:  # the system names no file, and nobody would know which disk
-            raise OSError(error.errno, error.strerror, os.fspath(path.absolute().parent)) from error
+        if is_full_disk(error):  # the system names no file, and nobody would know which disk
+            number = error.errno or errno.ENOSPC  # NumPy's has none
+            raise OSError(number, os.strerror(number), os.fspath(path.absolute().parent)) from error
         raise UsageError(f"{path} cannot be written: {plain(error)}; write elsewhere") from error
 
 

@@ -194,11 +194,11 @@ def compare(
             [output[index].reshape(len(is_one), -1).any(1) for output in (*outputs[:2], *outputs[3:])], axis=0
         )
         one = _looked_up(boxes[is_one], scores[is_one], labels[is_one].astype(np.int64), candidates, room)
-        wanted, lowest = chosen(candidates, facts)
+        choice, lowest = chosen(candidates, facts)
         pairs = np.array(list(one.owners), np.int64)
-        near, others = _near_ties(pairs, wanted, lowest, candidates, facts, room)
+        near, others = _near_ties(pairs, choice, lowest, candidates, facts, room)
         worst, near_ties = max(worst, one.worst), near_ties + near
-        agreeing, asked = agreeing + len(np.intersect1d(pairs, wanted)), asked + len(wanted)
+        agreeing, asked = agreeing + len(np.intersect1d(pairs, choice)), asked + len(choice)
         unequal += others + one.strange
         if one.strange or (filled & ~is_one).any():
             count = one.strange + int((filled & ~is_one).sum())
@@ -208,7 +208,7 @@ def compare(
         if others:
             failures.append(
                 f"{others} detections on sample {index} are on one side only, and no rounding explains it: "
-                f"{int(is_one.sum())} found, {len(wanted)} expected"
+                f"{int(is_one.sum())} found, {len(choice)} expected"
             )
         if side:
             own = {pair: outputs[3][index][is_one][place] for pair, place in one.owners.items()}

@@ -27,6 +27,7 @@ def roofline(
     from .. import api
     from ..artifact import manifest
     from ..records.base import NetworkTask
+    from ..reports.tables import rate
 
     terminal = Terminal(json, quiet)
     if out is not None:
@@ -54,13 +55,11 @@ def roofline(
     columns = ["operation", "count", "GFLOP", "MB", "FLOP/B", "ms", "share", "bound by"]
     terminal.table(f"{result.model} {result.precision}, batch {batch}, on {result.ceilings.name}", columns, rows)
     ceilings = result.ceilings
-    rates = ", ".join(
-        f"{name} {rate:,.0f}" if rate >= 100 else f"{name} {rate:.3g}" for name, rate in ceilings.matrix_tflops.items()
-    )
+    rates = ", ".join(f"{name} {rate(tflops)}" for name, tflops in ceilings.matrix_tflops.items())
     terminal.result(
         result,
         f"at least {result.ms:.3f} ms a batch, at most {result.images_per_s:.1f} images/s "
         f"({result.gflop:.2f} GFLOP, {result.mb:.1f} MB)\n"
-        f"ceilings: {rates} TFLOP/s in matrix products, {ceilings.vector_tflops:.3g} outside them, "
+        f"ceilings: {rates} TFLOP/s in matrix products, {rate(ceilings.vector_tflops)} outside them, "
         f"copy {ceilings.copy_gb_s:.0f} GB/s ({ceilings.source})",
     )

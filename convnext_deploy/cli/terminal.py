@@ -344,29 +344,29 @@ def fits_words(facts: tuple[str, ...], problems: tuple[str, ...]) -> str:
     return "\n".join((*facts, *ends))
 
 
-def details(path: Path, found: "Manifest", size: int) -> str:
-    weights, model, export = found.weights, found.model, found.export
+def details(path: Path, manifest: "Manifest", size: int) -> str:
+    weights, model, export = manifest.weights, manifest.model, manifest.export
     origin = "random" if weights.random else f"{weights.source} ({weights.layout} layout)"
     if weights.revision is not None:
         origin += f" at revision {weights.revision}"
-    preprocessing = found.preprocessing
+    preprocessing = manifest.preprocessing
     lines = [
-        summary(path, found, size),
+        summary(path, manifest, size),
         f"weights: {origin}, licence {weights.licence or 'unknown'}, tensors sha256 {weights.tensors_sha256[:16]}",
         f"task: {model.task}, {counted(model.num_classes, 'class')}, {'x'.join(map(str, model.image_size))} pixels",
         f"preprocessing: mean {preprocessing.mean} std {preprocessing.std} {preprocessing.interpolation} "
         f"crop {preprocessing.crop_pct} {preprocessing.crop_mode}"
         + (", turned as EXIF says" if preprocessing.exif_orientation else ""),
-        *_provenance(found),
+        *_provenance(manifest),
         f"batch: {export.batch.min} to {export.batch.max}, tuned for {export.batch.opt}; built for {export.device}",
     ]
-    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
+    for kind, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
         lines += [f"{kind}: {t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors]
-    lines += [f"pass: {record.name} moved the outputs by {record.relative_change:.1e}" for record in found.passes]
-    lines += [_oracle(found)] if found.oracle else []
-    lines += [_read_back(found)] if found.read_back else []
-    lines += [f"file: {file.path} {file.bytes} bytes sha256 {file.sha256[:16]} intact" for file in found.files]
-    lines.append(f"made {found.created} by {found.tool}")
+    lines += [f"pass: {record.name} moved the outputs by {record.relative_change:.1e}" for record in manifest.passes]
+    lines += [_oracle(manifest)] if manifest.oracle else []
+    lines += [_read_back(manifest)] if manifest.read_back else []
+    lines += [f"file: {file.path} {file.bytes} bytes sha256 {file.sha256[:16]} intact" for file in manifest.files]
+    lines.append(f"made {manifest.created} by {manifest.tool}")
     return "\n".join(lines)
 
 

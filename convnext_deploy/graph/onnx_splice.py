@@ -71,8 +71,8 @@ def taken_out(user: onnx.ModelProto, region: OnnxConvNeXt) -> list[int]:
     return removed
 
 
-def _keep(field, wanted) -> None:  # type: ignore[no-untyped-def]  # a repeated field of any message
-    kept = [one for one in field if wanted(one)]
+def _keep(field, is_kept) -> None:  # type: ignore[no-untyped-def]  # a repeated field of any message
+    kept = [one for one in field if is_kept(one)]
     if len(kept) < len(field):
         copies = [type(one).FromString(one.SerializeToString()) for one in kept]
         del field[:]

@@ -42,8 +42,8 @@ def wide(x: Tensor) -> Tensor:
 
 def launch_of(x: Tensor, weight: Tensor, whole: bool = False) -> ConvLaunch:
     """The record for an input (N, H, W, C) and a weight (C, 1, K, K); `whole`: of the kernel that ends the norm."""
-    _, height, width, channels = x.shape
-    launch = spread_strips(conv_launch(x.dtype, height, width, channels, weight.shape[-1]), x, whole)
+    _, height, _, channels = x.shape
+    launch = spread_strips(conv_launch(x.dtype, height, channels, weight.shape[-1]), x, whole)
     return replace(launch, pdl=overlaps(x))
 
 

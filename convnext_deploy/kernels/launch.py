@@ -120,8 +120,8 @@ def dependent(pdl: bool) -> dict[str, bool]:
     return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
 
 
-def conv_launch(dtype: torch.dtype, height: int, width: int, channels: int, kernel_size: int) -> ConvLaunch:
-    """For a map of this size. Strips are of equal height, so that 16 rows are two of 8 and not 14 and 2.
+def conv_launch(dtype: torch.dtype, height: int, channels: int, kernel_size: int) -> ConvLaunch:
+    """For a map of this height. Strips are of equal height, so that 16 rows are two of 8 and not 14 and 2.
 
     Chunks of 64 channels, or of 32 where these leave fewer lanes idle (96 is 3 x 32). fp32 sums of 14 rows take 255
     registers, so wide types take strips of 7.

@@ -60,16 +60,18 @@ def convert(
     prefix = None if prefix is None else beside.unwrapped(prefix)
     if prefix is not None:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    layout, found, others = _recognise(state, where)
+    layout, inner_prefix, others = _recognise(state, where)
     notes = [note for note in (joined, copies) if note]
     if others:
-        notes.append(f"taking {found} of {where}, and not {', '.join(others)} (--weights-key chooses)")
-        own, theirs = ((*prefixes, *_beside(layout, prefixes)) for prefixes in ((found,), others))
+        notes.append(f"taking {inner_prefix} of {where}, and not {', '.join(others)} (--weights-key chooses)")
+        own, theirs = ((*prefixes, *_beside(layout, prefixes)) for prefixes in ((inner_prefix,), others))
         state = {key: value for key, value in state.items() if key.startswith(own) or not key.startswith(theirs)}
-    keys = _translated(state, layout, found, where)
+    keys = _translated(state, layout, inner_prefix, where)
     tensors, outside, left = keys.tensors, keys.outside, keys.counters
-    _refuse_differing_copies(state, layout, found, tensors, where)
-    around = [key for key in whole if not key.startswith(((prefix or "") + found, *keys.siblings)) and whole[key].ndim]
+    _refuse_differing_copies(state, layout, inner_prefix, tensors, where)
+    around = [
+        key for key in whole if not key.startswith(((prefix or "") + inner_prefix, *keys.siblings)) and whole[key].ndim
+    ]
     levels = _level_norms(layout, tensors, pooled=task != "features" or not around)
     backbone = (layout.backbone or bool(levels)) and "head.norm.weight" not in tensors
     if backbone and task != "features":
@@ -89,7 +91,7 @@ def convert(
             f"{mean} and {std} normalize in front of the network, and --weights-key leaves them out (--mean, --std)"
             for mean, std in beside.normalizing(whole, apart, _channels(tensors))
         ]
-    root = _replaced_head(keys, layout, found)
+    root = _replaced_head(keys, layout, inner_prefix)
     head = keys.head
     behind = [] if backbone else beside.heads(state, outside, keys.around, _width(tensors), biased=task == "classify")
     if task != "classify":  # which uses no head, however many there are
@@ -105,7 +107,7 @@ def convert(
     if keys.inside or outside:
         raise WeightsError(
             f"{where} ({layout.name} layout) has keys that ConvNeXt does not: {_named(keys.inside + outside, 5)}; "
-            + _cure_of_others(keys, prefix or "", found)
+            + _cure_of_others(keys, prefix or "", inner_prefix)
         )
     notes += [f"left out {_named(left, 3)}, beside the model"] if left else []
     classifier = Classifier({f"head.classifier.{name}": v for name, v in head.items() if name in ("weight", "bias")})
@@ -121,7 +123,7 @@ def convert(
         )
     if classifier.tensors.keys() & tensors.keys():
         raise WeightsError(f"{where} ({layout.name} layout) has two heads; name the part to load with --weights-key")
-    norm_first = any(key.startswith(found + "norm_pre.") for key in state)
+    norm_first = any(key.startswith(inner_prefix + "norm_pre.") for key in state)
     description = described(layout.name, tensors | classifier.tensors, norm_first, where, task == "features")
     mlp = None
     if classifier.hidden is not None and classifier.activation is not None:
@@ -156,22 +158,22 @@ class _Keys:
     counters: list[str] = field(default_factory=list)  # such as AveragedModel's `n_averaged`; no weight is one number
 
 
-def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: str) -> _Keys:
-    parent = _parent(found)
-    siblings = _beside(layout, (found,))
+def _translated(state: Mapping[str, Tensor], layout: Layout, inner_prefix: str, where: str) -> _Keys:
+    parent = _parent(inner_prefix)
+    siblings = _beside(layout, (inner_prefix,))
     # Beside its prefix stands a part of the network itself, or the head of it.
     is_split = layout.is_split and any(key.startswith(siblings) for key in state)
-    network = parent if is_split else found
+    network = parent if is_split else inner_prefix
     keys = _Keys(state, network, _parent(network), siblings)
     sources: dict[str, str] = {}
     for key, value in state.items():
-        if not key.startswith((found, *keys.siblings)):
+        if not key.startswith((inner_prefix, *keys.siblings)):
             if value.ndim == 0 and beside.is_counter(key, value):
                 keys.counters.append(key)
             else:
                 keys.outside.append(key)
             continue
-        bare = key[len(found if key.startswith(found) else parent) :]
+        bare = key[len(inner_prefix if key.startswith(inner_prefix) else parent) :]
         if bare.startswith(layout.classifier):
             keys.head[bare.removeprefix(layout.classifier)] = value
             continue
@@ -185,7 +187,7 @@ def _translated(state: Mapping[str, Tensor], layout: Layout, found: str, where: 
             keys.tensors[name], sources[name] = value, key
         elif layout.copied(bare) is None and not re.fullmatch(layout.ignored, bare, re.DOTALL):
             keys.inside.append(key)
-    if not found:  # the network's own names are at the top, so what has another there stands beside it
+    if not inner_prefix:  # the network's own names are at the top, so what has another there stands beside it
         own = {key.partition(".")[0] for key in sources.values()} | {layout.classifier.partition(".")[0]}
         keys.outside += [key for key in keys.inside if key.partition(".")[0] not in own]
         keys.inside = [key for key in keys.inside if key.partition(".")[0] in own]
@@ -203,9 +205,9 @@ def _parent(prefix: str) -> str:
     return prefix[: prefix.rstrip(".").rfind(".") + 1]
 
 
-def _cure_of_others(keys: _Keys, prefix: str, found: str) -> str:
+def _cure_of_others(keys: _Keys, prefix: str, inner_prefix: str) -> str:
     """What to do about keys that are no ConvNeXt's, inside the network or beside it."""
-    within = [key for key in keys.inside if _BODY.match(key.removeprefix(found))]
+    within = [key for key in keys.inside if _BODY.match(key.removeprefix(inner_prefix))]
     if within:
         return (
             f"no ConvNeXt has {within[0]}: it is another network of similar names, or a ConvNeXt with layers added, "
@@ -214,16 +216,16 @@ def _cure_of_others(keys: _Keys, prefix: str, found: str) -> str:
     if keys.network and not keys.inside:
         count = sum(key.startswith(keys.network) for key in keys.whole)
         return f"load the ConvNeXt alone with --weights-key {prefix}{keys.network} ({count} of {len(keys.whole)} keys)"
-    if not found:
+    if not inner_prefix:
         return "leave out what is not the network's when the checkpoint is saved"
     return "name the part to load with --weights-key (a wrapper or a key prefix)"
 
 
-def _replaced_head(keys: "_Keys", layout: Layout, found: str) -> str:
+def _replaced_head(keys: "_Keys", layout: Layout, inner_prefix: str) -> str:
     """What a head's names begin with. One that was put in the place of more than the classifier is taken as a whole."""
-    wider = found + layout.wider
+    wider = inner_prefix + layout.wider
     if not keys.inside or not all(key.startswith(wider) and is_affine(key) for key in keys.inside):
-        return found + layout.classifier
+        return inner_prefix + layout.classifier
     inner = layout.classifier.removeprefix(layout.wider)
     keys.head = {inner + name: value for name, value in keys.head.items()}
     keys.head |= {key.removeprefix(wider): keys.whole[key] for key in keys.inside}
@@ -232,10 +234,10 @@ def _replaced_head(keys: "_Keys", layout: Layout, found: str) -> str:
 
 
 def _refuse_differing_copies(
-    state: Mapping[str, Tensor], layout: Layout, found: str, tensors: Mapping[str, Tensor], where: str
+    state: Mapping[str, Tensor], layout: Layout, inner_prefix: str, tensors: Mapping[str, Tensor], where: str
 ) -> None:
     for key, value in state.items():
-        name = layout.copied(key[len(found) :]) if key.startswith(found) else None
+        name = layout.copied(key[len(inner_prefix) :]) if key.startswith(inner_prefix) else None
         original = tensors.get(name) if name is not None else None
         if original is None or value.is_meta or original.is_meta or torch.equal(value, original):
             continue

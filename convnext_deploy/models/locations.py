@@ -122,14 +122,25 @@ def _from_hub(repository: str, source: str, revision: str | None = None) -> Chec
 
     commit, reached = revision, True
 
+    def download(filename: str) -> Path:
+        with _quiet("huggingface_hub"):  # it logs what it then raises
+            return Path(hf_hub_download(repository, filename, revision=commit, local_files_only=not reached))
+
     def fetched(filename: str) -> Path:
         nonlocal commit, reached
         try:
-            with _quiet("huggingface_hub"):  # it logs what it then raises
-                file = Path(hf_hub_download(repository, filename, revision=commit, local_files_only=not reached))
+            file = download(filename)
         except LocalEntryNotFoundError:
             reached = False  # it has tried for half a minute: of the other files the cache is asked alone
             raise
+        except (HFValidationError, OSError):
+            raise
+        except Exception as error:  # of the hub's HTTP client, which is another one in every version
+            reached = False
+            try:
+                file = download(filename)
+            except LocalEntryNotFoundError as absent:
+                raise LocalEntryNotFoundError(plain(error)) from absent
         commit = _commit_of(file) or commit
         return file
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-from .. import arguments
+from .. import argument_names, arguments
 from ..arguments import Unpack
 from ..records.base import Problem, Task
 from ..records.manifest import HeadActivation
@@ -102,7 +102,7 @@ class Source:
             "image_size": arguments.image_size, "preprocessing": arguments.preprocessing, "levels": arguments.levels,
             "config": arguments.path,
         }  # fmt: skip
-        arguments.check(task=task, **{name: value for name, value in options.items() if name not in readers})
+        argument_names.check(task=task, **{name: value for name, value in options.items() if name not in readers})
         read: dict[str, Any] = dict(options)
         read |= {name: arguments.maybe(readers[name], name, read[name]) for name in readers if name in read}
         return cls(weights=arguments.maybe(given.weights, "weights", weights), task=task, **read)

@@ -48,7 +48,7 @@ BAR = 4.0  # u
 
 
 @dataclass
-class _Found:
+class _Sums:
     """Sums over all images so far, of one tensor."""
 
     largest: float = 0.0
@@ -64,12 +64,12 @@ class _Watch:
     """Everything seen so far, by operation and tensor name, in the order of the first sight."""
 
     dtype: torch.dtype
-    found: dict[str, dict[str, _Found]] = field(default_factory=dict)
+    sums: dict[str, dict[str, _Sums]] = field(default_factory=dict)
 
-    def of(self, operation: str, name: str) -> _Found:
-        return self.found.setdefault(operation, {}).setdefault(name, _Found())
+    def of(self, operation: str, name: str) -> _Sums:
+        return self.sums.setdefault(operation, {}).setdefault(name, _Sums())
 
-    def see(self, operation: str, name: str, x: Tensor) -> _Found:
+    def see(self, operation: str, name: str, x: Tensor) -> _Sums:
         """Count a tensor.
 
         Raises:
@@ -91,7 +91,7 @@ class _Watch:
         record.lost += int(torch.count_nonzero(magnitude <= vanishing) - torch.count_nonzero(magnitude == 0))
         return record
 
-    def judge(self, counts: _Found, error: Tensor | None, left: Tensor | None) -> None:
+    def judge(self, counts: _Sums, error: Tensor | None, left: Tensor | None) -> None:
         """Add an error and what it is compared with; None where the other hook of the operation adds it."""
         if error is not None:
             counts.error = (counts.error or 0.0) + _sum_of_squares(error)
@@ -305,15 +305,15 @@ def _left(x: Tensor, norm: Norm, eps: float) -> Tensor:
 def _tensors(model: ConvNeXt, watch: _Watch) -> dict[str, tuple[HalfTensor, ...]]:
     """Every operation's parameters and what was seen of it, in the order in which they run."""
     limit = torch.finfo(watch.dtype).max
-    records = watch.found
+    records = watch.sums
     weights = _Watch(watch.dtype)
     for name in operations(model):
         for path, parameter in model.get_submodule(name).named_parameters():
             weights.see(name, f"{name}.{path}", parameter)
     return {
         name: (
-            *(_record(key, found, limit, 1.0) for key, found in weights.found.get(name, {}).items()),
-            *(_record(key, found, limit, MARGIN) for key, found in records[name].items()),
+            *(_record(key, sums, limit, 1.0) for key, sums in weights.sums.get(name, {}).items()),
+            *(_record(key, sums, limit, MARGIN) for key, sums in records[name].items()),
         )
         for name in operations(model)
     }
@@ -322,7 +322,7 @@ def _tensors(model: ConvNeXt, watch: _Watch) -> dict[str, tuple[HalfTensor, ...]
 # Judging -------------------------------------------------------------------------------------------------------------
 
 
-def _record(name: str, counts: _Found, limit: float, margin: float) -> HalfTensor:
+def _record(name: str, counts: _Sums, limit: float, margin: float) -> HalfTensor:
     rounding = None
     if counts.error is not None:
         rounding = math.sqrt(counts.error / max(counts.reference, sys.float_info.min))

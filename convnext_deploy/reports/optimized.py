@@ -14,7 +14,7 @@ from ..records.accuracy import Flip, Verdict
 from ..records.optimize import Candidate, OptimizeResult
 from . import html, plots, tables
 from .results import machine_words
-from .tables import Cell, Table, number, three_digits
+from .tables import Cell, Table, number, rate, three_digits
 
 FLIPS_SHOWN = 40
 SIDE = 128  # pixels of an image on the page
@@ -47,7 +47,7 @@ def page(result: OptimizeResult, read: Read, next_commands: tuple[str, ...] = ()
     """
     rows = {row.name: row for row in result.candidates}
     chosen = rows[result.chosen] if result.chosen is not None else None
-    parts = [_verdict(result, rows, chosen)]
+    parts = [_verdict(result, chosen)]
     if absent := env.missing(("matplotlib",)):  # of the extra `report`
         line = f"The picture of accuracy and latency is left out: {env.missing_line(*absent)}"
         parts.append(f'<p class="note">{escape(line)}</p>')
@@ -83,13 +83,13 @@ def next_commands(out: Path, images: Sequence[str], result: OptimizeResult) -> t
     )
 
 
-def _verdict(result: OptimizeResult, rows: Mapping[str, Candidate], chosen: Candidate | None) -> str:
+def _verdict(result: OptimizeResult, chosen: Candidate | None) -> str:
     if chosen is None or chosen.ms is None:
         return f'<div class="verdict none"><strong>Nothing was chosen</strong><p>{escape(result.why)}</p></div>'
     baseline = result.fastest_exact
     facts = [
         ("ms a batch" if result.batch > 1 else "ms an image", three_digits(chosen.ms)),
-        ("images/s", _rate(1e3 * result.batch / chosen.ms)),
+        ("images/s", rate(1e3 * result.batch / chosen.ms)),
         ("MB", three_digits((chosen.bytes or 0) / 1e6)),
     ]
     if baseline.ms is not None and not chosen.exact:
@@ -110,10 +110,6 @@ def _verdict(result: OptimizeResult, rows: Mapping[str, Candidate], chosen: Cand
         f'<div class="verdict"><strong>{escape(chosen.name)}</strong><p>{escape(result.why)}.</p>{disturbed}'
         f'<dl class="facts">{listed}</dl></div>'
     )
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else three_digits(value)
 
 
 def _flips(verdict: Verdict, read: Read) -> str:

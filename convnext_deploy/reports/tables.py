@@ -42,6 +42,11 @@ def three_digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}".rstrip(".")
 
 
+def rate(value: float) -> str:
+    """A rate, such as images/s: as `three_digits`, and thousands apart: 1,235."""
+    return f"{value:,.0f}" if value >= 1000 else three_digits(value)
+
+
 def measured(measurements: Sequence[Measurement], evaluations: Sequence[EvalResult] = ()) -> Table:
     """One row a setting; what is not valid names its state in place of a speed, and why in a footnote."""
     rows = []

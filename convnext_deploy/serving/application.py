@@ -257,7 +257,7 @@ class _Served:
                 jobs.extend(model.queue.admit(1, loop.create_future(), waited or 0.0) for _ in images)
                 for job, (image, content) in zip(jobs, images, strict=True):
                     self.service.pool.submit(_prepare, model, job, image, content)
-                return model, await self._answered(model, jobs, request, seconds)
+                return model, await self._answered(jobs, request, seconds)
             except Closed:
                 if self._model(name) is model:
                     raise
@@ -269,7 +269,7 @@ class _Served:
         """Whether short work is: unless requests wait for this thread while there are cores for others."""
         return waited < BEHIND_S or self.service.options.cores == 1
 
-    async def _answered(self, model: Model, jobs: list[Job], request: Request, seconds: float) -> list[Outputs]:
+    async def _answered(self, jobs: list[Job], request: Request, seconds: float) -> list[Outputs]:
         futures = [job.owner for job in jobs]
         try:
             await finished(futures, request, seconds)
@@ -330,7 +330,7 @@ class _Served:
         job = model.queue.admit(len(images), asyncio.get_running_loop().create_future(), waited or 0.0)
         try:
             model.queue.put(job, images)
-            return (await self._answered(model, [job], request, seconds))[0]
+            return (await self._answered([job], request, seconds))[0]
         finally:
             model.queue.cancel(job)
 

@@ -34,7 +34,7 @@ def settings(file: Path, sha256: str, slo_ms: float | None) -> tuple[dict[str, A
             f"--bench {file} has no rate that this artifact carried{within}; run `bench --scenario server --slo-ms` on "
             "it with --save"
         )
-    rate, row, server = max(carried, key=lambda found: found[0])
+    rate, row, server = max(carried, key=lambda trial: trial[0])
     limit = slo_ms if slo_ms is not None else server.slo_ms
     line = (
         f"as measured: {row.threads} threads, batches of up to {server.max_batch}; {rate:.0f} requests/s kept "

@@ -56,7 +56,7 @@ class Ready(Record, frozen=True, kw_only=True):
 
 
 class Closing(Record, frozen=True, kw_only=True):
-    conditions: Any  # as types.Conditions
+    conditions: Any  # as records.timing.Conditions
     peak_memory_bytes: int
     device_memory_bytes: int | None
     device_ms: float | None

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .. import arguments, env
+from .. import argument_names, arguments, env
 from ..arguments import Progress
 from ..errors import UsageError, WorkerError, counted
 from ..records.base import Device
 from ..records.timing import BenchResult, Ceilings, Conditions, Scenario, Scope, ServerLoad, ServerTrial, Status
+from ..reports import tables
 from ..timing import roofline, scenarios
 from ..timing.measure import DRIFT, REST_S, TURN_S, WARMUP_LIMIT_S, drifts, quantile, samples_needed
 from ..timing.worker import Closing, Opened, Ready, Turn, Worker
@@ -52,7 +53,7 @@ class Plan:
         """
         for name, value, words in (("scenario", self.scenario, Scenario), ("scope", self.scope, Scope)):
             arguments.one_of(f"--{name}", value, words)
-        arguments.check(device=self.device, threads=self.threads)
+        argument_names.check(device=self.device, threads=self.threads)
         batches, streams = arguments.batch_sizes("batch", self.batches), arguments.wholes("streams", self.streams)
         if not batches or not streams:
             raise UsageError("no batch or no streams; expected numbers of at least 1")
@@ -264,8 +265,10 @@ def _served(
 
     def attempt(rate: float, queries: int, seed: int) -> ServerTrial:
         so_far = scenarios.highest(trials)
-        known = f", {_rate(so_far)} carried" if so_far else ""
-        meter.says(f"{_rate(rate)} arrivals a second at {entry.contender.subject} for {queries / rate:.0f} s{known}")
+        known = f", {tables.rate(so_far)} carried" if so_far else ""
+        meter.says(
+            f"{tables.rate(rate)} arrivals a second at {entry.contender.subject} for {queries / rate:.0f} s{known}"
+        )
         answer = entry.worker.call(
             "arrivals", queries_per_s=rate, queries=queries, seed=seed, sizes=sizes, slo_ms=plan.slo_ms,
             fraction=fraction,
@@ -297,10 +300,6 @@ def _served(
         trials=tuple(trials),
     )
     return load, interrupted
-
-
-def _rate(per_s: float) -> str:
-    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
 
 
 def _result(

@@ -7,6 +7,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -371,7 +372,9 @@ def _fetched(address: str) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             content: bytes = answer.read(MAX_FILE_BYTES + 1)
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the answer, whose connection is open
         reason = getattr(error, "reason", None)
         said = plain(reason if isinstance(reason, BaseException) else error)
         raise decoding.UnreadableImage(f"the address cannot be read: {said}") from None

@@ -69,7 +69,7 @@ def quantize(
     fmt, how = formats.get(target), formats.eight_bits_of(target)
     kind = _refuse_early(fmt, how, out, recipe, force)
     address = None if ray is None else connection.checked(ray)
-    bits = _weight_bits(recipe.weight_bits, target, how, kind)
+    bits = _weight_bits(recipe.weight_bits, target, kind)
     say("loading the checkpoint")
     loaded = source.load()
     if loaded.note:
@@ -163,7 +163,7 @@ def _require(source: sources.ImageSource, least: int, why: str = "") -> None:
         )
 
 
-def _weight_bits(asked: WeightBits | None, target: Target, how: EightBits, kind: OperationType) -> WeightBits:
+def _weight_bits(asked: WeightBits | None, target: Target, kind: OperationType) -> WeightBits:
     """The bits of the weights: as asked, or what this machine multiplies exactly and fast.
 
     Raises:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import msgspec
 import numpy as np
 import pytest
-from gate_sides import CLASSES, answering, side
+from gate_sides import CLASSES, answering, flipped, side
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 from convnext_deploy import api, cli
 from convnext_deploy.accuracy import binomial, gate, statistics
-from convnext_deploy.accuracy.gate import Side
 from convnext_deploy.cli import words as verdict
 from convnext_deploy.errors import DataError, UsageError
 from convnext_deploy.records.accuracy import Limits, Verdict
@@ -304,15 +303,6 @@ def test_no_number_of_images_decides_a_drop_at_the_limit() -> None:
 
 
 # Verdicts ------------------------------------------------------------------------------------------------------------
-
-
-def flipped(images: int, lost: int, gained: int) -> tuple[Side, Side]:
-    """Right but for the images that are gained."""
-    labels = np.arange(images) % CLASSES
-    before, after = labels.copy(), labels.copy()
-    after[:lost] = (labels[:lost] + 1) % CLASSES
-    before[lost : lost + gained] = (labels[lost : lost + gained] + 1) % CLASSES
-    return answering(before, labels), answering(after, labels)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import randomized
 from gate_sides import CLASSES as COUNT
 from gate_sides import answering
 from PIL import Image
+from references import randomize_
 from safetensors.torch import save_file
 
 from convnext_deploy import api, cli
@@ -46,7 +46,7 @@ def write(root: Path, names: list[str], suffix: str = ".png") -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`good`: a random network whose last linear is fitted to the classes; `broken`: with another last linear."""
     folder = tmp_path_factory.mktemp("models")
-    network: Any = randomized(timm.create_model("test_convnext", num_classes=CLASSES))
+    network: Any = randomize_(timm.create_model("test_convnext", num_classes=CLASSES))
     labels = torch.arange(CLASSES).repeat_interleave(2 * IMAGES)
     pixels = np.stack([picture(label, number) for label in range(CLASSES) for number in range(2 * IMAGES)])
     with torch.inference_mode():

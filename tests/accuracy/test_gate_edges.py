@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement, product
 import msgspec
 import numpy as np
 import pytest
-from gate_sides import CLASSES, answering, side
+from gate_sides import CLASSES, answering, flipped, side
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -19,15 +19,6 @@ from convnext_deploy.records.accuracy import Limits
 from convnext_deploy.records.timing import Timing
 
 BEYOND = {frozenset({False}): "PASS", frozenset({True}): "FAIL", frozenset({False, True}): "INCONCLUSIVE"}
-
-
-def of_counts(images: int, lost: int, gained: int) -> tuple[Side, Side]:
-    """Right but for the lost and the gained images."""
-    labels = np.arange(images) % CLASSES
-    before, after = labels.copy(), labels.copy()
-    after[:lost] = (labels[:lost] + 1) % CLASSES
-    before[lost : lost + gained] = (labels[lost : lost + gained] + 1) % CLASSES
-    return answering(before, labels), answering(after, labels)
 
 
 # Limits --------------------------------------------------------------------------------------------------------------
@@ -73,14 +64,14 @@ def timing() -> Timing:
 
 
 def test_what_is_measured_and_has_no_limit_is_not_checked() -> None:
-    before, after = (replace(one, bytes=100, timing=timing()) for one in of_counts(2000, 0, 0))
+    before, after = (replace(one, bytes=100, timing=timing()) for one in flipped(2000, 0, 0))
     assert [check.name for check in gate.judge(before, after, Limits(max_drop=1)).checks] == ["top1_drop"]
 
 
 @pytest.mark.parametrize("measured", [0, 1])
 @pytest.mark.parametrize("name", ["max_size_ratio", "max_latency_ratio"])
 def test_a_limit_on_what_one_side_alone_has_is_refused(name: str, measured: int) -> None:
-    sides = list(of_counts(2000, 0, 0))
+    sides = list(flipped(2000, 0, 0))
     sides[measured] = replace(sides[measured], bytes=100, timing=timing())
     with pytest.raises(UsageError, match=f"{name} 1.0 compares artifacts"):
         gate.judge(sides[0], sides[1], gate.limits_from({"max_drop": 1, name: 1}))
@@ -188,7 +179,7 @@ def test_the_divergence_is_that_of_the_classes_known_of_both_and_the_rest_as_one
 
 
 def test_a_result_that_says_otherwise_of_images_or_classes_than_its_predictions_is_refused() -> None:
-    before, after = of_counts(240, 4, 1)
+    before, after = flipped(240, 4, 1)
     result = before.result
     fewer = msgspec.structs.replace(result.per_class[0], images=result.per_class[0].images - 1)
     for other in (
@@ -202,7 +193,7 @@ def test_a_result_that_says_otherwise_of_images_or_classes_than_its_predictions_
 
 
 def test_predictions_of_no_image_are_refused() -> None:
-    before, after = of_counts(1, 0, 0)
+    before, after = flipped(1, 0, 0)
     nothing = replace(
         before.predictions, names=(), labels=before.predictions.labels[:0],
         top_classes=before.predictions.top_classes[:0], top_log_probs=before.predictions.top_log_probs[:0],

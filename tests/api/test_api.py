@@ -38,11 +38,7 @@ from convnext_deploy.workflows import export
 ArtifactOf = Callable[..., Artifact]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An empty cache, and no network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+pytestmark = pytest.mark.usefixtures("hub")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from convnext_deploy import api
 from convnext_deploy.artifact import manifest
-from convnext_deploy.errors import BuildError, UsageError
+from convnext_deploy.errors import BuildError, UsageError, full_disk
 from convnext_deploy.formats import torchscript
 from convnext_deploy.runtimes import torch_files
 from convnext_deploy.runtimes.torch_files import written
@@ -102,6 +102,18 @@ def test_numpy_s_short_write_is_called_a_full_disk(tmp_path: Path) -> None:
         open("/dev/full", "wb", buffering=0) as file,
     ):
         np.zeros(1 << 20, np.float32).tofile(file)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_s_short_write_of_a_single_file_names_the_folder_whose_disk_is_full(tmp_path: Path) -> None:
+    def fill() -> None:
+        with manifest.writing(tmp_path / "result.npz") as file:
+            file.write(b"a part")
+            raise OSError("1048576 requested and 1 written")  # as `tofile` says it
+
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+        fill()
+    assert full_disk(caught.value) == f"{tmp_path} is full; make room, or write elsewhere"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -132,6 +132,9 @@ def test_a_body_that_ends_early_leaves_what_was_there(
     [
         pytest.param(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), id="the system's error"),
         pytest.param(RuntimeError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)"), id="a library's own"),
+        pytest.param(
+            RuntimeError(f"I/O error: {os.strerror(errno.EDQUOT)} (os error 122)"), id="a library's, of a share"
+        ),
     ],
 )
 def test_a_full_disk_is_named_and_leaves_what_was_there(artifact: Path, error: Exception) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import randomized
 from numpy.typing import NDArray
+from references import randomize_
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -87,7 +87,7 @@ def cancelling(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     """
     folder = tmp_path_factory.mktemp("cancelling")
     size: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "num_classes": 12}
-    state = randomized(timm.models.convnext.ConvNeXt(**size)).state_dict()
+    state = randomize_(timm.models.convnext.ConvNeXt(**size)).state_dict()
     source = str(folder / "model.safetensors")
     save_file(state, source)
     features = beside_float64(source, "embed")[1]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import light_tests
 import numpy as np
 import pytest
@@ -35,11 +34,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "2026
 QUICK = ["--format", "eager", "--image-size", "64", "--batch", "2"]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An empty cache, and no network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+pytestmark = pytest.mark.usefixtures("hub")
 
 
 @pytest.fixture(scope="module")

@@ -91,8 +91,8 @@ def conv_inputs(
 
 def strips(x: Tensor, weight: Tensor) -> ConvLaunch:
     """As high as they are at large batches; `dw.launch_of` has lower ones for maps as small as these."""
-    _, height, width, channels = x.shape
-    return conv_launch(x.dtype, height, width, channels, weight.shape[-1])
+    _, height, _, channels = x.shape
+    return conv_launch(x.dtype, height, channels, weight.shape[-1])
 
 
 # dwconv_norm ---------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_lower_strips_give_the_same_bits(dtype: torch.dtype) -> None:
 
 def alike(channels: int) -> tuple[object, ...]:
     """Widths of which this is the same have the same strips, and the same of their channels in the last chunk."""
-    launch = conv_launch(torch.float16, 1, 1, channels, 7)
+    launch = conv_launch(torch.float16, 1, channels, 7)
     return launch, channels % launch.channels, channels > launch.channels
 
 

@@ -118,7 +118,7 @@ def mlp(sm: int, type: str, channels: int, *, rows: int, precision: str = "ieee"
     with mock.patch.object(launches, "capability", return_value=divmod(sm, 10)):
         launch = launches.mlp_launch(torch.empty(0, channels, dtype=dtype), rows, 4 * channels)
     head, rest = head_and_rest(channels)
-    chunk = launches.conv_launch(dtype, 56, 56, channels, 7).channels
+    chunk = launches.conv_launch(dtype, 56, channels, 7).channels
     chunks = -(-channels // chunk)
     return compiled(
         mlp_kernel, types, sm=sm, num_warps=launch.warps, num_stages=launch.stages, C=channels, HIDDEN=4 * channels,

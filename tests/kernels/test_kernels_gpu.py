@@ -113,8 +113,8 @@ def moments_of(x: Tensor, chunk: int) -> Tensor:
 
 
 def chunk_of(x: Tensor) -> int:
-    _, height, width, channels = x.shape
-    return launch.conv_launch(x.dtype, height, width, channels, 7).channels
+    _, height, _, channels = x.shape
+    return launch.conv_launch(x.dtype, height, channels, 7).channels
 
 
 def convolution_arguments(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

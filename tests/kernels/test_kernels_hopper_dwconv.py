@@ -28,8 +28,8 @@ OTHERS = ((96, 96, 96), (72, 72, 128), (18, 18, 384), (9, 7, 96), (17, 33, 64), 
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
-def chunk_of(height: int, width: int, channels: int) -> int:
-    return launch.conv_launch(FP16, height, width, channels, 7).channels
+def chunk_of(height: int, channels: int) -> int:
+    return launch.conv_launch(FP16, height, channels, 7).channels
 
 
 def error(found: Tensor, right: Tensor) -> float:
@@ -41,7 +41,7 @@ def check_against_float64(shape: tuple[int, int, int, int], dtype: torch.dtype, 
     x = (torch.randn(shape, generator=generator) + mean).to(dtype)
     weight = (torch.randn(channels, 1, 7, 7, generator=generator) / 7).to(dtype)
     bias = torch.randn(channels, generator=generator).to(dtype)
-    chunk = chunk_of(*shape[1:])
+    chunk = chunk_of(shape[1], shape[3])
     y, moments = emulated_kernels.dwconv_moments(x, dw.taps(weight), bias, chunk, folder)
     exact = F.conv2d(x.double().permute(0, 3, 1, 2), weight.double(), bias.double(), padding=3, groups=channels)
     exact = exact.permute(0, 2, 3, 1)
@@ -94,7 +94,7 @@ def test_a_barrier_that_is_left_out_is_found(left_out: int, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("height", "width", "channels"), [*((s, s, c) for s, c in STAGES), *OTHERS])
 def test_two_programs_share_a_multiprocessor(height: int, width: int, channels: int) -> None:
-    kernel = hopper_dwconv.kernel(height, width, channels, chunk_of(height, width, channels), FP16)
+    kernel = hopper_dwconv.kernel(height, width, channels, chunk_of(height, channels), FP16)
     assert kernel.programs >= 2
     assert kernel.programs * (kernel.shared_bytes + 1024) <= 228 << 10
 
@@ -113,7 +113,7 @@ def test_tiles_of_the_usual_maps_are_whole(side: int) -> None:
 def test_it_multiplies_on_matrix_units_and_does_not_spill(
     height: int, width: int, channels: int, dtype: torch.dtype
 ) -> None:
-    kernel = hopper_dwconv.kernel(height, width, channels, chunk_of(height, width, channels), dtype)
+    kernel = hopper_dwconv.kernel(height, width, channels, chunk_of(height, channels), dtype)
     code = of_cubin(nvrtc.cubin(kernel), shared_bytes=kernel.shared_bytes, threads=kernel.threads)
     assert code.stack_bytes == 0
     assert code.registers * kernel.threads * kernel.programs <= 65536

@@ -12,7 +12,7 @@ from unittest import mock
 import msgspec
 import pytest
 import torch
-from conftest import randomized
+from references import randomize_
 from torch import Tensor
 
 from convnext_deploy import api, env, formats
@@ -48,7 +48,7 @@ ALL = (
 
 def folded(name: str, dtype: torch.dtype = torch.float64, **overrides: Any) -> ConvNeXt:
     model = ConvNeXt(spec(name, num_classes=7, image_size=(64, 64), **overrides))
-    randomized(model)
+    randomize_(model)
     passes.fold_norm_affine(model)
     passes.fold_layer_scale(model)
     passes.fold_grn_bias(model)

@@ -8,7 +8,7 @@ import functools
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,7 @@ def test_an_attack_that_no_blank_can_stand_for_is_refused(state: State, tmp_path
 
 def test_what_is_left_out_is_named(state: State, tmp_path: Path) -> None:
     found = load({"state_dict": state, "root": Path("/data"), "log": logs()}, tmp_path)
-    path = "pathlib._local.PosixPath" if sys.version_info >= (3, 13) else "pathlib.PosixPath"
+    path = f"{PosixPath.__module__}.PosixPath"  # pathlib._local in Python 3.13 alone
     assert found.note == (
         f"left out the objects beside the weights ({path}, collections.defaultdict), and ran none of them"
     )

@@ -14,6 +14,7 @@ import timm
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from references import TOLERANCE, randomize_, relative_error
 from timm.layers import make_divisible
 from timm.models.convnext import ConvNeXt as TimmConvNeXt
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from convnext_deploy.models.layouts import convert
 from convnext_deploy.models.parameters import filled
 from convnext_deploy.records.base import Task
 
-TOLERANCE = 1e-5  # fp32, ||ours - theirs|| / ||theirs|| of the worst sample
 TOLERANCE_FP64 = 1e-11  # tight enough to see an epsilon of 1e-6 where the reference has 1e-5 or 1e-12
 
 HUGE = {
@@ -60,23 +60,6 @@ SMALL = {
 }
 
 
-def randomize_(module: nn.Module, seed: int) -> nn.Module:
-    """Values for every parameter at which all of them matter and activations keep their size."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        value = parameter.data.normal_(generator=generator)
-        last = name.rpartition(".")[2]
-        if value.squeeze().ndim > 1:
-            value.div_(math.sqrt(value[0].numel()))
-        elif last == "gamma":  # layer scale
-            value.mul_(0.1).add_(0.3)
-        elif last == "weight" and "grn" not in name:  # norms
-            value.mul_(0.2).add_(1)
-        else:
-            value.mul_(0.3)
-    return module.eval().requires_grad_(False)
-
-
 def timm_model(name: str, seed: int = 0, **arguments: Any) -> Any:
     with torch.device("meta"):
         model = timm.create_model(name, **arguments)
@@ -95,13 +78,6 @@ def ours(reference: nn.Module, task: Task = "classify", variant: str | None = No
 
 def images(batch: int, channels: int, height: int, width: int, seed: int = 1) -> Tensor:
     return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Of the worst sample. NaN stays NaN, which no comparison passes."""
-    assert actual.shape == expected.shape
-    actual, expected = actual.double().flatten(1), expected.double().flatten(1)
-    return float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -4,6 +4,8 @@ import hashlib
 import json
 import pickle
 import shutil
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import safetensors.torch
 import timm
 import torch
 import transformers
+from references import TOLERANCE, randomize_, relative_error
 from torch import Tensor, nn
 
 from convnext_deploy.accuracy import probes
@@ -27,24 +30,7 @@ from convnext_deploy.models.torchvision_detectors import PREPARED
 from convnext_deploy.records.base import Task
 from convnext_deploy.records.manifest import Preprocessing
 
-TOLERANCE = 1e-5  # fp32, ||ours - theirs|| / ||theirs|| of the worst sample
-
-
-@pytest.fixture(autouse=True)
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache, and no network."""
-    cache = tmp_path_factory.mktemp("hub")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    return cache
-
-
-def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        grn, norm = "grn" in name, parameter.squeeze().ndim == 1 and name.endswith("weight")
-        parameter.data.normal_(std=0.3).add_(1.0 if norm and not grn else 0.0)
-    return module.eval().requires_grad_(False)
+pytestmark = pytest.mark.usefixtures("hub")
 
 
 def timm_model(name: str = "test_convnext2", seed: int = 0, **arguments: Any) -> Any:
@@ -65,12 +51,6 @@ def file(tmp_path: Path, reference: nn.Module) -> Path:
 
 def images(channels: int = 3, size: int = 64) -> Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    actual, expected = actual.double().flatten(1), expected.double().flatten(1)
-    return float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
 def assert_equal_logits(loaded: Loaded, reference: nn.Module) -> None:
@@ -1005,6 +985,35 @@ def test_a_cached_repository_has_a_revision(hub: Path, tmp_path: Path, reference
     assert load("hf-hub:someone/mine").weights.revision == "0" * 40
     assert load(f"hf-hub:someone/mine@{'0' * 40}").weights.revision == "0" * 40
     assert "is not cached" in refusal("hf-hub:someone/mine@v2")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-Repo-Commit: 1\r\nETag: a\r\n\r\n{}"],
+    ids=["nothing", "another protocol", "cut off"],
+)
+def test_a_hub_whose_connection_breaks_is_one_line_and_the_cache_serves_what_it_has(
+    answer: bytes, hub: Path, tmp_path: Path, reference: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own errors, of another package in every version: not all of them are OSError."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    cached(hub, "someone/mine", saved_by_timm(tmp_path, reference))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        try:
+            assert load("hf-hub:someone/mine").weights.revision == "0" * 40
+            assert "cannot be fetched from the hub and is not cached (" in refusal("hf-hub:someone/other")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_licence_comes_from_timm_where_the_repository_does_not_say(hub: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import randomized
 from onnx_products import needs_exact_products
+from references import randomize_
 
 from convnext_deploy import api, cli, env, formats
 from convnext_deploy.artifact import deviation
@@ -204,7 +204,7 @@ def test_an_artifact_whose_products_saturate_is_refused(
 ) -> None:
     need_format("native")
     size: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "num_classes": 100}
-    made = randomized(timm.models.convnext.ConvNeXt(**size, use_grn=grn, ls_init_value=None if grn else 1e-6), seed)
+    made = randomize_(timm.models.convnext.ConvNeXt(**size, use_grn=grn, ls_init_value=None if grn else 1e-6), seed)
     weights = tmp_path / "model.safetensors"
     safetensors.torch.save_file(made.state_dict(), weights)
     loaded = load(str(weights), image_size=(32, 32))
@@ -258,7 +258,7 @@ def test_an_artifact_whose_products_saturate_is_refused(
 def drafted(target: Any, bits: Any = 8, type: Any = "u8s8") -> tuple[Any, plans.LoadedPlan, Any]:
     """A small folded model, a plan of all its products, and 24 images of noise."""
     size: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "num_classes": 100}
-    made = randomized(timm.models.convnext.ConvNeXt(**size), 0)
+    made = randomize_(timm.models.convnext.ConvNeXt(**size), 0)
     loaded = Source.of(made, image_size=(32, 32)).load()
     example = torch.zeros(2, 3, 32, 32)
     passes.fold(loaded.model, None, lambda m: (m(example),))

@@ -484,6 +484,20 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "make room, or choose another --out"),
+        (errno.EDQUOT, "make room, or choose another --out"),  # a user's share of a disk
+        (errno.EROFS, "choose another --out"),
+        (errno.EACCES, "choose another --out"),
+    ],
+)
+def test_an_engine_that_cannot_be_written_says_why_and_what_to_do(number: int, cure: str, tmp_path: Path) -> None:
+    error = files.unwritten(tmp_path / files.ENGINE_FILE, OSError(number, os.strerror(number)))
+    assert str(error) == f"the engine cannot be written to {tmp_path}: {os.strerror(number)}; {cure}"
+
+
 def test_ctrl_c_cancels_a_build_and_leaves_nothing_behind(small: Any, tmp_path: Path) -> None:
     graph, path = small["fp32"]
     said: list[str] = []

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+import socket
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -196,6 +198,33 @@ def test_an_address_is_fetched(artifact: Path, images: Path) -> None:
         thread.join()
         server.server_close()
     assert found.predictions[0].classes == convnext_deploy.predict(artifact, images / "a.png").predictions[0].classes
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "Remote end closed connection without response"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0-OpenSSH_9.2"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n" + b"A: b\r\n" * 200 + b"\r\n", "got more than 100 headers"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nshort", "IncompleteRead"),
+    ],
+    ids=["nothing", "another protocol", "too many headers", "cut off"],
+)
+def test_what_is_no_answer_of_http_is_one_line(answer: bytes, reason: str, artifact: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
+        with pytest.raises(DataError, match=rf"^{address}: the address cannot be read: .*{re.escape(reason)}"):
+            convnext_deploy.predict(artifact, address)
+        thread.join()
 
 
 def test_results_are_kept_as_csv_json_and_npz(artifact: Path, images: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def build_engine(
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, onnx, log, name)
-    _refuse_fp8(trt, network, spec)
+    _refuse_fp8(network, spec)
     config = _config(trt, builder, network, ranges, spec, tf32, log)
     products = products_of_network(trt, network, ranges[0][1], tf32)
     layers = layer_census(network)
@@ -177,7 +177,7 @@ def _parser_reason(parser: Any) -> str:
     return where + _one_line(error.desc())
 
 
-def _refuse_fp8(trt: Any, network: Any, spec: TensorRtSpec) -> None:
+def _refuse_fp8(network: Any, spec: TensorRtSpec) -> None:
     old = [target for target in spec.targets if int(target[2:]) < FP8_SINCE]
     if old and any(key.endswith(" fp8") for key in layer_census(network)):
         raise UsageError(f"fp8 needs sm{FP8_SINCE} (Ada) or newer; --trt-target has {', '.join(old)}; use int8 or fp16")

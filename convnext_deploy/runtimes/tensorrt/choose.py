@@ -25,30 +25,30 @@ COMPUTE_CAPABILITIES = {
 }  # fmt: skip
 
 
-def choose(wanted: str) -> tuple[Name, str]:
+def choose(choice: str) -> tuple[Name, str]:
     """Which module `--format trt` means here, and why in one line.
 
     Args:
-        wanted: "tensorrt", "rtx", or "auto": TensorRT where it is installed beside a GPU, else TensorRT-RTX.
+        choice: "tensorrt", "rtx", or "auto": TensorRT where it is installed beside a GPU, else TensorRT-RTX.
 
     Raises:
         UsageError: TensorRT was asked for by name and there is no GPU to build on.
         MissingPackageError: with the `pip install` to run.
     """
-    if wanted not in ("auto", "tensorrt", "rtx"):
-        raise UsageError(f"--trt {wanted}; expected auto, tensorrt or rtx")
+    if choice not in ("auto", "tensorrt", "rtx"):
+        raise UsageError(f"--trt {choice}; expected auto, tensorrt or rtx")
     gpus = env.nvidia_gpus()
     absent = env.missing(("tensorrt", "tensorrt_rtx"))
-    if wanted == "tensorrt" or (wanted == "auto" and gpus and "tensorrt" not in absent):
+    if choice == "tensorrt" or (choice == "auto" and gpus and "tensorrt" not in absent):
         if "tensorrt" in absent:
             raise MissingPackageError(env.missing_line("tensorrt"))
         if not gpus:
             raise UsageError(NO_GPU)
-        return "tensorrt", f"TensorRT: {'asked for' if wanted != 'auto' else f'installed, beside {gpus[0]}'}"
+        return "tensorrt", f"TensorRT: {'asked for' if choice != 'auto' else f'installed, beside {gpus[0]}'}"
     if "tensorrt_rtx" in absent:
-        first: Name = "tensorrt" if gpus and wanted == "auto" else "tensorrt_rtx"
+        first: Name = "tensorrt" if gpus and choice == "auto" else "tensorrt_rtx"
         raise MissingPackageError(env.missing_line(first))
-    if wanted == "rtx":
+    if choice == "rtx":
         return "tensorrt_rtx", "TensorRT-RTX: asked for"
     reason = "TensorRT is not installed" if gpus else "no NVIDIA GPU here, and TensorRT builds only on one"
     return "tensorrt_rtx", f"TensorRT-RTX ahead of time: {reason}"

@@ -1,6 +1,5 @@
 """The files of an engine: itself, which says what it is before it is loaded, and the record of how it was built."""
 
-import errno
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ...artifact.manifest import write_file
-from ...errors import ArtifactError, BuildError, plain
+from ...errors import ArtifactError, BuildError, is_full_disk, plain
 from ...records.base import content_of
 from ...records.manifest import EngineRecord
 
@@ -31,8 +30,8 @@ def write_engine(path: Path, content: memoryview) -> None:
 
 
 def unwritten(path: Path, error: OSError) -> BuildError:
-    cure = "; free some space or choose another --out" if error.errno == errno.ENOSPC else ""
-    return BuildError(f"the engine cannot be written to {path.parent}: {plain(error)}{cure}")
+    cure = "make room, or choose another --out" if is_full_disk(error) else "choose another --out"
+    return BuildError(f"the engine cannot be written to {path.parent}: {plain(error)}; {cure}")
 
 
 def save_record(folder: Path, record: EngineRecord) -> None:
