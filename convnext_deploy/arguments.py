@@ -56,12 +56,15 @@ HINTS |= {
     ("task", "detect"): "only `export` takes a detector",
 }
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = 160  # most paths are shown whole
+
 
 def shown(value: object) -> str:
     """A value in an error's line: short, and of objects nothing but their type."""
     if value is None or isinstance(value, str | bytes | bool | int | float | list | tuple | dict | set | os.PathLike):
         try:
-            written = reprlib.repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
+            written = _REPR.repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
             return " ".join(written.split())
         except (ValueError, TypeError):  # a whole number of more digits than Python prints; a path of no text
             return f"a {type(value).__name__}"
@@ -346,7 +349,7 @@ def called(name: str, value: Any, told: Sequence[str]) -> Any:
         told: what each of its arguments is.
     """
     expected = f"a function that takes {counted(len(told), 'argument')}: {', '.join(told)}"
-    if not callable(value):
+    if not callable(value) or isinstance(value, type):  # a class makes an object of what it is told
         raise _refused(name, value, f"{expected}; or leave it out")
     try:
         signature = inspect.signature(value)

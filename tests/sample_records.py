@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext_deploy.records.accuracy import Check, EvalResult, Flip, Limits, Verdict
+from convnext_deploy.records.accuracy import Check, EvalResult, Flip, Limits, ScoreResult, ScoreVerdict, Verdict
 from convnext_deploy.records.base import SCHEMA
 from convnext_deploy.records.manifest import (
     ExportSpec,
@@ -92,6 +92,26 @@ def verdict(**fields: Any) -> Verdict:
         "per_class": (), "flips": (),
     }  # fmt: skip
     return Verdict(**(given | fields))
+
+
+def score_result(**fields: Any) -> ScoreResult:
+    given: dict[str, Any] = {
+        "problem": "segmentation", "artifact": "ade20k", "artifact_sha256": "a" * 64, "data": "scenes",
+        "data_sha256": "d" * 64, "images": 200, "corrupt": (), "score": 0.4321, "per_output": (), "exact": None,
+        "mean_absolute_error": None, "root_mean_square_error": None, "images_per_s": 5.0, "predictions": None,
+    }  # fmt: skip
+    return ScoreResult(**(given | fields))
+
+
+def score_verdict(**fields: Any) -> ScoreVerdict:
+    check = Check(name="miou_drop", decision="PASS", limit=0.005, value=0.001, lower=-0.002, upper=0.004)
+    given: dict[str, Any] = {
+        "decision": "PASS", "problem": "segmentation", "limits": Limits(max_drop=0.5), "baseline": "fp32",
+        "baseline_sha256": "0" * 64, "candidate": "int8", "candidate_sha256": "1" * 64, "data": "scenes",
+        "data_sha256": "2" * 64, "images": 200, "baseline_score": 0.4321, "candidate_score": 0.4311,
+        "standard_error": 0.001, "images_needed": None, "checks": (check,),
+    }  # fmt: skip
+    return ScoreVerdict(**(given | fields))
 
 
 def optimize_result(**fields: Any) -> OptimizeResult:

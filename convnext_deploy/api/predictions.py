@@ -22,7 +22,7 @@ def load(path: arguments.Location, **options: Unpack[SessionOptions]) -> Session
     """Open an artifact, check every file of it, and make it ready to run.
 
         with convnext_deploy.load("build/best") as model:
-            print(model.predict("cat.jpg").predictions[0].classes)
+            print(model.predict("cat.jpg")[0].classes)
 
     Args:
         path: the artifact's folder.

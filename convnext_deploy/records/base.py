@@ -32,11 +32,25 @@ Images = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
 Above0 = Annotated[float, msgspec.Meta(ge=1e-12, le=1e12)]  # a time or a rate; ratios beyond would overflow
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+SHOWN_ITEMS = 5  # of a sequence, where a record is printed
 STRIDE = 32  # input pixels per pixel of the last feature map, in every architecture of the family
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of everything on disk. A field that a later version has added is not read."""
+
+    def __repr__(self) -> str:
+        """Its fields, and of a long sequence the first items: a result fits on a screen, whatever it was made of."""
+        fields = (f"{name}={_shown(getattr(self, name))}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, tuple):
+        return repr(value)
+    items = [_shown(item) for item in value[:SHOWN_ITEMS]]
+    more = [f"... {len(value) - SHOWN_ITEMS:,} more"] if len(value) > SHOWN_ITEMS else []
+    return f"({', '.join(items + more)}{',' if len(value) == 1 else ''})"
 
 
 class HandWritten(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):

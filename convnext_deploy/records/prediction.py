@@ -1,6 +1,7 @@
 """What a model says of single images."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, overload
 
 import msgspec
 
@@ -60,7 +61,10 @@ class Prediction(Record, frozen=True, kw_only=True):
 
 
 class PredictResult(Record, frozen=True, kw_only=True):
-    """What one call of `predict` found, in the order of the images."""
+    """What one call of `predict` found: a sequence of `predictions`, in the order of the images.
+
+    An image that could not be read has none and is in `unreadable`, so pair them by `image` and not by position.
+    """
 
     artifact: str  # its folder, or the architecture of a session that was given
     artifact_sha256: Sha256 | None  # of manifest.json
@@ -69,3 +73,18 @@ class PredictResult(Record, frozen=True, kw_only=True):
     unreadable: tuple[str, ...]  # each with its reason
     notes: tuple[str, ...] = ()  # what was assumed
     problem: Goal | None = None  # what the outputs mean
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self.predictions)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Prediction, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Prediction | tuple[Prediction, ...]:
+        return self.predictions[index]

@@ -72,6 +72,8 @@ def page(results: Results, title: str) -> str:
         parts.append(table(tables.conditions(timed)))
     if results.evaluations:
         parts.append(table(tables.evaluated(results.evaluations)))
+    if results.scores:
+        parts.append(table(tables.scored(results.scores)))
     parts += [table(tables.judged(verdict)) for verdict in results.verdicts]
     parts += [table(tables.optimized(result)) for result in results.optimizations]
     if rows:
@@ -106,7 +108,7 @@ def document(title: str, parts: Sequence[str], style: str = "", *, images: bool 
 def _conditions(results: Results) -> str:
     counts = (
         (len(results.measurements), "measurements"), (len(results.profiles), "profiles"),
-        (len(results.rooflines), "rooflines"), (len(results.evaluations), "evaluations"),
+        (len(results.rooflines), "rooflines"), (len(results.evaluations) + len(results.scores), "evaluations"),
         (len(results.verdicts), "verdicts"), (len(results.optimizations), "runs of optimize"),
     )  # fmt: skip
     listing = ", ".join(f"{count} {name}" for count, name in counts if count)

@@ -34,6 +34,8 @@ def page(results: Results, title: str) -> str:
     sections = [tables.conditions(timed)] if timed else []
     if results.evaluations:
         sections.append(tables.evaluated(results.evaluations))
+    if results.scores:
+        sections.append(tables.scored(results.scores))
     sections += [tables.judged(verdict) for verdict in results.verdicts]
     sections += [tables.optimized(result) for result in results.optimizations]
     if rows:

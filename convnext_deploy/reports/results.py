@@ -11,7 +11,7 @@ import msgspec
 from ..accuracy import binomial
 from ..errors import DataError, plain
 from ..models import registry
-from ..records.accuracy import EvalResult, Verdict
+from ..records.accuracy import EvalResult, ScoreResult, ScoreVerdict, Verdict
 from ..records.base import MAX_RESULTS_BYTES, Above0, BatchSize, PlanType, Positive, Task, content_of
 from ..records.optimize import OptimizeResult
 from ..records.timing import Ceilings, LayerKind, ProfileResult, RooflineResult
@@ -83,7 +83,8 @@ class Results:
     profiles: tuple[ProfileResult, ...] = ()
     rooflines: tuple[RooflineResult, ...] = ()
     evaluations: tuple[EvalResult, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
+    scores: tuple[ScoreResult, ...] = ()
+    verdicts: tuple[Verdict | ScoreVerdict, ...] = ()
     optimizations: tuple[OptimizeResult, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)  # records of a kind that no page shows
 
@@ -151,7 +152,7 @@ def _documents(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-SHOWN = ("measurements", "profiles", "rooflines", "evaluations", "verdicts", "optimizations")
+SHOWN = ("measurements", "profiles", "rooflines", "evaluations", "scores", "verdicts", "optimizations")
 
 
 def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
@@ -166,7 +167,9 @@ def _record(where: str, document: dict[str, Any]) -> tuple[str, Any]:
     elif {"runtime", "samples_ms", "images_per_s"} <= document.keys():
         name, type_ = "measurements", Measurement
     elif {"decision", "checks", "limits"} <= document.keys():
-        name, type_ = "verdicts", Verdict
+        name, type_ = "verdicts", ScoreVerdict if "problem" in document else Verdict
+    elif {"per_output", "data_sha256"} <= document.keys():
+        name, type_ = "scores", ScoreResult
     elif {"per_class", "data_sha256"} <= document.keys():
         name, type_ = "evaluations", EvalResult
     else:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..accuracy.outputs import METRICS
 from ..errors import counted
-from ..records.accuracy import EvalResult, Verdict
+from ..records.accuracy import EvalResult, ScoreResult, ScoreVerdict, Verdict
 from ..records.optimize import OptimizeResult
 from ..records.timing import ProfileResult, RooflineResult
 from .results import Measurement, accuracy_of, by_kind, machine_words, share_interval, type_of
@@ -102,7 +103,17 @@ def evaluated(evaluations: Sequence[EvalResult]) -> Table:
     return Table("Accuracy", columns, tuple(rows), "Exact intervals (Clopper and Pearson), each artifact by itself.")
 
 
-def judged(verdict: Verdict) -> Table:
+def scored(results: Sequence[ScoreResult]) -> Table:
+    """The score of each model without a top-1 on each set of images."""
+    rows = [
+        (Cell(e.artifact), Cell(e.artifact_sha256[:8]), Cell(e.data), number(e.images, ",d"), Cell(METRICS[e.problem]),
+         number(100 * e.score, ".2f"), number(len(e.corrupt), "d"))
+        for e in results
+    ]  # fmt: skip
+    return Table("Scores", ("artifact", "sha256", "data", "images", "score", "%", "unreadable"), tuple(rows))
+
+
+def judged(verdict: Verdict | ScoreVerdict) -> Table:
     """What the gate held against its limits. Shares are in percent, as limits are written."""
     rows = []
     for check in verdict.checks:
@@ -110,10 +121,11 @@ def judged(verdict: Verdict) -> Table:
         numbers = [None if v is None else scale * v for v in (check.value, check.lower, check.upper, check.limit)]
         rows.append((Cell(check.name), Cell(check.decision), *(number(v, ".3f") for v in numbers)))
     title = f"Gate: {verdict.decision}, {verdict.candidate} against {verdict.baseline}"
-    note = (
-        f"On {counted(verdict.images, 'image')} of {verdict.data}: top-1 {verdict.baseline_top1:.2%} before, "
-        f"{verdict.candidate_top1:.2%} after."
-    )
+    if isinstance(verdict, ScoreVerdict):
+        what, before, after = METRICS[verdict.problem], verdict.baseline_score, verdict.candidate_score
+    else:
+        what, before, after = "top-1", verdict.baseline_top1, verdict.candidate_top1
+    note = f"On {counted(verdict.images, 'image')} of {verdict.data}: {what} {before:.2%} before, {after:.2%} after."
     return Table(title, ("check", "decision", "measured", "lower", "upper", "limit"), tuple(rows), note)
 
 

@@ -13,8 +13,8 @@ from prometheus_client.core import Metric
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..errors import CheckFailed, ConvNextDeployError, UsageError, counted, plain
-from ..records.accuracy import Verdict
-from ..records.base import content_of
+from ..records.accuracy import ScoreVerdict, Verdict
+from ..records.base import Goal, Record, content_of
 from . import drift
 from .batching import Job
 from .log import Say, unhindered
@@ -130,7 +130,7 @@ class Service:
         Blocks; to be called in a thread.
 
         Returns:
-            A line for each model.
+            A line for each model, which says what its clients meet anew.
 
         Raises:
             UsageError: another reload is going on, or an artifact cannot be taken; nothing has changed then.
@@ -143,11 +143,15 @@ class Service:
             lines = []
             for name, path in self._paths.items():
                 old = self.models[name]
-                if manifest.verified(path).sha256 == old.sha256:
+                artifact = manifest.verified(path)
+                if artifact.sha256 == old.sha256:
+                    if self._gate is not None:  # the verdict may be another than the one that it was opened by
+                        refuse_ungated(artifact, self._gate)
                     lines.append(f"{name}: {path} has not changed")
                     continue
                 fresh[name] = self._opened(name, path)
-                lines.append(f"{name}: {old.sha256[:12]} -> {fresh[name].sha256[:12]}")
+                change = _interface_change(old, fresh[name])
+                lines.append(f"{name}: {old.sha256[:12]} -> {fresh[name].sha256[:12]}{change}")
             shadow = self._reshadowed(fresh, lines)
         except ConvNextDeployError:
             for model in fresh.values():
@@ -196,6 +200,10 @@ class Service:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
+class _Kind(Record, frozen=True, kw_only=True):
+    problem: Goal | None = None  # which a `ScoreVerdict` has, and a `Verdict` not
+
+
 def refuse_ungated(artifact: Artifact, file: Path) -> None:
     """Refuse an artifact that a gate has not passed.
 
@@ -207,7 +215,10 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
         CheckFailed: the verdict is another than PASS, or of another artifact.
     """
     try:
-        verdict = msgspec.json.decode(content_of(file), type=Verdict)
+        content = content_of(file)
+        scored = msgspec.json.decode(content, type=_Kind).problem is not None
+        kind: type[Verdict | ScoreVerdict] = ScoreVerdict if scored else Verdict
+        verdict = msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -221,6 +232,24 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
         )
     if verdict.decision != "PASS":
         raise CheckFailed(f"--gate {file} says {verdict.decision} of {artifact.path}; only PASS is served")
+
+
+def _interface_change(old: Model, new: Model) -> str:
+    """What clients meet anew, for the end of a line: unaware of it they send wrong images, or read wrong classes."""
+
+    def facts(model: Model) -> dict[str, object]:
+        held = model.manifest
+        return {
+            "input": held.inputs,
+            "preprocessing": msgspec.structs.replace(held.preprocessing, assumed=()),
+            "outputs": held.outputs,
+            "class names": model.labels,
+            "problem": model.problem,
+        }
+
+    before = facts(old)
+    changed = [what for what, fact in facts(new).items() if fact != before[what]]
+    return f"; other {', '.join(changed)} than before, which its clients have to know" if changed else ""
 
 
 def _facts(model: Model) -> tuple[str, str, str, str]:

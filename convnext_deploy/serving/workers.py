@@ -32,6 +32,8 @@ from .service import Service
 from .shadow import ShadowOptions
 from .siblings import Siblings
 
+AGAIN_S = 5.0  # until another try to replace a worker, where what it opens cannot be opened
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is told."""
@@ -109,6 +111,8 @@ class Workers:
         self._workers: list[_Worker] = []
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # may be filled by a signal's handler
         self._leaving = False
+        self._serving = False  # all have been ready
+        self._opened = ""  # the artifacts' hashes, as the latest worker found them
         self._end = threading.Timer(LEAVE_S, self._refuse)  # of listening
         self._end.daemon = True
 
@@ -120,7 +124,7 @@ class Workers:
 
         Raises:
             ConvNextDeployError: what a worker raised before it was ready.
-            CheckFailed: one could not be replaced, or requests were given up at the end.
+            CheckFailed: the last one could not be replaced, or requests were given up at the end.
         """
         self._folder = tempfile.mkdtemp(prefix="convnext-deploy-")
         try:
@@ -141,7 +145,6 @@ class Workers:
         self._events.put(("stop",))
 
     def _watch(self, ready: Callable[["Workers"], None]) -> None:
-        told = False
         while any(worker.process.returncode is None for worker in self._workers):
             event, *given = self._events.get()
             if event == "stop" or (event == "hangup" and self._terminal.is_gone()):
@@ -150,15 +153,15 @@ class Workers:
                 self._reload()
             elif event == "say":
                 place, line = given
-                if place == 0 or told:  # at the start all say the same
-                    self._say(f"worker {place}: {line}" if told else line)
+                if place == 0 or self._serving:  # at the start all say the same
+                    self._say(f"worker {place}: {line}" if self._serving else line)
             elif event == "ready":
-                given[0].ready = True
-                if given[0].reloads:
-                    given[0].process.send_signal(signal.SIGHUP)
-                if not told and all(worker.ready for worker in self._workers):
-                    told = True
+                self._is_ready(*given)
+                if not self._serving and all(worker.ready for worker in self._workers):
+                    self._serving = True
                     ready(self)
+            elif event == "again" and not self._leaving:
+                self._replace(*given)
             elif event == "error":
                 given[0].error = given[1]
             elif event == "exit":
@@ -167,15 +170,35 @@ class Workers:
         if lost:
             raise lost[0]
 
+    def _is_ready(self, worker: _Worker, opened: str) -> None:
+        worker.ready = True
+        if worker.reloads:
+            worker.process.send_signal(signal.SIGHUP)
+        if self._opened not in ("", opened):  # a folder was written anew since others opened it
+            self._say("an artifact is another than before; all workers reload it, so that they answer alike")
+            self._reload()
+        self._opened = opened
+
     def _ended(self, place: int, worker: _Worker) -> None:
         code = worker.process.wait()
         if self._leaving or worker is not self._workers[place]:
             return
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if not worker.ready:
-            raise worker.error or CheckFailed(f"worker {place} {how} before it took a request")
-        self._say(f"worker {place} {how}; another one takes its place")
-        os.close(worker.to_child)
+        if worker.ready:
+            self._say(f"worker {place} {how}; another one takes its place")
+            self._replace(place)
+            return
+        error = worker.error or CheckFailed(f"worker {place} {how} before it took a request")
+        if not (self._serving and any(one.ready and one.process.poll() is None for one in self._workers)):
+            raise error
+        self._say(f"worker {place} cannot be replaced, and is tried again in {AGAIN_S:g} s: {error}")
+        worker.error = None  # the others serve on, and end well without it
+        again = threading.Timer(AGAIN_S, self._events.put, [("again", place)])
+        again.daemon = True
+        again.start()
+
+    def _replace(self, place: int) -> None:
+        os.close(self._workers[place].to_child)
         self._workers[place] = self._started(place)
 
     def _leave(self) -> None:
@@ -238,7 +261,7 @@ class Workers:
                 if kind == "say":
                     self._events.put(("say", place, text))
                 elif kind == "ready":
-                    self._events.put(("ready", worker))
+                    self._events.put(("ready", worker, text))
                 else:
                     self._events.put(("error", worker, getattr(errors, kind)(text)))
         worker.process.wait()
@@ -290,7 +313,8 @@ def work(orders: int, answers: int) -> None:
         siblings = Siblings(service, told.sockets, told.place)
         admin = None if told.admin is None else socket.socket(fileno=told.admin)
         listener = socket.socket(fileno=told.listener)
-        Server(service, listener, admin, siblings, grpc_port=told.grpc_port).run(lambda _: tell("ready"))
+        opened = " ".join(model.sha256 for model in service.models.values())
+        Server(service, listener, admin, siblings, grpc_port=told.grpc_port).run(lambda _: tell("ready", opened))
     except ConvNextDeployError as error:
         tell(type(error).__name__, str(error))
         sys.exit(1)

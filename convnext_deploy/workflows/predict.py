@@ -336,8 +336,14 @@ def listed(given: Given | Sequence[Given], split: str | None = None) -> list[Nam
     if isinstance(given, (str, os.PathLike)):
         return _at(os.fspath(given), split)
     file = cast("IO[bytes]", given)
-    content = file.read(MAX_FILE_BYTES + 1)
-    return [(str(getattr(file, "name", "an open file")), lambda: decoding.decoded(_within(content)))]
+    name = str(getattr(file, "name", "an open file"))
+    try:
+        content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed, or open as text
+        raise DataError(f"{name} cannot be read: {plain(error)}; expected an open file of bytes") from None
+    if not isinstance(content, bytes):
+        raise UsageError(f"{name} gives {type(content).__name__}; expected an open file of bytes, as open(path, 'rb')")
+    return [(name, lambda: decoding.decoded(_within(content)))]
 
 
 def _at(place: str, split: str | None) -> list[Named]:

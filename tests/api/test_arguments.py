@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,18 @@ def test_a_function_of_other_arguments_is_refused_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("function", [print, int, [].append, lambda *words: None, lambda line, end="": None])
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("kind", [int, dict, Decimal])
+@pytest.mark.parametrize(("name", "parameter"), [p for p in PARAMETERS if p[1] in CALLBACKS])
+def test_a_class_is_no_function_that_is_told_something(name: str, parameter: str, kind: type) -> None:
+    """`progress=int` was taken, and ended in a ValueError of Python's in the middle of the work."""
+    with pytest.raises(
+        UsageError, match=rf"^{parameter} of type builtins\.type; expected a function that takes \d arg"
+    ):
+        getattr(api, name)(**(CALLS[name] | {parameter: kind}))
+
+
+@pytest.mark.parametrize("function", [print, [].append, lambda *words: None, lambda line, end="": None])
 def test_a_function_that_takes_what_it_is_told_is_taken(function: Any) -> None:
     assert arguments.called("say", function, ("a line",)) is function
 

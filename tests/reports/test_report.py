@@ -24,7 +24,16 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sample_records import MACHINE, bench_row, evaluation, optimize_result, profile, verdict
+from sample_records import (
+    MACHINE,
+    bench_row,
+    evaluation,
+    optimize_result,
+    profile,
+    score_result,
+    score_verdict,
+    verdict,
+)
 
 from convnext_deploy import api, cli
 from convnext_deploy.errors import DataError
@@ -556,6 +565,8 @@ def test_evaluations_verdicts_and_runs_of_optimize_alone_make_a_page(suffix: str
     for record, words in (
         (evaluation(), ["Accuracy", "val.parquet", "200", "90.00", "84.98 to 93.78", "99.00"]),
         (verdict(), ["Gate: FAIL, int8 against fp32", "1.000", "0.300"]),
+        (score_result(), ["Scores", "ade20k", "scenes", "mIoU", "43.21"]),
+        (score_verdict(), ["Gate: PASS, int8 against fp32", "0.400", "mIoU 43.21% before, 43.11% after"]),
         (optimize_result(), ["Candidates: convnext_tiny", "native-int8", "chosen", "90.0", "limit 0.5"]),
     ):
         path.write_bytes(msgspec.json.format(msgspec.json.encode(record)))

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from sample_records import score_verdict
 
-from convnext_deploy.errors import UsageError
+from convnext_deploy.errors import CheckFailed, UsageError
 from convnext_deploy.records.timing import BenchResult, ServerLoad
 from convnext_deploy.serving.measured import settings
 from convnext_deploy.serving.service import refuse_ungated
@@ -64,3 +65,15 @@ def test_a_file_that_nests_deeper_than_python_reads_is_refused_in_one_line(tmp_p
         settings(file, ONE, None)
     with pytest.raises(UsageError, match="contains no verdict"):
         refuse_ungated(SimpleNamespace(), file)  # type: ignore[arg-type]  # is not looked at
+
+
+@pytest.mark.parametrize("problem", ["multi-label", "regression", "segmentation", "detection"])
+def test_a_verdict_of_a_score_is_read_like_one_of_classes(problem: Any, tmp_path: Path) -> None:
+    """`serve --gate` said of each that it contains no verdict, so that no segmenter could be served with one."""
+    verdict = score_verdict(problem=problem)
+    file = tmp_path / "verdict.json"
+    file.write_bytes(msgspec.json.encode(verdict))
+    refuse_ungated(SimpleNamespace(sha256=ONE, path=tmp_path), file)  # type: ignore[arg-type]  # all that it looks at
+    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(verdict, decision="FAIL")))
+    with pytest.raises(CheckFailed, match=r"says FAIL of .*; only PASS is served"):
+        refuse_ungated(SimpleNamespace(sha256=ONE, path=tmp_path), file)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import gc
 import gzip
 import io
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -15,17 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
+from sample_records import verdict
 from server_process import Running, picture, serving, until
 
 import convnext_deploy
 from convnext_deploy.artifact.manifest import Artifact
 from convnext_deploy.cli.app import split_hint
-from convnext_deploy.errors import ConvNextDeployError, UsageError
+from convnext_deploy.errors import CheckFailed, ConvNextDeployError, UsageError
 from convnext_deploy.serving import application, server
 from convnext_deploy.serving.model import SHORT_S
 from convnext_deploy.serving.options import ServeOptions
@@ -413,6 +416,33 @@ def test_without_the_token_nothing_but_health_is_told(serve: Callable[..., Any])
                 assert "s3cret" not in str(answer)
             assert one.ask(method, path, picture() if method == "POST" else None, right)[0] == 200
         assert one.ask("GET", "/healthz")[0] == one.ask("GET", "/readyz")[0] == 200
+
+
+def test_a_reload_asks_the_gate_also_of_what_has_not_changed(artifact: Artifact, tmp_path: Path) -> None:
+    """A verdict that is FAIL by now was "has not changed", and the server went on without a word."""
+    gate = tmp_path / "verdict.json"
+    passed = verdict(decision="PASS", candidate_sha256=artifact.sha256)
+    gate.write_bytes(msgspec.json.encode(passed))
+    with serving(f"m={artifact.path}", gate=gate) as running:
+        assert running.service.reload() == [f"m: {artifact.path} has not changed"]
+        gate.write_bytes(msgspec.json.encode(msgspec.structs.replace(passed, decision="FAIL")))
+        with pytest.raises(CheckFailed, match=r"says FAIL of .*; only PASS is served"):
+            running.service.reload()
+        assert running.ask("POST", "/classify", picture())[0] == 200
+
+
+def test_a_reload_says_what_its_clients_meet_anew(artifact_of: Callable[..., Artifact], tmp_path: Path) -> None:
+    """Ten classes became seven, and pixels normalized floats, in a line that only had two hashes."""
+    folder = tmp_path / "m"
+    shutil.copytree(artifact_of("onnx").path, folder)
+    new = artifact_of("onnx", {"num_classes": 7}, input="uint8")
+    with serving(f"m={folder}") as running:
+        before = running.service.models["m"].sha256
+        shutil.rmtree(folder)
+        shutil.copytree(new.path, folder)
+        assert running.service.reload() == [
+            f"m: {before[:12]} -> {new.sha256[:12]}; other input, outputs than before, which its clients have to know"
+        ]
 
 
 # Load, time, and clients that go away

@@ -105,6 +105,39 @@ def test_a_reload_reaches_a_worker_that_is_being_replaced(two: tuple[Process, in
 
 
 @needs_cores
+def test_a_worker_that_cannot_be_replaced_yet_does_not_end_the_others(artifact: Artifact, tmp_path: Path) -> None:
+    """A worker that died while its folder was being written ended the whole server."""
+    folder = tmp_path / "m"
+    shutil.copytree(artifact.path, folder)
+    one = Process(f"m={folder}", "--port", "0", "--workers", "2")
+    folder.rename(tmp_path / "away")
+    os.kill(children(one)[1], signal.SIGKILL)
+    until(lambda: any("cannot be replaced, and is tried again in 5 s: " in line for line in one.lines), 60)
+    assert one.ask()[0] == 200
+    (tmp_path / "away").rename(folder)
+    until(lambda: 'worker="1"' in one.ask("GET", "/metrics")[1], 60)
+    assert one.end(signal.SIGTERM) == 0, one.lines
+
+
+@needs_cores
+def test_a_worker_that_opens_another_artifact_makes_all_reload(
+    artifact: Artifact, artifact_of: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    """The one that took a dead one's place answered with the new artifact, and the other one with the old."""
+    other = artifact_of("native", input="uint8")
+    folder = tmp_path / "m"
+    shutil.copytree(artifact.path, folder)
+    one = Process(f"m={folder}", "--port", "0", "--workers", "2")
+    folder.rename(tmp_path / "away")
+    shutil.copytree(other.path, folder)
+    os.kill(children(one)[1], signal.SIGKILL)
+    until(lambda: any(f"worker 0: reloaded m: {artifact.sha256[:12]} -> " in line for line in one.lines), 60)
+    answers = [one.ask()[1] for _ in range(20)]
+    assert {answer["artifact_sha256"] for answer in answers} == {other.sha256}
+    assert one.end(signal.SIGTERM) == 0, one.lines
+
+
+@needs_cores
 def test_a_signal_ends_all_without_losing_a_request(two: tuple[Process, int]) -> None:
     one, _ = two
     assert set(answered_until(one, signal.SIGTERM)) == {200}

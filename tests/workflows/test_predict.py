@@ -306,3 +306,39 @@ def test_the_command_prints_a_table_or_json_and_reads_standard_input(artifact: P
     assert piped.exit_code == 0, piped.output
     found = json.loads(piped.stdout)["predictions"][0]["classes"]
     assert found[0]["number"] == int(by_hand(artifact, images / "a.png").argmax())
+
+
+def test_a_result_is_the_sequence_of_its_predictions(artifact: Path, images: Path) -> None:
+    """It had no length, could not be looped over and had no first item."""
+    result = convnext_deploy.predict(artifact, images)
+    assert len(result) == 2
+    assert [one.image for one in result] == [one.image for one in result.predictions]
+    assert result[0] is result.predictions[0]
+    assert result[-1:] == result.predictions[1:]
+    (line,) = result.unreadable
+    assert "c.png" in line
+
+
+def test_a_result_of_many_images_is_printed_in_short(artifact: Path, images: Path) -> None:
+    result = convnext_deploy.predict(artifact, [images / "a.png"] * 2_000, top=1)
+    assert repr(result).count("Prediction(image=") == 5
+    assert "... 1,995 more)" in repr(result)
+
+
+def test_an_open_file_that_gives_no_bytes_is_refused_in_a_line(artifact: Path, images: Path) -> None:
+    """They ended in errors of Python's own."""
+    with (images / "a.png").open("rb") as closed:
+        pass
+    with pytest.raises(DataError, match=r"a\.png cannot be read: read of closed file; expected an open file of bytes"):
+        convnext_deploy.predict(artifact, closed)
+    with (images / "a.png").open() as text, pytest.raises(DataError, match=r"it is no UTF-8 text; expected an open"):
+        convnext_deploy.predict(artifact, text)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"an open file gives str; expected an open file of bytes, as open\(path"):
+        convnext_deploy.predict(artifact, io.StringIO("a"))  # type: ignore[arg-type]
+
+
+def test_a_place_that_does_not_exist_is_shown_whole(artifact: Path, tmp_path: Path) -> None:
+    """Its middle was left out, where the mistake can be."""
+    place = tmp_path / "photographs-of-the-year" / "validation"
+    with pytest.raises(DataError, match=f"^'{place}' does not exist"):
+        convnext_deploy.predict(artifact, place)
