@@ -194,5 +194,6 @@ def _preparation(
         if kind is None:
             return None
         processor: Any = kind(**{k: v for k, v in given.items() if not k.endswith("_type")})
-        return lambda image: np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
+        # As torch's, because the fast kind of transformers 4 gives no other tensors.
+        return lambda image: np.asarray(processor(image, return_tensors="pt")["pixel_values"][0])
     return None

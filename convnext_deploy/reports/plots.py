@@ -50,7 +50,7 @@ def _drawn(name: str, panels: int, draw: Callable[["Figure", list["Axes"]], None
         buffer = StringIO()
         with warnings.catch_warnings():
             # Letters stay text in SVG, and are of the browser's fonts; matplotlib's own only measure them.
-            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from (current )?font", UserWarning)
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), name)
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,8 +50,11 @@ def two(artifact: Artifact, tmp_path: Path) -> Iterator[tuple[Process, int]]:
 
 
 def children(one: Process) -> list[int]:
-    found = subprocess.run(["ps", "--ppid", str(one.process.pid), "-o", "pid="], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
+    return [
+        int(pid)
+        for file in Path(f"/proc/{one.process.pid}/task").glob("*/children")
+        for pid in file.read_text().split()
+    ]
 
 
 @needs_cores
