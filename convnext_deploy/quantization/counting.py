@@ -24,6 +24,7 @@ from .images import pixel_reader
 from .observers import Histogram, histogram, merged
 
 HALVES = ("even", "odd")
+SHOWN = 5  # names of unreadable images
 
 Statistics = dict[str, Histogram]  # "<module>/even" and "<module>/odd" to the histogram of that module's input
 Seen = dict[str, NDArray[Any]]  # of each image: "mean" and "std" of its channels (N, C), "classes" (N,)
@@ -117,10 +118,19 @@ def _reader(work: Work) -> Callable[[int], NDArray[np.uint8]]:
         try:
             return read(index)  # (C, H, W)
         except OSError as error:
-            reason = plain(error)
-            raise DataError(
-                f"{source.names[index]} of {source.name}: {reason}; replace or remove it, calibration leaves none out"
-            ) from None
+            further = [name for i, name in enumerate(source.names) if i != index and not is_read(i)]
+            cure = "replace or remove it, calibration leaves none out"
+            if further:
+                listing = ", ".join(further[:SHOWN]) + (", ..." if len(further) > SHOWN else "")
+                cure = f"replace or remove it and {len(further)} more ({listing}), calibration leaves none out"
+            raise DataError(f"{source.names[index]} of {source.name}: {plain(error)}; {cure}") from None
+
+    def is_read(index: int) -> bool:
+        try:
+            read(index)
+        except OSError:
+            return False
+        return True
 
     return pixels
 

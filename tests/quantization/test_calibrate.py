@@ -1,6 +1,7 @@
 """Calibration on the bundled images: beside timm's own module, beside itself interrupted, and what it refuses."""
 
 import io
+import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -371,6 +372,16 @@ def test_a_corrupt_image_is_refused_by_name_and_not_left_out(
         run(source=damaged)
     assert source.names[700] in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_all_corrupt_images_are_said_at_once(run: Callable[..., Calibration], source: sources.ImageSource) -> None:
+    """And not one an attempt."""
+    damaged = replace(
+        source, read_bytes=lambda index: source.read_bytes(index)[: 60 if 700 <= index < 1450 else None]
+    )  # eight of those that are taken
+    listing = re.escape(", ".join(source.names[index] for index in range(800, 1300, 100)))
+    with pytest.raises(DataError, match=rf"replace or remove it and 7 more \({listing}, \.\.\.\), calibration leaves"):
+        run(source=damaged)
 
 
 def test_an_image_that_has_gone_is_refused_by_name(
