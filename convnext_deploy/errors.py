@@ -26,6 +26,7 @@ _FULL_DISK_WORDS = re.compile(
     + r"|problem writing element|\d+ requested and \d+ written"
 )
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # PyTorch sets parts of its messages in bold
+_NOISE = re.compile(_TERMINAL_CODES.pattern + r"|\[Errno -?\d+\] ")  # a library's error quotes one of the system's
 
 
 _LONGEST = 240  # characters that we take over of somebody else's message
@@ -43,7 +44,7 @@ def plain(error: BaseException) -> str:
     for kind, words in _WORDS.items():
         if isinstance(error, kind):
             return words
-    said = " ".join(_TERMINAL_CODES.sub("", str(error)).split())[:_LONGEST]
+    said = " ".join(_NOISE.sub("", str(error)).split())[:_LONGEST]
     return said or f"a {type(error).__name__} that says no more"
 
 

@@ -41,6 +41,7 @@ QUOTING = (
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "it is no UTF-8 text"),
         (ValueError("two\n  lines"), "two lines"),
         (ValueError("x" * 1000), "x" * 240),
+        (RuntimeError("[Errno -3] Temporary failure in name resolution"), "Temporary failure in name resolution"),
         (StopIteration(), "a StopIteration that says no more"),
     ],
     ids=repr,

@@ -130,7 +130,7 @@ def _item(name: str, rows: Any, index: int) -> Any:
     try:
         return rows[index]
     except ConnectionError as error:
-        raise DataError(f"{name}: item {index} cannot be read: {plain(error)}; run again to go on") from None
+        raise DataError(f"{name}: item {index} cannot be read: {plain(error)}; run it again") from None
     except Exception as error:  # of the caller's own code, which raises anything
         raise DataError(f"{name}: item {index} cannot be read: {plain(error)}") from error
 

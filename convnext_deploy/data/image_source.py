@@ -108,7 +108,7 @@ class ImageSource:
                 raise decoding.UnreadableImage(f"the file cannot be opened: {plain(error)}") from error
             # A disk or network that fails says nothing about the image.
             raise DataError(
-                f"{self.names[index]} of {self.name} cannot be read: {plain(error)}; run again to go on"
+                f"{self.names[index]} of {self.name} cannot be read: {plain(error)}; run it again"
             ) from None
 
     @functools.cached_property

@@ -60,7 +60,7 @@ def parquet_source(data: str, files: Sequence[str], order: ClassOrder = "torchvi
                     groups.append((path, group))
                     starts.append(len(names))
                     column_names = [f"{columns.images}.path", *((columns.labels,) if columns.labels else ())]
-                    rows = file.read_row_group(group, columns=column_names).to_pylist()
+                    rows = file.read_row_group(group, columns=column_names, use_threads=False).to_pylist()
                     names += [
                         (row.get(columns.images) or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
                         for number, row in enumerate(rows, len(names))

@@ -121,7 +121,7 @@ class Rows:
                 image = self._images(group)[row].as_py() or {}
             content: bytes = image.get("bytes") or b""
         except PARQUET_ERRORS as error:
-            raise DataError(f"{self._groups[group][0]} cannot be read: {plain(error)}; run again to go on") from None
+            raise DataError(f"{self._groups[group][0]} cannot be read: {plain(error)}; run it again") from None
         place = image.get("path")
         if not content and place and not remote.is_address(self._groups[group][0]):
             # `datasets` writes nothing but the path of an image that it had as a file.
@@ -135,7 +135,8 @@ class Rows:
         path, number = self._groups[group]
         fields = [f"{self._column}.{field}" for field in ("bytes", "path")]
         with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
-            return file.read_row_group(number, columns=fields)[self._column]
+            # Without pyarrow's threads: one that lets go of a store's file after Python has ended aborts the process.
+            return file.read_row_group(number, columns=fields, use_threads=False)[self._column]
 
     def only(self, indices: Sequence[int]) -> "Rows":
         places = self._places[np.asarray(indices, np.int64)]

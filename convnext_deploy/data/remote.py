@@ -139,11 +139,11 @@ def refused(place: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{place} does not exist there; {EXPECTED}") from None
     except TimeoutError:
-        raise DataError(f"{place}: the store does not answer; run again to go on") from None
+        raise DataError(f"{place}: the store does not answer; check the network and run it again") from None
     except PermissionError as error:
         raise DataError(f"{place} may not be read with these credentials: {plain(error)}") from None
     except Exception as error:
-        cure = "run again to go on"
+        cure = "check the network and run it again"
         if type(error).__name__ == "NoCredentialsError":  # of botocore, which may not be installed
             cure = "give credentials as the store's own tools take them, such as AWS_PROFILE, or FSSPEC_S3_ANON=true"
         raise DataError(f"{place} cannot be read: {plain(error)}; {cure}") from None
