@@ -239,6 +239,20 @@ def test_clang_builds_it_without_a_warning(tmp_path: Path, monkeypatch: pytest.M
             check_product(isa, type, rows=15, k=96, n=48)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("kernels_avx2" not in compiler.units(), reason="not an x86 machine")
+def test_products_and_sums_are_contracted_alike_for_every_cpu_that_is_tuned_for(tmp_path: Path) -> None:
+    """g++ 16 tunes for any CPU as older ones do for Zen 3: a single chain of sums has its products rounded first."""
+    flags = [*library.FLAGS, *compiler.units()["kernels_avx2"], "-S", str(library.SOURCES / "kernels_avx2.cpp")]
+    contracted = []
+    for cpu in ("haswell", "znver3"):
+        output = tmp_path / f"{cpu}.s"
+        command = [*shlex.split(library.find_compiler()), *flags, f"-mtune={cpu}", "-o", str(output)]
+        subprocess.run(command, check=True)
+        contracted.append(output.read_text().count("vfm"))
+    assert contracted[0] == contracted[1] > 1000
+
+
 def test_other_flags_are_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "compile_library", lambda _, work, __: shutil.copy(PHOTO, work / "library.so"))
     assert library.build(tmp_path) != library.build(tmp_path, ("-g",))
