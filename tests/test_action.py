@@ -263,7 +263,17 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused(flag: str, tmp_path: P
     code, summary, log = runner.step("Gate", **{"baseline": "b.json", "candidate": "c.json", flag: "Yes"})
     assert code == 2
     assert f"error: {flag.replace('_', '-')}=Yes; expected true or false" in log
-    assert summary.startswith("### ERROR: no verdict")
+    assert summary == f"### ERROR: {flag.replace('_', '-')}=Yes; expected true or false\n"
+    assert runner.outputs["gate"]["decision"] == "ERROR"
+
+
+@pytest.mark.parametrize("empty", ["baseline", "candidate"])
+def test_a_required_input_that_is_empty_is_named(empty: str, tmp_path: Path) -> None:
+    """GitHub takes it: a variable of the workflow that is not set."""
+    runner = Runner(tmp_path)
+    code, summary, _ = runner.step("Gate", **{"baseline": "b.json", "candidate": "c.json", empty: ""})
+    assert code == 2
+    assert summary == f"### ERROR: the input {empty} is empty; expected an artifact or an evaluation\n"
     assert runner.outputs["gate"]["decision"] == "ERROR"
 
 

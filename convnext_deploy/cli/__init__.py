@@ -30,6 +30,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = CLOSED
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        code = CLOSED  # typer's own answer to it is 1, which says that a check failed
     except KeyboardInterrupt:  # a second one, while the first was being reported
         code = INTERRUPTED
     if before is signal.default_int_handler:

@@ -90,6 +90,8 @@ def _side(result: EvalResult | ScoreResult, path: Path, size: int | None) -> Sid
     if result.predictions is None:
         raise UsageError(f"{path} has no predictions beside it; evaluate again with --out")
     beside = path.with_name(result.predictions)
+    if not beside.exists() and (renamed := path.with_suffix(beside.suffix)).exists():
+        beside = renamed  # with the result; it is compared with it
     if isinstance(result, ScoreResult):
         return ScoredSide(result=result, outputs=read_outputs(beside), bytes=size)
     return Side(result=result, predictions=read_predictions(beside), bytes=size)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -568,6 +569,16 @@ def test_a_model_passes_against_itself(folder: Path, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert out.startswith(f"PASS: good against baseline.json (good) on 2,000 images of {IMAGES.name}\n")
     assert "0 images lost (only the baseline is right), 0 gained (only the candidate is); exact McNemar p = 1" in out
+
+
+def test_a_result_and_its_predictions_may_be_renamed_together(folder: Path, tmp_path: Path) -> None:
+    for suffix in (".json", ".npz"):
+        shutil.copy(folder / f"baseline{suffix}", tmp_path / f"main{suffix}")
+    verdict = api.gate(tmp_path / "main.json", folder / "baseline.json", limits={"max_drop": 1})
+    assert verdict.decision == "PASS"
+    (tmp_path / "main.npz").unlink()
+    with pytest.raises(DataError, match=r"baseline\.npz cannot be read"):
+        api.gate(tmp_path / "main.json", folder / "baseline.json", limits={"max_drop": 1})
 
 
 def test_two_thousand_images_cannot_decide_a_tenth_of_a_point(
