@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LOCAL, AUTO = "local", "auto"
-ANSWER_S = 5.0  # that the port of a cluster may take to answer; Ray itself tries for a minute
+ANSWER_S = 5.0  # that the port of a cluster may take to answer; Ray itself tries for minutes
+# Of HTTP/2, which gRPC is spoken in: the client's preface with no settings, a frame's head, and a frame's type.
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_FRAME_HEAD, _SETTINGS = 9, b"\x04"
 _ADDRESS = re.compile(r"(?:ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})")
 _EXPECTED = f"expected {LOCAL}, {AUTO} (the cluster that runs on this machine) or HOST:PORT"
 
@@ -48,12 +51,31 @@ def checked(address: str) -> str:
     if match is None or int(match[2]) > 65535:
         raise UsageError(f"ray {shown(address)}; {_EXPECTED}")
     try:
-        socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWER_S).close()
+        with socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWER_S) as connection:
+            is_cluster = _uses_tls() or _speaks_grpc(connection)
     except OSError as error:
         raise UsageError(
             f"ray {address}: nothing answers there ({plain(error)}); {_EXPECTED} of a head node (`ray start --head`)"
         ) from None
+    if not is_cluster:
+        raise UsageError(
+            f"ray {address}: what answers there is no cluster; {_EXPECTED} of a head node, whose port "
+            "`ray start --head` prints, and not that of its dashboard"
+        )
     return address
+
+
+def _uses_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether an HTTP/2 server greets, as RFC 9113 has it: with its settings, whatever the client then says."""
+    connection.sendall(_GREETING)
+    answer = b""
+    while len(answer) < _FRAME_HEAD and (part := connection.recv(_FRAME_HEAD - len(answer))):
+        answer += part
+    return answer[3:4] == _SETTINGS
 
 
 @contextmanager

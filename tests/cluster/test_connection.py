@@ -1,9 +1,11 @@
 """Where a cluster is, and who is connected to it; with a stand-in for Ray, which need not be installed."""
 
 import os
-import socket
+import socketserver
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,13 +99,55 @@ def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, add
         connection.checked(address)
 
 
+@contextmanager
+def answering(answer: bytes | None) -> Iterator[str]:
+    """The address of a server that says this to whoever greets it, or nothing and keeps the line open."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            if answer is None:
+                self.request.recv(65536)  # until the client hangs up
+            else:
+                self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_a_port_where_nothing_answers_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        assert connection.checked(address) == address
+    monkeypatch.setattr(connection, "ANSWER_S", 0.2)
+    with answering(None) as address, pytest.raises(UsageError, match=f"ray {address}: nothing answers there"):
+        connection.checked(address)
     with pytest.raises(UsageError, match=f"ray {address}: nothing answers there"):
         connection.checked(address)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_what_speaks_no_grpc_is_no_cluster(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself tries for minutes, at its own dashboard too."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    with answering(answer) as address:
+        with pytest.raises(UsageError, match=f"ray {address}: what answers there is no cluster"):
+            connection.checked(address)
+        monkeypatch.setenv("RAY_USE_TLS", "1")
+        assert connection.checked(address) == address  # it cannot be told without the certificates
+
+
+def test_a_server_of_grpc_is_taken_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    settings = bytes.fromhex("000006040000000000000400010000000008060000000000")  # as grpcio begins
+    with answering(settings) as address:
+        assert connection.checked(address) == address
+        assert connection.checked(f"ray://{address}") == f"ray://{address}"
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
