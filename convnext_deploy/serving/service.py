@@ -15,6 +15,7 @@ from ..artifact.manifest import Artifact
 from ..errors import CheckFailed, ConvNextDeployError, UsageError, counted, plain
 from ..records.accuracy import ScoreVerdict, Verdict
 from ..records.base import Goal, Record, content_of
+from ..records.manifest import TensorRecord
 from . import drift
 from .batching import Job
 from .log import Say, unhindered
@@ -240,12 +241,15 @@ def _interface_change(old: Model, new: Model) -> str:
     def facts(model: Model) -> dict[str, object]:
         held = model.manifest
         return {
-            "input": held.inputs,
+            "input": of_an_image(held.inputs),
             "preprocessing": msgspec.structs.replace(held.preprocessing, assumed=()),
-            "outputs": held.outputs,
+            "outputs": of_an_image(held.outputs),
             "class names": model.labels,
             "problem": model.problem,
         }
+
+    def of_an_image(tensors: Sequence[TensorRecord]) -> list[tuple[object, ...]]:
+        return [(tensor.name, tensor.dtype, tensor.shape[1:]) for tensor in tensors]  # batches are the server's affair
 
     before = facts(old)
     changed = [what for what, fact in facts(new).items() if fact != before[what]]
