@@ -85,6 +85,7 @@ def commands() -> str:
                 ["2", "The request was wrong, or something that it needs is missing. One line says what to do."],
                 ["3", "`gate` could not decide: INCONCLUSIVE."],
                 ["130", "You pressed Ctrl-C."],
+                ["141", "The reader of the output ended early, as `head` does. It says nothing of a verdict."],
             ],
         ),
         "",
