@@ -27,6 +27,7 @@ NEED_MORE = {
     "test_list_fits_80_columns_and_cuts_nothing_off", "test_wordnet_ids_number_a_subset_of_imagenet",
     "test_what_makes_artifacts_says_in_one_line_what_to_install", "test_the_cheap_steps_can_be_rehearsed",
     "test_pixels_are_pillows", "test_another_decoder_than_pillows_is_not_used",
+    "test_a_class_that_a_message_names_can_be_imported",
 }  # fmt: skip
 
 
