@@ -10,7 +10,7 @@ import msgspec
 from ..artifact.manifest import Artifact, write_file
 from ..data import sources
 from ..errors import DataError, UsageError, plain
-from ..records.accuracy import EvalResult, ScoreResult
+from ..records.accuracy import EvalResult, ScoreResult, is_scored
 from ..records.base import MAX_RESULTS_BYTES, Goal, Record, Sha256, content_of
 from .prediction_files import SUFFIX, decode
 from .predictions import Chunk
@@ -26,13 +26,6 @@ class Identity(Record, frozen=True, kw_only=True):
     problem: Goal = "single-label"
 
 
-SCORED: tuple[Goal, ...] = ("multi-label", "regression", "segmentation", "detection")  # whose result is a ScoreResult
-
-
-class _Kind(Record, frozen=True, kw_only=True):
-    problem: Goal = "single-label"
-
-
 def read_any(path: Path) -> EvalResult | ScoreResult:
     """Read the summary of an evaluation.
 
@@ -41,9 +34,8 @@ def read_any(path: Path) -> EvalResult | ScoreResult:
     """
     try:
         content = content_of(path, MAX_RESULTS_BYTES)
-        if msgspec.json.decode(content, type=_Kind).problem in SCORED:
-            return msgspec.json.decode(content, type=ScoreResult)
-        return msgspec.json.decode(content, type=EvalResult)
+        kind: type[EvalResult | ScoreResult] = ScoreResult if is_scored(content) else EvalResult
+        return msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {plain(error)}; expected a result of eval") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

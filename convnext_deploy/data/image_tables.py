@@ -14,7 +14,7 @@ from ..errors import DataError, plain
 from . import remote
 from .entries import LABELS, by_labels, is_of_masks, source_of
 from .image_source import ClassOrder, ImageSource, ordered, unique
-from .readers import PARQUET_ERRORS, Rows
+from .readers import PARQUET_ERRORS, Rows, row_group
 
 MAX_GROUP_BYTES = 2**32  # of one row group, decompressed; it is read as a whole
 IMAGES = ("image", "img", "pixel_values", "jpg", "png")  # names of a column of images, in small letters
@@ -60,7 +60,7 @@ def parquet_source(data: str, files: Sequence[str], order: ClassOrder = "torchvi
                     groups.append((path, group))
                     starts.append(len(names))
                     column_names = [f"{columns.images}.path", *((columns.labels,) if columns.labels else ())]
-                    rows = file.read_row_group(group, columns=column_names, use_threads=False).to_pylist()
+                    rows = row_group(file, group, column_names).to_pylist()
                     names += [
                         (row.get(columns.images) or {}).get("path") or f"{PurePosixPath(path).name}#{number}"
                         for number, row in enumerate(rows, len(names))

@@ -97,6 +97,14 @@ class Spans:
         return Spans(tuple(self.places[index] for index in indices))
 
 
+def row_group(file: Any, number: int, columns: Sequence[str]) -> Any:
+    """A row group of a `pyarrow.parquet.ParquetFile`, without pyarrow's threads.
+
+    One of them that lets go of a store's file after Python has ended aborts the process.
+    """
+    return file.read_row_group(number, columns=list(columns), use_threads=False)
+
+
 class Rows:
     """Each image is a row of a Parquet file, in a column {bytes, path}. A row group is read as a whole.
 
@@ -135,8 +143,7 @@ class Rows:
         path, number = self._groups[group]
         fields = [f"{self._column}.{field}" for field in ("bytes", "path")]
         with remote.opened(path) as stream, pq.ParquetFile(stream) as file:
-            # Without pyarrow's threads: one that lets go of a store's file after Python has ended aborts the process.
-            return file.read_row_group(number, columns=fields, use_threads=False)[self._column]
+            return row_group(file, number, fields)[self._column]
 
     def only(self, indices: Sequence[int]) -> "Rows":
         places = self._places[np.asarray(indices, np.int64)]

@@ -37,7 +37,6 @@ NESTED = ("backbone_config", "vision_config", "encoder")  # where models around 
 OF_BACKBONES = (
     "model_type", "layer_norm_eps", "hidden_act", "depths", "hidden_sizes", "num_channels", "out_features",
 )  # fmt: skip
-BACKBONE = "Backbone"  # how the names of transformers' classes end that give maps
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -88,8 +87,9 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         return facts | {"global_pool": "avg"}
     facts = {}
     kind, preprocessor = config.get("model_type"), config.get("preprocessor")
-    inner = next((config[name] for name in NESTED if isinstance(config.get(name), Mapping)), None)
-    if kind not in EPSILONS and inner is not None:
+    nested = () if kind in EPSILONS else NESTED
+    inner = next((config[name] for name in nested if isinstance(config.get(name), Mapping)), None)
+    if inner is not None:
         if kind == "upernet":
             facts |= segmenter_facts(config)
             if config.get("id2label"):
@@ -97,7 +97,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if is_timm(inner):
             facts |= timm_facts(inner)
         # Of a detector or segmenter, whose labels and sizes are not its backbone's.
-        config = {name: inner[name] for name in OF_BACKBONES if name in inner} | {"architectures": [BACKBONE]}
+        config = {name: inner[name] for name in OF_BACKBONES if name in inner}
         kind = None if is_timm(inner) else f"{kind} with a backbone {config.get('model_type')}"
     if config.get("model_type") in EPSILONS:
         kind = config["model_type"]
@@ -110,7 +110,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         facts["norm_eps"] = 1e-6  # of every norm but the last, which its code does not take from the configuration
         if kind == "dinov3_convnext":
             facts |= {"norm_eps": epsilon, "license": "dinov3-license"}
-            facts |= _levels_of(config)
+            facts |= _levels_of(config) if inner is not None or _is_backbone(config) else {}
         if config.get("id2label"):
             refuse_contradiction(config["id2label"], config.get("label2id"))
             facts["labels"] = label_list(config["id2label"])
@@ -137,10 +137,14 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return joined(facts, sourced(processor_facts(preprocessor), "the image processor's config"))
 
 
+def _is_backbone(config: Mapping[str, Any]) -> bool:
+    return str((config.get("architectures") or [""])[0]).endswith("Backbone")  # as transformers names its classes
+
+
 def _levels_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Which maps a backbone without norms gives, which tensors do not show. Of a whole network nothing reads it."""
+    """Which maps a backbone without norms gives, which tensors do not show."""
     stages = config.get("out_features")
-    if not str((config.get("architectures") or [""])[0]).endswith(BACKBONE) or not isinstance(stages, list):
+    if not isinstance(stages, list):
         return {}
     return {"levels": tuple(sorted(int(name.removeprefix("stage")) for name in stages if name != "stem"))}
 

@@ -30,6 +30,21 @@ CheckName = Literal[
     "size_ratio",
 ]
 
+SCORED: tuple[Goal, ...] = ("multi-label", "regression", "segmentation", "detection")  # models without a top-1
+
+
+class _Kind(Record, frozen=True, kw_only=True):
+    problem: Goal = "single-label"
+
+
+def is_scored(content: bytes) -> bool:
+    """Whether the JSON of an evaluation or a verdict is a `ScoreResult` or `ScoreVerdict`.
+
+    Raises:
+        msgspec.MsgspecError: it is neither of these nor one with a top-1.
+    """
+    return msgspec.json.decode(content, type=_Kind).problem in SCORED
+
 
 class ClassAccuracy(Record, frozen=True, kw_only=True):
     label: Annotated[int, msgspec.Meta(ge=0)]

@@ -13,8 +13,8 @@ from prometheus_client.core import Metric
 from ..artifact import manifest
 from ..artifact.manifest import Artifact
 from ..errors import CheckFailed, ConvNextDeployError, UsageError, counted, plain
-from ..records.accuracy import ScoreVerdict, Verdict
-from ..records.base import Goal, Record, content_of
+from ..records.accuracy import ScoreVerdict, Verdict, is_scored
+from ..records.base import content_of
 from ..records.manifest import TensorRecord
 from . import drift
 from .batching import Job
@@ -201,10 +201,6 @@ class Service:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Kind(Record, frozen=True, kw_only=True):
-    problem: Goal | None = None  # which a `ScoreVerdict` has, and a `Verdict` not
-
-
 def refuse_ungated(artifact: Artifact, file: Path) -> None:
     """Refuse an artifact that a gate has not passed.
 
@@ -217,8 +213,7 @@ def refuse_ungated(artifact: Artifact, file: Path) -> None:
     """
     try:
         content = content_of(file)
-        scored = msgspec.json.decode(content, type=_Kind).problem is not None
-        kind: type[Verdict | ScoreVerdict] = ScoreVerdict if scored else Verdict
+        kind: type[Verdict | ScoreVerdict] = ScoreVerdict if is_scored(content) else Verdict
         verdict = msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise UsageError(f"--gate {file} cannot be read: {plain(error)}") from None

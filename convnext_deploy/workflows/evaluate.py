@@ -7,14 +7,13 @@ from pathlib import Path
 from .. import formats
 from ..accuracy import evaluation
 from ..accuracy.inference import Runner
-from ..accuracy.partial import SCORED
 from ..accuracy.targets import problem_of
 from ..artifact.manifest import Artifact
 from ..artifact.session import RunOptions, Session
 from ..cluster import connection
 from ..data import boxes, masks, numbering, sources
 from ..errors import UsageError
-from ..records.accuracy import EvalResult, ScoreResult
+from ..records.accuracy import SCORED, EvalResult, ScoreResult
 from ..records.base import Goal, Problem
 from . import cluster_evaluate
 

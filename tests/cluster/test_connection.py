@@ -1,15 +1,13 @@
 """Where a cluster is, and who is connected to it; with a stand-in for Ray, which need not be installed."""
 
 import os
-import socketserver
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from false_servers import answering
 
 from convnext_deploy import env
 from convnext_deploy.cluster import connection
@@ -97,28 +95,6 @@ def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, add
         UsageError, match=r"expected local, auto \(the cluster that runs on this machine\) or HOST:PORT"
     ):
         connection.checked(address)
-
-
-@contextmanager
-def answering(answer: bytes | None) -> Iterator[str]:
-    """The address of a server that says this to whoever greets it, or nothing and keeps the line open."""
-
-    class Answer(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.recv(65536)
-            if answer is None:
-                self.request.recv(65536)  # until the client hangs up
-            else:
-                self.request.sendall(answer)
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_a_port_where_nothing_answers_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ import hashlib
 import json
 import pickle
 import shutil
-import socketserver
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 import transformers
+from false_servers import answering
 from references import TOLERANCE, randomize_, relative_error
 from torch import Tensor, nn
 
@@ -997,23 +996,12 @@ def test_a_hub_whose_connection_breaks_is_one_line_and_the_cache_serves_what_it_
 ) -> None:
     """The client's own errors, of another package in every version: not all of them are OSError."""
 
-    class Answer(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.recv(65536)
-            self.request.sendall(answer)
-
     cached(hub, "someone/mine", saved_by_timm(tmp_path, reference))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-        try:
-            assert load("hf-hub:someone/mine").weights.revision == "0" * 40
-            assert "cannot be fetched from the hub and is not cached (" in refusal("hf-hub:someone/other")
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(answer) as address:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://{address}")
+        assert load("hf-hub:someone/mine").weights.revision == "0" * 40
+        assert "cannot be fetched from the hub and is not cached (" in refusal("hf-hub:someone/other")
 
 
 def test_the_licence_comes_from_timm_where_the_repository_does_not_say(hub: Path, tmp_path: Path) -> None:

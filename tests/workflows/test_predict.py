@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import socket
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from false_servers import answering
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -211,20 +211,10 @@ def test_an_address_is_fetched(artifact: Path, images: Path) -> None:
     ids=["nothing", "another protocol", "too many headers", "cut off"],
 )
 def test_what_is_no_answer_of_http_is_one_line(answer: bytes, reason: str, artifact: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
+    with answering(answer) as place:
+        address = f"http://{place}/a.png"
         with pytest.raises(DataError, match=rf"^{address}: the address cannot be read: .*{re.escape(reason)}"):
             convnext_deploy.predict(artifact, address)
-        thread.join()
 
 
 def test_results_are_kept_as_csv_json_and_npz(artifact: Path, images: Path, tmp_path: Path) -> None:
